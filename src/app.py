@@ -1,0 +1,71 @@
+"""A web worker: embeddings over HTTP, from the model that all workers share.
+
+`PORT=5000 python src/app.py` serves with waitress, which runs on Linux, macOS and Windows alike. Under
+another WSGI server: `gunicorn --chdir src 'app:create_app()'`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+
+from flask import Flask
+from loguru import logger
+from waitress.server import create_server
+
+from embeddingClient import EmbeddingClient, get_embedding_model
+from embedshare import logs, platforms
+from embedshare.errors import EmbedshareError, PortUnavailable
+from embedshare.settings import Settings
+from embedshare.supervise import lifeline
+from embedshare.web import embed, errors, health
+
+
+def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
+    """The WSGI application over `model`, this process's shared one by default."""
+    settings = settings or Settings.load()
+    model = model or get_embedding_model()
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
+    errors.register(app)
+    app.register_blueprint(health.blueprint(model))
+    app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    return app
+
+
+def main() -> int:
+    """Serve until a stop signal; 0 after a clean stop, 1 with one line on what is wrong."""
+    try:
+        settings = Settings.load()
+        logs.configure(settings, "worker")
+        _serve(settings)
+    except EmbedshareError as error:
+        logger.error("{}", error.message)
+        return 1
+    return 0
+
+
+def _serve(settings: Settings) -> None:
+    host, port = settings.web_host, settings.web_port
+    try:
+        server = create_server(
+            create_app(settings=settings), host=host, port=port, threads=settings.web_threads, ident=None
+        )
+    except OSError as error:
+        message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
+        raise PortUnavailable(message, host=host, port=port) from None
+    for number in platforms.STOP_SIGNALS:
+        signal.signal(number, _leave)
+    lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    logger.info("ready: http://{}:{}", host, port)
+    server.run()  # returns after the SystemExit below, when the requests under way are answered
+    logger.info("stopped")
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""The client that web workers import: the shared model as if it were a local SentenceTransformer.
+
+    from embeddingClient import get_embedding_model
+    model = get_embedding_model()
+    vectors = model.encode(["one model, many workers"])
+
+Importing it loads no torch, no transformers and no model; it weighs about 40 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedshare import platforms
+from embedshare.drop_in import DropIn
+from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
+from embedshare.fallback import Both, Failover, State, survive_fork
+from embedshare.identity import ModelDescription
+from embedshare.ipc import authkey, codec
+from embedshare.ipc.connection import Connections
+from embedshare.settings import Settings
+
+if TYPE_CHECKING:
+    from embedshare.engine.model import Engine
+
+#: A long list goes out in pieces of at most this many texts and bytes.
+PIECE_TEXTS = 512
+PIECE_BYTES = 1 << 20
+#: Pieces of one call that are under way at once: while one is computed the next is already on the server.
+PIECES_IN_FLIGHT = 2
+
+
+class EmbeddingClient(DropIn):
+    """One object, three sources: the model server, a local model while it is away, or a local model alone.
+
+    Thread-safe: each thread has a connection of its own. A forked child opens its own connections too.
+    `address` and `authkey` stand above the settings; `max_retries` is how often a call is tried on the
+    server before a local model answers it, with `retry_delay` seconds between tries.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int] | None = None,
+        authkey: bytes | str | None = None,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        settings: Settings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or Settings.load()
+        if address is not None:
+            settings = dataclasses.replace(settings, server_host=address[0], server_port=address[1])
+        if authkey is not None:
+            settings = dataclasses.replace(settings, authkey=_key_text(authkey))
+        self._settings = settings
+        self._failover = Failover(
+            lambda on_connect: Connections(
+                settings.server_address, lambda: _client_key(settings), on_connect
+            ),
+            lambda expected: _load_engine(settings, expected),
+            use_server=settings.use_ipc,
+            fall_back=settings.fallback == "local",
+            max_retries=max(1, max_retries),
+            retry_delay_s=retry_delay,
+            local_release_s=settings.local_release_s,
+        )
+        survive_fork(self._failover)
+
+    def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
+        """Float32 (n, dimension) for a list of n texts; (1, dimension) for one text, (0, dimension) for
+        none."""
+        rows = self.encode([texts] if isinstance(texts, str) else texts, batch_size=batch_size)
+        return rows if len(rows) else np.empty((0, self.get_embedding_dimension()), np.float32)
+
+    def get_active_operations_count(self) -> int:
+        """Calls that wait or are being computed where this client's calls are answered."""
+        return int(self._ask("active_operations", lambda engine: engine.scheduler.active))
+
+    def health(self) -> dict[str, Any]:
+        """How the shared model is, without raising and without falling back.
+
+        `status` is "ok" or "degraded", `embedding_server` "connected" or "disconnected", `state` who answers
+        calls (fallback.State); with `error` where something is wrong.
+        """
+        if not self._settings.use_ipc:
+            return {"status": "ok", "embedding_server": "disconnected", "ipc_enabled": False, **self._view()}
+        try:
+            report = self._failover.ask_server(
+                "health", time.monotonic() + min(5.0, self._settings.timeout_s)
+            )
+        except EmbedshareError as error:
+            return {
+                "status": "degraded",
+                "embedding_server": "disconnected",
+                "error": error.message,
+                "ipc_enabled": False,
+                **self._view(),
+            }
+        return {
+            **report,
+            "status": "ok",
+            "embedding_server": "connected",
+            "ipc_enabled": True,
+            **self._view(),
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """What the model that answers has done since it was loaded, and this client's changes between
+        models."""
+        deadline = time.monotonic() + self._settings.timeout_s
+        counters = self._failover.ask_whoever_answers("stats", lambda engine: engine.stats(), deadline)
+        return {
+            **counters,
+            "ipc_mode": self._settings.use_ipc,
+            "server_address": "{}:{}".format(*self._settings.server_address),
+            **self._view(),
+        }
+
+    def close(self) -> None:
+        """Close the connections and let a local model go.
+
+        Calls after this raise ClientClosed.
+        """
+        self._failover.close()
+
+    def __enter__(self) -> EmbeddingClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _embed(
+        self,
+        texts: list[str],
+        prompt: str,
+        normalize: bool,
+        truncate_dim: int | None,
+        show_progress_bar: bool,
+        timeout: float | None,
+    ) -> np.ndarray:
+        limit = float("inf") if timeout is None else time.monotonic() + timeout
+        pieces = list(self._cut(texts))
+        if len(pieces) == 1 and not show_progress_bar:
+            return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)
+        return self._embed_pieces(texts, pieces, prompt, normalize, truncate_dim, limit, show_progress_bar)
+
+    def _embed_piece(
+        self, texts: list[str], prompt: str, normalize: bool, truncate_dim: int | None, limit: float
+    ) -> np.ndarray:
+        deadline = min(limit, time.monotonic() + self._settings.timeout_s)
+
+        def on_server(call_id: int, time_left_s: float) -> codec.Call:
+            return codec.Encode(call_id, time_left_s, texts, prompt, normalize, truncate_dim)
+
+        def on_local(engine: Engine, deadline: float) -> np.ndarray:
+            encoded = engine.encode(
+                texts, prompt, normalize=normalize, truncate_dim=truncate_dim, deadline=deadline
+            )
+            return encoded.rows
+
+        return self._failover.call(Both(on_server, lambda answer: answer[0], on_local), deadline)
+
+    def _embed_pieces(
+        self,
+        texts: list[str],
+        pieces: list[range],
+        prompt: str,
+        normalize: bool,
+        truncate_dim: int | None,
+        limit: float,
+        show_progress_bar: bool,
+    ) -> np.ndarray:
+        """Several pieces at once, each in a thread (and so on a connection) of its own."""
+        from tqdm.auto import tqdm  # only for long lists
+
+        parts: list[np.ndarray] = [np.empty(0)] * len(pieces)
+        left = enumerate(pieces)
+        next_piece = threading.Lock()
+
+        def work(bar: Any) -> None:
+            while True:
+                with next_piece:
+                    number, piece = next(left, (0, None))
+                if piece is None:
+                    return
+                part = texts[piece.start : piece.stop]
+                parts[number] = self._embed_piece(part, prompt, normalize, truncate_dim, limit)
+                bar.update(len(part))
+
+        with (
+            tqdm(total=len(texts), desc="Texts", unit="text", disable=not show_progress_bar) as bar,
+            ThreadPoolExecutor(PIECES_IN_FLIGHT, "embedshare-piece") as threads,
+        ):
+            running = [threads.submit(work, bar) for _ in range(min(PIECES_IN_FLIGHT, len(pieces)))]
+            try:
+                wait(running, return_when=FIRST_EXCEPTION)
+            finally:
+                with next_piece:
+                    left = enumerate([])  # on an error or an interrupt: begin no further piece
+            for future in running:
+                future.result()
+        return np.concatenate(parts)
+
+    def _cut(self, texts: list[str]) -> Iterator[range]:
+        """Ranges of texts that fit into one message each.
+
+        Raises TooLarge for a text that fits into none.
+        """
+        allowed = self._settings.max_message_bytes - 4096
+        start, size = 0, 0
+        for index, text in enumerate(texts):
+            length = len(text) if text.isascii() else len(text.encode(errors="replace"))
+            if length > allowed:
+                raise TooLarge(
+                    f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
+                )
+            if index > start and (size + length > PIECE_BYTES or index - start >= PIECE_TEXTS):
+                yield range(start, index)
+                start, size = index, 0
+            size += length
+        yield range(start, len(texts))
+
+    def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
+        both = Both(
+            lambda call_id, left: codec.Tokenize(call_id, left, texts, prompt),
+            lambda value: [list(map(int, ids)) for ids in value],
+            lambda engine, deadline: engine.tokenize(texts, prompt),
+        )
+        return self._failover.call(both, time.monotonic() + self._settings.timeout_s)
+
+    def _describe(self) -> ModelDescription:
+        description = self._failover.description
+        if description is None:
+            self._ask("active_operations", lambda engine: engine.scheduler.active)
+            description = self._failover.description
+            assert description is not None  # whoever answered has told what it is
+        return description
+
+    def _ask(self, what: str, on_local: Any) -> Any:
+        both: Both[Any] = Both(
+            lambda call_id, left: codec.Query(call_id, left, what),
+            lambda value: value,
+            lambda engine, deadline: on_local(engine),
+        )
+        return self._failover.call(both, time.monotonic() + self._settings.timeout_s)
+
+    def _view(self) -> dict[str, Any]:
+        failover, described = self._failover, self._failover.description
+        return {
+            "state": failover.state.value,
+            "fallbacks": failover.fallbacks,
+            "returns": failover.returns,
+            "model": described.model_name if described else None,
+            "identity": described.identity if described else None,
+            "device": described.device if described else None,
+        }
+
+
+_client: EmbeddingClient | None = None
+_client_lock = threading.Lock()
+
+
+def get_embedding_client() -> EmbeddingClient:
+    """This process's client, made at the first call; a new one after `close()`."""
+    global _client
+    with _client_lock:
+        if _client is None or _client._failover.state is State.CLOSED:
+            _client = EmbeddingClient()
+        return _client
+
+
+def get_embedding_model() -> EmbeddingClient:
+    """This process's model: the shared one, or a local one where USE_IPC_EMBEDDING is false; the same object
+    in every mode, with SentenceTransformer's methods and the client's own."""
+    return get_embedding_client()
+
+
+def _new_lock_after_fork() -> None:
+    global _client_lock
+    _client_lock = threading.Lock()
+
+
+platforms.after_fork_in_child(_new_lock_after_fork)
+
+
+def _client_key(settings: Settings) -> bytes:
+    return authkey.client_key(settings)
+
+
+def _key_text(key: bytes | str) -> str:
+    try:
+        return key.decode() if isinstance(key, bytes) else key
+    except UnicodeDecodeError:
+        raise InvalidInput("authkey must be UTF-8 text") from None
+
+
+def _load_engine(settings: Settings, expected_identity: str | None) -> Engine:
+    from embedshare.engine.model import Engine  # torch and all: only a process that falls back pays for it
+
+    device = settings.fallback_device if settings.use_ipc else settings.device
+    return Engine.load(settings, device, expected_identity)

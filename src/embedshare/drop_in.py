@@ -1,0 +1,363 @@
+"""What a SentenceTransformer 6 offers to those who embed, over any way to get rows for texts.
+
+Names, arguments, defaults, shapes and types are SentenceTransformer's. What a shared model cannot do (token
+embeddings, images, moving to another device) is refused with NotServed, and says so.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from loguru import logger
+
+from embedshare.errors import InvalidInput, NotServed
+from embedshare.identity import ModelDescription
+from embedshare.quantization import PRECISIONS, quantize
+from embedshare.similarity import NAMES, similarity, similarity_pairwise
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+class Device(str):
+    """A device's name that reads like torch.device: `str(device)`, `device.type`, `device.index`."""
+
+    @property
+    def type(self) -> str:
+        return self.partition(":")[0]
+
+    @property
+    def index(self) -> int | None:  # type: ignore[override]  # torch.device's meaning, not str's
+        number = self.partition(":")[2]
+        return int(number) if number else None
+
+
+class DropIn(abc.ABC):
+    """The SentenceTransformer half of the client."""
+
+    def __init__(self) -> None:
+        self.truncate_dim: int | None = None
+        self._prompts: dict[str, str] | None = None
+        self._default_prompt_name: str | None = None
+        self._similarity_fn_name: str | None = None
+        self._told_about_device = False
+
+    @abc.abstractmethod
+    def _describe(self) -> ModelDescription:
+        """The model that answers."""
+
+    @abc.abstractmethod
+    def _embed(
+        self,
+        texts: list[str],
+        prompt: str,
+        normalize: bool,
+        truncate_dim: int | None,
+        show_progress_bar: bool,
+        timeout: float | None,
+    ) -> np.ndarray:
+        """Float32 (n, dimension) for a list that is not empty."""
+
+    @abc.abstractmethod
+    def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
+        """The token ids of each text."""
+
+    def encode(
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: str | None = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: dict[str, Any] | None = None,
+        chunk_size: int | None = None,
+        *,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Embed a text or a list of texts, as SentenceTransformer.encode does.
+
+        Returns float32 (n, dimension), or (dimension,) for one text; a tensor with `convert_to_tensor`, a
+        list of tensors with `convert_to_numpy=False`. `batch_size`, `device`, `pool` and `chunk_size` are
+        taken and left to the server, which batches across workers by tokens. `timeout`: seconds for the whole
+        call, where EMBEDDING_TIMEOUT_S is for each piece of a long list.
+
+        Raises InvalidInput, NotServed, and whatever the way to the model raises (embedshare/errors.py).
+        """
+        inputs = _renamed(inputs, kwargs)
+        self._check_options(batch_size, output_value, precision, chunk_size, kwargs)
+        self._note_device(device)
+        single = isinstance(inputs, str)
+        texts = [inputs] if single else _as_texts(inputs)
+        resolved = self._resolve_prompt(prompt, prompt_name)
+        if not texts:
+            return _empty(convert_to_numpy, convert_to_tensor)
+        rows = self._embed(
+            texts,
+            resolved,
+            normalize_embeddings,
+            self.truncate_dim if truncate_dim is None else truncate_dim,
+            _wants_progress(show_progress_bar),
+            timeout,
+        )
+        result: Any = quantize(rows, precision or "float32")
+        if convert_to_tensor or not convert_to_numpy:
+            import torch  # only who asks for tensors pays for it
+
+            tensor = torch.from_numpy(result)
+            result = tensor if convert_to_tensor else list(tensor)
+        return result[0] if single else result
+
+    def encode_query(
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """`encode` with the model's "query" prompt, unless another is given."""
+        if prompt_name is None and prompt is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(inputs, prompt_name, prompt, *args, **{"task": "query", **kwargs})
+
+    def encode_document(
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """`encode` with the model's "document", "passage" or "corpus" prompt, unless another is given."""
+        if prompt_name is None and prompt is None:
+            prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
+        return self.encode(inputs, prompt_name, prompt, *args, **{"task": "document", **kwargs})
+
+    def encode_multi_process(self, sentences: list[str], pool: dict[str, Any], **kwargs: Any) -> Any:
+        """`encode`; the server is the pool."""
+        return self.encode(sentences, pool=pool, **kwargs)
+
+    def start_multi_process_pool(self, target_devices: list[str] | None = None) -> dict[str, Any]:
+        """A pool of no processes: the server already batches for all workers."""
+        return {"input": None, "output": None, "processes": []}
+
+    @staticmethod
+    def stop_multi_process_pool(pool: dict[str, Any]) -> None:
+        """Nothing was started, so nothing is stopped."""
+        pool.clear()
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Scores of all pairs, (n1, n2): a tensor where torch is installed, else a NumPy array."""
+        return similarity(self.similarity_fn_name, embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Scores of row i with row i, (n,): a tensor where torch is installed, else a NumPy array."""
+        return similarity_pairwise(self.similarity_fn_name, embeddings1, embeddings2)
+
+    def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Any]:
+        """Padded token ids and their masks, int64 (n, longest): tensors where torch is installed, else
+        arrays."""
+        ids = self._token_ids(_as_texts(texts), str(kwargs.get("prompt") or ""))
+        return _features(ids, self._describe())
+
+    preprocess = tokenize
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """Which of the four measures `similarity` uses; the model's own unless it was set."""
+        return self._similarity_fn_name or self._describe().similarity_fn_name
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, name: Any) -> None:
+        value = getattr(name, "value", name)
+        if value is not None and value not in NAMES:
+            raise InvalidInput(f"similarity_fn_name is {value!r}; allowed: {', '.join(NAMES)}")
+        self._similarity_fn_name = value
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts by name; this client's own copy, which may be changed."""
+        if self._prompts is None:
+            described = self._describe()
+            self._prompts = dict(described.prompts)
+            self._default_prompt_name = self._default_prompt_name or described.default_prompt_name
+        return self._prompts
+
+    @prompts.setter
+    def prompts(self, prompts: dict[str, str]) -> None:
+        self._prompts = dict(prompts)
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The prompt that `encode` uses where none is named."""
+        _ = self.prompts
+        return self._default_prompt_name
+
+    @default_prompt_name.setter
+    def default_prompt_name(self, name: str | None) -> None:
+        if name is not None and name not in self.prompts:
+            raise InvalidInput(f"there is no prompt {name!r}; there are {list(self.prompts)}")
+        self._default_prompt_name = name
+
+    @property
+    def device(self) -> Device:
+        """Where the model that answers computes."""
+        return Device(self._describe().device)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a text that count; what is longer is cut.
+
+        The shared model's, so it cannot be set.
+        """
+        return self._describe().max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        raise NotServed("max_seq_length belongs to the shared model and cannot be set by one of its users")
+
+    def get_max_seq_length(self) -> int:
+        """`max_seq_length`, by its earlier name."""
+        return self.max_seq_length
+
+    def get_embedding_dimension(self) -> int:
+        """The number of values in an embedding, after truncation."""
+        dimension = self._describe().dimension
+        return dimension if self.truncate_dim is None else min(dimension, self.truncate_dim)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """`get_embedding_dimension`, by its earlier name."""
+        return self.get_embedding_dimension()
+
+    @contextmanager
+    def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
+        """Within this context embeddings have `truncate_dim` dimensions."""
+        before, self.truncate_dim = self.truncate_dim, truncate_dim
+        try:
+            yield
+        finally:
+            self.truncate_dim = before
+
+    truncate_sentence_embeddings = truncate_embeddings
+
+    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        if prompt is not None:
+            if prompt_name is not None:
+                warnings.warn("both prompt and prompt_name were given; prompt is used", stacklevel=3)
+            return prompt
+        if prompt_name is not None:
+            if prompt_name not in self.prompts:
+                raise InvalidInput(f"there is no prompt {prompt_name!r}; there are {list(self.prompts)}")
+            return self.prompts[prompt_name]
+        default = self.default_prompt_name
+        return self.prompts.get(default, "") if default is not None else ""
+
+    def _check_options(
+        self,
+        batch_size: int,
+        output_value: str | None,
+        precision: str | None,
+        chunk_size: int | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        if output_value != "sentence_embedding":
+            raise NotServed(
+                f"output_value={output_value!r} needs the model itself; a shared one gives sentence_embedding"
+            )
+        if precision is not None and precision not in PRECISIONS:
+            raise InvalidInput(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+        if batch_size <= 0:
+            raise InvalidInput(f"batch_size must be a positive integer, got {batch_size}")
+        if chunk_size is not None and chunk_size <= 0:
+            raise InvalidInput(f"chunk_size must be a positive integer, got {chunk_size}")
+        unknown = sorted(set(kwargs) - {"task"})
+        if "processing_kwargs" in unknown:
+            raise NotServed("processing_kwargs changes the tokenizer, which all workers share")
+        if unknown:
+            raise InvalidInput(f"encode() has no argument {', '.join(unknown)}")
+
+    def _note_device(self, device: Any) -> None:
+        if device is not None and not self._told_about_device:
+            self._told_about_device = True
+            logger.info("encode(device=...) is left to the model server, which computes on {}", self.device)
+
+
+def _renamed(inputs: Any, kwargs: dict[str, Any]) -> Any:
+    """`inputs` was called `sentences` before SentenceTransformer 5.2; both are taken."""
+    if "sentences" in kwargs:
+        if inputs is not None:
+            raise InvalidInput("inputs and sentences are one argument; give one of them")
+        return kwargs.pop("sentences")
+    return inputs
+
+
+def _as_texts(inputs: Any) -> list[str]:
+    """A list of str from any batch of texts.
+
+    Raises NotServed for other modalities, InvalidInput for the rest.
+    """
+    if isinstance(inputs, np.ndarray):
+        inputs = inputs.tolist() if inputs.ndim else None
+    if inputs is None or isinstance(inputs, bytes | dict) or not hasattr(inputs, "__iter__"):
+        raise InvalidInput(f"a str or a list of str can be embedded, not {type(inputs).__name__}")
+    texts = inputs if isinstance(inputs, list) else list(inputs)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            if isinstance(text, list | tuple | dict):
+                raise NotServed(
+                    f"item {index} is a {kind}; a shared model embeds single texts, not pairs or messages"
+                )
+            raise InvalidInput(f"item {index} is a {kind}, not a str")
+    return texts
+
+
+def _empty(convert_to_numpy: bool, convert_to_tensor: bool) -> Any:
+    """What SentenceTransformer returns for no texts at all."""
+    if convert_to_tensor:
+        import torch  # only who asks for tensors pays for it
+
+        return torch.tensor([])
+    return np.array([]) if convert_to_numpy else []
+
+
+def _wants_progress(show_progress_bar: bool | None) -> bool:
+    if show_progress_bar is None:
+        return logging.getLogger("embeddingClient").getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+    return show_progress_bar
+
+
+def _features(ids: list[list[int]], described: ModelDescription) -> dict[str, Any]:
+    longest = max(map(len, ids), default=0)
+    input_ids = np.full((len(ids), longest), described.padding_token_id, np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, tokens in enumerate(ids):
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+    arrays = {
+        "input_ids": input_ids,
+        "token_type_ids": np.zeros_like(input_ids),
+        "attention_mask": attention_mask,
+    }
+    features: dict[str, Any] = {
+        name: array for name, array in arrays.items() if name in described.tokenizer_inputs
+    }
+    if importlib.util.find_spec("torch") is not None:
+        import torch  # SentenceTransformer's callers expect tensors here
+
+        features = {name: torch.from_numpy(array) for name, array in features.items()}
+    return features | {"modality": "text"}

@@ -1,0 +1,167 @@
+"""What waits, and what comes next.
+
+Pure: no threads, no clock, no model. Sequences wait, not requests. A batch is cut by a token budget, so that
+it costs about as much whatever the lengths. Small (interactive) requests go ahead of large (bulk) ones;
+callers within either take turns, and bulk that has waited long enough goes first once, so that nobody
+starves.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Requests of at most this many tokens are interactive.
+INTERACTIVE_TOKENS = 512
+#: Bulk work that has been passed over for this long goes first once.
+BULK_PATIENCE_S = 0.25
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One caller's sequences on their way.
+
+    Times are seconds of one monotonic clock.
+    """
+
+    sequences: list[list[int]]
+    caller: int
+    enqueued: float
+    deadline: float
+    ticket: Any = None
+    """What the scheduler keeps beside it."""
+
+    order: list[int] = field(default_factory=list)
+    """Positions of the sequences that still wait, the longest last."""
+
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        lengths = [len(ids) for ids in self.sequences]
+        self.order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        self.tokens = sum(lengths)
+
+    @property
+    def interactive(self) -> bool:
+        return self.tokens <= INTERACTIVE_TOKENS
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Sequences to compute together: `parts` says which positions of which request."""
+
+    parts: list[tuple[Request, list[int]]]
+    interactive: bool
+    tokens: int
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [request.sequences[position] for request, positions in self.parts for position in positions]
+
+
+class _Lane:
+    """Requests of one kind; callers take turns, one caller's requests keep their order."""
+
+    def __init__(self) -> None:
+        self._by_caller: OrderedDict[int, list[Request]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_caller)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for requests in self._by_caller.values() for request in requests)
+
+    def append(self, request: Request) -> None:
+        self._by_caller.setdefault(request.caller, []).append(request)
+
+    def remove(self, request: Request) -> bool:
+        requests = self._by_caller.get(request.caller, [])
+        if request not in requests:
+            return False
+        requests.remove(request)
+        if not requests:
+            del self._by_caller[request.caller]
+        return True
+
+    def take(self, budget: int) -> list[tuple[Request, list[int]]]:
+        """Sequences worth at most `budget` tokens, but one at least; who was served goes to the end."""
+        parts: list[tuple[Request, list[int]]] = []
+        left = budget
+        for caller in list(self._by_caller):
+            served = False
+            for request in list(self._by_caller[caller]):
+                taken: list[int] = []
+                while request.order:
+                    length = len(request.sequences[request.order[-1]])
+                    if length > left and (parts or taken):
+                        break
+                    taken.append(request.order.pop())
+                    left -= length
+                if taken:
+                    parts.append((request, taken))
+                    served = True
+                if request.order:
+                    break
+                self.remove(request)
+            if served and caller in self._by_caller:
+                self._by_caller.move_to_end(caller)
+            if left <= 0:
+                break
+        return parts
+
+
+class Waiting:
+    """All that waits.
+
+    `tokens` is how much.
+    """
+
+    def __init__(self, interactive_budget: int, bulk_budget: int) -> None:
+        self._interactive_budget = interactive_budget
+        self._bulk_budget = bulk_budget
+        self._interactive = _Lane()
+        self._bulk = _Lane()
+        self._bulk_served = 0.0
+        self.tokens = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._interactive) or bool(self._bulk)
+
+    def __iter__(self) -> Iterator[Request]:
+        yield from self._interactive
+        yield from self._bulk
+
+    def append(self, request: Request) -> None:
+        """Let `request` wait."""
+        if not request.interactive and not self._bulk:
+            self._bulk_served = request.enqueued
+        (self._interactive if request.interactive else self._bulk).append(request)
+        self.tokens += request.tokens
+
+    def remove(self, request: Request) -> None:
+        """Let go of what still waits of `request`, if anything does."""
+        if self._interactive.remove(request) or self._bulk.remove(request):
+            self.tokens -= sum(len(request.sequences[position]) for position in request.order)
+            request.order = []
+
+    def next_batch(self, now: float) -> Batch | None:
+        """The batch to compute next, or None when nothing waits."""
+        patient = now - self._bulk_served < BULK_PATIENCE_S
+        if self._interactive and (not self._bulk or patient):
+            batch = self._cut(self._interactive, self._interactive_budget, True)
+        elif self._bulk:
+            batch = self._cut(self._bulk, self._bulk_budget, False)
+            self._bulk_served = now
+        else:
+            return None
+        self.tokens -= batch.tokens
+        return batch
+
+    def _cut(self, lane: _Lane, budget: int, interactive: bool) -> Batch:
+        parts = lane.take(budget)
+        tokens = sum(
+            len(request.sequences[position]) for request, positions in parts for position in positions
+        )
+        return Batch(parts, interactive, tokens)

@@ -1,0 +1,29 @@
+"""What every runtime offers to the scheduler."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Runtime(Protocol):
+    """A loaded model.
+
+    `run` may be called by `parallel` threads at once.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    parallel: int
+    """Batches that are worth running side by side."""
+    interactive_budget: int
+    bulk_budget: int
+    """Tokens in one batch, at most, of each kind of work."""
+
+    def run(self, sequences: list[list[int]]) -> np.ndarray:
+        """Token ids to float32 vectors of shape (n, dimension), contiguous, the caller's own.
+
+        Raises OutOfMemory where the device has no room for this many.
+        """

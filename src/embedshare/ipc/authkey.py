@@ -1,0 +1,100 @@
+"""Where the key lives that server and clients share: EMBEDDING_AUTHKEY, else a file that only its owner can
+read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.errors import InsecureKey, ServerUnavailable
+from embedshare.settings import Settings
+
+#: Keys that stand in public code, so that everybody holds them.
+PUBLISHED_KEYS = frozenset({"embedding_secret"})
+
+
+def client_key(settings: Settings) -> bytes:
+    """The key to call the server with.
+
+    Raises ServerUnavailable where there is none yet, InsecureKey.
+    """
+    if settings.authkey is not None:
+        return settings.authkey.encode()
+    path = key_file(settings)
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        raise ServerUnavailable(
+            f"no key at {path}: no model server of this user has run yet; start one, or set EMBEDDING_AUTHKEY"
+        ) from None
+
+
+def server_key(settings: Settings) -> bytes:
+    """The key to ask of callers; made at random the first time.
+
+    Raises InsecureKey for one that protects nothing.
+    """
+    if settings.authkey is not None:
+        _check_published(settings)
+        return settings.authkey.encode()
+    if not settings.on_loopback:
+        raise InsecureKey(
+            f"EMBEDDING_SERVER_HOST is {settings.server_host!r}, which other machines can reach: "
+            "set EMBEDDING_AUTHKEY to a key of your own, or listen on localhost"
+        )
+    path = key_file(settings)
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return _create(path)
+
+
+def key_file(settings: Settings) -> Path:
+    """Where this user's key is kept."""
+    if settings.authkey_file is not None:
+        return Path(settings.authkey_file)
+    import platformdirs  # not needed by those who set EMBEDDING_AUTHKEY
+
+    return Path(platformdirs.user_state_dir("embedshare", appauthor=False)) / "authkey"
+
+
+def _check_published(settings: Settings) -> None:
+    if settings.authkey not in PUBLISHED_KEYS:
+        return
+    if not settings.on_loopback:
+        raise InsecureKey("EMBEDDING_AUTHKEY is a published key, and the server listens beyond this machine")
+    logger.warning(
+        "EMBEDDING_AUTHKEY is a published key: every user of this machine can call the model server"
+    )
+
+
+def _read(path: Path) -> bytes:
+    key = path.read_text(encoding="ascii").strip()
+    if not platforms.only_owner_can_read(path):
+        raise InsecureKey(
+            f"others can read or own {path}; delete it and restart the model server for a new key"
+        )
+    if len(key) < 32:
+        raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")
+    return key.encode()
+
+
+def _create(path: Path) -> bytes:
+    """Write a new key whole before it gets its name, so that no reader ever sees half of one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+        platforms.restrict_to_owner(draft)
+        os.link(draft, path)
+    except FileExistsError:
+        pass  # another server of this user was first; its key holds
+    finally:
+        draft.unlink()
+    return _read(path)

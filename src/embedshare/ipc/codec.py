@@ -1,0 +1,154 @@
+"""Messages to bytes and back: msgpack by msgspec, decoded into the types declared here and no others.
+
+A message is one msgpack array whose first item says its type. Vectors do not go through msgpack: a `Rows`
+message announces them and their raw little-endian float32 bytes follow it, so that the receiver reads them
+into the array that it hands out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from_wire
+from embedshare.identity import ModelDescription
+
+QUERIES = ("describe", "health", "stats", "active_operations")
+
+
+class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
+    """Embed `texts`.
+
+    `time_left_s`: seconds until the caller stops waiting.
+    """
+
+    id: int
+    time_left_s: float
+    texts: list[str]
+    prompt: str
+    normalize: bool
+    truncate_dim: int | None
+
+
+class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
+    """The token ids of `texts`, special tokens included, cut at the model's longest sequence."""
+
+    id: int
+    time_left_s: float
+    texts: list[str]
+    prompt: str
+
+
+class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
+    """A question about the server; `what` is one of QUERIES."""
+
+    id: int
+    time_left_s: float
+    what: str
+
+
+class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Where a call's time went in the server, in milliseconds."""
+
+    tokenize_ms: float = 0.0
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+
+
+class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
+    """`count` x `dimension` float32 values follow this message as raw bytes."""
+
+    id: int
+    count: int
+    dimension: int
+    timings: Timings
+
+
+class Reply(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
+    """The answer to a Query or a Tokenize."""
+
+    id: int
+    value: Any
+
+
+class Failure(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
+    """An error of embedshare/errors.py: its class name, its message, its fields."""
+
+    id: int
+    error: str
+    message: str
+    fields: dict[str, Any]
+
+
+Call = Encode | Tokenize | Query
+Answer = Rows | Reply | Failure
+
+_encoder = msgspec.msgpack.Encoder()
+_calls: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Call | Answer) -> bytes:
+    """The bytes of a message.
+
+    Raises InvalidInput for text that has no UTF-8 form (a lone surrogate).
+    """
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError as error:
+        texts = getattr(message, "texts", [])
+        raise InvalidInput(_surrogate_message(texts, error)) from None
+
+
+def decode_call(data: bytes) -> Call:
+    """The call in `data`.
+
+    Raises ProtocolError for anything else.
+    """
+    try:
+        return _calls.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a call: {error}") from None
+
+
+def decode_answer(data: bytes) -> Answer:
+    """The answer in `data`.
+
+    Raises ProtocolError for anything else.
+    """
+    try:
+        return _answers.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not an answer: {error}") from None
+
+
+def failure(call_id: int, error: EmbedshareError) -> Failure:
+    """The answer that carries `error`."""
+    return Failure(call_id, type(error).__name__, error.message, error.fields)
+
+
+def error_in(answer: Failure) -> EmbedshareError:
+    """The error that `answer` carries, as the class it was raised as."""
+    return from_wire(answer.error, answer.message, answer.fields)
+
+
+def description_in(reply: Reply) -> ModelDescription:
+    """The model description that answers a "describe".
+
+    Raises ProtocolError where it is none.
+    """
+    try:
+        return msgspec.convert(reply.value, ModelDescription)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"not a model description: {error}") from None
+
+
+def _surrogate_message(texts: list[str], error: UnicodeEncodeError) -> str:
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as found:
+            where = f"text {index} holds {text[found.start]!r} at position {found.start}"
+            return f"{where}, a lone surrogate, which is no character; encode it with errors='replace' first"
+    return f"the prompt holds a lone surrogate at position {error.start}, which is no character"

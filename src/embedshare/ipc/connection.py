@@ -1,0 +1,137 @@
+"""The client's end: one connection for each thread of each process, opened when first needed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from embedshare.errors import EmbedshareError, ProtocolError, ServerUnavailable
+from embedshare.identity import ModelDescription
+from embedshare.ipc import codec
+from embedshare.ipc.transport import Client, Connection
+
+#: The largest message that is read from a server: its rows come separately, so answers are small.
+MAX_ANSWER_BYTES = 64 << 20
+
+
+class Connections:
+    """This process's connections to one server.
+
+    `key` is asked for at each new connection, so that a key that was replaced is found. `on_connect` sees the
+    server's description before the connection is used and may refuse it by raising.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        key: Callable[[], bytes],
+        on_connect: Callable[[ModelDescription], None],
+    ) -> None:
+        self._address = address
+        self._key = key
+        self._on_connect = on_connect
+        self._ids = itertools.count(1)
+        self._local = threading.local()
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    def call(self, build: Callable[[int, float], codec.Call], deadline: float) -> Any:
+        """Send the call that `build(id, time_left_s)` makes and return its answer.
+
+        An Encode gives `(rows, timings)` with float32 rows of shape (n, dimension), anything else the reply's
+        value. Raises the error that the server answered; ServerUnavailable where the connection broke, and
+        DeadlineExceeded: after either the call may be sent again, since calls change nothing.
+        """
+        connection = self._connection(deadline)
+        call = build(next(self._ids), max(0.0, deadline - time.monotonic()))
+        message = codec.encode(call)
+        try:
+            connection.set_deadline(deadline)
+            answer, rows = _exchange(connection, call, message)
+        except EmbedshareError:
+            self._drop(connection)
+            raise
+        except (EOFError, OSError) as error:
+            self._drop(connection)
+            raise ServerUnavailable(f"the model server went away in mid-call ({error})") from None
+        except BaseException:  # an interrupt as well: the answer to this call must not meet the next one
+            self._drop(connection)
+            raise
+        if isinstance(answer, codec.Failure):
+            if answer.id != call.id:  # said of the connection, which the server closes
+                self._drop(connection)
+            raise codec.error_in(answer)
+        return (rows, answer.timings) if isinstance(answer, codec.Rows) else answer.value
+
+    def probe(self, deadline: float) -> None:
+        """Connect, or use the connection there is, and see that the server answers."""
+        self.call(lambda call_id, left: codec.Query(call_id, left, "active_operations"), deadline)
+
+    def close(self) -> None:
+        """Close every thread's connection."""
+        for connection in list(self._open):
+            connection.close()
+        self._local = threading.local()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what was inherited, without ending the parent's connections."""
+        for connection in list(self._open):
+            connection.abandon()
+        self._open = weakref.WeakSet()
+        self._local = threading.local()
+
+    def _connection(self, deadline: float) -> Connection:
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None or connection.peer_closed():
+            connection = self._connect(deadline)
+            self._local.connection = connection
+            self._open.add(connection)
+        return connection
+
+    def _connect(self, deadline: float) -> Connection:
+        connection = Client(self._address, self._key(), deadline)
+        try:
+            query = codec.Query(next(self._ids), max(0.0, deadline - time.monotonic()), "describe")
+            answer, _ = _exchange(connection, query, codec.encode(query))
+            if isinstance(answer, codec.Failure):
+                raise codec.error_in(answer)
+            if not isinstance(answer, codec.Reply):
+                raise ProtocolError("the server answered a question with vectors")
+            self._on_connect(codec.description_in(answer))
+        except EmbedshareError:
+            connection.close()
+            raise
+        except (EOFError, OSError) as error:
+            connection.close()
+            raise ServerUnavailable(f"the model server went away as it was met ({error})") from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close()
+        self._local.connection = None
+
+
+def _exchange(
+    connection: Connection, call: codec.Call, message: bytes
+) -> tuple[codec.Answer, np.ndarray | None]:
+    connection.send_bytes(message)
+    answer = codec.decode_answer(connection.recv_bytes(MAX_ANSWER_BYTES))
+    if answer.id != call.id and not (isinstance(answer, codec.Failure) and answer.id == 0):
+        raise ProtocolError(f"the answer to call {answer.id} came for call {call.id}")
+    if not isinstance(answer, codec.Rows):
+        return answer, None
+    expected = len(call.texts) if isinstance(call, codec.Encode) else 0
+    if answer.count != expected or not 0 <= answer.dimension <= 1 << 20:
+        raise ProtocolError(f"{answer.count} rows of {answer.dimension} came for {expected} texts")
+    rows = np.empty((answer.count, answer.dimension), np.float32)
+    if rows.nbytes:
+        connection.recv_into(rows.data.cast("B"))
+    return answer, rows

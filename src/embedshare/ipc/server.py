@@ -1,0 +1,188 @@
+"""The server's end: `multiprocessing.managers.Server` with our serializer, limits and calls.
+
+The manager gives the listener, the handshake's key and the life of the process; of its own verbs (create,
+shutdown, incref and the like) none can be called, and a connection carries declared calls alone, one after
+another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import AuthenticationError, managers
+from multiprocessing import connection as stock
+from typing import Protocol
+
+from loguru import logger
+
+from embedshare.errors import EmbedshareError, EngineFailed, Overloaded, ProtocolError
+from embedshare.ipc import codec
+from embedshare.ipc.transport import SERIALIZER, Connection, Listener
+
+#: Connections that have not yet proved to hold the key. More are turned away at once.
+MAX_UNAUTHENTICATED = 64
+#: A message that has begun must be whole, and an answer taken, within this many seconds.
+MESSAGE_S = 30.0
+
+
+class Service(Protocol):
+    """What answers the calls."""
+
+    def answer(
+        self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
+    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+        """The answer to `call`, and the raw rows that follow it.
+
+        `received`: `time.monotonic()` when it came; `caller`: a number for its connection; `is_gone` tells,
+        without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent.
+        """
+
+
+class CallServer(managers.Server):
+    """Serves one Service on an address until `stop_event` is set.
+
+    Listens from its construction on.
+    """
+
+    listener: Listener
+    authkey: bytes
+    public: list[str] = []  # noqa: RUF012  the manager's own name for the verbs that a caller may use
+
+    def __init__(
+        self,
+        service: Service,
+        address: tuple[str, int],
+        authkey: bytes,
+        *,
+        max_message_bytes: int,
+        max_connections: int,
+        handshake_s: float,
+        stop_event: threading.Event,
+    ) -> None:
+        super().__init__({}, address, authkey, SERIALIZER)
+        self.stop_event = stop_event
+        self._service = service
+        self._max_message_bytes = max_message_bytes
+        self._max_connections = max_connections
+        self._handshake_s = handshake_s
+        self._unauthenticated = threading.BoundedSemaphore(MAX_UNAUTHENTICATED)
+        self._connections: set[Connection] = set()
+        self._busy = 0
+        self._idle = threading.Condition()
+        self._next_caller = 0
+
+    def serve_until_stopped(self) -> None:
+        """Accept and answer until `stop_event` is set; then accept no more."""
+        threading.Thread(target=self.accepter, name="accepter", daemon=True).start()
+        while not self.stop_event.wait(0.5):
+            continue  # Windows runs signal handlers only between waits
+        self.listener.close()
+
+    def drain(self, limit_s: float) -> bool:
+        """Wait until no call is being answered, `limit_s` seconds at most; then close every connection."""
+        with self._idle:
+            drained = self._idle.wait_for(lambda: self._busy == 0, limit_s)
+        for connection in list(self._connections):
+            connection.close()
+        return drained
+
+    @property
+    def connections(self) -> int:
+        """Callers connected now."""
+        return len(self._connections)
+
+    def accepter(self) -> None:
+        """Take in connections; a thread each.
+
+        (The manager's own name for it.)
+        """
+        while not self.stop_event.is_set():
+            try:
+                connection = self.listener.accept()
+            except OSError as error:
+                if not self.stop_event.is_set():
+                    logger.error("a connection could not be accepted: {}", error)
+                    self.stop_event.wait(0.1)  # out of file descriptors, as a rule: do not spin
+                continue
+            if not self._unauthenticated.acquire(blocking=False):
+                connection.close()
+                continue
+            self._next_caller += 1
+            name = f"caller-{self._next_caller}"
+            threading.Thread(
+                target=self.handle_request, args=(connection, self._next_caller), name=name, daemon=True
+            ).start()
+
+    def handle_request(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
+        """One connection, from its handshake to its end."""
+        try:
+            if self._authenticate(connection) and self._admit(connection):
+                self.serve_client(connection, caller)
+        except (EOFError, OSError):
+            pass  # the caller left, which is how connections end
+        except ProtocolError as error:
+            logger.warning("a connection was closed: {}", error)
+            self._send_failure(connection, 0, error)
+        finally:
+            self._connections.discard(connection)
+            connection.close()
+
+    def serve_client(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
+        """Receive, decode, answer, encode, send, again; returns by EOFError when the caller leaves."""
+        while not self.stop_event.is_set():
+            connection.wait_for_message()
+            received = time.monotonic()
+            connection.set_deadline(received + MESSAGE_S)
+            data = connection.recv_bytes(self._max_message_bytes)
+            with self._idle:
+                self._busy += 1
+            try:
+                self._answer_one(connection, codec.decode_call(data), received, caller)
+            finally:
+                with self._idle:
+                    self._busy -= 1
+                    self._idle.notify_all()
+
+    def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> None:
+        try:
+            answer, rows = self._service.answer(call, received, caller, connection.peer_closed)
+        except EmbedshareError as error:
+            self._send_failure(connection, call.id, error)
+            return
+        except Exception as error:
+            logger.exception("a call failed")
+            self._send_failure(
+                connection, call.id, EngineFailed(f"the model server failed: {type(error).__name__}")
+            )
+            return
+        connection.set_deadline(time.monotonic() + MESSAGE_S)
+        connection.send_bytes(codec.encode(answer), rows)
+
+    def _authenticate(self, connection: Connection) -> bool:
+        try:
+            connection.set_deadline(time.monotonic() + self._handshake_s)
+            stock.deliver_challenge(connection, self.authkey)  # type: ignore[arg-type]
+            stock.answer_challenge(connection, self.authkey)  # type: ignore[arg-type]
+        except AuthenticationError:
+            logger.warning("a connection was turned away: it holds another key")
+            return False
+        finally:
+            self._unauthenticated.release()
+        return True
+
+    def _admit(self, connection: Connection) -> bool:
+        if len(self._connections) >= self._max_connections:
+            limit = self._max_connections
+            error = Overloaded(f"the server holds {limit} connections, its limit", retry_after_s=1.0)
+            self._send_failure(connection, 0, error)
+            return False
+        self._connections.add(connection)
+        return True
+
+    def _send_failure(self, connection: Connection, call_id: int, error: EmbedshareError) -> None:
+        try:
+            connection.set_deadline(time.monotonic() + MESSAGE_S)
+            connection.send_bytes(codec.encode(codec.failure(call_id, error)))
+        except OSError:
+            pass  # the caller is gone; nobody is left to tell

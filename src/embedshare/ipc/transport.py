@@ -1,0 +1,222 @@
+"""The sockets: a connection with deadlines and size limits, and the Listener/Client pair that
+`multiprocessing.managers` is given for it.
+
+The framing (four bytes of length, big-endian, then the message) and the handshake are those of
+`multiprocessing.connection`, whose authentication runs over `send_bytes` and `recv_bytes` unchanged. What is
+ours: no pickle is ever read, a message's size is checked before it is read, and every wait has an end.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from multiprocessing import AuthenticationError, managers
+from multiprocessing import connection as stock
+
+from embedshare import platforms
+from embedshare.errors import AuthenticationFailed, DeadlineExceeded, ProtocolError, ServerUnavailable
+
+SERIALIZER = "embedshare"
+_LENGTH = struct.Struct("!i")
+_READ_AHEAD = 64 * 1024
+_HANDSHAKE_FRAME = 256  # what multiprocessing.connection itself allows before authentication
+_JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one system call instead of two
+
+
+class Connection:
+    """One stream of messages.
+
+    Used by one thread at a time; after any error it is only good for `close()`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._sock = sock
+        self._deadline: float | None = None
+        self._buffer = bytearray(_READ_AHEAD)
+        self._start = self._end = 0
+
+    def set_deadline(self, deadline: float | None) -> None:
+        """Reads and writes raise DeadlineExceeded after this moment of `time.monotonic()`; None waits for
+        ever."""
+        self._deadline = deadline
+
+    def send_bytes(self, data: bytes | memoryview, rows: memoryview | None = None) -> None:
+        """Send one message, and the raw rows that it announces."""
+        message = _LENGTH.pack(len(data)) + data
+        if rows is not None and rows.nbytes <= _JOIN_BELOW:
+            message, rows = message + rows, None
+        self._sock.settimeout(self._time_left())
+        try:
+            self._sock.sendall(message)
+            if rows is not None:
+                self._sock.sendall(rows)
+        except TimeoutError:
+            raise DeadlineExceeded("the message could not be sent in time") from None
+
+    def recv_bytes(self, maxlength: int = _HANDSHAKE_FRAME) -> bytes:
+        """Receive one message of at most `maxlength` bytes.
+
+        Raises EOFError at a clean end, ProtocolError over it.
+        """
+        self._fill(4)
+        size = self._announced(maxlength)
+        if size <= _READ_AHEAD:
+            self._fill(size)
+            message = bytes(memoryview(self._buffer)[self._start : self._start + size])
+            self._start += size
+            return message
+        large = bytearray(size)
+        self.recv_into(memoryview(large))
+        return bytes(large)
+
+    def recv_into(self, target: memoryview) -> None:
+        """Fill `target` with the bytes that come next."""
+        buffered = min(self._end - self._start, target.nbytes)
+        target[:buffered] = memoryview(self._buffer)[self._start : self._start + buffered]
+        self._start += buffered
+        while buffered < target.nbytes:
+            received = self._receive(target[buffered:])
+            if not received:
+                raise ConnectionResetError("the connection ended within a message")
+            buffered += received
+
+    def wait_for_message(self) -> None:
+        """Wait, without a deadline, until the next message has begun.
+
+        Raises EOFError at a clean end.
+        """
+        if self._end == self._start:
+            self._deadline = None
+            self._fill(1)
+
+    def peer_closed(self) -> bool:
+        """Whether the other end is gone.
+
+        Does not wait.
+        """
+        if self._end > self._start:
+            return False
+        self._sock.settimeout(0)  # with any other timeout Python itself would wait before it looks
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK) == b""
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Close this end.
+
+        A thread that waits on the connection is woken.
+        """
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # already closed by the other end
+        self._sock.close()
+
+    def abandon(self) -> None:
+        """Close this process's handle alone: in a forked child the stream stays the parent's."""
+        self._sock.close()
+
+    def _announced(self, maxlength: int) -> int:
+        (size,) = _LENGTH.unpack_from(self._buffer, self._start)
+        if not 0 <= size <= maxlength:
+            shown = f"{size:,} bytes" if size >= 0 else "over 2 GiB"
+            raise ProtocolError(f"a message of {shown} was announced; at most {maxlength:,} bytes are read")
+        self._start += 4
+        return int(size)
+
+    def _fill(self, size: int) -> None:
+        """Have at least `size` bytes (at most _READ_AHEAD) in the buffer."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start + size > _READ_AHEAD:
+            self._buffer[: self._end - self._start] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, self._end - self._start
+        while self._end - self._start < size:
+            received = self._receive(memoryview(self._buffer)[self._end :])
+            if not received:
+                if self._end == self._start:
+                    raise EOFError("the other end closed the connection")
+                raise ConnectionResetError("the connection ended within a message")
+            self._end += received
+
+    def _receive(self, into: memoryview) -> int:
+        self._sock.settimeout(self._time_left())
+        try:
+            return self._sock.recv_into(into)
+        except TimeoutError:
+            raise DeadlineExceeded("no answer in time") from None
+
+    def _time_left(self) -> float | None:
+        if self._deadline is None:
+            return None
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the call's time is over")
+        return left
+
+
+class Listener:
+    """The server's end, as multiprocessing.managers.Server uses it."""
+
+    def __init__(self, address: tuple[str, int], backlog: int = 16) -> None:
+        host, port = address
+        # The manager asks for 16, fewer than the workers that may start at one moment.
+        self._sock = platforms.exclusive_listener(host, port, max(backlog, 512))
+        self.address: tuple[str, int] = self._sock.getsockname()[:2]
+
+    def accept(self) -> Connection:
+        """The next connection, not yet authenticated."""
+        return Connection(self._sock.accept()[0])
+
+    def close(self) -> None:
+        """Stop listening; a thread that waits in accept() gets an OSError."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # not every system lets a listening socket be shut down; closing is enough there
+        self._sock.close()
+
+
+def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = None) -> Connection:  # noqa: N802
+    """An authenticated connection to the server at `address`.
+
+    Raises ServerUnavailable where none answers, AuthenticationFailed where the keys differ, DeadlineExceeded.
+    """
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:
+        raise DeadlineExceeded("the call's time is over")
+    host, port = address
+    try:
+        connection = Connection(socket.create_connection(address, timeout=left))
+    except TimeoutError:
+        raise DeadlineExceeded(f"no connection to the model server at {host}:{port} in time") from None
+    except OSError as error:
+        message = f"no model server at {host}:{port} ({error.strerror or error})"
+        raise ServerUnavailable(message, host=host, port=port) from None
+    connection.set_deadline(deadline)
+    try:
+        stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]
+        stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]
+    except AuthenticationError:
+        connection.close()
+        raise AuthenticationFailed(f"the model server at {host}:{port} holds another key") from None
+    except (EOFError, OSError) as error:
+        connection.close()
+        if isinstance(error, DeadlineExceeded):
+            raise
+        raise ServerUnavailable(
+            f"the server at {host}:{port} ended the handshake", host=host, port=port
+        ) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]

@@ -1,0 +1,76 @@
+"""Where operating systems differ: every such choice is made here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WINDOWS = sys.platform == "win32"
+
+#: Signals that ask a process to finish: Ctrl-C, `kill`, and on Windows Ctrl-Break.
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+)
+
+
+def after_fork_in_child(callback: Callable[[], None]) -> None:
+    """Call `callback` in every child that is forked from this process.
+
+    Windows does not fork.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=callback)
+
+
+def own_process_group() -> dict[str, Any]:
+    """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
+    itself."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def restrict_to_owner(path: Path) -> None:
+    """Let only this user read and write the file at `path`."""
+    if sys.platform == "win32":
+        user = os.environ["USERNAME"]
+        subprocess.run(
+            ["icacls", str(path), "/inheritance:r", "/grant:r", f"{user}:F"], check=True, capture_output=True
+        )
+    else:
+        path.chmod(0o600)
+
+
+def only_owner_can_read(path: Path) -> bool:
+    """Whether the file belongs to this user and nobody else can read or write it.
+
+    On Windows the file's access list was set when it was made, inside the user's own profile folder.
+    """
+    if sys.platform == "win32":
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def exclusive_listener(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening TCP socket that no second process can share: elsewhere SO_REUSEADDR only skips TIME_WAIT,
+    on Windows it would let two servers listen on one port."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform == "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,37 @@
+"""Smaller embeddings, as SentenceTransformer makes them: int8, uint8, binary, ubinary.
+
+Pure NumPy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedshare.errors import InvalidInput
+
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+
+
+def quantize(rows: np.ndarray, precision: str) -> np.ndarray:
+    """Float32 (n, dimension) in `precision`; (n, dimension / 8) for the binary ones.
+
+    int8 and uint8 divide each dimension's range over these very rows into 255 steps, so that they need two
+    rows at least. Raises InvalidInput.
+    """
+    if precision == "float32":
+        return rows
+    if precision == "ubinary":
+        return np.packbits(rows > 0, axis=-1)
+    if precision == "binary":
+        return (np.packbits(rows > 0, axis=-1).astype(np.int16) - 128).astype(np.int8)
+    if len(rows) < 2:
+        raise InvalidInput(
+            f"{precision} takes its ranges from the embeddings themselves and needs at least two texts; "
+            "binary and ubinary work for one"
+        )
+    low = rows.min(axis=0)
+    step = (rows.max(axis=0) - low) / 255
+    step[step == 0] = 1
+    buckets = np.clip(np.floor((rows - low) / step), 0, 255)
+    unsigned: np.ndarray = buckets.astype(np.uint8)
+    return unsigned if precision == "uint8" else (buckets - 128).astype(np.int8)

@@ -1,0 +1,291 @@
+"""Every setting: its name in the environment, its type, its default and what it means.
+
+Values come from the environment, else from a `.env` file in the working directory, else from the defaults
+here. The table in the README is made from this one (`python -m embedshare.settings`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from embedshare.errors import InvalidSetting
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+Parser = Callable[[str], Any]
+
+
+def _boolean(text: str) -> bool:
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
+    try:
+        return words[text.lower()]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("any text that is not empty")
+    return text
+
+
+def _optional_text(text: str) -> str | None:
+    return text or None
+
+
+def _choice(*allowed: str) -> Parser:
+    def parse(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError(", ".join(allowed))
+        return text.lower()
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Parser:
+    def parse(text: str) -> int:
+        if not text.lstrip("+-").isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Parser:
+    def parse(text: str) -> float:
+        allowed = f"seconds, a number from {low:g} to {high:g}"
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(allowed) from None
+        if not low <= value <= high:
+            raise ValueError(allowed)
+        return value
+
+    return parse
+
+
+def _device(text: str) -> str:
+    kind, _, index = text.lower().partition(":")
+    known = kind in ("auto", "cpu", "cuda", "mps")
+    if not known or (index and not (kind == "cuda" and index.isdecimal())) or text.endswith(":"):
+        raise ValueError("auto, cpu, cuda, cuda:N (N a device number) or mps")
+    return text.lower()
+
+
+def _setting(name: str, parse: Parser, default: Any, meaning: str, secret: bool = False) -> Any:
+    metadata = {"name": name, "parse": parse, "meaning": meaning, "secret": secret}
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
+
+
+_MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The values in force.
+
+    `Settings()` holds the defaults, `Settings.load()` the environment's.
+    """
+
+    use_ipc: bool = _setting(
+        "USE_IPC_EMBEDDING",
+        _boolean,
+        True,
+        "Workers use the shared model server; false gives each process a local model behind the same object",
+    )
+    server_host: str = _setting(
+        "EMBEDDING_SERVER_HOST",
+        _text,
+        "localhost",
+        "Where the model server listens and where clients look for it",
+    )
+    server_port: int = _setting("EMBEDDING_SERVER_PORT", _whole(1, 65535), 5002, "The model server's port")
+    authkey: str | None = _setting(
+        "EMBEDDING_AUTHKEY",
+        _optional_text,
+        None,
+        "The key that server and clients share; without one the server makes its own, in this user's file",
+        secret=True,
+    )
+    authkey_file: str | None = _setting(
+        "EMBEDDING_AUTHKEY_FILE",
+        _optional_text,
+        None,
+        "Where that file is; without one, `embedshare/authkey` in this user's state folder",
+    )
+    model_name: str = _setting(
+        "EMBEDDING_MODEL_NAME",
+        _text,
+        "all-MiniLM-L6-v2",
+        "The model: a folder, a name whose weights come as a package, or a name on the Hugging Face hub",
+    )
+    trust_remote_code: bool = _setting(
+        "EMBEDDING_TRUST_REMOTE_CODE", _boolean, False, "Run Python code that comes with the model's weights"
+    )
+    device: str = _setting(
+        "EMBEDDING_DEVICE", _device, "auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, …, mps"
+    )
+    dtype: str = _setting(
+        "EMBEDDING_DTYPE",
+        _choice("auto", "float32", "bfloat16", "float16"),
+        "auto",
+        "What the model computes in; auto is half precision on a GPU or CPU that has it, else float32",
+    )
+    runtime: str = _setting(
+        "EMBEDDING_RUNTIME",
+        _choice("auto", "torch", "openvino"),
+        "auto",
+        "What runs the model; auto is OpenVINO on a CPU where it is installed and fits the model, else torch",
+    )
+    max_concurrent_operations: int = _setting(
+        "MAX_CONCURRENT_OPERATIONS", _whole(1, 64), 3, "Batches inside the runtime at the same time, at most"
+    )
+    max_batch_tokens: int = _setting(
+        "EMBEDDING_MAX_BATCH_TOKENS",
+        _whole(0, 1_000_000),
+        0,
+        "Tokens in one batch, at most; 0 leaves it to the runtime (2,048 on a CPU, 16,384 on a GPU)",
+    )
+    max_waiting_tokens: int = _setting(
+        "EMBEDDING_MAX_WAITING_TOKENS",
+        _whole(1_000, 1_000_000_000),
+        1_000_000,
+        "Tokens that may wait in the server; beyond that callers get Overloaded with a time to retry after",
+    )
+    max_message_bytes: int = _setting(
+        "EMBEDDING_MAX_MESSAGE_BYTES",
+        _whole(64 * 1024, 1 << 30),
+        32 * _MIB,
+        "The largest message the server reads, in bytes",
+    )
+    max_texts: int = _setting(
+        "EMBEDDING_MAX_TEXTS",
+        _whole(1, 1_000_000),
+        8192,
+        "Texts in one message, at most; the client cuts longer lists by itself",
+    )
+    max_connections: int = _setting(
+        "EMBEDDING_MAX_CONNECTIONS", _whole(1, 100_000), 1024, "Connections the server holds at once, at most"
+    )
+    handshake_s: float = _setting(
+        "EMBEDDING_HANDSHAKE_S",
+        _seconds(0.1, 300),
+        5.0,
+        "Seconds a new connection has to prove that it holds the key",
+    )
+    drain_s: float = _setting(
+        "EMBEDDING_DRAIN_S",
+        _seconds(0, 600),
+        10.0,
+        "Seconds the server finishes accepted work for when told to stop",
+    )
+    timeout_s: float = _setting(
+        "EMBEDDING_TIMEOUT_S",
+        _seconds(0.01, 86_400),
+        60.0,
+        "Seconds one call to the server may take, all tries included; "
+        "a long list goes out in pieces, each a call of its own",
+    )
+    fallback: str = _setting(
+        "EMBEDDING_FALLBACK",
+        _choice("local", "none"),
+        "local",
+        "What a worker does while the server is away: answer from a local model, or raise ServerUnavailable",
+    )
+    fallback_device: str = _setting(
+        "EMBEDDING_FALLBACK_DEVICE",
+        _device,
+        "cpu",
+        "Where that local model runs: cpu, cuda, cuda:1, …, mps or auto",
+    )
+    local_release_s: float = _setting(
+        "EMBEDDING_LOCAL_RELEASE_S",
+        _seconds(0, 86_400),
+        60.0,
+        "Seconds after the return to the server until a worker lets its local model go",
+    )
+    log_format: str = _setting(
+        "EMBEDDING_LOG_FORMAT", _choice("text", "json"), "text", "One line an event: text or json"
+    )
+    log_level: str = _setting(
+        "EMBEDDING_LOG_LEVEL",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "The least that is logged",
+    )
+    log_dir: str = _setting(
+        "EMBEDDING_LOG_DIR", _text, "logs", "Where service_manager.py writes each process's output"
+    )
+    web_host: str = _setting("EMBEDDING_HOST", _text, "127.0.0.1", "Where a web worker listens")
+    web_port: int = _setting("PORT", _whole(1, 65535), 5000, "A web worker's port")
+    web_threads: int = _setting(
+        "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"
+    )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> Settings:
+        """Read the settings from `environ` (the process's) and the `.env` file (the working directory's).
+
+        Raises InvalidSetting with the name, the value and what is allowed.
+        """
+        given = _dotenv_values(dotenv or Path(".env"))
+        given.update(os.environ if environ is None else environ)
+        values = {}
+        for field in dataclasses.fields(cls):
+            text = given.get(field.metadata["name"])
+            if text is not None:
+                values[field.name] = _parse(field.metadata, text.strip())
+        return cls(**values)
+
+    @property
+    def server_address(self) -> tuple[str, int]:
+        return self.server_host, self.server_port
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.server_host in LOOPBACK_HOSTS or self.server_host.startswith("127.")
+
+
+def _parse(metadata: Mapping[str, Any], text: str) -> Any:
+    try:
+        return metadata["parse"](text)
+    except ValueError as error:
+        name, shown = metadata["name"], "(hidden)" if metadata["secret"] else repr(text)
+        message = f"{name} is {shown}; allowed: {error}"
+        raise InvalidSetting(message, name=name, value=shown, allowed=str(error)) from None
+
+
+def _dotenv_values(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values  # only where there is such a file: a worker's import stays light
+
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+
+
+def markdown_table() -> str:
+    """The settings as the README shows them."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Settings):
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        shown = "" if default is None else f"`{default}`"
+        lines.append(f"| `{field.metadata['name']}` | {shown} | {field.metadata['meaning']} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table())

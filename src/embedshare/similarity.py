@@ -1,0 +1,74 @@
+"""How alike embeddings are: the four measures of SentenceTransformer, in NumPy.
+
+Higher is more alike. Where torch is installed the scores are a tensor, as SentenceTransformer's are; where it
+is not, a NumPy array.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+
+from embedshare.errors import InvalidInput
+
+NAMES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+def similarity(name: str, first: Any, second: Any) -> Any:
+    """Scores of all pairs, float32 (n1, n2), for embeddings of shape (n, dimension) or (dimension,)."""
+    a, b = np.atleast_2d(_float32(first)), np.atleast_2d(_float32(second))
+    _check_dimensions(a, b)
+    if name == "cosine":
+        scores = _unit(a) @ _unit(b).T
+    elif name == "dot":
+        scores = a @ b.T
+    elif name == "euclidean":
+        scores = (
+            np.stack([-np.linalg.norm(b - row, axis=1) for row in a]) if len(a) else np.empty((0, len(b)))
+        )
+    else:
+        scores = np.stack([-np.abs(b - row).sum(axis=1) for row in a]) if len(a) else np.empty((0, len(b)))
+    return _as_tensor(scores.astype(np.float32, copy=False))
+
+
+def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
+    """Scores of row i with row i, float32 (n,)."""
+    a, b = _float32(first), _float32(second)
+    _check_dimensions(a, b)
+    if name == "cosine":
+        scores = (_unit(a) * _unit(b)).sum(axis=-1)
+    elif name == "dot":
+        scores = (a * b).sum(axis=-1)
+    elif name == "euclidean":
+        scores = -np.sqrt(((a - b) ** 2).sum(axis=-1))
+    else:
+        scores = -np.abs(a - b).sum(axis=-1)
+    return _as_tensor(np.asarray(scores, np.float32))
+
+
+def _float32(embeddings: Any) -> np.ndarray:
+    if isinstance(embeddings, list | tuple):
+        embeddings = np.stack([_float32(row) for row in embeddings]) if len(embeddings) else np.empty((0, 0))
+    elif hasattr(embeddings, "detach"):  # a tensor, without importing torch to ask
+        embeddings = embeddings.detach().cpu().float().numpy()
+    return np.asarray(embeddings, np.float32)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return unit
+
+
+def _check_dimensions(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape[-1] != b.shape[-1]:
+        raise InvalidInput(f"embeddings of {a.shape[-1]} and of {b.shape[-1]} dimensions cannot be compared")
+
+
+def _as_tensor(scores: np.ndarray) -> Any:
+    if importlib.util.find_spec("torch") is None:
+        return scores
+    import torch  # the caller asks for a tensor by calling this
+
+    return torch.from_numpy(np.ascontiguousarray(scores))

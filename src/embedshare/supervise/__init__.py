@@ -1,0 +1,1 @@
+"""Processes: start, readiness, restart policy, stop."""

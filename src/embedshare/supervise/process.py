@@ -1,0 +1,75 @@
+"""One child process: how it is started, how it is asked to stop, and what it last said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from embedshare import platforms
+from embedshare.supervise import lifeline
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What to run. `ready` tells, within seconds, whether it does its work; it is asked from a thread."""
+
+    name: str
+    command: list[str]
+    port: int
+    log: Path
+    ready: Callable[[], bool]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Child:
+    """A started process. Its output goes to its log file, its end can be waited for."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        spec.log.parent.mkdir(parents=True, exist_ok=True)
+        with spec.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                spec.command,
+                stdin=subprocess.PIPE,  # its end is how the child learns that it is to stop; see lifeline.py
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **spec.environment, **lifeline.environment(), "PYTHONUNBUFFERED": "1"},
+                **platforms.own_process_group(),
+            )
+        self.pid = self._process.pid
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code, negative for a signal."""
+        return self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """Let it finish what it does and end."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def kill(self) -> None:
+        """End it and everything it started, at once."""
+        try:
+            family = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        self._process.kill()
+        for process in family:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass  # it ended by itself
+
+
+def last_lines(log: Path, count: int = 10) -> list[str]:
+    """The end of a log file."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 64 * 1024))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return []

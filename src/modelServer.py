@@ -1,0 +1,157 @@
+"""The model server: one model, shared with every worker that holds the key.
+
+`python modelServer.py` serves until SIGINT or SIGTERM (Ctrl-Break on Windows), then finishes what it has
+accepted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from loguru import logger
+
+from embedshare import logs, platforms
+from embedshare.engine.model import Engine
+from embedshare.errors import EmbedshareError, InvalidInput, PortUnavailable
+from embedshare.identity import ModelDescription
+from embedshare.ipc import authkey, codec
+from embedshare.ipc.server import CallServer
+from embedshare.settings import Settings
+from embedshare.supervise import lifeline
+
+#: A health check embeds a text of its own where no embedding has gone through for this many seconds.
+FRESH_S = 2.0
+
+
+class EmbeddingService:
+    """Answers the calls of `ipc.codec` with an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._queries: dict[str, Callable[[float], Any]] = {
+            "describe": lambda deadline: msgspec.to_builtins(engine.description),
+            "health": self._health,
+            "stats": lambda deadline: engine.stats(),
+            "active_operations": lambda deadline: engine.scheduler.active,
+        }
+
+    def answer(
+        self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
+    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+        """See ipc.server.Service."""
+        deadline = received + call.time_left_s
+        if isinstance(call, codec.Query):
+            return codec.Reply(call.id, self._query(call.what)(deadline)), None
+        if isinstance(call, codec.Tokenize):
+            return codec.Reply(call.id, self._engine.tokenize(call.texts, call.prompt)), None
+        encoded = self._engine.encode(
+            call.texts,
+            call.prompt,
+            normalize=call.normalize,
+            truncate_dim=call.truncate_dim,
+            deadline=deadline,
+            caller=caller,
+            is_gone=is_gone,
+        )
+        rows = encoded.rows
+        timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
+        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
+        return message, rows.data.cast("B") if rows.nbytes else None
+
+    def _query(self, what: str) -> Callable[[float], Any]:
+        try:
+            return self._queries[what]
+        except KeyError:
+            raise InvalidInput(
+                f"there is no question {what!r}; there are {', '.join(self._queries)}"
+            ) from None
+
+    def _health(self, deadline: float) -> dict[str, Any]:
+        """Healthy means that a real embedding went through lately, or goes through now."""
+        engine = self._engine
+        if engine.last_embedding_age_s > FRESH_S:
+            engine.encode(["Is the model well?"], deadline=deadline)
+        return {
+            "status": "ok",
+            "last_embedding_age_s": round(engine.last_embedding_age_s, 3),
+            "active_operations": engine.scheduler.active,
+            "uptime": engine.stats()["uptime"],
+        }
+
+
+def serve(settings: Settings) -> None:
+    """Load the model, listen, say so, and answer until a stop signal; then finish what is running.
+
+    Raises EmbedshareError where the server cannot start.
+    """
+    started = time.monotonic()
+    stop, ready = threading.Event(), threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if not ready.is_set():
+            raise SystemExit(0)  # nothing was accepted yet: leave at once
+        stop.set()
+
+    for number in platforms.STOP_SIGNALS:
+        signal.signal(number, on_signal)
+    lifeline.follow(stop.set)
+    key = authkey.server_key(settings)
+    _check_port(settings)
+    engine = Engine.load(settings, settings.device)
+    server = CallServer(
+        EmbeddingService(engine),
+        settings.server_address,
+        key,
+        max_message_bytes=settings.max_message_bytes,
+        max_connections=settings.max_connections,
+        handshake_s=settings.handshake_s,
+        stop_event=stop,
+    )
+    ready.set()
+    logger.info(
+        "ready: {}, at {}:{}, after {:.1f} s",
+        _shown(engine.description),
+        *settings.server_address,
+        time.monotonic() - started,
+    )
+    server.serve_until_stopped()
+    logger.info("stopping: finishing what was accepted, {:g} s at most", settings.drain_s)
+    drained = server.drain(settings.drain_s)
+    logger.info("stopped" if drained else "stopped; some calls were not finished in time")
+
+
+def _shown(described: ModelDescription) -> str:
+    model = f"{described.model_name} ({described.identity[:12]}), {described.dimension} dimensions"
+    return f"{model}, {described.runtime} {described.dtype} on {described.device}"
+
+
+def _check_port(settings: Settings) -> None:
+    """Find out that the port is taken before the model is loaded, not after."""
+    host, port = settings.server_address
+    try:
+        platforms.exclusive_listener(host, port, backlog=1).close()
+    except OSError as error:
+        message = f"the model server cannot listen at {host}:{port}: {error.strerror or error}"
+        raise PortUnavailable(message, host=host, port=port) from None
+
+
+def main() -> int:
+    """Run the server; 0 after a clean stop, 1 with one line on what is wrong."""
+    try:
+        settings = Settings.load()
+        logs.configure(settings, "model-server")
+        serve(settings)
+    except EmbedshareError as error:
+        logger.error("{}", error.message)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
