@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: The probe's pauses, in seconds, grow from the first to the second of these; up to half is added at random.
-PROBE_PAUSES_S = (0.5, 15.0)
+PROBE_PAUSES_S = (0.5, 10.0)
 #: One probe waits this long for the server's answer.
 PROBE_TIMEOUT_S = 5.0
 #: After a local model could not be loaded, the next try waits this long.
 LOCAL_RETRY_S = 30.0
+_FALLBACK_OFF = EmbedshareError("EMBEDDING_FALLBACK is none")
 
 
 class State(str, enum.Enum):
@@ -125,7 +126,10 @@ class Failover:
             if self.state is State.CLOSED:
                 raise ClientClosed("this client was closed; get_embedding_model() gives a new one")
             if self.state in (State.FALLING_BACK, State.LOCAL):
-                return both.on_local(self._local(deadline), deadline)
+                engine = self._local(deadline)
+                if engine is not None:
+                    return both.on_local(engine, deadline)
+                continue  # the server came back first, or no local model can be had: the server is tried again
             try:
                 answer = both.read(self._connections.call(both.on_server, deadline))
             except Overloaded as error:
@@ -139,18 +143,21 @@ class Failover:
                 tries += 1
                 self._server_failed(error, tries, deadline)
             else:
-                if self.state is not State.CONNECTED:
-                    self._change(State.CONNECTED)
+                self._answered()
                 return answer
 
     def ask_server(self, what: str, deadline: float) -> Any:
         """The server's own answer to a question of `codec.QUERIES`, tried once; no local model is asked."""
-        return self._connections.call(lambda call_id, left: Query(call_id, left, what), deadline)
+        answer = self._connections.call(lambda call_id, left: Query(call_id, left, what), deadline)
+        self._answered()
+        return answer
 
     def ask_whoever_answers(self, what: str, on_local: Callable[[Engine], T], deadline: float) -> T:
         """As `ask_server`, but of the local model where that answers calls now."""
         if self.state in (State.FALLING_BACK, State.LOCAL):
-            return on_local(self._local(deadline))
+            engine = self._local(deadline)
+            if engine is not None:
+                return on_local(engine)
         answer: T = self.ask_server(what, deadline)
         return answer
 
@@ -177,24 +184,27 @@ class Failover:
                 check_identity(self.description.identity, description.identity, "the model server's model")
             self.description = description
 
+    def _answered(self) -> None:
+        """The server has answered. While falling back, the probe is who decides on the return."""
+        if self.state in (State.CONNECTING, State.REFUSED):
+            self._change(State.CONNECTED)
+
     def _server_failed(self, error: ServerUnavailable, tries: int, deadline: float) -> None:
         """Wait before the next try, or fall back.
 
-        A server that was there before is waited for, where nothing else can answer, until the deadline.
+        Where nothing else can answer, a server that was there before is waited for until the deadline.
         """
         self.last_error = error.message
         if tries >= self._max_retries:
-            if self._fall_back:
-                self._start_fallback(error, deadline)
+            no_local = self._recent_failure() if self._fall_back else _FALLBACK_OFF
+            if no_local is None:
+                self._start_fallback(error)
                 return
+            if isinstance(no_local, ModelMismatch):
+                raise no_local
             if self.description is None:
-                raise ServerUnavailable(
-                    f"{error.message}; start it with: python start_embedding_server.py "
-                    "(EMBEDDING_FALLBACK is none, so that no local model answers)"
-                ) from error
-        first_retry = (
-            tries == 1 and self.state is State.CONNECTED
-        )  # as a rule the server was restarted: go at once
+                raise _nobody_answers(error, no_local)
+        first_retry = tries == 1 and self.state is State.CONNECTED  # as a rule it was restarted: go at once
         pause_s = 0.0 if first_retry else self._retry_delay_s * random.uniform(0.5, 1.0)
         self._pause(pause_s, deadline, error)
 
@@ -204,57 +214,71 @@ class Failover:
             raise error
         self._closing.wait(seconds)
 
-    def _start_fallback(self, error: ServerUnavailable, deadline: float) -> None:
-        try:
-            self._local(deadline)
-        except (DeadlineExceeded, ModelMismatch):
-            raise
-        except EmbedshareError as local_error:
-            raise ServerUnavailable(
-                f"{error.message}; and no local model can stand in: {local_error.message}. "
-                "Start the server with: python start_embedding_server.py"
-            ) from local_error
+    def _start_fallback(self, error: ServerUnavailable) -> None:
         with self._lock:
             if self.state in (State.FALLING_BACK, State.CLOSED):
                 return
             self.state = State.FALLING_BACK
             self.fallbacks += 1
-        logger.warning("the model server is away ({}); a local model answers until it is back", error.message)
+        logger.warning(
+            "the model server is away ({}); a local model stands in until it is back", error.message
+        )
         threading.Thread(target=self._find_the_way_back, name="embedshare-probe", daemon=True).start()
 
-    def _local(self, deadline: float) -> Engine:
-        """The local model, loaded once however many threads ask; each waits no longer than its deadline."""
+    def _local(self, deadline: float) -> Engine | None:
+        """The local model, loaded once however many threads ask; each waits no longer than its deadline.
+
+        None where the server is to be tried again: it came back meanwhile, or there is no local model to be had.
+        Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
+        """
+        failed = self._recent_failure()
+        if failed is not None:
+            return self._without_local(failed)
         with self._lock:
-            if self._local_failed is not None:
-                failed_at, error = self._local_failed
-                if time.monotonic() - failed_at < LOCAL_RETRY_S:
-                    raise error
-                self._local_failed = None
             if self._loading is None:
                 self._loading = Future()
-                threading.Thread(
+                loader = threading.Thread(
                     target=self._load_local, args=(self._loading,), name="embedshare-load", daemon=True
-                ).start()
+                )
+                loader.start()
             loading = self._loading
-        if not wait(
-            [loading], timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        ).done:
-            raise DeadlineExceeded(
-                "the local model was not loaded in time; it goes on loading for later calls"
-            )
+        while not wait([loading], timeout=0.05).done:
+            if self.state not in (State.FALLING_BACK, State.LOCAL):
+                return None
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded("the local model was not loaded in time; it goes on loading")
+        failure = loading.exception()
+        if isinstance(failure, EmbedshareError):
+            return self._without_local(failure)
         engine = loading.result()
         self._met(engine.description)
         return engine
+
+    def _without_local(self, failure: EmbedshareError) -> None:
+        """No local model: the server has to answer, where there is one and the models do not differ."""
+        if not self._use_server or isinstance(failure, ModelMismatch):
+            raise failure
+
+    def _recent_failure(self) -> EmbedshareError | None:
+        """Why the local model did not load a short while ago: it is not tried again before long."""
+        with self._lock:
+            if self._local_failed is None:
+                return None
+            failed_at, error = self._local_failed
+            return error if time.monotonic() - failed_at < LOCAL_RETRY_S else None
 
     def _load_local(self, loading: Future[Engine]) -> None:
         expected = self.description.identity if self.description is not None else None
         try:
             engine = self._load(expected)
         except Exception as error:
-            failure = error if isinstance(error, EmbedshareError) else _load_failed(error)
+            failure = _load_failure(error)
+            logger.error("no local model can stand in: {}", failure.message)
             with self._lock:
                 self._loading = None
                 self._local_failed = (time.monotonic(), failure)
+                if self.state is State.FALLING_BACK:
+                    self.state = State.CONNECTING
             loading.set_exception(failure)
         else:
             loading.set_result(engine)
@@ -263,14 +287,14 @@ class Failover:
         """Probe until the server answers, return to it, and let the local model go after a while."""
         pause_s, longest_s = PROBE_PAUSES_S
         while not self._closing.wait(pause_s * random.uniform(1.0, 1.5)):
+            if self.state is not State.FALLING_BACK:
+                return
             pause_s = min(pause_s * 2, longest_s)
             try:
                 self._connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
             except EmbedshareError as error:
-                if (
-                    isinstance(error, ModelMismatch | AuthenticationFailed)
-                    and self.last_error != error.message
-                ):
+                refused = isinstance(error, ModelMismatch | AuthenticationFailed)
+                if refused and self.last_error != error.message:
                     logger.warning("the model server is back and may not be used: {}", error.message)
                 self.last_error = error.message
                 continue
@@ -306,9 +330,18 @@ class Failover:
             logger.info("{} the model server: {} on {}", back, described.model_name, described.device)
 
 
-def _load_failed(error: Exception) -> EmbedshareError:
-    logger.exception("the local model did not load")
+def _load_failure(error: Exception) -> EmbedshareError:
+    if isinstance(error, EmbedshareError):
+        return error
+    logger.opt(exception=error).error("the local model did not load")
     return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")
+
+
+def _nobody_answers(server: ServerUnavailable, local: EmbedshareError) -> ServerUnavailable:
+    return ServerUnavailable(
+        f"{server.message}; and no local model can stand in: {local.message}. "
+        "Start the server with: python start_embedding_server.py"
+    )
 
 
 def survive_fork(failover: Failover) -> None:
