@@ -129,7 +129,7 @@ class Failover:
                 engine = self._local(deadline)
                 if engine is not None:
                     return both.on_local(engine, deadline)
-                continue  # the server came back first, or no local model can be had: the server is tried again
+                continue  # the server is to be tried again
             try:
                 answer = both.read(self._connections.call(both.on_server, deadline))
             except Overloaded as error:
@@ -228,12 +228,13 @@ class Failover:
     def _local(self, deadline: float) -> Engine | None:
         """The local model, loaded once however many threads ask; each waits no longer than its deadline.
 
-        None where the server is to be tried again: it came back meanwhile, or there is no local model to be had.
+        None where the server is to be tried again: it came back, or there is no local model to be had.
         Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
         """
         failed = self._recent_failure()
         if failed is not None:
-            return self._without_local(failed)
+            self._check_without_local(failed)
+            return None
         with self._lock:
             if self._loading is None:
                 self._loading = Future()
@@ -249,13 +250,14 @@ class Failover:
                 raise DeadlineExceeded("the local model was not loaded in time; it goes on loading")
         failure = loading.exception()
         if isinstance(failure, EmbedshareError):
-            return self._without_local(failure)
+            self._check_without_local(failure)
+            return None
         engine = loading.result()
         self._met(engine.description)
         return engine
 
-    def _without_local(self, failure: EmbedshareError) -> None:
-        """No local model: the server has to answer, where there is one and the models do not differ."""
+    def _check_without_local(self, failure: EmbedshareError) -> None:
+        """Without a local model the server has to answer: raise where there is none, or the models differ."""
         if not self._use_server or isinstance(failure, ModelMismatch):
             raise failure
 

@@ -1,0 +1,58 @@
+<#
+.SYNOPSIS
+Start the model server and its web workers on Windows.
+.DESCRIPTION
+Makes the virtual environment .venv where there is none, installs requirements.txt into it, and runs
+service_manager.py, which starts, watches, restarts and stops everything. Ctrl-C stops it cleanly.
+.PARAMETER Workers
+How many web workers to run.
+.PARAMETER BasePort
+The first worker's port; the next get the next, leaving out the model server's own.
+.PARAMETER SrcDir
+The folder with modelServer.py and app.py.
+.PARAMETER Help
+Show this text.
+.EXAMPLE
+.\start_services.ps1 -Workers 3 -BasePort 5000
+#>
+[CmdletBinding()]
+param(
+    [ValidateRange(1, 1000)] [int] $Workers = 2,
+    [ValidateRange(1, 65535)] [int] $BasePort = 5000,
+    [string] $SrcDir = "src",
+    [switch] $Help
+)
+
+$ErrorActionPreference = "Stop"
+
+if ($Help) {
+    Get-Help $PSCommandPath -Detailed
+    exit 0
+}
+
+$environment = Join-Path $PSScriptRoot ".venv"
+$python = Join-Path $environment "Scripts\python.exe"
+
+if (-not (Test-Path $python)) {
+    Write-Host "Making the virtual environment $environment"
+    # The launcher chooses among installed versions; without it, the python on the path is taken.
+    if (Get-Command py -ErrorAction SilentlyContinue) {
+        & py -3 -m venv $environment
+    } else {
+        & python -m venv $environment
+    }
+    if ($LASTEXITCODE -ne 0) {
+        Write-Error "No virtual environment could be made: is Python 3.10 or newer installed?" -ErrorAction Continue
+        exit 1
+    }
+}
+
+& $python -m pip install --quiet --requirement (Join-Path $PSScriptRoot "requirements.txt")
+if ($LASTEXITCODE -ne 0) {
+    Write-Error "The packages in requirements.txt could not be installed." -ErrorAction Continue
+    exit 1
+}
+
+# The supervisor handles Ctrl-C itself: this script waits for it and passes its exit code on.
+& $python (Join-Path $PSScriptRoot "service_manager.py") --workers $Workers --port $BasePort --src-dir $SrcDir
+exit $LASTEXITCODE

@@ -1,0 +1,47 @@
+"""What tests share: real servers, started once, and the real SentenceTransformer to hold ours against."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embeddingClient import EmbeddingClient
+from embedshare.engine import weights
+from tests.processes import ModelServer
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A model server with the default settings."""
+    running = ModelServer(tmp_path_factory.mktemp("server")).start()
+    yield running
+    assert running.stop() == 0, running.said().decode()
+
+
+@pytest.fixture(scope="session")
+def float32_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A model server that computes in float32."""
+    running = ModelServer(tmp_path_factory.mktemp("float32"), EMBEDDING_DTYPE="float32").start()
+    yield running
+    assert running.stop() == 0, running.said().decode()
+
+
+@pytest.fixture
+def model(server: ModelServer) -> Iterator[EmbeddingClient]:
+    """A client of the default server, which must not fall back."""
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """The real SentenceTransformer, in float32 on the CPU."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(weights.find("all-MiniLM-L6-v2")), device="cpu")

@@ -1,0 +1,111 @@
+"""Real model servers and programs for tests, on free ports, with a key file of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from embeddingClient import EmbeddingClient
+from embedshare.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SRC = ROOT / "src"
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A port nobody listens at now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], T], limit_s: float = 60.0, what: str = "the condition") -> T:
+    """The first true value of `condition`, asked again and again; fails after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {limit_s:g} s")
+        time.sleep(0.05)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment without its own embedshare settings, with `settings`, and offline."""
+    ours = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SRC), **settings}
+
+
+class ModelServer:
+    """A model server process of the test's own."""
+
+    def __init__(self, folder: Path, port: int | None = None, **settings: str) -> None:
+        self.port = port or free_port()
+        self.folder = folder
+        self.log = folder / f"server-{self.port}.log"
+        self.given = {
+            "EMBEDDING_SERVER_PORT": str(self.port),
+            "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait: bool = True) -> ModelServer:
+        """Start it, and wait for its ready line."""
+        with self.log.open("ab") as log:
+            at = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "start_embedding_server.py")],
+                env=environment(**self.given), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        if wait:
+            wait_for(lambda: b"ready:" in self.said(at) or self.ended, 120, "the server's ready line")
+            assert not self.ended, self.said(at).decode()
+        return self
+
+    def said(self, at: int = 0) -> bytes:
+        return self.log.read_bytes()[at:]
+
+    @property
+    def ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def kill(self) -> None:
+        """SIGKILL: it gets no chance to say goodbye."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def settings(self, **changes: str) -> Settings:
+        """A client's settings for this server."""
+        return Settings.load({**self.given, **changes}, dotenv=self.folder / "no.env")
+
+    def client(self, **changes: str) -> EmbeddingClient:
+        return EmbeddingClient(settings=self.settings(**changes), retry_delay=0.2)
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """A worker process's environment for this server."""
+        return environment(**{**self.given, **changes})
+
+
+def run_python(code: str, env: Mapping[str, str], timeout_s: float = 120, python: str = sys.executable) -> str:
+    """Run a program in an interpreter of its own; what it printed. Fails where it fails."""
+    done = subprocess.run([python, "-c", code], env=dict(env), capture_output=True, text=True, timeout=timeout_s)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
