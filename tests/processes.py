@@ -104,8 +104,12 @@ class ModelServer:
         return environment(**{**self.given, **changes})
 
 
-def run_python(code: str, env: Mapping[str, str], timeout_s: float = 120, python: str = sys.executable) -> str:
+def run_python(
+    code: str, env: Mapping[str, str], timeout_s: float = 120, python: str = sys.executable
+) -> str:
     """Run a program in an interpreter of its own; what it printed. Fails where it fails."""
-    done = subprocess.run([python, "-c", code], env=dict(env), capture_output=True, text=True, timeout=timeout_s)
+    done = subprocess.run(
+        [python, "-c", code], env=dict(env), capture_output=True, text=True, timeout=timeout_s
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout

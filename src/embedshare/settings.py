@@ -42,6 +42,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    if not text or not text.isascii() or " " in text:
+        raise ValueError("a host name or an address, in ASCII")
+    return text
+
+
 def _optional_text(text: str) -> str | None:
     return text or None
 
@@ -109,7 +115,7 @@ class Settings:
     )
     server_host: str = _setting(
         "EMBEDDING_SERVER_HOST",
-        _text,
+        _host,
         "localhost",
         "Where the model server listens and where clients look for it",
     )
@@ -230,7 +236,7 @@ class Settings:
     log_dir: str = _setting(
         "EMBEDDING_LOG_DIR", _text, "logs", "Where service_manager.py writes each process's output"
     )
-    web_host: str = _setting("EMBEDDING_HOST", _text, "127.0.0.1", "Where a web worker listens")
+    web_host: str = _setting("EMBEDDING_HOST", _host, "127.0.0.1", "Where a web worker listens")
     web_port: int = _setting("PORT", _whole(1, 65535), 5000, "A web worker's port")
     web_threads: int = _setting(
         "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"

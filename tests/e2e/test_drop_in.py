@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,26 @@ from embeddingClient import EmbeddingClient
 from embedshare.errors import InvalidInput, NotServed, TooLarge
 from tests.processes import ModelServer
 
-TEXTS = ["one model, many workers", "", "Embedding", "naïve café — 漢字 😀", "a\0b", "word " * 400, "x", " padded  "]
-ODD = ["a\0b", "😀👩‍👩‍👧‍👦", "\u202eright to left", "\ufeffmark", "e\u0301 combining", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "\n\t ", "ß" * 300]
+TEXTS = [
+    "one model, many workers",
+    "",
+    "Embedding",
+    "naïve café — 漢字 😀",
+    "a\0b",
+    "word " * 400,
+    "x",
+    " padded  ",
+]
+ODD = [
+    "a\0b",
+    "😀👩‍👩‍👧‍👦",
+    "\u202eright to left",
+    "\ufeffmark",
+    "e\u0301 combining",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢",
+    "\n\t ",
+    "ß" * 300,
+]
 
 
 @pytest.fixture
@@ -254,3 +273,14 @@ def test_a_local_model_is_the_same_object_with_the_same_answers(
         assert client.stats()["ipc_mode"] is False
         assert client.stats()["total_requests"] >= 2
         assert client.get_active_operations_count() == 0
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_multi_process"])
+def test_the_signature_is_sentence_transformer_s(reference: Any, method: str) -> None:
+    ours = inspect.signature(getattr(EmbeddingClient, method)).parameters
+    theirs = inspect.signature(getattr(type(reference), method)).parameters
+    positional = [name for name, parameter in theirs.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    assert list(ours)[: len(positional)] == positional
+    for name in positional:
+        if name != "inputs":  # may also be called sentences here, so it has a default
+            assert ours[name].default == theirs[name].default, name

@@ -7,6 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
+import platformdirs
 from loguru import logger
 
 from embedshare import platforms
@@ -57,8 +58,6 @@ def key_file(settings: Settings) -> Path:
     """Where this user's key is kept."""
     if settings.authkey_file is not None:
         return Path(settings.authkey_file)
-    import platformdirs  # not needed by those who set EMBEDDING_AUTHKEY
-
     return Path(platformdirs.user_state_dir("embedshare", appauthor=False)) / "authkey"
 
 

@@ -8,6 +8,7 @@ ours: no pickle is ever read, a message's size is checked before it is read, and
 
 from __future__ import annotations
 
+import hmac  # noqa: F401  the handshake imports it when first used; see Client for why that must not be in a thread
 import socket
 import struct
 import time
@@ -193,7 +194,9 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
         raise DeadlineExceeded("the call's time is over")
     host, port = address
     try:
-        connection = Connection(socket.create_connection(address, timeout=left))
+        # As bytes: for a str, Python would import its IDNA codec here, and a fork by another thread meanwhile
+        # would leave the child an import lock that nobody ever opens.
+        connection = Connection(socket.create_connection((host.encode("ascii"), port), timeout=left))
     except TimeoutError:
         raise DeadlineExceeded(f"no connection to the model server at {host}:{port} in time") from None
     except OSError as error:

@@ -1,0 +1,89 @@
+"""Packing: every token in one place, texts kept apart, rows full."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedshare.engine.runtimes.packing import ROW_MULTIPLE, ROW_TOKENS, Packed, pack
+
+lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
+positions = st.sampled_from([0, 2])
+
+
+def texts(lengths: list[int]) -> list[list[int]]:
+    """Sequences whose tokens are all different and none is 0."""
+    ends = np.cumsum(lengths)
+    return [list(range(end - length + 1, end + 1)) for length, end in zip(lengths, ends, strict=True)]
+
+
+def packed(lengths: list[int], first_position: int = 0, one_text_a_row: bool = False) -> Packed:
+    result = pack(texts(lengths), first_position, one_text_a_row)
+    assert {array.dtype for array in result} == {np.dtype(np.int64)}
+    assert result.input_ids.shape == result.position_ids.shape == result.segments.shape
+    return result
+
+
+@given(lengths, positions, st.booleans())
+def test_each_token_is_in_one_place_and_its_text_finds_it(
+    lengths: list[int], first_position: int, one_text_a_row: bool
+) -> None:
+    result = packed(lengths, first_position, one_text_a_row)
+    flat = result.input_ids.ravel()
+    assert sorted(flat[flat != 0]) == list(range(1, sum(lengths) + 1))
+    assert result.places.shape == (len(lengths), max(lengths))
+    for text, ids in enumerate(texts(lengths)):
+        places = result.places[text, : len(ids)]
+        assert flat[places].tolist() == ids
+        assert (result.segments.ravel()[places] == text).all()
+        expected = np.arange(first_position, first_position + len(ids))
+        np.testing.assert_array_equal(result.position_ids.ravel()[places], expected)
+        np.testing.assert_array_equal(np.diff(places), 1)
+        assert places[0] // result.input_ids.shape[1] == places[-1] // result.input_ids.shape[1]
+        assert (result.places[text, len(ids) :] == -1).all()
+
+
+@given(lengths, positions, st.booleans())
+def test_where_no_token_is_there_is_no_segment(
+    lengths: list[int], first_position: int, one_text_a_row: bool
+) -> None:
+    result = packed(lengths, first_position, one_text_a_row)
+    empty = result.segments == -1
+    np.testing.assert_array_equal(empty, result.input_ids == 0)
+    assert (result.position_ids[empty] == first_position).all()
+
+
+@given(lengths, st.booleans())
+def test_rows_are_a_multiple_wide_and_no_wider_than_they_need_be(
+    lengths: list[int], one_text_a_row: bool
+) -> None:
+    width = packed(lengths, one_text_a_row=one_text_a_row).input_ids.shape[1]
+    longest = max(lengths) if one_text_a_row else max(*lengths, ROW_TOKENS)
+    assert width % ROW_MULTIPLE == 0
+    assert max(lengths) <= width < longest + ROW_MULTIPLE
+
+
+@given(lengths)
+def test_no_two_rows_would_fit_into_one(lengths: list[int]) -> None:
+    filled = np.sort((packed(lengths).segments >= 0).sum(axis=1))
+    assert len(filled) == 1 or filled[0] + filled[1] > max(*lengths, ROW_TOKENS)
+
+
+@given(lengths)
+def test_one_text_a_row_is_plain_padding_from_the_first_column(lengths: list[int]) -> None:
+    result = packed(lengths, one_text_a_row=True)
+    assert len(result.input_ids) == len(lengths)
+    for row in result.segments:
+        (text,) = set(row[row >= 0])
+        assert (row[: lengths[text]] == text).all()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [([1], (1, 16)), ([16], (1, 16)), ([17], (1, 32)), ([8] * 32, (1, 256)), ([8] * 33, (2, 256))]
+    + [([300, 300], (2, 304)), ([200, 56, 250], (2, 256))],
+)
+def test_rows_and_width_of_known_mixes(lengths: list[int], shape: tuple[int, int]) -> None:
+    assert packed(lengths).input_ids.shape == shape

@@ -1,0 +1,99 @@
+"""Token ids are those of the real SentenceTransformer's tokenizer."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedshare.engine import weights
+from embedshare.engine.tokens import TextTokenizer
+from embedshare.errors import InvalidInput, UnsupportedModel
+
+TEXTS = [
+    "one model, many workers",
+    "",
+    "   ",
+    " padded\t\n",
+    "Naïve CAFÉ — 漢字 😀",
+    "a\0b",
+    "\u202eright to left \ufeff",
+    "[CLS] special [SEP] [MASK] [PAD]",
+    "##suffix",
+    "word " * 600,
+    "ß" * 300,
+    "x" * 5000,
+]
+valid_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(weights.find("all-MiniLM-L6-v2"), 256, lowercase=False)
+
+
+def expected_ids(reference: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    options = {"max_length": 256, "truncation": True, "padding": False, **options}
+    return [list(map(int, ids)) for ids in reference.tokenizer(texts, **options)["input_ids"]]
+
+
+def test_odd_texts_have_the_ids_of_the_real_one(tokenizer: TextTokenizer, reference: Any) -> None:
+    expected = expected_ids(reference, TEXTS)
+    assert tokenizer(TEXTS) == expected
+    assert [tokenizer([text])[0] for text in TEXTS] == expected
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(texts=st.lists(valid_text, min_size=1, max_size=5))
+def test_any_texts_have_the_ids_of_the_real_one(
+    tokenizer: TextTokenizer, reference: Any, texts: list[str]
+) -> None:
+    assert tokenizer(texts) == expected_ids(reference, texts)
+
+
+def test_what_is_too_long_is_cut_with_its_special_tokens_kept(tokenizer: TextTokenizer) -> None:
+    (ids,) = tokenizer(["word " * 600])
+    assert len(ids) == tokenizer.max_seq_length == 256
+    assert (ids[0], ids[-1]) == (101, 102)
+
+
+@pytest.mark.parametrize("length", [3, 16, 512])
+def test_the_longest_sequence_is_what_was_asked_for(reference: Any, length: int) -> None:
+    short = TextTokenizer(weights.find("all-MiniLM-L6-v2"), length, lowercase=False)
+    assert short(TEXTS) == expected_ids(reference, TEXTS, max_length=length)
+
+
+def test_a_prompt_goes_before_each_text(tokenizer: TextTokenizer) -> None:
+    assert tokenizer(["a", "b c"], "query: ") == tokenizer(["query: a", "query: b c"])
+
+
+def test_lower_case_is_applied_to_prompt_and_text() -> None:
+    lowering = TextTokenizer(weights.find("all-MiniLM-L6-v2"), 256, lowercase=True)
+    assert lowering(["Some WORDS [SEP]"], "Query: ") == lowering(["query: some words [sep]"])
+    assert lowering(["[SEP]"]) != TextTokenizer(weights.find("all-MiniLM-L6-v2"), 256, False)(["[SEP]"])
+
+
+def test_no_texts_have_no_ids(tokenizer: TextTokenizer) -> None:
+    assert tokenizer([]) == []
+
+
+@pytest.mark.parametrize("texts", [["\ud800"], ["fine", "half \udc00"]])
+def test_a_lone_surrogate_is_the_callers_error(tokenizer: TextTokenizer, texts: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="lone surrogate"):
+        tokenizer(texts)
+
+
+def test_many_threads_get_the_ids_that_one_gets(tokenizer: TextTokenizer) -> None:
+    calls = [TEXTS[at:] if at % 2 else TEXTS[at : at + 1] for at in range(len(TEXTS))] * 4
+    expected = [tokenizer(texts) for texts in calls]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(tokenizer, calls)) == expected
+
+
+def test_a_model_without_a_fast_tokenizer_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="save the model with a fast tokenizer"):
+        TextTokenizer(tmp_path, 256, lowercase=False)

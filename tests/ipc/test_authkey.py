@@ -1,0 +1,190 @@
+"""The key: one for all processes of a user, readable by nobody else, and never shown."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from embedshare.errors import InsecureKey, ServerUnavailable
+from embedshare.ipc.authkey import PUBLISHED_KEYS, client_key, key_file, server_key
+from embedshare.settings import Settings
+from tests.processes import environment
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="file modes are POSIX's")
+(PUBLISHED,) = PUBLISHED_KEYS
+KEY = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Settings:
+    return Settings(authkey_file=str(tmp_path / "state" / "authkey"))
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    yield lines
+    logger.remove(sink)
+
+
+def write_key(settings: Settings, content: bytes = KEY.encode(), mode: int = 0o600) -> Path:
+    path = key_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+def refused(settings: Settings) -> str:
+    """What both ends say of a key file that they do not take."""
+    messages = set()
+    for read in (server_key, client_key):
+        with pytest.raises(InsecureKey) as caught:
+            read(settings)
+        messages.add(caught.value.message)
+    (message,) = messages
+    return message
+
+
+def test_the_server_makes_a_key_that_its_clients_then_find(ours: Settings) -> None:
+    key = server_key(ours)
+    assert len(bytes.fromhex(key.decode())) == 32
+    assert client_key(ours) == server_key(ours) == key
+    assert [path.name for path in key_file(ours).parent.iterdir()] == ["authkey"]
+
+
+@posix
+def test_the_key_file_and_its_folder_are_the_users_alone_whatever_the_umask(ours: Settings) -> None:
+    before = os.umask(0)
+    try:
+        server_key(ours)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(key_file(ours).stat().st_mode) == 0o600
+    assert stat.S_IMODE(key_file(ours).parent.stat().st_mode) == 0o700
+
+
+def test_two_users_files_hold_different_keys(tmp_path: Path) -> None:
+    assert len({server_key(Settings(authkey_file=str(tmp_path / name))) for name in "abc"}) == 3
+
+
+def test_threads_that_race_to_make_the_key_agree_on_one(tmp_path: Path) -> None:
+    for attempt in range(20):
+        settings = Settings(authkey_file=str(tmp_path / str(attempt) / "authkey"))
+        together = threading.Barrier(4)
+
+        def make(settings: Settings = settings, together: threading.Barrier = together) -> bytes:
+            together.wait(10)
+            return server_key(settings)
+
+        with ThreadPoolExecutor(4) as threads:
+            keys = {future.result() for future in [threads.submit(make) for _ in range(4)]}
+        assert keys == {client_key(settings)}
+
+
+def test_processes_that_race_to_make_the_key_agree_on_one(ours: Settings) -> None:
+    program = (
+        "import sys; from embedshare.ipc.authkey import server_key; from embedshare.settings import Settings\n"
+        f"print(flush=True); sys.stdin.read(); print(server_key(Settings(authkey_file={ours.authkey_file!r})))"
+    )
+    makers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    for maker in makers:  # all have imported what they need and wait for the start
+        assert maker.stdout is not None
+        maker.stdout.readline()
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.close()
+        maker.stdin = None
+    answers = {maker.communicate(timeout=30)[0].strip() for maker in makers}
+    assert answers == {repr(client_key(ours)).encode()}
+
+
+def test_what_a_killed_creator_left_behind_does_not_stop_the_next(ours: Settings) -> None:
+    path = key_file(ours)
+    path.parent.mkdir(parents=True)
+    # a container's server has the same process id at every start
+    path.with_name(f"{path.name}.{os.getpid()}").write_text("half a k")
+    assert server_key(ours) == client_key(ours)
+
+
+def test_without_a_file_a_client_is_told_to_start_a_server(ours: Settings) -> None:
+    with pytest.raises(ServerUnavailable, match="set EMBEDDING_AUTHKEY") as caught:
+        client_key(ours)
+    assert str(key_file(ours)) in caught.value.message
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610])
+def test_a_key_file_that_others_can_reach_is_refused(ours: Settings, mode: int) -> None:
+    path = write_key(ours, mode=mode)
+    message = refused(ours)
+    assert str(path) in message
+    assert "delete it" in message
+    assert KEY not in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"short", KEY.encode()[:31], "ключ".encode() * 20, b"\xff" * 64]
+)
+def test_a_file_that_holds_no_key_is_refused_without_showing_it(ours: Settings, content: bytes) -> None:
+    write_key(ours, content)
+    message = refused(ours)
+    assert "holds no key" in message
+    assert not content.strip() or content.decode(errors="replace") not in message
+
+
+def test_a_key_file_with_a_line_end_is_the_same_key(ours: Settings) -> None:
+    write_key(ours, KEY.encode() + b"\r\n")
+    assert client_key(ours) == server_key(ours) == KEY.encode()
+
+
+def test_a_key_of_ones_own_is_taken_on_any_host_and_needs_no_file(logged: list[str], tmp_path: Path) -> None:
+    for host in ("localhost", "0.0.0.0", "10.1.2.3"):
+        settings = Settings(authkey=KEY, server_host=host, authkey_file=str(tmp_path / "none"))
+        assert server_key(settings) == client_key(settings) == KEY.encode()
+    assert not (tmp_path / "none").exists()
+    assert logged == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "box.example"])
+def test_beyond_this_machine_a_server_without_a_key_of_ones_own_is_refused(ours: Settings, host: str) -> None:
+    settings = Settings(server_host=host, authkey_file=ours.authkey_file)
+    with pytest.raises(InsecureKey, match="set EMBEDDING_AUTHKEY") as caught:
+        server_key(settings)
+    assert host in caught.value.message
+    assert not key_file(settings).exists()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
+def test_a_published_key_is_warned_of_on_loopback(logged: list[str], host: str) -> None:
+    assert server_key(Settings(authkey=PUBLISHED, server_host=host)) == PUBLISHED.encode()
+    assert len(logged) == 1
+    assert logged[0].startswith("WARNING EMBEDDING_AUTHKEY is a published key")
+    assert PUBLISHED not in logged[0]
+
+
+def test_a_published_key_is_refused_beyond_this_machine() -> None:
+    with pytest.raises(InsecureKey, match="published key") as caught:
+        server_key(Settings(authkey=PUBLISHED, server_host="0.0.0.0"))
+    assert PUBLISHED not in caught.value.message
+
+
+def test_without_a_setting_the_file_is_in_the_users_state_folder() -> None:
+    path = key_file(Settings())
+    assert path.parts[-2:] == ("embedshare", "authkey")
+    assert path.is_absolute()

@@ -1,0 +1,188 @@
+"""Settings: what each accepts, what each refuses, and where the values come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedshare.errors import InvalidSetting
+from embedshare.settings import Settings, markdown_table
+
+NOWHERE = Path("/nonexistent/.env")
+FIELD_OF = {field.metadata["name"]: field.name for field in dataclasses.fields(Settings)}
+TRUE, FALSE = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "off", "False", "OFF")
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:13", "mps", "CUDA:1")
+BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:0:1", "cuda:1.5")  # fmt: skip
+
+# name: (low, high) of the whole numbers and of the seconds
+WHOLE = {
+    "EMBEDDING_SERVER_PORT": (1, 65535),
+    "MAX_CONCURRENT_OPERATIONS": (1, 64),
+    "EMBEDDING_MAX_BATCH_TOKENS": (0, 1_000_000),
+    "EMBEDDING_MAX_WAITING_TOKENS": (1_000, 1_000_000_000),
+    "EMBEDDING_MAX_MESSAGE_BYTES": (64 * 1024, 1 << 30),
+    "EMBEDDING_MAX_TEXTS": (1, 1_000_000),
+    "EMBEDDING_MAX_CONNECTIONS": (1, 100_000),
+    "PORT": (1, 65535),
+    "EMBEDDING_WEB_THREADS": (1, 256),
+}
+SECONDS = {
+    "EMBEDDING_HANDSHAKE_S": (0.1, 300.0),
+    "EMBEDDING_DRAIN_S": (0.0, 600.0),
+    "EMBEDDING_TIMEOUT_S": (0.01, 86_400.0),
+    "EMBEDDING_LOCAL_RELEASE_S": (0.0, 86_400.0),
+}
+CHOICES = {
+    "EMBEDDING_DTYPE": ("auto", "float32", "bfloat16", "float16"),
+    "EMBEDDING_RUNTIME": ("auto", "torch", "openvino"),
+    "EMBEDDING_FALLBACK": ("local", "none"),
+    "EMBEDDING_LOG_FORMAT": ("text", "json"),
+    "EMBEDDING_LOG_LEVEL": ("debug", "info", "warning", "error"),
+}
+BOOLEANS = ("USE_IPC_EMBEDDING", "EMBEDDING_TRUST_REMOTE_CODE")
+DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
+TEXTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR", "EMBEDDING_HOST")
+OPTIONAL = ("EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE")
+
+
+def loaded(name: str, text: str) -> Any:
+    return getattr(Settings.load({name: text}, NOWHERE), FIELD_OF[name])
+
+
+def refusal(name: str, text: str) -> InvalidSetting:
+    with pytest.raises(InvalidSetting) as caught:
+        loaded(name, text)
+    error = caught.value
+    assert error.fields["name"] == name
+    assert error.fields["value"] == repr(text.strip())
+    assert error.fields["allowed"]
+    for part in error.fields.values():
+        assert part in error.message
+    return error
+
+
+GOOD = [
+    *((name, text, True) for name in BOOLEANS for text in TRUE),
+    *((name, text, False) for name in BOOLEANS for text in FALSE),
+    *((name, text, text.lower()) for name in DEVICE_NAMES for text in DEVICES),
+    *((name, text, text) for name, allowed in CHOICES.items() for text in allowed),
+    *((name, allowed[-1].upper(), allowed[-1]) for name, allowed in CHOICES.items()),
+    *((name, str(edge), edge) for name, edges in WHOLE.items() for edge in edges),
+    *((name, str(edge), edge) for name, edges in SECONDS.items() for edge in edges),
+    *((name, "what ever", "what ever") for name in (*TEXTS, *OPTIONAL)),
+    *((name, "", None) for name in OPTIONAL),
+    ("PORT", " 8080 ", 8080),
+    ("PORT", "+80", 80),
+    ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
+]
+BAD = [
+    *((name, text) for name in BOOLEANS for text in ("", "maybe", "2", "truee")),
+    *((name, text) for name in DEVICE_NAMES for text in BAD_DEVICES),
+    *((name, text) for name, allowed in CHOICES.items() for text in ("", "other", allowed[0] + "x")),
+    *((name, text) for name, (low, high) in WHOLE.items() for text in (str(low - 1), str(high + 1))),
+    *((name, text) for name in WHOLE for text in ("", "five", "1.5", "1e3", "0x10", "-", "+", "2²")),
+    *((name, text) for name, (low, high) in SECONDS.items() for text in (str(low - 1), str(high + 1))),
+    *((name, text) for name in SECONDS for text in ("", "soon", "nan", "inf", "-inf", "5s")),
+    *((name, text) for name in TEXTS for text in ("", "  ")),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_an_allowed_value_is_read(name: str, text: str, value: Any) -> None:
+    assert loaded(name, text) == value
+    assert type(loaded(name, text)) is type(value)
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_value_that_is_not_allowed_is_refused_with_name_value_and_what_is_allowed(
+    name: str, text: str
+) -> None:
+    refusal(name, text)
+
+
+def test_every_setting_has_its_values_tested_here() -> None:
+    assert {name for name, _, _ in GOOD} == set(FIELD_OF)
+    assert {name for name, _ in BAD} == set(FIELD_OF) - set(OPTIONAL)
+
+
+@pytest.mark.parametrize("text", ["--5", "+-5", "++80", "9" * 5000])
+def test_a_number_that_python_itself_cannot_read_is_refused_with_the_range(text: str) -> None:
+    assert refusal("PORT", text).fields["allowed"] == "a whole number from 1 to 65535"
+
+
+def test_a_refused_choice_lists_the_choices_and_a_refused_number_its_range() -> None:
+    assert refusal("EMBEDDING_DTYPE", "int8").fields["allowed"] == "auto, float32, bfloat16, float16"
+    assert refusal("EMBEDDING_DRAIN_S", "-1").fields["allowed"] == "seconds, a number from 0 to 600"
+    assert refusal("PORT", "0").message == "PORT is '0'; allowed: a whole number from 1 to 65535"
+
+
+@given(name=st.sampled_from(sorted(set(FIELD_OF) - set(OPTIONAL))), text=st.text(max_size=12))
+def test_any_text_is_either_read_or_refused(name: str, text: str) -> None:
+    try:
+        value = loaded(name, text)
+    except InvalidSetting as error:
+        assert error.fields["name"] == name
+    else:
+        assert isinstance(value, type(getattr(Settings(), FIELD_OF[name])))
+
+
+def test_without_any_value_the_defaults_hold() -> None:
+    assert Settings.load({}, NOWHERE) == Settings()
+
+
+def test_the_dotenv_file_is_read_and_the_environment_wins_over_it(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(
+        "# a comment\nPORT=8000\nEMBEDDING_DEVICE='cuda:1'\nexport EMBEDDING_DRAIN_S=3\nPLAIN\n"
+    )
+    settings = Settings.load({"PORT": "9000", "UNRELATED": "x"}, dotenv)
+    assert (settings.web_port, settings.device, settings.drain_s) == (9000, "cuda:1", 3.0)
+
+
+def test_a_wrong_value_in_the_dotenv_file_is_refused_as_well(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("MAX_CONCURRENT_OPERATIONS=many\n")
+    with pytest.raises(InvalidSetting, match="MAX_CONCURRENT_OPERATIONS is 'many'"):
+        Settings.load({}, dotenv)
+
+
+def test_the_process_and_its_working_directory_are_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("PORT=8000\nEMBEDDING_DRAIN_S=3\n")
+    monkeypatch.setenv("PORT", "9000")
+    assert (Settings.load().web_port, Settings.load().drain_s) == (9000, 3.0)
+
+
+def test_the_key_is_in_no_message_and_no_repr() -> None:
+    key = "hunter2-hunter2-hunter2"
+    settings = Settings.load({"EMBEDDING_AUTHKEY": key}, NOWHERE)
+    assert settings.authkey == key
+    assert key not in repr(settings)
+    assert key not in str(settings)
+    with pytest.raises(InvalidSetting) as caught:
+        Settings.load({"EMBEDDING_AUTHKEY": key, "PORT": "x"}, NOWHERE)
+    assert key not in repr((caught.value, caught.value.fields))
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("localhost", True), ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("0.0.0.0", False)]
+    + [("::", False), ("10.0.0.1", False), ("box.example", False), ("127.example.com", False)],
+)
+def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
+    assert Settings(server_host=host).on_loopback is loopback
+
+
+def test_the_readme_table_has_a_line_for_each_setting_and_shows_no_key() -> None:
+    lines = markdown_table().splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == list(FIELD_OF)
+    assert "| `PORT` | `5000` |" in markdown_table()
+    assert "| `USE_IPC_EMBEDDING` | `true` |" in markdown_table()
+    assert "| `EMBEDDING_AUTHKEY` |  |" in markdown_table()
