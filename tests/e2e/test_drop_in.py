@@ -149,7 +149,8 @@ def test_results_belong_to_the_caller(exact: EmbeddingClient) -> None:
     exact.encode(["three", "four"])
     np.testing.assert_array_equal(first, kept)
     first[0, 0] = 7.0
-    assert first.flags.writeable and first.flags.c_contiguous
+    assert first.flags.writeable
+    assert first.flags.c_contiguous
 
 
 def test_multi_process_calls_need_no_processes(exact: EmbeddingClient, reference: Any) -> None:

@@ -72,14 +72,14 @@ def _check_published(settings: Settings) -> None:
 
 
 def _read(path: Path) -> bytes:
-    key = path.read_text(encoding="ascii").strip()
+    key = path.read_bytes().strip()  # bytes: a codec would be imported here, see transport.py on forks
     if not platforms.only_owner_can_read(path):
         raise InsecureKey(
             f"others can read or own {path}; delete it and restart the model server for a new key"
         )
     if len(key) < 32:
         raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")
-    return key.encode()
+    return key
 
 
 def _create(path: Path) -> bytes:

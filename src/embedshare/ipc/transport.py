@@ -8,7 +8,7 @@ ours: no pickle is ever read, a message's size is checked before it is read, and
 
 from __future__ import annotations
 
-import hmac  # noqa: F401  the handshake imports it when first used; see Client for why that must not be in a thread
+import hmac  # noqa: F401  the handshake would import it in a thread, and a fork meanwhile break the import lock
 import socket
 import struct
 import time
@@ -194,9 +194,7 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
         raise DeadlineExceeded("the call's time is over")
     host, port = address
     try:
-        # As bytes: for a str, Python would import its IDNA codec here, and a fork by another thread meanwhile
-        # would leave the child an import lock that nobody ever opens.
-        connection = Connection(socket.create_connection((host.encode("ascii"), port), timeout=left))
+        connection = Connection(_connect(host, port, left))
     except TimeoutError:
         raise DeadlineExceeded(f"no connection to the model server at {host}:{port} in time") from None
     except OSError as error:
@@ -220,6 +218,21 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
         connection.close()
         raise
     return connection
+
+
+def _connect(host: str, port: int, timeout_s: float | None) -> socket.socket:
+    """A connected socket, through the first of the host's addresses that answers. Raises OSError."""
+    failure: OSError | None = None
+    for family, address in platforms.addresses(host, port):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            failure = failure or error
+    raise failure or OSError(f"{host} has no address")
 
 
 managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
