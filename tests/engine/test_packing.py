@@ -82,8 +82,15 @@ def test_one_text_a_row_is_plain_padding_from_the_first_column(lengths: list[int
 
 @pytest.mark.parametrize(
     ("lengths", "shape"),
-    [([1], (1, 16)), ([16], (1, 16)), ([17], (1, 32)), ([8] * 32, (1, 256)), ([8] * 33, (2, 256))]
-    + [([300, 300], (2, 304)), ([200, 56, 250], (2, 256))],
+    [
+        ([1], (1, 16)),
+        ([16], (1, 16)),
+        ([17], (1, 32)),
+        ([8] * 32, (1, 256)),
+        ([8] * 33, (2, 256)),
+        ([300, 300], (2, 304)),
+        ([200, 56, 250], (2, 256)),
+    ],
 )
 def test_rows_and_width_of_known_mixes(lengths: list[int], shape: tuple[int, int]) -> None:
     assert packed(lengths).input_ids.shape == shape

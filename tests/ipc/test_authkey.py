@@ -94,8 +94,9 @@ def test_threads_that_race_to_make_the_key_agree_on_one(tmp_path: Path) -> None:
 
 def test_processes_that_race_to_make_the_key_agree_on_one(ours: Settings) -> None:
     program = (
-        "import sys; from embedshare.ipc.authkey import server_key; from embedshare.settings import Settings\n"
-        f"print(flush=True); sys.stdin.read(); print(server_key(Settings(authkey_file={ours.authkey_file!r})))"
+        "import sys; from embedshare.ipc.authkey import *\n"
+        f"ours = Settings(authkey_file={ours.authkey_file!r})\n"
+        "print(flush=True); sys.stdin.read(); print(server_key(ours))"
     )
     makers = [
         subprocess.Popen(
@@ -139,7 +140,7 @@ def test_a_key_file_that_others_can_reach_is_refused(ours: Settings, mode: int) 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"short", KEY.encode()[:31], "ключ".encode() * 20, b"\xff" * 64]
+    "content", [b"", b"\n", b"short", KEY.encode()[:31], "ключ".encode() * 20, b"\xff" * 64], ids=len
 )
 def test_a_file_that_holds_no_key_is_refused_without_showing_it(ours: Settings, content: bytes) -> None:
     write_key(ours, content)

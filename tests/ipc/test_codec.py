@@ -213,7 +213,7 @@ def test_a_model_description_arrives_as_it_was_sent() -> None:
     assert codec.description_in(reply) == description
 
 
-@pytest.mark.parametrize("value", [None, {}, {"identity": 1}, [1], "x", datetime.datetime(2026, 1, 1)])  # noqa: DTZ001
+@pytest.mark.parametrize("value", [None, {}, {"identity": 1}, [1], "x", datetime.datetime(2026, 1, 1)])
 def test_a_reply_that_describes_no_model_is_a_protocol_error(value: Any) -> None:
     with pytest.raises(ProtocolError, match="not a model description"):
         codec.description_in(codec.Reply(1, value))

@@ -1,0 +1,217 @@
+"""What a load-making process does in one call: through our client, over HTTP, through a stock manager, or in
+the process itself.
+
+A caller is a small picklable description; `connect()` runs in the process that makes the load and gives a
+session, whose `one(text)` is the call that is timed. Every session ends with the vector as a float32 array,
+so that all of them are paid for decoding it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+from multiprocessing.managers import BaseManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks import paths
+
+DIMENSION = 384
+
+
+class Session(Protocol):
+    """A connection of one process."""
+
+    def one(self, text: str) -> Any:
+        """The call that is timed."""
+
+    def check(self) -> None:
+        """Raise where what was measured is not what the caller's name says."""
+
+    def close(self) -> None: ...
+
+
+class Caller(Protocol):
+    """A picklable, hashable description of how to call a server."""
+
+    def connect(self) -> Session: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedshareCaller:
+    """Our client with its default settings; only the port and the key's file are the benchmark's own."""
+
+    port: int
+    key_file: str
+
+    def connect(self) -> EmbedshareSession:
+        return EmbedshareSession(self)
+
+
+class EmbedshareSession:
+    """`encode` of one text or of many through the real client."""
+
+    def __init__(self, caller: EmbedshareCaller) -> None:
+        paths.import_from_src()
+        from loguru import logger
+
+        logger.remove()  # one line a client on each connect would break up the progress bar
+        from embeddingClient import EmbeddingClient
+        from embedshare.settings import Settings
+
+        given = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}
+        self.client = EmbeddingClient(settings=Settings.load(given, dotenv=paths.HERE / "no.env"))
+
+    def one(self, text: str) -> Any:
+        return self.client.encode(text)
+
+    def encode(self, texts: list[str]) -> Any:
+        return self.client.encode(texts)
+
+    def each(self, texts: list[str]) -> Any:
+        """One call a text."""
+        return np.stack([self.client.encode(text) for text in texts])
+
+    def healthy(self) -> bool:
+        return bool(self.client.health()["embedding_server"] == "connected")
+
+    def check(self) -> None:
+        """A client whose local model stood in was not measuring the server."""
+        health = self.client.health()
+        if health["state"] != "connected" or health["fallbacks"]:
+            raise RuntimeError(f"the client did not stay with the model server: {health}")
+
+    def close(self) -> None:
+        self.client.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class EmptyCaller(EmbedshareCaller):
+    """Our client's smallest call, which needs no model: it asks how many calls are under way."""
+
+    def connect(self) -> EmptySession:
+        return EmptySession(self)
+
+
+class EmptySession(EmbedshareSession):
+    def one(self, text: str) -> Any:
+        return self.client.get_active_operations_count()
+
+
+class StockManager(BaseManager):
+    """multiprocessing.managers as it comes: TCP on the loopback, pickle."""
+
+
+StockManager.register("service")
+
+
+@dataclasses.dataclass(frozen=True)
+class ManagerCaller:
+    """An equally small call through the stock manager."""
+
+    port: int
+    key: bytes
+
+    def connect(self) -> ManagerSession:
+        return ManagerSession(self)
+
+
+class ManagerSession:
+    def __init__(self, caller: ManagerCaller) -> None:
+        manager = StockManager(address=("localhost", caller.port), authkey=caller.key)
+        manager.connect()
+        self._proxy = manager.service()  # type: ignore[attr-defined]  # registered above
+
+    def one(self, text: str) -> Any:
+        return self._proxy.active_operations()
+
+    def check(self) -> None:
+        assert self._proxy.active_operations() == 0
+
+    def close(self) -> None:
+        del self._proxy
+
+
+@dataclasses.dataclass(frozen=True)
+class HttpCaller:
+    """`POST /embed {"texts": [text]}` over one kept-alive connection, `{"embeddings": [[...]]}` back.
+
+    http.client and msgspec's JSON, both light, since the load must not be what is measured; the processor
+    time it takes all the same is in the tables.
+    """
+
+    port: int
+
+    def connect(self) -> HttpSession:
+        return HttpSession(self)
+
+
+class HttpSession:
+    def __init__(self, caller: HttpCaller) -> None:
+        import msgspec
+
+        answer = msgspec.defstruct("Answer", [("embeddings", list[list[float]])])
+        self._decode = msgspec.json.Decoder(answer).decode
+        self._connection = http.client.HTTPConnection("127.0.0.1", caller.port, timeout=60)
+        self._connection.connect()
+
+    def one(self, text: str) -> Any:
+        body = json.dumps({"texts": [text]}).encode()
+        self._connection.request("POST", "/embed", body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"HTTP {response.status}: {content[:300]!r}")
+        return np.asarray(self._decode(content).embeddings[0], np.float32)
+
+    def check(self) -> None:
+        vector = self.one("Is this a vector?")
+        assert vector.shape == (DIMENSION,), vector.shape
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalCaller:
+    """SentenceTransformer in the process itself, with its defaults."""
+
+    model: str
+
+    def connect(self) -> LocalSession:
+        return LocalSession(self)
+
+
+class LocalSession:
+    _loaded: dict[str, Any] = {}  # noqa: RUF012  # a process loads it once, however often it connects
+
+    def __init__(self, caller: LocalCaller) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        if caller.model not in self._loaded:
+            self._loaded[caller.model] = SentenceTransformer(caller.model)
+        self.model = self._loaded[caller.model]
+
+    def one(self, text: str) -> Any:
+        return self.model.encode(text)
+
+    def encode(self, texts: list[str]) -> Any:
+        return self.model.encode(texts)
+
+    def tokens(self, texts: list[str]) -> int:
+        """How many tokens the model computes for `texts`: truncated, with the special ones, no padding."""
+        ids = self.model.tokenizer(texts, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
+        return sum(map(len, ids))
+
+    def precision(self) -> str:
+        """Where and in what it computes, such as `cpu float32`."""
+        weights = next(self.model.parameters())
+        return f"{weights.device.type} {str(weights.dtype).removeprefix('torch.')}"
+
+    def check(self) -> None:
+        """Nothing but this process can have answered."""
+
+    def close(self) -> None:
+        """The model stays for the next connect."""

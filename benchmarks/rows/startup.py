@@ -1,0 +1,48 @@
+"""(h) How long from the start of a server to its first real answer."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from benchmarks.bench import OURS, Bench
+from benchmarks.figures import Section, Table, ratios, shown_ratio
+
+KEY = "startup"
+
+
+def steps(bench: Bench) -> int:
+    return bench.plan.starts * len(bench.competitors())
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """One start at a time; those of the last round stay up for the rows that follow."""
+    taken_s: dict[str, list[float]] = {name: [] for name in bench.competitors()}
+    for number in range(bench.plan.starts):
+        for name in bench.competitors():
+            with bench.step(f"start {number + 1}: {name}"):
+                bench.server(name).stop()
+                taken_s[name].append(bench.server(name).start())
+    return {"seconds": taken_s}
+
+
+def section(data: dict[str, Any]) -> Section:
+    seconds = data["seconds"]
+    rows = []
+    for name, taken in seconds.items():
+        ratio = "" if name == OURS else shown_ratio(ratios(taken, seconds[OURS]))
+        shown = ", ".join(f"{one:.1f}" for one in taken)
+        rows.append([name, f"{statistics.median(taken):.1f}", shown, ratio])
+    return Section(
+        "From start to first answer",
+        "Seconds from starting the process to the vector of one text in the caller's hands, asked for again "
+        "and again until it comes. Each start alone on the machine but for idle servers of this run; the "
+        "first may read its files from the disk, later ones have them cached.",
+        [
+            Table(
+                ["server", "median, s", "each, s", "embedshare is faster by"],
+                rows,
+                ("embedshare is faster by",),
+            )
+        ],
+    )

@@ -1,0 +1,183 @@
+"""Server processes: started on free ports, waited for until they answer, and stopped again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from benchmarks import paths
+from benchmarks.callers import Caller, EmbedshareCaller, EmbedshareSession, HttpCaller, ManagerCaller
+
+START_LIMIT_S = 180.0
+STOP_LIMIT_S = 20.0
+FIRST_TEXT = "Which text does a server answer first?"
+#: Settings of ours in the environment of whoever runs the benchmark: default settings are measured.
+_OURS = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without settings of ours, without a model hub, and with `given`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    return {**kept, "HF_HUB_OFFLINE": "1", **(given or {})}
+
+
+class Server:
+    """One server process, with all that it starts.
+
+    `answers(caller)` says whether it gives a real answer by now; False and an OSError both mean: not yet.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        caller: Caller,
+        folder: Path,
+        given: Mapping[str, str] | None = None,
+        answers: Callable[[Caller], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self.caller = caller
+        self._command = command
+        self._environment = environment(given)
+        self._folder = folder
+        self._answers = answers or _calls
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = folder / f"{name.replace(' ', '-')}-{id(self):x}.log"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> float:
+        """Start it; the seconds from there to the first real answer.
+
+        Raises RuntimeError with the end of its log where it ends first, or does not answer in time.
+        """
+        began = time.perf_counter()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                cwd=self._folder,  # no .env file, no files of ours
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C ends the benchmark, which then stops its servers in order
+            )
+        while not self._has_answered():
+            if not self.running or time.perf_counter() - began > START_LIMIT_S:
+                said = self._log.read_text(errors="replace")[-3000:]
+                self.stop()
+                raise RuntimeError(f"{self.name} did not come up:\n{said}")
+            time.sleep(0.01)  # between two looks
+        return time.perf_counter() - began
+
+    def processes(self) -> list[psutil.Process]:
+        """The server and whatever it has started."""
+        assert self._process is not None
+        top = psutil.Process(self._process.pid)
+        return [top, *top.children(recursive=True)]
+
+    def stop(self) -> None:
+        """Ask it to finish; what is left of its processes after a while is killed, by process id."""
+        if self._process is None:
+            return
+        family = self.processes() if self.running else []
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            pass  # killed below
+        _, left = psutil.wait_procs(family, timeout=2)
+        for process in left:
+            process.kill()
+        self._process.wait()
+        self._process = None
+
+    def _has_answered(self) -> bool:
+        try:
+            return self._answers(self.caller)
+        except (OSError, EOFError, RuntimeError):
+            return False
+
+
+def _calls(caller: Caller) -> bool:
+    """One whole call goes through."""
+    session = caller.connect()
+    try:
+        session.one(FIRST_TEXT)
+    finally:
+        session.close()
+    return True
+
+
+def _health_then_call(caller: Caller) -> bool:
+    """As `_calls`, but asks the server's health first: a call before would load a local model here."""
+    session = caller.connect()
+    assert isinstance(session, EmbedshareSession)
+    try:
+        if not session.healthy():
+            return False
+        session.one(FIRST_TEXT)
+        session.check()
+    finally:
+        session.close()
+    return True
+
+
+def model_server(folder: Path) -> Server:
+    """Our model server as an operator starts it."""
+    port, key_file = free_port(), str(folder / "authkey")
+    return Server(
+        "embedshare",
+        [sys.executable, str(paths.ROOT / "start_embedding_server.py")],
+        EmbedshareCaller(port, key_file),
+        folder,
+        {"EMBEDDING_SERVER_PORT": str(port), "EMBEDDING_AUTHKEY_FILE": key_file},
+        answers=_health_then_call,
+    )
+
+
+def web_worker(folder: Path, model: EmbedshareCaller) -> Server:
+    """One of our web workers, over the model server that `model` calls."""
+    port = free_port()
+    return Server(
+        "embedshare app.py",
+        [sys.executable, str(paths.SRC / "app.py")],
+        HttpCaller(port),
+        folder,
+        {
+            "PORT": str(port),
+            "EMBEDDING_SERVER_PORT": str(model.port),
+            "EMBEDDING_AUTHKEY_FILE": model.key_file,
+        },
+    )
+
+
+def stock_manager(folder: Path) -> Server:
+    """multiprocessing.managers with pickle, in a process of its own."""
+    port, key = free_port(), os.urandom(16).hex()
+    return Server(
+        "multiprocessing.managers",
+        [sys.executable, "-m", "benchmarks.stock_manager", str(port)],
+        ManagerCaller(port, key.encode()),
+        folder,
+        {"STOCK_MANAGER_KEY": key, "PYTHONPATH": str(paths.ROOT)},
+    )

@@ -1,0 +1,178 @@
+"""What waits and what comes next: complete, within budget, interactive first, fair."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedshare.engine.batching import BULK_PATIENCE_S, INTERACTIVE_TOKENS, Batch, Request, Waiting
+
+FAR = 1e9
+BULK = INTERACTIVE_TOKENS + 1
+lengths = st.lists(st.integers(1, 700), min_size=1, max_size=12)
+mixes = st.lists(st.tuples(lengths, st.integers(1, 4)), max_size=10)
+budgets = st.integers(1, 900)
+
+
+def request(*lengths: int, caller: int = 1, enqueued: float = 0.0) -> Request:
+    return Request([[7] * length for length in lengths], caller, enqueued, FAR)
+
+
+def waiting(*requests: Request, interactive_budget: int = 100, bulk_budget: int = 1000) -> Waiting:
+    queue = Waiting(interactive_budget, bulk_budget)
+    for one in requests:
+        queue.append(one)
+    return queue
+
+
+def drain(queue: Waiting, now: float = 0.0, step: float = 0.0) -> list[Batch]:
+    batches = []
+    while batch := queue.next_batch(now):
+        batches.append(batch)
+        now += step
+        assert len(batches) < 10_000
+    return batches
+
+
+def served(batch: Batch) -> list[int]:
+    return [request.caller for request, _ in batch.parts]
+
+
+@given(mixes, budgets, budgets, st.sampled_from([0.0, 0.1, 1.0]))
+def test_every_sequence_comes_out_exactly_once(
+    mix: list[tuple[list[int], int]], interactive: int, bulk: int, step: float
+) -> None:
+    requests = [request(*lengths, caller=caller) for lengths, caller in mix]
+    queue = waiting(*requests, interactive_budget=interactive, bulk_budget=bulk)
+    out = Counter(
+        (id(one), position)
+        for batch in drain(queue, step=step)
+        for one, positions in batch.parts
+        for position in positions
+    )
+    assert out == Counter((id(one), at) for one in requests for at in range(len(one.sequences)))
+    assert queue.tokens == 0
+    assert not queue
+    assert list(queue) == []
+
+
+@given(mixes, budgets, budgets)
+def test_a_batch_keeps_its_budget_unless_it_is_one_long_sequence(
+    mix: list[tuple[list[int], int]], interactive: int, bulk: int
+) -> None:
+    queue = waiting(
+        *(request(*lengths, caller=caller) for lengths, caller in mix),
+        interactive_budget=interactive,
+        bulk_budget=bulk,
+    )
+    before = queue.tokens
+    for batch in drain(queue):
+        assert batch.tokens == sum(map(len, batch.sequences)) > 0
+        assert batch.tokens <= (interactive if batch.interactive else bulk) or len(batch.sequences) == 1
+        assert all(one.interactive == batch.interactive for one, _ in batch.parts)
+        before -= batch.tokens
+    assert before == 0
+
+
+@given(lengths, budgets)
+def test_one_requests_sequences_come_longest_first(lengths: list[int], budget: int) -> None:
+    queue = waiting(request(*lengths), interactive_budget=budget, bulk_budget=budget)
+    out = [len(ids) for batch in drain(queue) for ids in batch.sequences]
+    assert out == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.tuples(lengths, st.integers(1, 3)), min_size=1, max_size=6), st.data())
+def test_what_is_removed_is_not_counted_and_never_comes(
+    mix: list[tuple[list[int], int]], data: st.DataObject
+) -> None:
+    requests = [request(*lengths, caller=caller) for lengths, caller in mix]
+    queue = waiting(*requests)
+    for _ in range(data.draw(st.integers(0, 3))):
+        queue.next_batch(0.0)
+    gone = data.draw(st.sampled_from(requests))
+    queue.remove(gone)
+    queue.remove(gone)  # a second time changes nothing
+    assert gone not in list(queue)
+    left = sum(len(one.sequences[at]) for one in requests if one is not gone for at in one.order)
+    assert queue.tokens == left
+    assert all(one is not gone for batch in drain(queue) for one, _ in batch.parts)
+    assert queue.tokens == 0
+
+
+def test_requests_are_interactive_up_to_the_limit() -> None:
+    assert request(INTERACTIVE_TOKENS // 2, INTERACTIVE_TOKENS // 2).interactive
+    assert not request(INTERACTIVE_TOKENS, 1).interactive
+
+
+def test_interactive_goes_before_bulk_that_came_first() -> None:
+    queue = waiting(request(BULK, caller=1), request(3, caller=2))
+    assert [served(batch) for batch in drain(queue)] == [[2], [1]]
+
+
+def test_bulk_that_was_passed_over_for_long_goes_first_once() -> None:
+    bulk = request(*[400] * 4, caller=1)
+    queue = waiting(bulk, *(request(90, caller=2) for _ in range(6)), bulk_budget=400)
+    late = BULK_PATIENCE_S
+    times = [0.0, late * 0.9, late, late * 1.5, late * 1.9, late * 2.1, late * 2.2]
+    kinds = [queue.next_batch(now).interactive for now in times]
+    assert kinds == [True, True, False, True, True, False, True]
+
+
+def test_bulk_is_patient_from_the_moment_it_came_not_from_the_last_bulk() -> None:
+    queue = waiting(request(BULK))
+    assert not queue.next_batch(0.0).interactive
+    queue.append(request(BULK, enqueued=50.0))
+    queue.append(request(3, enqueued=50.0))
+    assert queue.next_batch(50.0 + BULK_PATIENCE_S * 0.9).interactive
+
+
+@pytest.mark.parametrize("length", [40, 600])
+def test_callers_take_turns_however_much_the_first_one_sent(length: int) -> None:
+    greedy = [request(length, caller=1) for _ in range(8)]
+    modest = [request(length, caller=caller) for caller in (2, 3)]
+    queue = waiting(*greedy, *modest, interactive_budget=length, bulk_budget=length)
+    assert [served(batch) for batch in drain(queue)][:6] == [[1], [2], [3], [1], [1], [1]]
+
+
+def test_a_long_sequence_is_not_passed_over_for_ever_by_short_ones_of_others() -> None:
+    queue = waiting(request(*[10] * 40, caller=1), request(300, caller=2), interactive_budget=100)
+    assert 2 in served(drain(queue)[1])
+
+
+def test_one_callers_requests_keep_their_order() -> None:
+    first, second, third = (request(60, 40) for _ in range(3))
+    order = [one for batch in drain(waiting(first, second, third)) for one, _ in batch.parts]
+    assert order == [first, second, third]
+
+
+def test_small_calls_of_many_callers_share_a_batch() -> None:
+    (batch,) = drain(waiting(*(request(5, caller=caller) for caller in range(16))))
+    assert sorted(served(batch)) == list(range(16))
+    assert (batch.tokens, batch.interactive) == (80, True)
+
+
+def test_room_that_the_next_call_cannot_use_is_given_to_the_one_after() -> None:
+    first = drain(waiting(request(60, caller=1), request(50, caller=2), request(40, caller=3)))[0]
+    assert served(first) == [1, 3]
+
+
+def test_a_sequence_over_the_budget_comes_alone() -> None:
+    queue = waiting(request(250, 30, caller=1), request(20, caller=2))
+    assert [batch.tokens for batch in drain(queue)] == [250, 50]
+
+
+def test_tokens_are_what_waits_not_what_is_computed() -> None:
+    queue = waiting(request(60, 50))
+    assert queue.tokens == 110
+    assert (queue.next_batch(0.0).tokens, queue.tokens) == (60, 50)
+    queue.append(request(7))
+    assert queue.tokens == 57
+
+
+def test_nothing_comes_of_nothing() -> None:
+    queue = waiting()
+    assert queue.next_batch(0.0) is None
+    assert (bool(queue), queue.tokens) == (False, 0)

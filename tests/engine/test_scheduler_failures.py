@@ -1,0 +1,165 @@
+"""The scheduler when its runtime fails: the calls concerned are told, and nobody else is wedged."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from loguru import logger
+
+from embedshare.errors import EmbedshareError, EngineFailed, OutOfMemory
+from tests.engine.runtime_fake import (
+    DIMENSION,
+    HUGE,
+    INTERRUPT,
+    LIMIT_S,
+    POISON,
+    SLOW,
+    Runtime,
+    assert_works,
+    compute,
+    hold,
+    rows_of,
+    scheduler,
+    shared_batch,
+    until,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logger.disable("embedshare")  # failures are logged with their tracebacks, hundreds here
+    yield
+    logger.enable("embedshare")
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(40)
+    yield pool
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def test_out_of_memory_halves_until_it_fits_and_rows_stay_right() -> None:
+    runtime = Runtime(fits=2)
+    ours = scheduler(runtime)
+    sequences = [[n] * n for n in range(1, 12)]
+    np.testing.assert_array_equal(compute(ours, sequences), rows_of(sequences))
+    assert ours.counts.sequences == 11
+    assert ours.counts.out_of_memory >= 3
+
+
+def test_time_computed_is_counted_once_for_each_batch_after_out_of_memory() -> None:
+    now = [0.0]
+    runtime = Runtime(fits=2)
+
+    def run(sequences: list[list[int]]) -> np.ndarray:
+        now[0] += 1.0
+        return runtime(sequences)
+
+    ours = scheduler(run, clock=lambda: now[0])
+    assert ours.compute([[1], [2], [3], [4]], deadline=1e9)[2] == 2.0  # two halves that fit, 1 s each
+
+
+def test_only_the_one_that_never_fits_fails_of_out_of_memory(threads: ThreadPoolExecutor) -> None:
+    runtime = Runtime()
+    ours = scheduler(runtime)
+    firsts = [1, 2, 3, HUGE, 5, 6, 7]
+    for first, call in zip(firsts, shared_batch(runtime, ours, threads, firsts), strict=True):
+        if first == HUGE:
+            with pytest.raises(OutOfMemory):
+                call.result(LIMIT_S)
+        else:
+            np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[first]]))
+    assert_works(ours)
+
+
+def test_a_runtimes_exception_fails_the_calls_of_its_batch_and_no_others(threads: ThreadPoolExecutor) -> None:
+    runtime = Runtime()
+    ours = scheduler(runtime, permits=2)
+    for call in shared_batch(runtime, scheduler(runtime), threads, [1, POISON, 3]):
+        with pytest.raises(EngineFailed, match="ZeroDivisionError: poisoned"):
+            call.result(LIMIT_S)
+    held = hold(runtime, ours, threads)
+    poisoned = threads.submit(compute, ours, [[POISON]], caller=2)
+    assert runtime.holding.acquire(timeout=LIMIT_S)
+    runtime.gate.set()
+    with pytest.raises(EngineFailed):
+        poisoned.result(LIMIT_S)
+    np.testing.assert_array_equal(held.result(LIMIT_S), rows_of([[1]]))
+    assert_works(ours)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_runtime_that_returns_another_number_of_rows_fails_its_batch(count: int) -> None:
+    rows = {1: np.zeros((1, DIMENSION), np.float32)}
+    ours = scheduler(lambda ids: rows.get(len(ids), np.zeros((count, DIMENSION), np.float32)))
+    with pytest.raises(EngineFailed):
+        compute(ours, [[1], [2]])
+    assert compute(ours, [[1]]).shape == (1, DIMENSION)
+
+
+@pytest.mark.parametrize("first", [INTERRUPT, HUGE])
+def test_an_interrupt_in_the_leaders_thread_wedges_nobody_else(
+    first: int, threads: ThreadPoolExecutor
+) -> None:
+    """HUGE: the interrupt comes in the first of the halves."""
+    runtime = Runtime()
+
+    def run(sequences: list[list[int]]) -> np.ndarray:
+        if first == HUGE and len(sequences) == 1 and sequences[0][0] != 1:
+            raise KeyboardInterrupt
+        return runtime(sequences)
+
+    ours = scheduler(run)
+    outcomes: list[type[BaseException]] = []
+    for call in shared_batch(runtime, ours, threads, [2, first, 3]):
+        try:
+            call.result(LIMIT_S / 4)
+        except BaseException as error:
+            outcomes.append(type(error))
+    assert sorted(cls.__name__ for cls in outcomes) == ["EngineFailed", "EngineFailed", "KeyboardInterrupt"]
+    until(lambda: ours.active == 0)
+    np.testing.assert_array_equal(compute(ours, [[1]]), rows_of([[1]]))
+
+
+@pytest.mark.parametrize("permits", [1, 3])
+def test_no_permit_is_lost_in_hundreds_of_calls_that_fail_in_every_way(
+    permits: int, threads: ThreadPoolExecutor
+) -> None:
+    runtime = Runtime(fits=3)
+
+    def run(sequences: list[list[int]]) -> np.ndarray:
+        if SLOW in {ids[0] for ids in sequences}:
+            threading.Event().wait(0.004)  # longer than some deadlines
+        return runtime(sequences)
+
+    ours = scheduler(run, permits=permits, interactive_budget=40, max_waiting_tokens=400)
+    firsts = [1, 2, 3, 4, SLOW, SLOW, HUGE, POISON, INTERRUPT]
+
+    def calls(caller: int) -> list[str]:
+        dice, unexpected = random.Random(caller), []
+        for _ in range(25):
+            sequences = [[dice.choice(firsts)] * dice.randint(1, 30) for _ in range(dice.randint(1, 4))]
+            wait_s = dice.choice([0.0, 0.001, 0.003, LIMIT_S, LIMIT_S])
+            try:
+                rows = compute(ours, sequences, wait_s, caller, is_gone=lambda: dice.random() < 0.2)
+                np.testing.assert_array_equal(rows, rows_of(sequences))
+            except (EmbedshareError, KeyboardInterrupt):
+                pass
+            except BaseException as error:
+                unexpected.append(repr(error))
+        return unexpected
+
+    assert [said for found in threads.map(calls, range(24), timeout=60) for said in found] == []
+    assert runtime.most_running <= permits
+    assert_works(ours)
+    runtime.gate.clear()  # and all permits are there
+    held = [threads.submit(compute, ours, [[n]], caller=n) for n in range(1, permits + 1)]
+    until(lambda: runtime.running == permits)
+    runtime.gate.set()
+    assert [call.result(LIMIT_S)[0, 2] for call in held] == list(range(1, permits + 1))

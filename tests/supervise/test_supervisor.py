@@ -1,0 +1,298 @@
+"""The supervisor over fake processes and a clock that the test moves."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedshare.errors import SupervisorError
+from embedshare.supervise import supervisor as module
+from embedshare.supervise.process import ProcessSpec
+from embedshare.supervise.supervisor import Supervisor, Watched
+from tests.processes import wait_for
+
+LIMIT_S = 10.0
+
+
+class FakeProcess:
+    """Ends when told to; `stubborn` ones only when they are killed."""
+
+    def __init__(self, world: World, name: str, pid: int) -> None:
+        self.world, self.name, self.pid = world, name, pid
+        self._end: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def end(self, code: int) -> None:
+        self._end.put(code)
+
+    def wait(self) -> int:
+        code = self._end.get()
+        self.world.running.discard(self)
+        self.world.story.append(f"{self.name} ended")
+        return code
+
+    def ask_to_stop(self) -> None:
+        self.world.story.append(f"{self.name} asked")
+        if self.name not in self.world.stubborn:
+            self.end(0)
+
+    def kill(self) -> None:
+        self.world.story.append(f"{self.name} killed")
+        self.end(-9)
+
+
+class World:
+    """Fake processes, their readiness and the time; `story` is what happened, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = 1000.0
+        self.story: list[str] = []
+        self.running: set[FakeProcess] = set()
+        self.stubborn: set[str] = set()
+        self.missing: set[str] = set()
+        self.not_ready: set[str] = set()
+        self.all_ready = threading.Event()
+        self.error: BaseException | None = None
+
+    def spec(self, name: str) -> ProcessSpec:
+        log = self.folder / f"{name}.log"
+        return ProcessSpec(name, [name], 5000, log, lambda: name not in self.not_ready)
+
+    def start(self, spec: ProcessSpec) -> FakeProcess:
+        if spec.name in self.missing:
+            raise FileNotFoundError(2, "No such file or directory", spec.name)
+        self.story.append(f"{spec.name} started")
+        process = FakeProcess(self, spec.name, 100 + len(self.story))
+        self.running.add(process)
+        return process
+
+    def supervise(self, *stages: tuple[str, ...]) -> Supervisor:
+        def on_ready(watched: list[Watched]) -> None:
+            self.story.append("all ready: " + " ".join(one.spec.name for one in watched))
+            self.all_ready.set()
+
+        self.supervisor = Supervisor(
+            [[self.spec(name) for name in stage] for stage in stages],
+            on_ready=on_ready, drain_s=0.0, start=self.start, clock=lambda: self.now,
+        )  # fmt: skip
+
+        def run() -> None:
+            try:
+                self.supervisor.run()
+            except BaseException as error:
+                self.error = error
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+        return self.supervisor
+
+    def supervise_until_ready(self, *stages: tuple[str, ...]) -> None:
+        self.supervise(*stages)
+        assert self.all_ready.wait(LIMIT_S), self.story
+
+    def process(self, name: str) -> FakeProcess:
+        (found,) = (process for process in self.running if process.name == name)
+        return found
+
+    def watched(self, name: str) -> Watched:
+        (found,) = (one for one in self.supervisor.watched if one.spec.name == name)
+        return found
+
+    def becomes(self, name: str, state: str) -> Watched:
+        wait_for(lambda: self.watched(name).state == state, LIMIT_S, f"{name} {state}: {self.story}")
+        return self.watched(name)
+
+    def pass_event(self, watched: Watched, process: FakeProcess) -> None:
+        """Have the loop handle the readiness of another process than it runs now: it has gone round once."""
+        for _ in range(2):  # when the second is taken, the first is done
+            self.supervisor._events.put(module._Ready(watched, process))
+        wait_for(self.supervisor._events.empty, LIMIT_S)
+
+    def finish(self, stop: bool = True) -> BaseException | None:
+        """The error that `run` raised; nothing runs afterwards."""
+        if stop:
+            self.supervisor.stop()
+        self.thread.join(LIMIT_S)
+        assert not self.thread.is_alive()
+        assert self.running == set()
+        return self.error
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(module, "STOP_GRACE_S", 0.2)
+    monkeypatch.setattr(module, "READY_EVERY_S", 0.01)
+    world = World(tmp_path)
+    yield world
+    world.stubborn.clear()
+    world.supervisor.stop()
+    world.thread.join(LIMIT_S)
+
+
+def test_a_stage_starts_when_all_of_the_one_before_are_ready(world: World) -> None:
+    world.not_ready = {"model", "second"}
+    world.supervise(("model", "other"), ("web1", "web2"), ("second",))
+    world.becomes("other", "ready")
+    assert world.story == ["model started", "other started"]
+    world.not_ready.discard("model")
+    world.becomes("web2", "ready")
+    assert not world.all_ready.is_set()
+    world.not_ready.clear()
+    assert world.all_ready.wait(LIMIT_S)
+    assert world.story[2:] == [
+        "web1 started", "web2 started", "second started", "all ready: model other web1 web2 second",
+    ]  # fmt: skip
+    assert world.finish() is None
+
+
+def test_stop_ends_the_last_stage_first(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    assert world.finish() is None
+    ends = [line for line in world.story if line.endswith(("asked", "ended"))]
+    assert ends[:2] == ["web1 asked", "web2 asked"]
+    assert sorted(ends[2:4]) == ["web1 ended", "web2 ended"]
+    assert ends[4:] == ["model asked", "model ended"]
+    assert {watched.state for watched in world.supervisor.watched} == {"stopped"}
+
+
+def test_a_process_that_ends_before_it_is_ready_fails_the_start_with_its_last_words(world: World) -> None:
+    (world.folder / "web.log").write_text(
+        "".join(f"line {n}\n" for n in range(30)) + "no module named flask\n"
+    )
+    world.not_ready = {"web"}
+    world.supervise(("model",), ("web", "web2"), ("never",))
+    world.becomes("web", "starting")
+    world.process("web").end(3)
+    error = world.finish(stop=False)
+    assert isinstance(error, SupervisorError)
+    assert error.message.startswith("web did not start (exit code 3)")
+    assert error.message.splitlines()[-1] == "no module named flask"
+    assert error.message.splitlines()[1] == "line 21"
+    assert "model asked" in world.story
+    assert not world.all_ready.is_set()
+    assert "never started" not in world.story
+
+
+def test_a_program_that_cannot_be_started_fails_the_start_and_stops_the_rest(world: World) -> None:
+    world.missing = {"web"}
+    world.supervise(("model",), ("web",))
+    error = world.finish(stop=False)
+    assert isinstance(error, SupervisorError)
+    assert "web" in error.message
+    assert world.story[-1] == "model ended"
+
+
+def test_what_is_not_ready_in_time_fails_the_start(world: World) -> None:
+    world.not_ready = {"slow"}
+    world.supervise(("slow", "quick"))
+    world.becomes("quick", "ready")
+    world.now += module.READY_S
+    error = world.finish(stop=False)
+    assert isinstance(error, SupervisorError)
+    assert "not ready after 600 s: slow;" in error.message
+
+
+def test_a_stop_during_the_start_stops_what_was_started(world: World) -> None:
+    world.not_ready = {"model"}
+    world.supervise(("model",), ("web",))
+    world.becomes("model", "starting")
+    assert world.finish() is None
+    assert world.story == ["model started", "model asked", "model ended"]
+
+
+def test_what_ends_is_started_again_after_its_pause_and_not_before(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web",))
+    for restarts, pause_s in enumerate([0.5, 1.0, 2.0], 1):
+        world.process("web").end(1)
+        watched = world.becomes("web", "restarting")
+        assert watched.restart_at == world.now + pause_s
+        world.now += pause_s * 0.9
+        world.pass_event(watched, world.process("model"))
+        assert watched.process is None
+        world.now += pause_s * 0.1
+        world.becomes("web", "ready")
+        assert watched.restarts == restarts
+    assert world.story.count("web started") == 4
+    assert world.story.count("model started") == 1
+    assert world.finish() is None
+
+
+def test_a_crash_loop_is_given_up_while_the_others_stay(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web", "sick"))
+    for _ in range(4):
+        world.process("sick").end(-11)
+        world.now = world.becomes("sick", "restarting").restart_at or 0.0
+        world.becomes("sick", "ready")
+    world.process("sick").end(-11)
+    assert world.becomes("sick", "given up").process is None
+    assert world.watched("sick").restart_at is None
+    world.now += 10_000
+    world.process("web").end(1)  # and the loop goes on for the others
+    world.now = world.becomes("web", "restarting").restart_at or 0.0
+    world.becomes("web", "ready")
+    assert world.watched("model").state == "ready"
+    assert world.story.count("sick started") == 5
+    assert world.finish() is None
+
+
+def test_when_nothing_is_left_to_run_the_supervisor_says_so(world: World) -> None:
+    world.supervise_until_ready(("only",))
+    for _ in range(4):
+        world.process("only").end(1)
+        world.now = world.becomes("only", "restarting").restart_at or 0.0
+        world.becomes("only", "ready")
+    world.process("only").end(1)
+    error = world.finish(stop=False)
+    assert isinstance(error, SupervisorError)
+    assert "nothing is left" in error.message
+
+
+def test_a_restart_that_cannot_be_started_is_tried_again_and_takes_nothing_down(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web",))
+    world.missing = {"web"}
+    world.process("web").end(1)
+    world.now = world.becomes("web", "restarting").restart_at or 0.0
+    wait_for(lambda: world.error or len(world.watched("web").policy.ends) > 1, LIMIT_S)
+    assert world.error is None
+    world.missing.clear()
+    world.now = world.watched("web").restart_at or 0.0
+    world.becomes("web", "ready")
+    assert world.finish() is None
+
+
+def test_a_process_that_ignores_the_request_is_killed_and_the_rest_stops_in_order(world: World) -> None:
+    world.stubborn = {"web1"}
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    assert world.finish() is None
+    asked = world.story.index("web1 asked")
+    tail = world.story[asked:]
+    assert tail.index("web2 ended") < tail.index("web1 killed") < tail.index("model asked")
+    assert "web2 killed" not in tail
+
+
+def test_a_process_of_an_earlier_stage_that_ends_during_the_start_comes_back(world: World) -> None:
+    world.not_ready = {"web"}
+    world.supervise(("model",), ("web",))
+    world.becomes("web", "starting")
+    world.process("model").end(1)
+    world.now = world.becomes("model", "restarting").restart_at or 0.0
+    world.becomes("model", "ready")
+    world.not_ready.clear()
+    assert world.all_ready.wait(LIMIT_S)
+    assert world.finish() is None
+
+
+def test_a_late_readiness_of_a_process_that_has_ended_does_not_count(world: World) -> None:
+    world.supervise_until_ready(("model",))
+    first = world.process("model")
+    world.not_ready = {"model"}
+    first.end(1)
+    world.now = world.becomes("model", "restarting").restart_at or 0.0
+    watched = world.becomes("model", "starting")
+    world.pass_event(watched, first)
+    assert watched.state == "starting"
+    assert world.finish() is None

@@ -1,0 +1,104 @@
+"""The web worker's routes, over a real client and a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+
+from app import create_app
+from embeddingClient import EmbeddingClient
+from embedshare.errors import Overloaded
+from embedshare.settings import Settings
+from tests.processes import ModelServer
+
+
+@pytest.fixture
+def browser(model: EmbeddingClient) -> Iterator[FlaskClient]:
+    with create_app(model, Settings()).test_client() as client:
+        yield client
+
+
+def test_embeddings_are_the_model_s(browser: FlaskClient, reference: Any) -> None:
+    texts = ["one text", "", "漢字 😀"]
+    rows = np.array(browser.post("/embed", json={"texts": texts}).json["embeddings"])
+    assert (rows * reference.encode(texts)).sum(1).min() > 0.9999
+
+
+def test_no_texts_give_no_embeddings(browser: FlaskClient) -> None:
+    assert browser.post("/embed", json={"texts": []}).json == {"embeddings": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "the body must be JSON"),
+        (b"not json", "the body must be JSON"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b"{}", "missing required field `texts`"),
+        (b'{"texts": "one"}', "Expected `array`, got `str`"),
+        (b'{"texts": [1]}', "Expected `str`, got `int`"),
+        (b'{"texts": [null]}', "Expected `str`, got `null`"),
+        (b'{"texts": ["\xff"]}', "the body must be JSON"),
+        (b'{"texts": ["\\ud800"]}', "the body must be JSON"),
+    ],
+)
+def test_a_body_that_is_wrong_is_a_400_that_says_why(browser: FlaskClient, body: bytes, says: str) -> None:
+    response = browser.post("/embed", data=body)
+    assert response.status_code == 400
+    assert response.json["type"] == "InvalidInput"
+    assert says in response.json["error"]
+
+
+def test_too_much_is_a_413_that_names_the_limit(model: EmbeddingClient) -> None:
+    client = create_app(model, Settings(max_texts=2, max_message_bytes=70_000)).test_client()
+    many = client.post("/embed", json={"texts": ["a", "b", "c"]})
+    assert (many.status_code, "EMBEDDING_MAX_TEXTS allows 2" in many.json["error"]) == (413, True)
+    assert client.post("/embed", json={"texts": ["x" * 80_000]}).status_code == 413
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("get", "/nowhere", 404), ("get", "/embed", 405)])
+def test_http_errors_are_json(browser: FlaskClient, method: str, path: str, status: int) -> None:
+    response = getattr(browser, method)(path)
+    assert response.status_code == status
+    assert set(response.json) == {"error", "type"}
+
+
+def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
+    with ModelServer(tmp_path).client(EMBEDDING_FALLBACK="none") as away:
+        client = create_app(away, Settings()).test_client()
+        response = client.post("/embed", json={"texts": ["a"]})
+        assert (response.status_code, response.json["type"]) == (503, "ServerUnavailable")
+        assert "start_embedding_server.py" in response.json["error"]
+        health = client.get("/embedding/health")
+        assert health.status_code == 503
+        assert health.json["status"] == "degraded"
+        assert health.json["embedding_server"] == "disconnected"
+        assert health.json["ipc_enabled"] is False
+        assert health.json["error"]
+        assert client.get("/health").json == {"status": "ok"}
+
+
+class _Raising:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def encode(self, inputs: list[str]) -> Any:
+        raise self.error
+
+
+def test_an_overloaded_server_is_a_503_with_a_time_to_retry_after() -> None:
+    model: Any = _Raising(Overloaded("too much waits", retry_after_s=1.2))
+    response = create_app(model, Settings()).test_client().post("/embed", json={"texts": ["a"]})
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+
+
+def test_a_stack_trace_never_leaves() -> None:
+    model: Any = _Raising(ZeroDivisionError("a secret detail"))
+    response = create_app(model, Settings()).test_client().post("/embed", json={"texts": ["a"]})
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
