@@ -20,7 +20,7 @@ from loguru import logger
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
 from embedshare.quantization import PRECISIONS, quantize
-from embedshare.similarity import NAMES, similarity, similarity_pairwise
+from embedshare.similarity import NAMES, similarity, similarity_pairwise, unknown
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
@@ -185,7 +185,7 @@ class DropIn(abc.ABC):
     def similarity_fn_name(self, name: Any) -> None:
         value = getattr(name, "value", name)
         if value is not None and value not in NAMES:
-            raise InvalidInput(f"similarity_fn_name is {value!r}; allowed: {', '.join(NAMES)}")
+            raise unknown(value)
         self._similarity_fn_name = value
 
     @property

@@ -16,7 +16,7 @@ class EmbedshareError(Exception):
 
     http_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, **fields: Any) -> None:
+    def __init__(self, message: str, /, **fields: Any) -> None:
         super().__init__(message)
         self.message = message
         self.fields = fields

@@ -16,6 +16,10 @@ TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
     "tokenizer.model",
 )  # fmt: skip
+_CONFIGURATIONS = (
+    "modules.json", "config.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "tokenizer_config.json",
+)  # fmt: skip
 # Facts about how a folder was written, which copies of one model differ in; they do not move a vector.
 _VOLATILE_KEYS = frozenset(
     {
@@ -100,7 +104,7 @@ def _relevant_files(folder: Path) -> Iterator[Path]:
         weights = sorted(module.glob("*.safetensors")) or sorted(module.glob("*.bin"))
         tokenizer = module / "tokenizer.json"
         vocabulary = [tokenizer] if tokenizer.is_file() else [module / name for name in TOKENIZER_FILES]
-        configurations = [module / "modules.json", *sorted(module.glob("*config*.json"))]
+        configurations = [module / name for name in _CONFIGURATIONS]
         yield from (path for path in [*configurations, *vocabulary, *weights] if path.is_file())
 
 

@@ -1,4 +1,4 @@
-"""One line an event, on standard error: text for people, JSON for machines."""
+"""One line an event (a traceback adds its own), on standard error: text for people, JSON for machines."""
 
 from __future__ import annotations
 

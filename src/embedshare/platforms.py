@@ -59,10 +59,10 @@ def only_owner_can_read(path: Path) -> bool:
 
 
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    """The socket addresses of a host, the preferred one first. Raises OSError for a name that is not known.
+    """The socket addresses of a host, the preferred one first. Raises OSError for an unknown name.
 
-    Only a name that is neither a number nor localhost is looked up: the C library's resolver holds a lock that
-    a child forked meanwhile by another thread would wait for without end.
+    Only a name that is neither a number nor localhost is looked up: the C library's resolver holds a lock
+    that a child forked meanwhile by another thread would wait for without end.
     """
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]

@@ -20,6 +20,9 @@ def quantize(rows: np.ndarray, precision: str) -> np.ndarray:
     """
     if precision == "float32":
         return rows
+    if not len(rows):
+        dimension = rows.shape[1] if precision.endswith("int8") else (rows.shape[1] + 7) // 8
+        return np.empty((0, dimension), np.uint8 if precision.startswith("u") else np.int8)
     if precision == "ubinary":
         return np.packbits(rows > 0, axis=-1)
     if precision == "binary":

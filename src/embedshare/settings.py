@@ -7,14 +7,13 @@ here. The table in the README is made from this one (`python -m embedshare.setti
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from embedshare.errors import InvalidSetting
-
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 Parser = Callable[[str], Any]
 
@@ -43,7 +42,7 @@ def _text(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    if not text or not text.isascii() or " " in text:
+    if not text.isascii() or not text.isprintable() or " " in text or not text:
         raise ValueError("a host name or an address, in ASCII")
     return text
 
@@ -63,9 +62,13 @@ def _choice(*allowed: str) -> Parser:
 
 def _whole(low: int, high: int) -> Parser:
     def parse(text: str) -> int:
-        if not text.lstrip("+-").isdecimal() or not low <= int(text) <= high:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
             raise ValueError(f"a whole number from {low} to {high}")
-        return int(text)
+        return value
 
     return parse
 
@@ -263,7 +266,12 @@ class Settings:
 
     @property
     def on_loopback(self) -> bool:
-        return self.server_host in LOOPBACK_HOSTS or self.server_host.startswith("127.")
+        if self.server_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.server_host).is_loopback
+        except ValueError:
+            return False  # a name, which may come to mean any address
 
 
 def _parse(metadata: Mapping[str, Any], text: str) -> Any:

@@ -28,8 +28,10 @@ def similarity(name: str, first: Any, second: Any) -> Any:
         scores = (
             np.stack([-np.linalg.norm(b - row, axis=1) for row in a]) if len(a) else np.empty((0, len(b)))
         )
-    else:
+    elif name == "manhattan":
         scores = np.stack([-np.abs(b - row).sum(axis=1) for row in a]) if len(a) else np.empty((0, len(b)))
+    else:
+        raise unknown(name)
     return _as_tensor(scores.astype(np.float32, copy=False))
 
 
@@ -43,9 +45,16 @@ def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
         scores = (a * b).sum(axis=-1)
     elif name == "euclidean":
         scores = -np.sqrt(((a - b) ** 2).sum(axis=-1))
-    else:
+    elif name == "manhattan":
         scores = -np.abs(a - b).sum(axis=-1)
+    else:
+        raise unknown(name)
     return _as_tensor(np.asarray(scores, np.float32))
+
+
+def unknown(name: object) -> InvalidInput:
+    """The error for a measure that is none of NAMES."""
+    return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(NAMES)}")
 
 
 def _float32(embeddings: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`pip install .` in virtual environments of their own: a worker's base install, under each Python that is here."""
+"""`pip install .` in virtual environments of their own: a worker's base install, under each Python here."""
 
 from __future__ import annotations
 
@@ -122,6 +122,7 @@ get_embedding_model().encode(["one text", "and another"])
 loaded = [name for name in ("torch", "transformers", "faiss", "sentence_transformers") if name in sys.modules]
 assert not loaded, loaded
 import psutil
-print(psutil.Process().memory_info().rss / 1e6 if sys.platform == "win32" else psutil.Process().memory_full_info().uss / 1e6)
+process = psutil.Process()
+print((process.memory_info().rss if sys.platform == "win32" else process.memory_full_info().uss) / 1e6)
 """
     assert float(run_python(code, server.environment())) < 45

@@ -199,18 +199,21 @@ class Scheduler:
         started = self._clock()
         try:
             rows = self._run(batch.sequences)
+            _check_shape(rows, (len(batch.sequences), self._dimension))
         except OutOfMemory as error:
-            self._retry_halved(batch, error)
-            return
+            shortage = error
         except Exception as error:
             logger.exception("a batch of {} sequences failed", len(batch.sequences))
             failure = error if isinstance(error, EmbedshareError) else _engine_failed(error)
             self._fail_batch(batch, failure)
             return
         except BaseException:
-            self._fail_batch(batch, EngineFailed("the thread that computed this call was interrupted"))
+            self._fail_batch(batch, _interrupted())
             raise
-        self._deliver(batch, rows, started, self._clock())
+        else:
+            self._deliver(batch, rows, started, self._clock())
+            return
+        self._retry_halved(batch, shortage)
 
     def _deliver(self, batch: Batch, rows: np.ndarray, started: float, ended: float) -> None:
         at = 0
@@ -225,8 +228,11 @@ class Scheduler:
             counts.largest_batch_callers = max(counts.largest_batch_callers, callers)
             for request, positions in batch.parts:
                 ticket: _Ticket = request.ticket
-                ticket.rows[positions] = rows[at : at + len(positions)]
+                part = rows[at : at + len(positions)]
                 at += len(positions)
+                if ticket.error is not None:
+                    continue  # it expired meanwhile, and its thread has been told
+                ticket.rows[positions] = part
                 ticket.first_computed = ticket.first_computed or started
                 ticket.compute_s += ended - started
                 ticket.missing -= len(positions)
@@ -243,11 +249,22 @@ class Scheduler:
             return
         logger.warning("out of memory with {} sequences in a batch; trying halves", len(singles))
         middle = len(singles) // 2
-        for half in (singles[:middle], singles[middle:]):
-            parts = [(request, [position]) for request, position in half if not request.ticket.done]
-            tokens = sum(len(request.sequences[positions[0]]) for request, positions in parts)
-            if parts:
-                self._compute(Batch(parts, batch.interactive, tokens))
+        try:
+            for half in (singles[:middle], singles[middle:]):
+                self._compute_part(half, batch.interactive)
+        except BaseException:
+            self._fail_batch(batch, _interrupted())
+            raise
+
+    def _compute_part(self, singles: list[tuple[Request, int]], interactive: bool) -> None:
+        positions_of: dict[Request, list[int]] = {}
+        for request, position in singles:
+            if not request.ticket.done:
+                positions_of.setdefault(request, []).append(position)
+        if positions_of:
+            parts = list(positions_of.items())
+            tokens = sum(len(request.sequences[at]) for request, positions in parts for at in positions)
+            self._compute(Batch(parts, interactive, tokens))
 
     def _fail_batch(self, batch: Batch, error: EmbedshareError) -> None:
         with self._lock:
@@ -273,6 +290,15 @@ def _wake(ticket: _Ticket) -> None:
     woken."""
     if not ticket.leads:
         ticket.wake.release()
+
+
+def _check_shape(rows: np.ndarray, expected: tuple[int, int]) -> None:
+    if rows.shape != expected:
+        raise EngineFailed(f"the runtime returned rows of shape {rows.shape}, not {expected}")
+
+
+def _interrupted() -> EngineFailed:
+    return EngineFailed("the thread that computed this call was interrupted")
 
 
 def _engine_failed(error: Exception) -> EngineFailed:

@@ -47,7 +47,7 @@ def find(name: str) -> Path:
     Raises ModelNotFound, with where was looked and what to do, and WeightsCorrupted for weights of a package
     that are not the published ones.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # which leaves an unknown user's ~ as it is
     if folder.is_dir():
         if not (folder / "modules.json").is_file():
             raise ModelNotFound(f"{folder} is a folder, but no SentenceTransformer's: it has no modules.json")

@@ -72,12 +72,16 @@ def _check_published(settings: Settings) -> None:
 
 
 def _read(path: Path) -> bytes:
-    key = path.read_bytes().strip()  # bytes: a codec would be imported here, see transport.py on forks
-    if not platforms.only_owner_can_read(path):
+    try:
+        private = platforms.only_owner_can_read(path)
+        key = path.read_bytes().strip()  # bytes: a codec would be imported here, see platforms.py on forks
+    except (PermissionError, IsADirectoryError) as error:
+        raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
+    if not private:
         raise InsecureKey(
             f"others can read or own {path}; delete it and restart the model server for a new key"
         )
-    if len(key) < 32:
+    if len(key) < 32 or not key.isalnum():
         raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")
     return key
 
@@ -85,7 +89,7 @@ def _read(path: Path) -> bytes:
 def _create(path: Path) -> bytes:
     """Write a new key whole before it gets its name, so that no reader ever sees half of one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:

@@ -99,6 +99,8 @@ def encode(message: Call | Answer) -> bytes:
     except UnicodeEncodeError as error:
         texts = getattr(message, "texts", [])
         raise InvalidInput(_surrogate_message(texts, error)) from None
+    except OverflowError:
+        raise InvalidInput("a number is beyond 64 bits") from None
 
 
 def decode_call(data: bytes) -> Call:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import AuthenticationError, managers
 from multiprocessing import connection as stock
+from multiprocessing import managers
 from typing import Protocol
 
 from loguru import logger
 
-from embedshare.errors import EmbedshareError, EngineFailed, Overloaded, ProtocolError
+from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
 from embedshare.ipc import codec
-from embedshare.ipc.transport import SERIALIZER, Connection, Listener
+from embedshare.ipc.transport import REFUSALS, SERIALIZER, Connection, Listener
 
 #: Connections that have not yet proved to hold the key. More are turned away at once.
 MAX_UNAUTHENTICATED = 64
@@ -164,7 +164,7 @@ class CallServer(managers.Server):
             connection.set_deadline(time.monotonic() + self._handshake_s)
             stock.deliver_challenge(connection, self.authkey)  # type: ignore[arg-type]
             stock.answer_challenge(connection, self.authkey)  # type: ignore[arg-type]
-        except AuthenticationError:
+        except REFUSALS:
             logger.warning("a connection was turned away: it holds another key")
             return False
         finally:
@@ -184,5 +184,5 @@ class CallServer(managers.Server):
         try:
             connection.set_deadline(time.monotonic() + MESSAGE_S)
             connection.send_bytes(codec.encode(codec.failure(call_id, error)))
-        except OSError:
-            pass  # the caller is gone; nobody is left to tell
+        except (OSError, InvalidInput):
+            pass  # the caller is gone, or the message quotes what has no UTF-8 form: nothing can be told

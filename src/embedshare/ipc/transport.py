@@ -25,6 +25,10 @@ _HANDSHAKE_FRAME = 256  # what multiprocessing.connection itself allows before a
 _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one system call instead of two
 
 
+#: How the standard handshake says no: up to Python 3.11, to what is no handshake at all, by an assertion.
+REFUSALS = (AuthenticationError, AssertionError)
+
+
 class Connection:
     """One stream of messages.
 
@@ -49,7 +53,7 @@ class Connection:
         message = _LENGTH.pack(len(data)) + data
         if rows is not None and rows.nbytes <= _JOIN_BELOW:
             message, rows = message + rows, None
-        self._sock.settimeout(self._time_left())
+        self._sock.settimeout(_time_left(self._deadline))
         try:
             self._sock.sendall(message)
             if rows is not None:
@@ -100,8 +104,8 @@ class Connection:
         """
         if self._end > self._start:
             return False
-        self._sock.settimeout(0)  # with any other timeout Python itself would wait before it looks
         try:
+            self._sock.settimeout(0)  # with any other timeout Python itself would wait before it looks
             return self._sock.recv(1, socket.MSG_PEEK) == b""
         except (BlockingIOError, InterruptedError):
             return False
@@ -147,19 +151,20 @@ class Connection:
             self._end += received
 
     def _receive(self, into: memoryview) -> int:
-        self._sock.settimeout(self._time_left())
+        self._sock.settimeout(_time_left(self._deadline))
         try:
             return self._sock.recv_into(into)
         except TimeoutError:
             raise DeadlineExceeded("no answer in time") from None
 
-    def _time_left(self) -> float | None:
-        if self._deadline is None:
-            return None
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the call's time is over")
-        return left
+
+def _time_left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("the call's time is over")
+    return left
 
 
 class Listener:
@@ -189,12 +194,9 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
 
     Raises ServerUnavailable where none answers, AuthenticationFailed where the keys differ, DeadlineExceeded.
     """
-    left = None if deadline is None else deadline - time.monotonic()
-    if left is not None and left <= 0:
-        raise DeadlineExceeded("the call's time is over")
     host, port = address
     try:
-        connection = Connection(_connect(host, port, left))
+        connection = Connection(_connect(host, port, deadline))
     except TimeoutError:
         raise DeadlineExceeded(f"no connection to the model server at {host}:{port} in time") from None
     except OSError as error:
@@ -204,7 +206,7 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
     try:
         stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]
         stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]
-    except AuthenticationError:
+    except REFUSALS:
         connection.close()
         raise AuthenticationFailed(f"the model server at {host}:{port} holds another key") from None
     except (EOFError, OSError) as error:
@@ -220,17 +222,19 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
     return connection
 
 
-def _connect(host: str, port: int, timeout_s: float | None) -> socket.socket:
+def _connect(host: str, port: int, deadline: float | None) -> socket.socket:
     """A connected socket, through the first of the host's addresses that answers. Raises OSError."""
     failure: OSError | None = None
     for family, address in platforms.addresses(host, port):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = None
         try:
-            sock.settimeout(timeout_s)
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.settimeout(_time_left(deadline))
             sock.connect(address)
             return sock
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             failure = failure or error
     raise failure or OSError(f"{host} has no address")
 

@@ -163,7 +163,10 @@ class Supervisor:
                     return None
 
     def _start(self, watched: Watched) -> None:
-        watched.process = process = self._start_process(watched.spec)
+        try:
+            watched.process = process = self._start_process(watched.spec)
+        except OSError as error:
+            raise SupervisorError(f"{watched.spec.name} cannot be started: {error}") from None
         watched.state, watched.restart_at = "starting", None
         logger.info("{} starts, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
         name = watched.spec.name
@@ -178,7 +181,14 @@ class Supervisor:
 
     def _ask_until_ready(self, watched: Watched, process: Process) -> None:
         while watched.process is process and not self._stopping.wait(READY_EVERY_S):
-            if watched.spec.ready():
+            try:
+                ready = watched.spec.ready()
+            except (
+                Exception
+            ):  # a check of the door's own: it must not end this thread, nor pass for readiness
+                logger.exception("whether {} is ready could not be asked", watched.spec.name)
+                return
+            if ready:
                 self._events.put(_Ready(watched, process))
                 return
 
@@ -192,31 +202,29 @@ class Supervisor:
         if watched.process is not event.process:
             return
         watched.process = None
+        self._plan_restart(watched, f"{watched.spec.name} ended ({_how(event.code)})")
+
+    def _plan_restart(self, watched: Watched, what: str) -> None:
         pause_s = watched.policy.restart_in(self._clock())
-        said = "; it last said: " + " | ".join(last_lines(watched.spec.log, 3))
+        said = " | ".join(last_lines(watched.spec.log, 3))
         if pause_s is None:
-            watched.state = "given up"
-            logger.error(
-                "{} ends again and again ({}); given up. Its log, {}, ends with:\n{}",
-                watched.spec.name,
-                _how(event.code),
-                watched.spec.log,
-                "\n".join(last_lines(watched.spec.log)),
-            )
+            watched.state, watched.restart_at = "given up", None
+            last = "\n".join(last_lines(watched.spec.log))
+            logger.error("{}, again and again; given up. {} ends with:\n{}", what, watched.spec.log, last)
             if all(other.state == "given up" for other in self.watched):
                 raise SupervisorError("nothing is left that could be kept running")
             return
         watched.state, watched.restart_at = "restarting", self._clock() + pause_s
-        name = watched.spec.name
-        logger.warning(
-            "{} ended ({}); it is started again in {:g} s{}", name, _how(event.code), pause_s, said
-        )
+        logger.warning("{}; it is started again in {:g} s; it last said: {}", what, pause_s, said)
 
     def _restart_what_is_due(self) -> None:
         for watched in self.watched:
             if watched.restart_at is not None and watched.restart_at <= self._clock():
                 watched.restarts += 1
-                self._start(watched)
+                try:
+                    self._start(watched)
+                except SupervisorError as error:
+                    self._plan_restart(watched, error.message)
 
     def _stop_everything(self) -> None:
         """Stop the last stage first, so that what others depend on outlives them."""
