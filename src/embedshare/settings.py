@@ -1,7 +1,7 @@
 """Every setting: its name in the environment, its type, its default and what it means.
 
 Values come from the environment, else from a `.env` file in the working directory, else from the defaults
-here. The table in the README is made from this one (`python -m embedshare.settings`).
+here. The table in the README is made from this one (`python -m embedshare.settings README.md`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -301,5 +302,12 @@ def markdown_table() -> str:
     return "\n".join(lines)
 
 
+def write_table(document: Path) -> None:
+    """Put the table between the document's `settings` marks."""
+    before, begin, rest = document.read_text(encoding="utf8").partition("<!-- settings -->\n")
+    _, end, after = rest.partition("<!-- /settings -->")
+    document.write_text(f"{before}{begin}{markdown_table()}\n{end}{after}", encoding="utf8")
+
+
 if __name__ == "__main__":
-    print(markdown_table())
+    write_table(Path(sys.argv[1]))
