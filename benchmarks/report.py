@@ -12,6 +12,9 @@ from rich.table import Table as RichTable
 from benchmarks import plots, rows
 from benchmarks.figures import Section, Table
 
+#: A load average of more than this for each core, before the run, is somebody else's work.
+BUSY_PER_CORE = 0.25
+
 
 def sections(results: dict[str, Any]) -> list[Section]:
     """What was measured, in the order of the run."""
@@ -87,7 +90,13 @@ def _about(results: dict[str, Any]) -> list[str]:
     quick = "This was a quick run: one short round of everything, to see that it works." * (
         results["plan"]["name"] == "quick"
     )
-    return [*_markdown(table), *([f"**{quick}**", ""] if quick else [])]
+    notes = [quick] if quick else []
+    if (machine["load_average_before"] or 0) > BUSY_PER_CORE * (machine["cores"] or 1):
+        notes.append(
+            "The machine was busy with other work when this run began. That does not slow all competitors "
+            "alike, so these ratios do not stand: measure again on a quiet machine."
+        )
+    return [*_markdown(table), *(line for note in notes for line in (f"**{note}**", ""))]
 
 
 def _markdown(table: Table) -> list[str]:

@@ -10,9 +10,22 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.engine import weights
-from tests.processes import ModelServer
+from tests.processes import STARTED, ModelServer
+
+#: Where the servers run that last for the whole session.
+SESSION_FOLDERS = ("server0", "float320")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
+
+
+@pytest.fixture(autouse=True)
+def no_server_outlives_its_test() -> Iterator[None]:
+    """End the servers that a test has started and, failing, not stopped; the session's own stay."""
+    before = len(STARTED)
+    yield
+    for left in STARTED[before:]:
+        if not left.ended and left.folder.name not in SESSION_FOLDERS:
+            left.kill()
 
 
 @pytest.fixture(scope="session")

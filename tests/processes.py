@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +21,9 @@ from embedshare.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 T = TypeVar("T")
+#: Where this run's servers keep their converted model: the first converts it, the others start in a second.
+CACHE = tempfile.mkdtemp(prefix="embedshare-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -43,7 +49,17 @@ def environment(**settings: str) -> dict[str, str]:
     """This process's environment without its own embedshare settings, with `settings`, and offline."""
     ours = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SRC), **settings}
+    return {
+        **inherited,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(SRC),
+        "EMBEDDING_CACHE_DIR": CACHE,
+        **settings,
+    }
+
+
+#: Servers that were started; conftest.py ends those that a failed test has left.
+STARTED: list[ModelServer] = []
 
 
 class ModelServer:
@@ -56,12 +72,14 @@ class ModelServer:
         self.given = {
             "EMBEDDING_SERVER_PORT": str(self.port),
             "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
+            "EMBEDDING_CACHE_DIR": CACHE,
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait: bool = True) -> ModelServer:
         """Start it, and wait for its ready line."""
+        STARTED.append(self)
         with self.log.open("ab") as log:
             at = log.tell()
             self.process = subprocess.Popen(

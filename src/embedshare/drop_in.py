@@ -7,12 +7,13 @@ embeddings, images, moving to another device) is refused with NotServed, and say
 from __future__ import annotations
 
 import abc
+import functools
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 from loguru import logger
@@ -22,7 +23,31 @@ from embedshare.identity import ModelDescription
 from embedshare.quantization import PRECISIONS, quantize
 from embedshare.similarity import NAMES, similarity, similarity_pairwise, unknown
 
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _for_task(encode: Callable[_P, _T], task: str, prompt_names: tuple[str, ...]) -> Callable[_P, _T]:
+    """`encode`, with the first of these prompts that the model has where the caller names none."""
+
+    @functools.wraps(encode)
+    def encode_for_task(
+        self: Any,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if prompt_name is None and prompt is None:
+            prompt_name = next((name for name in prompt_names if name in self.prompts), None)
+        return self.encode(inputs, prompt_name, prompt, *args, **{"task": task, **kwargs})
+
+    encode_for_task.__name__ = f"encode_{task}"
+    encode_for_task.__doc__ = (
+        f"`encode` for a {task}: with the model's {task} prompt, unless another is given."
+    )
+    return cast("Callable[_P, _T]", encode_for_task)
 
 
 class Device(str):
@@ -121,35 +146,35 @@ class DropIn(abc.ABC):
             result = tensor if convert_to_tensor else list(tensor)
         return result[0] if single else result
 
-    def encode_query(
+    encode_query = _for_task(encode, "query", ("query",))
+    encode_document = _for_task(encode, "document", ("document", "passage", "corpus"))
+
+    def encode_multi_process(
         self,
-        inputs: Any = None,
+        sentences: list[str],
+        pool: dict[str, Any],
         prompt_name: str | None = None,
         prompt: str | None = None,
-        *args: Any,
-        **kwargs: Any,
+        batch_size: int = 32,
+        chunk_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        precision: str | None = "float32",
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
     ) -> Any:
-        """`encode` with the model's "query" prompt, unless another is given."""
-        if prompt_name is None and prompt is None and "query" in self.prompts:
-            prompt_name = "query"
-        return self.encode(inputs, prompt_name, prompt, *args, **{"task": "query", **kwargs})
-
-    def encode_document(
-        self,
-        inputs: Any = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """`encode` with the model's "document", "passage" or "corpus" prompt, unless another is given."""
-        if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
-        return self.encode(inputs, prompt_name, prompt, *args, **{"task": "document", **kwargs})
-
-    def encode_multi_process(self, sentences: list[str], pool: dict[str, Any], **kwargs: Any) -> Any:
         """`encode`; the server is the pool."""
-        return self.encode(sentences, pool=pool, **kwargs)
+        return self.encode(
+            sentences,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
+        )
 
     def start_multi_process_pool(self, target_devices: list[str] | None = None) -> dict[str, Any]:
         """A pool of no processes: the server already batches for all workers."""

@@ -228,6 +228,12 @@ class Settings:
         60.0,
         "Seconds after the return to the server until a worker lets its local model go",
     )
+    cache_dir: str | None = _setting(
+        "EMBEDDING_CACHE_DIR",
+        _optional_text,
+        None,
+        "Where converted models are kept for the next start; without one, this user's cache folder",
+    )
     log_format: str = _setting(
         "EMBEDDING_LOG_FORMAT", _choice("text", "json"), "text", "One line an event: text or json"
     )

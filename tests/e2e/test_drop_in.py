@@ -283,5 +283,5 @@ def test_the_signature_is_sentence_transformer_s(reference: Any, method: str) ->
     positional = [name for name, parameter in theirs.items() if parameter.kind is not parameter.VAR_KEYWORD]
     assert list(ours)[: len(positional)] == positional
     for name in positional:
-        if name != "inputs":  # may also be called sentences here, so it has a default
+        if name != "inputs":  # it may be called by its earlier name, so it has a default
             assert ours[name].default == theirs[name].default, name

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.engine.runtimes.packing import ROW_MULTIPLE, ROW_TOKENS, Packed, pack
+from embedshare.engine.runtimes.packing import ROW_MULTIPLE, ROW_TOKENS, Layout, Packed, pack
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 positions = st.sampled_from([0, 2])
@@ -20,7 +20,7 @@ def texts(lengths: list[int]) -> list[list[int]]:
 
 
 def packed(lengths: list[int], first_position: int = 0, one_text_a_row: bool = False) -> Packed:
-    result = pack(texts(lengths), first_position, one_text_a_row)
+    result = pack(texts(lengths), Layout(first_position, one_text_a_row))
     assert {array.dtype for array in result} == {np.dtype(np.int64)}
     assert result.input_ids.shape == result.position_ids.shape == result.segments.shape
     return result

@@ -10,27 +10,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from loguru import logger
 
-from embedshare.engine import weights
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
 from embedshare.engine.tokens import TextTokenizer
-from embedshare.errors import MissingDependency, TooLarge, UnsupportedModel
-from embedshare.identity import ModelDescription, check_identity, identity_of
+from embedshare.errors import MissingDependency, TooLarge
+from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
-
-#: What a runtime proves itself on: lengths from one word to several lines.
-_SAMPLE = [
-    "model",
-    "one model, many workers",
-    "How is an embedding shared between processes? " * 3,
-    "vector " * 60,
-]
 
 
 class Encoded(NamedTuple):
@@ -74,63 +64,21 @@ class Engine:
 
     @classmethod
     def load(cls, settings: Settings, device: str, expected_identity: str | None = None) -> Engine:
-        """Find, verify and load the model that the settings name, on `device`.
+        """Find, verify, load and warm up the model that the settings name, on `device`.
 
-        Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
-        anything is loaded, where the model is not of the vector space that `expected_identity` names.
+        Raises what `loading.load` raises.
         """
-        needed = [
-            name for name in ("torch", "sentence_transformers") if importlib.util.find_spec(name) is None
-        ]
-        if needed:
+        if importlib.util.find_spec("tokenizers") is None:
             raise MissingDependency(
-                f"a local model needs {' and '.join(needed)}, which this installation does not have: "
-                "pip install 'embedshare[server]'"
+                "a local model needs more than this installation has: pip install 'embedshare[server]'"
             )
+        from embedshare.engine import loading  # a base install does not have what this imports
+
         started = time.monotonic()
-        folder = weights.find(settings.model_name)
-        identity = identity_of(folder)
-        check_identity(expected_identity, identity, f"the model in {folder}")
-        engine = cls._from_folder(folder, identity, settings, device)
-        engine.encode(_SAMPLE)
-        described = engine.description
-        logger.debug(
-            "loaded {} ({}) on {} in {:.1f} s",
-            described.model_name, described.runtime, described.device, time.monotonic() - started,
-        )  # fmt: skip
+        engine = cls(*loading.load(settings, device, expected_identity), settings)
+        engine.encode(loading.SAMPLE)
+        logger.debug("loaded {} in {:.1f} s", settings.model_name, time.monotonic() - started)
         return engine
-
-    @classmethod
-    def _from_folder(cls, folder: Path, identity: str, settings: Settings, device: str) -> Engine:
-        from embedshare.engine.runtimes import (
-            embedder,
-        )  # torch and all: seconds, and only where a model is loaded
-        from embedshare.engine.runtimes.torch import resolve_device
-
-        device = resolve_device(device)
-        model = embedder.load(folder, device, settings.trust_remote_code)
-        max_seq_length, dimension = model.max_seq_length, model.get_embedding_dimension()
-        if max_seq_length is None or dimension is None:
-            raise UnsupportedModel(
-                f"the model in {folder} does not say its longest sequence or its dimensions"
-            )
-        tokenizer = TextTokenizer(folder, max_seq_length, getattr(model[0], "do_lower_case", False))
-        runtime = _runtime(model, settings, device, tokenizer(_SAMPLE))
-        description = ModelDescription(
-            identity=identity,
-            model_name=settings.model_name,
-            dimension=dimension,
-            max_seq_length=max_seq_length,
-            prompts={name: prompt or "" for name, prompt in model.prompts.items()},
-            default_prompt_name=model.default_prompt_name,
-            similarity_fn_name=model.similarity_fn_name,
-            tokenizer_inputs=list(model.tokenizer.model_input_names),
-            padding_token_id=getattr(model.tokenizer, "pad_token_id", None) or 0,
-            device=runtime.device,
-            dtype=runtime.dtype,
-            runtime=runtime.name,
-        )
-        return cls(runtime, tokenizer, description, settings)
 
     def encode(
         self,
@@ -217,26 +165,3 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _runtime(model: Any, settings: Settings, device: str, sample: list[list[int]]) -> Runtime:
-    """OpenVINO on a CPU where it is installed and fits the model, else torch."""
-    if settings.runtime == "openvino" and device != "cpu":
-        raise UnsupportedModel(
-            f"EMBEDDING_RUNTIME is openvino, which serves CPUs; EMBEDDING_DEVICE is {device}"
-        )
-    from embedshare.engine.runtimes.torch import TorchRuntime, resolve_dtype
-
-    wants_openvino = settings.runtime == "openvino" or (settings.runtime == "auto" and device == "cpu")
-    if wants_openvino and importlib.util.find_spec("openvino") is not None:
-        from embedshare.engine.runtimes.openvino import OpenVinoRuntime
-
-        try:
-            return OpenVinoRuntime(model, settings.dtype, sample)
-        except UnsupportedModel as error:
-            if settings.runtime == "openvino":
-                raise
-            logger.info("{}; torch runs it instead", error)
-    elif settings.runtime == "openvino":
-        raise MissingDependency("EMBEDDING_RUNTIME is openvino, which is not installed: pip install openvino")
-    return TorchRuntime(model, resolve_dtype(settings.dtype, device), sample)

@@ -8,7 +8,6 @@ first that agrees is used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,13 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.utils import logging as transformers_logging
 
-from embedshare.engine.runtimes.packing import Packed, pack
+from embedshare.engine.facts import ModelFacts
+from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import UnsupportedModel
 
 #: The smallest cosine between two forms of one model in float32.
 _SAME = 0.99999
 _MASKED = -30000.0  # as good as minus infinity, and finite in float16 too
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model wants its batches laid out."""
-
-    first_position: int
-    one_text_a_row: bool
-
-    def __call__(self, sequences: list[list[int]]) -> Packed:
-        return pack(sequences, self.first_position, self.one_text_a_row)
 
 
 class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed: minutes and gigabytes
@@ -93,6 +82,27 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
     return model
 
 
+def facts_of(model: SentenceTransformer) -> ModelFacts:
+    """What the model says of itself; its layout is not known yet.
+
+    Raises UnsupportedModel where it says too little.
+    """
+    max_seq_length, dimension = model.max_seq_length, model.get_embedding_dimension()
+    if max_seq_length is None or dimension is None:
+        raise UnsupportedModel("the model does not say its longest sequence or its dimensions")
+    return ModelFacts(
+        dimension=dimension,
+        max_seq_length=max_seq_length,
+        lowercase=bool(getattr(model[0], "do_lower_case", False)),
+        prompts={name: prompt or "" for name, prompt in model.prompts.items()},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        tokenizer_inputs=list(model.tokenizer.model_input_names),
+        padding_token_id=getattr(model.tokenizer, "pad_token_id", None) or 0,
+        layout=None,
+    )
+
+
 def find_layout(model: SentenceTransformer, embedder: Embedder, sample: list[list[int]]) -> Layout | None:
     """The layout in which `embedder` agrees with the model's own forward, packed if possible; None if none
     does."""
@@ -103,7 +113,9 @@ def find_layout(model: SentenceTransformer, embedder: Embedder, sample: list[lis
             layout = Layout(first_position, one_text_a_row)
             try:
                 with torch.inference_mode():
-                    found = embedder(*(torch.from_numpy(array).to(model.device) for array in layout(sample)))
+                    found = embedder(
+                        *(torch.from_numpy(array).to(model.device) for array in pack(sample, layout))
+                    )
             except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
                 logger.debug("layout {} does not run: {}", layout, error)
                 continue

@@ -16,6 +16,15 @@ ROW_MULTIPLE = 16
 ROW_TOKENS = 256
 
 
+class Layout(NamedTuple):
+    """How a model wants its batches laid out."""
+
+    first_position: int = 0
+    """What it counts positions from."""
+    one_text_a_row: bool = False
+    """Plain padding, for models whose attention knows places by column."""
+
+
 class Packed(NamedTuple):
     """A batch as the model takes it.
 
@@ -35,12 +44,9 @@ class Packed(NamedTuple):
     """(texts, longest) where each text's tokens stand in the flattened rows, -1 after its end."""
 
 
-def pack(sequences: list[list[int]], first_position: int = 0, one_text_a_row: bool = False) -> Packed:
-    """Lay texts out in rows, longest first, each in the first row that has room.
-
-    `first_position`: what the model counts positions from. `one_text_a_row`: plain padding, for models whose
-    attention knows places by column.
-    """
+def pack(sequences: list[list[int]], layout: Layout) -> Packed:
+    """Lay texts out in rows, longest first, each in the first row that has room."""
+    first_position, one_text_a_row = layout
     lengths = [len(ids) for ids in sequences]
     longest = max(lengths)
     row_of, column_of, filled = _fill_rows(lengths, 0 if one_text_a_row else max(longest, ROW_TOKENS))

@@ -7,7 +7,8 @@ import torch
 from loguru import logger
 from sentence_transformers import SentenceTransformer
 
-from embedshare.engine.runtimes.embedder import Embedder, Layout, find_layout, plain_forward
+from embedshare.engine.runtimes.embedder import Embedder, plain_forward
+from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import OutOfMemory
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,15 +44,17 @@ class TorchRuntime:
     name = "torch"
     parallel = 1
 
-    def __init__(self, model: SentenceTransformer, dtype: str, sample: list[list[int]]) -> None:
+    def __init__(
+        self, model: SentenceTransformer, embedder: Embedder, layout: Layout | None, dtype: str
+    ) -> None:
         self.device = str(model.device)
         self.dtype = dtype
         on_gpu = self.device.startswith("cuda")
         self.interactive_budget = 4096 if on_gpu else 512
         self.bulk_budget = 16_384 if on_gpu else 2048
         self._model = model
-        self._embedder = Embedder(model).eval()
-        self._layout: Layout | None = find_layout(model, self._embedder, sample)
+        self._embedder = embedder
+        self._layout = layout
         if self._layout is None:
             logger.info("the model does not take packed batches; they are padded instead")
         self._embedder.transformer.to(_DTYPES[dtype])
@@ -63,7 +66,9 @@ class TorchRuntime:
         try:
             if self._layout is None:
                 return plain_forward(self._model, sequences)
-            arrays = [torch.from_numpy(array).to(self._model.device) for array in self._layout(sequences)]
+            arrays = [
+                torch.from_numpy(array).to(self._model.device) for array in pack(sequences, self._layout)
+            ]
             with torch.inference_mode():
                 vectors: np.ndarray = self._embedder(*arrays).float().cpu().numpy()
             return vectors

@@ -1,0 +1,143 @@
+"""Settings to a loaded model: where its weights are, what it is, and which runtime is to run it.
+
+On a CPU OpenVINO runs the model: from a graph that an earlier start kept, which takes about a second and no
+torch, else from one that is converted now. Everything else is torch's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import platformdirs
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.engine import weights
+from embedshare.engine.facts import ModelFacts
+from embedshare.engine.graphs import GraphCache
+from embedshare.engine.runtimes.interface import Runtime
+from embedshare.engine.tokens import TextTokenizer
+from embedshare.errors import MissingDependency, UnsupportedModel
+from embedshare.identity import ModelDescription, check_identity, identity_of
+from embedshare.settings import Settings
+
+#: What a runtime proves itself on: lengths from one word to several lines.
+SAMPLE = [
+    "model",
+    "one model, many workers",
+    "How is an embedding shared between processes? " * 3,
+    "vector " * 60,
+]
+
+
+class LoadedModel(NamedTuple):
+    """What an engine is made of."""
+
+    runtime: Runtime
+    tokenizer: TextTokenizer
+    description: ModelDescription
+
+
+def load(settings: Settings, device: str, expected_identity: str | None) -> LoadedModel:
+    """Find, verify and load the model that the settings name, on `device`.
+
+    Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
+    anything is loaded, where the model is not of the vector space that `expected_identity` names.
+    """
+    folder = weights.find(settings.model_name)
+    identity = identity_of(folder)
+    check_identity(expected_identity, identity, f"the model in {folder}")
+    if device == "auto" and not platforms.may_have_gpu():
+        device = "cpu"
+    runtime, facts = _kept(settings, device, identity) or _made(settings, device, identity, folder)
+    described = facts.description(identity, settings.model_name, runtime.device, runtime.dtype, runtime.name)
+    return LoadedModel(runtime, _tokenizer(folder, facts), described)
+
+
+def _kept(settings: Settings, device: str, identity: str) -> tuple[Runtime, ModelFacts] | None:
+    """A runtime over the graph that an earlier start has kept."""
+    if not _wants_openvino(settings, device):
+        return None
+    from embedshare.engine.runtimes.openvino import OpenVinoRuntime
+
+    cache = _graph_cache(settings)
+    found = cache.find(identity)
+    if found is None:
+        return None
+    graph, facts = found
+    if facts.layout is None:
+        return None
+    try:
+        return OpenVinoRuntime(graph, facts.layout, settings.dtype), facts
+    except RuntimeError as error:
+        logger.warning("the converted graph in {} does not load and is made anew: {}", graph.parent, error)
+        cache.forget(identity)
+        return None
+    except UnsupportedModel as error:
+        if settings.runtime == "openvino":
+            raise
+        logger.info("{}; torch runs it instead", error)
+        return None
+
+
+def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple[Runtime, ModelFacts]:
+    """A runtime over the model itself, loaded with torch."""
+    _require("torch", "sentence_transformers")
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.torch import TorchRuntime, resolve_device, resolve_dtype
+
+    device = resolve_device(device)
+    if settings.runtime == "openvino" and device != "cpu":
+        raise UnsupportedModel(f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}")
+    model = embedders.load(folder, device, settings.trust_remote_code)
+    embedder = embedders.Embedder(model).eval()
+    facts = embedders.facts_of(model)
+    sample = _tokenizer(folder, facts)(SAMPLE)
+    facts = msgspec.structs.replace(facts, layout=embedders.find_layout(model, embedder, sample))
+    if _wants_openvino(settings, device):
+        from embedshare.engine.runtimes.conversion import convert
+        from embedshare.engine.runtimes.openvino import OpenVinoRuntime, write_graph
+
+        try:
+            if facts.layout is None:
+                raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
+            graph = convert(model, embedder, facts.layout, sample)
+            runtime = OpenVinoRuntime(graph, facts.layout, settings.dtype)
+            _graph_cache(settings).keep(identity, facts, lambda path: write_graph(graph, path))
+            return runtime, facts
+        except UnsupportedModel as error:
+            if settings.runtime == "openvino":
+                raise
+            logger.info("{}; torch runs it instead", error)
+    return TorchRuntime(model, embedder, facts.layout, resolve_dtype(settings.dtype, device)), facts
+
+
+def _wants_openvino(settings: Settings, device: str) -> bool:
+    if settings.runtime == "torch" or device != "cpu":
+        return False
+    if settings.runtime == "openvino":
+        _require("openvino")
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _graph_cache(settings: Settings) -> GraphCache:
+    from embedshare.engine.runtimes.openvino import VERSION
+
+    folder = settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False)
+    return GraphCache(Path(folder) / "graphs", VERSION)
+
+
+def _tokenizer(folder: Path, facts: ModelFacts) -> TextTokenizer:
+    return TextTokenizer(folder, facts.max_seq_length, facts.lowercase)
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependency(
+            f"a local model needs {' and '.join(missing)}, which this installation does not have: "
+            "pip install 'embedshare[server]'"
+        )
