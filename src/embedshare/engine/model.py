@@ -10,17 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from loguru import logger
 
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
-from embedshare.engine.tokens import TextTokenizer
 from embedshare.errors import MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
+
+if TYPE_CHECKING:
+    from embedshare.engine.tokens import TextTokenizer
 
 
 class Encoded(NamedTuple):

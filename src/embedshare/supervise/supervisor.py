@@ -126,6 +126,7 @@ class Supervisor:
             if isinstance(event, _Ready):
                 self._note_ready(event)
             elif isinstance(event, _Ended) and event.watched in stage:
+                event.watched.process = None
                 raise SupervisorError(_did_not_start(event))
             elif isinstance(event, _Ended):
                 self._ended(event)
