@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +69,31 @@ def only_owner_can_read(path: Path) -> bool:
         return True
     status = path.stat()
     return status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+    """Set SO_RCVTIMEO or SO_SNDTIMEO; 0 waits for ever.
+
+    A wait that is over raises BlockingIOError, on Windows TimeoutError.
+    """
+    if sys.platform == "win32":
+        value = struct.pack("L", math.ceil(seconds * 1e3))
+    else:
+        microseconds = math.ceil(seconds * 1e6)
+        value = struct.pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
+    sock.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+def peer_closed(sock: socket.socket) -> bool:
+    """Whether the other end has closed a blocking socket, without waiting and without taking data from it."""
+    try:
+        if sys.platform == "win32":
+            return bool(select.select([sock], [], [], 0)[0]) and sock.recv(1, socket.MSG_PEEK) == b""
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except (OSError, ValueError):  # ValueError: select of a socket that this end has closed
+        return True
 
 
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:

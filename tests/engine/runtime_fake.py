@@ -57,7 +57,8 @@ def rows_of(sequences: list[list[int]]) -> np.ndarray:
 
 def scheduler(run: Callable[[list[list[int]]], np.ndarray], **options: Any) -> Scheduler:
     given = {"permits": 1, "interactive_budget": 1000, "bulk_budget": 1000, "max_waiting_tokens": 100_000}
-    return Scheduler(run, DIMENSION, **{**given, **options})
+    merged = {**given, **options}
+    return Scheduler(run, DIMENSION, **{"leaders": merged["permits"], **merged})
 
 
 def compute(

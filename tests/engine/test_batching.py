@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.engine.batching import BULK_PATIENCE_S, INTERACTIVE_TOKENS, Batch, Request, Waiting
+from embedshare.engine.batching import BULK_PATIENCE_S, INTERACTIVE_TOKENS, Batch, Lane, Request, Waiting
 
 FAR = 1e9
 BULK = INTERACTIVE_TOKENS + 1
@@ -21,6 +21,16 @@ def request(*lengths: int, caller: int = 1, enqueued: float = 0.0) -> Request:
     return Request([[7] * length for length in lengths], caller, enqueued, FAR)
 
 
+def next_batch(queue: Waiting, now: float) -> Batch | None:
+    """The batch of the lane that is to be served first."""
+    return next((queue.next_batch(lane, now) for lane in queue.lanes(now)), None)
+
+
+def lane_of(batch: Batch | None) -> Lane:
+    assert batch is not None
+    return batch.parts[0][0].lane
+
+
 def waiting(*requests: Request, interactive_budget: int = 100, bulk_budget: int = 1000) -> Waiting:
     queue = Waiting(interactive_budget, bulk_budget)
     for one in requests:
@@ -30,7 +40,7 @@ def waiting(*requests: Request, interactive_budget: int = 100, bulk_budget: int 
 
 def drain(queue: Waiting, now: float = 0.0, step: float = 0.0) -> list[Batch]:
     batches = []
-    while batch := queue.next_batch(now):
+    while batch := next_batch(queue, now):
         batches.append(batch)
         now += step
         assert len(batches) < 10_000
@@ -55,7 +65,7 @@ def test_every_sequence_comes_out_exactly_once(
     )
     assert out == Counter((id(one), at) for one in requests for at in range(len(one.sequences)))
     assert queue.tokens == 0
-    assert not queue
+    assert not list(queue)
     assert list(queue) == []
 
 
@@ -71,8 +81,11 @@ def test_a_batch_keeps_its_budget_unless_it_is_one_long_sequence(
     before = queue.tokens
     for batch in drain(queue):
         assert batch.tokens == sum(map(len, batch.sequences)) > 0
-        assert batch.tokens <= (interactive if batch.interactive else bulk) or len(batch.sequences) == 1
-        assert all(one.interactive == batch.interactive for one, _ in batch.parts)
+        assert (
+            batch.tokens <= (interactive if lane_of(batch) is Lane.INTERACTIVE else bulk)
+            or len(batch.sequences) == 1
+        )
+        assert all(one.lane is lane_of(batch) for one, _ in batch.parts)
         before -= batch.tokens
     assert before == 0
 
@@ -91,7 +104,7 @@ def test_what_is_removed_is_not_counted_and_never_comes(
     requests = [request(*lengths, caller=caller) for lengths, caller in mix]
     queue = waiting(*requests)
     for _ in range(data.draw(st.integers(0, 3))):
-        queue.next_batch(0.0)
+        next_batch(queue, 0.0)
     gone = data.draw(st.sampled_from(requests))
     queue.remove(gone)
     queue.remove(gone)  # a second time changes nothing
@@ -103,8 +116,8 @@ def test_what_is_removed_is_not_counted_and_never_comes(
 
 
 def test_requests_are_interactive_up_to_the_limit() -> None:
-    assert request(INTERACTIVE_TOKENS // 2, INTERACTIVE_TOKENS // 2).interactive
-    assert not request(INTERACTIVE_TOKENS, 1).interactive
+    assert request(INTERACTIVE_TOKENS // 2, INTERACTIVE_TOKENS // 2).lane is Lane.INTERACTIVE
+    assert request(INTERACTIVE_TOKENS, 1).lane is Lane.BULK
 
 
 def test_interactive_goes_before_bulk_that_came_first() -> None:
@@ -117,16 +130,16 @@ def test_bulk_that_was_passed_over_for_long_goes_first_once() -> None:
     queue = waiting(bulk, *(request(90, caller=2) for _ in range(6)), bulk_budget=400)
     late = BULK_PATIENCE_S
     times = [0.0, late * 0.9, late, late * 1.5, late * 1.9, late * 2.1, late * 2.2]
-    kinds = [queue.next_batch(now).interactive for now in times]
+    kinds = [lane_of(next_batch(queue, now)) is Lane.INTERACTIVE for now in times]
     assert kinds == [True, True, False, True, True, False, True]
 
 
 def test_bulk_is_patient_from_the_moment_it_came_not_from_the_last_bulk() -> None:
     queue = waiting(request(BULK))
-    assert not queue.next_batch(0.0).interactive
+    assert lane_of(next_batch(queue, 0.0)) is Lane.BULK
     queue.append(request(BULK, enqueued=50.0))
     queue.append(request(3, enqueued=50.0))
-    assert queue.next_batch(50.0 + BULK_PATIENCE_S * 0.9).interactive
+    assert lane_of(next_batch(queue, 50.0 + BULK_PATIENCE_S * 0.9)) is Lane.INTERACTIVE
 
 
 @pytest.mark.parametrize("length", [40, 600])
@@ -151,7 +164,7 @@ def test_one_callers_requests_keep_their_order() -> None:
 def test_small_calls_of_many_callers_share_a_batch() -> None:
     (batch,) = drain(waiting(*(request(5, caller=caller) for caller in range(16))))
     assert sorted(served(batch)) == list(range(16))
-    assert (batch.tokens, batch.interactive) == (80, True)
+    assert (batch.tokens, lane_of(batch)) == (80, Lane.INTERACTIVE)
 
 
 def test_room_that_the_next_call_cannot_use_is_given_to_the_one_after() -> None:
@@ -167,12 +180,12 @@ def test_a_sequence_over_the_budget_comes_alone() -> None:
 def test_tokens_are_what_waits_not_what_is_computed() -> None:
     queue = waiting(request(60, 50))
     assert queue.tokens == 110
-    assert (queue.next_batch(0.0).tokens, queue.tokens) == (60, 50)
+    assert (next_batch(queue, 0.0).tokens, queue.tokens) == (60, 50)
     queue.append(request(7))
     assert queue.tokens == 57
 
 
 def test_nothing_comes_of_nothing() -> None:
     queue = waiting()
-    assert queue.next_batch(0.0) is None
-    assert (bool(queue), queue.tokens) == (False, 0)
+    assert next_batch(queue, 0.0) is None
+    assert (list(queue), queue.tokens) == ([], 0)

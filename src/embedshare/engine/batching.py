@@ -8,6 +8,7 @@ starves.
 
 from __future__ import annotations
 
+import enum
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,13 @@ from typing import Any
 INTERACTIVE_TOKENS = 512
 #: Bulk work that has been passed over for this long goes first once.
 BULK_PATIENCE_S = 0.25
+
+
+class Lane(enum.IntEnum):
+    """The two kinds of work."""
+
+    INTERACTIVE = 0
+    BULK = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -44,8 +52,8 @@ class Request:
         self.tokens = sum(lengths)
 
     @property
-    def interactive(self) -> bool:
-        return self.tokens <= INTERACTIVE_TOKENS
+    def lane(self) -> Lane:
+        return Lane.INTERACTIVE if self.tokens <= INTERACTIVE_TOKENS else Lane.BULK
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +61,6 @@ class Batch:
     """Sequences to compute together: `parts` says which positions of which request."""
 
     parts: list[tuple[Request, list[int]]]
-    interactive: bool
     tokens: int
 
     @property
@@ -61,7 +68,7 @@ class Batch:
         return [request.sequences[position] for request, positions in self.parts for position in positions]
 
 
-class _Lane:
+class _Queue:
     """Requests of one kind; callers take turns, one caller's requests keep their order."""
 
     def __init__(self) -> None:
@@ -119,49 +126,47 @@ class Waiting:
     """
 
     def __init__(self, interactive_budget: int, bulk_budget: int) -> None:
-        self._interactive_budget = interactive_budget
-        self._bulk_budget = bulk_budget
-        self._interactive = _Lane()
-        self._bulk = _Lane()
+        self._budgets = {Lane.INTERACTIVE: interactive_budget, Lane.BULK: bulk_budget}
+        self._queues = {lane: _Queue() for lane in Lane}
         self._bulk_served = 0.0
         self.tokens = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._interactive) or bool(self._bulk)
-
     def __iter__(self) -> Iterator[Request]:
-        yield from self._interactive
-        yield from self._bulk
+        for lane in Lane:
+            yield from self._queues[lane]
+
+    def of(self, lane: Lane) -> Iterator[Request]:
+        """What waits in a lane, in the order of its turns."""
+        return iter(self._queues[lane])
 
     def append(self, request: Request) -> None:
         """Let `request` wait."""
-        if not request.interactive and not self._bulk:
+        if request.lane is Lane.BULK and not self._queues[Lane.BULK]:
             self._bulk_served = request.enqueued
-        (self._interactive if request.interactive else self._bulk).append(request)
+        self._queues[request.lane].append(request)
         self.tokens += request.tokens
 
     def remove(self, request: Request) -> None:
         """Let go of what still waits of `request`, if anything does."""
-        if self._interactive.remove(request) or self._bulk.remove(request):
+        if self._queues[request.lane].remove(request):
             self.tokens -= sum(len(request.sequences[position]) for position in request.order)
             request.order = []
 
-    def next_batch(self, now: float) -> Batch | None:
-        """The batch to compute next, or None when nothing waits."""
-        patient = now - self._bulk_served < BULK_PATIENCE_S
-        if self._interactive and (not self._bulk or patient):
-            batch = self._cut(self._interactive, self._interactive_budget, True)
-        elif self._bulk:
-            batch = self._cut(self._bulk, self._bulk_budget, False)
-            self._bulk_served = now
-        else:
-            return None
-        self.tokens -= batch.tokens
-        return batch
+    def lanes(self, now: float) -> list[Lane]:
+        """The lanes in which something waits, the one to serve first at the front."""
+        waiting = [lane for lane in Lane if self._queues[lane]]
+        impatient = now - self._bulk_served >= BULK_PATIENCE_S
+        return waiting[::-1] if impatient else waiting
 
-    def _cut(self, lane: _Lane, budget: int, interactive: bool) -> Batch:
-        parts = lane.take(budget)
+    def next_batch(self, lane: Lane, now: float) -> Batch | None:
+        """The lane's batch to compute next, or None when nothing waits there."""
+        if not self._queues[lane]:
+            return None
+        if lane is Lane.BULK:
+            self._bulk_served = now
+        parts = self._queues[lane].take(self._budgets[lane])
         tokens = sum(
             len(request.sequences[position]) for request, positions in parts for position in positions
         )
-        return Batch(parts, interactive, tokens)
+        self.tokens -= tokens
+        return Batch(parts, tokens)

@@ -56,7 +56,8 @@ class Engine:
         self.scheduler = Scheduler(
             runtime.run,
             description.dimension,
-            permits=min(settings.max_concurrent_operations, runtime.parallel),
+            permits=settings.max_concurrent_operations,
+            leaders=runtime.parallel,
             interactive_budget=min(
                 runtime.interactive_budget, settings.max_batch_tokens or runtime.interactive_budget
             ),

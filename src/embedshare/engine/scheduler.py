@@ -1,9 +1,9 @@
 """Owns the queue, the semaphore and the clock: who computes what, and when.
 
-There is no thread of its own. A caller's thread that finds a free permit leads: it computes batches (its own
-work and whatever else is next) until its own call is done, then hands the permit to a thread that waits, or
-frees it. A call that comes alone is thus computed by the thread it came on and pays for no hand-over; sixteen
-that come together wait while one of them leads, and share its batches.
+There is no thread of its own. A caller's thread is made leader of its lane (interactive or bulk) where there
+is a permit for it: it computes batches of that lane, its own work and whatever is next, until its own call is
+done; then another that waits is made leader. A call that comes alone is computed by the thread it came on, and
+pays for no hand-over; sixteen that come together wait while one leads, and share its batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from loguru import logger
 
-from embedshare.engine.batching import Batch, Request, Waiting
+from embedshare.engine.batching import Batch, Lane, Request, Waiting
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
 
 RunBatch = Callable[[list[list[int]]], np.ndarray]
@@ -60,7 +60,7 @@ class Counts:
 
 
 class Scheduler:
-    """Computes rows for sequences through `run`, at most `permits` batches at once.
+    """Computes rows for sequences through `run`, at most `permits` batches at once, `leaders` of one lane.
 
     `run` takes token ids and returns float32 rows of shape (n, dimension).
     """
@@ -71,6 +71,7 @@ class Scheduler:
         dimension: int,
         *,
         permits: int,
+        leaders: int,
         interactive_budget: int,
         bulk_budget: int,
         max_waiting_tokens: int,
@@ -83,6 +84,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self._waiting = Waiting(interactive_budget, bulk_budget)
         self._permits = permits
+        self._leaders_left = dict.fromkeys(Lane, leaders)
         self._active = 0
         self.counts = Counts()
 
@@ -117,9 +119,7 @@ class Scheduler:
         with self._lock:
             self._admit(request)
             self._active += 1
-            if self._permits:
-                self._permits -= 1
-                ticket.leads = True
+            self._appoint()
         try:
             self._wait(request, ticket)
         finally:
@@ -145,7 +145,8 @@ class Scheduler:
         """Until the request is done: lead where there is a permit for it, else sleep."""
         while not ticket.done:
             if ticket.leads:
-                self._lead(ticket)
+                ticket.wake.acquire(blocking=False)  # it was released with the appointment
+                self._lead(request)
             elif not ticket.wake.acquire(
                 timeout=min(max(0.0, request.deadline - self._clock()), threading.TIMEOUT_MAX)
             ):
@@ -161,39 +162,55 @@ class Scheduler:
             self._active -= 1
             self._waiting.remove(request)
             if ticket.leads:
-                ticket.leads = False
-                self._pass_on()
+                self._step_down(request)
 
-    def _lead(self, ticket: _Ticket) -> None:
-        """Compute batches until this leader's own call is done."""
+    def _lead(self, request: Request) -> None:
+        """Compute batches of this leader's lane until its own call is done, or another is to lead."""
+        ticket: _Ticket = request.ticket
         while not ticket.done:
             with self._lock:
-                batch = self._next_batch()
-                if batch is None:  # the rest of this call is with another leader
-                    ticket.leads = False
-                    self._permits += 1
+                now = self._clock()
+                self._drop_the_late(now)
+                yields = ticket.done or self._other_lane_is_first(request.lane, now)
+                batch = None if yields else self._waiting.next_batch(request.lane, now)
+                if batch is None:
+                    self._step_down(request)
                     return
             self._compute(batch)
 
-    def _pass_on(self) -> None:
-        """Give a held permit to a thread whose work waits, or free it."""
-        for request in self._waiting:
-            ticket: _Ticket = request.ticket
-            if not ticket.leads:
-                ticket.leads = True
-                ticket.wake.release()
-                return
-        self._permits += 1
+    def _other_lane_is_first(self, lane: Lane, now: float) -> bool:
+        """Whether the other lane has the better claim to the only permit."""
+        first = next(iter(self._waiting.lanes(now)), lane)
+        return first is not lane and not self._permits and self._leaders_left[first] > 0
 
-    def _next_batch(self) -> Batch | None:
-        now = self._clock()
+    def _step_down(self, request: Request) -> None:
+        """Give the permit back, and let whoever is next lead. Called with the lock held."""
+        request.ticket.leads = False
+        self._permits += 1
+        self._leaders_left[request.lane] += 1
+        self._appoint()
+
+    def _appoint(self) -> None:
+        """Make leaders of requests that wait, as far as there are permits. Called with the lock held."""
+        for lane in self._waiting.lanes(self._clock()):
+            for request in self._waiting.of(lane):
+                if not self._permits or not self._leaders_left[lane]:
+                    break
+                ticket: _Ticket = request.ticket
+                if not ticket.leads:
+                    ticket.leads = True
+                    self._permits -= 1
+                    self._leaders_left[lane] -= 1
+                    ticket.wake.release()
+
+    def _drop_the_late(self, now: float) -> None:
+        """Compute nothing for those whose time is over or who have left."""
         for request in list(self._waiting):
             if request.deadline <= now:
                 self._expire(request)
             elif now - request.enqueued > _CHECK_CALLER_AFTER_S and request.ticket.is_gone():
                 self.counts.abandoned += 1
                 self._fail(request, DeadlineExceeded("the caller left before its answer was there"))
-        return self._waiting.next_batch(now)
 
     def _compute(self, batch: Batch) -> None:
         started = self._clock()
@@ -251,12 +268,12 @@ class Scheduler:
         middle = len(singles) // 2
         try:
             for half in (singles[:middle], singles[middle:]):
-                self._compute_part(half, batch.interactive)
+                self._compute_part(half)
         except BaseException:
             self._fail_batch(batch, _interrupted())
             raise
 
-    def _compute_part(self, singles: list[tuple[Request, int]], interactive: bool) -> None:
+    def _compute_part(self, singles: list[tuple[Request, int]]) -> None:
         positions_of: dict[Request, list[int]] = {}
         for request, position in singles:
             if not request.ticket.done:
@@ -264,7 +281,7 @@ class Scheduler:
         if positions_of:
             parts = list(positions_of.items())
             tokens = sum(len(request.sequences[at]) for request, positions in parts for at in positions)
-            self._compute(Batch(parts, interactive, tokens))
+            self._compute(Batch(parts, tokens))
 
     def _fail_batch(self, batch: Batch, error: EmbedshareError) -> None:
         with self._lock:

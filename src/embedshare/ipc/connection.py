@@ -87,7 +87,7 @@ class Connections:
 
     def _connection(self, deadline: float) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection.peer_closed():
+        if connection is None:
             connection = self._connect(deadline)
             self._local.connection = connection
             self._open.add(connection)

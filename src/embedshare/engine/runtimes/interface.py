@@ -17,7 +17,7 @@ class Runtime(Protocol):
     device: str
     dtype: str
     parallel: int
-    """Batches that are worth running side by side."""
+    """Batches of one lane that are worth running side by side; one of the other lane runs beside them."""
     interactive_budget: int
     bulk_budget: int
     """Tokens in one batch, at most, of each kind of work."""
