@@ -61,6 +61,21 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
     page.write_text("\n".join(lines), encoding="utf-8")
 
 
+def write_headlines(results: dict[str, Any], readme: Path) -> None:
+    """Put the ratios between the README's `figures` marks, with where they were measured."""
+    machine, when = results["machine"], results["when"]
+    headlines = [list(line) for section in sections(results) for line in section.headlines]
+    lines = [
+        f"One run of `python -m benchmarks`, {when}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{results['server']}. How each was measured, and more: [docs/benchmarks.md](docs/benchmarks.md).",
+        "",
+        *_markdown(Table(["embedshare", "in this run"], headlines, ("in this run",))),
+    ]
+    before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- /figures -->")
+    readme.write_text(before + begin + "\n".join(lines) + end + after, encoding="utf-8")
+
+
 def _about(results: dict[str, Any]) -> list[str]:
     machine = results["machine"]
     versions = [f"{name} {version}" for name, version in machine["versions"].items() if version]

@@ -1,6 +1,7 @@
 """One run, from the arguments to the report.
 
-`python -m benchmarks` writes benchmarks/results.json, docs/benchmarks.md and docs/benchmarks/*.svg.
+`python -m benchmarks` writes benchmarks/results.json, docs/benchmarks.md, docs/benchmarks/*.svg and the
+README's figures.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     page = (out or paths.DOCS) / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     report.write(results, page, page.with_suffix(""))
+    if not given.output:
+        report.write_headlines(results, paths.ROOT / "README.md")
     report.show(results, console)
     console.print(f"{results_file}\n{page}")
     return 0

@@ -142,15 +142,22 @@ def _health_then_call(caller: Caller) -> bool:
     return True
 
 
-def model_server(folder: Path) -> Server:
-    """Our model server as an operator starts it."""
+def model_server(folder: Path, cache: str = "cache") -> Server:
+    """Our model server as an operator starts it.
+
+    Converted models are kept in `folder / cache`: with a new name it is a first start on a machine.
+    """
     port, key_file = free_port(), str(folder / "authkey")
     return Server(
         "embedshare",
         [sys.executable, str(paths.ROOT / "start_embedding_server.py")],
         EmbedshareCaller(port, key_file),
         folder,
-        {"EMBEDDING_SERVER_PORT": str(port), "EMBEDDING_AUTHKEY_FILE": key_file},
+        {
+            "EMBEDDING_SERVER_PORT": str(port),
+            "EMBEDDING_AUTHKEY_FILE": key_file,
+            "EMBEDDING_CACHE_DIR": str(folder / cache),
+        },
         answers=_health_then_call,
     )
 

@@ -21,10 +21,12 @@ MIB = 1 << 20
 
 
 def steps(bench: Bench) -> int:
-    return 2 * len(bench.plan.workers)
+    return 2 * len(bench.plan.workers) + 1
 
 
 def measure(bench: Bench) -> dict[str, Any]:
+    with bench.step("memory: the first start of all, which converts the model"):
+        first_server_mb = _shared(bench, 1)["server_mb"]
     rows = []
     for workers in bench.plan.workers:
         with bench.step(f"memory: {workers} workers with the client"):
@@ -32,7 +34,12 @@ def measure(bench: Bench) -> dict[str, Any]:
         with bench.step(f"memory: {workers} workers with a model each"):
             theirs = _total(bench, "local", workers, None, [])
         rows.append({"workers": workers, "shared": ours, "local": theirs})
-    return {"unit": "PSS" if psutil.LINUX else "USS", "texts": TEXTS, "rows": rows}
+    return {
+        "unit": "PSS" if psutil.LINUX else "USS",
+        "texts": TEXTS,
+        "first_server_mb": first_server_mb,
+        "rows": rows,
+    }
 
 
 def section(data: dict[str, Any]) -> Section:
@@ -67,7 +74,9 @@ def section(data: dict[str, Any]) -> Section:
             "machine gives up; it is summed while nothing else of the benchmark runs."
             if data["unit"] == "PSS"
             else "USS leaves out pages that processes share."
-        ),
+        )
+        + " The server has run on this machine before; at its first start of all, which converts the model, "
+        f"it holds {data['first_server_mb']:,.0f} MB.",
         [table],
         [(f"Memory of {most['workers']} workers, against a model in each", f"{saved:.2f}x less")],
         [

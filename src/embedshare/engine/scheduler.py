@@ -2,8 +2,8 @@
 
 There is no thread of its own. A caller's thread is made leader of its lane (interactive or bulk) where there
 is a permit for it: it computes batches of that lane, its own work and whatever is next, until its own call is
-done; then another that waits is made leader. A call that comes alone is computed by the thread it came on, and
-pays for no hand-over; sixteen that come together wait while one leads, and share its batches.
+done; then another that waits is made leader. A call that comes alone is computed by the thread it came on,
+and pays for no hand-over; sixteen that come together wait while one leads, and share its batches.
 """
 
 from __future__ import annotations
