@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=_at_least_one, default=2, help="web workers to run (default: 2)")
     parser.add_argument(
-        "--port", type=int, default=5000, help="the first worker's port; the next get the next (5000)"
+        "--port", type=_port, default=5000, help="the first worker's port; the next get the next (5000)"
     )
     parser.add_argument("--src-dir", default="src", help="the folder with modelServer.py and app.py (src)")
     return parser
@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError("a whole number from 1 to 1000")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("a port, from 1 to 65535")
     return int(text)
 
 

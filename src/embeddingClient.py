@@ -21,9 +21,10 @@ import numpy as np
 from embedshare import platforms
 from embedshare.drop_in import DropIn
 from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
-from embedshare.fallback import Both, Failover, State, survive_fork
+from embedshare.fallback import Both, Failover, State
 from embedshare.identity import ModelDescription
-from embedshare.ipc import authkey, codec
+from embedshare.ipc import codec
+from embedshare.ipc.authkey import client_key
 from embedshare.ipc.connection import Connections
 from embedshare.settings import Settings
 
@@ -56,13 +57,14 @@ class EmbeddingClient(DropIn):
         super().__init__()
         settings = settings or Settings.load()
         if address is not None:
+            _check_address(address)
             settings = dataclasses.replace(settings, server_host=address[0], server_port=address[1])
         if authkey is not None:
             settings = dataclasses.replace(settings, authkey=_key_text(authkey))
         self._settings = settings
         self._failover = Failover(
             lambda on_connect: Connections(
-                settings.server_address, lambda: _client_key(settings), on_connect
+                settings.server_address, lambda: client_key(settings), on_connect, settings.max_message_bytes
             ),
             lambda expected: _load_engine(settings, expected),
             use_server=settings.use_ipc,
@@ -71,7 +73,6 @@ class EmbeddingClient(DropIn):
             retry_delay_s=retry_delay,
             local_release_s=settings.local_release_s,
         )
-        survive_fork(self._failover)
 
     def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
         """Float32 (n, dimension) for a list of n texts; (1, dimension) for one text, (0, dimension) for
@@ -214,6 +215,7 @@ class EmbeddingClient(DropIn):
         Raises TooLarge for a text that fits into none.
         """
         allowed = self._settings.max_message_bytes - 4096
+        most = min(PIECE_TEXTS, self._settings.max_texts)
         start, size = 0, 0
         for index, text in enumerate(texts):
             length = len(text) if text.isascii() else len(text.encode(errors="replace"))
@@ -221,19 +223,23 @@ class EmbeddingClient(DropIn):
                 raise TooLarge(
                     f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
                 )
-            if index > start and (size + length > PIECE_BYTES or index - start >= PIECE_TEXTS):
+            if index > start and (size + length > PIECE_BYTES or index - start >= most):
                 yield range(start, index)
                 start, size = index, 0
             size += length
         yield range(start, len(texts))
 
     def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
-        both = Both(
-            lambda call_id, left: codec.Tokenize(call_id, left, texts, prompt),
-            lambda value: [list(map(int, ids)) for ids in value],
-            lambda engine, deadline: engine.tokenize(texts, prompt),
-        )
-        return self._failover.call(both, time.monotonic() + self._settings.timeout_s)
+        ids: list[list[int]] = []
+        for piece in self._cut(texts):
+            part = texts[piece.start : piece.stop]
+            both = Both(
+                lambda call_id, left, part=part: codec.Tokenize(call_id, left, part, prompt),  # type: ignore[misc]
+                lambda value: [list(map(int, one)) for one in value],
+                lambda engine, deadline, part=part: engine.tokenize(part, prompt),  # type: ignore[misc]
+            )
+            ids += self._failover.call(both, time.monotonic() + self._settings.timeout_s)
+        return ids
 
     def _describe(self) -> ModelDescription:
         description = self._failover.description
@@ -290,8 +296,10 @@ def _new_lock_after_fork() -> None:
 platforms.after_fork_in_child(_new_lock_after_fork)
 
 
-def _client_key(settings: Settings) -> bytes:
-    return authkey.client_key(settings)
+def _check_address(address: Any) -> None:
+    host_and_port = isinstance(address, tuple | list) and len(address) == 2
+    if not host_and_port or not isinstance(address[0], str) or not isinstance(address[1], int):
+        raise InvalidInput(f'address is {address!r}; it must be a host and a port, as ("localhost", 5002)')
 
 
 def _key_text(key: bytes | str) -> str:

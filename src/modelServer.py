@@ -6,6 +6,7 @@ accepted.
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
 import threading
@@ -100,7 +101,7 @@ def serve(settings: Settings) -> None:
 
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, on_signal)
-    lifeline.follow(stop.set)
+    lifeline.follow(lambda: stop.set() if ready.is_set() else _thread.interrupt_main(signal.SIGTERM))
     key = authkey.server_key(settings)
     _check_port(settings)
     engine = Engine.load(settings, settings.device)

@@ -10,6 +10,7 @@ import abc
 import functools
 import importlib.util
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,17 +127,17 @@ class DropIn(abc.ABC):
         self._check_options(batch_size, output_value, precision, chunk_size, kwargs)
         self._note_device(device)
         single = isinstance(inputs, str)
-        texts = [inputs] if single else _as_texts(inputs)
+        texts = _as_texts([inputs] if single else inputs)
         resolved = self._resolve_prompt(prompt, prompt_name)
         if not texts:
             return _empty(convert_to_numpy, convert_to_tensor)
         rows = self._embed(
             texts,
             resolved,
-            normalize_embeddings,
-            self.truncate_dim if truncate_dim is None else truncate_dim,
+            bool(normalize_embeddings),
+            _whole("truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim),
             _wants_progress(show_progress_bar),
-            timeout,
+            _seconds(timeout),
         )
         result: Any = quantize(rows, precision or "float32")
         if convert_to_tensor or not convert_to_numpy:
@@ -281,6 +282,8 @@ class DropIn(abc.ABC):
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         if prompt is not None:
+            if not isinstance(prompt, str):
+                raise InvalidInput(f"prompt must be a str, got {prompt!r}")
             if prompt_name is not None:
                 warnings.warn("both prompt and prompt_name were given; prompt is used", stacklevel=3)
             return prompt
@@ -305,10 +308,10 @@ class DropIn(abc.ABC):
             )
         if precision is not None and precision not in PRECISIONS:
             raise InvalidInput(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
-        if batch_size <= 0:
-            raise InvalidInput(f"batch_size must be a positive integer, got {batch_size}")
-        if chunk_size is not None and chunk_size <= 0:
-            raise InvalidInput(f"chunk_size must be a positive integer, got {chunk_size}")
+        for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+            number = _whole(name, value)
+            if number is not None and number <= 0:
+                raise InvalidInput(f"{name} must be a positive integer, got {value}")
         unknown = sorted(set(kwargs) - {"task"})
         if "processing_kwargs" in unknown:
             raise NotServed("processing_kwargs changes the tokenizer, which all workers share")
@@ -348,7 +351,20 @@ def _as_texts(inputs: Any) -> list[str]:
                     f"item {index} is a {kind}; a shared model embeds single texts, not pairs or messages"
                 )
             raise InvalidInput(f"item {index} is a {kind}, not a str")
-    return texts
+    return [text if type(text) is str else str(text) for text in texts]
+
+
+def _whole(name: str, value: Any) -> int | None:
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise InvalidInput(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _seconds(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise InvalidInput(f"timeout must be a number of seconds, got {value!r}")
+    return value
 
 
 def _empty(convert_to_numpy: bool, convert_to_tensor: bool) -> Any:

@@ -44,6 +44,7 @@ PROBE_PAUSES_S = (0.5, 10.0)
 PROBE_TIMEOUT_S = 5.0
 #: After a local model could not be loaded, the next try waits this long.
 LOCAL_RETRY_S = 30.0
+_NOBODY_IN_TIME = DeadlineExceeded("the call's time was over before anybody answered")
 _FALLBACK_OFF = EmbedshareError("EMBEDDING_FALLBACK is none")
 
 
@@ -106,6 +107,7 @@ class Failover:
         self.fallbacks = 0
         self.returns = 0
         self._begin()
+        _living.add(self)
 
     def _begin(self) -> None:
         """The parts that hold threads and locks: made anew in a forked child, which has neither."""
@@ -113,6 +115,8 @@ class Failover:
         self._closing = threading.Event()
         self._loading: Future[Engine] | None = None
         self._local_failed: tuple[float, EmbedshareError] | None = None
+        self._release: threading.Timer | None = None
+        self._suspects = False
         self.state = State.CONNECTING if self._use_server else State.LOCAL
 
     def call(self, both: Both[T], deadline: float) -> T:
@@ -123,12 +127,14 @@ class Failover:
         """
         tries = 0
         while True:
-            if self.state is State.CLOSED:
-                raise ClientClosed("this client was closed; get_embedding_model() gives a new one")
+            self._check_open()
             if self.state in (State.FALLING_BACK, State.LOCAL):
                 engine = self._local(deadline)
                 if engine is not None:
                     return both.on_local(engine, deadline)
+                self._pause(
+                    0.0, deadline, DeadlineExceeded("the call's time was over before anybody answered")
+                )
                 continue  # the server is to be tried again
             try:
                 answer = both.read(self._connections.call(both.on_server, deadline))
@@ -139,6 +145,9 @@ class Failover:
             except (ModelMismatch, AuthenticationFailed, InsecureKey) as error:
                 self._change(State.REFUSED, error)
                 raise
+            except DeadlineExceeded:
+                self._see_whether_it_hangs()
+                raise
             except ServerUnavailable as error:
                 tries += 1
                 self._server_failed(error, tries, deadline)
@@ -148,6 +157,7 @@ class Failover:
 
     def ask_server(self, what: str, deadline: float) -> Any:
         """The server's own answer to a question of `codec.QUERIES`, tried once; no local model is asked."""
+        self._check_open()
         answer = self._connections.call(lambda call_id, left: Query(call_id, left, what), deadline)
         self._answered()
         return answer
@@ -184,6 +194,10 @@ class Failover:
                 check_identity(self.description.identity, description.identity, "the model server's model")
             self.description = description
 
+    def _check_open(self) -> None:
+        if self.state is State.CLOSED:
+            raise ClientClosed("this client was closed; get_embedding_model() gives a new one")
+
     def _answered(self) -> None:
         """The server has answered. While falling back, the probe is who decides on the return."""
         if self.state in (State.CONNECTING, State.REFUSED):
@@ -195,7 +209,9 @@ class Failover:
         Where nothing else can answer, a server that was there before is waited for until the deadline.
         """
         self.last_error = error.message
-        if tries >= self._max_retries:
+        first_retry = tries == 1 and self.state is State.CONNECTED  # as a rule it was restarted: go at once
+        pause_s = 0.0 if first_retry else self._retry_delay_s * random.uniform(0.5, 1.0)
+        if tries >= self._max_retries or time.monotonic() + pause_s >= deadline:
             no_local = self._recent_failure() if self._fall_back else _FALLBACK_OFF
             if no_local is None:
                 self._start_fallback(error)
@@ -204,8 +220,6 @@ class Failover:
                 raise no_local
             if self.description is None:
                 raise _nobody_answers(error, no_local)
-        first_retry = tries == 1 and self.state is State.CONNECTED  # as a rule it was restarted: go at once
-        pause_s = 0.0 if first_retry else self._retry_delay_s * random.uniform(0.5, 1.0)
         self._pause(pause_s, deadline, error)
 
     def _pause(self, seconds: float, deadline: float, error: EmbedshareError) -> None:
@@ -214,12 +228,14 @@ class Failover:
             raise error
         self._closing.wait(seconds)
 
-    def _start_fallback(self, error: ServerUnavailable) -> None:
+    def _start_fallback(self, error: EmbedshareError) -> None:
         with self._lock:
-            if self.state in (State.FALLING_BACK, State.CLOSED):
+            if self.state in (State.FALLING_BACK, State.CLOSED) or self._local_failed_lately():
                 return
             self.state = State.FALLING_BACK
             self.fallbacks += 1
+            if self._release is not None:
+                self._release.cancel()
         logger.warning(
             "the model server is away ({}); a local model stands in until it is back", error.message
         )
@@ -264,13 +280,17 @@ class Failover:
     def _recent_failure(self) -> EmbedshareError | None:
         """Why the local model did not load a short while ago: it is not tried again before long."""
         with self._lock:
-            if self._local_failed is None:
-                return None
-            failed_at, error = self._local_failed
-            return error if time.monotonic() - failed_at < LOCAL_RETRY_S else None
+            return self._local_failed_lately()
+
+    def _local_failed_lately(self) -> EmbedshareError | None:
+        if self._local_failed is None:
+            return None
+        failed_at, error = self._local_failed
+        return error if time.monotonic() - failed_at < LOCAL_RETRY_S else None
 
     def _load_local(self, loading: Future[Engine]) -> None:
         expected = self.description.identity if self.description is not None else None
+        started = time.monotonic()
         try:
             engine = self._load(expected)
         except Exception as error:
@@ -284,6 +304,7 @@ class Failover:
             loading.set_exception(failure)
         else:
             loading.set_result(engine)
+            logger.info("a local model is loaded, after {:.1f} s", time.monotonic() - started)
 
     def _find_the_way_back(self) -> None:
         """Probe until the server answers, return to it, and let the local model go after a while."""
@@ -292,18 +313,46 @@ class Failover:
             if self.state is not State.FALLING_BACK:
                 return
             pause_s = min(pause_s * 2, longest_s)
-            try:
-                self._connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
-            except EmbedshareError as error:
-                refused = isinstance(error, ModelMismatch | AuthenticationFailed)
-                if refused and self.last_error != error.message:
-                    logger.warning("the model server is back and may not be used: {}", error.message)
-                self.last_error = error.message
-                continue
-            self._change(State.CONNECTED)
-            self._closing.wait(self._local_release_s)
-            self._release_local()
-            return
+            error = self._probe()
+            if error is None:
+                self._return_to_server()
+                return
+            refused = isinstance(error, ModelMismatch | AuthenticationFailed | InsecureKey)
+            if refused and self.last_error != error.message:
+                logger.warning("the model server is back and may not be used: {}", error.message)
+            self.last_error = error.message
+
+    def _probe(self) -> EmbedshareError | None:
+        """Why the server does not answer now; None where it does."""
+        try:
+            self._connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
+        except EmbedshareError as error:
+            return error
+        except Exception as error:  # the way back must not end with a surprise
+            return EmbedshareError(f"{type(error).__name__}: {error}")
+        return None
+
+    def _return_to_server(self) -> None:
+        self._change(State.CONNECTED)
+        with self._lock:
+            self._release = threading.Timer(self._local_release_s, self._release_local)
+            self._release.daemon = True
+            self._release.start()
+
+    def _see_whether_it_hangs(self) -> None:
+        """A call got no answer in time: fall back for the next where a new connection gets none either."""
+        with self._lock:
+            if self.state is not State.CONNECTED or not self._fall_back or self._suspects:
+                return
+            self._suspects = True
+
+        def look() -> None:
+            error = self._probe()
+            self._suspects = False
+            if isinstance(error, ServerUnavailable | DeadlineExceeded):
+                self._start_fallback(error)
+
+        threading.Thread(target=look, name="embedshare-look", daemon=True).start()
 
     def _release_local(self) -> None:
         with self._lock:
@@ -346,13 +395,12 @@ def _nobody_answers(server: ServerUnavailable, local: EmbedshareError) -> Server
     )
 
 
-def survive_fork(failover: Failover) -> None:
-    """Reset `failover` in every forked child, for as long as it lives."""
-    reference = weakref.ref(failover)
+_living: weakref.WeakSet[Failover] = weakref.WeakSet()
 
-    def reset() -> None:
-        living = reference()
-        if living is not None:
-            living.reset_after_fork()
 
-    platforms.after_fork_in_child(reset)
+def _reset_after_fork() -> None:
+    for failover in list(_living):
+        failover.reset_after_fork()
+
+
+platforms.after_fork_in_child(_reset_after_fork)

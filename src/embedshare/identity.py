@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from embedshare.errors import ModelMismatch
+from embedshare.errors import ModelMismatch, WeightsCorrupted
 
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
@@ -66,7 +66,10 @@ def identity_of(folder: Path) -> str:
     for path in _relevant_files(folder):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         if path.suffix == ".json" and path.name not in TOKENIZER_FILES:
-            stable = _without_volatile(json.loads(path.read_text(encoding="utf8")))
+            try:
+                stable = _without_volatile(json.loads(path.read_text(encoding="utf8")))
+            except ValueError as error:
+                raise WeightsCorrupted(f"{path} is not JSON: {error}") from None
             digest.update(json.dumps(stable, sort_keys=True).encode())
         else:
             digest.update(file_sha256(path).encode())

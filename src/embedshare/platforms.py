@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import platform
@@ -21,6 +22,10 @@ WINDOWS = sys.platform == "win32"
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
 )
+
+
+#: What asks a process group on Windows to finish; it arrives there as SIGBREAK. Elsewhere it is never sent.
+CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 
 
 def after_fork_in_child(callback: Callable[[], None]) -> None:
@@ -52,10 +57,10 @@ def own_process_group() -> dict[str, Any]:
 def restrict_to_owner(path: Path) -> None:
     """Let only this user read and write the file at `path`."""
     if sys.platform == "win32":
-        user = os.environ["USERNAME"]
-        subprocess.run(
-            ["icacls", str(path), "/inheritance:r", "/grant:r", f"{user}:F"], check=True, capture_output=True
-        )
+        grant = f"{getpass.getuser()}:F"
+        done = subprocess.run(["icacls", str(path), "/inheritance:r", "/grant:r", grant], capture_output=True)
+        if done.returncode:
+            raise PermissionError(f"icacls could not restrict {path} to its owner")
     else:
         path.chmod(0o600)
 

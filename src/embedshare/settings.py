@@ -162,7 +162,10 @@ class Settings:
         "What runs the model; auto is OpenVINO on a CPU where it is installed and fits the model, else torch",
     )
     max_concurrent_operations: int = _setting(
-        "MAX_CONCURRENT_OPERATIONS", _whole(1, 64), 3, "Batches inside the runtime at the same time, at most"
+        "MAX_CONCURRENT_OPERATIONS",
+        _whole(1, 64),
+        3,
+        "Batches inside the runtime at the same time, at most; a CPU runs one small and one large",
     )
     max_batch_tokens: int = _setting(
         "EMBEDDING_MAX_BATCH_TOKENS",
@@ -295,7 +298,11 @@ def _dotenv_values(path: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values  # only where there is such a file: a worker's import stays light
 
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    try:
+        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{path.resolve()} cannot be read as settings: {error}"
+        raise InvalidSetting(message, name=".env", value=str(path), allowed="a text file in UTF-8") from None
 
 
 def markdown_table() -> str:

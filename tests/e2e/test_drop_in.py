@@ -83,6 +83,9 @@ CALLS: list[tuple[Any, dict[str, Any]]] = [
     ("one text", {"truncate_dim": 16, "normalize_embeddings": True}),
     (TEXTS, {"task": "query"}),
     (TEXTS, {"precision": None}),
+    ([np.str_("a numpy string")], {}),
+    (np.str_("a numpy string"), {}),
+    (TEXTS, {"truncate_dim": np.int64(16), "normalize_embeddings": np.bool_(True)}),
     (ODD, {}),
     ("x" * 1_000_000, {}),
     ("many words " * 90_000, {}),
@@ -240,6 +243,11 @@ def test_generate_embeddings(exact: EmbeddingClient, reference: Any) -> None:
         (["a"], {"prompt_name": "none such"}, InvalidInput, "there are ['query', 'document']"),
         (["a"], {"colour": "red"}, InvalidInput, "encode() has no argument colour"),
         (["a"], {"sentences": ["b"]}, InvalidInput, "one argument"),
+        (["a"], {"prompt": 5}, InvalidInput, "prompt must be a str, got 5"),
+        (["a"], {"truncate_dim": 3.5}, InvalidInput, "truncate_dim must be a whole number, got 3.5"),
+        (["a"], {"batch_size": "8"}, InvalidInput, "batch_size must be a whole number, got '8'"),
+        (["a"], {"timeout": "1"}, InvalidInput, "timeout must be a number of seconds, got '1'"),
+        (["a"], {"prompt": "x" * (33 << 20)}, TooLarge, "its prompt included; EMBEDDING_MAX_MESSAGE_BYTES"),
         ("x" * (33 << 20), {}, TooLarge, "EMBEDDING_MAX_MESSAGE_BYTES allows"),
     ],
 )
@@ -251,6 +259,19 @@ def test_what_cannot_be_embedded_says_why(
     assert isinstance(raised.value, ValueError)  # as SentenceTransformer's own refusals are
     assert says.replace("\\\\", "\\") in str(raised.value)
     assert exact.encode("the next call").shape == (384,)
+
+
+def test_lists_are_cut_to_what_one_call_may_hold(float32_server: ModelServer, reference: Any) -> None:
+    texts = [f"text {number}" for number in range(250)]
+    with float32_server.client(EMBEDDING_FALLBACK="none", EMBEDDING_MAX_TEXTS="100") as client:
+        same(client.encode(texts)[::50], reference.encode(texts[::50]))
+        assert client.tokenize(texts)["input_ids"].shape[0] == 250
+
+
+@pytest.mark.parametrize("address", ["localhost:5002", ("localhost", "5002"), ("localhost",), 5002])
+def test_an_address_is_a_host_and_a_port(address: Any) -> None:
+    with pytest.raises(InvalidInput, match="it must be a host and a port"):
+        EmbeddingClient(address=address)
 
 
 def test_the_shared_model_s_length_cannot_be_set(exact: EmbeddingClient) -> None:

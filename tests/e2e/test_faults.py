@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -134,7 +135,6 @@ def test_without_server_and_fallback_the_error_says_what_to_do(tmp_path: Path) -
 
 
 def test_a_stopped_server_costs_a_caller_its_deadline_and_not_more(tmp_path: Path) -> None:
-    signal = pytest.importorskip("signal")
     if not hasattr(signal, "SIGSTOP"):
         pytest.skip("this system cannot stop a process")
     running = ModelServer(tmp_path).start()
@@ -149,6 +149,37 @@ def test_a_stopped_server_costs_a_caller_its_deadline_and_not_more(tmp_path: Pat
         running.process.send_signal(signal.SIGCONT)
         assert float(client.encode("right") @ right) > 0.9999
     running.kill()
+
+
+def test_a_server_that_hangs_is_fallen_back_from_and_returned_to(tmp_path: Path, reference: Any) -> None:
+    if not hasattr(signal, "SIGSTOP"):
+        pytest.skip("this system cannot stop a process")
+    running = ModelServer(tmp_path).start()
+    assert running.process is not None
+    with running.client() as client:
+        client.encode("connect")
+        running.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            client.encode("lost to the deadline", timeout=0.5)
+        wait_for(lambda: client.health()["state"] == "falling back", 30, "the fallback")
+        assert float(client.encode("text") @ reference.encode("text")) > 0.9995
+        running.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: client.health()["state"] == "connected", 60, "the return")
+    assert running.stop() == 0
+
+
+def test_a_deadline_too_short_for_all_tries_still_falls_back(tmp_path: Path) -> None:
+    away = ModelServer(tmp_path)
+    with EmbeddingClient(settings=away.settings(EMBEDDING_TIMEOUT_S="0.5"), retry_delay=1.0) as client:
+        wait_for(lambda: _answers(client), 60, "an answer from the local model")
+        assert client.health()["state"] == "falling back"
+
+
+def _answers(client: EmbeddingClient) -> bool:
+    try:
+        return bool(client.encode("text").shape == (384,))
+    except TimeoutError:
+        return False  # the local model is still being loaded, which goes on
 
 
 def test_another_key_is_refused_and_not_hidden_by_a_fallback(server: ModelServer) -> None:
@@ -224,6 +255,8 @@ def test_a_second_server_on_the_same_port_says_so_and_ends(server: ModelServer, 
     [
         ("EMBEDDING_MODEL_NAME", "/no/such/folder", "there is no folder /no/such/folder"),
         ("EMBEDDING_MODEL_NAME", "no-such-model", "looked in"),
+        ("EMBEDDING_DEVICE", "cuda:7", "EMBEDDING_DEVICE is cuda:7; this machine has"),
+        ("EMBEDDING_AUTHKEY_FILE", "/dev/null/key", "/dev/null/key"),
         ("EMBEDDING_DEVICE", "gpu", "EMBEDDING_DEVICE is 'gpu'; allowed: auto, cpu, cuda"),
         ("MAX_CONCURRENT_OPERATIONS", "0", "allowed: a whole number from 1 to 64"),
         ("EMBEDDING_SERVER_HOST", "0.0.0.0", "set EMBEDDING_AUTHKEY"),
@@ -269,6 +302,9 @@ def test_a_closed_client_says_so(server: ModelServer) -> None:
     client.close()
     with pytest.raises(ClientClosed):
         client.encode("text")
+    with pytest.raises(ClientClosed):
+        client.stats()
+    assert client.health()["status"] == "degraded"
 
 
 def test_the_log_can_be_json(tmp_path: Path) -> None:

@@ -142,5 +142,8 @@ def test_the_hubs_cache_is_used(no_hub: Path) -> None:
     snapshot = make_folder(repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
+    with pytest.raises(ModelNotFound, match="incomplete"):
+        weights.find("cached-model")
+    (snapshot / "model.safetensors").write_bytes(b"weights")
     assert os.path.samefile(weights.find("cached-model"), snapshot)
     assert os.path.samefile(weights.find("sentence-transformers/cached-model"), snapshot)

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from loguru import logger
 
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
@@ -77,10 +76,8 @@ class Engine:
             )
         from embedshare.engine import loading  # a base install does not have what this imports
 
-        started = time.monotonic()
         engine = cls(*loading.load(settings, device, expected_identity), settings)
         engine.encode(loading.SAMPLE)
-        logger.debug("loaded {} in {:.1f} s", settings.model_name, time.monotonic() - started)
         return engine
 
     def encode(

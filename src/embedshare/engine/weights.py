@@ -14,7 +14,15 @@ from embedshare.errors import ModelNotFound, WeightsCorrupted
 from embedshare.identity import file_sha256
 
 #: What a SentenceTransformer is loaded from; other formats of the same weights stay on the hub.
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/model.safetensors"]
+_HUB_PATTERNS = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.safetensors",
+    "*/config.json",
+    "*/model.safetensors",
+    "*.py",
+]
 
 
 class PackagedModel(NamedTuple):
@@ -87,7 +95,10 @@ def _from_hub(name: str, looked: list[str]) -> Path:
 
     repository = name if "/" in name else _DEFAULT_ORGANISATION + name
     try:
-        return Path(snapshot_download(repository, local_files_only=True, allow_patterns=_HUB_PATTERNS))
+        found = Path(snapshot_download(repository, local_files_only=True, allow_patterns=_HUB_PATTERNS))
+        if (found / "modules.json").is_file() and any(found.glob("*.safetensors")):
+            return found
+        looked.append("the Hugging Face cache (incomplete)")
     except LocalEntryNotFoundError:
         looked.append("the Hugging Face cache")
     except HFValidationError as error:

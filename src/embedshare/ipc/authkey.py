@@ -51,7 +51,11 @@ def server_key(settings: Settings) -> bytes:
     try:
         return _read(path)
     except FileNotFoundError:
+        pass  # this user's first server makes it
+    try:
         return _create(path)
+    except OSError as error:
+        raise InsecureKey(f"no key can be kept at {path}: {error.strerror or error}") from None
 
 
 def key_file(settings: Settings) -> Path:
@@ -75,13 +79,15 @@ def _read(path: Path) -> bytes:
     try:
         private = platforms.only_owner_can_read(path)
         key = path.read_bytes().strip()  # bytes: a codec would be imported here, see platforms.py on forks
-    except (PermissionError, IsADirectoryError) as error:
+    except FileNotFoundError:
+        raise
+    except OSError as error:
         raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
     if not private:
         raise InsecureKey(
             f"others can read or own {path}; delete it and restart the model server for a new key"
         )
-    if len(key) < 32 or not key.isalnum():
+    if len(key) < 32 or not all(33 <= byte < 127 for byte in key):
         raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")
     return key
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.errors import EmbedshareError, ProtocolError, ServerUnavailable
+from embedshare.errors import EmbedshareError, ProtocolError, ServerUnavailable, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.transport import Client, Connection
@@ -32,13 +32,16 @@ class Connections:
         address: tuple[str, int],
         key: Callable[[], bytes],
         on_connect: Callable[[ModelDescription], None],
+        max_message_bytes: int,
     ) -> None:
         self._address = address
         self._key = key
         self._on_connect = on_connect
+        self._max_message_bytes = max_message_bytes
         self._ids = itertools.count(1)
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._open_lock = threading.Lock()
 
     def call(self, build: Callable[[int, float], codec.Call], deadline: float) -> Any:
         """Send the call that `build(id, time_left_s)` makes and return its answer.
@@ -47,9 +50,31 @@ class Connections:
         value. Raises the error that the server answered; ServerUnavailable where the connection broke, and
         DeadlineExceeded: after either the call may be sent again, since calls change nothing.
         """
-        connection = self._connection(deadline)
         call = build(next(self._ids), max(0.0, deadline - time.monotonic()))
         message = codec.encode(call)
+        if len(message) > self._max_message_bytes:
+            raise TooLarge(
+                f"the call takes {len(message):,} bytes, its prompt included; "
+                f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
+            )
+        reused = getattr(self._local, "connection", None) is not None
+        try:
+            connection, answer, rows = self._send(call, message, deadline)
+        except ServerUnavailable:
+            if not reused:
+                raise
+            # The server was started anew since the last call: that costs a connection, not a failed try.
+            connection, answer, rows = self._send(call, message, deadline)
+        if isinstance(answer, codec.Failure):
+            if answer.id != call.id:  # said of the connection, which the server closes
+                self._drop(connection)
+            raise codec.error_in(answer)
+        return (rows, answer.timings) if isinstance(answer, codec.Rows) else answer.value
+
+    def _send(
+        self, call: codec.Call, message: bytes, deadline: float
+    ) -> tuple[Connection, codec.Answer, np.ndarray | None]:
+        connection = self._connection(deadline)
         try:
             connection.set_deadline(deadline)
             answer, rows = _exchange(connection, call, message)
@@ -62,11 +87,7 @@ class Connections:
         except BaseException:  # an interrupt as well: the answer to this call must not meet the next one
             self._drop(connection)
             raise
-        if isinstance(answer, codec.Failure):
-            if answer.id != call.id:  # said of the connection, which the server closes
-                self._drop(connection)
-            raise codec.error_in(answer)
-        return (rows, answer.timings) if isinstance(answer, codec.Rows) else answer.value
+        return connection, answer, rows
 
     def probe(self, deadline: float) -> None:
         """Connect, or use the connection there is, and see that the server answers."""
@@ -74,7 +95,9 @@ class Connections:
 
     def close(self) -> None:
         """Close every thread's connection."""
-        for connection in list(self._open):
+        with self._open_lock:
+            connections = list(self._open)
+        for connection in connections:
             connection.close()
         self._local = threading.local()
 
@@ -83,6 +106,7 @@ class Connections:
         for connection in list(self._open):
             connection.abandon()
         self._open = weakref.WeakSet()
+        self._open_lock = threading.Lock()
         self._local = threading.local()
 
     def _connection(self, deadline: float) -> Connection:
@@ -90,7 +114,8 @@ class Connections:
         if connection is None:
             connection = self._connect(deadline)
             self._local.connection = connection
-            self._open.add(connection)
+            with self._open_lock:
+                self._open.add(connection)
         return connection
 
     def _connect(self, deadline: float) -> Connection:

@@ -110,9 +110,14 @@ class CallServer(managers.Server):
                 continue
             self._next_caller += 1
             name = f"caller-{self._next_caller}"
-            threading.Thread(
-                target=self.handle_request, args=(connection, self._next_caller), name=name, daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self.handle_request, args=(connection, self._next_caller), name=name, daemon=True
+                ).start()
+            except RuntimeError as error:  # no thread to be had: turn this one away, and go on
+                logger.error("a connection could not be served: {}", error)
+                self._unauthenticated.release()
+                connection.close()
 
     def handle_request(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
         """One connection, from its handshake to its end."""

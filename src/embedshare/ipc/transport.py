@@ -25,6 +25,10 @@ _HANDSHAKE_FRAME = 256  # what multiprocessing.connection itself allows before a
 _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one system call instead of two
 
 
+#: A server that is there accepts a connection and proves its key within this many seconds.
+MEETING_S = 5.0
+#: Where one reaches what listens on every address.
+_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 #: How the standard handshake says no: up to Python 3.11, to what is no handshake at all, by an assertion.
 REFUSALS = (AuthenticationError, AssertionError)
 
@@ -204,25 +208,30 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
 
     Raises ServerUnavailable where none answers, AuthenticationFailed where the keys differ, DeadlineExceeded.
     """
-    host, port = address
+    host, port = _REACHED_AT.get(address[0], address[0]), address[1]
+    meeting = time.monotonic() + MEETING_S
+    met_by = meeting if deadline is None else min(deadline, meeting)
     try:
-        connection = Connection(_connect(host, port, deadline))
+        connection = Connection(_connect(host, port, met_by))
     except TimeoutError:
-        raise DeadlineExceeded(f"no connection to the model server at {host}:{port} in time") from None
+        raise _not_met(host, port, deadline) from None
     except OSError as error:
         message = f"no model server at {host}:{port} ({error.strerror or error})"
         raise ServerUnavailable(message, host=host, port=port) from None
-    connection.set_deadline(deadline)
+    connection.set_deadline(met_by)
     try:
         stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]
         stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]
     except REFUSALS:
         connection.close()
-        raise AuthenticationFailed(f"the model server at {host}:{port} holds another key") from None
-    except (EOFError, OSError) as error:
+        raise AuthenticationFailed(
+            f"the model server at {host}:{port} holds another key, or is none"
+        ) from None
+    except DeadlineExceeded:
         connection.close()
-        if isinstance(error, DeadlineExceeded):
-            raise
+        raise _not_met(host, port, deadline) from None
+    except (EOFError, OSError):
+        connection.close()
         raise ServerUnavailable(
             f"the server at {host}:{port} ended the handshake", host=host, port=port
         ) from None
@@ -230,6 +239,13 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
         connection.close()
         raise
     return connection
+
+
+def _not_met(host: str, port: int, deadline: float | None) -> ServerUnavailable | DeadlineExceeded:
+    """A server that hangs is away; only a call whose own time is over has exceeded its deadline."""
+    if deadline is not None and time.monotonic() >= deadline:
+        return DeadlineExceeded(f"no connection to the model server at {host}:{port} in time")
+    return ServerUnavailable(f"the model server at {host}:{port} does not answer", host=host, port=port)
 
 
 def _connect(host: str, port: int, deadline: float | None) -> socket.socket:

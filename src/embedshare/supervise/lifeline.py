@@ -1,6 +1,8 @@
-"""How a child learns that its supervisor wants it to stop, or is gone: its standard input ends.
+"""How a child learns that its supervisor is gone, or wants it to stop.
 
-One way for every operating system, and it holds when the supervisor is killed and can say nothing.
+Its standard input ends: that holds even when the supervisor is killed and can say nothing. On Windows a
+thread that waits on standard input keeps others from loading libraries (numpy/numpy#24290): there the child
+looks whether the supervisor still runs, and is asked to stop by Ctrl-Break.
 """
 
 from __future__ import annotations
@@ -9,25 +11,42 @@ import os
 import threading
 from collections.abc import Callable
 
+from embedshare import platforms
+
 VARIABLE = "EMBEDSHARE_LIFELINE"
+#: On Windows: how often the child looks for its supervisor, in seconds.
+LOOK_EVERY_S = 0.5
 
 
 def environment() -> dict[str, str]:
-    """What a supervisor adds to the environment of a child whose standard input it holds."""
-    return {VARIABLE: "stdin"}
+    """What a supervisor adds to the environment of a child."""
+    return {VARIABLE: str(os.getpid()) if platforms.WINDOWS else "stdin"}
 
 
 def follow(stop: Callable[[], None]) -> None:
-    """Call `stop` when the supervisor lets go of this process.
-
-    Does nothing in a process that has none.
-    """
-    if os.environ.pop(VARIABLE, None) == "stdin":
-        threading.Thread(target=_wait_for_end, args=(stop,), name="lifeline", daemon=True).start()
+    """Call `stop` when the supervisor lets go of this process. Does nothing in a process that has none."""
+    line = os.environ.pop(VARIABLE, None)
+    if line is not None:
+        threading.Thread(target=_watch, args=(line, stop), name="lifeline", daemon=True).start()
 
 
-def _wait_for_end(stop: Callable[[], None]) -> None:
+def _watch(line: str, stop: Callable[[], None]) -> None:
+    if line == "stdin":
+        _wait_for_end_of_input()
+    else:
+        _wait_for_end_of(int(line))
+    stop()
+
+
+def _wait_for_end_of_input() -> None:
     # os.read, not sys.stdin: a buffered reader held by a daemon thread breaks the interpreter's shutdown.
     while os.read(0, 1024):
         continue
-    stop()
+
+
+def _wait_for_end_of(pid: int) -> None:
+    import psutil  # there wherever a supervisor is, and needed on Windows alone
+
+    paused = threading.Event()
+    while psutil.pid_exists(pid):
+        paused.wait(LOOK_EVERY_S)

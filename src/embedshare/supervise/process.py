@@ -34,7 +34,7 @@ class Child:
         with spec.log.open("ab") as log:
             self._process = subprocess.Popen(
                 spec.command,
-                stdin=subprocess.PIPE,  # its end is how the child learns that it is to stop; see lifeline.py
+                stdin=subprocess.PIPE,  # see lifeline.py
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **spec.environment, **lifeline.environment(), "PYTHONUNBUFFERED": "1"},
@@ -48,7 +48,9 @@ class Child:
 
     def ask_to_stop(self) -> None:
         """Let it finish what it does and end."""
-        if self._process.stdin is not None:
+        if platforms.WINDOWS:
+            self._process.send_signal(platforms.CTRL_BREAK)
+        elif self._process.stdin is not None:
             self._process.stdin.close()
 
     def kill(self) -> None:

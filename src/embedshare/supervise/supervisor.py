@@ -181,14 +181,15 @@ class Supervisor:
         ).start()
 
     def _ask_until_ready(self, watched: Watched, process: Process) -> None:
+        said = ""
         while watched.process is process and not self._stopping.wait(READY_EVERY_S):
             try:
                 ready = watched.spec.ready()
-            except (
-                Exception
-            ):  # a check of the door's own: it must not end this thread, nor pass for readiness
-                logger.exception("whether {} is ready could not be asked", watched.spec.name)
-                return
+            except Exception as error:  # a check of the door's own: it is not ready, and is asked again
+                ready = False
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("whether {} is ready could not be asked: {}", watched.spec.name, said)
             if ready:
                 self._events.put(_Ready(watched, process))
                 return
@@ -207,7 +208,7 @@ class Supervisor:
 
     def _plan_restart(self, watched: Watched, what: str) -> None:
         pause_s = watched.policy.restart_in(self._clock())
-        said = " | ".join(last_lines(watched.spec.log, 3))
+        said = " ".join(last_lines(watched.spec.log, 1))
         if pause_s is None:
             watched.state, watched.restart_at = "given up", None
             last = "\n".join(last_lines(watched.spec.log))

@@ -9,13 +9,22 @@ from sentence_transformers import SentenceTransformer
 
 from embedshare.engine.runtimes.embedder import Embedder, plain_forward
 from embedshare.engine.runtimes.packing import Layout, pack
-from embedshare.errors import OutOfMemory
+from embedshare.errors import OutOfMemory, UnsupportedModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(device: str) -> str:
-    """The device that "auto" means here; any other name is returned as it is."""
+    """The device that "auto" means here, or the one that is named.
+
+    Raises UnsupportedModel where it is not there.
+    """
+    if device.startswith("cuda"):
+        count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+        if index >= count:
+            raise UnsupportedModel(f"EMBEDDING_DEVICE is {device}; this machine has {count} CUDA devices")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UnsupportedModel("EMBEDDING_DEVICE is mps, which this machine does not have")
     if device != "auto":
         return device
     if torch.cuda.is_available():
