@@ -1,7 +1,7 @@
 """What a SentenceTransformer 6 offers to those who embed, over any way to get rows for texts.
 
-Names, arguments, defaults, shapes and types are SentenceTransformer's. What a shared model cannot do (token
-embeddings, images, moving to another device) is refused with NotServed, and says so.
+Names, arguments, defaults, shapes and types are SentenceTransformer's. What an argument asks that a shared
+model cannot do (token embeddings, pairs, another tokenizer) is refused with NotServed, and says so.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Both(Generic[T]):
 class Failover:
     """Sends calls to the server or to a local model.
 
-    Safe to use from any number of threads, and across fork.     `connect(on_connect)` makes the connections;
+    Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the connections,
     `load(expected_identity)` loads the local model.
     """
 
@@ -187,8 +187,7 @@ class Failover:
             self.state = State.CLOSED
 
     def _met(self, description: ModelDescription) -> None:
-        """A new connection has told its model: the first sets the vector space, every other has to match
-        it."""
+        """A model has told what it is: the first sets the vector space, every other has to match it."""
         with self._lock:
             if self.description is not None:
                 check_identity(self.description.identity, description.identity, "the model server's model")

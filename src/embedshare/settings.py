@@ -217,7 +217,7 @@ class Settings:
         "EMBEDDING_FALLBACK",
         _choice("local", "none"),
         "local",
-        "What a worker does while the server is away: answer from a local model, or raise ServerUnavailable",
+        "Who answers while the server is away: a local model, or nobody (none): calls wait, then fail",
     )
     fallback_device: str = _setting(
         "EMBEDDING_FALLBACK_DEVICE",
