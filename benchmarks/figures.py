@@ -69,7 +69,6 @@ class Bars:
     unit: str
     groups: list[str]
     series: dict[str, list[float]]
-    log: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,6 @@ def draw(bars: Bars, folder: Path) -> Path:
     axes.set_xticks(range(len(bars.groups)), bars.groups)
     axes.set_ylabel(bars.unit)
     axes.set_title(bars.title, fontsize=11)
-    if bars.log:
-        axes.set_yscale("log")
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

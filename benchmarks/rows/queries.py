@@ -50,7 +50,6 @@ def section(data: dict[str, Any]) -> Section:
                 unit,
                 groups,
                 {name: [result["figures"][name][figure] for result in results] for name in names},
-                log=True,
             )
             for key, title, unit, figure in (
                 ("rate", "One short query a call", "calls/s", "calls_per_s"),
