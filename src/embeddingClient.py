@@ -13,7 +13,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,7 +178,9 @@ class EmbeddingClient(DropIn):
         show_progress_bar: bool,
     ) -> np.ndarray:
         """Several pieces at once, each in a thread (and so on a connection) of its own."""
-        from tqdm.auto import tqdm  # only for long lists
+        from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait  # both only for long lists
+
+        from tqdm.auto import tqdm
 
         parts: list[np.ndarray] = [np.empty(0)] * len(pieces)
         left = enumerate(pieces)

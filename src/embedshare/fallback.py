@@ -13,7 +13,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from loguru import logger
@@ -34,6 +33,8 @@ from embedshare.ipc.codec import Call, Query
 from embedshare.ipc.connection import Connections
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from embedshare.engine.model import Engine
 
 T = TypeVar("T")
@@ -246,19 +247,21 @@ class Failover:
         None where the server is to be tried again: it came back, or there is no local model to be had.
         Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
         """
+        from concurrent import futures  # not before a process falls back: a worker's import stays light
+
         failed = self._recent_failure()
         if failed is not None:
             self._check_without_local(failed)
             return None
         with self._lock:
             if self._loading is None:
-                self._loading = Future()
+                self._loading = futures.Future()
                 loader = threading.Thread(
                     target=self._load_local, args=(self._loading,), name="embedshare-load", daemon=True
                 )
                 loader.start()
             loading = self._loading
-        while not wait([loading], timeout=0.05).done:
+        while not futures.wait([loading], timeout=0.05).done:
             if self.state not in (State.FALLING_BACK, State.LOCAL):
                 return None
             if time.monotonic() >= deadline:

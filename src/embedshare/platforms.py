@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import math
 import os
-import platform
 import select
 import signal
 import socket
@@ -40,7 +38,7 @@ def after_fork_in_child(callback: Callable[[], None]) -> None:
 def may_have_gpu() -> bool:
     """Whether it is worth seconds to load torch and ask it for a GPU."""
     if sys.platform == "darwin":
-        return platform.machine() == "arm64"
+        return os.uname().machine == "arm64"
     if sys.platform == "win32":
         return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
@@ -57,6 +55,8 @@ def own_process_group() -> dict[str, Any]:
 def restrict_to_owner(path: Path) -> None:
     """Let only this user read and write the file at `path`."""
     if sys.platform == "win32":
+        import getpass
+
         grant = f"{getpass.getuser()}:F"
         done = subprocess.run(["icacls", str(path), "/inheritance:r", "/grant:r", grant], capture_output=True)
         if done.returncode:

@@ -1,0 +1,147 @@
+"""Models of several architectures run as SentenceTransformer runs them; and what a second start needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loguru import logger
+
+from embedshare.engine import weights
+from embedshare.engine.model import Engine
+from embedshare.errors import ModelMismatch, UnsupportedModel
+from embedshare.settings import Settings
+from tests.processes import environment, run_python
+
+TEXTS = [
+    "model",
+    "one model, many workers",
+    "",
+    "How is an embedding shared? " * 4,
+    "word " * 90,
+    "naïve 漢字 😀",
+]
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 130,
+}  # fmt: skip
+
+
+def small_model(folder: Path, architecture: str, pooling: str) -> Path:
+    """A SentenceTransformer with random weights and the default model's tokenizer, 64 tokens long."""
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    torch.manual_seed(7)
+    sizes = (
+        {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64} if architecture == "DistilBert" else SIZES
+    )
+    config = getattr(transformers, f"{architecture}Config")(vocab_size=30522, pad_token_id=0, **sizes)
+    getattr(transformers, f"{architecture}Model")(config).save_pretrained(folder / "base")
+    for file in weights.find("all-MiniLM-L6-v2").glob("*token*"):
+        shutil.copy(file, folder / "base")
+    first = Transformer(str(folder / "base"), max_seq_length=64)
+    modules = [first, Pooling(32, pooling_mode=pooling), Dense(32, 24)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+def settings_for(folder: Path, model: str, **changes: Any) -> Settings:
+    given = Settings(model_name=model, cache_dir=str(folder / "cache"), dtype="float32", device="cpu")
+    return dataclasses.replace(given, **changes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling"),
+    [
+        ("Bert", "mean"),
+        ("Bert", "cls"),
+        ("Roberta", "mean"),
+        ("DistilBert", "max"),
+        ("MPNet", "mean"),
+        ("Bert", "lasttoken"),
+        ("Bert", "weightedmean"),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["auto", "torch"])
+def test_other_models_give_what_sentence_transformer_gives(
+    tmp_path: Path, architecture: str, pooling: str, runtime: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = small_model(tmp_path, architecture, pooling)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    settings = settings_for(tmp_path, str(folder), runtime=runtime)
+    for _ in range(2):  # a first start, and one from what it has kept
+        engine = Engine.load(settings, "cpu")
+        np.testing.assert_allclose(engine.encode(TEXTS).rows, expected, atol=2e-5)
+        assert engine.description.dimension == 24
+        assert engine.description.max_seq_length == 64
+
+
+def test_a_second_start_loads_no_torch(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, "all-MiniLM-L6-v2")
+    first = Engine.load(settings, "cpu")
+    rows = first.encode(TEXTS).rows
+    np.save(tmp_path / "rows.npy", rows)
+    said = run_python(
+        "import sys, numpy as np\n"
+        "from embedshare.engine.model import Engine\n"
+        "from embedshare.settings import Settings\n"
+        "engine = Engine.load(Settings.load(), 'auto')\n"
+        f"rows = np.load({str(tmp_path / 'rows.npy')!r})\n"
+        f"texts = {TEXTS!r}\n"
+        "assert np.abs(engine.encode(texts).rows - rows).max() < 1e-5\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])\n",
+        environment(EMBEDDING_CACHE_DIR=str(settings.cache_dir), EMBEDDING_DTYPE="float32"),
+    )
+    assert said.strip() == "[]"
+
+
+@pytest.mark.parametrize("broken", ["graph.xml", "graph.bin", "facts.json"])
+def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path, broken: str) -> None:
+    settings = settings_for(tmp_path, "all-MiniLM-L6-v2")
+    rows = Engine.load(settings, "cpu").encode(TEXTS).rows
+    (entry,) = (tmp_path / "cache" / "graphs").iterdir()
+    (entry / broken).write_bytes(b"not what was kept")
+    warnings: list[str] = []
+    sink = logger.add(lambda message: warnings.append(str(message)), level="WARNING")
+    try:
+        again = Engine.load(settings, "cpu").encode(TEXTS).rows
+    finally:
+        logger.remove(sink)
+    np.testing.assert_allclose(again, rows, atol=1e-6)
+    assert any("is made anew" in warning for warning in warnings)
+    assert Engine.load(settings, "cpu").description.runtime == "openvino"
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    engine = Engine.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu")
+    assert engine.encode(["text"]).rows.shape == (1, 384)
+
+
+def test_another_model_than_expected_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelMismatch, match="another vector space"):
+        Engine.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu", expected_identity="0" * 64)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"runtime": "openvino", "dtype": "float16"}, "not in float16"),
+        ({"runtime": "openvino", "device": "cuda"}, "EMBEDDING_DEVICE is cuda"),
+    ],
+)
+def test_what_a_runtime_cannot_do_is_refused(tmp_path: Path, changes: dict[str, str], says: str) -> None:
+    settings = settings_for(tmp_path, "all-MiniLM-L6-v2", **changes)
+    with pytest.raises(UnsupportedModel, match=says):
+        Engine.load(settings, settings.device)
