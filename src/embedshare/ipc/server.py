@@ -18,12 +18,17 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
 from embedshare.ipc import codec
-from embedshare.ipc.transport import REFUSALS, SERIALIZER, Connection, Listener
+from embedshare.ipc.transport import REFUSALS, Client, Connection, Listener
 
 #: Connections that have not yet proved to hold the key. More are turned away at once.
 MAX_UNAUTHENTICATED = 64
 #: A message that has begun must be whole, and an answer taken, within this many seconds.
 MESSAGE_S = 30.0
+
+
+#: The name under which multiprocessing.managers finds our sockets and messages.
+SERIALIZER = "embedshare"
+managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
 
 
 class Service(Protocol):

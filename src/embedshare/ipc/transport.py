@@ -12,13 +12,12 @@ import hmac  # noqa: F401  the handshake would import it in a thread, and a fork
 import socket
 import struct
 import time
-from multiprocessing import AuthenticationError, managers
+from multiprocessing import AuthenticationError
 from multiprocessing import connection as stock
 
 from embedshare import platforms
 from embedshare.errors import AuthenticationFailed, DeadlineExceeded, ProtocolError, ServerUnavailable
 
-SERIALIZER = "embedshare"
 _LENGTH = struct.Struct("!i")
 _READ_AHEAD = 64 * 1024
 _HANDSHAKE_FRAME = 256  # what multiprocessing.connection itself allows before authentication
@@ -263,6 +262,3 @@ def _connect(host: str, port: int, deadline: float | None) -> socket.socket:
                 sock.close()
             failure = failure or error
     raise failure or OSError(f"{host} has no address")
-
-
-managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
