@@ -44,7 +44,6 @@ class Engine:
     def __init__(
         self, runtime: Runtime, tokenizer: TextTokenizer, description: ModelDescription, settings: Settings
     ) -> None:
-        self._runtime = runtime
         self._tokenizer = tokenizer
         self._max_texts = settings.max_texts
         self.description = description
