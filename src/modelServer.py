@@ -35,10 +35,12 @@ class EmbeddingService:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._wire_seconds = {"decode": 0.0, "encode": 0.0}
+        self._wire_lock = threading.Lock()
         self._queries: dict[str, Callable[[float], Any]] = {
             "describe": lambda deadline: msgspec.to_builtins(engine.description),
             "health": self._health,
-            "stats": lambda deadline: engine.stats(),
+            "stats": lambda deadline: self._stats(),
             "active_operations": lambda deadline: engine.scheduler.active,
         }
 
@@ -64,6 +66,16 @@ class EmbeddingService:
         timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
         message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
         return message, rows.data.cast("B") if rows.nbytes else None
+
+    def note_wire(self, decode_s: float, encode_s: float) -> None:
+        """See ipc.server.Service."""
+        with self._wire_lock:
+            self._wire_seconds["decode"] += decode_s
+            self._wire_seconds["encode"] += encode_s
+
+    def _stats(self) -> dict[str, Any]:
+        stats = self._engine.stats()
+        return stats | {"stage_seconds": stats["stage_seconds"] | self._wire_seconds}
 
     def _query(self, what: str) -> Callable[[float], Any]:
         try:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedshare.engine.batching import BULK_PATIENCE_S, INTERACTIVE_TOKENS, Batch, Lane, Request, Waiting
+from embedshare.engine.runtimes.packing import Layout, pack, row_width
 
 FAR = 1e9
 BULK = INTERACTIVE_TOKENS + 1
@@ -70,7 +71,7 @@ def test_every_sequence_comes_out_exactly_once(
 
 
 @given(mixes, budgets, budgets)
-def test_a_batch_keeps_its_budget_unless_it_is_one_long_sequence(
+def test_a_batch_keeps_its_budget_unless_one_row_is_longer(
     mix: list[tuple[list[int], int]], interactive: int, bulk: int
 ) -> None:
     queue = waiting(
@@ -79,22 +80,40 @@ def test_a_batch_keeps_its_budget_unless_it_is_one_long_sequence(
         bulk_budget=bulk,
     )
     before = queue.tokens
+    longest = [max(lengths) for lengths, _ in mix]
     for batch in drain(queue):
         assert batch.tokens == sum(map(len, batch.sequences)) > 0
-        assert (
-            batch.tokens <= (interactive if lane_of(batch) is Lane.INTERACTIVE else bulk)
-            or len(batch.sequences) == 1
-        )
+        budget = interactive if lane_of(batch) is Lane.INTERACTIVE else bulk
+        assert batch.tokens <= max(budget, row_width(max(longest)))
         assert all(one.lane is lane_of(batch) for one, _ in batch.parts)
         before -= batch.tokens
     assert before == 0
 
 
 @given(lengths, budgets)
-def test_one_requests_sequences_come_longest_first(lengths: list[int], budget: int) -> None:
+def test_a_batch_begins_with_the_longest_that_waits(lengths: list[int], budget: int) -> None:
     queue = waiting(request(*lengths), interactive_budget=budget, bulk_budget=budget)
-    out = [len(ids) for batch in drain(queue) for ids in batch.sequences]
-    assert out == sorted(lengths, reverse=True)
+    left = sorted(lengths)
+    for batch in drain(queue):
+        out = [len(ids) for ids in batch.sequences]
+        assert out[0] == left[-1]
+        for length in out:
+            left.remove(length)
+    assert left == []
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=300))
+def test_what_a_batch_holds_fits_into_rows_of_its_budget(lengths: list[int]) -> None:
+    queue = waiting(request(*lengths), interactive_budget=512, bulk_budget=2048)
+    while batch := next_batch(queue, 0.0):
+        rows, width = pack(batch.sequences, Layout()).input_ids.shape
+        allowed = 512 if lane_of(batch) is Lane.INTERACTIVE else 2048
+        assert rows * width * (600 + width) <= allowed * (600 + 256)
+
+
+def test_short_sequences_fill_the_rows_that_long_ones_leave_free() -> None:
+    (batch,) = drain(waiting(request(*[200] * 8, *[20] * 8, *[4] * 8), bulk_budget=1792))
+    assert batch.tokens == 8 * 224
 
 
 @given(st.lists(st.tuples(lengths, st.integers(1, 3)), min_size=1, max_size=6), st.data())
@@ -157,7 +176,11 @@ def test_a_long_sequence_is_not_passed_over_for_ever_by_short_ones_of_others() -
 
 def test_one_callers_requests_keep_their_order() -> None:
     first, second, third = (request(60, 40) for _ in range(3))
-    order = [one for batch in drain(waiting(first, second, third)) for one, _ in batch.parts]
+    order = [
+        one
+        for batch in drain(waiting(first, second, third, interactive_budget=128))
+        for one, _ in batch.parts
+    ]
     assert order == [first, second, third]
 
 
@@ -168,7 +191,7 @@ def test_small_calls_of_many_callers_share_a_batch() -> None:
 
 
 def test_room_that_the_next_call_cannot_use_is_given_to_the_one_after() -> None:
-    first = drain(waiting(request(60, caller=1), request(50, caller=2), request(40, caller=3)))[0]
+    first = drain(waiting(request(60, caller=1), request(50, caller=2), request(4, caller=3)))[0]
     assert served(first) == [1, 3]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.engine.runtimes.packing import ROW_MULTIPLE, ROW_TOKENS, Layout, Packed, pack
+from embedshare.engine.runtimes.packing import WIDTHS, Layout, Packed, pack, row_width
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 positions = st.sampled_from([0, 2])
@@ -56,19 +56,32 @@ def test_where_no_token_is_there_is_no_segment(
 
 
 @given(lengths, st.booleans())
-def test_rows_are_a_multiple_wide_and_no_wider_than_they_need_be(
-    lengths: list[int], one_text_a_row: bool
-) -> None:
+def test_rows_have_one_of_a_few_widths(lengths: list[int], one_text_a_row: bool) -> None:
     width = packed(lengths, one_text_a_row=one_text_a_row).input_ids.shape[1]
-    longest = max(lengths) if one_text_a_row else max(*lengths, ROW_TOKENS)
-    assert width % ROW_MULTIPLE == 0
-    assert max(lengths) <= width < longest + ROW_MULTIPLE
+    assert width in WIDTHS or (width == row_width(max(lengths)) and width % 64 == 0)
+    assert width >= max(lengths)
+
+
+@given(st.integers(1, 2000))
+def test_a_row_is_as_narrow_as_can_be(tokens: int) -> None:
+    width = row_width(tokens)
+    assert tokens <= width
+    assert all(narrower < tokens for narrower in (*WIDTHS, *range(320, 2048, 64)) if narrower < width)
 
 
 @given(lengths)
 def test_no_two_rows_would_fit_into_one(lengths: list[int]) -> None:
-    filled = np.sort((packed(lengths).segments >= 0).sum(axis=1))
-    assert len(filled) == 1 or filled[0] + filled[1] > max(*lengths, ROW_TOKENS)
+    result = packed(lengths)
+    filled = np.sort((result.segments >= 0).sum(axis=1))
+    assert len(filled) == 1 or filled[0] + filled[1] > result.input_ids.shape[1]
+
+
+@given(lengths)
+def test_a_batch_costs_no_more_than_a_text_a_row(lengths: list[int]) -> None:
+    rows, width = packed(lengths).input_ids.shape
+    assert rows * width * (600 + width) <= len(lengths) * row_width(max(lengths)) * (
+        600 + row_width(max(lengths))
+    )
 
 
 @given(lengths)
@@ -83,12 +96,15 @@ def test_one_text_a_row_is_plain_padding_from_the_first_column(lengths: list[int
 @pytest.mark.parametrize(
     ("lengths", "shape"),
     [
-        ([1], (1, 16)),
+        ([1], (1, 8)),
         ([16], (1, 16)),
-        ([17], (1, 32)),
-        ([8] * 32, (1, 256)),
-        ([8] * 33, (2, 256)),
-        ([300, 300], (2, 304)),
+        ([17], (1, 24)),
+        ([14, 10], (1, 24)),
+        ([12] * 10, (5, 24)),
+        ([8] * 32, (32, 8)),
+        ([60] * 8, (8, 64)),
+        ([40, 24] * 8, (8, 64)),
+        ([300, 300], (2, 320)),
         ([200, 56, 250], (2, 256)),
     ],
 )

@@ -1,21 +1,26 @@
 """What waits, and what comes next.
 
 Pure: no threads, no clock, no model. Sequences wait, not requests. A batch is cut by a token budget, so that
-it costs about as much whatever the lengths. Small (interactive) requests go ahead of large (bulk) ones;
-callers within either take turns, and bulk that has waited long enough goes first once, so that nobody
-starves.
+it costs about as much whatever the lengths, and filled row by row: what long texts leave free in a row is
+given to short ones. Small (interactive) requests go ahead of large (bulk) ones; callers within either take
+turns, and bulk that has waited long enough goes first once, so that nobody starves.
 """
 
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedshare.engine.runtimes.packing import row_width
+
 #: Requests of at most this many tokens are interactive.
 INTERACTIVE_TOKENS = 512
+#: A batch is filled in rows of at least this many tokens: narrower ones leave too much free.
+_LEAST_WIDTH = 32
 #: Bulk work that has been passed over for this long goes first once.
 BULK_PATIENCE_S = 0.25
 
@@ -50,6 +55,26 @@ class Request:
         lengths = [len(ids) for ids in self.sequences]
         self.order = sorted(range(len(lengths)), key=lengths.__getitem__)
         self.tokens = sum(lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that still waits."""
+        return len(self.sequences[self.order[-1]])
+
+    def take(self, room: list[int]) -> list[int]:
+        """The positions of sequences that fit into rows with this much room left, the longest first; the room
+        they take is taken off."""
+        taken: list[int] = []
+        row = 0
+        while self.order and row < len(room):
+            fits = bisect_right(self.order, room[row], key=lambda position: len(self.sequences[position]))
+            if fits == 0:
+                row += 1
+                continue
+            position = self.order.pop(fits - 1)
+            room[row] -= len(self.sequences[position])
+            taken.append(position)
+        return taken
 
     @property
     def lane(self) -> Lane:
@@ -93,19 +118,15 @@ class _Queue:
         return True
 
     def take(self, budget: int) -> list[tuple[Request, list[int]]]:
-        """Sequences worth at most `budget` tokens, but one at least; who was served goes to the end."""
+        """Sequences that fit into rows of at most `budget` tokens together, but one at least; who was served
+        goes to the end."""
+        width = row_width(max(_LEAST_WIDTH, *(request.longest for request in self)))
+        room = [width] * max(1, budget // width)
         parts: list[tuple[Request, list[int]]] = []
-        left = budget
         for caller in list(self._by_caller):
             served = False
             for request in list(self._by_caller[caller]):
-                taken: list[int] = []
-                while request.order:
-                    length = len(request.sequences[request.order[-1]])
-                    if length > left and (parts or taken):
-                        break
-                    taken.append(request.order.pop())
-                    left -= length
+                taken = request.take(room)
                 if taken:
                     parts.append((request, taken))
                     served = True
@@ -114,7 +135,7 @@ class _Queue:
                 self.remove(request)
             if served and caller in self._by_caller:
                 self._by_caller.move_to_end(caller)
-            if left <= 0:
+            if not any(room):
                 break
         return parts
 

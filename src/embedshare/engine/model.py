@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from embedshare.engine.tokens import TextTokenizer
 
 
+#: Where a call's time goes in the engine.
+STAGES = ("tokenize", "queue", "compute")
+
+
 class Encoded(NamedTuple):
     """Vectors and where their time went."""
 
@@ -51,6 +55,7 @@ class Engine:
         self._last_embedded = float("-inf")
         self._lock = threading.Lock()
         self._total = self._failed = 0
+        self._stage_ms = dict.fromkeys(STAGES, 0.0)
         self.scheduler = Scheduler(
             runtime.run,
             description.dimension,
@@ -98,9 +103,9 @@ class Engine:
         try:
             encoded = self._encode(texts, prompt, deadline, caller, is_gone)
         except BaseException:
-            self._count(failed=True)
+            self._count(None)
             raise
-        self._count(failed=False)
+        self._count(encoded)
         rows = encoded.rows
         if truncate_dim is not None:
             rows = np.ascontiguousarray(rows[:, :truncate_dim])
@@ -125,12 +130,14 @@ class Engine:
         """What was done since the model was loaded, as plain numbers."""
         with self._lock:
             total, failed = self._total, self._failed
+            stage_seconds = {stage: ms / 1e3 for stage, ms in self._stage_ms.items()}
         counts = asdict(self.scheduler.counts)
         batches = counts["batches"] or 1
         return counts | {
             "total_requests": total,
             "successful_requests": total - failed,
             "failed_requests": failed,
+            "stage_seconds": stage_seconds,
             "uptime": round(time.monotonic() - self._loaded, 3),
             "pid": os.getpid(),
             "mean_batch_sequences": round(counts["sequences"] / batches, 3),
@@ -150,12 +157,16 @@ class Engine:
         )
         return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
 
-    def _count(self, failed: bool) -> None:
+    def _count(self, encoded: Encoded | None) -> None:
+        """One call more, which failed where there is nothing encoded."""
         with self._lock:
             self._total += 1
-            self._failed += failed
-            if not failed:
-                self._last_embedded = time.monotonic()
+            if encoded is None:
+                self._failed += 1
+                return
+            for stage, ms in zip(STAGES, encoded[1:], strict=True):
+                self._stage_ms[stage] += ms
+            self._last_embedded = time.monotonic()
 
 
 def release_memory() -> None:

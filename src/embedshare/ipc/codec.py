@@ -103,7 +103,7 @@ def encode(message: Call | Answer) -> bytes:
         raise InvalidInput("a number is beyond 64 bits") from None
 
 
-def decode_call(data: bytes) -> Call:
+def decode_call(data: bytes | bytearray) -> Call:
     """The call in `data`.
 
     Raises ProtocolError for anything else.
@@ -114,7 +114,7 @@ def decode_call(data: bytes) -> Call:
         raise ProtocolError(f"not a call: {error}") from None
 
 
-def decode_answer(data: bytes) -> Answer:
+def decode_answer(data: bytes | bytearray) -> Answer:
     """The answer in `data`.
 
     Raises ProtocolError for anything else.

@@ -45,7 +45,7 @@ class Connection:
         self._sock = sock
         self._deadline: float | None = None
         self._kernel_timeouts = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
-        self._buffer = bytearray(_READ_AHEAD)
+        self._buffer = memoryview(bytearray(_READ_AHEAD))
         self._start = self._end = 0
 
     def set_deadline(self, deadline: float | None) -> None:
@@ -58,30 +58,32 @@ class Connection:
         message = _LENGTH.pack(len(data)) + data
         if rows is not None and rows.nbytes <= _JOIN_BELOW:
             message, rows = message + rows, None
-        self._send(memoryview(message))
+        self._send(message)
         if rows is not None:
             self._send(rows)
 
-    def recv_bytes(self, maxlength: int = _HANDSHAKE_FRAME) -> bytes:
+    def recv_bytes(self, maxlength: int = _HANDSHAKE_FRAME) -> bytes | bytearray:
         """Receive one message of at most `maxlength` bytes.
 
         Raises EOFError at a clean end, ProtocolError over it.
         """
-        self._fill(4)
+        if self._end - self._start < 4:
+            self._fill(4)
         size = self._announced(maxlength)
         if size <= _READ_AHEAD:
-            self._fill(size)
-            message = bytes(memoryview(self._buffer)[self._start : self._start + size])
+            if self._end - self._start < size:
+                self._fill(size)
+            message = bytes(self._buffer[self._start : self._start + size])
             self._start += size
             return message
         large = bytearray(size)
         self.recv_into(memoryview(large))
-        return bytes(large)
+        return large
 
     def recv_into(self, target: memoryview) -> None:
         """Fill `target` with the bytes that come next."""
         buffered = min(self._end - self._start, target.nbytes)
-        target[:buffered] = memoryview(self._buffer)[self._start : self._start + buffered]
+        target[:buffered] = self._buffer[self._start : self._start + buffered]
         self._start += buffered
         while buffered < target.nbytes:
             received = self._receive(target[buffered:])
@@ -136,7 +138,7 @@ class Connection:
             self._buffer[: self._end - self._start] = self._buffer[self._start : self._end]
             self._start, self._end = 0, self._end - self._start
         while self._end - self._start < size:
-            received = self._receive(memoryview(self._buffer)[self._end :])
+            received = self._receive(self._buffer[self._end :])
             if not received:
                 if self._end == self._start:
                     raise EOFError("the other end closed the connection")
@@ -150,13 +152,16 @@ class Connection:
         except (BlockingIOError, TimeoutError):
             raise DeadlineExceeded("no answer in time") from None
 
-    def _send(self, data: memoryview) -> None:
-        while data.nbytes:
+    def _send(self, data: bytes | memoryview) -> None:
+        while True:
             self._limit(socket.SO_SNDTIMEO)
             try:
-                data = data[self._sock.send(data) :]
+                sent = self._sock.send(data)
             except (BlockingIOError, TimeoutError):
                 raise DeadlineExceeded("the message could not be sent in time") from None
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
 
     def _limit(self, option: int) -> None:
         """Let the kernel end the next wait at the deadline.

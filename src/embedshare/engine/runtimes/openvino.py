@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 
 import numpy as np
 import openvino as ov
@@ -54,7 +54,8 @@ class OpenVinoRuntime:
         }
         core = ov.Core()
         model = core.read_model(graph) if isinstance(graph, Path) else graph
-        self._requests: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        # The last one used goes first: its weights are still in the processor's cache.
+        self._requests: LifoQueue[ov.InferRequest] = LifoQueue()
         for _ in range(2 * self.parallel):  # a lane each
             self._requests.put(core.compile_model(model, "CPU", options).create_infer_request())
 
