@@ -33,7 +33,7 @@ def test_each_token_is_in_one_place_and_its_text_finds_it(
     result = packed(lengths, first_position, one_text_a_row)
     flat = result.input_ids.ravel()
     assert sorted(flat[flat != 0]) == list(range(1, sum(lengths) + 1))
-    assert result.places.shape == (len(lengths), max(lengths))
+    assert result.places.shape == (len(lengths), row_width(max(lengths)))
     for text, ids in enumerate(texts(lengths)):
         places = result.places[text, : len(ids)]
         assert flat[places].tolist() == ids
@@ -82,6 +82,34 @@ def test_a_batch_costs_no_more_than_a_text_a_row(lengths: list[int]) -> None:
     assert rows * width * (600 + width) <= len(lengths) * row_width(max(lengths)) * (
         600 + row_width(max(lengths))
     )
+
+
+@given(lengths, lengths)
+def test_the_last_shape_is_taken_again_only_where_everything_fits(
+    last: list[int], lengths: list[int]
+) -> None:
+    shape = packed(last).input_ids.shape
+    result = pack(texts(lengths), Layout(), (shape[0], shape[1]))
+    flat = result.input_ids.ravel()
+    assert sorted(flat[flat != 0]) == list(range(1, sum(lengths) + 1))
+    for text, ids in enumerate(texts(lengths)):
+        assert flat[result.places[text, : len(ids)]].tolist() == ids
+    assert result.input_ids.shape in (shape, packed(lengths).input_ids.shape)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "last", "shape"),
+    [
+        ([14], (1, 24), (1, 24)),  # ten tokens more cost less than another shape
+        ([14], (1, 48), (1, 16)),
+        ([14], (4, 32), (1, 16)),
+        ([14], (1, 8), (1, 16)),
+        ([12] * 8, (2, 48), (2, 48)),
+        ([12] * 8, (3, 24), (4, 24)),
+    ],
+)
+def test_known_mixes_after_another(lengths: list[int], last: tuple[int, int], shape: tuple[int, int]) -> None:
+    assert pack(texts(lengths), Layout(), last).input_ids.shape == shape
 
 
 @given(lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,31 @@ def test_embeddings_are_the_model_s(browser: FlaskClient, reference: Any) -> Non
     texts = ["one text", "", "漢字 😀"]
     rows = np.array(browser.post("/embed", json={"texts": texts}).json["embeddings"])
     assert (rows * reference.encode(texts)).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("accept", "compact"),
+    [
+        ("application/json;embeddings=base64", True),
+        ("application/json; embeddings=base64, application/json;q=0.5", True),
+        ("application/json", False),
+        ("*/*", False),
+        ("text/html", False),
+        ("", False),
+    ],
+)
+def test_who_accepts_base64_gets_the_same_vectors_in_fewer_bytes(
+    browser: FlaskClient, model: EmbeddingClient, accept: str, compact: bool
+) -> None:
+    texts = ["one text", "漢字 😀"]
+    response = browser.post("/embed", json={"texts": texts}, headers={"Accept": accept})
+    assert response.headers["Vary"] == "Accept"
+    assert ("base64" in response.headers["Content-Type"]) is compact
+    found = response.json["embeddings"]
+    if compact:
+        found = [np.frombuffer(base64.b64decode(one), "<f4") for one in found]
+        assert len(response.data) < 2 * 2100
+    np.testing.assert_array_equal(np.array(found, np.float32), model.encode(texts))
 
 
 def test_no_texts_give_no_embeddings(browser: FlaskClient) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from base64 import b64encode
+from typing import Protocol
 
 import msgspec
+import numpy as np
+import orjson  # three times as fast as msgspec for vectors, and half as long: it writes float32 as such
 from flask import Blueprint, Response, request
 
 from embedshare.errors import InvalidInput, TooLarge
@@ -13,7 +16,12 @@ from embedshare.errors import InvalidInput, TooLarge
 class Embedder(Protocol):
     """What this route asks of the model."""
 
-    def encode(self, inputs: list[str]) -> Any: ...
+    def encode(self, inputs: list[str]) -> np.ndarray: ...
+
+
+JSON = "application/json"
+#: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
+BASE64 = "application/json;embeddings=base64"
 
 
 class EmbedRequest(msgspec.Struct):
@@ -23,7 +31,8 @@ class EmbedRequest(msgspec.Struct):
 
 
 def blueprint(model: Embedder, max_texts: int) -> Blueprint:
-    """`POST /embed {"texts": [...]}` → `{"embeddings": [[...], ...]}`."""
+    """`POST /embed {"texts": [...]}` → `{"embeddings": [[...], ...]}`, or base64 strings in place of inner
+    lists for who sends `Accept: application/json;embeddings=base64`."""
     routes = Blueprint("embed", __name__)
     decoder = msgspec.json.Decoder(EmbedRequest)
 
@@ -37,7 +46,16 @@ def blueprint(model: Embedder, max_texts: int) -> Blueprint:
             raise TooLarge(
                 f"{len(texts):,} texts came in one request; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
             )
-        vectors = model.encode(texts).tolist() if texts else []
-        return Response(msgspec.json.encode({"embeddings": vectors}), mimetype="application/json")
+        vectors = model.encode(texts) if texts else np.empty((0, 0), np.float32)
+        kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
+        response = Response(_body(vectors, kind), content_type=kind)
+        response.vary.add("Accept")
+        return response
 
     return routes
+
+
+def _body(vectors: np.ndarray, kind: str) -> bytes:
+    if kind == JSON:
+        return orjson.dumps({"embeddings": vectors}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps({"embeddings": [b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]})

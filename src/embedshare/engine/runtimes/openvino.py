@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from queue import LifoQueue
 
@@ -32,6 +33,14 @@ def write_graph(graph: ov.Model, path: Path) -> None:
     ov.save_model(graph, path, compress_to_fp16=False)
 
 
+@dataclass(slots=True)
+class _Copy:
+    """The compiled graph, ready to run, and the shape that it last ran."""
+
+    request: ov.InferRequest
+    shape: tuple[int, int] | None = None
+
+
 class OpenVinoRuntime:
     """Runs a converted graph on the CPU.
 
@@ -55,19 +64,22 @@ class OpenVinoRuntime:
         core = ov.Core()
         model = core.read_model(graph) if isinstance(graph, Path) else graph
         # The last one used goes first: its weights are still in the processor's cache.
-        self._requests: LifoQueue[ov.InferRequest] = LifoQueue()
+        self._copies: LifoQueue[_Copy] = LifoQueue()
         for _ in range(2 * self.parallel):  # a lane each
-            self._requests.put(core.compile_model(model, "CPU", options).create_infer_request())
+            self._copies.put(_Copy(core.compile_model(model, "CPU", options).create_infer_request()))
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
-        request = self._requests.get()
+        copy = self._copies.get()
         try:
-            vectors: np.ndarray = request.infer(list(pack(sequences, self._layout)))[0].copy()
+            packed = pack(sequences, self._layout, copy.shape)
+            rows, width = packed.input_ids.shape
+            copy.shape = rows, width
+            vectors: np.ndarray = copy.request.infer(list(packed))[0].copy()
             return vectors
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
                 raise
             raise OutOfMemory(f"the CPU has no memory for {len(sequences)} sequences: {error}") from None
         finally:
-            self._requests.put(request)
+            self._copies.put(copy)
