@@ -55,6 +55,27 @@ def test_any_texts_have_the_ids_of_the_real_one(
     assert tokenizer(texts) == expected_ids(reference, texts)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(
+    st.lists(valid_text, min_size=1, max_size=8), st.integers(2, 3000), st.sampled_from([" ", "  ", "\n", ""])
+)
+def test_long_texts_have_the_ids_of_the_real_one(
+    tokenizer: TextTokenizer, reference: Any, words: list[str], times: int, between: str
+) -> None:
+    text = between.join(words * times)[:40_000]
+    assert tokenizer([text, "short"]) == expected_ids(reference, [text, "short"])
+
+
+@pytest.mark.parametrize(
+    "text", ["word and more " * 2_000_000, " " * 5_000_000 + "word", "x " + "y" * 3_000_000]
+)
+def test_of_a_huge_text_only_the_head_is_read(tokenizer: TextTokenizer, text: str) -> None:
+    (ids,) = tokenizer([text])
+    assert ids[0] == 101
+    assert ids[-1] == 102
+    assert len(ids) <= 256
+
+
 def test_what_is_too_long_is_cut_with_its_special_tokens_kept(tokenizer: TextTokenizer) -> None:
     (ids,) = tokenizer(["word " * 600])
     assert len(ids) == tokenizer.max_seq_length == 256

@@ -28,6 +28,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=max_seq_length)
         self._lowercase = lowercase
+        self._short = 16 * max_seq_length  # characters
         self.max_seq_length = max_seq_length
 
     def __call__(self, texts: list[str], prompt: str = "") -> list[list[int]]:
@@ -37,8 +38,22 @@ class TextTokenizer:
         if self._lowercase:
             texts = [text.lower() for text in texts]
         try:
+            texts = [text if len(text) <= self._short else self._head(text) for text in texts]
             if len(texts) == 1:
                 return [self._tokenizer.encode(texts[0]).ids]
             return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         except TypeError:
             raise InvalidInput("a text holds a lone surrogate, which is no character") from None
+
+    def _head(self, text: str) -> str:
+        """As much of a long text as fills the longest sequence, so that 20 MB do not take half a minute.
+
+        It is cut at a space, and half of it is enough, so that no tokenizer would cut what counts otherwise.
+        A text without spaces is left whole.
+        """
+        end = self._short
+        while (cut := text.rfind(" ", 0, end)) > 0 and end < len(text):
+            if len(self._tokenizer.encode(text[: cut // 2]).ids) == self.max_seq_length:
+                return text[:cut]
+            end *= 4
+        return text
