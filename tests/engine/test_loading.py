@@ -27,12 +27,12 @@ TEXTS = [
 ]
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "max_position_embeddings": 130,
+    "max_position_embeddings": 260,
 }  # fmt: skip
 
 
-def small_model(folder: Path, architecture: str, pooling: str) -> Path:
-    """A SentenceTransformer with random weights and the default model's tokenizer, 64 tokens long."""
+def small_model(folder: Path, architecture: str, pooling: str, max_seq_length: int = 64) -> Path:
+    """A SentenceTransformer with random weights and the default model's tokenizer."""
     import torch
     import transformers
     from sentence_transformers import SentenceTransformer
@@ -47,7 +47,7 @@ def small_model(folder: Path, architecture: str, pooling: str) -> Path:
     getattr(transformers, f"{architecture}Model")(config).save_pretrained(folder / "base")
     for file in weights.find("all-MiniLM-L6-v2").glob("*token*"):
         shutil.copy(file, folder / "base")
-    first = Transformer(str(folder / "base"), max_seq_length=64)
+    first = Transformer(str(folder / "base"), max_seq_length=max_seq_length)
     modules = [first, Pooling(32, pooling_mode=pooling), Dense(32, 24)]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
     return folder / "model"
@@ -84,6 +84,20 @@ def test_other_models_give_what_sentence_transformer_gives(
         np.testing.assert_allclose(engine.encode(TEXTS).rows, expected, atol=2e-5)
         assert engine.description.dimension == 24
         assert engine.description.max_seq_length == 64
+
+
+@pytest.mark.parametrize("runtime", ["auto", "torch"])
+def test_a_model_whose_attention_reaches_only_so_far_is_right_for_long_texts(
+    tmp_path: Path, runtime: str
+) -> None:
+    """ModernBert's tokens see 64 others to each side: a mask for the whole text would show them more."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = small_model(tmp_path, "ModernBert", "mean", max_seq_length=250)
+    texts = [*TEXTS, "word " * 240]
+    engine = Engine.load(settings_for(tmp_path, str(folder), runtime=runtime), "cpu")
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(engine.encode(texts).rows, expected, atol=1e-4)
 
 
 def test_a_second_start_loads_no_torch(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_last_shape_is_taken_again_only_where_everything_fits(
         ([14], (4, 32), (1, 16)),
         ([14], (1, 8), (1, 16)),
         ([12] * 8, (2, 48), (2, 48)),
-        ([12] * 8, (3, 24), (4, 24)),
+        ([10] * 8, (3, 24), (4, 20)),
     ],
 )
 def test_known_mixes_after_another(lengths: list[int], last: tuple[int, int], shape: tuple[int, int]) -> None:
@@ -126,9 +126,9 @@ def test_one_text_a_row_is_plain_padding_from_the_first_column(lengths: list[int
     [
         ([1], (1, 8)),
         ([16], (1, 16)),
-        ([17], (1, 24)),
+        ([17], (1, 20)),
         ([14, 10], (1, 24)),
-        ([12] * 10, (5, 24)),
+        ([12] * 10, (10, 12)),
         ([8] * 32, (32, 8)),
         ([60] * 8, (8, 64)),
         ([40, 24] * 8, (8, 64)),

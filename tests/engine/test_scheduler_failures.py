@@ -104,7 +104,7 @@ def test_a_runtime_that_returns_another_number_of_rows_fails_its_batch(count: in
 
 
 @pytest.mark.parametrize("first", [INTERRUPT, HUGE])
-def test_an_interrupt_in_the_leaders_thread_wedges_nobody_else(
+def test_an_interrupt_of_a_shared_batch_fails_its_calls_and_wedges_nobody_else(
     first: int, threads: ThreadPoolExecutor
 ) -> None:
     """HUGE: the interrupt comes in the first of the halves."""
@@ -116,14 +116,17 @@ def test_an_interrupt_in_the_leaders_thread_wedges_nobody_else(
         return runtime(sequences)
 
     ours = scheduler(run)
-    outcomes: list[type[BaseException]] = []
     for call in shared_batch(runtime, ours, threads, [2, first, 3]):
-        try:
+        with pytest.raises(EngineFailed, match="interrupted"):
             call.result(LIMIT_S / 4)
-        except BaseException as error:
-            outcomes.append(type(error))
-    assert sorted(cls.__name__ for cls in outcomes) == ["EngineFailed", "EngineFailed", "KeyboardInterrupt"]
     until(lambda: ours.active == 0)
+    np.testing.assert_array_equal(compute(ours, [[1]]), rows_of([[1]]))
+
+
+def test_an_interrupt_in_the_callers_own_thread_is_the_callers() -> None:
+    ours = scheduler(Runtime())
+    with pytest.raises(KeyboardInterrupt):
+        compute(ours, [[INTERRUPT]])
     np.testing.assert_array_equal(compute(ours, [[1]]), rows_of([[1]]))
 
 

@@ -143,11 +143,11 @@ class _Queue:
 class Waiting:
     """All that waits.
 
-    `tokens` is how much.
+    `tokens` is how much; `budgets` what a batch of each lane may hold.
     """
 
     def __init__(self, interactive_budget: int, bulk_budget: int) -> None:
-        self._budgets = {Lane.INTERACTIVE: interactive_budget, Lane.BULK: bulk_budget}
+        self.budgets = {Lane.INTERACTIVE: interactive_budget, Lane.BULK: bulk_budget}
         self._queues = {lane: _Queue() for lane in Lane}
         self._bulk_served = 0.0
         self.tokens = 0
@@ -185,7 +185,7 @@ class Waiting:
             return None
         if lane is Lane.BULK:
             self._bulk_served = now
-        parts = self._queues[lane].take(self._budgets[lane])
+        parts = self._queues[lane].take(self.budgets[lane])
         tokens = sum(
             len(request.sequences[position]) for request, positions in parts for position in positions
         )

@@ -14,8 +14,9 @@ from loguru import logger
 
 from embedshare.engine.facts import ModelFacts
 
-#: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning.
-GRAPH_VERSION = 1
+#: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, or is
+#: verified otherwise.
+GRAPH_VERSION = 2
 #: Graphs that are kept; the one used longest ago goes first. One takes as much room as the model's weights.
 KEPT = 4
 

@@ -24,13 +24,15 @@ from embedshare.errors import MissingDependency, UnsupportedModel
 from embedshare.identity import ModelDescription, check_identity, identity_of
 from embedshare.settings import Settings
 
-#: What a runtime proves itself on: lengths from one word to several lines.
+#: What a runtime is warmed up with: lengths from one word to several lines.
 SAMPLE = [
     "model",
     "one model, many workers",
     "How is an embedding shared between processes? " * 3,
     "vector " * 60,
 ]
+#: What a layout proves itself on: a long text as well, since some models see only so far.
+_PROOF = [*SAMPLE, "vector " * 320]
 
 
 class LoadedModel(NamedTuple):
@@ -87,15 +89,18 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple
     """A runtime over the model itself, loaded with torch."""
     _require("torch", "sentence_transformers")
     from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.padded import PaddedRuntime
     from embedshare.engine.runtimes.torch import TorchRuntime, resolve_device, resolve_dtype
 
     device = resolve_device(device)
     if settings.runtime == "openvino" and device != "cpu":
         raise UnsupportedModel(f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}")
     model = embedders.load(folder, device, settings.trust_remote_code)
-    embedder = embedders.Embedder(model).eval()
     facts = embedders.facts_of(model)
-    sample = _tokenizer(folder, facts)(SAMPLE)
+    if device.startswith("cuda"):
+        return PaddedRuntime(model, resolve_dtype(settings.dtype, device)), facts
+    embedder = embedders.Embedder(model).eval()
+    sample = _tokenizer(folder, facts)(_PROOF)
     facts = msgspec.structs.replace(facts, layout=embedders.find_layout(model, embedder, sample))
     if _wants_openvino(settings, device):
         from embedshare.engine.runtimes.conversion import convert
@@ -112,7 +117,11 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple
             if settings.runtime == "openvino":
                 raise
             logger.info("{}; torch runs it instead", error)
-    return TorchRuntime(model, embedder, facts.layout, resolve_dtype(settings.dtype, device)), facts
+    dtype = resolve_dtype(settings.dtype, device)
+    if facts.layout is None:
+        logger.info("the model does not take packed batches; they are padded instead")
+        return PaddedRuntime(model, dtype), facts
+    return TorchRuntime(embedder, device, facts.layout, dtype), facts
 
 
 def _wants_openvino(settings: Settings, device: str) -> bool:

@@ -59,7 +59,7 @@ class Engine:
         self.scheduler = Scheduler(
             runtime.run,
             description.dimension,
-            permits=settings.max_concurrent_operations,
+            permits=min(settings.max_concurrent_operations, runtime.slots),
             leaders=runtime.parallel,
             interactive_budget=min(
                 runtime.interactive_budget, settings.max_batch_tokens or runtime.interactive_budget

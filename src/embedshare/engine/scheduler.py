@@ -1,9 +1,9 @@
 """Owns the queue, the semaphore and the clock: who computes what, and when.
 
-There is no thread of its own. A caller's thread is made leader of its lane (interactive or bulk) where there
-is a permit for it: it computes batches of that lane, its own work and whatever is next, until its own call is
-done; then another that waits is made leader. A call that comes alone is computed by the thread it came on,
-and pays for no hand-over; sixteen that come together wait while one leads, and share its batches.
+A call that comes to an idle lane (interactive or bulk) is computed by the thread it came on, and pays for no
+hand-over. What comes meanwhile waits and is then computed by a thread of the scheduler's, batch after batch,
+for as long as anything waits: it goes straight from one batch to the next, while the callers' threads take
+their answers away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +86,7 @@ class Scheduler:
         self._waiting = Waiting(interactive_budget, bulk_budget)
         self._permits = permits
         self._leaders_left = dict.fromkeys(Lane, leaders)
+        self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
 
@@ -119,7 +121,10 @@ class Scheduler:
         with self._lock:
             self._admit(request)
             self._active += 1
-            self._appoint()
+            ticket.leads = self._appoint(request.lane)
+            more = request.tokens > self._waiting.budgets[request.lane]
+            if ticket.leads and more and self._appoint(request.lane):
+                self._threads.submit(self._lead_on, request.lane)
         try:
             self._wait(request, ticket)
         finally:
@@ -142,18 +147,14 @@ class Scheduler:
         self._waiting.append(request)
 
     def _wait(self, request: Request, ticket: _Ticket) -> None:
-        """Until the request is done: lead where there is a permit for it, else sleep."""
+        """Until the request is done: lead if appointed, then sleep."""
+        if ticket.leads:
+            self._lead(request.lane, ticket)
         while not ticket.done:
-            if ticket.leads:
-                ticket.wake.acquire(blocking=False)  # it was released with the appointment
-                self._lead(request)
-            elif not ticket.wake.acquire(
-                timeout=min(max(0.0, request.deadline - self._clock()), threading.TIMEOUT_MAX)
-            ):
+            left_s = min(max(0.0, request.deadline - self._clock()), threading.TIMEOUT_MAX)
+            if not ticket.wake.acquire(timeout=left_s):
                 with self._lock:
-                    if ticket.done or ticket.leads:
-                        ticket.wake.acquire(blocking=False)  # it was woken after all
-                    else:
+                    if not ticket.done:
                         self._expire(request)
 
     def _leave(self, request: Request, ticket: _Ticket) -> None:
@@ -162,46 +163,56 @@ class Scheduler:
             self._active -= 1
             self._waiting.remove(request)
             if ticket.leads:
-                self._step_down(request)
+                self._step_down(request.lane, ticket)
 
-    def _lead(self, request: Request) -> None:
-        """Compute batches of this leader's lane until its own call is done, or another is to lead."""
-        ticket: _Ticket = request.ticket
-        while not ticket.done:
+    def _lead(self, lane: Lane, ticket: _Ticket | None = None) -> None:
+        """Compute the lane's batches until nothing waits, the ticket's call is done, or the other lane is to
+        be served with the only permit."""
+        while True:
             with self._lock:
                 now = self._clock()
                 self._drop_the_late(now)
-                yields = ticket.done or self._other_lane_is_first(request.lane, now)
-                batch = None if yields else self._waiting.next_batch(request.lane, now)
+                ends = (ticket is not None and ticket.done) or self._other_lane_is_first(lane, now)
+                batch = None if ends else self._waiting.next_batch(lane, now)
                 if batch is None:
-                    self._step_down(request)
+                    self._step_down(lane, ticket)
                     return
             self._compute(batch)
+
+    def _lead_on(self, lane: Lane) -> None:
+        """Lead in a thread of the scheduler's own."""
+        try:
+            self._lead(lane)
+        except BaseException:
+            with self._lock:
+                self._step_down(lane, None)
+            raise
 
     def _other_lane_is_first(self, lane: Lane, now: float) -> bool:
         """Whether the other lane has the better claim to the only permit."""
         first = next(iter(self._waiting.lanes(now)), lane)
         return first is not lane and not self._permits and self._leaders_left[first] > 0
 
-    def _step_down(self, request: Request) -> None:
-        """Give the permit back, and let whoever is next lead. Called with the lock held."""
-        request.ticket.leads = False
-        self._permits += 1
-        self._leaders_left[request.lane] += 1
-        self._appoint()
+    def _step_down(self, lane: Lane, ticket: _Ticket | None) -> None:
+        """Give the permit back, and let threads of the scheduler's lead where something waits.
 
-    def _appoint(self) -> None:
-        """Make leaders of requests that wait, as far as there are permits. Called with the lock held."""
-        for lane in self._waiting.lanes(self._clock()):
-            for request in self._waiting.of(lane):
-                if not self._permits or not self._leaders_left[lane]:
-                    break
-                ticket: _Ticket = request.ticket
-                if not ticket.leads:
-                    ticket.leads = True
-                    self._permits -= 1
-                    self._leaders_left[lane] -= 1
-                    ticket.wake.release()
+        Called with the lock held.
+        """
+        if ticket is not None:
+            ticket.leads = False
+        self._permits += 1
+        self._leaders_left[lane] += 1
+        for waiting in self._waiting.lanes(self._clock()):
+            if self._appoint(waiting):
+                self._threads.submit(self._lead_on, waiting)
+
+    def _appoint(self, lane: Lane) -> bool:
+        """Take a permit to lead this lane, if there is one. Called with the lock held."""
+        if not self._permits or not self._leaders_left[lane]:
+            return False
+        self._permits -= 1
+        self._leaders_left[lane] -= 1
+        return True
 
     def _drop_the_late(self, now: float) -> None:
         """Compute nothing for those whose time is over or who have left."""
@@ -303,8 +314,7 @@ class Scheduler:
 
 
 def _wake(ticket: _Ticket) -> None:
-    """Wake the request's thread; one that leads is awake, and one that was just made leader has been
-    woken."""
+    """Wake the request's thread; one that leads is awake."""
     if not ticket.leads:
         ticket.wake.release()
 

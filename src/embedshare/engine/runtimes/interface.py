@@ -10,14 +10,16 @@ import numpy as np
 class Runtime(Protocol):
     """A loaded model.
 
-    `run` may be called by `parallel` threads at once.
+    `run` may be called by `slots` threads at once.
     """
 
     name: str
     device: str
     dtype: str
     parallel: int
-    """Batches of one lane that are worth running side by side; one of the other lane runs beside them."""
+    """Batches of one lane that are worth running side by side."""
+    slots: int
+    """Batches of both lanes that may run side by side."""
     interactive_budget: int
     bulk_budget: int
     """Tokens in one batch, at most, of each kind of work."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from queue import LifoQueue
+from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
+from loguru import logger
 
-from embedshare.engine.runtimes.packing import Layout, pack
+from embedshare.engine.runtimes.packing import Layout, pack, row_width
+from embedshare.engine.runtimes.switch import with_fixed_shapes
 from embedshare.errors import OutOfMemory, UnsupportedModel
 
 VERSION = str(ov.__version__)
+#: Widths at which a text that comes alone has a graph of fixed shape: they hold nearly all short queries.
+SINGLE_WIDTHS = (8, 12, 16, 20, 24, 32)
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -33,53 +38,93 @@ def write_graph(graph: ov.Model, path: Path) -> None:
     ov.save_model(graph, path, compress_to_fp16=False)
 
 
-@dataclass(slots=True)
-class _Copy:
-    """The compiled graph, ready to run, and the shape that it last ran."""
+class _Compiled(NamedTuple):
+    """A graph that is ready to run."""
 
     request: ov.InferRequest
+    fixed_widths: tuple[int, ...] = ()
+    """Widths for which a single text has a branch of its own (runtimes/switch.py)."""
+
+
+@dataclass(slots=True)
+class _Graph:
+    """One of the graphs that can run side by side, and the shape of its last batch."""
+
+    compiled: _Compiled
     shape: tuple[int, int] | None = None
 
 
 class OpenVinoRuntime:
     """Runs a converted graph on the CPU.
 
-    A batch uses all cores. Two copies of the graph, so that a small batch need not wait for a large one: the
-    operating system shares the cores between them.
+    A batch that comes alone uses all cores. Those that run side by side have a part of the cores each, and
+    never wait for one another: together they get a fifth more done than one after the other.
     """
 
     name = "openvino"
     device = "cpu"
-    parallel = 1
+    parallel = 2
+    slots = 3
     interactive_budget = 512
-    bulk_budget = 2048
+    bulk_budget = 1024
 
     def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str) -> None:
         self.dtype = resolve_dtype(dtype)
         self._layout = layout
-        options = {
-            "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == "bfloat16" else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        core = ov.Core()
-        model = core.read_model(graph) if isinstance(graph, Path) else graph
-        # The last one used goes first: its weights are still in the processor's cache.
-        self._copies: LifoQueue[_Copy] = LifoQueue()
-        for _ in range(2 * self.parallel):  # a lane each
-            self._copies.put(_Copy(core.compile_model(model, "CPU", options).create_infer_request()))
+        self._core = ov.Core()
+        model = self._core.read_model(graph) if isinstance(graph, Path) else graph
+        whole = _Graph(
+            _Compiled(self._compile(model, {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request())
+        )
+        streams = self._compile(model, {"NUM_STREAMS": self.parallel})
+        parts = [_Graph(_Compiled(streams.create_infer_request())) for _ in range(self.parallel)]
+        self._whole = whole
+        self._free = [whole, *parts]
+        self._freed = threading.Condition()
+        # Not a daemon: a process must not end while OpenVINO compiles.
+        threading.Thread(target=self._fix_shapes, args=(model,), name="embedshare-shapes").start()
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
-        copy = self._copies.get()
+        with self._freed:
+            self._freed.wait_for(lambda: self._free)
+            alone = len(self._free) == self.slots
+            graph = self._free.pop(0 if alone else -1)
         try:
-            packed = pack(sequences, self._layout, copy.shape)
-            rows, width = packed.input_ids.shape
-            copy.shape = rows, width
-            vectors: np.ndarray = copy.request.infer(list(packed))[0].copy()
-            return vectors
+            return self._run(sequences, graph)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
                 raise
             raise OutOfMemory(f"the CPU has no memory for {len(sequences)} sequences: {error}") from None
         finally:
-            self._copies.put(copy)
+            with self._freed:
+                self._free.insert(0 if graph is self._whole else len(self._free), graph)
+                self._freed.notify()
+
+    def _run(self, sequences: list[list[int]], graph: _Graph) -> np.ndarray:
+        request, fixed_widths = graph.compiled
+        width = row_width(len(sequences[0]))
+        which = fixed_widths.index(width) if len(sequences) == 1 and width in fixed_widths else -1
+        packed = pack(sequences, self._layout, graph.shape if which < 0 else None)
+        inputs: list[np.ndarray] = list(packed)
+        if fixed_widths:
+            inputs.append(np.array(which, np.int32))
+        if which < 0:
+            rows, width = packed.input_ids.shape
+            graph.shape = rows, width
+        vectors: np.ndarray = request.infer(inputs)[0].copy()
+        return vectors
+
+    def _compile(self, graph: ov.Model, options: dict[str, object]) -> ov.CompiledModel:
+        precision = {"INFERENCE_PRECISION_HINT": "bf16" if self.dtype == "bfloat16" else "f32"}
+        return self._core.compile_model(graph, "CPU", precision | options)
+
+    def _fix_shapes(self, graph: ov.Model) -> None:
+        """Give the graph that uses all cores a branch for each width of a short text: a second of work, in
+        which calls are answered already."""
+        try:
+            shapes = [[(1, width)] * len(graph.inputs) for width in SINGLE_WIDTHS]
+            compiled = self._compile(with_fixed_shapes(graph, shapes), {"PERFORMANCE_HINT": "LATENCY"})
+            self._whole.compiled = _Compiled(compiled.create_infer_request(), SINGLE_WIDTHS)
+        except RuntimeError as error:
+            logger.warning("short texts stay a little slower, their graph was not compiled: {}", error)

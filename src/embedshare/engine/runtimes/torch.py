@@ -1,17 +1,15 @@
-"""PyTorch: GPUs, and CPUs without OpenVINO or with a model that does not convert."""
+"""PyTorch over packed batches: CPUs without OpenVINO or with a model that does not convert, Apple's GPUs."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from loguru import logger
-from sentence_transformers import SentenceTransformer
 
-from embedshare.engine.runtimes.embedder import Embedder, plain_forward
+from embedshare.engine.runtimes.embedder import Embedder
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import OutOfMemory, UnsupportedModel
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(device: str) -> str:
@@ -44,54 +42,40 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "float32"
 
 
-class TorchRuntime:
-    """Runs the model in PyTorch.
+def as_out_of_memory(error: BaseException, device: str, count: int) -> OutOfMemory | None:
+    """What `error` means for a batch of `count` sequences, where it is a lack of memory."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if lacking or "not enough memory" in str(error) or "out of memory" in str(error):
+        return OutOfMemory(f"{device} has no memory for {count} sequences: {line}")
+    return None
 
-    One batch at a time: a batch uses all cores, or all of the GPU.
-    """
+
+class TorchRuntime:
+    """Runs the embedder in PyTorch, one batch of a lane at a time: a batch uses all cores."""
 
     name = "torch"
     parallel = 1
+    slots = 2
+    interactive_budget = 512
+    bulk_budget = 2048
 
-    def __init__(
-        self, model: SentenceTransformer, embedder: Embedder, layout: Layout | None, dtype: str
-    ) -> None:
-        self.device = str(model.device)
+    def __init__(self, embedder: Embedder, device: str, layout: Layout, dtype: str) -> None:
+        self.device = device
         self.dtype = dtype
-        on_gpu = self.device.startswith("cuda")
-        self.interactive_budget = 4096 if on_gpu else 512
-        self.bulk_budget = 16_384 if on_gpu else 2048
-        self._model = model
         self._embedder = embedder
         self._layout = layout
-        if self._layout is None:
-            logger.info("the model does not take packed batches; they are padded instead")
-        self._embedder.transformer.to(_DTYPES[dtype])
-        if self._layout is None:
-            self._embedder.rest.to(_DTYPES[dtype])
+        self._embedder.transformer.to(DTYPES[dtype])
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
         try:
-            if self._layout is None:
-                return plain_forward(self._model, sequences)
-            arrays = [
-                torch.from_numpy(array).to(self._model.device) for array in pack(sequences, self._layout)
-            ]
+            arrays = [torch.from_numpy(array).to(self.device) for array in pack(sequences, self._layout)]
             with torch.inference_mode():
                 vectors: np.ndarray = self._embedder(*arrays).float().cpu().numpy()
             return vectors
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            failure = self._out_of_memory(len(sequences), error)
-        except RuntimeError as error:
-            if "not enough memory" not in str(error) and "out of memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            failure = as_out_of_memory(error, self.device, len(sequences))
+            if failure is None:
                 raise
-            failure = self._out_of_memory(len(sequences), error)
-        # Outside the handler, so that the error's frames no longer hold the batch's memory.
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
         raise failure
-
-    def _out_of_memory(self, count: int, error: Exception) -> OutOfMemory:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return OutOfMemory(f"{self.device} has no memory for {count} sequences: {line}")

@@ -1,0 +1,131 @@
+"""What only a CUDA device has: streams, pinned memory, graphs, and one thread that runs the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from loguru import logger
+
+from embedshare.engine.runtimes.pipeline import Work
+
+#: Captures that may fail before no more are tried. One can fail for want of memory, all those of a model that
+#: waits for the device in the middle of its forward do.
+_MOST_FAILURES = 3
+
+
+class ModelThread:
+    """The one thread that runs a model's Python code on a device, plainly or to capture it.
+
+    Graphs are replayed, and memory is copied, by whoever asks. But every thread that runs the model itself
+    gets a cuBLAS handle and, for each stream, a workspace of up to 32 MiB, which graphs keep the address of:
+    they must outlive the thread that captured them. And only one capture may be under way in a process.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self._thread = ThreadPoolExecutor(1, "model", torch.cuda.set_device, (self.device,))
+
+    def do(self, work: Callable[[], Any]) -> Any:
+        """`work()`, there; an interrupt comes through when it is done."""
+        future = self._thread.submit(self._run, work)
+        try:
+            return future.result()
+        except BaseException:
+            wait([future])  # else the next to come would find the stream in the middle of a capture
+            raise
+        finally:
+            del future  # it holds the error, whose frames hold the batch's memory, and this one among them
+
+    @staticmethod
+    def _run(work: Callable[[], Any]) -> Any:
+        with torch.inference_mode():
+            return work()
+
+    def release_memory(self) -> None:
+        """Give back what the allocator keeps for later; between captures, since it must not come within."""
+        with contextlib.suppress(RuntimeError):  # torch before 2.12 refuses, after a capture that failed
+            self.do(torch.cuda.empty_cache)
+
+
+class CudaQueue:
+    """A stream on a CUDA device, and the graphs that were captured of it.
+
+    `urgent`: goes before other streams' work wherever the device has a choice. See pipeline.Queue.
+    """
+
+    overlaps = True
+
+    def __init__(self, thread: ModelThread, urgent: bool) -> None:
+        self._thread = thread
+        self._priority = -1 if urgent else 0
+        self.stream = self.side_stream()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._failures_left = _MOST_FAILURES
+        # The end of one graph frees the cuBLAS workspace of all that were captured in its stream
+        # (github.com/pytorch/pytorch/issues/193402), so none ends before the queue, failed ones neither.
+        self._kept: list[torch.cuda.CUDAGraph] = []
+
+    def side_stream(self) -> Any:
+        return torch.cuda.Stream(self._thread.device, priority=self._priority)
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+        return context
+
+    def event(self) -> Any:
+        # The host spins for an urgent batch, which is faster, and sleeps for others, which leaves it a core.
+        return torch.cuda.Event(blocking=self._priority == 0)
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device=self._thread.device)
+
+    def staging(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, pin_memory=True)
+
+    def call(self, work: Work) -> None:
+        self._thread.do(partial(self._in_stream, work))
+
+    def capture(self, work: Work) -> Work:
+        """A graph of `work`; where it cannot be captured, what `call`s it.
+
+        `work` must leave all that it allocates: the graphs share one pool of memory, since they never run at
+        the same time and none reads what another has left.
+        """
+        if self._failures_left:
+            replay: Work | None = self._thread.do(partial(self._capture, work))
+            if replay is not None:
+                return replay
+        return partial(self.call, work)
+
+    def settle(self, *streams: Any) -> None:
+        for stream in (*streams, self.stream):
+            stream.synchronize()
+
+    def _in_stream(self, work: Work) -> None:
+        with torch.cuda.stream(self.stream):
+            work()
+
+    def _capture(self, work: Work) -> Work | None:
+        self._in_stream(work)  # loads kernels and makes the workspace, neither of which a capture may do
+        graph = torch.cuda.CUDAGraph()
+        self._kept.append(graph)
+        try:
+            # thread_local: other threads replay and copy in their own streams meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._failures_left -= 1
+            logger.warning("a batch runs without a CUDA graph, which is slower: {}", error)
+            return None
+        replay: Work = graph.replay
+        return replay

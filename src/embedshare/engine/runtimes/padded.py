@@ -1,0 +1,125 @@
+"""The model's own forward over padded batches of texts of like length: what runs on CUDA devices, and
+elsewhere where a model does not take packed batches.
+
+Packing leaves less padding still, and on a CPU that counts most. But its batches have four dimensions, too
+many to capture graphs of, and attention over a packed row costs the square of the row, not of the text.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from embedshare.engine.runtimes.cuda import CudaQueue, ModelThread
+from embedshare.engine.runtimes.launches import Shapes, plan
+from embedshare.engine.runtimes.pipeline import Pipeline, PlainQueue, Queue
+from embedshare.engine.runtimes.torch import DTYPES, as_out_of_memory
+
+#: Batches of up to this many integers (tokens, padding, a length for each row) have a pipeline of their own:
+#: a query that comes while a large batch computes is computed beside it.
+SMALL_BATCH = 4096
+#: Shapes (texts, tokens in each) whose graphs are there before the first query comes.
+_WARM = [(1, 16), (1, 32), (1, 64), (1, 128), (1, 256), *((2**n, m) for n in range(1, 5) for m in (16, 32))]
+
+
+class PaddedForward:
+    """A SentenceTransformer's modules over one launch, the transformer in `dtype`.
+
+    They make their own masks and positions: whatever the architecture, this is what SentenceTransformer does.
+    """
+
+    def __init__(self, model: SentenceTransformer, dtype: str) -> None:
+        self._transformer, *self._rest = list(model)
+        self._transformer.to(DTYPES[dtype])
+
+    def __call__(self, integers: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+        """See pipeline.Forward. It asks nothing of the device that the host would have to wait for."""
+        lengths, ids = integers[:rows], integers[rows:].view(rows, width)
+        present = torch.arange(width, device=ids.device) < lengths[:, None]
+        features = self._transformer({"input_ids": ids.long(), "attention_mask": present.long()})
+        # Pooling adds up many values: it stays in float32 whatever the transformer computes in.
+        features = {
+            name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+            for name, value in features.items()
+        }
+        for module in self._rest:
+            features = module(features)
+        vectors: torch.Tensor = features["sentence_embedding"]
+        return vectors
+
+
+class Sizes(NamedTuple):
+    """How much at once is worth it on a kind of device."""
+
+    parallel: int
+    interactive_budget: int
+    bulk_budget: int
+    free_tokens: int
+    fixed: bool
+
+    @classmethod
+    def of(cls, device: str) -> Sizes:
+        """On a GPU the next batch is made ready while one computes; on a CPU one uses all cores."""
+        if device.startswith("cuda"):
+            return cls(parallel=2, interactive_budget=2048, bulk_budget=16_384, free_tokens=256, fixed=True)
+        return cls(parallel=1, interactive_budget=512, bulk_budget=2048, free_tokens=64, fixed=False)
+
+
+class PaddedRuntime:
+    """Runs a model in PyTorch, in launches that `launches.plan` cuts.
+
+    `sizes`: other than the device's own, for tests.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: SentenceTransformer, dtype: str, sizes: Sizes | None = None) -> None:
+        self.device = str(model.device)
+        self.dtype = dtype
+        self.parallel, self.interactive_budget, self.bulk_budget, free_tokens, fixed = sizes or Sizes.of(
+            self.device
+        )
+        self.slots = 2 * self.parallel
+        self._shapes = Shapes(int(model.max_seq_length), self.bulk_budget, free_tokens, fixed)
+        self._padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0
+        self._dimension = int(model.get_embedding_dimension())
+        self._forward = PaddedForward(model, dtype)
+        self._thread = ModelThread(self.device) if self.device.startswith("cuda") else None
+        if self._thread is not None:
+            torch.cuda.synchronize(self.device)  # the weights were written in another stream than reads them
+            self._thread.release_memory()  # what they took in float32
+        self._small, self._large = self._pipeline(urgent=True), self._pipeline(urgent=False)
+        if self._thread is not None:
+            self._warm_up()
+
+    def run(self, sequences: list[list[int]]) -> np.ndarray:
+        """See interface.Runtime."""
+        order = sorted(range(len(sequences)), key=lambda text: len(sequences[text]), reverse=True)
+        longest_first = [sequences[text] for text in order]
+        launches = plan([len(ids) for ids in longest_first], self._shapes)
+        pipeline = self._small if launches[-1].end <= SMALL_BATCH else self._large
+        try:
+            found = pipeline.run(longest_first, launches)
+            vectors = np.empty_like(found)
+            vectors[order] = found
+            return vectors
+        except (RuntimeError, MemoryError) as error:
+            failure = as_out_of_memory(error, self.device, len(sequences))
+            if failure is None:
+                raise
+        # Outside the handler, so that the error's frames no longer hold the batch's memory.
+        if self._thread is not None:
+            self._thread.release_memory()
+        raise failure
+
+    def _pipeline(self, urgent: bool) -> Pipeline:
+        queue: Queue = CudaQueue(self._thread, urgent) if self._thread else PlainQueue(self.device)
+        return Pipeline(queue, self._forward, self._shapes, self._dimension, self._padding_id)
+
+    def _warm_up(self) -> None:
+        for texts, tokens in _WARM:
+            for _ in range(2):  # once plainly, once captured
+                self.run([[self._padding_id] * min(tokens, self._shapes.longest)] * texts)

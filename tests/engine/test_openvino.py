@@ -1,0 +1,75 @@
+"""OpenVINO's graphs side by side: the right rows from each, for any mix of callers."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedshare.engine import loading
+from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime
+from embedshare.settings import Settings
+from tests.processes import CACHE
+
+TEXTS = [
+    "word",
+    "one model, many workers",
+    "How is it shared? " * 5,
+    "vector " * 60,
+    "naïve 漢字 😀",
+    "long " * 300,
+]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> loading.LoadedModel:
+    loaded = loading.load(Settings(cache_dir=str(CACHE), dtype="float32"), "cpu", None)
+    assert isinstance(loaded.runtime, OpenVinoRuntime)
+    return loaded
+
+
+def rows_of(loaded: loading.LoadedModel, texts: list[str]) -> np.ndarray:
+    return loaded.runtime.run(loaded.tokenizer(texts))
+
+
+def prepared() -> None:
+    """Wait until the graphs of fixed shape are there."""
+    for thread in threading.enumerate():
+        if thread.name == "embedshare-shapes":
+            thread.join()
+
+
+def test_rows_are_the_models_while_its_graphs_are_made_and_after(
+    loaded: loading.LoadedModel, reference: Any
+) -> None:
+    expected = reference.encode(TEXTS)
+    np.testing.assert_allclose(rows_of(loaded, TEXTS), expected, atol=2e-5)
+    prepared()
+    np.testing.assert_allclose(rows_of(loaded, TEXTS), expected, atol=2e-5)
+    for text, row in zip(TEXTS, expected, strict=True):
+        np.testing.assert_allclose(rows_of(loaded, [text])[0], row, atol=2e-5)
+
+
+def test_a_text_of_any_length_that_comes_alone_has_the_models_row(
+    loaded: loading.LoadedModel, reference: Any
+) -> None:
+    prepared()
+    texts = [" ".join(["model"] * count) for count in range(0, 2 * SINGLE_WIDTHS[-1], 3)]
+    found = np.concatenate([rows_of(loaded, [text]) for text in texts])
+    np.testing.assert_allclose(found, reference.encode(texts), atol=2e-5)
+
+
+def test_more_callers_than_graphs_get_their_own_rows(loaded: loading.LoadedModel, reference: Any) -> None:
+    expected = reference.encode(TEXTS)
+
+    def call(number: int) -> None:
+        chosen = [(number + step) % len(TEXTS) for step in range(1 + number % 4)]
+        found = rows_of(loaded, [TEXTS[at] for at in chosen])
+        np.testing.assert_allclose(found, expected[chosen], atol=2e-5)
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in threads.map(call, range(200)):
+            pass
