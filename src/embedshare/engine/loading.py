@@ -31,8 +31,9 @@ SAMPLE = [
     "How is an embedding shared between processes? " * 3,
     "vector " * 60,
 ]
-#: What a layout proves itself on: a long text as well, since some models see only so far.
-_PROOF = [*SAMPLE, "vector " * 320]
+#: What a layout proves itself on: a long text as well, since some models see only so far, and one whose words
+#: differ, since among equal ones it does not show.
+_PROOF = [*SAMPLE, " ".join(map(str, range(320)))]
 
 
 class LoadedModel(NamedTuple):
