@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import servers
 from benchmarks.callers import Caller, EmbedshareCaller, LocalCaller
 from benchmarks.corpus import Corpus
-from benchmarks.load import Fleet
+from benchmarks.load import Clients, Fleet
 from benchmarks.peers.peer import Peer
 from benchmarks.plan import Plan
 
 OURS = "embedshare"
+#: In each call of the process that sends many texts a call.
+TEXTS_A_CALL = 64
 
 
 class Bench:
@@ -37,7 +40,7 @@ class Bench:
         self.cores = os.cpu_count() or 1
         self._step = step
         self._servers: dict[str, servers.Server] = {}
-        self._fleets: dict[Caller, Fleet] = {}
+        self._fleets: dict[str, Fleet] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -71,7 +74,23 @@ class Bench:
         server = self.server(name)
         if not server.running:
             server.start()
+            self.settle(name)
         return server
+
+    def settle(self, name: str) -> None:
+        """After a start: a peer that is busy while nobody asks it is suspended but for its turns."""
+        if any(name == peer.name for peer in self.peers):
+            self.server(name).rest_if_busy()
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """While it lasts the server of that name, if it is one, is not suspended."""
+        with self._servers[name].awake() if name in self._servers else contextlib.nullcontext():
+            yield
+
+    def busy_when_idle(self) -> dict[str, float]:
+        """The servers that are suspended but for their turns, and the share of a core that they take idle."""
+        return {name: server.idle_share for name, server in self._servers.items() if server.rests}
 
     def ours(self) -> EmbedshareCaller:
         """How to call our running model server."""
@@ -79,15 +98,24 @@ class Bench:
         assert isinstance(caller, EmbedshareCaller)
         return caller
 
-    def fleet(self, caller: Caller, size: int | None = None) -> Fleet:
-        """The client processes of one caller, kept for later rows: as many as the plan's most, or `size`."""
-        if caller not in self._fleets:
-            self._fleets[caller] = Fleet(caller, size or max(self.plan.clients), self.corpus.queries)
-        return self._fleets[caller]
+    def fleet(self, caller: Caller) -> Clients:
+        """As many clients of `caller` as the plan's most, one short query a call."""
+        return Clients(self._fleet("queries", max(self.plan.clients), self.corpus.queries), caller)
 
-    def local(self) -> Fleet:
+    def many(self, caller: Caller) -> Clients:
+        """One more client of `caller`, in a process of its own, many paragraphs a call."""
+        texts = self.corpus.paragraphs
+        calls = [texts[at : at + TEXTS_A_CALL] for at in range(0, len(texts) - TEXTS_A_CALL, TEXTS_A_CALL)]
+        return Clients(self._fleet("many", 1, calls), caller)
+
+    def local(self) -> Clients:
         """One process with a SentenceTransformer of its own."""
-        return self.fleet(LocalCaller(str(self.model)), 1)
+        return Clients(self._fleet("local", 1, self.corpus.queries), LocalCaller(str(self.model)))
+
+    def _fleet(self, name: str, size: int, texts: Sequence[Any]) -> Fleet:
+        if name not in self._fleets:
+            self._fleets[name] = Fleet(size, texts)
+        return self._fleets[name]
 
     def _make(self, name: str) -> servers.Server:
         if name == OURS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+from collections.abc import Callable
 from multiprocessing.managers import BaseManager
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ DIMENSION = 384
 class Session(Protocol):
     """A connection of one process."""
 
-    def one(self, text: str) -> Any:
+    def one(self, text: Any) -> Any:
         """The call that is timed."""
 
     def check(self) -> None:
@@ -51,7 +52,7 @@ class EmbedshareCaller:
 
 
 class EmbedshareSession:
-    """`encode` of one text or of many through the real client."""
+    """`encode` of one text, or of a list of them, through the real client."""
 
     def __init__(self, caller: EmbedshareCaller) -> None:
         paths.import_from_src()
@@ -64,7 +65,7 @@ class EmbedshareSession:
         given = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}
         self.client = EmbeddingClient(settings=Settings.load(given, dotenv=paths.HERE / "no.env"))
 
-    def one(self, text: str) -> Any:
+    def one(self, text: Any) -> Any:
         return self.client.encode(text)
 
     def encode(self, texts: list[str]) -> Any:
@@ -73,6 +74,14 @@ class EmbedshareSession:
     def each(self, texts: list[str]) -> Any:
         """One call a text."""
         return np.stack([self.client.encode(text) for text in texts])
+
+    def stats(self) -> dict[str, Any]:
+        """What the server says that it has done."""
+        return self.client.stats()
+
+    def active(self) -> int:
+        """Calls that wait or are being computed on the server."""
+        return self.client.get_active_operations_count()
 
     def healthy(self) -> bool:
         return bool(self.client.health()["embedding_server"] == "connected")
@@ -145,26 +154,33 @@ class HttpCaller:
     port: int
 
     def connect(self) -> HttpSession:
-        return HttpSession(self)
+        return HttpSession(self.port)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenAiCaller:
+    """The same in OpenAI's form: `POST /embeddings {"input": [text]}`, `{"data": [{"embedding": [...]}]}`."""
+
+    port: int
+
+    def connect(self) -> OpenAiSession:
+        return OpenAiSession(self.port)
 
 
 class HttpSession:
-    def __init__(self, caller: HttpCaller) -> None:
-        import msgspec
+    path, field = "/embed", "texts"
 
-        answer = msgspec.defstruct("Answer", [("embeddings", list[list[float]])])
-        self._decode = msgspec.json.Decoder(answer).decode
-        self._connection = http.client.HTTPConnection("127.0.0.1", caller.port, timeout=60)
+    def __init__(self, port: int) -> None:
+        self._decode = self._decoder()
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._connection.connect()
 
     def one(self, text: str) -> Any:
-        body = json.dumps({"texts": [text]}).encode()
-        self._connection.request("POST", "/embed", body, {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        content = response.read()
-        if response.status != 200:
-            raise RuntimeError(f"HTTP {response.status}: {content[:300]!r}")
-        return np.asarray(self._decode(content).embeddings[0], np.float32)
+        return np.asarray(self._vectors([text])[0], np.float32)
+
+    def each(self, texts: list[str]) -> Any:
+        """One call a text."""
+        return np.stack([self.one(text) for text in texts])
 
     def check(self) -> None:
         vector = self.one("Is this a vector?")
@@ -172,6 +188,35 @@ class HttpSession:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _vectors(self, texts: list[str]) -> list[list[float]]:
+        body = json.dumps({self.field: texts}).encode()
+        self._connection.request("POST", self.path, body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"HTTP {response.status}: {content[:300]!r}")
+        return self._decode(content)
+
+    def _decoder(self) -> Callable[[bytes], list[list[float]]]:
+        """What finds the vectors in an answer."""
+        import msgspec
+
+        answer = msgspec.defstruct("Answer", [("embeddings", list[list[float]])])
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(answer)
+        return lambda content: decoder.decode(content).embeddings
+
+
+class OpenAiSession(HttpSession):
+    path, field = "/embeddings", "input"
+
+    def _decoder(self) -> Callable[[bytes], list[list[float]]]:
+        import msgspec
+
+        row = msgspec.defstruct("Row", [("embedding", list[float])])
+        answer = msgspec.defstruct("Answer", [("data", list[row])])  # type: ignore[valid-type]
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(answer)
+        return lambda content: [one.embedding for one in decoder.decode(content).data]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +249,14 @@ class LocalSession:
         """How many tokens the model computes for `texts`: truncated, with the special ones, no padding."""
         ids = self.model.tokenizer(texts, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return sum(map(len, ids))
+
+    def limits(self) -> dict[str, dict[str, float]]:
+        """What this machine's matrix products allow for this model, by the type that they are computed in."""
+        from benchmarks import roofline
+
+        flop = roofline.flop_per_token(self.model[0].auto_model.config)
+        rates = {dtype: roofline.flop_per_s(dtype) for dtype in roofline.DTYPES}
+        return {dtype: {"flop_per_s": rate, "tokens_per_s": rate / flop} for dtype, rate in rates.items()}
 
     def precision(self) -> str:
         """Where and in what it computes, such as `cpu float32`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import random
 import sysconfig
 import warnings
@@ -25,6 +26,13 @@ class Corpus:
 
     paragraphs: list[str]
     queries: list[str]
+
+    def many(self, count: int) -> list[str]:
+        """`count` texts of which no two are equal: the paragraphs, and then the same with a number behind."""
+        endless = (
+            f"{text} {turn}" if turn else text for turn in itertools.count() for text in self.paragraphs
+        )
+        return list(itertools.islice(endless, count))
 
 
 def load(seed: int = 20) -> Corpus:

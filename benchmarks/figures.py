@@ -51,6 +51,24 @@ def shown_ratio(ratio: dict[str, Any]) -> str:
     return f"{ratio['median']:.2f}x ({ratio['least']:.2f} to {ratio['most']:.2f})"
 
 
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Each row at length 1, in float64."""
+    wide = rows.astype(np.float64)
+    unit: np.ndarray = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return unit
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The cosine of each row of `one` with the same row of `other`."""
+    found: np.ndarray = (unit_rows(one) * unit_rows(other)).sum(axis=1)
+    return found
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 client`, `16 clients`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table as it is printed; the columns named in `emphasised` hold the ratios."""
@@ -72,6 +90,37 @@ class Bars:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shares:
+    """A plot: one horizontal bar for each of `groups`, cut into its parts, each bar as long as the others.
+
+    `labels` has, part by part as `series`, what is written into each where there is room.
+    """
+
+    name: str
+    title: str
+    groups: list[str]
+    series: dict[str, list[float]]
+    labels: dict[str, list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """A plot: one line for each competitor, through points of x, y and what is written at the point; `dashed`
+    has a second line in the same colour for some of them. Both scales begin at zero or are logarithmic."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    series: dict[str, list[tuple[float, float, str]]]
+    dashed: dict[str, list[tuple[float, float]]] = dataclasses.field(default_factory=dict)
+    logarithmic: bool = False
+
+
+Plot = Bars | Shares | Lines
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
     """One row of the benchmark in the report: what was measured and how, and what came out."""
 
@@ -79,4 +128,5 @@ class Section:
     how: str
     tables: list[Table]
     headlines: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    plots: list[Bars] = dataclasses.field(default_factory=list)
+    plots: Sequence[Plot] = dataclasses.field(default_factory=list)
+    embeds: bool = True  # its figures are of calls that bring vectors, whose quality is shown beside them

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,27 +23,32 @@ LEAD_S = 0.05
 
 
 class Fleet:
-    """Up to `size` client processes of one caller; those that a window does not need sleep on a pipe."""
+    """Client processes that call whom they are told to; those that a window does not need sleep on a pipe.
 
-    def __init__(self, caller: Caller, size: int, texts: list[str]) -> None:
+    `texts` are what they send, one a call; where an item is a list, it is one call of several texts.
+    """
+
+    def __init__(self, size: int, texts: Sequence[Any]) -> None:
         spawn = multiprocessing.get_context("spawn")  # nothing of the benchmark's own process comes along
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for number in range(size):
             ours, theirs = spawn.Pipe()
             first = number * len(texts) // size
-            process = spawn.Process(target=_run, args=(caller, texts, first, theirs), daemon=True)
+            process = spawn.Process(target=_run, args=(texts, first, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def measure(self, clients: int, window_s: float) -> Sample:
-        """Load from `clients` processes for `window_s` seconds, begun by all of them at the same moment."""
-        pipes = self._pipes[:clients]
-        self._tell(pipes, ("connect",))
+    def connect(self, caller: Caller, clients: int) -> None:
+        """A fresh connection for each of `clients` processes, and a few calls through it."""
+        self._tell(clients, ("connect", caller))
+
+    def load(self, clients: int, window_s: float) -> Sample:
+        """Load from `clients` connected processes for `window_s` seconds, begun by all at the same moment."""
         start = time.monotonic() + LEAD_S
-        parts = self._tell(pipes, ("load", start, start + window_s))
+        parts = self._tell(clients, ("load", start, start + window_s))
         return Sample(
             latencies_s=np.concatenate([latencies for latencies, _, _ in parts]),
             completed=sum(completed for _, completed, _ in parts),
@@ -49,10 +56,17 @@ class Fleet:
             load_cpu_s=sum(cpu_s for _, _, cpu_s in parts),
         )
 
-    def call(self, method: str, *arguments: Any) -> tuple[float, Any]:
-        """Call a method of the first process's session: the seconds it took there, and its result."""
-        self._tell(self._pipes[:1], ("connect",))
-        result: tuple[float, Any] = self._tell(self._pipes[:1], ("call", method, arguments))[0]
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Begin a call of a method of the first process's session; `finish` has its outcome."""
+        self._pipes[0].send(("call", method, arguments))
+
+    def is_finished(self) -> bool:
+        """Whether what was begun is over."""
+        return self._pipes[0].poll()
+
+    def finish(self) -> tuple[float, Any]:
+        """The seconds that it took there, and its result."""
+        result: tuple[float, Any] = self._hear(self._pipes[0], "call")
         return result
 
     def close(self) -> None:
@@ -65,24 +79,49 @@ class Fleet:
                 process.kill()
                 process.join()
 
-    @staticmethod
-    def _tell(pipes: list[Connection], command: tuple[Any, ...]) -> list[Any]:
+    def _tell(self, clients: int, command: tuple[Any, ...]) -> list[Any]:
+        pipes = self._pipes[:clients]
         for pipe in pipes:
             pipe.send(command)
-        answers = []
-        for pipe in pipes:
-            if not pipe.poll(ANSWER_LIMIT_S):
-                raise TimeoutError(f"a load process did not answer {command[0]} in {ANSWER_LIMIT_S:g} s")
-            good, answer = pipe.recv()
-            if not good:
-                raise RuntimeError(f"a load process failed:\n{answer}")
-            answers.append(answer)
-        return answers
+        return [self._hear(pipe, command[0]) for pipe in pipes]
+
+    @staticmethod
+    def _hear(pipe: Connection, what: str) -> Any:
+        if not pipe.poll(ANSWER_LIMIT_S):
+            raise TimeoutError(f"a load process did not answer {what} in {ANSWER_LIMIT_S:g} s")
+        good, answer = pipe.recv()
+        if not good:
+            raise RuntimeError(f"a load process failed:\n{answer}")
+        return answer
 
 
-def _run(caller: Caller, texts: list[str], first: int, pipe: Connection) -> None:
+@dataclasses.dataclass(frozen=True)
+class Clients:
+    """Client processes, and whom they call."""
+
+    fleet: Fleet
+    caller: Caller
+
+    def measure(self, clients: int, window_s: float) -> Sample:
+        """Load from `clients` processes for `window_s` seconds, through fresh connections: some servers close
+        idle ones."""
+        self.fleet.connect(self.caller, clients)
+        return self.fleet.load(clients, window_s)
+
+    def call(self, method: str, *arguments: Any) -> tuple[float, Any]:
+        """Call a method of one process's session: the seconds it took there, and its result."""
+        self.begin(method, *arguments)
+        return self.fleet.finish()
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Begin the same and do not wait."""
+        self.fleet.connect(self.caller, 1)
+        self.fleet.begin(method, *arguments)
+
+
+def _run(texts: Sequence[Any], first: int, pipe: Connection) -> None:
     """A load process: answers the fleet's commands until the pipe closes."""
-    process = _Process(caller, texts, first)
+    process = _Process(texts, first)
     while True:
         try:
             command, *arguments = pipe.recv()
@@ -107,17 +146,16 @@ def _tell_failure(pipe: Connection) -> bool:
 
 
 class _Process:
-    def __init__(self, caller: Caller, texts: list[str], first: int) -> None:
-        self._caller = caller
+    def __init__(self, texts: Sequence[Any], first: int) -> None:
         self._texts = texts
         self._at = first  # goes on from window to window, so that texts come again as late as possible
         self._session: Session | None = None
 
-    def connect(self) -> None:
-        """A fresh connection, since idle ones are closed by some servers, and a few calls through it."""
+    def connect(self, caller: Caller) -> None:
         if self._session is not None:
             self._session.close()
-        self._session = self._caller.connect()
+            self._session = None
+        self._session = caller.connect()
         for _ in range(WARM_UP_CALLS):
             self._session.one(self._next())
 
@@ -148,6 +186,6 @@ class _Process:
         self._session.check()
         return taken_s, result
 
-    def _next(self) -> str:
+    def _next(self) -> Any:
         self._at = (self._at + 1) % len(self._texts)
         return self._texts[self._at]

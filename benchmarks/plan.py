@@ -15,14 +15,21 @@ class Plan:
 
     name: str
     rounds: int
-    window_s: float  # how long load runs for one figure of (c), (e) and (f)
+    window_s: float  # how long load runs for one figure of one round
     empty_window_s: float  # the same for empty calls
+    clients: tuple[int, ...]  # that send one short query a call
+    empty_clients: tuple[int, ...]
     workers: tuple[int, ...]  # worker processes whose memory is summed
     bulk_texts: int
     bulk_rounds: int
+    mixed_texts: int  # of the bulk beside which short queries are measured
+    mixed_alone_texts: int  # of the bulk alone
+    mixed_rounds: int
+    stage_window_s: float
     quality_texts: int
     starts: int
-    clients: tuple[int, ...] = (1, 8, 16)
+    peers: tuple[str, ...] = ()  # those alone; all where there are none
+    left_out: tuple[str, ...] = ()  # rows that are not measured
     quality_queries: int = 200
     neighbours: int = 10
 
@@ -30,22 +37,36 @@ class Plan:
 FULL = Plan(
     name="full",
     rounds=3,
-    window_s=5.0,
-    empty_window_s=3.0,
+    window_s=2.5,
+    empty_window_s=2.0,
+    clients=(1, 2, 4, 8, 16),
+    empty_clients=(1, 8, 16),
     workers=(1, 3, 8),
     bulk_texts=2000,
     bulk_rounds=3,
+    mixed_texts=20_000,
+    mixed_alone_texts=2000,
+    mixed_rounds=1,
+    stage_window_s=3.0,
     quality_texts=1000,
-    starts=3,
+    starts=2,
 )
 QUICK = Plan(
     name="quick",
     rounds=1,
-    window_s=2.5,
+    window_s=2.0,
     empty_window_s=1.0,
-    workers=(1, 3),
+    clients=(1, 16),
+    empty_clients=(1, 16),
+    workers=(3,),
     bulk_texts=500,
     bulk_rounds=1,
+    mixed_texts=2500,
+    mixed_alone_texts=500,
+    mixed_rounds=1,
+    stage_window_s=1.0,
     quality_texts=200,
     starts=1,
+    peers=("FastAPI + SentenceTransformer", "mosec"),
+    left_out=("startup", "http"),
 )

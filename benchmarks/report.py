@@ -26,8 +26,30 @@ def show(results: dict[str, Any], console: Console) -> None:
     for section in sections(results):
         for table in section.tables:
             console.print(_rich(section.title, table))
-    headlines = [list(line) for section in sections(results) for line in section.headlines]
-    console.print(_rich("In short", Table(["embedshare", "in this run"], headlines, ("in this run",))))
+    table, note = in_short(results)
+    console.print(_rich("In short", table))
+    console.print(note)
+
+
+def in_short(results: dict[str, Any]) -> tuple[Table, str]:
+    """Every section's figures, the run's quality beside those of calls that bring vectors, and a sentence on
+    that quality."""
+    columns, emphasised = ["embedshare", "in this run"], ("in this run",)
+    lines = [(*line, section.embeds) for section in sections(results) for line in section.headlines]
+    quality = results["rows"].get("quality")
+    if quality is None:
+        note = "The quality of the vectors was not measured in this run."
+        return Table(columns, [[what, figure] for what, figure, _ in lines], emphasised), note
+    cosine = min(quality["smallest_cosine"], quality["smallest_query_cosine"])
+    beside = f"{cosine:.5f}, {quality['equal_neighbours']:.1%}"
+    note = (
+        f"Beside each figure the quality of the vectors in the same run: the smallest cosine against "
+        f"SentenceTransformer in float32 over {quality['texts']:,} texts and {quality['queries']:,} queries "
+        f"({cosine:.6f}), and the share of equal neighbours among the queries' top {quality['neighbours']} "
+        f"({quality['equal_neighbours']:.2%})."
+    )
+    shown = [[what, figure, beside if embeds else ""] for what, figure, embeds in lines]
+    return Table([*columns, "quality"], shown, emphasised), note
 
 
 def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
@@ -43,33 +65,29 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
         "## In short",
         "",
     ]
-    found = sections(results)
-    lines += _markdown(
-        Table(
-            ["embedshare", "in this run"],
-            [list(line) for one in found for line in one.headlines],
-            ("in this run",),
-        )
-    )
-    for section in found:
+    short, note = in_short(results)
+    lines += [*_markdown(short), note, ""]
+    for section in sections(results):
         lines += [f"## {section.title}", "", section.how, ""]
         for table in section.tables:
             lines += _markdown(table)
-        for bars in section.plots:
-            file = plots.draw(bars, pictures)
-            lines += [f"![{bars.title}, {bars.unit}]({file.relative_to(page.parent).as_posix()})", ""]
+        for plot in section.plots:
+            file = plots.draw(plot, pictures)
+            lines += [f"![{plot.title}]({file.relative_to(page.parent).as_posix()})", ""]
     page.write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_headlines(results: dict[str, Any], readme: Path) -> None:
     """Put the ratios between the README's `figures` marks, with where they were measured."""
     machine, when = results["machine"], results["when"]
-    headlines = [list(line) for section in sections(results) for line in section.headlines]
+    short, note = in_short(results)
     lines = [
         f"One run of `python -m benchmarks`, {when}, {machine['cpu']}, {machine['cores']} cores, "
         f"{results['server']}. How each was measured, and more: [docs/benchmarks.md](docs/benchmarks.md).",
         "",
-        *_markdown(Table(["embedshare", "in this run"], headlines, ("in this run",))),
+        *_markdown(short),
+        note,
+        "",
     ]
     before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- figures -->\n")
     _, end, after = rest.partition("<!-- /figures -->")
@@ -79,7 +97,10 @@ def write_headlines(results: dict[str, Any], readme: Path) -> None:
 def _about(results: dict[str, Any]) -> list[str]:
     machine = results["machine"]
     versions = [f"{name} {version}" for name, version in machine["versions"].items() if version]
-    peers = [f"{name} {version}" for name, version in results["peer_versions"].items()]
+    peers = [
+        f"{environment}: " + ", ".join(f"{name} {version}" for name, version in versions_there.items())
+        for environment, versions_there in results["peer_versions"].items()
+    ]
     usable = machine["cores_usable"]
     cores = f"{machine['cores']} cores" + (
         f" ({usable} usable)" if usable not in (None, machine["cores"]) else ""
@@ -93,7 +114,7 @@ def _about(results: dict[str, Any]) -> list[str]:
         "memory": f"{machine['memory_gib']} GiB",
         "system": f"{machine['system']}, Python {machine['python']}",
         "ours": ", ".join(versions),
-        "the peers' environment": ", ".join(peers),
+        "the peers' environments": "; ".join(peers),
         "server": results.get("server"),
         "commit": commit,
         "run": f"{results['when']}, {results['plan']['name']}, {results['took_s'] / 60:.1f} minutes",
@@ -102,10 +123,12 @@ def _about(results: dict[str, Any]) -> list[str]:
     table = Table(
         ["measured on", ""], [[name, str(value)] for name, value in shown.items() if value is not None]
     )
-    quick = "This was a quick run: one short round of everything, to see that it works." * (
-        results["plan"]["name"] == "quick"
-    )
-    notes = [quick] if quick else []
+    notes = []
+    if results["plan"]["name"] == "quick":
+        notes.append("This was a quick run, with one short round of everything: to see that it works.")
+    left_out = [f"{what}: {', '.join(names)}" for what, names in results["left_out"].items() if names]
+    if left_out:
+        notes.append(f"Left out of this run: {'; '.join(left_out)}.")
     if (machine["load_average_before"] or 0) > BUSY_PER_CORE * (machine["cores"] or 1):
         notes.append(
             "The machine was busy with other work when this run began. That does not slow all competitors "

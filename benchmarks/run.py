@@ -23,7 +23,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import corpus, machine, paths, peers, plan, report, rows
 from benchmarks.bench import OURS, Bench
 from benchmarks.callers import EmbedshareCaller
-from benchmarks.peers import environment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,13 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[str, Any]:
     """Every row of `only`, or all of them, with one set of servers."""
-    wanted = [row for row in rows.ALL if not only or row.KEY in only]
+    wanted = [row for row in rows.ALL if (row.KEY in only if only else row.KEY not in size.left_out)]
     about = machine.describe()
     paths.import_from_src()
     from embedshare.engine import weights
 
-    rivals = [peer for peer in peers.ALL if peer.supported]
-    needs = sorted({need for peer in rivals for need in peer.requirements})
+    rivals = [peer for peer in peers.ALL if peer.supported and (not size.peers or peer.name in size.peers)]
+    environments = peers.environments(rivals)
     progress = Progress(
         TextColumn("{task.description}", table_column=None),
         BarColumn(),
@@ -68,8 +67,9 @@ def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[s
         console=console,
     )
     with progress, tempfile.TemporaryDirectory(prefix="embedshare-bench-") as folder:
-        task = progress.add_task("the peers' environment", total=None)
-        environment.ensure(needs)
+        task = progress.add_task("the peers' environments", total=None)
+        for environment, needs in environments.items():
+            environment.ensure(needs)
         began = time.monotonic()
 
         def step(text: str) -> None:
@@ -93,7 +93,13 @@ def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[s
         "took_s": took_s,
         "plan": dataclasses.asdict(size),
         "machine": about,
-        "peer_versions": environment.versions(["torch", "sentence-transformers", *needs]),
+        "peer_versions": {
+            environment.name: environment.versions(needs) for environment, needs in environments.items()
+        },
+        "left_out": {
+            "rows": [row.KEY for row in rows.ALL if row not in wanted],
+            "peers": [peer.name for peer in peers.ALL if peer not in rivals],
+        },
         "server": server,
         "rows": measured,
     }
@@ -116,7 +122,11 @@ def _server(bench: Bench) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about 2 minutes, to see that everything works")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="2 minutes at most, to see that it works: some rows and peers are left out",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="write results, page and plots there instead"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,9 @@ from benchmarks.callers import Caller, EmbedshareCaller, EmbedshareSession, Http
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 20.0
+#: A server that takes this share of a core or more while nobody asks it would slow the others' turns.
+BUSY_SHARE = 0.03
+BUSY_WATCH_S, BUSY_WATCHES = 1.0, 3
 FIRST_TEXT = "Which text does a server answer first?"
 #: Settings of ours in the environment of whoever runs the benchmark: default settings are measured.
 _OURS = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
@@ -59,6 +63,8 @@ class Server:
         self._answers = answers or _calls
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / f"{name.replace(' ', '-')}-{id(self):x}.log"
+        self.rests = False  # suspended, but for its turns
+        self.idle_share = 0.0  # of a core
 
     @property
     def running(self) -> bool:
@@ -94,11 +100,37 @@ class Server:
         top = psutil.Process(self._process.pid)
         return [top, *top.children(recursive=True)]
 
+    def rest_if_busy(self) -> None:
+        """Watch what it takes of the processor, after a start that may still go on a little; suspend it where
+        that stays too much for a server that nobody asks."""
+        for _ in range(BUSY_WATCHES):
+            before_s = self._cpu_s()
+            time.sleep(BUSY_WATCH_S)
+            self.idle_share = (self._cpu_s() - before_s) / BUSY_WATCH_S
+            self.rests = self.idle_share >= BUSY_SHARE
+            if not self.rests:
+                return
+        self._each("suspend")
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Its turn: it runs, whether it rests at other times or not."""
+        if self.rests:
+            self._each("resume")
+        try:
+            yield
+        finally:
+            if self.rests and self.running:
+                self._each("suspend")
+
     def stop(self) -> None:
         """Ask it to finish; what is left of its processes after a while is killed, by process id."""
         if self._process is None:
             return
         family = self.processes() if self.running else []
+        if self.rests:
+            self._each("resume")
+            self.rests = False
         if self.running:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -110,6 +142,19 @@ class Server:
             process.kill()
         self._process.wait()
         self._process = None
+
+    def _each(self, action: str) -> None:
+        for process in self.processes() if self.running else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, action)()
+
+    def _cpu_s(self) -> float:
+        total_s = 0.0
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total_s += times.user + times.system
+        return total_s
 
     def _has_answered(self) -> bool:
         try:

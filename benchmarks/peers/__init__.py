@@ -1,6 +1,20 @@
 """What embedshare is measured beside. A peer is one file here, its name in `ALL`, and its app in `apps`."""
 
-from benchmarks.peers import fastapi_uvicorn, gunicorn_dirty
+from collections.abc import Iterable
+
+from benchmarks.peers import fastapi_uvicorn, gunicorn_dirty, infinity_emb, litserve, mosec
+from benchmarks.peers.environment import Environment
 from benchmarks.peers.peer import Peer
 
-ALL: list[Peer] = [gunicorn_dirty.PEER, fastapi_uvicorn.PEER]
+ALL: list[Peer] = [gunicorn_dirty.PEER, fastapi_uvicorn.PEER, infinity_emb.PEER, litserve.PEER, mosec.PEER]
+
+
+def environments(peers: Iterable[Peer]) -> dict[Environment, list[str]]:
+    """The environments that `peers` need, each with all that is to be installed in it, for other peers as
+    well: a run with some of them must not make it anew."""
+    used = {peer.environment for peer in peers}
+    needs: dict[Environment, set[str]] = {}
+    for peer in ALL:
+        if peer.supported and peer.environment in used:
+            needs.setdefault(peer.environment, set()).update(peer.requirements)
+    return {environment: sorted(requirements) for environment, requirements in needs.items()}

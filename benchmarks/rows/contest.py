@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.figures import Sample, Table, ratios, shown_ratio, summary
-from benchmarks.load import Fleet
+from benchmarks.figures import Sample, Table, counted, ratios, shown_ratio, summary
+from benchmarks.load import Clients
 
 
 def steps(bench: Bench, competitors: int, clients: tuple[int, ...]) -> int:
@@ -16,17 +16,23 @@ def steps(bench: Bench, competitors: int, clients: tuple[int, ...]) -> int:
 
 
 def run(
-    bench: Bench, label: str, fleets: Mapping[str, Fleet], clients: tuple[int, ...], window_s: float
+    bench: Bench,
+    label: str,
+    fleets: Mapping[str, Clients],
+    clients: tuple[int, ...],
+    window_s: float,
+    best_of: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """For each number of clients, every fleet once a round, every second round in the opposite order. The
-    first fleet is ours; the ratios are its rate over the others' and their p50 over its."""
+    first fleet is ours; the ratios are its rate over the others' and their p50 over its, and the same for
+    the best of `best_of` in each round."""
     ours = next(iter(fleets))
     results = []
     for count in clients:
         samples: dict[str, list[Sample]] = {name: [] for name in fleets}
         for number in range(bench.plan.rounds):
             for name in list(fleets)[:: -1 if number % 2 else 1]:
-                with bench.step(f"{label}: {name}, {count} clients"):
+                with bench.step(f"{label}: {name}, {counted(count, 'client')}"), bench.turn(name):
                     samples[name].append(fleets[name].measure(count, window_s))
         rates = {name: [sample.calls_per_s for sample in taken] for name, taken in samples.items()}
         p50s = {
@@ -39,14 +45,28 @@ def run(
                 "figures": {name: summary(taken, bench.cores) for name, taken in samples.items()},
                 "rate_ratio": {name: ratios(rates[ours], rates[name]) for name in fleets if name != ours},
                 "p50_ratio": {name: ratios(p50s[name], p50s[ours]) for name in fleets if name != ours},
+                "best": _best(rates, p50s, ours, best_of) if best_of else None,
             }
         )
     return results
 
 
+def _best(
+    rates: dict[str, list[float]], p50s: dict[str, list[float]], ours: str, best_of: Sequence[str]
+) -> dict[str, Any]:
+    best_rates = [max(each) for each in zip(*(rates[name] for name in best_of), strict=True)]
+    best_p50s = [min(each) for each in zip(*(p50s[name] for name in best_of), strict=True)]
+    return {
+        "fastest": max(best_of, key=lambda name: sum(rates[name])),
+        "soonest": min(best_of, key=lambda name: sum(p50s[name])),
+        "rate_ratio": ratios(rates[ours], best_rates),
+        "p50_ratio": ratios(best_p50s, p50s[ours]),
+    }
+
+
 def table(results: list[dict[str, Any]], unit: str = "ms") -> Table:
     """The figures, one line for each competitor and number of clients."""
-    factor = 1000 if unit == "us" else 1
+    factor, digits = (1000, 0) if unit == "us" else (1, 2)
     rows = []
     for result in results:
         for name, figures in result["figures"].items():
@@ -56,12 +76,8 @@ def table(results: list[dict[str, Any]], unit: str = "ms") -> Table:
                     str(result["clients"]),
                     name,
                     f"{figures['calls_per_s']:,.0f}",
-                    f"{figures['p50_ms'] * factor:,.2f}"
-                    if unit == "ms"
-                    else f"{figures['p50_ms'] * factor:,.0f}",
-                    f"{figures['p99_ms'] * factor:,.2f}"
-                    if unit == "ms"
-                    else f"{figures['p99_ms'] * factor:,.0f}",
+                    f"{figures['p50_ms'] * factor:,.{digits}f}",
+                    f"{figures['p99_ms'] * factor:,.{digits}f}",
                     shown_ratio(ratio) if ratio else "",
                     f"{figures['load_cpu_share']:.0%}",
                 ]

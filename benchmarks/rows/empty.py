@@ -14,7 +14,7 @@ STOCK = "multiprocessing.managers, pickle"
 
 
 def steps(bench: Bench) -> int:
-    return contest.steps(bench, 2, bench.plan.clients)
+    return contest.steps(bench, 2, bench.plan.empty_clients)
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         OURS: bench.fleet(EmptyCaller(ours.port, ours.key_file)),
         STOCK: bench.fleet(bench.running("stock").caller),
     }
-    results = contest.run(bench, "empty call", fleets, bench.plan.clients, bench.plan.empty_window_s)
+    results = contest.run(bench, "empty call", fleets, bench.plan.empty_clients, bench.plan.empty_window_s)
     return {"window_s": bench.plan.empty_window_s, "rounds": bench.plan.rounds, "results": results}
 
 
@@ -42,4 +42,5 @@ def section(data: dict[str, Any]) -> Section:
                 shown_ratio(last["rate_ratio"][STOCK]),
             )
         ],
+        embeds=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import agreement
 from benchmarks.bench import Bench
 from benchmarks.figures import Section, shown_ratio
 from benchmarks.peers import gunicorn_dirty
@@ -19,10 +20,12 @@ def _rivals(bench: Bench) -> list[str]:
 
 
 def steps(bench: Bench) -> int:
-    return contest.steps(bench, 1 + len(_rivals(bench)), bench.plan.clients[-1:])
+    return 1 + contest.steps(bench, 1 + len(_rivals(bench)), bench.plan.clients[-1:])
 
 
 def measure(bench: Bench) -> dict[str, Any]:
+    with bench.step("HTTP: the servers' vectors"):
+        agreement.check(bench, ["app.py", *_rivals(bench)])
     fleets = {OURS: bench.fleet(bench.running("app.py").caller)}
     fleets |= {name: bench.fleet(bench.running(name).caller) for name in _rivals(bench)}
     results = contest.run(bench, "HTTP", fleets, bench.plan.clients[-1:], bench.plan.window_s)

@@ -82,7 +82,7 @@ def section(data: dict[str, Any]) -> Section:
         [
             Bars(
                 "memory",
-                f"Memory ({data['unit']})",
+                f"Memory ({data['unit']}), MB",
                 "MB",
                 [f"{row['workers']} worker" + "s" * (row["workers"] > 1) for row in data["rows"]],
                 {

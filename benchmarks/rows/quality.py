@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.figures import Section, Table
+from benchmarks.figures import Section, Table, cosines, unit_rows
 
 KEY = "quality"
 
@@ -32,8 +32,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         expected = bench.local().call("encode", texts)[1]
         expected_queries = bench.local().call("encode", queries)[1]
     with bench.step("quality: cosines and neighbours"):
-        cosines = _cosines(served, expected)
-        query_cosines = _cosines(served_queries, expected_queries)
+        of_texts = cosines(served, expected)
+        of_queries = cosines(served_queries, expected_queries)
         shared = _shared_neighbours(
             _neighbours(served_queries, served, plan.neighbours),
             _neighbours(expected_queries, expected, plan.neighbours),
@@ -43,9 +43,9 @@ def measure(bench: Bench) -> dict[str, Any]:
         "texts": len(texts),
         "queries": len(queries),
         "neighbours": plan.neighbours,
-        "smallest_cosine": float(cosines.min()),
-        "median_cosine": float(np.median(cosines)),
-        "smallest_query_cosine": float(query_cosines.min()),
+        "smallest_cosine": float(of_texts.min()),
+        "median_cosine": float(np.median(of_texts)),
+        "smallest_query_cosine": float(of_queries.min()),
         "equal_neighbours": shared,
     }
 
@@ -78,20 +78,12 @@ def section(data: dict[str, Any]) -> Section:
             ),
             (f"Equal top-{data['neighbours']} neighbours", f"{data['equal_neighbours']:.2%}"),
         ],
+        embeds=False,  # it is the quality
     )
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    wide = rows.astype(np.float64)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
-
-
-def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return (_unit(one) * _unit(other)).sum(axis=1)
-
-
 def _neighbours(queries: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    return np.argsort(-(_unit(queries) @ _unit(rows).T), axis=1, kind="stable")[:, :count]
+    return np.argsort(-(unit_rows(queries) @ unit_rows(rows).T), axis=1, kind="stable")[:, :count]
 
 
 def _shared_neighbours(one: np.ndarray, other: np.ndarray) -> float:

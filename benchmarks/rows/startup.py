@@ -31,6 +31,7 @@ def measure(bench: Bench) -> dict[str, Any]:
             with bench.step(f"start {number + 1}: {name}"):
                 bench.server(name).stop()
                 taken_s[name].append(bench.server(name).start())
+                bench.settle(name)
     return {"seconds": taken_s}
 
 

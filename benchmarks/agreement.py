@@ -1,0 +1,29 @@
+"""That a server answers the right vectors, before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from benchmarks.bench import Bench
+from benchmarks.figures import cosines
+
+TEXTS = 16
+SMALLEST_COSINE = 0.999
+
+
+def check(bench: Bench, names: Iterable[str]) -> dict[str, float]:
+    """The smallest cosine of each server's vectors of a few queries against SentenceTransformer's.
+
+    Raises RuntimeError where one is too small: that server would compute something else than the others.
+    """
+    texts = bench.corpus.queries[:TEXTS]
+    expected = bench.local().call("encode", texts)[1]
+    smallest = {}
+    for name in names:
+        server = bench.running(name)
+        with bench.turn(name):
+            vectors = bench.fleet(server.caller).call("each", texts)[1]
+        smallest[name] = float(cosines(vectors, expected).min())
+        if smallest[name] <= SMALLEST_COSINE:
+            raise RuntimeError(f"{name} answers other vectors: smallest cosine {smallest[name]:.4f}")
+    return smallest
