@@ -122,6 +122,7 @@ def serve(settings: Settings) -> None:
         settings.server_address,
         key,
         max_message_bytes=settings.max_message_bytes,
+        max_held_bytes=settings.max_held_bytes,
         max_connections=settings.max_connections,
         handshake_s=settings.handshake_s,
         stop_event=stop,

@@ -165,13 +165,13 @@ class Settings:
         "MAX_CONCURRENT_OPERATIONS",
         _whole(1, 64),
         3,
-        "Batches inside the runtime at the same time, at most; a CPU runs one small and one large",
+        "Batches inside the runtime at the same time, at most; a CPU runs three, of both kinds together",
     )
     max_batch_tokens: int = _setting(
         "EMBEDDING_MAX_BATCH_TOKENS",
         _whole(0, 1_000_000),
         0,
-        "Tokens in one batch, at most; 0 leaves it to the runtime (2,048 on a CPU, 16,384 on a GPU)",
+        "Tokens in one batch, at most; 0 leaves it to the runtime (1,024 on a CPU, 16,384 on a GPU)",
     )
     max_waiting_tokens: int = _setting(
         "EMBEDDING_MAX_WAITING_TOKENS",
@@ -184,6 +184,12 @@ class Settings:
         _whole(64 * 1024, 1 << 30),
         32 * _MIB,
         "The largest message the server reads, in bytes",
+    )
+    max_held_bytes: int = _setting(
+        "EMBEDDING_MAX_HELD_BYTES",
+        _whole(1 << 20, 1 << 40),
+        256 * _MIB,
+        "Bytes of calls the server holds at once; beyond that large messages wait unread for room",
     )
     max_texts: int = _setting(
         "EMBEDDING_MAX_TEXTS",

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,7 @@ class _Ticket:
     wake: threading.Lock = field(default_factory=threading.Lock)
     leads: bool = False
     first_computed: float = 0.0
+    computed_until: float = 0.0
     compute_s: float = 0.0
     error: EmbedshareError | None = None
 
@@ -130,7 +132,9 @@ class Scheduler:
         finally:
             self._leave(request, ticket)
         if ticket.error is not None:
-            raise ticket.error
+            # A copy each, and under no name here: an error that holds this frame while the frame holds it
+            # would keep the call's tokens until the garbage collector comes by, thousands of calls later.
+            raise copy(ticket.error)
         return rows, ticket.first_computed - now, ticket.compute_s
 
     def _admit(self, request: Request) -> None:
@@ -169,9 +173,10 @@ class Scheduler:
         """Compute the lane's batches until nothing waits, the ticket's call is done, or the other lane is to
         be served with the only permit."""
         while True:
+            left = self._whose_caller_left()
             with self._lock:
                 now = self._clock()
-                self._drop_the_late(now)
+                self._drop_the_late(left, now)
                 ends = (ticket is not None and ticket.done) or self._other_lane_is_first(lane, now)
                 batch = None if ends else self._waiting.next_batch(lane, now)
                 if batch is None:
@@ -214,14 +219,24 @@ class Scheduler:
         self._leaders_left[lane] -= 1
         return True
 
-    def _drop_the_late(self, now: float) -> None:
-        """Compute nothing for those whose time is over or who have left."""
-        for request in list(self._waiting):
-            if request.deadline <= now:
-                self._expire(request)
-            elif now - request.enqueued > _CHECK_CALLER_AFTER_S and request.ticket.is_gone():
+    def _whose_caller_left(self) -> list[Request]:
+        """Asked without the lock held, since each answer is a system call."""
+        with self._lock:
+            since = self._clock() - _CHECK_CALLER_AFTER_S
+            waited = [request for request in self._waiting if request.enqueued < since]
+        return [request for request in waited if request.ticket.is_gone()]
+
+    def _drop_the_late(self, left: list[Request], now: float) -> None:
+        """Compute nothing for those who have left or whose time is over.
+
+        Called with the lock held.
+        """
+        for request in left:
+            if not request.ticket.done:
                 self.counts.abandoned += 1
                 self._fail(request, DeadlineExceeded("the caller left before its answer was there"))
+        for request in [request for request in self._waiting if request.deadline <= now]:
+            self._expire(request)
 
     def _compute(self, batch: Batch) -> None:
         started = self._clock()
@@ -229,7 +244,7 @@ class Scheduler:
             rows = self._run(batch.sequences)
             _check_shape(rows, (len(batch.sequences), self._dimension))
         except OutOfMemory as error:
-            shortage = error
+            shortage = error.with_traceback(None)  # which would hold the batch, and be held by it
         except Exception as error:
             logger.exception("a batch of {} sequences failed", len(batch.sequences))
             failure = error if isinstance(error, EmbedshareError) else _engine_failed(error)
@@ -262,7 +277,9 @@ class Scheduler:
                     continue  # it expired meanwhile, and its thread has been told
                 ticket.rows[positions] = part
                 ticket.first_computed = ticket.first_computed or started
-                ticket.compute_s += ended - started
+                # Two batches of a call may run side by side: what they share counts once.
+                ticket.compute_s += max(0.0, ended - max(started, ticket.computed_until))
+                ticket.computed_until = ended
                 ticket.missing -= len(positions)
                 if ticket.missing == 0:
                     _wake(ticket)

@@ -18,6 +18,7 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
 from embedshare.ipc import codec
+from embedshare.ipc.room import Room
 from embedshare.ipc.transport import REFUSALS, Client, Connection, Listener
 
 #: Connections that have not yet proved to hold the key. More are turned away at once.
@@ -64,6 +65,7 @@ class CallServer(managers.Server):
         authkey: bytes,
         *,
         max_message_bytes: int,
+        max_held_bytes: int,
         max_connections: int,
         handshake_s: float,
         stop_event: threading.Event,
@@ -72,6 +74,7 @@ class CallServer(managers.Server):
         self.stop_event = stop_event
         self._service = service
         self._max_message_bytes = max_message_bytes
+        self._room = Room(max_held_bytes)
         self._max_connections = max_connections
         self._handshake_s = handshake_s
         self._unauthenticated = threading.BoundedSemaphore(MAX_UNAUTHENTICATED)
@@ -148,14 +151,20 @@ class CallServer(managers.Server):
             connection.wait_for_message()
             received = time.monotonic()
             connection.set_deadline(received + MESSAGE_S)
-            data = connection.recv_bytes(self._max_message_bytes)
+            size = connection.recv_size(self._max_message_bytes)
+            with self._room.of(size):
+                self._receive_and_answer(connection, size, received, caller)
+
+    def _receive_and_answer(self, connection: Connection, size: int, received: float, caller: int) -> None:
+        connection.set_deadline(time.monotonic() + MESSAGE_S)
+        data = connection.recv_announced(size)
+        with self._busy_lock:
+            self._busy += 1
+        try:
+            self._answer_one(connection, codec.decode_call(data), received, caller)
+        finally:
             with self._busy_lock:
-                self._busy += 1
-            try:
-                self._answer_one(connection, codec.decode_call(data), received, caller)
-            finally:
-                with self._busy_lock:
-                    self._busy -= 1
+                self._busy -= 1
 
     def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> None:
         decoded = time.monotonic()

@@ -67,9 +67,24 @@ class Connection:
 
         Raises EOFError at a clean end, ProtocolError over it.
         """
+        return self.recv_announced(self.recv_size(maxlength))
+
+    def recv_size(self, maxlength: int) -> int:
+        """The size of the next message, which `recv_announced` then receives.
+
+        Raises EOFError at a clean end, ProtocolError over `maxlength`.
+        """
         if self._end - self._start < 4:
             self._fill(4)
-        size = self._announced(maxlength)
+        (size,) = _LENGTH.unpack_from(self._buffer, self._start)
+        if not 0 <= size <= maxlength:
+            shown = f"{size:,} bytes" if size >= 0 else "over 2 GiB"
+            raise ProtocolError(f"a message of {shown} was announced; at most {maxlength:,} bytes are read")
+        self._start += 4
+        return int(size)
+
+    def recv_announced(self, size: int) -> bytes | bytearray:
+        """The message of which `recv_size` has told the size."""
         if size <= _READ_AHEAD:
             if self._end - self._start < size:
                 self._fill(size)
@@ -121,14 +136,6 @@ class Connection:
     def abandon(self) -> None:
         """Close this process's handle alone: in a forked child the stream stays the parent's."""
         self._sock.close()
-
-    def _announced(self, maxlength: int) -> int:
-        (size,) = _LENGTH.unpack_from(self._buffer, self._start)
-        if not 0 <= size <= maxlength:
-            shown = f"{size:,} bytes" if size >= 0 else "over 2 GiB"
-            raise ProtocolError(f"a message of {shown} was announced; at most {maxlength:,} bytes are read")
-        self._start += 4
-        return int(size)
 
     def _fill(self, size: int) -> None:
         """Have at least `size` bytes (at most _READ_AHEAD) in the buffer."""
