@@ -16,7 +16,7 @@ import numpy as np
 
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
-from embedshare.errors import MissingDependency, TooLarge
+from embedshare.errors import DeadlineExceeded, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
 
@@ -150,6 +150,8 @@ class Engine:
         self, texts: list[str], prompt: str, deadline: float, caller: int, is_gone: Callable[[], bool]
     ) -> Encoded:
         started = time.monotonic()
+        if len(texts) > 1 and is_gone():
+            raise DeadlineExceeded("the caller left before its texts were read")
         sequences = self.tokenize(texts, prompt)
         tokenized = time.monotonic()
         rows, waited_s, computed_s = self.scheduler.compute(
