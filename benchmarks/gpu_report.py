@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 
+from benchmarks import tables
 from benchmarks.figures import Table, shown_ratio
 
 OURS = "embedshare"
@@ -27,8 +26,8 @@ def write(results: dict[str, Any], page: Path, console: Console) -> None:
     if (machine["load_average_before"] or 0) > BUSY_PER_CORE * (machine["cores"] or 1):
         lines += ["**The machine was busy with other work: the ratios do not stand. Measure again.**", ""]
     for title, table in _tables(results).items():
-        lines += [f"## {title}", "", *_markdown(table)]
-        console.print(_rich(title, table))
+        lines += [f"## {title}", "", *tables.markdown(table)]
+        console.print(tables.rich(title, table))
     page.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -149,24 +148,4 @@ def _about(results: dict[str, Any]) -> list[str]:
         "run": f"{results['when']}, {results['plan']['name']}, {results['took_s'] / 60:.1f} minutes",
         "load average before": str(machine["load_average_before"]),
     }
-    return _markdown(Table(["measured on", ""], [list(pair) for pair in shown.items()]))
-
-
-def _markdown(table: Table) -> list[str]:
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    for row in table.rows:
-        cells = [
-            f"**{cell}**" if column in table.emphasised and cell else cell
-            for column, cell in zip(table.columns, row, strict=True)
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def _rich(title: str, table: Table) -> RichTable:
-    shown = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in table.columns:
-        shown.add_column(column, style="bold green" if column in table.emphasised else None)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
+    return tables.markdown(Table(["measured on", ""], [list(pair) for pair in shown.items()]))

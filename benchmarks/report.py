@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 
-from benchmarks import plots, rows
+from benchmarks import plots, rows, tables
 from benchmarks.figures import Section, Table
 
 #: A load average of more than this for each core, before the run, is somebody else's work.
@@ -25,9 +23,9 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Print every table, then the ratios alone."""
     for section in sections(results):
         for table in section.tables:
-            console.print(_rich(section.title, table))
+            console.print(tables.rich(section.title, table))
     table, note = in_short(results)
-    console.print(_rich("In short", table))
+    console.print(tables.rich("In short", table))
     console.print(note)
 
 
@@ -67,11 +65,11 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
         "",
     ]
     short, note = in_short(results)
-    lines += [*_markdown(short), note, ""]
+    lines += [*tables.markdown(short), note, ""]
     for section in sections(results):
         lines += [f"## {section.title}", "", section.how, ""]
         for table in section.tables:
-            lines += _markdown(table)
+            lines += tables.markdown(table)
         for plot in section.plots:
             file = plots.draw(plot, pictures)
             lines += [f"![{plot.title}]({file.relative_to(page.parent).as_posix()})", ""]
@@ -86,7 +84,7 @@ def write_headlines(results: dict[str, Any], readme: Path) -> None:
         f"One run of `python -m benchmarks`, {when}, {machine['cpu']}, {machine['cores']} cores, "
         f"{results['server']}. How each was measured, and more: [docs/benchmarks.md](docs/benchmarks.md).",
         "",
-        *_markdown(short),
+        *tables.markdown(short),
         note,
         "",
     ]
@@ -135,24 +133,4 @@ def _about(results: dict[str, Any]) -> list[str]:
             "The machine was busy with other work when this run began. That does not slow all competitors "
             "alike, so these ratios do not stand: measure again on a quiet machine."
         )
-    return [*_markdown(table), *(line for note in notes for line in (f"**{note}**", ""))]
-
-
-def _markdown(table: Table) -> list[str]:
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    for row in table.rows:
-        cells = [
-            f"**{cell}**" if column in table.emphasised and cell else cell
-            for column, cell in zip(table.columns, row, strict=True)
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def _rich(title: str, table: Table) -> RichTable:
-    shown = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in table.columns:
-        shown.add_column(column, style="bold green" if column in table.emphasised else None)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
+    return [*tables.markdown(table), *(line for note in notes for line in (f"**{note}**", ""))]

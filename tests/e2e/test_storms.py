@@ -87,37 +87,32 @@ def expected(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kill_again_and_again(server: ModelServer, storm: Storm) -> int:
-    """Every three seconds, started anew at once, until the callers are done."""
+def counts_of_kills(folder: Path, expected: Path, timeout_s: float) -> Counter[str]:
+    """What callers got from a server that is killed every three seconds and started anew at once."""
+    server = ModelServer(folder).start()
+    storm = Storm(server, expected, timeout_s, EMBEDDING_FALLBACK="none")
     kills = 0
     while any(caller.poll() is None for caller in storm.callers):
         time.sleep(3)
         server.kill()
         server.start(wait=False)
         kills += 1
-    return kills
+    counts = storm.counts()
+    server.kill()
+    print(f"\n{kills} kills: {dict(counts)}")
+    return counts
 
 
 def test_killed_without_end_every_call_with_time_left_is_answered_rightly(
     tmp_path: Path, expected: Path
 ) -> None:
-    server = ModelServer(tmp_path).start()
-    storm = Storm(server, expected, 20.0, EMBEDDING_FALLBACK="none")
-    kills = kill_again_and_again(server, storm)
-    counts = storm.counts()
-    server.kill()
-    print(f"\n{kills} kills: {dict(counts)}")
+    counts = counts_of_kills(tmp_path, expected, 20.0)
     assert set(counts) == {"answered"}
     assert counts["answered"] > 16 * STORM_S
 
 
 def test_calls_with_little_time_end_in_time_with_the_right_error(tmp_path: Path, expected: Path) -> None:
-    server = ModelServer(tmp_path).start()
-    storm = Storm(server, expected, 0.5, EMBEDDING_FALLBACK="none")
-    kills = kill_again_and_again(server, storm)
-    counts = storm.counts()
-    server.kill()
-    print(f"\n{kills} kills: {dict(counts)}")
+    counts = counts_of_kills(tmp_path, expected, 0.5)
     assert set(counts) <= {"answered", ServerUnavailable.__name__, DeadlineExceeded.__name__}
     assert counts["answered"] > 0
 

@@ -173,3 +173,13 @@ def test_beyond_the_limit_a_call_is_refused_with_a_time_to_retry_after(threads: 
     np.testing.assert_array_equal(fits.result(LIMIT_S), rows_of([[2] * 10]))
     held.result(LIMIT_S)
     assert_works(ours)
+
+
+def test_where_no_thread_starts_any_more_callers_compute_for_themselves(threads: ThreadPoolExecutor) -> None:
+    """As when the interpreter is ending: a call of several batches still comes out whole."""
+    runtime = Runtime()
+    ours = scheduler(runtime, permits=3, leaders=2, interactive_budget=64, bulk_budget=64)
+    ours._threads.shutdown()
+    sequences = [[number] * 60 for number in range(1, 9)]
+    np.testing.assert_array_equal(compute(ours, sequences), rows_of(sequences))
+    assert_works(ours)

@@ -124,9 +124,8 @@ class Scheduler:
             self._admit(request)
             self._active += 1
             ticket.leads = self._appoint(request.lane)
-            more = request.tokens > self._waiting.budgets[request.lane]
-            if ticket.leads and more and self._appoint(request.lane):
-                self._threads.submit(self._lead_on, request.lane)
+            if ticket.leads and request.tokens > self._waiting.budgets[request.lane]:
+                self._hand_over(request.lane)  # more than one batch: others of it can be computed beside
         try:
             self._wait(request, ticket)
         finally:
@@ -208,8 +207,19 @@ class Scheduler:
         self._permits += 1
         self._leaders_left[lane] += 1
         for waiting in self._waiting.lanes(self._clock()):
-            if self._appoint(waiting):
-                self._threads.submit(self._lead_on, waiting)
+            self._hand_over(waiting)
+
+    def _hand_over(self, lane: Lane) -> None:
+        """Let a thread of the scheduler's lead this lane, if there is a permit. Called with the lock held."""
+        if not self._appoint(lane):
+            return
+        try:
+            self._threads.submit(self._lead_on, lane)
+        except (
+            RuntimeError
+        ):  # the interpreter is ending and starts no thread; callers' own threads still lead
+            self._permits += 1
+            self._leaders_left[lane] += 1
 
     def _appoint(self, lane: Lane) -> bool:
         """Take a permit to lead this lane, if there is one. Called with the lock held."""

@@ -64,7 +64,7 @@ class OpenVinoRuntime:
     name = "openvino"
     device = "cpu"
     parallel = 2
-    slots = 3
+    slots = parallel + 1
     interactive_budget = 512
     bulk_budget = 1024
 
