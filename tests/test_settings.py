@@ -21,6 +21,7 @@ BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1"
 
 # name: (low, high) of the whole numbers and of the seconds
 WHOLE = {
+    "EMBEDDING_ASYNC_THREADS": (1, 1024),
     "EMBEDDING_SERVER_PORT": (1, 65535),
     "MAX_CONCURRENT_OPERATIONS": (1, 64),
     "EMBEDDING_MAX_BATCH_TOKENS": (0, 1_000_000),
@@ -37,11 +38,13 @@ SECONDS = {
     "EMBEDDING_DRAIN_S": (0.0, 600.0),
     "EMBEDDING_TIMEOUT_S": (0.01, 86_400.0),
     "EMBEDDING_LOCAL_RELEASE_S": (0.0, 86_400.0),
+    "EMBEDDING_STUCK_S": (1.0, 86_400.0),
 }
 CHOICES = {
     "EMBEDDING_DTYPE": ("auto", "float32", "bfloat16", "float16"),
     "EMBEDDING_RUNTIME": ("auto", "torch", "openvino"),
     "EMBEDDING_FALLBACK": ("local", "none"),
+    "EMBEDDING_ON_MODEL_CHANGE": ("refuse", "follow"),
     "EMBEDDING_LOG_FORMAT": ("text", "json"),
     "EMBEDDING_LOG_LEVEL": ("debug", "info", "warning", "error"),
 }

@@ -61,8 +61,8 @@ class AuthenticationFailed(EmbedshareError, PermissionError):
 
 
 class InsecureKey(EmbedshareError, PermissionError):
-    """The key cannot be trusted: others can read its file, or it is published and the server is not on
-    loopback."""
+    """The key cannot be trusted: others can read its file, or it is published or short and the server is not
+    on loopback."""
 
     http_status = 503
 
@@ -113,7 +113,7 @@ class MissingDependency(EmbedshareError, ImportError):
 
 
 class OutOfMemory(EmbedshareError, MemoryError):
-    """A single text needs more memory on the device than there is."""
+    """A single text needs more memory on the device than there is, or a local model more than is left."""
 
     http_status = 503
 

@@ -44,6 +44,21 @@ def may_have_gpu() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
 
 
+def container_memory_left() -> int | None:
+    """Bytes that this process's container may still take; None where it is in none with a limit.
+
+    Linux's control groups, second version. Elsewhere containers are virtual machines, whose memory is all
+    there is.
+    """
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_bytes(), (group / "memory.current").read_bytes()
+        facts = dict(line.split() for line in (group / "memory.stat").read_bytes().splitlines())
+        return None if limit.strip() == b"max" else int(limit) - int(used) + int(facts[b"inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def own_process_group() -> dict[str, Any]:
     """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
     itself."""

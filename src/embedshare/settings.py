@@ -52,6 +52,14 @@ def _optional_text(text: str) -> str | None:
     return text or None
 
 
+def _key(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text in UTF-8") from None  # and not the error itself, which quotes the key
+    return text or None
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -126,7 +134,7 @@ class Settings:
     server_port: int = _setting("EMBEDDING_SERVER_PORT", _whole(1, 65535), 5002, "The model server's port")
     authkey: str | None = _setting(
         "EMBEDDING_AUTHKEY",
-        _optional_text,
+        _key,
         None,
         "The key that server and clients share; without one the server makes its own, in this user's file",
         secret=True,
@@ -236,6 +244,25 @@ class Settings:
         _seconds(0, 86_400),
         60.0,
         "Seconds after the return to the server until a worker lets its local model go",
+    )
+    on_model_change: str = _setting(
+        "EMBEDDING_ON_MODEL_CHANGE",
+        _choice("refuse", "follow"),
+        "refuse",
+        "What a client does when the server comes back with another model: refuse it (ModelMismatch), or "
+        "follow: use it from then on, and never both in one call",
+    )
+    stuck_s: float = _setting(
+        "EMBEDDING_STUCK_S",
+        _seconds(1, 86_400),
+        120.0,
+        "Seconds that one batch may be in the runtime; then the server ends, to be started again",
+    )
+    async_threads: int = _setting(
+        "EMBEDDING_ASYNC_THREADS",
+        _whole(1, 1024),
+        16,
+        "Calls of `aencode` that one client has under way at once; the rest wait their turn",
     )
     cache_dir: str | None = _setting(
         "EMBEDDING_CACHE_DIR",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
 import subprocess
@@ -9,12 +10,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection as stock
 from pathlib import Path
 
 import pytest
 from loguru import logger
 
-from embedshare.errors import InsecureKey, ServerUnavailable
+from embedshare.errors import InsecureKey, InvalidSetting, ServerUnavailable
+from embedshare.ipc import handshake
 from embedshare.ipc.authkey import PUBLISHED_KEYS, client_key, key_file, server_key
 from embedshare.settings import Settings
 from tests.processes import environment
@@ -183,6 +186,59 @@ def test_a_published_key_is_refused_beyond_this_machine() -> None:
     with pytest.raises(InsecureKey, match="published key") as caught:
         server_key(Settings(authkey=PUBLISHED, server_host="0.0.0.0"))
     assert PUBLISHED not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["k", "fifteen letters", "ключклю", " short and blank"[:15]])
+def test_a_short_key_is_warned_of_on_loopback_and_refused_beyond(logged: list[str], key: str) -> None:
+    assert server_key(Settings(authkey=key)) == client_key(Settings(authkey=key)) == key.encode()
+    (line,) = logged
+    assert line.startswith("WARNING EMBEDDING_AUTHKEY is shorter than 16 bytes")
+    assert f" {key} " not in line
+    with pytest.raises(
+        InsecureKey, match="is shorter than 16 bytes, and the server listens beyond"
+    ) as caught:
+        server_key(Settings(authkey=key, server_host="0.0.0.0"))
+    assert f" {key} " not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["sixteen letters.", "ключключ"])
+def test_a_key_of_sixteen_bytes_is_taken_everywhere(logged: list[str], key: str) -> None:
+    assert server_key(Settings(authkey=key, server_host="0.0.0.0")) == key.encode()
+    assert logged == []
+
+
+def test_a_key_that_is_not_utf8_is_refused_without_showing_it() -> None:
+    key = os.fsdecode(b"hunter2-hunter2-\xff-hunter2")
+    with pytest.raises(
+        InvalidSetting, match=r"EMBEDDING_AUTHKEY is \(hidden\); allowed: text in UTF-8"
+    ) as caught:
+        Settings.load({"EMBEDDING_AUTHKEY": key}, Path("no.env"))
+    assert "hunter2" not in repr((caught.value, caught.value.fields, caught.value.__cause__))
+
+
+@posix
+def test_a_key_file_of_another_user_is_refused(ours: Settings) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    path = write_key(ours)
+    os.chown(path, 65534, 65534)
+    assert "others can read or own" in refused(ours)
+
+
+@posix
+def test_a_link_to_a_file_that_others_can_read_is_refused(ours: Settings, tmp_path: Path) -> None:
+    path = write_key(ours, mode=0o644)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert "others can read" in refused(Settings(authkey_file=str(link)))
+
+
+def test_digests_are_compared_in_constant_time() -> None:
+    ours = sys.version_info < (3, 12)
+    compares = handshake.demand_proof if ours else stock._verify_challenge  # type: ignore[attr-defined]
+    source = inspect.getsource(compares)
+    assert "hmac.compare_digest(" in source
+    assert "==" not in source.partition("os.urandom")[2]
 
 
 def test_without_a_setting_the_file_is_in_the_users_state_folder() -> None:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing import connection as stock
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embedshare.errors import AuthenticationFailed, DeadlineExceeded, ProtocolError, ServerUnavailable
+from embedshare.ipc import codec
 from embedshare.ipc.transport import Client, Connection, Listener
 from tests.processes import free_port
+from tests.strangers import bombs
 
 KEY = b"k" * 64
 LIMIT_S = 10.0
@@ -140,6 +143,23 @@ def test_a_server_of_another_kind_is_refused_with_an_error_of_ours(
     with pytest.raises((ProtocolError, AuthenticationFailed, ServerUnavailable)):
         Client(listener.address, KEY, soon())
     other.result(LIMIT_S)
+
+
+def test_no_pickle_of_a_server_is_loaded(
+    listener: Listener, background: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    for bomb in bombs(tmp_path / "made"):
+        other = answered(listener, background, frame(bomb))
+        with pytest.raises((ProtocolError, AuthenticationFailed)):
+            Client(listener.address, KEY, soon())
+        other.result(LIMIT_S)
+        served = serve(listener, background, lambda connection, bomb=bomb: connection.send_bytes(bomb))
+        client = Client(listener.address, KEY, soon())
+        with pytest.raises(ProtocolError, match="not an answer"):
+            codec.decode_answer(client.recv_bytes())
+        client.close()
+        served.result(LIMIT_S)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_server_that_ends_the_handshake_is_unavailable(

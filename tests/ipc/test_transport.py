@@ -86,6 +86,30 @@ def test_messages_of_any_size_arrive_however_the_stream_is_cut(
 
 
 @reuse
+@given(st.binary(max_size=400), st.lists(st.integers(1, 60), max_size=8), st.integers(0, 300))
+def test_random_bytes_are_messages_within_the_limit_or_an_error_of_ours(
+    listener: Listener, stream: bytes, cuts: list[int], limit: int
+) -> None:
+    with socket.create_connection(listener.address, timeout=LIMIT_S) as raw:
+        ours = listener.accept()
+        ours.set_deadline(time.monotonic() + LIMIT_S)
+        at = 0
+        for cut in [*cuts, len(stream)]:
+            raw.sendall(stream[at : at + cut])
+            at += cut
+        raw.shutdown(socket.SHUT_WR)
+        received = b""
+        try:
+            while True:
+                message = ours.recv_bytes(limit)
+                assert len(message) <= limit
+                received += frame(message)
+        except (ProtocolError, EOFError, ConnectionResetError):
+            assert stream.startswith(received)
+        ours.close()
+
+
+@reuse
 @given(sizes, sizes)
 def test_what_is_sent_is_framed_with_its_rows_behind_it(
     ends: Ends, background: ThreadPoolExecutor, size: int, rows: int

@@ -16,6 +16,8 @@ from embedshare.settings import Settings
 
 #: Keys that stand in public code, so that everybody holds them.
 PUBLISHED_KEYS = frozenset({"embedding_secret"})
+#: A shorter key of one's own can be guessed from a handshake that was listened to.
+LEAST_KEY_BYTES = 16
 
 
 def client_key(settings: Settings) -> bytes:
@@ -40,7 +42,7 @@ def server_key(settings: Settings) -> bytes:
     Raises InsecureKey for one that protects nothing.
     """
     if settings.authkey is not None:
-        _check_published(settings)
+        _check_own(settings, settings.authkey)
         return settings.authkey.encode()
     if not settings.on_loopback:
         raise InsecureKey(
@@ -65,14 +67,17 @@ def key_file(settings: Settings) -> Path:
     return Path(platformdirs.user_state_dir("embedshare", appauthor=False)) / "authkey"
 
 
-def _check_published(settings: Settings) -> None:
-    if settings.authkey not in PUBLISHED_KEYS:
+def _check_own(settings: Settings, key: str) -> None:
+    """Warn of a weak key where only this machine can reach the server, and refuse it elsewhere."""
+    if key in PUBLISHED_KEYS:
+        weakness = "is a published key"
+    elif len(key.encode()) < LEAST_KEY_BYTES:
+        weakness = f"is shorter than {LEAST_KEY_BYTES} bytes"
+    else:
         return
     if not settings.on_loopback:
-        raise InsecureKey("EMBEDDING_AUTHKEY is a published key, and the server listens beyond this machine")
-    logger.warning(
-        "EMBEDDING_AUTHKEY is a published key: every user of this machine can call the model server"
-    )
+        raise InsecureKey(f"EMBEDDING_AUTHKEY {weakness}, and the server listens beyond this machine")
+    logger.warning("EMBEDDING_AUTHKEY {}: other users of this machine may call the model server", weakness)
 
 
 def _read(path: Path) -> bytes:

@@ -75,18 +75,22 @@ class Connections:
         self, call: codec.Call, message: bytes, deadline: float
     ) -> tuple[Connection, codec.Answer, np.ndarray | None]:
         connection = self._connection(deadline)
+        # Until its answer is read nobody else finds it: neither the next call, wherever an interrupt ends
+        # this one, nor a signal handler that calls meanwhile.
+        self._local.connection = None
         try:
             connection.set_deadline(deadline)
             answer, rows = _exchange(connection, call, message)
         except EmbedshareError:
-            self._drop(connection)
+            connection.close()
             raise
         except (EOFError, OSError) as error:
-            self._drop(connection)
+            connection.close()
             raise ServerUnavailable(f"the model server went away in mid-call ({error})") from None
-        except BaseException:  # an interrupt as well: the answer to this call must not meet the next one
-            self._drop(connection)
+        except BaseException:
+            connection.close()
             raise
+        self._local.connection = connection
         return connection, answer, rows
 
     def probe(self, deadline: float) -> None:

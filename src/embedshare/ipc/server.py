@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import connection as stock
 from multiprocessing import managers
 from typing import Protocol
 
 from loguru import logger
 
 from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
-from embedshare.ipc import codec
+from embedshare.ipc import codec, handshake
+from embedshare.ipc.lobby import Lobby
 from embedshare.ipc.room import Room
-from embedshare.ipc.transport import REFUSALS, Client, Connection, Listener
+from embedshare.ipc.transport import Client, Connection, Listener
 
-#: Connections that have not yet proved to hold the key. More are turned away at once.
+#: Connections that have not yet proved to hold the key. More wait unaccepted, see lobby.py.
 MAX_UNAUTHENTICATED = 64
 #: A message that has begun must be whole, and an answer taken, within this many seconds.
 MESSAGE_S = 30.0
@@ -77,7 +77,7 @@ class CallServer(managers.Server):
         self._room = Room(max_held_bytes)
         self._max_connections = max_connections
         self._handshake_s = handshake_s
-        self._unauthenticated = threading.BoundedSemaphore(MAX_UNAUTHENTICATED)
+        self._lobby = Lobby(MAX_UNAUTHENTICATED)
         self._connections: set[Connection] = set()
         self._busy = 0
         self._busy_lock = threading.Lock()
@@ -117,9 +117,7 @@ class CallServer(managers.Server):
                     logger.error("a connection could not be accepted: {}", error)
                     self.stop_event.wait(0.1)  # out of file descriptors, as a rule: do not spin
                 continue
-            if not self._unauthenticated.acquire(blocking=False):
-                connection.close()
-                continue
+            self._lobby.enter(connection)
             self._next_caller += 1
             name = f"caller-{self._next_caller}"
             try:
@@ -128,7 +126,7 @@ class CallServer(managers.Server):
                 ).start()
             except RuntimeError as error:  # no thread to be had: turn this one away, and go on
                 logger.error("a connection could not be served: {}", error)
-                self._unauthenticated.release()
+                self._lobby.leave(connection)
                 connection.close()
 
     def handle_request(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
@@ -190,13 +188,13 @@ class CallServer(managers.Server):
     def _authenticate(self, connection: Connection) -> bool:
         try:
             connection.set_deadline(time.monotonic() + self._handshake_s)
-            stock.deliver_challenge(connection, self.authkey)  # type: ignore[arg-type]
-            stock.answer_challenge(connection, self.authkey)  # type: ignore[arg-type]
-        except REFUSALS:
+            handshake.demand_proof(connection, self.authkey)
+            handshake.prove(connection, self.authkey)
+        except handshake.REFUSALS:
             logger.warning("a connection was turned away: it holds another key")
             return False
         finally:
-            self._unauthenticated.release()
+            self._lobby.leave(connection)
         return True
 
     def _admit(self, connection: Connection) -> bool:

@@ -8,15 +8,14 @@ ours: no pickle is ever read, a message's size is checked before it is read, and
 
 from __future__ import annotations
 
-import hmac  # noqa: F401  the handshake would import it in a thread, and a fork meanwhile break the import lock
 import socket
 import struct
+import threading
 import time
-from multiprocessing import AuthenticationError
-from multiprocessing import connection as stock
 
 from embedshare import platforms
 from embedshare.errors import AuthenticationFailed, DeadlineExceeded, ProtocolError, ServerUnavailable
+from embedshare.ipc import handshake
 
 _LENGTH = struct.Struct("!i")
 _READ_AHEAD = 64 * 1024
@@ -28,8 +27,6 @@ _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one sys
 MEETING_S = 5.0
 #: Where one reaches what listens on every address.
 _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-#: How the standard handshake says no: up to Python 3.11, to what is no handshake at all, by an assertion.
-REFUSALS = (AuthenticationError, AssertionError)
 
 
 class Connection:
@@ -38,13 +35,14 @@ class Connection:
     Used by one thread at a time; after any error it is only good for `close()`.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, meets_signals: bool = False) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.settimeout(None)
         self._sock = sock
+        self._meets_signals = meets_signals
         self._deadline: float | None = None
-        self._kernel_timeouts = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
+        self._timeouts = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
         self._buffer = memoryview(bytearray(_READ_AHEAD))
         self._start = self._end = 0
 
@@ -122,15 +120,19 @@ class Connection:
         """
         return self._end == self._start and platforms.peer_closed(self._sock)
 
+    def hang_up(self) -> None:
+        """End the stream and wake the thread that waits on it, which is left to close this end."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # already closed by the other end
+
     def close(self) -> None:
         """Close this end.
 
         A thread that waits on the connection is woken.
         """
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # already closed by the other end
+        self.hang_up()
         self._sock.close()
 
     def abandon(self) -> None:
@@ -174,13 +176,20 @@ class Connection:
         """Let the kernel end the next wait at the deadline.
 
         Python's own socket timeouts cost two system calls an operation, the kernel's one when they change.
-        Between calls with about the same time to go they stay: a wait may end up to 1% and 20 ms late.
+        Between calls with about the same time to go they stay: a wait may end up to 1% and 20 ms late. A wait
+        that a signal breaks off begins anew with all of the kernel's time, so a thread that signals come to
+        has Python's.
         """
         left = _time_left(self._deadline) or 0.0
-        current = self._kernel_timeouts[option]
-        if not (left <= current <= left * 1.01 + 0.02 if left else current == 0.0):
+        current = self._timeouts[option]
+        if left <= current <= left * 1.01 + 0.02 if left else current == 0.0:
+            return
+        if self._meets_signals:
+            self._sock.settimeout(left or None)
+            self._timeouts = dict.fromkeys(self._timeouts, left)
+        else:
             platforms.set_kernel_timeout(self._sock, option, left)
-            self._kernel_timeouts[option] = left
+            self._timeouts[option] = left
 
 
 def _time_left(deadline: float | None) -> float | None:
@@ -223,7 +232,8 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
     meeting = time.monotonic() + MEETING_S
     met_by = meeting if deadline is None else min(deadline, meeting)
     try:
-        connection = Connection(_connect(host, port, met_by))
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        connection = Connection(_connect(host, port, met_by), meets_signals=in_main_thread)
     except TimeoutError:
         raise _not_met(host, port, deadline) from None
     except OSError as error:
@@ -231,9 +241,9 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
         raise ServerUnavailable(message, host=host, port=port) from None
     connection.set_deadline(met_by)
     try:
-        stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]
-        stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]
-    except REFUSALS:
+        handshake.prove(connection, authkey)
+        handshake.demand_proof(connection, authkey)
+    except handshake.REFUSALS:
         connection.close()
         raise AuthenticationFailed(
             f"the model server at {host}:{port} holds another key, or is none"

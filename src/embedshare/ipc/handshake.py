@@ -1,0 +1,39 @@
+"""The handshake of `multiprocessing.connection`: each end has the other prove that it holds the key."""
+
+from __future__ import annotations
+
+import hmac  # here and not in the handshake: a fork while a thread imports breaks the import lock
+import os
+import sys
+from multiprocessing import AuthenticationError
+from multiprocessing import connection as stock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embedshare.ipc.transport import Connection
+
+#: How it says no: up to Python 3.11, to what is no handshake at all, by an assertion.
+REFUSALS = (AuthenticationError, AssertionError)
+
+
+def demand_proof(connection: Connection, authkey: bytes) -> None:
+    """Let the other end prove that it holds the key. Raises one of REFUSALS where it does not.
+
+    Up to Python 3.11 the standard library compares digests with ==, whose time tells how much of a guess was
+    right; from 3.12 on with hmac.compare_digest.
+    """
+    if sys.version_info >= (3, 12):
+        stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]
+        return
+    message = os.urandom(20)
+    connection.send_bytes(b"#CHALLENGE#" + message)
+    expected = hmac.new(authkey, message, "md5").digest()
+    if not hmac.compare_digest(expected, connection.recv_bytes()):
+        connection.send_bytes(b"#FAILURE#")
+        raise AuthenticationError("the digest was wrong")
+    connection.send_bytes(b"#WELCOME#")
+
+
+def prove(connection: Connection, authkey: bytes) -> None:
+    """Prove to the other end that this one holds the key. Raises one of REFUSALS where it says no."""
+    stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]

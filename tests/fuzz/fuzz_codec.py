@@ -1,0 +1,153 @@
+"""A coverage-guided fuzzer for the codec: bytes are a declared message or a ProtocolError, and nothing else.
+
+    python tests/fuzz/fuzz_codec.py --inputs 10000000
+
+Ends with 0 after that many inputs; an input that breaks a property is printed, and kept in `--findings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import atheris
+import msgspec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+with atheris.instrument_imports(include=["embedshare.ipc.codec"]):
+    from embedshare.ipc import codec
+
+from embedshare.errors import EmbedshareError, Overloaded, ProtocolError
+from embedshare.identity import ModelDescription
+
+DESCRIPTION = ModelDescription(
+    "a" * 64, "name", 384, 256, {"query": "q: "}, None, "cosine", ["input_ids"], 0, "cpu", "float32", "torch"
+)  # fmt: skip
+SEEDS: list[Any] = [
+    codec.Encode(1, 1.5, ["a text", "текст", ""], "query: ", True, None),
+    codec.Encode(2**64 - 1, 0.0, [], "", False, -(2**63)),
+    codec.Tokenize(2, 60.0, ["a text"], ""),
+    *(codec.Query(number, 1e300, what) for number, what in enumerate(codec.QUERIES)),
+    codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3)),
+    codec.Reply(4, DESCRIPTION),
+    codec.Reply(5, [[101, 102], {"status": "ok", "uptime": 1.25, "error": None}, b"raw", True]),
+    codec.failure(6, Overloaded("full", retry_after_s=0.25)),
+]
+#: What a field of a message is replaced by: numbers at their ends, other types, other depths.
+VALUES: list[Any] = [
+    None, True, 0, 1, 3, -1, 2**31, 2**63, 2**64 - 1, -(2**63), 0.0, -0.0, 1e308, float("nan"), float("inf"),
+    "", "describe", "текст", "\0", b"", b"\xff", [], [[]], ["a", "b"], [1.0, 2.0, 3.0], {}, {"a": 1},
+    {1: [b"x"]}, msgspec.to_builtins(DESCRIPTION), msgspec.msgpack.Ext(5, b"ext"), datetime.now(timezone.utc),
+]  # fmt: skip
+
+done = 0
+counts: Counter[str] = Counter()
+
+
+def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+    """Half of the time bytes change, as libFuzzer likes; else a field of the message does."""
+    dice = random.Random(seed)
+    if dice.random() < 0.5:
+        return atheris.Mutate(data, max_size)
+    try:
+        items = msgspec.msgpack.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        items = None
+    if not isinstance(items, list) or not items:
+        items = msgspec.to_builtins(dice.choice(SEEDS))
+    inner = dice.choice(items)
+    within = inner if isinstance(inner, list) and inner and dice.random() < 0.5 else items
+    within[dice.randrange(len(within))] = dice.choice(VALUES)
+    return msgspec.msgpack.encode(items)[:max_size]
+
+
+@atheris.instrument_func
+def check(data: bytes) -> None:
+    """Hold one input against the properties."""
+    for decode in (codec.decode_call, codec.decode_answer):
+        try:
+            message = decode(data)
+        except ProtocolError:
+            continue
+        check_round_trip(decode, message)
+        counts[check_type(message)] += 1
+
+
+@atheris.instrument_func
+def check_type(message: Any) -> str:
+    """The name of the message's type, each found on a way of its own: coverage tells them apart."""
+    if isinstance(message, codec.Encode):
+        return "Encode"
+    if isinstance(message, codec.Tokenize):
+        return "Tokenize"
+    if isinstance(message, codec.Query):
+        return "Query"
+    if isinstance(message, codec.Rows):
+        return "Rows"
+    if isinstance(message, codec.Reply):
+        return check_description(message)
+    if isinstance(message, codec.Failure):
+        if not isinstance(codec.error_in(message), EmbedshareError):
+            raise AssertionError(f"{message!r} is no error of ours")
+        return "Failure"
+    raise AssertionError(f"{message!r} is no declared message")
+
+
+@atheris.instrument_func
+def check_round_trip(decode: Any, message: Any) -> None:
+    encoded = codec.encode(message)
+    again = decode(encoded)
+    if again != message and codec.encode(again) != encoded:  # NaN is not equal to itself; its bytes are
+        raise AssertionError(f"{message!r} came back as {again!r}")
+
+
+@atheris.instrument_func
+def check_description(reply: codec.Reply) -> str:
+    try:
+        described = codec.description_in(reply)
+    except ProtocolError:
+        return "Reply"
+    if not isinstance(described, ModelDescription):
+        raise AssertionError(f"{described!r} is no model description")
+    return "description"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=200_000, help="how many inputs to try")
+    parser.add_argument("--seed", type=int, default=1, help="where libFuzzer's random numbers begin")
+    parser.add_argument("--findings", default=tempfile.gettempdir(), help="the folder for what breaks")
+    given = parser.parse_args()
+    started, every = time.monotonic(), max(1, given.inputs // 20)
+
+    def one_input(data: bytes) -> None:
+        global done
+        check(data)
+        done += 1
+        if done % every == 0 or done == given.inputs:
+            rate = done / (time.monotonic() - started)
+            print(f"{done:,} inputs, {rate:,.0f}/s; decoded: {dict(counts)}", flush=True)
+
+    for message in SEEDS:
+        check(codec.encode(message))
+    atheris.Setup(
+        [
+            sys.argv[0], f"-runs={given.inputs}", f"-seed={given.seed}", "-max_len=1024", "-verbosity=0",
+            f"-artifact_prefix={given.findings}/codec-",
+        ],
+        one_input,
+        custom_mutator=mutate,
+    )  # fmt: skip
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
