@@ -7,6 +7,7 @@ accepted.
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
@@ -18,8 +19,9 @@ import msgspec
 from loguru import logger
 
 from embedshare import logs, platforms
+from embedshare.engine import vitals
 from embedshare.engine.model import Engine
-from embedshare.errors import EmbedshareError, InvalidInput, PortUnavailable
+from embedshare.errors import EmbedshareError, InvalidInput, PortUnavailable, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey, codec
 from embedshare.ipc.server import CallServer
@@ -28,13 +30,19 @@ from embedshare.supervise import lifeline
 
 #: A health check embeds a text of its own where no embedding has gone through for this many seconds.
 FRESH_S = 2.0
+#: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
+MAX_TIME_LEFT_S = 86_400.0
 
 
 class EmbeddingService:
-    """Answers the calls of `ipc.codec` with an engine."""
+    """Answers the calls of `ipc.codec` with an engine.
 
-    def __init__(self, engine: Engine) -> None:
+    `max_message_bytes`: what a call may take with its prompt written before each text.
+    """
+
+    def __init__(self, engine: Engine, max_message_bytes: int) -> None:
         self._engine = engine
+        self._max_message_bytes = max_message_bytes
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
         self._queries: dict[str, Callable[[float], Any]] = {
@@ -48,9 +56,14 @@ class EmbeddingService:
         self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
     ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
         """See ipc.server.Service."""
+        if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # nor is NaN, which no deadline would ever end
+            raise InvalidInput(
+                f"time_left_s is {call.time_left_s}; allowed: seconds from 0 to {MAX_TIME_LEFT_S:g}"
+            )
         deadline = received + call.time_left_s
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(call.what)(deadline)), None
+        self._check_prompt(call)
         if isinstance(call, codec.Tokenize):
             return codec.Reply(call.id, self._engine.tokenize(call.texts, call.prompt)), None
         encoded = self._engine.encode(
@@ -73,6 +86,15 @@ class EmbeddingService:
             self._wire_seconds["decode"] += decode_s
             self._wire_seconds["encode"] += encode_s
 
+    def _check_prompt(self, call: codec.Encode | codec.Tokenize) -> None:
+        """A small message must not become a large one here: the prompt is written before each text."""
+        size = len(call.prompt) * len(call.texts)
+        if size > self._max_message_bytes:
+            raise TooLarge(
+                f"the prompt takes {size:,} characters before {len(call.texts):,} texts; "
+                f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
+            )
+
     def _stats(self) -> dict[str, Any]:
         stats = self._engine.stats()
         return stats | {"stage_seconds": stats["stage_seconds"] | self._wire_seconds}
@@ -82,7 +104,7 @@ class EmbeddingService:
             return self._queries[what]
         except KeyError:
             raise InvalidInput(
-                f"there is no question {what!r}; there are {', '.join(self._queries)}"
+                f"there is no question {what[:40]!r}; there are {', '.join(self._queries)}"
             ) from None
 
     def _health(self, deadline: float) -> dict[str, Any]:
@@ -117,16 +139,19 @@ def serve(settings: Settings) -> None:
     key = authkey.server_key(settings)
     _check_port(settings)
     engine = Engine.load(settings, settings.device)
-    server = CallServer(
-        EmbeddingService(engine),
-        settings.server_address,
-        key,
-        max_message_bytes=settings.max_message_bytes,
-        max_held_bytes=settings.max_held_bytes,
-        max_connections=settings.max_connections,
-        handshake_s=settings.handshake_s,
-        stop_event=stop,
-    )
+    try:
+        server = CallServer(
+            EmbeddingService(engine, settings.max_message_bytes),
+            settings.server_address,
+            key,
+            max_message_bytes=settings.max_message_bytes,
+            max_held_bytes=settings.max_held_bytes,
+            max_connections=settings.max_connections,
+            handshake_s=settings.handshake_s,
+            stop_event=stop,
+        )
+    except OSError as error:  # another server has taken the port meanwhile
+        raise _port_unavailable(settings, error) from None
     ready.set()
     logger.info(
         "ready: {}, at {}:{}, after {:.1f} s",
@@ -134,10 +159,19 @@ def serve(settings: Settings) -> None:
         *settings.server_address,
         time.monotonic() - started,
     )
+    threading.Thread(
+        target=vitals.watch, args=(engine, stop, settings.stuck_s, _give_up), name="vitals", daemon=True
+    ).start()
     server.serve_until_stopped()
     logger.info("stopping: finishing what was accepted, {:g} s at most", settings.drain_s)
     drained = server.drain(settings.drain_s)
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
+
+
+def _give_up(reason: str) -> None:
+    """End at once, whatever the runtime holds: who supervises this process starts it again."""
+    logger.critical("{}; the server ends, to be started again", reason)
+    os._exit(1)
 
 
 def _shown(described: ModelDescription) -> str:
@@ -151,8 +185,13 @@ def _check_port(settings: Settings) -> None:
     try:
         platforms.exclusive_listener(host, port, backlog=1).close()
     except OSError as error:
-        message = f"the model server cannot listen at {host}:{port}: {error.strerror or error}"
-        raise PortUnavailable(message, host=host, port=port) from None
+        raise _port_unavailable(settings, error) from None
+
+
+def _port_unavailable(settings: Settings, error: OSError) -> PortUnavailable:
+    host, port = settings.server_address
+    message = f"the model server cannot listen at {host}:{port}: {error.strerror or error}"
+    return PortUnavailable(message, host=host, port=port)
 
 
 def main() -> int:

@@ -84,7 +84,7 @@ def test_a_batch_keeps_its_budget_unless_one_row_is_longer(
     for batch in drain(queue):
         assert batch.tokens == sum(map(len, batch.sequences)) > 0
         budget = interactive if lane_of(batch) is Lane.INTERACTIVE else bulk
-        assert batch.tokens <= max(budget, row_width(max(longest)))
+        assert batch.tokens <= max(budget, row_width(max(32, *longest)))  # no row is narrower than 32
         assert all(one.lane is lane_of(batch) for one, _ in batch.parts)
         before -= batch.tokens
     assert before == 0
@@ -167,6 +167,28 @@ def test_callers_take_turns_however_much_the_first_one_sent(length: int) -> None
     modest = [request(length, caller=caller) for caller in (2, 3)]
     queue = waiting(*greedy, *modest, interactive_budget=length, bulk_budget=length)
     assert [served(batch) for batch in drain(queue)][:6] == [[1], [2], [3], [1], [1], [1]]
+
+
+def test_who_asks_for_little_goes_before_who_was_served_much() -> None:
+    queue = waiting(*(request(*[16] * 6, caller=caller) for caller in (1, 1, 2, 2, 3, 3)))
+    assert served(next_batch(queue, 0.0) or Batch([], 0)) == [1]
+    queue.append(request(5, caller=9))  # comes last, and level with the least served of those who wait
+    order = [served(batch) for batch in drain(queue)]
+    assert order[:3] == [[2], [3], [9, 1]]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_callers_who_always_wait_are_served_alike(sizes: list[int]) -> None:
+    """However many texts each one's calls have, nobody gets ahead of another by more than a batch or two."""
+    queue, tokens = waiting(interactive_budget=64), Counter(dict.fromkeys(range(len(sizes)), 0))
+    for caller in list(tokens) * 200:
+        queue.append(request(*[16] * sizes[caller], caller=caller))
+    for _ in range(40 * len(sizes)):
+        batch = next_batch(queue, 0.0)
+        assert batch is not None
+        for one, positions in batch.parts:
+            tokens[one.caller] += 16 * len(positions)
+    assert max(tokens.values()) - min(tokens.values()) <= 2 * 64
 
 
 def test_a_long_sequence_is_not_passed_over_for_ever_by_short_ones_of_others() -> None:

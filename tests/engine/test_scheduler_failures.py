@@ -22,7 +22,6 @@ from tests.engine.runtime_fake import (
     Runtime,
     assert_works,
     compute,
-    hold,
     rows_of,
     scheduler,
     shared_batch,
@@ -78,33 +77,50 @@ def test_only_the_one_that_never_fits_fails_of_out_of_memory(threads: ThreadPool
     assert_works(ours)
 
 
-def test_a_runtimes_exception_fails_the_calls_of_its_batch_and_no_others(threads: ThreadPoolExecutor) -> None:
+def test_a_runtimes_exception_fails_the_call_to_blame_and_no_other(threads: ThreadPoolExecutor) -> None:
     runtime = Runtime()
-    ours = scheduler(runtime, permits=2)
-    for call in shared_batch(runtime, scheduler(runtime), threads, [1, POISON, 3]):
-        with pytest.raises(EngineFailed, match="ZeroDivisionError: poisoned"):
-            call.result(LIMIT_S)
-    held = hold(runtime, ours, threads)
-    poisoned = threads.submit(compute, ours, [[POISON]], caller=2)
-    assert runtime.holding.acquire(timeout=LIMIT_S)
-    runtime.gate.set()
-    with pytest.raises(EngineFailed):
-        poisoned.result(LIMIT_S)
-    np.testing.assert_array_equal(held.result(LIMIT_S), rows_of([[1]]))
+    ours = scheduler(runtime)
+    firsts = [1, POISON, 3, 4]
+    for first, call in zip(firsts, shared_batch(runtime, ours, threads, firsts), strict=True):
+        if first == POISON:
+            with pytest.raises(EngineFailed, match="ZeroDivisionError: poisoned"):
+                call.result(LIMIT_S)
+        else:
+            np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[first]]))
+    assert ours.counts.failed_batches >= 2
     assert_works(ours)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_runtime_that_returns_another_number_of_rows_fails_its_batch(count: int) -> None:
-    rows = {1: np.zeros((1, DIMENSION), np.float32)}
-    ours = scheduler(lambda ids: rows.get(len(ids), np.zeros((count, DIMENSION), np.float32)))
-    with pytest.raises(EngineFailed):
-        compute(ours, [[1], [2]])
-    assert compute(ours, [[1]]).shape == (1, DIMENSION)
+def test_a_batch_that_comes_back_with_another_number_of_rows_is_computed_in_halves(count: int) -> None:
+    def run(sequences: list[list[int]]) -> np.ndarray:
+        return rows_of(sequences) if len(sequences) == 1 else np.zeros((count, DIMENSION), np.float32)
+
+    np.testing.assert_array_equal(compute(scheduler(run), [[1], [2]]), rows_of([[1], [2]]))
+    with pytest.raises(EngineFailed, match="rows of shape"):
+        compute(scheduler(lambda ids: np.zeros((count, 3), np.float32)), [[1]])
+
+
+def test_the_end_of_a_thread_in_mid_batch_costs_no_call_its_answer(threads: ThreadPoolExecutor) -> None:
+    runtime, ends = Runtime(), iter([SystemExit, None, KeyboardInterrupt, None])
+
+    def run(sequences: list[list[int]]) -> np.ndarray:
+        rows = runtime(sequences)
+        if len(sequences) > 1 and (end := next(ends, None)):
+            raise end
+        return rows
+
+    ours = scheduler(run)
+    for firsts in ([2, 3, 4], [5, 6]):
+        calls = shared_batch(runtime, ours, threads, firsts)
+        for first, call in zip(firsts, calls, strict=True):
+            np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[first]]))
+    assert list(ends) == []
+    assert_works(ours)
 
 
 @pytest.mark.parametrize("first", [INTERRUPT, HUGE])
-def test_an_interrupt_of_a_shared_batch_fails_its_calls_and_wedges_nobody_else(
+def test_what_ends_every_thread_that_computes_it_fails_its_batch_and_wedges_nobody(
     first: int, threads: ThreadPoolExecutor
 ) -> None:
     """HUGE: the interrupt comes in the first of the halves."""

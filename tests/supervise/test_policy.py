@@ -1,4 +1,4 @@
-"""Restarts: pauses that double, a crash loop that is given up, and ends that are forgotten."""
+"""Restarts: at once after work, with pauses that double after failed starts, and given up in a crash loop."""
 
 from __future__ import annotations
 
@@ -6,54 +6,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP, RestartPolicy
+from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP, SETTLED_S, RestartPolicy
 
-MOST, WITHIN_S = CRASH_LOOP
 FIRST_S, LONGEST_S = BACKOFF_S
 
 
-def pauses(ends: list[float]) -> list[float | None]:
+def pauses(ready: list[float | None]) -> list[float | None]:
     policy = RestartPolicy()
-    return [policy.restart_in(now) for now in ends]
+    return [policy.restart_in(ready_s) for ready_s in ready]
 
 
-def test_pauses_double_and_the_fifth_end_within_two_minutes_is_given_up() -> None:
-    assert pauses([0.0, 1.0, 2.0, 3.0, 4.0]) == [0.5, 1.0, 2.0, 4.0, None]
+def test_pauses_double_and_the_sixth_failed_start_in_a_row_is_given_up() -> None:
+    assert pauses([None] * 6) == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, None])
 
 
-def test_given_up_it_stays_so_while_it_ends_again() -> None:
-    assert pauses([0.0] * (MOST + 3))[MOST - 1 :] == [None] * 4
+def test_given_up_it_stays_so_while_it_fails_to_start() -> None:
+    assert pauses([None] * (CRASH_LOOP + 3))[CRASH_LOOP - 1 :] == [None] * 4
 
 
-@pytest.mark.parametrize(("last", "pause"), [(WITHIN_S, None), (WITHIN_S + 0.001, 4.0)])
-def test_an_end_counts_for_as_long_as_the_window_is(last: float, pause: float | None) -> None:
-    assert pauses([0.0, 1.0, 2.0, 3.0, last])[-1] == pause
+@pytest.mark.parametrize(("ready_s", "pause"), [(SETTLED_S - 0.001, 0.4), (SETTLED_S, FIRST_S)])
+def test_a_process_that_was_ready_for_a_while_has_not_failed_to_start(ready_s: float, pause: float) -> None:
+    assert pauses([None, ready_s])[-1] == pytest.approx(pause)
 
 
-def test_after_a_long_time_of_work_the_pauses_start_anew() -> None:
-    assert pauses([0.0, 1.0, 2.0, 2.0 + WITHIN_S + 1])[-1] == FIRST_S
+@given(st.lists(st.floats(SETTLED_S, 1e6), max_size=50))
+def test_what_worked_is_started_again_at_once_however_often_it_ends(ready: list[float]) -> None:
+    assert pauses(list(ready)) == [FIRST_S] * len(ready)
 
 
-@given(st.lists(st.floats(WITHIN_S / (MOST - 1) + 0.01, 1e6), max_size=50))
-def test_ends_far_enough_apart_are_never_given_up(gaps: list[float]) -> None:
-    now, policy = 0.0, RestartPolicy()
-    for gap in gaps:
-        now += gap
-        pause = policy.restart_in(now)
-        assert pause is not None
-        assert FIRST_S <= pause <= LONGEST_S
-
-
-@given(st.lists(st.floats(0, 60), max_size=60))
-def test_it_is_given_up_exactly_when_the_window_holds_too_many_ends(gaps: list[float]) -> None:
-    ends, policy = [0.0], RestartPolicy()
-    policy.restart_in(0.0)
-    for gap in gaps:
-        ends.append(ends[-1] + gap)
-        recent = [end for end in ends if ends[-1] - end <= WITHIN_S]
-        assert (policy.restart_in(ends[-1]) is None) == (len(recent) >= MOST)
+@given(st.lists(st.none() | st.floats(0, 3 * SETTLED_S), max_size=60))
+def test_it_is_given_up_exactly_when_so_many_starts_in_a_row_failed(ready: list[float | None]) -> None:
+    policy, in_a_row = RestartPolicy(), 0
+    for ready_s in ready:
+        in_a_row = in_a_row + 1 if ready_s is None or ready_s < SETTLED_S else 0
+        pause = policy.restart_in(ready_s)
+        assert (pause is None) == (in_a_row >= CRASH_LOOP)
+        assert pause is None or FIRST_S <= pause <= LONGEST_S
 
 
 def test_each_process_has_ends_of_its_own() -> None:
     first, second = RestartPolicy(), RestartPolicy()
-    assert [first.restart_in(0.0), first.restart_in(0.0), second.restart_in(0.0)] == [0.5, 1.0, 0.5]
+    assert [first.restart_in(None), first.restart_in(None), second.restart_in(None)] == [0.2, 0.4, 0.2]

@@ -11,6 +11,7 @@ import pytest
 
 from embedshare.errors import SupervisorError
 from embedshare.supervise import supervisor as module
+from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP
 from embedshare.supervise.process import ProcessSpec
 from embedshare.supervise.supervisor import Supervisor, Watched
 from tests.processes import wait_for
@@ -206,14 +207,14 @@ def test_a_stop_during_the_start_stops_what_was_started(world: World) -> None:
 
 def test_what_ends_is_started_again_after_its_pause_and_not_before(world: World) -> None:
     world.supervise_until_ready(("model",), ("web",))
-    for restarts, pause_s in enumerate([0.5, 1.0, 2.0], 1):
+    for restarts, pause_s in enumerate([0.2, 0.4, 0.8], 1):
         world.process("web").end(1)
         watched = world.becomes("web", "restarting")
-        assert watched.restart_at == world.now + pause_s
+        assert watched.restart_at == pytest.approx(world.now + pause_s)
         world.now += pause_s * 0.9
         world.pass_event(watched, world.process("model"))
         assert watched.process is None
-        world.now += pause_s * 0.1
+        world.now = watched.restart_at or 0.0
         world.becomes("web", "ready")
         assert watched.restarts == restarts
     assert world.story.count("web started") == 4
@@ -221,9 +222,21 @@ def test_what_ends_is_started_again_after_its_pause_and_not_before(world: World)
     assert world.finish() is None
 
 
+def test_what_was_ready_for_a_while_is_started_again_at_once_however_often(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web",))
+    for _ in range(3 * CRASH_LOOP):
+        world.now += 3.0
+        world.process("web").end(-9)
+        watched = world.becomes("web", "restarting")
+        assert watched.restart_at == pytest.approx(world.now + BACKOFF_S[0])
+        world.now = watched.restart_at or 0.0
+        world.becomes("web", "ready")
+    assert world.finish() is None
+
+
 def test_a_crash_loop_is_given_up_while_the_others_stay(world: World) -> None:
     world.supervise_until_ready(("model",), ("web", "sick"))
-    for _ in range(4):
+    for _ in range(CRASH_LOOP - 1):
         world.process("sick").end(-11)
         world.now = world.becomes("sick", "restarting").restart_at or 0.0
         world.becomes("sick", "ready")
@@ -235,13 +248,13 @@ def test_a_crash_loop_is_given_up_while_the_others_stay(world: World) -> None:
     world.now = world.becomes("web", "restarting").restart_at or 0.0
     world.becomes("web", "ready")
     assert world.watched("model").state == "ready"
-    assert world.story.count("sick started") == 5
+    assert world.story.count("sick started") == CRASH_LOOP
     assert world.finish() is None
 
 
 def test_when_nothing_is_left_to_run_the_supervisor_says_so(world: World) -> None:
     world.supervise_until_ready(("only",))
-    for _ in range(4):
+    for _ in range(CRASH_LOOP - 1):
         world.process("only").end(1)
         world.now = world.becomes("only", "restarting").restart_at or 0.0
         world.becomes("only", "ready")
@@ -256,7 +269,7 @@ def test_a_restart_that_cannot_be_started_is_tried_again_and_takes_nothing_down(
     world.missing = {"web"}
     world.process("web").end(1)
     world.now = world.becomes("web", "restarting").restart_at or 0.0
-    wait_for(lambda: world.error or len(world.watched("web").policy.ends) > 1, LIMIT_S)
+    wait_for(lambda: world.error or world.watched("web").policy.failed_starts > 1, LIMIT_S)
     assert world.error is None
     world.missing.clear()
     world.now = world.watched("web").restart_at or 0.0

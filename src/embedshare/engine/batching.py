@@ -2,16 +2,15 @@
 
 Pure: no threads, no clock, no model. Sequences wait, not requests. A batch is cut by a token budget, so that
 it costs about as much whatever the lengths, and filled row by row: what long texts leave free in a row is
-given to short ones. Small (interactive) requests go ahead of large (bulk) ones; callers within either take
-turns, and bulk that has waited long enough goes first once, so that nobody starves.
+given to short ones. Small (interactive) requests go ahead of large (bulk) ones; within either who was served
+least goes first, and bulk that has waited long enough goes first once, so that nobody starves.
 """
 
 from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +49,8 @@ class Request:
     """Positions of the sequences that still wait, the longest last."""
 
     tokens: int = 0
+    interrupted: bool = False
+    """Whether a batch with sequences of it was given up once, by the end of its thread."""
 
     def __post_init__(self) -> None:
         lengths = [len(ids) for ids in self.sequences]
@@ -92,12 +93,38 @@ class Batch:
     def sequences(self) -> list[list[int]]:
         return [request.sequences[position] for request, positions in self.parts for position in positions]
 
+    def without(self, ended: Callable[[Request], bool]) -> Batch:
+        """The batch without the sequences of requests that have ended."""
+        if not any(ended(request) for request, _ in self.parts):
+            return self
+        return _batch_of([(r, at) for r, positions in self.parts if not ended(r) for at in positions])
+
+    def halves(self) -> list[Batch]:
+        """The same sequences in two batches; none for a single sequence."""
+        singles = [(request, position) for request, positions in self.parts for position in positions]
+        middle = len(singles) // 2
+        return [_batch_of(half) for half in (singles[:middle], singles[middle:])] if middle else []
+
+
+def _batch_of(singles: list[tuple[Request, int]]) -> Batch:
+    positions_of: dict[Request, list[int]] = {}
+    for request, position in singles:
+        positions_of.setdefault(request, []).append(position)
+    return Batch(list(positions_of.items()), sum(len(request.sequences[at]) for request, at in singles))
+
 
 class _Queue:
-    """Requests of one kind; callers take turns, one caller's requests keep their order."""
+    """Requests of one kind; who was served the fewest tokens goes first, one caller's requests keep their
+    order.
+
+    Start-time fair queueing: a caller's tokens count while others wait, and who comes anew starts level with
+    the least served of those who wait. (Goyal, Vin and Cheng 1996.)
+    """
 
     def __init__(self) -> None:
-        self._by_caller: OrderedDict[int, list[Request]] = OrderedDict()
+        self._by_caller: dict[int, list[Request]] = {}
+        self._served: dict[int, int] = {}
+        self._least_served = 0
 
     def __bool__(self) -> bool:
         return bool(self._by_caller)
@@ -106,7 +133,10 @@ class _Queue:
         return (request for requests in self._by_caller.values() for request in requests)
 
     def append(self, request: Request) -> None:
-        self._by_caller.setdefault(request.caller, []).append(request)
+        if request.caller not in self._by_caller:
+            self._by_caller[request.caller] = []
+            self._served[request.caller] = max(self._served.get(request.caller, 0), self._least_served)
+        self._by_caller[request.caller].append(request)
 
     def remove(self, request: Request) -> bool:
         requests = self._by_caller.get(request.caller, [])
@@ -118,26 +148,32 @@ class _Queue:
         return True
 
     def take(self, budget: int) -> list[tuple[Request, list[int]]]:
-        """Sequences that fit into rows of at most `budget` tokens together, but one at least; who was served
-        goes to the end."""
+        """Sequences that fit into rows of at most `budget` tokens together, but one at least."""
         width = row_width(max(_LEAST_WIDTH, *(request.longest for request in self)))
         room = [width] * max(1, budget // width)
         parts: list[tuple[Request, list[int]]] = []
-        for caller in list(self._by_caller):
-            served = False
+        for caller in sorted(self._by_caller, key=self._served.__getitem__):
             for request in list(self._by_caller[caller]):
                 taken = request.take(room)
                 if taken:
                     parts.append((request, taken))
-                    served = True
+                    self._served[caller] += sum(len(request.sequences[position]) for position in taken)
                 if request.order:
                     break
                 self.remove(request)
-            if served and caller in self._by_caller:
-                self._by_caller.move_to_end(caller)
             if not any(room):
                 break
+        self._forget()
         return parts
+
+    def _forget(self) -> None:
+        """Nothing counts any more of those whom the least served of the waiting has caught up with."""
+        if not self._by_caller:
+            self._served, self._least_served = {}, 0
+            return
+        self._least_served = max(self._least_served, min(self._served[caller] for caller in self._by_caller))
+        ahead = ((caller, tokens) for caller, tokens in self._served.items() if tokens > self._least_served)
+        self._served = dict(ahead) | {caller: self._served[caller] for caller in self._by_caller}
 
 
 class Waiting:
@@ -166,6 +202,15 @@ class Waiting:
             self._bulk_served = request.enqueued
         self._queues[request.lane].append(request)
         self.tokens += request.tokens
+
+    def put_back(self, request: Request, positions: list[int]) -> None:
+        """Let sequences that were taken for a batch wait again."""
+        waits_still = bool(request.order)
+        by_length = [*request.order, *positions]
+        request.order = sorted(by_length, key=lambda position: len(request.sequences[position]))
+        self.tokens += sum(len(request.sequences[position]) for position in positions)
+        if not waits_still:
+            self._queues[request.lane].append(request)
 
     def remove(self, request: Request) -> None:
         """Let go of what still waits of `request`, if anything does."""

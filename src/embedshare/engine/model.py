@@ -16,6 +16,7 @@ import numpy as np
 
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
+from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
@@ -120,6 +121,11 @@ class Engine:
                 f"{len(texts):,} texts came in one call; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
             )
         return self._tokenizer(texts, prompt)
+
+    @property
+    def vitals(self) -> Vitals:
+        """Whether batches go through."""
+        return self.scheduler.vitals
 
     @property
     def last_embedding_age_s(self) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from loguru import logger
 
 from embedshare.engine.batching import Batch, Lane, Request, Waiting
+from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
 
 RunBatch = Callable[[list[list[int]]], np.ndarray]
@@ -32,7 +33,9 @@ class _Ticket:
     """A request's way back to its thread."""
 
     rows: np.ndarray
-    missing: int
+    missing: set[int]
+    """Positions whose rows are not there yet."""
+
     is_gone: Callable[[], bool]
     wake: threading.Lock = field(default_factory=threading.Lock)
     leads: bool = False
@@ -43,7 +46,7 @@ class _Ticket:
 
     @property
     def done(self) -> bool:
-        return self.missing == 0 or self.error is not None
+        return not self.missing or self.error is not None
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class Counts:
     abandoned: int = 0
     rejected: int = 0
     out_of_memory: int = 0
+    failed_batches: int = 0
     compute_s: float = 0.0
 
 
@@ -91,6 +95,7 @@ class Scheduler:
         self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
+        self.vitals = Vitals(clock)
 
     @property
     def active(self) -> int:
@@ -115,7 +120,7 @@ class Scheduler:
         """
         now = self._clock()
         rows = np.empty((len(sequences), self._dimension), np.float32)
-        ticket = _Ticket(rows, len(sequences), is_gone)
+        ticket = _Ticket(rows, set(range(len(sequences))), is_gone)
         request = Request(sequences, caller, now, deadline, ticket)
         if not sequences:
             return rows, 0.0, 0.0
@@ -249,24 +254,62 @@ class Scheduler:
             self._expire(request)
 
     def _compute(self, batch: Batch) -> None:
+        """Compute a batch, and what fails as a whole in halves: a sequence that fails by itself fails its own
+        call alone."""
+        parts = [batch]
+        try:
+            while parts:
+                error = self._attempt(parts[-1])
+                tried = parts.pop()
+                if error is None:
+                    continue
+                halves = tried.halves()
+                if halves:
+                    parts += reversed(halves)
+                    logger.warning("{} in a batch of {}; trying halves", error, len(tried.sequences))
+                else:
+                    self._fail_batch(tried, error)
+        except BaseException:  # this thread is to end: others compute what it has not
+            self._put_back(parts)
+            raise
+
+    def _attempt(self, batch: Batch) -> EmbedshareError | None:
+        """Compute a batch as it is; why that failed, or None."""
+        batch = batch.without(lambda request: request.ticket.done)
+        if not batch.parts:
+            return None
         started = self._clock()
+        succeeded = False
+        self.vitals.enter()
         try:
             rows = self._run(batch.sequences)
             _check_shape(rows, (len(batch.sequences), self._dimension))
+            succeeded = True
         except OutOfMemory as error:
-            shortage = error.with_traceback(None)  # which would hold the batch, and be held by it
+            self.counts.out_of_memory += 1
+            return error.with_traceback(None)  # which would hold the batch, and be held by it
         except Exception as error:
-            logger.exception("a batch of {} sequences failed", len(batch.sequences))
-            failure = error if isinstance(error, EmbedshareError) else _engine_failed(error)
-            self._fail_batch(batch, failure)
-            return
-        except BaseException:
-            self._fail_batch(batch, _interrupted())
-            raise
-        else:
-            self._deliver(batch, rows, started, self._clock())
-            return
-        self._retry_halved(batch, shortage)
+            self.counts.failed_batches += 1
+            if len(batch.sequences) == 1:
+                logger.exception("a text could not be computed")
+            return error.with_traceback(None) if isinstance(error, EmbedshareError) else _engine_failed(error)
+        finally:
+            self.vitals.leave(succeeded)
+        self._deliver(batch, rows, started, self._clock())
+        return None
+
+    def _put_back(self, parts: list[Batch]) -> None:
+        """Let sequences wait again whose thread has come to an end; those to whom it happens twice fail."""
+        with self._lock:
+            for request, positions in (pair for part in parts for pair in part.parts):
+                missing = [position for position in positions if position in request.ticket.missing]
+                if request.ticket.done or not missing:
+                    continue
+                if request.interrupted:
+                    self._fail(request, EngineFailed("two threads that computed this call were interrupted"))
+                else:
+                    request.interrupted = True
+                    self._waiting.put_back(request, missing)
 
     def _deliver(self, batch: Batch, rows: np.ndarray, started: float, ended: float) -> None:
         at = 0
@@ -290,36 +333,9 @@ class Scheduler:
                 # Two batches of a call may run side by side: what they share counts once.
                 ticket.compute_s += max(0.0, ended - max(started, ticket.computed_until))
                 ticket.computed_until = ended
-                ticket.missing -= len(positions)
-                if ticket.missing == 0:
+                ticket.missing.difference_update(positions)
+                if not ticket.missing:
                     _wake(ticket)
-
-    def _retry_halved(self, batch: Batch, error: OutOfMemory) -> None:
-        """Compute each half by itself; a single sequence that does not fit fails its own call alone."""
-        with self._lock:
-            self.counts.out_of_memory += 1
-        singles = [(request, position) for request, positions in batch.parts for position in positions]
-        if len(singles) == 1:
-            self._fail_batch(batch, error)
-            return
-        logger.warning("out of memory with {} sequences in a batch; trying halves", len(singles))
-        middle = len(singles) // 2
-        try:
-            for half in (singles[:middle], singles[middle:]):
-                self._compute_part(half)
-        except BaseException:
-            self._fail_batch(batch, _interrupted())
-            raise
-
-    def _compute_part(self, singles: list[tuple[Request, int]]) -> None:
-        positions_of: dict[Request, list[int]] = {}
-        for request, position in singles:
-            if not request.ticket.done:
-                positions_of.setdefault(request, []).append(position)
-        if positions_of:
-            parts = list(positions_of.items())
-            tokens = sum(len(request.sequences[at]) for request, positions in parts for at in positions)
-            self._compute(Batch(parts, tokens))
 
     def _fail_batch(self, batch: Batch, error: EmbedshareError) -> None:
         with self._lock:
@@ -349,10 +365,6 @@ def _wake(ticket: _Ticket) -> None:
 def _check_shape(rows: np.ndarray, expected: tuple[int, int]) -> None:
     if rows.shape != expected:
         raise EngineFailed(f"the runtime returned rows of shape {rows.shape}, not {expected}")
-
-
-def _interrupted() -> EngineFailed:
-    return EngineFailed("the thread that computed this call was interrupted")
 
 
 def _engine_failed(error: Exception) -> EngineFailed:

@@ -1,29 +1,31 @@
-"""When a process that ended is started again, and when that is given up. Pure: the clock is an argument."""
+"""When a process that ended is started again, and when that is given up. Pure: no clock, no processes."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-#: Pauses before a restart, in seconds: they double from the first to the second.
-BACKOFF_S = (0.5, 30.0)
-#: This many ends within this many seconds are a crash loop.
-CRASH_LOOP = (5, 120.0)
+#: Pauses before a restart, in seconds: the first doubles with each failed start in a row, up to the second.
+BACKOFF_S = (0.2, 30.0)
+#: A process that was ready for as long has not failed to start, whatever ended it then.
+SETTLED_S = 1.0
+#: So many failed starts in a row are a crash loop, however long each of them took.
+CRASH_LOOP = 6
 
 
 @dataclass
 class RestartPolicy:
     """One process's ends, and what follows from them."""
 
-    ends: deque[float] = field(default_factory=deque)
+    failed_starts: int = 0
 
-    def restart_in(self, now: float) -> float | None:
-        """Seconds until the process that ended at `now` is to be started again; None for never."""
-        most, within_s = CRASH_LOOP
-        self.ends.append(now)
-        while now - self.ends[0] > within_s:
-            self.ends.popleft()
-        if len(self.ends) >= most:
-            return None
+    def restart_in(self, ready_s: float | None) -> float | None:
+        """Seconds until a process is to be started again that ended after being ready for `ready_s` seconds
+        (None: it never was); None for never."""
         first_s, longest_s = BACKOFF_S
-        return min(longest_s, first_s * 2.0 ** (len(self.ends) - 1))
+        if ready_s is not None and ready_s >= SETTLED_S:
+            self.failed_starts = 0
+            return first_s
+        self.failed_starts += 1
+        if self.failed_starts >= CRASH_LOOP:
+            return None
+        return min(longest_s, first_s * 2.0 ** (self.failed_starts - 1))

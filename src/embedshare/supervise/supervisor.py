@@ -46,6 +46,7 @@ class Watched:
     process: Process | None = None
     state: str = "waiting"  # waiting, starting, ready, restarting, stopped, given up
     restarts: int = 0
+    ready_since: float | None = None
     restart_at: float | None = None
 
 
@@ -168,7 +169,7 @@ class Supervisor:
             watched.process = process = self._start_process(watched.spec)
         except OSError as error:
             raise SupervisorError(f"{watched.spec.name} cannot be started: {error}") from None
-        watched.state, watched.restart_at = "starting", None
+        watched.state, watched.restart_at, watched.ready_since = "starting", None, None
         logger.info("{} starts, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
         name = watched.spec.name
         threading.Thread(
@@ -196,7 +197,7 @@ class Supervisor:
 
     def _note_ready(self, event: _Ready) -> None:
         if event.watched.process is event.process and event.watched.state == "starting":
-            event.watched.state = "ready"
+            event.watched.state, event.watched.ready_since = "ready", self._clock()
             logger.info("{} is ready, pid {}", event.watched.spec.name, event.process.pid)
 
     def _ended(self, event: _Ended) -> None:
@@ -207,7 +208,8 @@ class Supervisor:
         self._plan_restart(watched, f"{watched.spec.name} ended ({_how(event.code)})")
 
     def _plan_restart(self, watched: Watched, what: str) -> None:
-        pause_s = watched.policy.restart_in(self._clock())
+        since, watched.ready_since = watched.ready_since, None
+        pause_s = watched.policy.restart_in(None if since is None else self._clock() - since)
         said = " ".join(last_lines(watched.spec.log, 1))
         if pause_s is None:
             watched.state, watched.restart_at = "given up", None
