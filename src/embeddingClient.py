@@ -9,17 +9,22 @@ Importing it loads no torch, no transformers and no model; it weighs about 40 MB
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
+import functools
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedshare import platforms
 from embedshare.drop_in import DropIn
-from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
+from embedshare.errors import EmbedshareError, InvalidInput, MissingDependency, TooLarge
 from embedshare.fallback import Both, Failover, State
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
@@ -30,6 +35,8 @@ from embedshare.settings import Settings
 if TYPE_CHECKING:
     from embedshare.engine.model import Engine
 
+#: A health check has its answer after so many seconds: a load balancer's own check often waits five.
+HEALTH_S = 3.0
 #: A long list goes out in pieces of at most this many texts and bytes.
 PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
@@ -61,6 +68,7 @@ class EmbeddingClient(DropIn):
         if authkey is not None:
             settings = dataclasses.replace(settings, authkey=_key_text(authkey))
         self._settings = settings
+        self._async_pool: tuple[int, Executor] | None = None
         self._failover = Failover(
             lambda on_connect: Connections(
                 settings.server_address, lambda: client_key(settings), on_connect, settings.max_message_bytes
@@ -68,6 +76,7 @@ class EmbeddingClient(DropIn):
             lambda expected: _load_engine(settings, expected),
             use_server=settings.use_ipc,
             fall_back=settings.fallback == "local",
+            follow=settings.on_model_change == "follow",
             max_retries=max(1, max_retries),
             retry_delay_s=retry_delay,
             local_release_s=settings.local_release_s,
@@ -79,35 +88,43 @@ class EmbeddingClient(DropIn):
         rows = self.encode([texts] if isinstance(texts, str) else texts, batch_size=batch_size)
         return rows if len(rows) else np.empty((0, self.get_embedding_dimension()), np.float32)
 
+    async def aencode(self, inputs: Any, **options: Any) -> Any:
+        """`encode` for callers with an event loop, which goes on meanwhile; the same arguments and results.
+
+        Up to EMBEDDING_ASYNC_THREADS calls are under way at once, each in a thread with a connection of its
+        own. A caller that is cancelled goes on at once; its call ends unheard.
+        """
+        import asyncio  # here already, in who awaits this
+
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        call = functools.partial(context.run, self.encode, inputs, **options)
+        return await loop.run_in_executor(self._async_threads(), call)
+
     def get_active_operations_count(self) -> int:
         """Calls that wait or are being computed where this client's calls are answered."""
         return int(self._ask("active_operations", lambda engine: engine.scheduler.active))
 
     def health(self) -> dict[str, Any]:
-        """How the shared model is, without raising and without falling back.
+        """How the model that answers is, without raising and without falling back, within HEALTH_S.
 
-        `status` is "ok" or "degraded", `embedding_server` "connected" or "disconnected", `state` who answers
-        calls (fallback.State); with `error` where something is wrong.
+        `status` is "ok" where a real embedding went through lately, else "degraded"; `embedding_server`
+        "connected" or "disconnected", `state` who answers calls (fallback.State); with `error` where
+        something is wrong.
         """
-        if not self._settings.use_ipc:
-            return {"status": "ok", "embedding_server": "disconnected", "ipc_enabled": False, **self._view()}
+        deadline = time.monotonic() + min(HEALTH_S, self._settings.timeout_s)
+        server, report = "disconnected", {}
         try:
-            report = self._failover.ask_server(
-                "health", time.monotonic() + min(5.0, self._settings.timeout_s)
-            )
+            if self._settings.use_ipc:
+                report, server = self._failover.ask_server("health", deadline), "connected"
+            else:
+                self._embed_piece(["Is the model well?"], "", False, None, deadline)
         except EmbedshareError as error:
-            return {
-                "status": "degraded",
-                "embedding_server": "disconnected",
-                "error": error.message,
-                "ipc_enabled": False,
-                **self._view(),
-            }
+            report = {"status": "degraded", "error": error.message}
         return {
-            **report,
             "status": "ok",
-            "embedding_server": "connected",
-            "ipc_enabled": True,
+            **report,
+            "embedding_server": server,
+            "ipc_enabled": server == "connected",
             **self._view(),
         }
 
@@ -129,12 +146,23 @@ class EmbeddingClient(DropIn):
         Calls after this raise ClientClosed.
         """
         self._failover.close()
+        made, self._async_pool = self._async_pool, None
+        if made is not None and made[0] == os.getpid():
+            made[1].shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> EmbeddingClient:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _async_threads(self) -> Executor:
+        """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
+        made = self._async_pool  # without a lock, which a child that is forked meanwhile would inherit closed
+        if made is None or made[0] != os.getpid():
+            made = os.getpid(), ThreadPoolExecutor(self._settings.async_threads, "embedshare-async")
+            self._async_pool = made
+        return made[1]
 
     def _embed(
         self,
@@ -143,13 +171,20 @@ class EmbeddingClient(DropIn):
         normalize: bool,
         truncate_dim: int | None,
         show_progress_bar: bool,
-        timeout: float | None,
+        limit: float,
     ) -> np.ndarray:
-        limit = float("inf") if timeout is None else time.monotonic() + timeout
         pieces = list(self._cut(texts))
         if len(pieces) == 1 and not show_progress_bar:
             return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)
-        return self._embed_pieces(texts, pieces, prompt, normalize, truncate_dim, limit, show_progress_bar)
+        self._meet(limit)
+        while True:
+            began_with = self._describe().identity
+            rows = self._embed_pieces(
+                texts, pieces, prompt, normalize, truncate_dim, limit, show_progress_bar
+            )
+            if self._describe().identity == began_with:
+                return rows
+            # Another model was followed meanwhile: never vectors of two spaces in one answer.
 
     def _embed_piece(
         self, texts: list[str], prompt: str, normalize: bool, truncate_dim: int | None, limit: float
@@ -178,15 +213,11 @@ class EmbeddingClient(DropIn):
         show_progress_bar: bool,
     ) -> np.ndarray:
         """Several pieces at once, each in a thread (and so on a connection) of its own."""
-        from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait  # both only for long lists
-
-        from tqdm.auto import tqdm
-
         parts: list[np.ndarray] = [np.empty(0)] * len(pieces)
         left = enumerate(pieces)
         next_piece = threading.Lock()
 
-        def work(bar: Any) -> None:
+        def work(advance: Callable[[int], object]) -> None:
             while True:
                 with next_piece:
                     number, piece = next(left, (0, None))
@@ -194,13 +225,13 @@ class EmbeddingClient(DropIn):
                     return
                 part = texts[piece.start : piece.stop]
                 parts[number] = self._embed_piece(part, prompt, normalize, truncate_dim, limit)
-                bar.update(len(part))
+                advance(len(part))
 
         with (
-            tqdm(total=len(texts), desc="Texts", unit="text", disable=not show_progress_bar) as bar,
+            _progress(len(texts), show_progress_bar) as advance,
             ThreadPoolExecutor(PIECES_IN_FLIGHT, "embedshare-piece") as threads,
         ):
-            running = [threads.submit(work, bar) for _ in range(min(PIECES_IN_FLIGHT, len(pieces)))]
+            running = [threads.submit(work, advance) for _ in range(min(PIECES_IN_FLIGHT, len(pieces)))]
             try:
                 wait(running, return_when=FIRST_EXCEPTION)
             finally:
@@ -243,20 +274,22 @@ class EmbeddingClient(DropIn):
         return ids
 
     def _describe(self) -> ModelDescription:
+        self._meet(float("inf"))
         description = self._failover.description
-        if description is None:
-            self._ask("active_operations", lambda engine: engine.scheduler.active)
-            description = self._failover.description
-            assert description is not None  # whoever answered has told what it is
+        assert description is not None  # whoever answered has told what it is
         return description
 
-    def _ask(self, what: str, on_local: Any) -> Any:
+    def _meet(self, limit: float) -> None:
+        if self._failover.description is None:
+            self._ask("active_operations", lambda engine: engine.scheduler.active, limit)
+
+    def _ask(self, what: str, on_local: Any, limit: float = float("inf")) -> Any:
         both: Both[Any] = Both(
             lambda call_id, left: codec.Query(call_id, left, what),
             lambda value: value,
             lambda engine, deadline: on_local(engine),
         )
-        return self._failover.call(both, time.monotonic() + self._settings.timeout_s)
+        return self._failover.call(both, min(limit, time.monotonic() + self._settings.timeout_s))
 
     def _view(self) -> dict[str, Any]:
         failover, described = self._failover, self._failover.description
@@ -268,6 +301,18 @@ class EmbeddingClient(DropIn):
             "identity": described.identity if described else None,
             "device": described.device if described else None,
         }
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    """What is called with the number of texts that are done."""
+    if not shown:
+        yield lambda done: None
+        return
+    from tqdm.auto import tqdm  # only who wants to see it: 20 ms, and a fork meanwhile breaks the import lock
+
+    with tqdm(total=total, desc="Texts", unit="text") as bar:
+        yield bar.update
 
 
 _client: EmbeddingClient | None = None
@@ -311,7 +356,16 @@ def _key_text(key: bytes | str) -> str:
 
 
 def _load_engine(settings: Settings, expected_identity: str | None) -> Engine:
-    from embedshare.engine.model import Engine  # torch and all: only a process that falls back pays for it
+    """The model of a process that falls back, or that shares none; only such a process pays for its imports.
 
-    device = settings.fallback_device if settings.use_ipc else settings.device
-    return Engine.load(settings, device, expected_identity)
+    Raises MissingDependency on a base installation, and what `Engine.load` raises.
+    """
+    try:
+        from embedshare.engine import beside, model
+    except ImportError as error:
+        raise MissingDependency(
+            f"a local model needs more than this installation has ({error}): pip install 'embedshare[server]'"
+        ) from None
+    if settings.use_ipc:
+        return beside.load(settings, settings.fallback_device, expected_identity)
+    return model.Engine.load(settings, settings.device, expected_identity)

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import logging
 import operator
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ class DropIn(abc.ABC):
     def __init__(self) -> None:
         self.truncate_dim: int | None = None
         self._prompts: dict[str, str] | None = None
+        self._prompts_of: str | None = None
         self._default_prompt_name: str | None = None
         self._similarity_fn_name: str | None = None
         self._told_about_device = False
@@ -86,9 +88,14 @@ class DropIn(abc.ABC):
         normalize: bool,
         truncate_dim: int | None,
         show_progress_bar: bool,
-        timeout: float | None,
+        limit: float,
     ) -> np.ndarray:
-        """Float32 (n, dimension) for a list that is not empty."""
+        """Float32 (n, dimension) for a list that is not empty, by the moment `limit` of
+        `time.monotonic()`."""
+
+    @abc.abstractmethod
+    def _meet(self, limit: float) -> None:
+        """Learn by the moment `limit` which model answers, where that is not known yet."""
 
     @abc.abstractmethod
     def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
@@ -128,6 +135,10 @@ class DropIn(abc.ABC):
         self._note_device(device)
         single = isinstance(inputs, str)
         texts = _as_texts([inputs] if single else inputs)
+        seconds = _seconds(timeout)
+        limit = float("inf") if seconds is None else time.monotonic() + seconds
+        if prompt is None:
+            self._meet(limit)  # whose prompts are asked for next
         resolved = self._resolve_prompt(prompt, prompt_name)
         if not texts:
             return _empty(convert_to_numpy, convert_to_tensor)
@@ -137,7 +148,7 @@ class DropIn(abc.ABC):
             bool(normalize_embeddings),
             _whole("truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim),
             _wants_progress(show_progress_bar),
-            _seconds(timeout),
+            limit,
         )
         result: Any = quantize(rows, precision or "float32")
         if convert_to_tensor or not convert_to_numpy:
@@ -216,16 +227,21 @@ class DropIn(abc.ABC):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompts by name; this client's own copy, which may be changed."""
-        if self._prompts is None:
-            described = self._describe()
+        """The prompts by name; this client's own copy, which may be changed.
+
+        Where another model is followed, its prompts come in place of that copy.
+        """
+        described = self._describe()
+        if self._prompts is None or self._prompts_of not in (None, described.identity):
             self._prompts = dict(described.prompts)
-            self._default_prompt_name = self._default_prompt_name or described.default_prompt_name
+            if self._prompts_of is not None or self._default_prompt_name is None:
+                self._default_prompt_name = described.default_prompt_name
+            self._prompts_of = described.identity
         return self._prompts
 
     @prompts.setter
     def prompts(self, prompts: dict[str, str]) -> None:
-        self._prompts = dict(prompts)
+        self._prompts, self._prompts_of = dict(prompts), None  # set, not a model's: they stay
 
     @property
     def default_prompt_name(self) -> str | None:

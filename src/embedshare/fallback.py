@@ -31,10 +31,9 @@ from embedshare.errors import (
 from embedshare.identity import ModelDescription, check_identity
 from embedshare.ipc.codec import Call, Query
 from embedshare.ipc.connection import Connections
+from embedshare.standin import StandIn
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from embedshare.engine.model import Engine
 
 T = TypeVar("T")
@@ -43,8 +42,6 @@ T = TypeVar("T")
 PROBE_PAUSES_S = (0.5, 10.0)
 #: One probe waits this long for the server's answer.
 PROBE_TIMEOUT_S = 5.0
-#: After a local model could not be loaded, the next try waits this long.
-LOCAL_RETRY_S = 30.0
 _NOBODY_IN_TIME = DeadlineExceeded("the call's time was over before anybody answered")
 _FALLBACK_OFF = EmbedshareError("EMBEDDING_FALLBACK is none")
 
@@ -78,7 +75,8 @@ class Failover:
     """Sends calls to the server or to a local model.
 
     Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the connections,
-    `load(expected_identity)` loads the local model.
+    `load(expected_identity)` loads the local model. `follow`: a server with another model than before is
+    used, and not refused.
     """
 
     def __init__(
@@ -88,6 +86,7 @@ class Failover:
         *,
         use_server: bool,
         fall_back: bool,
+        follow: bool,
         max_retries: int,
         retry_delay_s: float,
         local_release_s: float,
@@ -95,15 +94,14 @@ class Failover:
         self._load = load
         self._use_server = use_server
         self._fall_back = fall_back
+        self._follow = follow
         self._max_retries = max_retries
         self._retry_delay_s = retry_delay_s
         self._local_release_s = local_release_s
         self._connections = connect(self._met)
         self.description: ModelDescription | None = None
-        """The model that answered first.
-
-        Its identity holds for the life of this object.
-        """
+        """The model that answered first, whose identity holds for the life of this object; with `follow` the
+        one that the server was last met with."""
         self.last_error: str | None = None
         self.fallbacks = 0
         self.returns = 0
@@ -114,8 +112,7 @@ class Failover:
         """The parts that hold threads and locks: made anew in a forked child, which has neither."""
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._loading: Future[Engine] | None = None
-        self._local_failed: tuple[float, EmbedshareError] | None = None
+        self._stand_in = StandIn(self._load)
         self._release: threading.Timer | None = None
         self._suspects = False
         self.state = State.CONNECTING if self._use_server else State.LOCAL
@@ -177,7 +174,7 @@ class Failover:
         self._change(State.CLOSED)
         self._closing.set()
         self._connections.close()
-        self._loading = None
+        self._stand_in.let_go()
 
     def reset_after_fork(self) -> None:
         """In a forked child: nothing that was inherited is used, and nothing of the parent's is ended."""
@@ -188,11 +185,19 @@ class Failover:
             self.state = State.CLOSED
 
     def _met(self, description: ModelDescription) -> None:
-        """A model has told what it is: the first sets the vector space, every other has to match it."""
+        """The server has told what its model is: the first sets the vector space, every other has to match it
+        or is followed."""
         with self._lock:
-            if self.description is not None:
-                check_identity(self.description.identity, description.identity, "the model server's model")
+            before, changed = self.description, False
+            if before is not None:
+                changed = before.identity != description.identity
+                if changed and not self._follow:
+                    check_identity(before.identity, description.identity, "the model server's model")
             self.description = description
+        if changed and before is not None:
+            self._stand_in.let_go()  # it is of the space that was left
+            names = [f"{one.model_name} ({one.identity[:12]})" for one in (before, description)]
+            logger.warning("the model server's model was {} and is {} now; it is followed", *names)
 
     def _check_open(self) -> None:
         if self.state is State.CLOSED:
@@ -212,7 +217,7 @@ class Failover:
         first_retry = tries == 1 and self.state is State.CONNECTED  # as a rule it was restarted: go at once
         pause_s = 0.0 if first_retry else self._retry_delay_s * random.uniform(0.5, 1.0)
         if tries >= self._max_retries or time.monotonic() + pause_s >= deadline:
-            no_local = self._recent_failure() if self._fall_back else _FALLBACK_OFF
+            no_local = self._stand_in.failure if self._fall_back else _FALLBACK_OFF
             if no_local is None:
                 self._start_fallback(error)
                 return
@@ -230,8 +235,10 @@ class Failover:
 
     def _start_fallback(self, error: EmbedshareError) -> None:
         with self._lock:
-            if self.state in (State.FALLING_BACK, State.CLOSED) or self._local_failed_lately():
+            if self.state in (State.FALLING_BACK, State.CLOSED) or self._stand_in.failure is not None:
                 return
+            # Before the state changes: an interrupt here must not leave it without a way back.
+            threading.Thread(target=self._find_the_way_back, name="embedshare-probe", daemon=True).start()
             self.state = State.FALLING_BACK
             self.fallbacks += 1
             if self._release is not None:
@@ -239,74 +246,36 @@ class Failover:
         logger.warning(
             "the model server is away ({}); a local model stands in until it is back", error.message
         )
-        threading.Thread(target=self._find_the_way_back, name="embedshare-probe", daemon=True).start()
 
     def _local(self, deadline: float) -> Engine | None:
-        """The local model, loaded once however many threads ask; each waits no longer than its deadline.
+        """The local model; each caller waits for it no longer than its deadline.
 
         None where the server is to be tried again: it came back, or there is no local model to be had.
         Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
         """
-        from concurrent import futures  # not before a process falls back: a worker's import stays light
-
-        failed = self._recent_failure()
-        if failed is not None:
-            self._check_without_local(failed)
-            return None
-        with self._lock:
-            if self._loading is None:
-                self._loading = futures.Future()
-                loader = threading.Thread(
-                    target=self._load_local, args=(self._loading,), name="embedshare-load", daemon=True
-                )
-                loader.start()
-            loading = self._loading
-        while not futures.wait([loading], timeout=0.05).done:
-            if self.state not in (State.FALLING_BACK, State.LOCAL):
-                return None
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded("the local model was not loaded in time; it goes on loading")
-        failure = loading.exception()
-        if isinstance(failure, EmbedshareError):
-            self._check_without_local(failure)
-            return None
-        engine = loading.result()
-        self._met(engine.description)
-        return engine
-
-    def _check_without_local(self, failure: EmbedshareError) -> None:
-        """Without a local model the server has to answer: raise where there is none, or the models differ."""
-        if not self._use_server or isinstance(failure, ModelMismatch):
-            raise failure
-
-    def _recent_failure(self) -> EmbedshareError | None:
-        """Why the local model did not load a short while ago: it is not tried again before long."""
-        with self._lock:
-            return self._local_failed_lately()
-
-    def _local_failed_lately(self) -> EmbedshareError | None:
-        if self._local_failed is None:
-            return None
-        failed_at, error = self._local_failed
-        return error if time.monotonic() - failed_at < LOCAL_RETRY_S else None
-
-    def _load_local(self, loading: Future[Engine]) -> None:
-        expected = self.description.identity if self.description is not None else None
-        started = time.monotonic()
+        expected = self.description
         try:
-            engine = self._load(expected)
-        except Exception as error:
-            failure = _load_failure(error)
-            logger.error("no local model can stand in: {}", failure.message)
+            engine = self._stand_in.get(
+                expected.identity if expected is not None else None,
+                deadline,
+                lambda: self.state in (State.FALLING_BACK, State.LOCAL),
+            )
+        except DeadlineExceeded:
+            raise
+        except EmbedshareError as failure:
             with self._lock:
-                self._loading = None
-                self._local_failed = (time.monotonic(), failure)
                 if self.state is State.FALLING_BACK:
                     self.state = State.CONNECTING
-            loading.set_exception(failure)
-        else:
-            loading.set_result(engine)
-            logger.info("a local model is loaded, after {:.1f} s", time.monotonic() - started)
+            if not self._use_server or isinstance(failure, ModelMismatch):
+                raise
+            return None
+        if engine is None:
+            return None
+        with self._lock:
+            if self.description is None:
+                self.description = engine.description
+            same_space = self.description.identity == engine.description.identity
+        return engine if same_space else None  # or the server came back meanwhile, and was followed
 
     def _find_the_way_back(self) -> None:
         """Probe until the server answers, return to it, and let the local model go after a while."""
@@ -343,24 +312,24 @@ class Failover:
 
     def _see_whether_it_hangs(self) -> None:
         """A call got no answer in time: fall back for the next where a new connection gets none either."""
-        with self._lock:
-            if self.state is not State.CONNECTED or not self._fall_back or self._suspects:
-                return
-            self._suspects = True
 
         def look() -> None:
+            with self._lock:
+                if self.state is not State.CONNECTED or not self._fall_back or self._suspects:
+                    return
+                self._suspects = True
             error = self._probe()
             self._suspects = False
             if isinstance(error, ServerUnavailable | DeadlineExceeded):
                 self._start_fallback(error)
 
-        threading.Thread(target=look, name="embedshare-look", daemon=True).start()
+        if self.state is State.CONNECTED and self._fall_back and not self._suspects:
+            threading.Thread(target=look, name="embedshare-look", daemon=True).start()
 
     def _release_local(self) -> None:
         with self._lock:
-            if self.state is not State.CONNECTED or self._loading is None:
+            if self.state is not State.CONNECTED or not self._stand_in.let_go():
                 return
-            self._loading = None
         from embedshare.engine.model import release_memory
 
         release_memory()
@@ -381,13 +350,6 @@ class Failover:
         elif state is State.CONNECTED and described is not None:
             back = "back at" if before is not State.CONNECTING else "connected to"
             logger.info("{} the model server: {} on {}", back, described.model_name, described.device)
-
-
-def _load_failure(error: Exception) -> EmbedshareError:
-    if isinstance(error, EmbedshareError):
-        return error
-    logger.opt(exception=error).error("the local model did not load")
-    return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")
 
 
 def _nobody_answers(server: ServerUnavailable, local: EmbedshareError) -> ServerUnavailable:

@@ -1,0 +1,94 @@
+"""The local model that stands in for the server: loaded once, however many threads ask, and let go again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from embedshare.errors import DeadlineExceeded, EmbedshareError
+
+if TYPE_CHECKING:
+    from embedshare.engine.model import Engine
+
+#: After a local model could not be loaded, the next try waits this long.
+RETRY_S = 30.0
+
+
+class StandIn:
+    """At most one local model; `load(expected_identity)` makes it.
+
+    Safe to use from any number of threads.
+    """
+
+    def __init__(self, load: Callable[[str | None], Engine]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._loading: futures.Future[Engine] | None = None
+        self._failed: tuple[float, EmbedshareError] | None = None
+
+    @property
+    def failure(self) -> EmbedshareError | None:
+        """Why it did not load a short while ago: it is not tried again before long."""
+        if self._failed is None:
+            return None
+        failed_at, error = self._failed
+        return error if time.monotonic() - failed_at < RETRY_S else None
+
+    def get(
+        self, expected_identity: str | None, deadline: float, still_wanted: Callable[[], bool]
+    ) -> Engine | None:
+        """The local model, loaded if need be, which goes on after the deadline; None where it is not wanted
+        any more.
+
+        Raises DeadlineExceeded, and the EmbedshareError that keeps it from loading.
+        """
+        with self._lock:
+            failure = self.failure
+            if failure is not None:
+                raise failure
+            if self._loading is None:
+                self._loading = futures.Future()
+                # Not a daemon: a process must not end while OpenVINO compiles, which would abort it.
+                threading.Thread(
+                    target=self._fulfil, args=(self._loading, expected_identity), name="embedshare-load"
+                ).start()
+            loading = self._loading
+        while not futures.wait([loading], timeout=0.05).done:
+            if not still_wanted():
+                return None
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded("the local model was not loaded in time; it goes on loading")
+        return loading.result()
+
+    def let_go(self) -> bool:
+        """Hold it no longer; whether there was one."""
+        with self._lock:
+            there, self._loading = self._loading is not None, None
+        return there
+
+    def _fulfil(self, loading: futures.Future[Engine], expected_identity: str | None) -> None:
+        started = time.monotonic()
+        try:
+            engine = self._load(expected_identity)
+        except Exception as error:
+            failure = _failure(error)
+            logger.error("no local model can stand in: {}", failure.message)
+            with self._lock:
+                self._loading = None
+                self._failed = (time.monotonic(), failure)
+            loading.set_exception(failure)
+        else:
+            loading.set_result(engine)
+            logger.info("a local model is loaded, after {:.1f} s", time.monotonic() - started)
+
+
+def _failure(error: Exception) -> EmbedshareError:
+    if isinstance(error, EmbedshareError):
+        return error
+    logger.opt(exception=error).error("the local model did not load")
+    return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")
