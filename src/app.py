@@ -12,25 +12,25 @@ import sys
 
 from flask import Flask
 from loguru import logger
-from waitress.server import create_server
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import embed, errors, health
+from embedshare.web import embed, errors, health, listener, openapi
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
     """The WSGI application over `model`, this process's shared one by default."""
     settings = settings or Settings.load()
     model = model or get_embedding_model()
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
     errors.register(app)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    app.register_blueprint(openapi.blueprint())
     return app
 
 
@@ -49,9 +49,7 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     host, port = settings.web_host, settings.web_port
     try:
-        server = create_server(
-            create_app(settings=settings), host=host, port=port, threads=settings.web_threads, ident=None
-        )
+        server = listener.listen(create_app(settings=settings), settings)
     except OSError as error:
         message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
         raise PortUnavailable(message, host=host, port=port) from None

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
@@ -14,7 +15,8 @@ from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.errors import Overloaded
 from embedshare.settings import Settings
-from tests.processes import ModelServer
+from embedshare.web.health import DegradedHealth
+from tests.processes import ROOT, ModelServer
 
 
 @pytest.fixture
@@ -66,10 +68,24 @@ def test_no_texts_give_no_embeddings(browser: FlaskClient) -> None:
         (b"[]", "Expected `object`, got `array`"),
         (b"{}", "missing required field `texts`"),
         (b'{"texts": "one"}', "Expected `array`, got `str`"),
+        (b'{"texts": {}}', "Expected `array`, got `object`"),
+        (b'{"texts": null}', "Expected `array`, got `null`"),
         (b'{"texts": [1]}', "Expected `str`, got `int`"),
         (b'{"texts": [null]}', "Expected `str`, got `null`"),
-        (b'{"texts": ["\xff"]}', "the body must be JSON"),
-        (b'{"texts": ["\\ud800"]}', "the body must be JSON"),
+        (b'{"texts": [["a"]]}', "Expected `str`, got `array` - at `$.texts[0]`"),
+        (b'{"texts": [NaN]}', "invalid character"),
+        (b'{"texts": [1e999]}', "Number out of range"),
+        (b'{"texts": [' + b"9" * 5000 + b"]}", "Number out of range"),
+        (b'{"texts": ["a"]} and more', "trailing characters"),
+        (b'{"texts": ["\xff"]}', "this one is not UTF-8"),
+        (b'{"texts": ["\xed\xa0\x80"]}', "this one is not UTF-8"),
+        ('{"texts": ["a"]}'.encode("utf-16"), "invalid character"),
+        (b'{"texts": ["\\ud800"]}', "half of a surrogate pair"),
+        (b'{"texts": ["\\uDC00 alone"]}', "half of a surrogate pair"),
+        (b'{"texts": ["\\ud83d\\ude00"], oh}', "object keys must be strings"),
+        (b'{"other": ' + b"[" * 20_000, "nested too deeply"),
+        (b'{"other": ' + b'{"a":' * 20_000, "nested too deeply"),
+        (b'{"texts": ' + b"[" * 20_000, "Expected `str`, got `array`"),
     ],
 )
 def test_a_body_that_is_wrong_is_a_400_that_says_why(browser: FlaskClient, body: bytes, says: str) -> None:
@@ -79,11 +95,45 @@ def test_a_body_that_is_wrong_is_a_400_that_says_why(browser: FlaskClient, body:
     assert says in response.json["error"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"texts": ["one"], "model": "another", "options": {"deep": [1e999]}}',
+        b'{"texts": ["two", "three"], "texts": ["one"]}',
+        b'{"texts": ["\\u006fne"]}',
+    ],
+)
+def test_other_fields_are_ignored_and_of_two_the_last_counts(
+    browser: FlaskClient, model: EmbeddingClient, body: bytes
+) -> None:
+    found = np.array(browser.post("/embed", data=body).json["embeddings"], np.float32)
+    assert float((found @ model.encode("one")).min()) > 0.9999
+    assert found.shape == (1, 384)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_body_of_another_type_is_a_415_that_says_what_to_send(browser: FlaskClient, kind: str) -> None:
+    response = browser.post("/embed", data=b'{"texts": ["a"]}', content_type=kind)
+    assert (response.status_code, response.json["type"]) == (415, "Unsupported Media Type")
+    assert (
+        f"came as {kind}; send JSON, with the header Content-Type: application/json" in response.json["error"]
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "", "application/json", "APPLICATION/JSON; charset=utf-8", "application/vnd.api+json"]
+)
+def test_json_and_a_body_without_a_type_are_taken(browser: FlaskClient, kind: str | None) -> None:
+    assert browser.post("/embed", data=b'{"texts": []}', content_type=kind).json == {"embeddings": []}
+
+
 def test_too_much_is_a_413_that_names_the_limit(model: EmbeddingClient) -> None:
     client = create_app(model, Settings(max_texts=2, max_message_bytes=70_000)).test_client()
     many = client.post("/embed", json={"texts": ["a", "b", "c"]})
     assert (many.status_code, "EMBEDDING_MAX_TEXTS allows 2" in many.json["error"]) == (413, True)
-    assert client.post("/embed", json={"texts": ["x" * 80_000]}).status_code == 413
+    large = client.post("/embed", json={"texts": ["x" * 80_000]})
+    assert (large.status_code, large.json["type"]) == (413, "TooLarge")
+    assert "EMBEDDING_MAX_MESSAGE_BYTES allows, 70,000 bytes" in large.json["error"]
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("get", "/nowhere", 404), ("get", "/embed", 405)])
@@ -105,6 +155,7 @@ def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
         assert health.json["embedding_server"] == "disconnected"
         assert health.json["ipc_enabled"] is False
         assert health.json["error"]
+        msgspec.convert(health.json, DegradedHealth)
         assert client.get("/health").json == {"status": "ok"}
 
 
@@ -126,5 +177,6 @@ def test_a_stack_trace_never_leaves() -> None:
     model: Any = _Raising(ZeroDivisionError("a secret detail"))
     response = create_app(model, Settings()).test_client().post("/embed", json={"texts": ["a"]})
     assert response.status_code == 500
-    assert "secret" not in response.text
-    assert "Traceback" not in response.text
+    assert response.json["type"] == "InternalServerError"
+    for inside in ("secret", "ZeroDivisionError", "Traceback", ".py", str(ROOT)):
+        assert inside not in response.text

@@ -4,32 +4,69 @@ from __future__ import annotations
 
 import math
 
-from flask import Flask, Response, jsonify
+import msgspec
+from flask import Flask, Response
 from loguru import logger
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
-from embedshare.errors import EmbedshareError
+from embedshare.errors import EmbedshareError, TooLarge
+
+JSON = "application/json"
+#: On every answer: no browser is to take JSON for something that it would run.
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
+#: What any call of the model may raise, beside what its arguments may be wrong in.
+OF_THE_MODEL = tuple(kind for kind in EmbedshareError.__subclasses__() if kind.http_status >= 503)
+
+
+class Error(msgspec.Struct):
+    """What went wrong and what to do about it, and the name of its kind."""
+
+    error: str
+    type: str
 
 
 def register(app: Flask) -> None:
     """Turn what a view raises into `{"error": message, "type": name}` with its status."""
 
     @app.errorhandler(EmbedshareError)
-    def ours(error: EmbedshareError) -> tuple[Response, int]:
-        response = _body(error.message, type(error).__name__)
+    def ours(error: EmbedshareError) -> Response:
+        response = _response(error.message, type(error).__name__, error.http_status)
         if "retry_after_s" in error.fields:
             response.headers["Retry-After"] = str(math.ceil(error.fields["retry_after_s"]))
-        return response, error.http_status
+        return response
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> Response:
+        return ours(body_too_large(app.config["MAX_CONTENT_LENGTH"]))
 
     @app.errorhandler(HTTPException)
-    def http(error: HTTPException) -> tuple[Response, int]:
-        return _body(error.description or error.name, error.name), error.code or 500
+    def http(error: HTTPException) -> Response:
+        response = _response(error.description or error.name, error.name, error.code or 500)
+        response.headers.extend(
+            (name, value) for name, value in error.get_headers() if name != "Content-Type"
+        )
+        return response
 
     @app.errorhandler(Exception)
-    def unexpected(error: Exception) -> tuple[Response, int]:
+    def unexpected(error: Exception) -> Response:
         logger.opt(exception=error).error("a request failed")
-        return _body("the server failed to answer; its log says why", "InternalServerError"), 500
+        return _response("the server failed to answer; its log says why", InternalServerError.__name__, 500)
+
+    @app.after_request
+    def no_sniffing(response: Response) -> Response:
+        response.headers.add(*NOSNIFF)
+        return response
 
 
-def _body(message: str, kind: str) -> Response:
-    return jsonify({"error": message, "type": kind})
+def body_too_large(limit: int) -> TooLarge:
+    """A request's body is over `limit` bytes."""
+    return TooLarge(f"the body is larger than EMBEDDING_MAX_MESSAGE_BYTES allows, {limit:,} bytes")
+
+
+def body(message: str, kind: str) -> bytes:
+    """An error as it goes out."""
+    return msgspec.json.encode(Error(message, kind))
+
+
+def _response(message: str, kind: str, status: int) -> Response:
+    return Response(body(message, kind), status, content_type=JSON)

@@ -1,0 +1,156 @@
+"""A worker over real sockets, with clients that mean no good."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from embedshare.settings import Settings
+from tests.web.conftest import Worker
+
+HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+TEXTS = b'{"texts": ["a"]}'
+
+
+def answer(connection: socket.socket, method: str = "POST") -> tuple[HTTPResponse, Any]:
+    """The next answer on a connection, and its body, which is JSON where there is one."""
+    response = HTTPResponse(connection, method=method)
+    response.begin()
+    body = response.read()
+    return response, json.loads(body) if body else None
+
+
+def ask(worker: Worker, request: bytes) -> tuple[HTTPResponse, Any]:
+    with worker.connect() as connection:
+        connection.sendall(request)
+        return answer(connection)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the worker closes the connection."""
+    with connection.makefile("rb") as stream:
+        return stream.read()
+
+
+def sized(body: bytes) -> bytes:
+    return HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_a_body_over_the_limit_is_refused_by_its_length_before_it_comes(worker: Worker) -> None:
+    limit = worker.max_message_bytes
+    response, body = ask(worker, HEAD + b"Content-Length: %d\r\n\r\n" % (limit + 1))
+    assert (response.status, body["type"]) == (413, "TooLarge")
+    assert f"EMBEDDING_MAX_MESSAGE_BYTES allows, {limit:,} bytes" in body["error"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert ask(worker, sized(TEXTS.ljust(limit)))[0].status == 200
+
+
+def test_who_asks_first_is_not_told_to_send_a_body_over_the_limit(worker: Worker) -> None:
+    with worker.connect() as connection:
+        connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_is_read_up_to_the_limit(worker: Worker) -> None:
+    assert ask(worker, CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(TEXTS), TEXTS))[0].status == 200
+    response, body = ask(worker, CHUNKED + b"fffffff\r\n".ljust(worker.max_message_bytes + 1))
+    assert (response.status, body["type"]) == (413, "TooLarge")
+
+
+def test_a_client_that_sends_all_of_a_large_body_hears_why_it_is_refused(worker: Worker) -> None:
+    response = requests.post(f"{worker.url}/embed", data=b" " * 20_000_000, timeout=30)
+    assert (response.status_code, response.json()["type"]) == (413, "TooLarge")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (HEAD + b"Content-Length: 16\r\nContent-Length: 5\r\n\r\n" + TEXTS, 400),
+        (HEAD + b"Content-Length: 16, 16\r\n\r\n" + TEXTS, 400),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 400),
+        (HEAD + b"Content-Length: +16\r\n\r\n" + TEXTS, 400),
+        (HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (HEAD + b"Transfer-Encoding: xchunked\r\n\r\n", 501),
+        (HEAD + b"Content-Length : 16\r\n\r\n" + TEXTS, 400),
+        (CHUNKED + b"0x10\r\n" + TEXTS + b"\r\n0\r\n\r\n", 400),
+        (CHUNKED + b"-1\r\n\r\n", 400),
+        (b"POST /embed HTTP/1.1\nHost: a\r\n\r\n", 400),
+        (b"GET http://[::1/health HTTP/1.1\r\n\r\n", 400),
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nX: ".ljust(1 << 18, b"x"), 431),
+    ],
+)  # fmt: skip
+def test_a_request_that_two_readers_might_read_differently_is_refused(
+    worker: Worker, request_: bytes, status: int
+) -> None:
+    with worker.connect() as connection:
+        connection.sendall(request_)
+        head, _, body = everything(connection).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert set(json.loads(body)) == {"error", "type"}  # and no second answer, to what follows
+    assert b"Content-Type: application/json\r\n" in head
+
+
+def test_a_length_beside_chunks_does_not_count(worker: Worker) -> None:
+    both = HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n" + TEXTS + b"\r\n0\r\n\r\n"
+    with worker.connect() as connection:
+        connection.sendall(both + b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")
+        answers = everything(connection)
+    assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b"HTTP/1.1 ") == 2
+    assert answers.endswith(b'{"status":"ok"}\n')
+
+
+def test_clients_that_never_finish_their_headers_hold_nobody_up(worker: Worker) -> None:
+    with ExitStack() as slow:
+        for _ in range(50):
+            slow.enter_context(worker.connect()).sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        assert requests.get(f"{worker.url}/health", timeout=5).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/health", 200),
+        ("HEAD", "/health", 200),
+        ("HEAD", "/embed", 405),
+        ("OPTIONS", "/embed", 200),
+        ("GET", "/nowhere", 404),
+        ("GET", "/static/app.py", 404),
+        ("GET", "/../../etc/passwd", 404),
+        ("GET", "/%00%ff", 404),
+        ("DELETE", "/embed", 405),
+        ("TRACE", "/health", 405),
+        ("BREW", "/health", 405),
+    ],
+)
+def test_every_answer_says_what_it_is_and_nothing_of_the_server(
+    worker: Worker, method: str, path: str, status: int
+) -> None:
+    with worker.connect() as connection:
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        response, body = answer(connection, method)
+    assert response.status == status
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert not {"Server", "Via", "X-Powered-By"} & set(response.headers)
+    if status != 200:
+        assert response.headers["Content-Type"] == "application/json"
+        assert method == "HEAD" or set(body) == {"error", "type"}
+    if status == 405 or method == "OPTIONS":
+        assert ("POST" if path == "/embed" else "GET") in response.headers["Allow"]
+
+
+def test_a_worker_listens_on_loopback_unless_it_is_told_otherwise(worker: Worker) -> None:
+    assert Settings().web_host == "127.0.0.1"
+    listening = [
+        one.laddr for one in psutil.Process(worker.process.pid).net_connections() if one.status == "LISTEN"
+    ]
+    assert listening == [("127.0.0.1", worker.port)]
