@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +58,17 @@ def reference() -> Any:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(weights.find("all-MiniLM-L6-v2")), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second real model of the same dimensions: the first with four of its six layers."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(weights.find("all-MiniLM-L6-v2")), device="cpu")
+    encoder = model[0].auto_model.encoder
+    encoder.layer = encoder.layer[:4]
+    model[0].auto_model.config.num_hidden_layers = 4
+    folder = tmp_path_factory.mktemp("models") / "four-layers"
+    model.save(str(folder))
+    return folder

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from embeddingClient import EmbeddingClient
 from embedshare.settings import Settings
 
@@ -22,8 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 T = TypeVar("T")
 #: Where this run's servers keep their converted model: the first converts it, the others start in a second.
-CACHE = tempfile.mkdtemp(prefix="embedshare-tests-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+CACHE = os.environ.get("EMBEDSHARE_TESTS_CACHE") or tempfile.mkdtemp(prefix="embedshare-tests-")
+if "EMBEDSHARE_TESTS_CACHE" not in os.environ:  # the first process of a run, whose workers share it
+    os.environ["EMBEDSHARE_TESTS_CACHE"] = CACHE
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -75,6 +79,7 @@ class ModelServer:
             "EMBEDDING_CACHE_DIR": CACHE,
             **settings,
         }
+        self.command = [sys.executable, str(ROOT / "start_embedding_server.py")]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait: bool = True) -> ModelServer:
@@ -83,8 +88,8 @@ class ModelServer:
         with self.log.open("ab") as log:
             at = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "start_embedding_server.py")],
-                env=environment(**self.given), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT,
+                self.command, env=environment(**self.given), cwd=self.folder,
+                stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         if wait:
             wait_for(lambda: b"ready:" in self.said(at) or self.ended, 120, "the server's ready line")
@@ -120,6 +125,32 @@ class ModelServer:
     def environment(self, **changes: str) -> dict[str, str]:
         """A worker process's environment for this server."""
         return environment(**{**self.given, **changes})
+
+
+class Services:
+    """A running service_manager.py."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        self.folder = folder
+        self.said = folder / "said.txt"
+        given = {"EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"), "EMBEDDING_LOG_DIR": str(folder / "logs")}
+        with self.said.open("wb") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "service_manager.py"), *arguments],
+                env=environment(**{**given, **settings}), cwd=folder, stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        return self.said.read_text()
+
+    def children(self, program: str) -> list[psutil.Process]:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in family if any(part.endswith(program) for part in child.cmdline())]
+
+    def wait_until_running(self) -> None:
+        wait_for(lambda: "is running" in self.output or self.process.poll() is not None, 120, "the start")
+        assert self.process.poll() is None, self.output
 
 
 def run_python(

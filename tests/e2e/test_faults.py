@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.engine import weights
 from embedshare.errors import (
     AuthenticationFailed,
     ClientClosed,
     InsecureKey,
-    ModelMismatch,
     ServerUnavailable,
 )
 from tests.processes import ModelServer, wait_for
@@ -202,44 +200,6 @@ def test_a_key_file_that_others_can_read_is_refused(server: ModelServer, tmp_pat
         pytest.raises(InsecureKey, match="others can read"),
     ):
         client.encode("text")
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second real model of the same dimensions: the first with four of its six layers."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(weights.find("all-MiniLM-L6-v2")), device="cpu")
-    encoder = model[0].auto_model.encoder
-    encoder.layer = encoder.layer[:4]
-    model[0].auto_model.config.num_hidden_layers = 4
-    folder = tmp_path_factory.mktemp("models") / "four-layers"
-    model.save(str(folder))
-    return folder
-
-
-def test_a_local_model_of_another_space_is_refused(tmp_path: Path, other_model: Path) -> None:
-    running = ModelServer(tmp_path).start()
-    with running.client(EMBEDDING_MODEL_NAME=str(other_model)) as client:
-        client.encode("text")
-        running.kill()
-        with pytest.raises(ModelMismatch, match="another vector space"):
-            client.encode("text")
-
-
-def test_a_server_that_comes_back_with_another_model_is_refused(tmp_path: Path, other_model: Path) -> None:
-    first = ModelServer(tmp_path).start()
-    with first.client(EMBEDDING_FALLBACK="none") as client:
-        client.encode("text")
-        first.kill()
-        second = ModelServer(tmp_path, port=first.port, EMBEDDING_MODEL_NAME=str(other_model)).start()
-        with pytest.raises(ModelMismatch):
-            client.encode("text")
-        assert client.health()["state"] == "refused"
-        with second.client(EMBEDDING_FALLBACK="none") as fresh:  # who begins with it may use it
-            assert fresh.encode("text").shape == (384,)
-            assert fresh.health()["model"] == str(other_model)
-    assert second.stop() == 0
 
 
 def test_a_second_server_on_the_same_port_says_so_and_ends(server: ModelServer, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,33 +11,7 @@ import psutil
 import pytest
 import requests
 
-from tests.processes import ROOT, environment, free_port, wait_for
-
-
-class Services:
-    """A running service_manager.py."""
-
-    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
-        self.folder = folder
-        self.said = folder / "said.txt"
-        given = {"EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"), "EMBEDDING_LOG_DIR": str(folder / "logs")}
-        with self.said.open("wb") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "service_manager.py"), *arguments],
-                env=environment(**{**given, **settings}), cwd=folder, stdout=said, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    @property
-    def output(self) -> str:
-        return self.said.read_text()
-
-    def children(self, program: str) -> list[psutil.Process]:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in family if any(part.endswith(program) for part in child.cmdline())]
-
-    def wait_until_running(self) -> None:
-        wait_for(lambda: "is running" in self.output or self.process.poll() is not None, 120, "the start")
-        assert self.process.poll() is None, self.output
+from tests.processes import ROOT, Services, free_port, wait_for
 
 
 @pytest.fixture(scope="module")
