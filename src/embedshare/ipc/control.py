@@ -173,14 +173,10 @@ def ask(
     try:
         connection.set_deadline(time.monotonic() + timeout_s)
         connection.send_bytes(_encoder.encode(Command(do, arguments or {})))
-        while True:
-            connection.set_deadline(time.monotonic() + timeout_s)
-            answer = _answers.decode(connection.recv_bytes(MAX_BYTES))
-            if isinstance(answer, Done):
-                return answer.value
-            if isinstance(answer, codec.Failure):
-                raise codec.error_in(answer)
+        answer = _next_answer(connection, timeout_s)
+        while isinstance(answer, Said):
             on_said(answer.line)
+            answer = _next_answer(connection, timeout_s)
     except DeadlineExceeded:
         raise SupervisorUnavailable(
             f"the supervisor, process {where.pid}, said nothing for {timeout_s:g} s; see its log"
@@ -191,6 +187,14 @@ def ask(
         raise ProtocolError(f"the supervisor answered something else: {error}") from None
     finally:
         connection.close()
+    if isinstance(answer, codec.Failure):
+        raise codec.error_in(answer)
+    return answer.value
+
+
+def _next_answer(connection: Connection, timeout_s: float) -> _Answer:
+    connection.set_deadline(time.monotonic() + timeout_s)
+    return _answers.decode(connection.recv_bytes(MAX_BYTES))
 
 
 def whereabouts(file: Path) -> Whereabouts:
@@ -199,15 +203,17 @@ def whereabouts(file: Path) -> Whereabouts:
     Raises SupervisorUnavailable, InsecureKey.
     """
     try:
-        if not platforms.only_owner_can_read(file):
-            raise InsecureKey(f"others can read or own {file}; restart the supervisor for a new one")
-        return msgspec.json.decode(file.read_bytes(), type=Whereabouts)
+        private = platforms.only_owner_can_read(file)
+        where = msgspec.json.decode(file.read_bytes(), type=Whereabouts)
     except FileNotFoundError:
         raise SupervisorUnavailable(
             f"no supervisor of this user runs (there is no {file}); start one with: python service_manager.py"
         ) from None
     except (OSError, msgspec.MsgspecError) as error:
         raise SupervisorUnavailable(f"{file} cannot be read: {error}") from None
+    if not private:
+        raise InsecureKey(f"others can read or own {file}; restart the supervisor for a new one")
+    return where
 
 
 def _write(file: Path, where: Whereabouts) -> None:
