@@ -15,6 +15,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -53,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     try:
         settings = Settings.load()
-        logs.configure(settings, "service-manager")
+        quiet = options.run is not start and settings.log_level == "info"  # its answer is what it says
+        logs.configure(
+            dataclasses.replace(settings, log_level="warning") if quiet else settings, "service-manager"
+        )
         return int(options.run(options, settings) or 0)
     except EmbedshareError as error:
         if getattr(options, "json", False):
@@ -137,7 +141,7 @@ def show_status(options: argparse.Namespace, settings: Settings) -> None:
     processes = control.ask(_control_file(settings), "status")
     with _client(settings) as client:
         report = status.gather(processes, settings, client.stats)
-    _print_json(report) if options.json else Console().print(status.render(report))
+    _print_json(report) if options.json else _console().print(status.render(report))
 
 
 def show_logs(options: argparse.Namespace, settings: Settings) -> None:
@@ -149,7 +153,7 @@ def show_logs(options: argparse.Namespace, settings: Settings) -> None:
             f"there is no log of {options.name!r} in {folder}; there are {', '.join(found)}"
         )
     chosen = found if options.name is None else {options.name: found[options.name]}
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)  # a line stays one line
 
     def show(name: str, line: str) -> None:
         console.print(line if len(chosen) == 1 else f"{name}: {line}", markup=False)
@@ -182,7 +186,7 @@ def swap(options: argparse.Namespace, settings: Settings) -> None:
     if options.json:
         _print_json(described)
     else:
-        logger.info("{} ({}) serves now", described["model_name"], described["identity"][:12])
+        _console().print(f"{described['model_name']} ({described['identity'][:12]}) serves now")
 
 
 def stop(options: argparse.Namespace, settings: Settings) -> None:
@@ -190,10 +194,8 @@ def stop(options: argparse.Namespace, settings: Settings) -> None:
     file = _control_file(settings)
     where = control.whereabouts(file)
     control.ask(file, "stop")
-    try:
-        psutil.Process(where.pid).wait()
-    except psutil.NoSuchProcess:
-        pass  # it was as quick
+    while _runs(where.pid):
+        time.sleep(0.1)
     _done(options, "everything is stopped")
 
 
@@ -203,14 +205,22 @@ def examine(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         _print_json([finding._asdict() for finding in findings])
     else:
-        Console().print(doctor.render(findings))
+        _console().print(doctor.render(findings))
     return int(any(finding.state == doctor.BAD for finding in findings))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet noticed by who started it does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _command(options: argparse.Namespace, settings: Settings, do: str, given: dict[str, Any]) -> None:
     control.ask(
         _control_file(settings), do, given, timeout_s=SILENCE_S,
-        on_said=lambda line: None if options.json else logger.info("{}", line),
+        on_said=lambda line: None if options.json else _console().print(line),
     )  # fmt: skip
     _done(options, f"{do}: done")
 
@@ -219,7 +229,7 @@ def _done(options: argparse.Namespace, line: str) -> None:
     if options.json:
         _print_json({"status": "ok"})
     else:
-        logger.info("{}", line)
+        _console().print(line)
 
 
 def _with_command(arguments: list[str]) -> list[str]:
@@ -333,6 +343,12 @@ def _why_no_answer(settings: Settings) -> str | None:
     return None if report["embedding_server"] == "connected" else str(report.get("error"))
 
 
+def _console() -> Console:
+    """Standard output; where that is no terminal, wide enough that nothing is cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))  # noqa: T201
 
@@ -344,7 +360,7 @@ def _show(watched: list[Watched]) -> None:
     for each in watched:
         pid = str(each.process.pid) if each.process else ""
         table.add_row(each.spec.name, pid, str(each.spec.port), str(each.spec.log))
-    Console().print(table)
+    _console().print(table)
 
 
 if __name__ == "__main__":

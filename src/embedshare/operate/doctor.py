@@ -7,12 +7,14 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import platformdirs
 import psutil
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -71,7 +73,7 @@ def examine(
 
 def render(findings: list[Finding]) -> Table:
     """The findings as a table for a terminal."""
-    table = Table(title="doctor", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("about", "", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for finding in findings:
@@ -221,12 +223,12 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         ("logs", Path(settings.log_dir).resolve(), "EMBEDDING_LOG_DIR"),
         ("cache", cache, "EMBEDDING_CACHE_DIR"),
     ):
-        if os.access(_existing(folder), os.W_OK):
-            yield Finding(about, GOOD, str(folder))
-        else:
-            yield Finding(
-                about, BAD, f"{folder} cannot be written to", f"give this user the right, or set {name}"
-            )
+        try:
+            with tempfile.TemporaryFile(dir=_existing(folder)):
+                yield Finding(about, GOOD, str(folder))
+        except OSError as error:
+            found = f"{folder} cannot be written to: {error.strerror}"
+            yield Finding(about, BAD, found, f"give this user the right, or set {name}")
 
 
 def _enough(about: str, free: int, remedy: str) -> Finding:
@@ -237,8 +239,8 @@ def _enough(about: str, free: int, remedy: str) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that there is."""
-    return next((each for each in (folder, *folder.parents) if each.is_dir()), Path("."))
+    """The folder, or what there is of the way to it."""
+    return next((each for each in (folder, *folder.parents) if each.exists()), Path("."))
 
 
 def _free(host: str, port: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import requests
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -51,10 +52,10 @@ def gather(
 
 def render(report: Mapping[str, Any]) -> RenderableType:
     """The report as tables for a terminal."""
-    table = Table(title="embedshare", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("process", "state"):
         table.add_column(column, no_wrap=True)
-    for column in ("pid", "port", "uptime", "restarts", "memory", "calls/s", "p50", "p99"):
+    for column in ("pid", "port", "uptime", "restarts", "memory", "calls/s", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for process in report["processes"]:
         state = process["state"]
@@ -63,12 +64,13 @@ def render(report: Mapping[str, Any]) -> RenderableType:
             process["name"], Text(state, colour), _text(process["pid"]), str(process["port"]),
             _duration(process["uptime_s"]), str(process["restarts"]),
             _text(process["memory_mb"], "{:,.0f} MB"), _text(process["calls_per_s"], "{:,.1f}"),
-            _text(process["p50_ms"], "{:,.1f} ms"), _text(process["p99_ms"], "{:,.1f} ms"),
+            _text(process["p50_ms"], "{:,.1f}"), _text(process["p99_ms"], "{:,.1f}"),
         )  # fmt: skip
     server = report["server"]
     if server is None:
         return table
-    model = Table(title="model", title_justify="left", show_header=False)
+    model = Table(box=None, pad_edge=False, show_header=False)
+    model.add_column(style="bold")
     for name, value in _described(server):
         model.add_row(name, value)
     return Group(table, model)
