@@ -184,6 +184,7 @@ class CallServer(managers.Server):
             ended = ended[0], type(error).__name__
             raise
         finally:
+            request_ids.enter(None)
             with self._busy_lock:
                 self._busy -= 1
                 self._outcomes[ended] += 1
