@@ -22,7 +22,7 @@ SECRET = "text-of-a-user-4711"
 NASTY = [
     "two\nlines",
     "{0} {braces} {extra[line]}",
-    "<red>markup</red>",
+    "<red>a</red>",
     '"quoted" \\\\',
     "\ud800",
     "\u2028\0",

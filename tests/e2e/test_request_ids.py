@@ -7,13 +7,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from embedshare.ipc import codec
+from embedshare.ipc.authkey import client_key
+from embedshare.ipc.transport import Client
 from embedshare.telemetry import request_ids
 from tests.processes import SRC, ModelServer, free_port, wait_for
 
@@ -25,7 +27,7 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         settings = {"EMBEDDING_LOG_FORMAT": "json", "EMBEDDING_LOG_LEVEL": "debug"}
-        self.server = ModelServer(folder, EMBEDDING_MAX_WAITING_TOKENS="1000", **settings).start()
+        self.server = ModelServer(folder, **settings).start()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "worker.log"
@@ -76,28 +78,16 @@ def test_without_a_good_id_one_is_made_and_used_all_the_way(pair: Pair, sent: st
     assert len(pair.in_server(made)) == 1
 
 
-def test_an_error_names_the_request_in_both_logs(pair: Pair) -> None:
-    with ThreadPoolExecutor(8) as threads:  # far more tokens than may wait
-        names = [f"crowd-{number}" for number in range(8)]
-        answers = list(threads.map(lambda name: embed(pair, ["word " * 200] * 4, name), names))
-    assert [answer.headers[HEADER] for answer in answers] == names
-    short = requests.post(f"{pair.url}/embed", data=b"nonsense", headers={HEADER: "wrong-1"}, timeout=60)
-    assert (short.status_code, short.headers[HEADER]) == (400, "wrong-1")
-    with pair.server.client(EMBEDDING_FALLBACK="none") as client:
-        request_ids.enter("late-1")
-        try:
-            with pytest.raises(Exception, match="waited"):
-                client._embed_piece(["word " * 200] * 40, "", False, None, _soon())
-        finally:
-            request_ids.enter(None)
-    (line,) = [one for one in pair.in_server("late-1") if one["level"] == "WARNING"]
+def test_an_error_names_the_request_in_the_server_s_log_and_in_the_answer_s_header(pair: Pair) -> None:
+    wrong = requests.post(f"{pair.url}/embed", data=b"nonsense", headers={HEADER: "wrong-1"}, timeout=60)
+    assert (wrong.status_code, wrong.headers[HEADER]) == (400, "wrong-1")
+    connection = Client(("localhost", pair.server.port), client_key(pair.server.settings()))
+    connection.send_bytes(codec.encode(codec.Encode(1, 0.0, ["a"], "", False, None, "late-1")))
+    assert isinstance(codec.decode_answer(connection.recv_bytes(1 << 16)), codec.Failure)
+    connection.close()
+    (line,) = pair.in_server("late-1")
     assert line["message"].startswith("encode failed: DeadlineExceeded: ")
-
-
-def _soon() -> float:
-    import time
-
-    return time.monotonic() + 0.02
+    assert line["level"] == "WARNING"
 
 
 def test_the_worker_s_log_names_the_request_that_nobody_could_answer(tmp_path: Path) -> None:
