@@ -96,8 +96,8 @@ def _read(path: Path) -> bytes:
         raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
     if not private:
         raise InsecureKey(
-            f"others can read or own {path}; make it this user's own and private (chmod 600), or delete it and "
-            "restart the model server for a new key"
+            f"others can read or own {path}; make it this user's own and private (chmod 600), or delete it "
+            "and restart the model server for a new key"
         )
     if len(key) < 32 or not all(33 <= byte < 127 for byte in key):
         raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")

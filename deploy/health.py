@@ -1,0 +1,74 @@
+"""Does it work? The health check of containers and service units: exit code 0, or 1 with a line that says why.
+
+`health.py server` has the model server embed a text; `health.py worker` asks the web worker at PORT whether it
+is up. `--wait SECONDS` asks until it works, for as long at most. Settings are the environment's, as for what it
+asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import http.client
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from embedshare.errors import EmbedshareError
+from embedshare.settings import Settings
+
+#: What listens at every address is reached at this machine's own.
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+ASK_EVERY_S = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Does it work?")
+    parser.add_argument("what", choices=("server", "worker"))
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="ask until it works, for as long at most"
+    )
+    options = parser.parse_args(arguments)
+    until = time.monotonic() + options.wait
+    try:
+        settings = Settings.load()
+        while fault := _server_fault(settings) if options.what == "server" else _worker_fault(settings):
+            if time.monotonic() >= until:
+                print(fault, file=sys.stderr)
+                return 1
+            time.sleep(ASK_EVERY_S)
+    except EmbedshareError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _server_fault(settings: Settings) -> str | None:
+    """Why the model server does not embed; None where it does."""
+    from embeddingClient import EmbeddingClient  # a worker's check needs no NumPy
+
+    host = LOOPBACK.get(settings.server_host, settings.server_host)
+    settings = dataclasses.replace(settings, server_host=host, use_ipc=True, fallback="none")
+    with EmbeddingClient(settings=settings) as client:
+        report = client.health()
+    return None if report["status"] == "ok" else str(report["error"])
+
+
+def _worker_fault(settings: Settings) -> str | None:
+    """Why the web worker does not answer; None where it does."""
+    host = LOOPBACK.get(settings.web_host, settings.web_host)
+    connection = http.client.HTTPConnection(host, settings.web_port, timeout=4)
+    try:
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"no worker answers at {host}:{settings.web_port}: {error}"
+    finally:
+        connection.close()
+    return None if status == 200 else f"the worker at {host}:{settings.web_port} answers {status}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
