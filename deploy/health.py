@@ -1,8 +1,8 @@
-"""Does it work? The health check of containers and service units: exit code 0, or 1 with a line that says why.
+"""Does it work? The health check of containers and service units: exit code 0, or 1 with a line on why not.
 
-`health.py server` has the model server embed a text; `health.py worker` asks the web worker at PORT whether it
-is up. `--wait SECONDS` asks until it works, for as long at most. Settings are the environment's, as for what it
-asks.
+`health.py server` has the model server embed a text; `health.py worker` asks the web worker at PORT whether
+it is up. `--wait SECONDS` asks until it works, for as long at most. Settings are the environment's, the same
+as those of what it asks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 ASK_EVERY_S = 0.5
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> str | None:
+    """None where it works, else why it does not."""
     parser = argparse.ArgumentParser(description="Does it work?")
     parser.add_argument("what", choices=("server", "worker"))
     parser.add_argument(
@@ -36,13 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.load()
         while fault := _server_fault(settings) if options.what == "server" else _worker_fault(settings):
             if time.monotonic() >= until:
-                print(fault, file=sys.stderr)
-                return 1
+                return fault
             time.sleep(ASK_EVERY_S)
     except EmbedshareError as error:
-        print(error.message, file=sys.stderr)
-        return 1
-    return 0
+        return error.message
+    return None
 
 
 def _server_fault(settings: Settings) -> str | None:
