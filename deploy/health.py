@@ -1,8 +1,8 @@
 """Does it work? The health check of containers and service units: exit code 0, or 1 with a line on why not.
 
 `health.py server` has the model server embed a text; `health.py worker` asks the web worker at PORT whether
-it is up. `--wait SECONDS` asks until it works, for as long at most. Settings are the environment's, the same
-as those of what it asks.
+it is up. `--wait SECONDS` asks until it works, for as long at most, or until the process that `--pid` names
+has ended. Settings are the same environment's as those of what it asks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import psutil
 
 from embedshare.errors import EmbedshareError
 from embedshare.settings import Settings
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> str | None:
     parser.add_argument(
         "--wait", type=float, default=0.0, metavar="SECONDS", help="ask until it works, for as long at most"
     )
+    parser.add_argument("--pid", type=int, help="do not wait for longer than this process runs")
     options = parser.parse_args(arguments)
     until = time.monotonic() + options.wait
     try:
@@ -38,6 +41,8 @@ def main(arguments: list[str] | None = None) -> str | None:
         while fault := _server_fault(settings) if options.what == "server" else _worker_fault(settings):
             if time.monotonic() >= until:
                 return fault
+            if options.pid is not None and not psutil.pid_exists(options.pid):
+                return f"process {options.pid} has ended; its log says why"
             time.sleep(ASK_EVERY_S)
     except EmbedshareError as error:
         return error.message
