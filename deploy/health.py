@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import psutil
+from loguru import logger
 
 from embedshare.errors import EmbedshareError
 from embedshare.settings import Settings
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> str | None:
     )
     parser.add_argument("--pid", type=int, help="do not wait for longer than this process runs")
     options = parser.parse_args(arguments)
+    logger.remove()  # what is wrong is said once, at the end
     until = time.monotonic() + options.wait
     try:
         settings = Settings.load()
