@@ -1,86 +1,289 @@
-"""Start, watch, restart and stop everything: the model server and N web workers.
+"""Start, watch, change and stop everything: the model server and its web workers.
 
-`python service_manager.py --workers 3 --port 5000`; Ctrl-C stops it all and leaves no process behind.
+    python service_manager.py --workers 3 --port 5000
+    python service_manager.py status | logs | restart | scale | swap | stop | doctor
+
+The first runs until Ctrl-C, which stops everything and leaves no process behind. The others reach it over a
+local channel that only its user can use.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "src"))
 
 import psutil  # noqa: E402
-import requests  # noqa: E402
 from loguru import logger  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
-from embedshare.errors import EmbedshareError, PortUnavailable, SupervisorError  # noqa: E402
+from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable  # noqa: E402
+from embedshare.ipc import authkey, control  # noqa: E402
+from embedshare.operate import doctor, status, tail  # noqa: E402
+from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
+from embedshare.operate.services import MODEL_SERVER, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
-from embedshare.supervise.process import ProcessSpec  # noqa: E402
+from embedshare.supervise import rotation  # noqa: E402
+from embedshare.supervise.scaling import Scaling  # noqa: E402
 from embedshare.supervise.supervisor import Supervisor, Watched  # noqa: E402
+
+#: Between two lines on how a command goes, in seconds.
+SAY_EVERY_S = 2.0
+#: A command line gives up where the supervisor has said nothing for so many seconds.
+SILENCE_S = 30.0
+#: What a swap of the model may take, loading and converting included.
+SWAP_S = 1800.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until a stop signal; 0 after a clean stop, 1 with one line on what is wrong."""
-    options = _parser().parse_args(arguments)
+    """Carry out one command; 0 where it went well, 1 with one line on what is wrong."""
+    options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     try:
         settings = Settings.load()
         logs.configure(settings, "service-manager")
-        supervisor = Supervisor(
-            _stages(settings, options.workers, options.port, _source_folder(options.src_dir)),
-            on_ready=_show,
-            drain_s=settings.drain_s,
-        )
-        for number in platforms.STOP_SIGNALS:
-            signal.signal(number, lambda *_: supervisor.stop())
-        supervisor.run()
+        return int(options.run(options, settings) or 0)
     except EmbedshareError as error:
-        logger.error("{}", error.message)
-        return 1
-    logger.info("everything is stopped")
-    return 0
-
-
-def worker_ports(first: int, count: int, server_port: int) -> list[int]:
-    """`count` ports from `first` on, leaving out the model server's own."""
-    ports: list[int] = []
-    port = first
-    while len(ports) < count:
-        if port == server_port:
-            logger.info("port {} is the model server's; the next worker gets {}", port, port + 1)
+        if getattr(options, "json", False):
+            _print_json({"error": error.message, "type": type(error).__name__})
         else:
-            ports.append(port)
-        port += 1
-    if ports[-1] > 65535:
-        raise SupervisorError(f"{count} workers from port {first} on end beyond port 65535")
-    return ports
+            logger.error("{}", error.message)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def start(options: argparse.Namespace, settings: Settings) -> None:
+    """Run until a stop signal or the command `stop`."""
+    least, most = options.workers
+    services = Services(
+        settings, options.port, _source_folder(options.src_dir), lambda: _why_no_answer(settings) is None
+    )
+    supervisor = Supervisor(
+        services.stages(least),
+        on_ready=_show,
+        drain_s=settings.drain_s,
+        more=services.worker,
+        rotate=lambda log: rotation.rotate(log, settings.log_max_bytes, settings.log_keep),
+    )
+    file = _control_file(settings)
+    _refuse_a_second(file)
+    for number in platforms.STOP_SIGNALS:
+        signal.signal(number, lambda *_: supervisor.stop())
+    channel = control.ControlServer(file, _Commands(supervisor, least, most))
+    try:
+        if most > least:
+            Autoscaler(
+                supervisor, Scaling(least, most, settings.scale_up_s, settings.scale_down_s), settings
+            ).start()
+        supervisor.run()
+    finally:
+        channel.close()
+    logger.info("everything is stopped")
+
+
+class _Commands:
+    """What the supervisor does for who asks over its channel."""
+
+    def __init__(self, supervisor: Supervisor, least: int, most: int) -> None:
+        self._supervisor = supervisor
+        self._least, self._most = least, most
+        self._by_name: dict[str, Callable[[dict[str, Any], Callable[[str], None]], Any]] = {
+            "status": lambda given, say: [report._asdict() for report in supervisor.report().result()],
+            "restart": lambda given, say: self._wait(supervisor.restart(given["names"]), say),
+            "scale": self._scale,
+            "stop": lambda given, say: supervisor.stop(),
+        }
+
+    def __call__(self, do: str, given: dict[str, Any], say: Callable[[str], None]) -> Any:
+        try:
+            command = self._by_name[do]
+        except KeyError:
+            raise SupervisorError(
+                f"the supervisor knows no command {do!r}; it knows {', '.join(self._by_name)}"
+            ) from None
+        return command(given, say)
+
+    def _scale(self, given: dict[str, Any], say: Callable[[str], None]) -> None:
+        count = int(given["workers"])
+        if self._most > self._least and not self._least <= count <= self._most:
+            raise SupervisorError(
+                f"the number of workers follows the load from {self._least} to {self._most}: not {count}"
+            )
+        self._wait(self._supervisor.scale(count), say)
+
+    def _wait(self, operation: futures.Future[None], say: Callable[[str], None]) -> None:
+        while not futures.wait([operation], SAY_EVERY_S).done:
+            reports = self._supervisor.report().result()
+            under_way = [f"{report.name} is {report.state}" for report in reports if report.state != "ready"]
+            say(", ".join(under_way) or "all are ready")
+        operation.result()
+
+
+def show_status(options: argparse.Namespace, settings: Settings) -> None:
+    """How every process is, and the model that they share."""
+    processes = control.ask(_control_file(settings), "status")
+    with _client(settings) as client:
+        report = status.gather(processes, settings, client.stats)
+    _print_json(report) if options.json else Console().print(status.render(report))
+
+
+def show_logs(options: argparse.Namespace, settings: Settings) -> None:
+    """The last lines of the logs, and with -f those that come."""
+    folder = Path(settings.log_dir)
+    found = {log.stem: log for log in sorted(folder.glob("*.log"))}
+    if options.name is not None and options.name not in found:
+        raise SupervisorError(
+            f"there is no log of {options.name!r} in {folder}; there are {', '.join(found)}"
+        )
+    chosen = found if options.name is None else {options.name: found[options.name]}
+    console = Console(highlight=False, soft_wrap=True)
+
+    def show(name: str, line: str) -> None:
+        console.print(line if len(chosen) == 1 else f"{name}: {line}", markup=False)
+
+    for name, line in tail.last(chosen, options.lines):
+        show(name, line)
+    if options.follow:
+        for name, line in tail.follow(chosen):
+            show(name, line)
+
+
+def restart(options: argparse.Namespace, settings: Settings) -> None:
+    """Workers one after another, or the process that is named."""
+    names = None if options.name is None else [options.name]
+    _command(options, settings, "restart", {"names": names})
+
+
+def scale(options: argparse.Namespace, settings: Settings) -> None:
+    """Run so many workers."""
+    _command(options, settings, "scale", {"workers": options.workers})
+
+
+def swap(options: argparse.Namespace, settings: Settings) -> None:
+    """Have the model server change its model while it serves."""
+    with (
+        _client(settings) as client,
+        Console(stderr=True).status(f"loading {options.model} beside the old model"),
+    ):
+        described = client.swap_model(options.model, timeout=SWAP_S)
+    if options.json:
+        _print_json(described)
+    else:
+        logger.info("{} ({}) serves now", described["model_name"], described["identity"][:12])
+
+
+def stop(options: argparse.Namespace, settings: Settings) -> None:
+    """Stop everything, and wait until it is."""
+    file = _control_file(settings)
+    where = control.whereabouts(file)
+    control.ask(file, "stop")
+    try:
+        psutil.Process(where.pid).wait()
+    except psutil.NoSuchProcess:
+        pass  # it was as quick
+    _done(options, "everything is stopped")
+
+
+def examine(options: argparse.Namespace, settings: Settings) -> int:
+    """What is wrong with this machine; 1 where something is."""
+    findings = doctor.examine(settings, options.workers[0], options.port, lambda: _why_no_answer(settings))
+    if options.json:
+        _print_json([finding._asdict() for finding in findings])
+    else:
+        Console().print(doctor.render(findings))
+    return int(any(finding.state == doctor.BAD for finding in findings))
+
+
+def _command(options: argparse.Namespace, settings: Settings, do: str, given: dict[str, Any]) -> None:
+    control.ask(
+        _control_file(settings), do, given, timeout_s=SILENCE_S,
+        on_said=lambda line: None if options.json else logger.info("{}", line),
+    )  # fmt: skip
+    _done(options, f"{do}: done")
+
+
+def _done(options: argparse.Namespace, line: str) -> None:
+    if options.json:
+        _print_json({"status": "ok"})
+    else:
+        logger.info("{}", line)
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """Without a command it is `start`, as it was when there was no other."""
+    return arguments if arguments and arguments[0] in {*_COMMANDS, "-h", "--help"} else ["start", *arguments]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Start the model server and its web workers, and keep them running."
+        description="Start the model server and its web workers, and see, change and stop what runs.",
+        epilog="Without a command: start. `start --help` and the like tell more.",
     )
-    parser.add_argument("--workers", type=_at_least_one, default=2, help="web workers to run (default: 2)")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, (run, add_arguments) in _COMMANDS.items():
+        summary = (run.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(run=run)
+        add_arguments(command)
+        if name not in ("start", "logs"):
+            command.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
+    return parser
+
+
+def _services_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=_workers, default=(2, 2), metavar="N or LEAST-MOST",
+        help="web workers to run (default: 2); 2-8: between 2 and 8, as many as the load needs",
+    )  # fmt: skip
     parser.add_argument(
         "--port", type=_port, default=5000, help="the first worker's port; the next get the next (5000)"
     )
     parser.add_argument("--src-dir", default="src", help="the folder with modelServer.py and app.py (src)")
-    return parser
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError("a whole number from 1 to 1000")
-    return int(text)
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", nargs="?", help=f"one process, such as {MODEL_SERVER} or worker-1 (default: all)"
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with the lines that come")
+    parser.add_argument("-n", "--lines", type=int, default=20, help="how many of the last lines (20)")
+
+
+def _restart_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="one process (default: all workers, one after another)")
+
+
+_COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.ArgumentParser], Any]]] = {
+    "start": (start, _services_arguments),
+    "status": (show_status, lambda parser: None),
+    "logs": (show_logs, _logs_arguments),
+    "restart": (restart, _restart_arguments),
+    "scale": (scale, lambda parser: parser.add_argument("workers", type=lambda text: _workers(text)[0])),
+    "swap": (swap, lambda parser: parser.add_argument("--model", required=True, help="a folder or a name")),
+    "stop": (stop, lambda parser: None),
+    "doctor": (examine, _services_arguments),
+}
+
+
+def _workers(text: str) -> tuple[int, int]:
+    given = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
+    least, most = (int(given[1]), int(given[2] or given[1])) if given else (0, 0)
+    if not 1 <= least <= most <= 1000:
+        raise argparse.ArgumentTypeError("a whole number from 1 to 1000, or two such as 2-8")
+    return least, most
 
 
 def _port(text: str) -> int:
@@ -101,81 +304,37 @@ def _source_folder(given: str) -> Path:
     return folder
 
 
-def _stages(settings: Settings, workers: int, first_port: int, source: Path) -> list[list[ProcessSpec]]:
-    log_folder = Path(settings.log_dir)
-    ports = worker_ports(first_port, workers, settings.server_port)
-    stages = []
-    if settings.use_ipc:
-        _check_port(settings.server_host, settings.server_port, "the model server")
-        stages.append(
-            [
-                ProcessSpec(
-                    "model-server",
-                    [sys.executable, str(source / "modelServer.py")],
-                    settings.server_port,
-                    log_folder / "model-server.log",
-                    lambda: _server_answers(settings),
-                )
-            ]
-        )
-    else:
-        logger.info("USE_IPC_EMBEDDING is false: no model server; each worker loads a model of its own")
-    stages.append(list(_workers(settings, ports, source, log_folder)))
-    return stages
+def _control_file(settings: Settings) -> Path:
+    return control.file_of(settings, authkey.key_file(settings))
 
 
-def _workers(settings: Settings, ports: list[int], source: Path, log_folder: Path) -> Iterator[ProcessSpec]:
-    for number, port in enumerate(ports, 1):
-        _check_port(settings.web_host, port, f"worker {number}")
-        url = f"http://{_reachable(settings.web_host)}:{port}/health"
-        yield ProcessSpec(
-            f"worker-{number}",
-            [sys.executable, str(source / "app.py")],
-            port,
-            log_folder / f"worker-{number}.log",
-            lambda url=url: _worker_answers(url),  # type: ignore[misc]
-            {"PORT": str(port)},
-        )
-
-
-def _server_answers(settings: Settings) -> bool:
-    """A real embedding comes back, not only a connection."""
-    with EmbeddingClient(settings=dataclasses.replace(settings, fallback="none")) as client:
-        return bool(client.health()["embedding_server"] == "connected")
-
-
-def _worker_answers(url: str) -> bool:
+def _refuse_a_second(file: Path) -> None:
+    """One supervisor for one model server's port: a second would take the first one's channel away."""
     try:
-        return bool(requests.get(url, timeout=5).json() == {"status": "ok"})
-    except (requests.RequestException, ValueError):
-        return False
+        control.ask(file, "status")
+    except SupervisorUnavailable:
+        return
+    raise SupervisorError(
+        f"a supervisor runs already, process {control.whereabouts(file).pid}; stop it first"
+    )
 
 
-def _reachable(host: str) -> str:
-    """An address to call what listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+def _client(settings: Settings) -> EmbeddingClient:
+    """A client of the model server's that nobody stands in for."""
+    return EmbeddingClient(
+        settings=dataclasses.replace(settings, fallback="none", timeout_s=5.0), max_retries=1
+    )
 
 
-def _check_port(host: str, port: int, who: str) -> None:
-    """Find out before anything is started that a port is taken, and by whom."""
-    try:
-        platforms.exclusive_listener(host, port, backlog=1).close()
-    except OSError as error:
-        message = (
-            f"port {port} of {host}, for {who}, cannot be used: {error.strerror or error}{_holder(port)}"
-        )
-        raise PortUnavailable(message, host=host, port=port) from None
+def _why_no_answer(settings: Settings) -> str | None:
+    """None where a real embedding comes back from the model server, not only a connection."""
+    with _client(settings) as client:
+        report = client.health()
+    return None if report["embedding_server"] == "connected" else str(report.get("error"))
 
 
-def _holder(port: int) -> str:
-    try:
-        connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
-        return ""
-    for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-            return f" (process {connection.pid} listens there)"
-    return ""
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))  # noqa: T201
 
 
 def _show(watched: list[Watched]) -> None:

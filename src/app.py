@@ -18,18 +18,21 @@ from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import embed, errors, health, listener, openapi
+from embedshare.web import embed, errors, health, listener, load, openapi
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
     """The WSGI application over `model`, this process's shared one by default."""
     settings = settings or Settings.load()
-    model = model or get_embedding_model()
+    if model is None:
+        model = get_embedding_model()
+        model.program = "embedshare worker"
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
     errors.register(app)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    app.register_blueprint(load.blueprint(settings.web_threads))
     app.register_blueprint(openapi.blueprint())
     return app
 

@@ -32,6 +32,7 @@ BUILTIN = {
     "EngineFailed": RuntimeError,
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
+    "SupervisorUnavailable": ConnectionError,
 }
 
 each_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

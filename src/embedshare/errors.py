@@ -141,6 +141,10 @@ class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""
 
 
+class SupervisorUnavailable(EmbedshareError, ConnectionError):
+    """No supervisor of this user runs, or it does not answer."""
+
+
 _BY_NAME: dict[str, type[EmbedshareError]] = {
     cls.__name__: cls
     for cls in list(globals().values())

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 WINDOWS = sys.platform == "win32"
 
@@ -78,6 +78,36 @@ def restrict_to_owner(path: Path) -> None:
             raise PermissionError(f"icacls could not restrict {path} to its owner")
     else:
         path.chmod(0o600)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Make a file that only this user can read and write. Raises FileExistsError where there is one."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+    restrict_to_owner(path)
+
+
+def append_only(path: Path) -> BinaryIO:
+    """A file that is written to at its end alone, also by processes that inherit it, and also when it was cut
+    short meanwhile."""
+    if sys.platform == "win32":
+        # O_APPEND is the C library's there, and is not inherited; this right is the system's.
+        import _winapi
+        import msvcrt
+
+        append_data, synchronize, shared, open_always = 0x4, 0x100000, 0x7, 4
+        handle = _winapi.CreateFile(
+            str(path),
+            append_data | synchronize,
+            shared,
+            0,
+            open_always,
+            0x80,
+            0,  # FILE_ATTRIBUTE_NORMAL
+        )
+        return os.fdopen(msvcrt.open_osfhandle(handle, os.O_APPEND), "ab", buffering=0)
+    return path.open("ab", buffering=0)
 
 
 def only_owner_can_read(path: Path) -> bool:

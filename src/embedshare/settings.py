@@ -283,6 +283,27 @@ class Settings:
     log_dir: str = _setting(
         "EMBEDDING_LOG_DIR", _text, "logs", "Where service_manager.py writes each process's output"
     )
+    log_max_bytes: int = _setting(
+        "EMBEDDING_LOG_MAX_BYTES",
+        _whole(0, 1 << 40),
+        10 * _MIB,
+        "Bytes of a log file after which service_manager.py begins a new one; 0 never does",
+    )
+    log_keep: int = _setting(
+        "EMBEDDING_LOG_KEEP", _whole(0, 1000), 5, "Older log files that it keeps, as NAME.log.1 and on"
+    )
+    scale_up_s: float = _setting(
+        "EMBEDDING_SCALE_UP_S",
+        _seconds(0, 86_400),
+        6.0,
+        "With --workers LEAST-MOST: seconds that the workers must be busy until one more is started",
+    )
+    scale_down_s: float = _setting(
+        "EMBEDDING_SCALE_DOWN_S",
+        _seconds(0, 86_400),
+        60.0,
+        "Seconds that the workers must be idle until one is stopped",
+    )
     web_host: str = _setting("EMBEDDING_HOST", _host, "127.0.0.1", "Where a web worker listens")
     web_port: int = _setting("PORT", _whole(1, 65535), 5000, "A web worker's port")
     web_threads: int = _setting(

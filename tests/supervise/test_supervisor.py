@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embedshare.errors import SupervisorError
+from embedshare.errors import PortUnavailable, SupervisorError
 from embedshare.supervise import supervisor as module
 from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP
 from embedshare.supervise.process import ProcessSpec
@@ -63,6 +63,11 @@ class World:
         log = self.folder / f"{name}.log"
         return ProcessSpec(name, [name], 5000, log, lambda: name not in self.not_ready)
 
+    def more(self, number: int) -> ProcessSpec:
+        if number > 5:
+            raise PortUnavailable(f"port {5000 + number} is taken")
+        return self.spec(f"web{number}")
+
     def start(self, spec: ProcessSpec) -> FakeProcess:
         if spec.name in self.missing:
             raise FileNotFoundError(2, "No such file or directory", spec.name)
@@ -78,7 +83,7 @@ class World:
 
         self.supervisor = Supervisor(
             [[self.spec(name) for name in stage] for stage in stages],
-            on_ready=on_ready, drain_s=0.0, start=self.start, clock=lambda: self.now,
+            on_ready=on_ready, drain_s=0.0, more=self.more, start=self.start, clock=lambda: self.now,
         )  # fmt: skip
 
         def run() -> None:
@@ -308,4 +313,116 @@ def test_a_late_readiness_of_a_process_that_has_ended_does_not_count(world: Worl
     watched = world.becomes("model", "starting")
     world.pass_event(watched, first)
     assert watched.state == "starting"
+    assert world.finish() is None
+
+
+def test_a_restart_goes_on_to_the_next_when_the_one_before_is_ready(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1", "web2", "web3"))
+    world.story.clear()
+    world.supervisor.restart().result(LIMIT_S)
+    each = [[f"web{n} asked", f"web{n} ended", f"web{n} started"] for n in (1, 2, 3)]
+    assert world.story == [line for lines in each for line in lines]
+    assert [report.restarts for report in world.supervisor.report().result(LIMIT_S)] == [0, 1, 1, 1]
+    assert world.finish() is None
+
+
+def test_a_named_process_is_restarted_and_one_that_is_not_there_is_refused(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.story.clear()
+    world.supervisor.restart(["model"]).result(LIMIT_S)
+    assert world.story == ["model asked", "model ended", "model started"]
+    with pytest.raises(SupervisorError, match="no process 'web9'; there are model, web1, web2"):
+        world.supervisor.restart(["web1", "web9"]).result(LIMIT_S)
+    assert "web1 asked" not in world.story
+    assert world.finish() is None
+
+
+def test_a_restart_that_fails_leaves_the_next_as_they_are(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.not_ready = {"web1"}
+    restarted = world.supervisor.restart()
+    wait_for(lambda: world.watched("web1").restarts == 1, LIMIT_S)
+    world.process("web1").end(3)
+    with pytest.raises(SupervisorError, match="web1 did not become ready again, it is restarting"):
+        restarted.result(LIMIT_S)
+    assert "web2 asked" not in world.story
+    assert world.finish() is None
+
+
+def test_a_process_that_was_given_up_comes_back_when_it_is_asked_for(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    for _ in range(CRASH_LOOP - 1):
+        world.process("web1").end(1)
+        world.now = world.becomes("web1", "restarting").restart_at or 0.0
+        world.becomes("web1", "ready")
+    world.process("web1").end(1)
+    world.becomes("web1", "given up")
+    world.supervisor.restart(["web1"]).result(LIMIT_S)
+    assert world.watched("web1").state == "ready"
+    assert world.finish() is None
+
+
+def test_one_that_ignores_a_restart_is_killed_and_started(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1",))
+    world.stubborn = {"web1"}
+    restarted = world.supervisor.restart()
+    world.becomes("web1", "stopping")
+    world.now += 1.0
+    restarted.result(LIMIT_S)
+    assert world.story[-4:] == ["web1 asked", "web1 killed", "web1 ended", "web1 started"]
+    world.stubborn.clear()
+    assert world.finish() is None
+
+
+def test_scaling_starts_the_next_numbers_and_stops_the_highest(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1",))
+    world.supervisor.scale(3).result(LIMIT_S)
+    assert [watched.spec.name for watched in world.supervisor.watched] == ["model", "web1", "web2", "web3"]
+    world.story.clear()
+    world.supervisor.scale(1).result(LIMIT_S)
+    assert world.story[:2] == ["web2 asked", "web3 asked"]
+    assert [report.name for report in world.supervisor.report().result(LIMIT_S)] == ["model", "web1"]
+    world.now += 100
+    world.pass_event(world.watched("web1"), world.process("model"))
+    assert {process.name for process in world.running} == {"model", "web1"}
+    assert world.finish() is None
+
+
+def test_what_cannot_be_started_is_not_part_of_the_stage(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.not_ready = {"web4"}
+    scaled = world.supervisor.scale(4)
+    wait_for(lambda: any(process.name == "web4" for process in world.running), LIMIT_S)
+    world.process("web4").end(1)
+    with pytest.raises(SupervisorError, match="web4 did not become ready; 3 run"):
+        scaled.result(LIMIT_S)
+    with pytest.raises(PortUnavailable):
+        world.supervisor.scale(6).result(LIMIT_S)
+    names = [report.name for report in world.supervisor.report().result(LIMIT_S)]
+    assert names[:4] == ["model", "web1", "web2", "web3"]
+    assert world.finish() is None
+
+
+def test_what_was_asked_for_is_done_in_turn_and_ends_with_a_stop(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1",))
+    world.not_ready = {"web1"}
+    first, second = world.supervisor.restart(), world.supervisor.scale(2)
+    wait_for(lambda: world.watched("web1").restarts == 1, LIMIT_S)
+    assert "web2 started" not in world.story
+    world.supervisor.stop()
+    for asked in (first, second):
+        with pytest.raises(SupervisorError, match="stops everything"):
+            asked.result(LIMIT_S)
+    assert world.finish() is None
+
+
+def test_a_report_tells_pid_state_uptime_and_how_it_last_ended(world: World) -> None:
+    world.supervise_until_ready(("model",), ("web1",))
+    world.process("web1").end(-9)
+    world.now = world.becomes("web1", "restarting").restart_at or 0.0
+    world.becomes("web1", "ready")
+    world.now += 12.5
+    model, web = world.supervisor.report().result(LIMIT_S)
+    assert (model.name, model.restarts, model.last_end) == ("model", 0, None)
+    assert web[1:7] == (world.process("web1").pid, 5000, "ready", 12.5, 1, "signal 9")
     assert world.finish() is None

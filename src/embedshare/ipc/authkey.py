@@ -108,14 +108,11 @@ def _create(path: Path) -> bytes:
     """Write a new key whole before it gets its name, so that no reader ever sees half of one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
-        platforms.restrict_to_owner(draft)
+        platforms.write_private(draft, secrets.token_hex(32))
         os.link(draft, path)
     except FileExistsError:
         pass  # another server of this user was first; its key holds
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return _read(path)

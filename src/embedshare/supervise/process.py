@@ -31,7 +31,7 @@ class Child:
 
     def __init__(self, spec: ProcessSpec) -> None:
         spec.log.parent.mkdir(parents=True, exist_ok=True)
-        with spec.log.open("ab") as log:
+        with platforms.append_only(spec.log) as log:
             self._process = subprocess.Popen(
                 spec.command,
                 stdin=subprocess.PIPE,  # see lifeline.py

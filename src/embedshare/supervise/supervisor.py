@@ -1,7 +1,7 @@
 """Starts processes, sees that they work, starts again what ends, and leaves nothing behind.
 
-One loop owns all state; everything else (ends, readiness, stop signals) reaches it as an event in one queue.
-The clock and the way to start a process are arguments, so that tests bring their own.
+One loop owns all state; everything else (ends, readiness, what operators ask for, stop signals) reaches it as
+an event in one queue. The clock and the way to start a process are arguments, so that tests bring their own.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from loguru import logger
 
-from embedshare.errors import SupervisorError
+from embedshare.errors import EmbedshareError, SupervisorError
 from embedshare.supervise.policy import RestartPolicy
 from embedshare.supervise.process import Child, ProcessSpec, last_lines
 
@@ -25,6 +28,8 @@ READY_S = 600.0
 READY_EVERY_S = 0.1
 #: A process that is asked to stop is killed after this many seconds more than it says it needs.
 STOP_GRACE_S = 5.0
+#: The loop looks at least so often whether something is due. Windows runs signal handlers between its waits.
+TICK_S = 0.5
 
 
 class Process(Protocol):
@@ -44,10 +49,43 @@ class Watched:
     spec: ProcessSpec
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     process: Process | None = None
-    state: str = "waiting"  # waiting, starting, ready, restarting, stopped, given up
+    state: str = "waiting"  # waiting, starting, ready, restarting, stopping, stopped, given up
     restarts: int = 0
+    started: float | None = None
     ready_since: float | None = None
     restart_at: float | None = None
+    kill_at: float | None = None
+    last_end: str | None = None
+
+
+class Report(NamedTuple):
+    """A process as an operator sees it."""
+
+    name: str
+    pid: int | None
+    port: int
+    state: str
+    uptime_s: float | None
+    restarts: int
+    """Starts after the first, asked for or not"""
+
+    last_end: str | None
+    """How it last ended, such as "signal 9" """
+
+    log: str
+
+
+#: What an operation waits for before it goes on.
+Condition = Callable[[], bool]
+
+
+@dataclass
+class _Operation:
+    """Something that an operator asked for and that takes its time; `steps` gives what it waits for next."""
+
+    steps: Iterator[Condition]
+    done: Future[None]
+    until: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +102,23 @@ class _Ready:
 
 
 @dataclass(frozen=True)
+class _Look:
+    report: Future[list[Report]]
+
+
+@dataclass(frozen=True)
 class _Stop:
     pass
+
+
+_Event = _Ended | _Ready | _Look | _Operation | _Stop
 
 
 class Supervisor:
     """Runs processes in stages: each stage starts when all of the one before are ready.
 
     `on_ready` is called once, when everything runs. `drain_s`: how long a process may finish its work.
+    `more(n)` tells what the nth process of the last stage is, from 1; `rotate` keeps a log file short.
     """
 
     def __init__(
@@ -80,15 +127,20 @@ class Supervisor:
         *,
         on_ready: Callable[[list[Watched]], None],
         drain_s: float,
+        more: Callable[[int], ProcessSpec] | None = None,
+        rotate: Callable[[Path], None] = lambda log: None,
         start: Callable[[ProcessSpec], Process] = Child,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stages = [[Watched(spec) for spec in stage] for stage in stages]
         self._on_ready = on_ready
         self._stop_s = drain_s + STOP_GRACE_S
+        self._more = more
+        self._rotate = rotate
         self._start_process = start
         self._clock = clock
-        self._events: queue.SimpleQueue[_Ended | _Ready | _Stop] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._operations: deque[_Operation] = deque()
         self._stopping = threading.Event()
 
     @property
@@ -99,6 +151,27 @@ class Supervisor:
     def stop(self) -> None:
         """Ask the loop to stop everything. May be called from a signal handler or another thread."""
         self._events.put(_Stop())
+
+    def report(self) -> Future[list[Report]]:
+        """How every process is, asked of the loop."""
+        report: Future[list[Report]] = Future()
+        self._events.put(_Look(report))
+        return report
+
+    def restart(self, names: Sequence[str] | None = None) -> Future[None]:
+        """Stop and start processes, one after another: each is ready before the next is asked to stop.
+
+        None: all of the last stage. Raises SupervisorError for a name that there is not, and where one does
+        not become ready again: those after it are left as they are.
+        """
+        return self._ask_for(self._restart_in_turn(names))
+
+    def scale(self, count: int) -> Future[None]:
+        """Run `count` processes in the last stage: start the next numbers, or stop the highest.
+
+        Raises what keeps one from starting; it is not part of the stage then.
+        """
+        return self._ask_for(self._scale_to(count))
 
     def run(self) -> None:
         """Start everything, keep it running until `stop()`, then stop it.
@@ -115,6 +188,11 @@ class Supervisor:
         finally:
             self._stop_everything()
 
+    def _ask_for(self, steps: Iterator[Condition]) -> Future[None]:
+        operation = _Operation(steps, Future())
+        self._events.put(operation)
+        return operation.done
+
     def _start_stage(self, stage: list[Watched]) -> bool:
         """Start a stage and wait until it is ready; False where a stop was asked for meanwhile."""
         deadline = self._clock() + READY_S
@@ -124,45 +202,130 @@ class Supervisor:
             event = self._next_event(deadline)
             if isinstance(event, _Stop):
                 return False
-            if isinstance(event, _Ready):
-                self._note_ready(event)
-            elif isinstance(event, _Ended) and event.watched in stage:
+            if isinstance(event, _Ended) and event.watched in stage:
                 event.watched.process = None
                 raise SupervisorError(_did_not_start(event))
-            elif isinstance(event, _Ended):
-                self._ended(event)
-            elif self._clock() >= deadline:
+            if event is None and self._clock() >= deadline:
                 late = ", ".join(watched.spec.name for watched in stage if watched.state != "ready")
                 raise SupervisorError(
                     f"not ready after {READY_S:g} s: {late}; see {stage[0].spec.log.parent}"
                 )
-            self._restart_what_is_due()
+            self._handle(event)
+            self._do_what_is_due()
         return True
 
     def _keep_running(self) -> None:
         while True:
-            due = [watched.restart_at for watched in self.watched if watched.restart_at is not None]
-            event = self._next_event(min(due, default=None))
+            event = self._next_event(None)
             if isinstance(event, _Stop):
                 return
-            if isinstance(event, _Ready):
-                self._note_ready(event)
-            elif isinstance(event, _Ended):
-                self._ended(event)
-            self._restart_what_is_due()
+            self._handle(event)
+            self._do_what_is_due()
+            self._advance()
 
-    def _next_event(self, until: float | None) -> _Ended | _Ready | _Stop | None:
-        """The next event; None when `until` has come. Wakes often, so that Windows runs signal handlers."""
-        while True:
-            left = None if until is None else until - self._clock()
-            if left is not None and left <= 0:
-                return None
+    def _next_event(self, until: float | None) -> _Event | None:
+        """The next event; None when something may be due."""
+        moments = [moment for one in self.watched for moment in (one.restart_at, one.kill_at)]
+        left = [moment - self._clock() for moment in (until, *moments) if moment is not None]
+        try:
+            return self._events.get(timeout=max(0.0, min(TICK_S, *left)) if left else TICK_S)
+        except queue.Empty:
+            return None
+
+    def _handle(self, event: _Event | None) -> None:
+        if isinstance(event, _Ready):
+            self._note_ready(event)
+        elif isinstance(event, _Ended):
+            self._ended(event)
+        elif isinstance(event, _Look):
+            event.report.set_result([self._reported(watched) for watched in self.watched])
+        elif isinstance(event, _Operation):
+            self._operations.append(event)
+
+    def _advance(self) -> None:
+        """Let the first operation go on for as long as what it waits for is true, then the next."""
+        while self._operations:
+            operation = self._operations[0]
+            if operation.until is not None and not operation.until():
+                return
             try:
-                return self._events.get(timeout=0.5 if left is None else min(0.5, left))
-            except queue.Empty:
-                due = [watched.restart_at for watched in self.watched if watched.restart_at is not None]
-                if due and min(due) <= self._clock():
-                    return None
+                operation.until = next(operation.steps)
+            except StopIteration:
+                self._operations.popleft().done.set_result(None)
+            except EmbedshareError as error:
+                self._operations.popleft().done.set_exception(error)
+
+    def _restart_in_turn(self, names: Sequence[str] | None) -> Iterator[Condition]:
+        chosen = [self._named(name) for name in names] if names is not None else list(self._stages[-1])
+        for watched in chosen:
+            if watched not in self.watched:
+                continue  # it was scaled away meanwhile
+            logger.info("{} is restarted, as was asked", watched.spec.name)
+            yield self._begin_to_stop(watched)
+            watched.policy, watched.restarts = RestartPolicy(), watched.restarts + 1
+            self._start(watched)
+            yield self._has_started(watched)
+            if watched.state != "ready":
+                raise SupervisorError(
+                    f"{watched.spec.name} did not become ready again, it is {watched.state}; what was to be "
+                    f"restarted after it was left as it is; see {watched.spec.log}"
+                )
+
+    def _scale_to(self, count: int) -> Iterator[Condition]:
+        stage = self._stages[-1]
+        if self._more is None:
+            raise SupervisorError("this stage does not grow")
+        added = []
+        while len(stage) < count:
+            watched = Watched(self._more(len(stage) + 1))
+            self._start(watched)
+            stage.append(watched)
+            added.append(watched)
+        for watched in added:
+            yield self._has_started(watched)
+        bad = next((watched for watched in added if watched.state != "ready"), None)
+        kept = stage.index(bad) if bad is not None else count
+        leaving = stage[kept:]
+        yield from [self._begin_to_stop(watched) for watched in leaving]  # all at once
+        del stage[kept:]
+        if bad is not None:
+            raise SupervisorError(
+                f"{bad.spec.name} did not become ready; {len(stage)} run. See {bad.spec.log}"
+            )
+
+    def _named(self, name: str) -> Watched:
+        for watched in self.watched:
+            if watched.spec.name == name:
+                return watched
+        there = ", ".join(watched.spec.name for watched in self.watched)
+        raise SupervisorError(f"there is no process {name!r}; there are {there}")
+
+    def _begin_to_stop(self, watched: Watched) -> Condition:
+        """Ask a process to stop, and not to be started again; true when it has ended."""
+        watched.restart_at = None
+        if watched.process is None:
+            watched.state = "stopped"
+        else:
+            watched.state, watched.kill_at = "stopping", self._clock() + self._stop_s
+            watched.process.ask_to_stop()
+        return lambda: watched.process is None
+
+    def _has_started(self, watched: Watched) -> Condition:
+        limit = self._clock() + READY_S
+        return lambda: watched.state != "starting" or self._clock() >= limit
+
+    def _reported(self, watched: Watched) -> Report:
+        process, started = watched.process, watched.started
+        return Report(
+            watched.spec.name,
+            process.pid if process is not None else None,
+            watched.spec.port,
+            watched.state,
+            self._clock() - started if process is not None and started is not None else None,
+            watched.restarts,
+            watched.last_end,
+            str(watched.spec.log),
+        )
 
     def _start(self, watched: Watched) -> None:
         try:
@@ -170,6 +333,7 @@ class Supervisor:
         except OSError as error:
             raise SupervisorError(f"{watched.spec.name} cannot be started: {error}") from None
         watched.state, watched.restart_at, watched.ready_since = "starting", None, None
+        watched.started, watched.kill_at = self._clock(), None
         logger.info("{} starts, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
         name = watched.spec.name
         threading.Thread(
@@ -204,8 +368,12 @@ class Supervisor:
         watched = event.watched
         if watched.process is not event.process:
             return
-        watched.process = None
-        self._plan_restart(watched, f"{watched.spec.name} ended ({_how(event.code)})")
+        watched.process, watched.kill_at, watched.last_end = None, None, _how(event.code)
+        if watched.state == "stopping":
+            watched.state = "stopped"
+            logger.info("{} stopped ({})", watched.spec.name, watched.last_end)
+        else:
+            self._plan_restart(watched, f"{watched.spec.name} ended ({watched.last_end})")
 
     def _plan_restart(self, watched: Watched, what: str) -> None:
         since, watched.ready_since = watched.ready_since, None
@@ -221,46 +389,55 @@ class Supervisor:
         watched.state, watched.restart_at = "restarting", self._clock() + pause_s
         logger.warning("{}; it is started again in {:g} s; it last said: {}", what, pause_s, said)
 
-    def _restart_what_is_due(self) -> None:
+    def _do_what_is_due(self) -> None:
         for watched in self.watched:
+            self._rotate(watched.spec.log)
             if watched.restart_at is not None and watched.restart_at <= self._clock():
                 watched.restarts += 1
                 try:
                     self._start(watched)
                 except SupervisorError as error:
                     self._plan_restart(watched, error.message)
+            if watched.kill_at is not None and watched.kill_at <= self._clock():
+                self._kill(watched)
+
+    def _kill(self, watched: Watched) -> None:
+        watched.kill_at = None
+        if watched.process is not None:
+            logger.warning("{} did not stop in {:g} s and is killed", watched.spec.name, self._stop_s)
+            watched.process.kill()
 
     def _stop_everything(self) -> None:
         """Stop the last stage first, so that what others depend on outlives them."""
         self._stopping.set()
+        for operation in self._operations:
+            operation.done.set_exception(_STOPPING)
+        self._operations.clear()
         for stage in reversed(self._stages):
-            running = [watched for watched in stage if watched.process is not None]
-            for watched in running:
-                _running(watched).ask_to_stop()
-            self._wait_for_ends(running, self._clock() + self._stop_s)
-            for watched in running:
-                if watched.process is not None:
-                    logger.warning("{} did not stop in {:g} s and is killed", watched.spec.name, self._stop_s)
-                    watched.process.kill()
-            self._wait_for_ends(running, self._clock() + STOP_GRACE_S)
+            for watched in stage:
+                self._begin_to_stop(watched)
+            self._wait_for_ends(stage, self._stop_s)
+            for watched in stage:
+                self._kill(watched)
+            self._wait_for_ends(stage, STOP_GRACE_S)
 
-    def _wait_for_ends(self, running: list[Watched], deadline: float) -> None:
-        while any(watched.process is not None for watched in running):
-            left = deadline - self._clock()
+    def _wait_for_ends(self, stage: list[Watched], limit_s: float) -> None:
+        limit = self._clock() + limit_s
+        while any(watched.process is not None for watched in stage):
+            left = limit - self._clock()
             if left <= 0:
                 return
             try:
                 event = self._events.get(timeout=left)
             except queue.Empty:
                 return
-            if isinstance(event, _Ended) and event.watched.process is event.process:
-                event.watched.process, event.watched.state = None, "stopped"
-                logger.info("{} stopped ({})", event.watched.spec.name, _how(event.code))
+            if isinstance(event, _Operation):
+                event.done.set_exception(_STOPPING)
+            else:
+                self._handle(event)
 
 
-def _running(watched: Watched) -> Process:
-    assert watched.process is not None
-    return watched.process
+_STOPPING = SupervisorError("the supervisor stops everything")
 
 
 def _how(code: int) -> str:

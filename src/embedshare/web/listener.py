@@ -12,7 +12,7 @@ from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
 from embedshare.settings import Settings
-from embedshare.web import errors
+from embedshare.web import errors, load
 
 
 def listen(app: Flask, settings: Settings) -> BaseWSGIServer | MultiSocketServer:
@@ -29,6 +29,8 @@ def listen(app: Flask, settings: Settings) -> BaseWSGIServer | MultiSocketServer
     for listener in sockets.values():
         if isinstance(listener, BaseWSGIServer):
             listener.channel_class = _Channel
+    tasks = server.task_dispatcher
+    app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
     return server
 
 

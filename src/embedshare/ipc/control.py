@@ -1,0 +1,226 @@
+"""The supervisor's channel: commands from this user's terminal to the supervisor that runs.
+
+A socket on loopback, on every system alike, with the handshake and the messages of the model server's, and a
+key that is made anew for each supervisor. Where it listens and its key stand in a file beside the model
+server's key, which only its user can read.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.errors import (
+    AuthenticationFailed,
+    DeadlineExceeded,
+    EmbedshareError,
+    InsecureKey,
+    ProtocolError,
+    ServerUnavailable,
+    SupervisorError,
+    SupervisorUnavailable,
+)
+from embedshare.ipc import codec, handshake
+from embedshare.ipc.lobby import Lobby
+from embedshare.ipc.transport import Client, Connection, Listener
+from embedshare.settings import Settings
+
+#: A command or an answer, in bytes.
+MAX_BYTES = 1 << 20
+#: Who has connected has this many seconds to prove its key, and then for its command.
+HANDSHAKE_S = 5.0
+#: Callers at once that have not proved to hold the key.
+MAX_UNAUTHENTICATED = 8
+
+
+class Command(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What to do, with what it needs to know."""
+
+    do: str
+    arguments: dict[str, Any]
+
+
+class Said(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True):
+    """A line on what is under way; more follows."""
+
+    line: str
+
+
+class Done(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
+    """It is done; what came of it."""
+
+    value: Any
+
+
+class Whereabouts(msgspec.Struct):
+    """Where a supervisor listens, and what it has to be shown."""
+
+    port: int
+    key: str
+    pid: int
+
+
+_Answer = Said | Done | codec.Failure
+#: Carries out a command: its name, its arguments, and whom to tell how it goes. Raises EmbedshareError.
+CarryOut = Callable[[str, dict[str, Any], Callable[[str], None]], Any]
+
+_encoder = msgspec.msgpack.Encoder()
+_commands = msgspec.msgpack.Decoder(Command)
+_answers: msgspec.msgpack.Decoder[_Answer] = msgspec.msgpack.Decoder(_Answer)
+
+
+def file_of(settings: Settings, key_file: Path) -> Path:
+    """Where the supervisor of a model server's port is written down, beside that server's key."""
+    return key_file.with_name(f"supervisor-{settings.server_port}.json")
+
+
+class ControlServer:
+    """Listens for commands from its construction on, until it is closed."""
+
+    def __init__(self, file: Path, carry_out: CarryOut) -> None:
+        self._file = file
+        self._carry_out = carry_out
+        self._key = secrets.token_hex(32)
+        self._lobby = Lobby(MAX_UNAUTHENTICATED)
+        self._listener = Listener(("127.0.0.1", 0))
+        _write(file, Whereabouts(self._listener.address[1], self._key, os.getpid()))
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more, and take the file away. Commands under way are still answered."""
+        self._listener.close()
+        self._file.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+            except OSError:
+                return  # closed
+            self._lobby.enter(connection)
+            threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            if self._authenticate(connection):
+                connection.set_deadline(time.monotonic() + HANDSHAKE_S)
+                command = _commands.decode(connection.recv_bytes(MAX_BYTES))
+                connection.set_deadline(None)
+                self._answer(connection, command)
+        except (EOFError, OSError, EmbedshareError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            logger.debug("a command was not carried out to its end: {}", error)
+        finally:
+            connection.close()
+
+    def _authenticate(self, connection: Connection) -> bool:
+        try:
+            connection.set_deadline(time.monotonic() + HANDSHAKE_S)
+            handshake.demand_proof(connection, self._key.encode())
+            handshake.prove(connection, self._key.encode())
+        except handshake.REFUSALS:
+            logger.warning("a command was turned away: who sent it holds another key")
+            return False
+        finally:
+            self._lobby.leave(connection)
+        return True
+
+    def _answer(self, connection: Connection, command: Command) -> None:
+        def say(line: str) -> None:
+            connection.send_bytes(_encoder.encode(Said(line)))
+
+        answer: _Answer
+        try:
+            answer = Done(self._carry_out(command.do, command.arguments, say))
+        except EmbedshareError as error:
+            answer = codec.failure(0, error)
+        except Exception as error:
+            logger.exception("{} failed", command.do)
+            answer = codec.failure(
+                0, SupervisorError(f"{command.do} failed: {type(error).__name__}: {error}")
+            )
+        connection.send_bytes(_encoder.encode(answer))
+
+
+def ask(
+    file: Path,
+    do: str,
+    arguments: dict[str, Any] | None = None,
+    *,
+    timeout_s: float = 10.0,
+    on_said: Callable[[str], None] = lambda line: None,
+) -> Any:
+    """Have the supervisor that `file` tells of carry out a command; what came of it.
+
+    `timeout_s` is how long it may say nothing. Raises SupervisorUnavailable where there is none, or it does
+    not answer; InsecureKey; and what the command raises.
+    """
+    where = whereabouts(file)
+    try:
+        connection = Client(("127.0.0.1", where.port), where.key.encode(), time.monotonic() + HANDSHAKE_S)
+    except (ServerUnavailable, AuthenticationFailed, DeadlineExceeded):
+        raise SupervisorUnavailable(
+            f"no supervisor runs any more: the one that {file} tells of, process {where.pid}, does not answer"
+        ) from None
+    try:
+        connection.set_deadline(time.monotonic() + timeout_s)
+        connection.send_bytes(_encoder.encode(Command(do, arguments or {})))
+        answer = _next_answer(connection, timeout_s)
+        while isinstance(answer, Said):
+            on_said(answer.line)
+            answer = _next_answer(connection, timeout_s)
+    except DeadlineExceeded:
+        raise SupervisorUnavailable(
+            f"the supervisor, process {where.pid}, said nothing for {timeout_s:g} s; see its log"
+        ) from None
+    except (EOFError, OSError):
+        raise SupervisorUnavailable(f"the supervisor, process {where.pid}, ended meanwhile") from None
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"the supervisor answered something else: {error}") from None
+    finally:
+        connection.close()
+    if isinstance(answer, codec.Failure):
+        raise codec.error_in(answer)
+    return answer.value
+
+
+def _next_answer(connection: Connection, timeout_s: float) -> _Answer:
+    connection.set_deadline(time.monotonic() + timeout_s)
+    return _answers.decode(connection.recv_bytes(MAX_BYTES))
+
+
+def whereabouts(file: Path) -> Whereabouts:
+    """What the supervisor has written down; it may have ended since.
+
+    Raises SupervisorUnavailable, InsecureKey.
+    """
+    try:
+        private = platforms.only_owner_can_read(file)
+        where = msgspec.json.decode(file.read_bytes(), type=Whereabouts)
+    except FileNotFoundError:
+        raise SupervisorUnavailable(
+            f"no supervisor of this user runs (there is no {file}); start one with: python service_manager.py"
+        ) from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SupervisorUnavailable(f"{file} cannot be read: {error}") from None
+    if not private:
+        raise InsecureKey(f"others can read or own {file}; restart the supervisor for a new one")
+    return where
+
+
+def _write(file: Path, where: Whereabouts) -> None:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+        platforms.write_private(draft, msgspec.json.encode(where).decode())
+        draft.replace(file)
+    except OSError as error:
+        raise InsecureKey(f"no key can be kept at {file}: {error.strerror or error}") from None

@@ -1,0 +1,80 @@
+"""Follows the workers' load, and has the supervisor start or stop one where it asks for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import requests
+from loguru import logger
+
+from embedshare.errors import EmbedshareError
+from embedshare.operate.services import MODEL_SERVER, worker_url
+from embedshare.settings import Settings
+from embedshare.supervise.scaling import Load, Scaling
+from embedshare.supervise.supervisor import Report, Supervisor
+
+#: The workers are asked this often.
+EVERY_S = 1.0
+#: A worker that does not tell its load in so many seconds is too busy to.
+PATIENCE_S = 1.5
+#: A step is given this long: a worker that starts, or one that finishes its work.
+STEP_S = 120.0
+
+
+class Autoscaler:
+    """A thread that looks and decides for as long as the process lives."""
+
+    def __init__(self, supervisor: Supervisor, scaling: Scaling, settings: Settings) -> None:
+        self._supervisor = supervisor
+        self._scaling = scaling
+        self._settings = settings
+        self._seen: dict[int, psutil.Process] = {}
+        self._asking = ThreadPoolExecutor(16, "load")
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._follow, name="autoscaler", daemon=True).start()
+
+    def _follow(self) -> None:
+        paused = threading.Event()
+        while not paused.wait(EVERY_S):
+            try:
+                self._look()
+            except (EmbedshareError, TimeoutError) as error:
+                logger.warning("the number of workers stays as it is: {}", error)
+
+    def _look(self) -> None:
+        reports = self._supervisor.report().result(STEP_S)
+        workers = [report for report in reports if report.name != MODEL_SERVER]
+        if any(worker.state != "ready" for worker in workers):
+            return  # what starts or stops is not judged, nor is the load that the others have meanwhile
+        step = self._scaling.step(time.monotonic(), self._loads(workers))
+        if step is not None:
+            logger.info("{} workers become {}: {}", len(workers), step.workers, step.reason)
+            self._supervisor.scale(step.workers).result(STEP_S)
+
+    def _loads(self, workers: Sequence[Report]) -> list[Load]:
+        return list(self._asking.map(self._load, workers))
+
+    def _load(self, worker: Report) -> Load:
+        cores = self._cores(worker.pid)
+        try:
+            told = requests.get(f"{worker_url(self._settings, worker.port)}/load", timeout=PATIENCE_S).json()
+            return Load(told["in_flight"], told["threads"], cores)
+        except (requests.RequestException, ValueError, KeyError):
+            return Load(None, 1, cores)
+
+    def _cores(self, pid: int | None) -> float:
+        """Cores that a process used since it was last asked about."""
+        if pid is None:
+            return 0.0
+        try:
+            process = self._seen.setdefault(pid, psutil.Process(pid))
+            return float(process.cpu_percent()) / 100
+        except psutil.NoSuchProcess:
+            self._seen.pop(pid, None)
+            return 0.0

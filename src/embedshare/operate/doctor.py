@@ -1,0 +1,266 @@
+"""What is wrong with this machine: each finding with its remedy. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import platformdirs
+import psutil
+from rich.table import Table
+from rich.text import Text
+
+from embedshare import platforms
+from embedshare.engine import weights
+from embedshare.errors import EmbedshareError
+from embedshare.identity import identity_of
+from embedshare.ipc import authkey
+from embedshare.operate.services import port_holder, worker_port
+from embedshare.settings import Settings
+
+GOOD, WARNING, BAD = "good", "warning", "bad"
+#: Free memory and disk below which a first start may fail: a model is loaded with torch and converted then.
+FIRST_START_BYTES = 2 << 30
+SUPPORTED = ((3, 10), (3, 13))
+_COLOURS = {GOOD: "green", WARNING: "yellow", BAD: "red"}
+#: What the whole product needs, and what it is without.
+_PACKAGES = {
+    "torch": "no model can be loaded for the first time",
+    "sentence-transformers": "no model can be loaded for the first time",
+    "openvino": "a CPU runs the model with torch, several times slower",
+    "flask": "no web worker can run",
+    "waitress": "no web worker can run",
+    "prometheus_client": "there are no metrics",
+}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    about: str
+    state: str
+    """good, warning or bad"""
+
+    found: str
+    remedy: str = ""
+
+
+def examine(
+    settings: Settings, workers: int, first_port: int, server_answers: Callable[[], str | None]
+) -> list[Finding]:
+    """Look at everything that the services need. `server_answers` tells why the model server does not answer,
+    None where it does."""
+    return [
+        *_python(),
+        *_packages(),
+        *_key(settings),
+        *_server(settings, server_answers),
+        *_worker_ports(settings, workers, first_port),
+        *_weights(settings),
+        *_device(settings),
+        *_room(settings),
+        *_folders(settings),
+    ]
+
+
+def render(findings: list[Finding]) -> Table:
+    """The findings as a table for a terminal."""
+    table = Table(title="doctor", title_justify="left")
+    for column in ("about", "", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row(
+            finding.about, Text(finding.state, _COLOURS[finding.state]), finding.found, finding.remedy
+        )
+    return table
+
+
+def _python() -> Iterator[Finding]:
+    found = f"{platform.python_version()} at {sys.executable}"
+    if SUPPORTED[0] <= sys.version_info[:2] <= SUPPORTED[1]:
+        yield Finding("Python", GOOD, found)
+    else:
+        low, high = (".".join(map(str, version)) for version in SUPPORTED)
+        yield Finding("Python", WARNING, found, f"use one from {low} to {high}, which the tests run with")
+
+
+def _packages() -> Iterator[Finding]:
+    missing, versions = {}, []
+    for package, without in _PACKAGES.items():
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing[package] = without
+    if versions:
+        yield Finding("packages", GOOD, ", ".join(versions))
+    for package, without in missing.items():
+        yield Finding(
+            "packages",
+            BAD,
+            f"{package} is missing: {without}",
+            "pip install -r requirements.txt, into this Python",
+        )
+
+
+def _key(settings: Settings) -> Iterator[Finding]:
+    if settings.authkey is None and settings.on_loopback and not authkey.key_file(settings).exists():
+        yield Finding(
+            "key", GOOD, f"none yet; the server makes it at its first start: {authkey.key_file(settings)}"
+        )
+        return
+    try:
+        authkey.server_key(settings)
+    except EmbedshareError as error:
+        yield Finding("key", BAD, error.message, "see docs/operations.md, The key")
+        return
+    where = "EMBEDDING_AUTHKEY" if settings.authkey is not None else str(authkey.key_file(settings))
+    weak = settings.authkey in authkey.PUBLISHED_KEYS
+    if weak:
+        yield Finding(
+            "key", WARNING, f"{where} is a published key", "set one of your own, of 16 bytes or more"
+        )
+    else:
+        yield Finding("key", GOOD, where)
+
+
+def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Iterator[Finding]:
+    if not settings.use_ipc:
+        yield Finding("model server", GOOD, "not used: USE_IPC_EMBEDDING is false")
+        return
+    where = "{}:{}".format(*settings.server_address)
+    problem = server_answers()
+    if problem is None:
+        yield Finding("model server", GOOD, f"answers at {where}")
+    elif _free(settings.server_host, settings.server_port):
+        yield Finding(
+            "model server", WARNING, f"nobody listens at {where}", "start it: python service_manager.py"
+        )
+    else:
+        yield Finding(
+            "model server", BAD, f"{_holder(settings.server_port)} holds {where}, and: {problem}",
+            "end that process, or choose another EMBEDDING_SERVER_PORT",
+        )  # fmt: skip
+
+
+def _worker_ports(settings: Settings, workers: int, first_port: int) -> Iterator[Finding]:
+    ports = [worker_port(first_port, number, settings.server_port) for number in range(1, workers + 1)]
+    taken = [port for port in ports if not _free(settings.web_host, port)]
+    if not taken:
+        yield Finding("worker ports", GOOD, f"{', '.join(map(str, ports))} are free")
+    for port in taken:
+        pid = port_holder(port)
+        if pid is not None and _is_ours(pid):
+            yield Finding("worker ports", GOOD, f"{port} is held by a worker of ours, process {pid}")
+        else:
+            yield Finding(
+                "worker ports", BAD, f"{port} is held by {_holder(port)}",
+                "end that process, or choose another --port",
+            )  # fmt: skip
+
+
+def _weights(settings: Settings) -> Iterator[Finding]:
+    try:
+        folder = weights.find(settings.model_name)
+        identity = identity_of(folder)
+    except EmbedshareError as error:
+        yield Finding("weights", BAD, error.message, "see EMBEDDING_MODEL_NAME in the README")
+        return
+    yield Finding("weights", GOOD, f"{settings.model_name} ({identity[:12]}) in {folder}")
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
+    wants_gpu = settings.device.startswith("cuda") or settings.device == "mps"
+    if not platforms.may_have_gpu():
+        if wants_gpu:
+            yield Finding(
+                "device", BAD, f"EMBEDDING_DEVICE is {settings.device}, and this machine shows no GPU",
+                "install its driver (nvidia-smi must list it), or set EMBEDDING_DEVICE=cpu",
+            )  # fmt: skip
+        else:
+            yield Finding("device", GOOD, f"CPU with {os.cpu_count()} cores; no GPU")
+        return
+    try:
+        import torch
+    except ImportError:
+        yield Finding(
+            "device", WARNING, "there may be a GPU, and torch is missing", "install requirements.txt"
+        )
+        return
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        yield Finding("device", GOOD, names)
+    elif torch.backends.mps.is_available():
+        yield Finding("device", GOOD, "Apple GPU (mps)")
+    else:
+        yield Finding(
+            "device", BAD if wants_gpu else WARNING, "there may be a GPU, and torch finds none",
+            "install a torch with CUDA of a version that the driver supports, or set EMBEDDING_DEVICE=cpu",
+        )  # fmt: skip
+
+
+def _room(settings: Settings) -> Iterator[Finding]:
+    available = psutil.virtual_memory().available
+    limited = platforms.container_memory_left()
+    free = available if limited is None else min(available, limited)
+    yield _enough("memory", free, "a first start takes 2 GB for a small model; end what is not needed")
+    folder = _existing(Path(settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False)))
+    yield _enough(
+        "disk", shutil.disk_usage(folder).free, f"make room where {folder} is, or set EMBEDDING_CACHE_DIR"
+    )
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    cache = Path(settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False))
+    for about, folder, name in (
+        ("logs", Path(settings.log_dir).resolve(), "EMBEDDING_LOG_DIR"),
+        ("cache", cache, "EMBEDDING_CACHE_DIR"),
+    ):
+        if os.access(_existing(folder), os.W_OK):
+            yield Finding(about, GOOD, str(folder))
+        else:
+            yield Finding(
+                about, BAD, f"{folder} cannot be written to", f"give this user the right, or set {name}"
+            )
+
+
+def _enough(about: str, free: int, remedy: str) -> Finding:
+    found = f"{free / 2**30:.1f} GB free"
+    return (
+        Finding(about, GOOD, found) if free >= FIRST_START_BYTES else Finding(about, WARNING, found, remedy)
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that there is."""
+    return next((each for each in (folder, *folder.parents) if each.is_dir()), Path("."))
+
+
+def _free(host: str, port: int) -> bool:
+    try:
+        platforms.exclusive_listener(host, port, backlog=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _holder(port: int) -> str:
+    pid = port_holder(port)
+    if pid is None:
+        return "another user's process"
+    try:
+        return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:80]})"
+    except psutil.Error:
+        return f"process {pid}"
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        return any(Path(part).name == "app.py" for part in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False

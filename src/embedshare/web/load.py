@@ -1,0 +1,35 @@
+"""How busy is this worker?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from flask import Blueprint, current_app
+
+from embedshare.web import openapi
+
+#: Under which the WSGI server tells the application how many requests it holds.
+IN_FLIGHT = "embedshare.in_flight"
+
+
+class Load(msgspec.Struct):
+    """Requests that are answered or wait, beside this one (null under a WSGI server that does not tell), and
+    how many are answered at once."""
+
+    in_flight: int | None
+    threads: int
+
+
+def blueprint(threads: int) -> Blueprint:
+    """`GET /load`, by which the supervisor decides how many workers there are to be."""
+    routes = Blueprint("load", __name__)
+
+    @routes.get("/load")
+    @openapi.describe({200: Load})
+    def load() -> dict[str, int | None]:
+        """How busy is this worker?"""
+        in_flight: Callable[[], int] | None = current_app.extensions.get(IN_FLIGHT)
+        return {"in_flight": None if in_flight is None else max(0, in_flight() - 1), "threads": threads}
+
+    return routes
