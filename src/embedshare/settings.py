@@ -143,7 +143,8 @@ class Settings:
         "EMBEDDING_AUTHKEY_FILE",
         _optional_text,
         None,
-        "Where that file is; without one, `embedshare/authkey` in this user's state folder",
+        "Where that file is, such as a container's secret; without one, `embedshare/authkey` in this user's "
+        "state folder",
     )
     model_name: str = _setting(
         "EMBEDDING_MODEL_NAME",

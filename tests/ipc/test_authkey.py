@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection as stock
 from pathlib import Path
 
+import platformdirs
 import pytest
 from loguru import logger
 
@@ -166,12 +167,43 @@ def test_a_key_of_ones_own_is_taken_on_any_host_and_needs_no_file(logged: list[s
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "box.example"])
-def test_beyond_this_machine_a_server_without_a_key_of_ones_own_is_refused(ours: Settings, host: str) -> None:
-    settings = Settings(server_host=host, authkey_file=ours.authkey_file)
+def test_beyond_this_machine_a_server_without_a_key_of_ones_own_is_refused(
+    ours: Settings, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_key(ours)  # the file of this user's, which nobody has named
+    monkeypatch.setattr(platformdirs, "user_state_dir", lambda *_, **__: str(key_file(ours).parent))
+    settings = Settings(server_host=host)
+    assert key_file(settings) == key_file(ours)
     with pytest.raises(InsecureKey, match="set EMBEDDING_AUTHKEY") as caught:
         server_key(settings)
     assert host in caught.value.message
-    assert not key_file(settings).exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "box.example"])
+def test_beyond_this_machine_a_named_file_with_a_key_is_as_good_as_the_key(
+    ours: Settings, host: str, logged: list[str]
+) -> None:
+    settings = Settings(server_host=host, authkey_file=ours.authkey_file)
+    with pytest.raises(InsecureKey, match=r"there is no key at .* \(EMBEDDING_AUTHKEY_FILE\)") as caught:
+        server_key(settings)
+    assert host in caught.value.message
+    assert not key_file(settings).exists()  # and none is made, which no caller would have
+    path = write_key(settings, mode=0o400)  # as a secret is mounted
+    assert server_key(settings) == client_key(settings) == KEY.encode()
+    assert logged == []
+    assert path.read_bytes() == KEY.encode()
+
+
+@posix
+@pytest.mark.parametrize(
+    ("content", "mode"), [(KEY.encode(), 0o440), (KEY.encode(), 0o444), (b"k" * 31, 0o400)]
+)
+def test_beyond_this_machine_a_named_file_must_be_as_private_and_long_as_elsewhere(
+    ours: Settings, content: bytes, mode: int
+) -> None:
+    settings = Settings(server_host="0.0.0.0", authkey_file=ours.authkey_file)
+    write_key(settings, content, mode)
+    assert str(key_file(settings)) in refused(settings)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])

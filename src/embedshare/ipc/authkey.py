@@ -37,23 +37,29 @@ def client_key(settings: Settings) -> bytes:
 
 
 def server_key(settings: Settings) -> bytes:
-    """The key to ask of callers; made at random the first time.
+    """The key to ask of callers; on loopback made at random the first time.
 
-    Raises InsecureKey for one that protects nothing.
+    Beyond it the operator has to have chosen the key: EMBEDDING_AUTHKEY, or a file that is there already and
+    that EMBEDDING_AUTHKEY_FILE names, such as a container's secret. Raises InsecureKey for a key that
+    protects nothing.
     """
     if settings.authkey is not None:
         _check_own(settings, settings.authkey)
         return settings.authkey.encode()
-    if not settings.on_loopback:
+    if not settings.on_loopback and settings.authkey_file is None:
         raise InsecureKey(
-            f"EMBEDDING_SERVER_HOST is {settings.server_host!r}, which other machines can reach: "
-            "set EMBEDDING_AUTHKEY to a key of your own, or listen on localhost"
+            f"EMBEDDING_SERVER_HOST is {settings.server_host!r}, which other machines can reach: set "
+            "EMBEDDING_AUTHKEY, or EMBEDDING_AUTHKEY_FILE, to a key of your own, or listen on localhost"
         )
     path = key_file(settings)
     try:
         return _read(path)
     except FileNotFoundError:
-        pass  # this user's first server makes it
+        if not settings.on_loopback:  # callers elsewhere could never have a key that is made here and now
+            raise InsecureKey(
+                f"there is no key at {path} (EMBEDDING_AUTHKEY_FILE), and EMBEDDING_SERVER_HOST is "
+                f"{settings.server_host!r}: put the key there that callers have, 32 characters or more"
+            ) from None
     try:
         return _create(path)
     except OSError as error:
@@ -90,7 +96,8 @@ def _read(path: Path) -> bytes:
         raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
     if not private:
         raise InsecureKey(
-            f"others can read or own {path}; delete it and restart the model server for a new key"
+            f"others can read or own {path}; make it this user's own and private (chmod 600), or delete it "
+            "and restart the model server for a new key"
         )
     if len(key) < 32 or not all(33 <= byte < 127 for byte in key):
         raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")

@@ -1,0 +1,112 @@
+"""A real nginx with the files of deploy/nginx, on ports of the test's own and as this user."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.processes import ROOT, free_port, wait_for
+
+FILES = ROOT / "deploy" / "nginx"
+#: Debian keeps it where users' paths do not lead.
+PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+#: A caller names the address it comes from in this header, so that a test can be a stranger.
+ADDRESS = "X-Test-Address"
+
+_MAIN = """
+{user}
+daemon off;
+pid nginx.pid;
+error_log error.log info;
+worker_processes 2;
+events {{}}
+http {{
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    log_format upstreams '$status $upstream_addr';
+    access_log access.log upstreams;
+    set_real_ip_from 127.0.0.1;
+    real_ip_header {address};
+    include conf.d/*.conf;
+}}
+"""
+
+
+class Nginx:
+    """Sends to workers at `ports`, in the places of the three in embedshare-upstream.conf."""
+
+    def __init__(self, folder: Path, ports: list[int]) -> None:
+        assert PROGRAM is not None
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        (folder / "conf.d").mkdir(parents=True)
+        user = f"user {getpass.getuser()} {_group()};" if os.getuid() == 0 else ""
+        (folder / "nginx.conf").write_text(_MAIN.format(user=user, address=ADDRESS))
+        upstream = (FILES / "embedshare-upstream.conf").read_text()
+        for port, ours in zip((5000, 5001, 5003), ports, strict=True):
+            upstream, replaced = re.subn(
+                rf"server 127\.0\.0\.1:{port} ", f"server 127.0.0.1:{ours} ", upstream
+            )
+            assert replaced == 2
+        (folder / "conf.d" / "embedshare-upstream.conf").write_text(upstream)
+        server = (FILES / "embedshare.conf").read_text()
+        assert server.count("\n    listen 80;\n") == 1
+        server = server.replace("\n    listen 80;\n", f"\n    listen 127.0.0.1:{self.port};\n")
+        (folder / "conf.d" / "embedshare.conf").write_text(server)
+        self.command = [
+            PROGRAM,
+            "-p",
+            str(folder),
+            "-c",
+            str(folder / "nginx.conf"),
+            "-e",
+            str(folder / "error.log"),
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def check(self) -> str:
+        """What `nginx -t` says; fails where it finds a fault."""
+        done = subprocess.run([*self.command, "-t"], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def start(self) -> Nginx:
+        with (self.folder / "said.txt").open("wb") as said:
+            self.process = subprocess.Popen(self.command, stdout=said, stderr=said)
+        wait_for(
+            lambda: self._listens() or self.process is None or self.process.poll() is not None, 30, "nginx"
+        )
+        assert self.process.poll() is None, (self.folder / "said.txt").read_text()
+        return self
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(30)
+
+    def answered(self, at: int = 0) -> list[tuple[int, list[int]]]:
+        """Each answer since line `at` of the log: its status, and the ports that were tried for it."""
+        lines = (self.folder / "access.log").read_text().splitlines()[at:]
+        split = (line.split(" ", 1) for line in lines)
+        return [
+            (int(status), [int(port) for port in re.findall(r":(\d+)", tried)]) for status, tried in split
+        ]
+
+    def _listens(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def _group() -> str:
+    import grp
+
+    return grp.getgrgid(os.getgid()).gr_name

@@ -1,0 +1,249 @@
+"""deploy/nginx: a real nginx before three real workers, one of which is killed and one of which goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+
+from embedshare.settings import Settings
+from tests.deploy import nginx as nginx_program
+from tests.deploy.nginx import ADDRESS, Nginx
+from tests.processes import ROOT, Services, environment, free_port, wait_for
+
+pytestmark = pytest.mark.skipif(nginx_program.PROGRAM is None, reason="nginx is not installed")
+CALLERS = 8
+
+
+@dataclass
+class Site:
+    """Two supervised workers, a third that nobody starts again, and nginx before them."""
+
+    nginx: Nginx
+    services: Services
+    lone: subprocess.Popen[bytes]
+    ports: list[int]
+    children: dict[int, psutil.Process] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    first, server, lone_port = _two_in_a_row(), free_port(), free_port()
+    given = {
+        "EMBEDDING_SERVER_PORT": str(server),
+        "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
+        "EMBEDDING_FALLBACK": "none",
+    }
+    services = Services(folder, "--workers", "2", "--port", str(first), **given)
+    services.wait_until_running()
+    with (folder / "lone.log").open("wb") as log:
+        lone = subprocess.Popen(
+            [sys.executable, str(ROOT / "src" / "app.py")],
+            env=environment(**given, PORT=str(lone_port)), cwd=folder, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    nginx = Nginx(folder / "nginx", [first, first + 1, lone_port])
+    try:
+        wait_for(lambda: _listens(lone_port), 60, "the third worker")
+        nginx.start()
+        yield Site(nginx, services, lone, [first, first + 1, lone_port])
+    finally:
+        nginx.stop()
+        lone.kill()
+        lone.wait()
+        services.process.send_signal(signal.SIGTERM)
+        services.process.wait(60)
+
+
+class Load:
+    """Callers that post one text after the other through nginx, and what they got."""
+
+    def __init__(self, url: str) -> None:
+        self.good = 0
+        self.failures: list[str] = []
+        self._url = url
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(CALLERS)]
+
+    @contextmanager
+    def running(self) -> Iterator[Load]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join(90)
+
+    def more(self, count: int) -> None:
+        """Wait for so many more answers."""
+        aim = self.good + count
+        wait_for(lambda: self.good >= aim or self.failures, 90, f"{count} more answers")
+
+    def _call(self, number: int) -> None:
+        session, call = requests.Session(), 0
+        while not self._stop.is_set():
+            call += 1
+            texts = [f"caller {number}, text {call}"]
+            try:
+                response = session.post(f"{self._url}/embed", json={"texts": texts}, timeout=60)
+                fault = (
+                    "" if response.status_code == 200 else f"{response.status_code}: {response.text[:300]}"
+                )
+                if not fault and np.array(response.json()["embeddings"]).shape != (1, 384):
+                    fault = response.text[:300]
+            except requests.RequestException as error:
+                fault = repr(error)
+            with self._lock:
+                self.good += not fault
+                self.failures += [fault] if fault else []
+
+
+def test_nginx_finds_no_fault_in_the_files_and_warns_of_nothing(tmp_path: Path) -> None:
+    said = Nginx(tmp_path / "nginx", [1, 2, 3]).check()
+    assert "test is successful" in said
+    assert "[warn]" not in said
+    assert "[emerg]" not in said
+
+
+def test_every_worker_gets_its_share(site: Site) -> None:
+    at = len(site.nginx.answered())
+    with Load(site.nginx.url).running() as load:
+        load.more(120)
+    assert load.failures == []
+    answers = site.nginx.answered(at)
+    assert {status for status, _ in answers} == {200}
+    counts = {port: sum(tried == [port] for _, tried in answers) for port in site.ports}
+    assert min(counts.values()) >= 10, counts
+
+
+def test_a_worker_that_is_killed_and_started_again_fails_no_request(site: Site) -> None:
+    with Load(site.nginx.url).running() as load:
+        for victim in (site.ports[0], site.ports[1], site.ports[0]):
+            load.more(20)
+            process = _who_listens(site, victim)
+            process.kill()
+            process.wait(30)
+            wait_for(lambda port=victim: _listens(port), 60, "the restart")
+            at = len(site.nginx.answered())
+            wait_for(lambda at=at, port=victim: (200, [port]) in site.nginx.answered(at), 60, "its return")
+    assert load.failures == []
+    assert load.good >= 60
+
+
+def test_a_worker_that_goes_away_for_good_fails_no_request(site: Site) -> None:
+    gone = site.ports[2]
+    with Load(site.nginx.url).running() as load:
+        load.more(20)
+        site.lone.send_signal(signal.SIGTERM)
+        assert site.lone.wait(60) == 0
+        at = len(site.nginx.answered())
+        load.more(150)
+    assert load.failures == []
+    answers = site.nginx.answered(at)
+    assert {tried[-1] for _, tried in answers} == set(site.ports[:2])
+    asked_in_vain = sum(gone in tried for _, tried in answers)
+    assert asked_in_vain < len(answers) / 2  # it is left alone, and not asked for each request
+
+
+def test_a_request_keeps_its_id_or_is_given_one(site: Site) -> None:
+    given = requests.get(f"{site.nginx.url}/health", headers={"X-Request-ID": "order-66:a.b_c"}, timeout=10)
+    assert given.headers["X-Request-ID"] == "order-66:a.b_c"
+    made = [requests.get(f"{site.nginx.url}/health", timeout=10).headers["X-Request-ID"] for _ in range(2)]
+    assert all(len(each) == 32 and int(each, 16) >= 0 for each in made)
+    assert made[0] != made[1]
+    for unfit in ('a "quoted" id', "x" * 129):
+        answer = requests.get(f"{site.nginx.url}/health", headers={"X-Request-ID": unfit}, timeout=10)
+        assert len(answer.headers["X-Request-ID"]) == 32
+
+
+def test_every_answer_has_the_security_headers_once(site: Site) -> None:
+    for path in ("/health", "/embedding/health", "/embedding/stats", "/nowhere"):
+        raw = requests.get(f"{site.nginx.url}{path}", timeout=10).raw.headers
+        for name, value in (
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Frame-Options", "DENY"),
+            ("Referrer-Policy", "no-referrer"),
+        ):
+            assert raw.getlist(name) == [value], (path, name)
+        assert "frame-ancestors 'none'" in raw.getlist("Content-Security-Policy")
+        assert len(raw.getlist("X-Request-ID")) == 1
+        assert raw["Server"] == "nginx"  # and no version
+
+
+@pytest.mark.parametrize(
+    "path", ["/embedding/stats", "/metrics", "/dashboard", "/dashboard/data", "/metrics/", "//metrics"]
+)
+def test_what_is_for_operators_is_shown_to_local_networks_alone(site: Site, path: str) -> None:
+    for stranger in ("203.0.113.7", "172.32.0.1", "2001:db8::1"):
+        answer = requests.get(f"{site.nginx.url}{path}", headers={ADDRESS: stranger}, timeout=10)
+        assert answer.status_code == 403
+        assert answer.json()["type"] == "Forbidden"
+    for local in ("127.0.0.1", "10.1.2.3", "172.31.0.1", "192.168.1.1", "::1", "fd00::1"):
+        answer = requests.get(f"{site.nginx.url}{path}", headers={ADDRESS: local}, timeout=10)
+        assert answer.status_code != 403
+
+
+@pytest.mark.parametrize("path", ["/health", "/embedding/health", "/openapi.json"])
+def test_the_rest_is_shown_to_all(site: Site, path: str) -> None:
+    assert requests.get(f"{site.nginx.url}{path}", headers={ADDRESS: "203.0.113.7"}, timeout=10).ok
+
+
+def test_a_body_over_the_limit_is_refused_unread_in_the_words_of_the_workers(site: Site) -> None:
+    limit = Settings().max_message_bytes
+    for size, status in ((limit + 1, 413), (limit, 400)):
+        with socket.create_connection(("127.0.0.1", site.nginx.port), timeout=60) as sock:
+            head = (
+                "POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            )
+            sock.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode())
+            if status == 400:  # as large as allowed: it gets to a worker, which finds no JSON in it
+                sock.sendall(bytes(size))
+            answer = b"".join(iter(lambda sock=sock: sock.recv(65536), b""))
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"Content-Type: application/json" in answer
+        assert (b'"type":"TooLarge"' in answer) is (status == 413)
+
+
+def test_where_no_worker_is_the_answer_is_json(tmp_path: Path) -> None:
+    alone = Nginx(tmp_path / "nginx", [free_port() for _ in range(3)]).start()
+    try:
+        answer = requests.post(f"{alone.url}/embed", json={"texts": ["a"]}, timeout=30)
+    finally:
+        alone.stop()
+    assert answer.status_code == 502
+    assert answer.json() == {"error": "no web worker answered", "type": "Bad Gateway"}
+    assert len(alone.answered()[0][1]) == 3  # each was tried
+
+
+def _two_in_a_row() -> int:
+    while True:
+        first = free_port()
+        if first < 65000 and not _listens(first + 1):
+            return first
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _who_listens(site: Site, port: int) -> psutil.Process:
+    for child in site.services.children("app.py"):
+        if child.environ().get("PORT") == str(port):
+            return child
+    raise AssertionError(f"no worker at {port} among {os.getpid()}'s services")
