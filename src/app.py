@@ -18,7 +18,7 @@ from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import embed, errors, health, listener, openapi
+from embedshare.web import dashboard, embed, errors, health, listener, openapi
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -30,6 +30,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     errors.register(app)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    app.register_blueprint(dashboard.blueprint(model))
     app.register_blueprint(openapi.blueprint())
     return app
 
