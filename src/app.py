@@ -24,7 +24,9 @@ from embedshare.web import dashboard, embed, errors, health, listener, openapi
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
     """The WSGI application over `model`, this process's shared one by default."""
     settings = settings or Settings.load()
-    model = model or get_embedding_model()
+    if model is None:
+        model = get_embedding_model()
+        model.program = "embedshare worker"
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
     errors.register(app)

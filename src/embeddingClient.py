@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,8 +29,11 @@ from embedshare.fallback import Both, Failover, State
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
+from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections
 from embedshare.settings import Settings
+from embedshare.telemetry import memory
+from embedshare.telemetry.calls import OK, Calls, Source, Timings
 
 if TYPE_CHECKING:
     from embedshare.engine.model import Engine
@@ -42,6 +45,10 @@ PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
 #: Pieces of one call that are under way at once: while one is computed the next is already on the server.
 PIECES_IN_FLIGHT = 2
+
+_T = TypeVar("_T")
+#: What came back, who answered, and for vectors where the time went.
+_Answered = tuple[_T, Source, Timings | None]
 
 
 class EmbeddingClient(DropIn):
@@ -68,10 +75,18 @@ class EmbeddingClient(DropIn):
         if authkey is not None:
             settings = dataclasses.replace(settings, authkey=_key_text(authkey))
         self._settings = settings
+        self.program: str | None = None
+        """What this process is called among the server's callers, where its file's name does not say it."""
+        self.calls = Calls()
+        """What this client has asked for, and how that went."""
         self._async_pool: tuple[int, Executor] | None = None
         self._failover = Failover(
             lambda on_connect: Connections(
-                settings.server_address, lambda: client_key(settings), on_connect, settings.max_message_bytes
+                settings.server_address,
+                lambda: client_key(settings),
+                on_connect,
+                settings.max_message_bytes,
+                lambda: this_process(self.program),
             ),
             lambda expected: _load_engine(settings, expected),
             use_server=settings.use_ipc,
@@ -138,6 +153,20 @@ class EmbeddingClient(DropIn):
             "ipc_mode": self._settings.use_ipc,
             "server_address": "{}:{}".format(*self._settings.server_address),
             **self._view(),
+            "client": self.client_stats(),
+        }
+
+    def client_stats(self) -> dict[str, Any]:
+        """What this very process has asked for: counted here, so that it is there while nobody answers."""
+        failover = self._failover
+        return {
+            "pid": os.getpid(),
+            "state": failover.state.value,
+            **self.calls.stats(),
+            "reconnects": failover.reconnects,
+            "fallbacks": failover.fallbacks,
+            "returns": failover.returns,
+            "memory_mb": memory.megabytes(memory.of_process()),
         }
 
     def close(self) -> None:
@@ -194,13 +223,28 @@ class EmbeddingClient(DropIn):
         def on_server(call_id: int, time_left_s: float) -> codec.Call:
             return codec.Encode(call_id, time_left_s, texts, prompt, normalize, truncate_dim)
 
-        def on_local(engine: Engine, deadline: float) -> np.ndarray:
+        def read(answer: tuple[np.ndarray, codec.Timings]) -> _Answered[np.ndarray]:
+            rows, timings = answer
+            return rows, "server", Timings(timings.tokenize_ms, timings.queue_ms, timings.compute_ms)
+
+        def on_local(engine: Engine, deadline: float) -> _Answered[np.ndarray]:
             encoded = engine.encode(
                 texts, prompt, normalize=normalize, truncate_dim=truncate_dim, deadline=deadline
             )
-            return encoded.rows
+            return encoded.rows, "local", Timings(*encoded[1:])
 
-        return self._failover.call(Both(on_server, lambda answer: answer[0], on_local), deadline)
+        return self._call("encode", Both(on_server, read, on_local), deadline)
+
+    def _call(self, method: str, both: Both[_Answered[_T]], deadline: float) -> _T:
+        """The answer to a call, which is counted."""
+        began = self.calls.begin()
+        try:
+            answer, source, timings = self._failover.call(both, deadline)
+        except BaseException as error:
+            self.calls.end(began, method, type(error).__name__, "nobody", None)
+            raise
+        self.calls.end(began, method, OK, source, timings)
+        return answer
 
     def _embed_pieces(
         self,
@@ -265,12 +309,13 @@ class EmbeddingClient(DropIn):
         ids: list[list[int]] = []
         for piece in self._cut(texts):
             part = texts[piece.start : piece.stop]
-            both = Both(
+            both: Both[_Answered[list[list[int]]]] = Both(
                 lambda call_id, left, part=part: codec.Tokenize(call_id, left, part, prompt),  # type: ignore[misc]
-                lambda value: [list(map(int, one)) for one in value],
-                lambda engine, deadline, part=part: engine.tokenize(part, prompt),  # type: ignore[misc]
+                lambda value: ([list(map(int, one)) for one in value], "server", None),
+                lambda engine, deadline, part=part: (engine.tokenize(part, prompt), "local", None),  # type: ignore[misc]
             )
-            ids += self._failover.call(both, time.monotonic() + self._settings.timeout_s)
+            found = self._call("tokenize", both, time.monotonic() + self._settings.timeout_s)
+            ids += found
         return ids
 
     def _describe(self) -> ModelDescription:
@@ -284,12 +329,12 @@ class EmbeddingClient(DropIn):
             self._ask("active_operations", lambda engine: engine.scheduler.active, limit)
 
     def _ask(self, what: str, on_local: Any, limit: float = float("inf")) -> Any:
-        both: Both[Any] = Both(
+        both: Both[_Answered[Any]] = Both(
             lambda call_id, left: codec.Query(call_id, left, what),
-            lambda value: value,
-            lambda engine, deadline: on_local(engine),
+            lambda value: (value, "server", None),
+            lambda engine, deadline: (on_local(engine), "local", None),
         )
-        return self._failover.call(both, min(limit, time.monotonic() + self._settings.timeout_s))
+        return self._call("query", both, min(limit, time.monotonic() + self._settings.timeout_s))
 
     def _view(self) -> dict[str, Any]:
         failover, described = self._failover, self._failover.description

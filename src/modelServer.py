@@ -24,6 +24,7 @@ from embedshare.engine.model import Engine
 from embedshare.errors import EmbedshareError, InvalidInput, PortUnavailable, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey, codec
+from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
@@ -37,11 +38,13 @@ MAX_TIME_LEFT_S = 86_400.0
 class EmbeddingService:
     """Answers the calls of `ipc.codec` with an engine.
 
-    `max_message_bytes`: what a call may take with its prompt written before each text.
+    `max_message_bytes`: what a call may take with its prompt written before each text. `callers`: who is
+    connected, as the server notes it.
     """
 
-    def __init__(self, engine: Engine, max_message_bytes: int) -> None:
+    def __init__(self, engine: Engine, max_message_bytes: int, callers: Callers) -> None:
         self._engine = engine
+        self._callers = callers
         self._max_message_bytes = max_message_bytes
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
@@ -97,7 +100,10 @@ class EmbeddingService:
 
     def _stats(self) -> dict[str, Any]:
         stats = self._engine.stats()
-        return stats | {"stage_seconds": stats["stage_seconds"] | self._wire_seconds}
+        return stats | {
+            "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
+            "callers": self._callers.stats(),
+        }
 
     def _query(self, what: str) -> Callable[[float], Any]:
         try:
@@ -139,11 +145,13 @@ def serve(settings: Settings) -> None:
     key = authkey.server_key(settings)
     _check_port(settings)
     engine = Engine.load(settings, settings.device)
+    callers = Callers()
     try:
         server = CallServer(
-            EmbeddingService(engine, settings.max_message_bytes),
+            EmbeddingService(engine, settings.max_message_bytes, callers),
             settings.server_address,
             key,
+            callers,
             max_message_bytes=settings.max_message_bytes,
             max_held_bytes=settings.max_held_bytes,
             max_connections=settings.max_connections,

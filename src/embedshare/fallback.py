@@ -117,6 +117,11 @@ class Failover:
         self._suspects = False
         self.state = State.CONNECTING if self._use_server else State.LOCAL
 
+    @property
+    def reconnects(self) -> int:
+        """Connections to the server that took the place of one that had ended."""
+        return self._connections.reconnects
+
     def call(self, both: Both[T], deadline: float) -> T:
         """The answer to a call, from whoever may give it.
 

@@ -20,6 +20,8 @@ from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
+from embedshare.telemetry import memory
+from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 if TYPE_CHECKING:
     from embedshare.engine.tokens import TextTokenizer
@@ -49,6 +51,7 @@ class Engine:
     def __init__(
         self, runtime: Runtime, tokenizer: TextTokenizer, description: ModelDescription, settings: Settings
     ) -> None:
+        self._runtime = runtime
         self._tokenizer = tokenizer
         self._max_texts = settings.max_texts
         self.description = description
@@ -56,7 +59,10 @@ class Engine:
         self._last_embedded = float("-inf")
         self._lock = threading.Lock()
         self._total = self._failed = 0
-        self._stage_ms = dict.fromkeys(STAGES, 0.0)
+        self._stages = {stage: Histogram(MILLISECONDS) for stage in STAGES}
+        self._total_ms = Histogram(MILLISECONDS)
+        self.model_bytes: int | None = None
+        """What loading the model added to this process's memory."""
         self.scheduler = Scheduler(
             runtime.run,
             description.dimension,
@@ -81,8 +87,12 @@ class Engine:
             )
         from embedshare.engine import loading  # a base install does not have what this imports
 
+        before = memory.of_process()
         engine = cls(*loading.load(settings, device, expected_identity), settings)
         engine.encode(loading.SAMPLE)
+        after = memory.of_process()
+        if before is not None and after is not None:
+            engine.model_bytes = max(0, after - before)
         return engine
 
     def encode(
@@ -101,12 +111,13 @@ class Engine:
         `deadline`: a moment of `time.monotonic()`. Raises TooLarge, Overloaded, DeadlineExceeded,
         OutOfMemory, EngineFailed.
         """
+        started = time.monotonic()
         try:
             encoded = self._encode(texts, prompt, deadline, caller, is_gone)
         except BaseException:
-            self._count(None)
+            self._count(None, started)
             raise
-        self._count(encoded)
+        self._count(encoded, started)
         rows = encoded.rows
         if truncate_dim is not None:
             rows = np.ascontiguousarray(rows[:, :truncate_dim])
@@ -136,20 +147,28 @@ class Engine:
         """What was done since the model was loaded, as plain numbers."""
         with self._lock:
             total, failed = self._total, self._failed
-            stage_seconds = {stage: ms / 1e3 for stage, ms in self._stage_ms.items()}
+            histograms = {f"{stage}_ms": one.snapshot() for stage, one in self._stages.items()}
+            histograms["total_ms"] = self._total_ms.snapshot()
         counts = asdict(self.scheduler.counts)
         batches = counts["batches"] or 1
         return counts | {
             "total_requests": total,
             "successful_requests": total - failed,
             "failed_requests": failed,
-            "stage_seconds": stage_seconds,
+            "stage_seconds": {stage: histograms[f"{stage}_ms"]["sum"] / 1e3 for stage in STAGES},
+            "histograms": histograms | self.scheduler.histograms(),
             "uptime": round(time.monotonic() - self._loaded, 3),
             "pid": os.getpid(),
             "mean_batch_sequences": round(counts["sequences"] / batches, 3),
             "mean_batch_tokens": round(counts["tokens"] / batches, 3),
             "waiting_tokens": self.scheduler.waiting_tokens,
             "active_operations": self.scheduler.active,
+            "padding_tokens": self._runtime.padding_tokens,
+            "memory_mb": memory.megabytes(memory.of_process()),
+            "model_mb": memory.megabytes(self.model_bytes),
+            "gpu_memory_mb": memory.megabytes(memory.of_gpu()),
+            "callers": [],
+            "swaps": 0,
         }
 
     def _encode(
@@ -165,16 +184,18 @@ class Engine:
         )
         return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
 
-    def _count(self, encoded: Encoded | None) -> None:
+    def _count(self, encoded: Encoded | None, started: float) -> None:
         """One call more, which failed where there is nothing encoded."""
+        now = time.monotonic()
         with self._lock:
             self._total += 1
             if encoded is None:
                 self._failed += 1
                 return
             for stage, ms in zip(STAGES, encoded[1:], strict=True):
-                self._stage_ms[stage] += ms
-            self._last_embedded = time.monotonic()
+                self._stages[stage].observe(ms)
+            self._total_ms.observe((now - started) * 1e3)
+            self._last_embedded = now
 
 
 def release_memory() -> None:

@@ -21,6 +21,7 @@ from loguru import logger
 from embedshare.engine.batching import Batch, Lane, Request, Waiting
 from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
+from embedshare.telemetry.histogram import SEQUENCES, TOKENS, Histogram, Snapshot
 
 RunBatch = Callable[[list[list[int]]], np.ndarray]
 
@@ -95,6 +96,7 @@ class Scheduler:
         self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
+        self._batch_sequences, self._batch_tokens = Histogram(SEQUENCES), Histogram(TOKENS)
         self.vitals = Vitals(clock)
 
     @property
@@ -105,6 +107,14 @@ class Scheduler:
     @property
     def waiting_tokens(self) -> int:
         return self._waiting.tokens
+
+    def histograms(self) -> dict[str, Snapshot]:
+        """The sizes of the batches that were computed."""
+        with self._lock:
+            return {
+                "batch_sequences": self._batch_sequences.snapshot(),
+                "batch_tokens": self._batch_tokens.snapshot(),
+            }
 
     def compute(
         self,
@@ -319,6 +329,8 @@ class Scheduler:
             counts.sequences += len(rows)
             counts.tokens += batch.tokens
             counts.compute_s += ended - started
+            self._batch_sequences.observe(len(rows))
+            self._batch_tokens.observe(batch.tokens)
             callers = len({request.caller for request, _ in batch.parts})
             counts.shared_batches += callers > 1
             counts.largest_batch_callers = max(counts.largest_batch_callers, callers)

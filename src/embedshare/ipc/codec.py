@@ -7,7 +7,7 @@ into the array that it hands out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,6 +15,8 @@ from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from
 from embedshare.identity import ModelDescription
 
 QUERIES = ("describe", "health", "stats", "active_operations")
+#: Letters in the name that a program gives itself, at most.
+PROGRAM_LENGTH = 64
 
 
 class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
@@ -40,12 +42,20 @@ class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=Tru
     prompt: str
 
 
+class Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Who calls, by its own word: for those who watch, and nothing is allowed or refused by it."""
+
+    pid: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
+    program: Annotated[str, msgspec.Meta(max_length=PROGRAM_LENGTH, pattern=r"^[ -~]+\Z")]
+
+
 class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
     """A question about the server; `what` is one of QUERIES."""
 
     id: int
     time_left_s: float
     what: str
+    caller: Caller | None = None
 
 
 class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

@@ -24,7 +24,8 @@ class Connections:
     """This process's connections to one server.
 
     `key` is asked for at each new connection, so that a key that was replaced is found. `on_connect` sees the
-    server's description before the connection is used and may refuse it by raising.
+    server's description before the connection is used and may refuse it by raising. `caller` is who
+    this process says there that it is.
     """
 
     def __init__(
@@ -33,11 +34,15 @@ class Connections:
         key: Callable[[], bytes],
         on_connect: Callable[[ModelDescription], None],
         max_message_bytes: int,
+        caller: Callable[[], codec.Caller],
     ) -> None:
         self._address = address
         self._key = key
         self._on_connect = on_connect
         self._max_message_bytes = max_message_bytes
+        self._caller = caller
+        self.reconnects = 0
+        """Connections that took the place of one that had ended."""
         self._ids = itertools.count(1)
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -119,13 +124,16 @@ class Connections:
             connection = self._connect(deadline)
             self._local.connection = connection
             with self._open_lock:
+                self.reconnects += getattr(self._local, "had_one", False)
                 self._open.add(connection)
+            self._local.had_one = True
         return connection
 
     def _connect(self, deadline: float) -> Connection:
         connection = Client(self._address, self._key(), deadline)
         try:
-            query = codec.Query(next(self._ids), max(0.0, deadline - time.monotonic()), "describe")
+            left_s = max(0.0, deadline - time.monotonic())
+            query = codec.Query(next(self._ids), left_s, "describe", self._caller())
             answer, _ = _exchange(connection, query, codec.encode(query))
             if isinstance(answer, codec.Failure):
                 raise codec.error_in(answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import managers
 from typing import Protocol
@@ -17,14 +18,18 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
 from embedshare.ipc import codec, handshake
+from embedshare.ipc.callers import Callers
 from embedshare.ipc.lobby import Lobby
 from embedshare.ipc.room import Room
 from embedshare.ipc.transport import Client, Connection, Listener
+from embedshare.telemetry.calls import OK
 
 #: Connections that have not yet proved to hold the key. More wait unaccepted, see lobby.py.
 MAX_UNAUTHENTICATED = 64
 #: A message that has begun must be whole, and an answer taken, within this many seconds.
 MESSAGE_S = 30.0
+#: The outcome of a call whose caller did not take its answer.
+UNDELIVERED = "undelivered"
 
 
 #: The name under which multiprocessing.managers finds our sockets and messages.
@@ -63,6 +68,7 @@ class CallServer(managers.Server):
         service: Service,
         address: tuple[str, int],
         authkey: bytes,
+        callers: Callers,
         *,
         max_message_bytes: int,
         max_held_bytes: int,
@@ -82,6 +88,9 @@ class CallServer(managers.Server):
         self._busy = 0
         self._busy_lock = threading.Lock()
         self._next_caller = 0
+        self._callers = callers
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        """Calls that are over, by method and by outcome: OK, UNDELIVERED or the name of an error's class."""
 
     def serve_until_stopped(self) -> None:
         """Accept and answer until `stop_event` is set; then accept no more."""
@@ -133,6 +142,7 @@ class CallServer(managers.Server):
         """One connection, from its handshake to its end."""
         try:
             if self._authenticate(connection) and self._admit(connection):
+                self._callers.join(caller, connection.peer)
                 self.serve_client(connection, caller)
         except (EOFError, OSError):
             pass  # the caller left, which is how connections end
@@ -141,6 +151,7 @@ class CallServer(managers.Server):
             self._send_failure(connection, 0, error)
         finally:
             self._connections.discard(connection)
+            self._callers.leave(caller)
             connection.close()
 
     def serve_client(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
@@ -158,25 +169,33 @@ class CallServer(managers.Server):
         data = connection.recv_announced(size)
         with self._busy_lock:
             self._busy += 1
+        ended = "unreadable", ProtocolError.__name__
         try:
-            self._answer_one(connection, codec.decode_call(data), received, caller)
+            call = codec.decode_call(data)
+            ended = _method_of(call), UNDELIVERED
+            ended = ended[0], self._answer_one(connection, call, received, caller)
         finally:
             with self._busy_lock:
                 self._busy -= 1
+                self.outcomes[ended] += 1
 
-    def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> None:
+    def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> str:
+        """Answer a call; its outcome."""
         decoded = time.monotonic()
+        if not isinstance(call, codec.Query):
+            self._callers.count(caller)
+        elif call.caller is not None:
+            self._callers.introduce(caller, call.caller)
         try:
             answer, rows = self._service.answer(call, received, caller, connection.peer_closed)
         except EmbedshareError as error:
             self._send_failure(connection, call.id, error)
-            return
+            return type(error).__name__
         except Exception as error:
             logger.exception("a call failed")
-            self._send_failure(
-                connection, call.id, EngineFailed(f"the model server failed: {type(error).__name__}")
-            )
-            return
+            failure = EngineFailed(f"the model server failed: {type(error).__name__}")
+            self._send_failure(connection, call.id, failure)
+            return type(failure).__name__
         answered = time.monotonic()
         message = codec.encode(answer)
         encoded = time.monotonic()
@@ -184,6 +203,7 @@ class CallServer(managers.Server):
             self._service.note_wire(decoded - received, encoded - answered)
         connection.set_deadline(encoded + MESSAGE_S)
         connection.send_bytes(message, rows)
+        return OK
 
     def _authenticate(self, connection: Connection) -> bool:
         try:
@@ -191,7 +211,7 @@ class CallServer(managers.Server):
             handshake.demand_proof(connection, self.authkey)
             handshake.prove(connection, self.authkey)
         except handshake.REFUSALS:
-            logger.warning("a connection was turned away: it holds another key")
+            logger.warning("a connection from {} was turned away: it holds another key", connection.peer)
             return False
         finally:
             self._lobby.leave(connection)
@@ -212,3 +232,10 @@ class CallServer(managers.Server):
             connection.send_bytes(codec.encode(codec.failure(call_id, error)))
         except (OSError, InvalidInput):
             pass  # the caller is gone, or the message quotes what has no UTF-8 form: nothing can be told
+
+
+def _method_of(call: codec.Call) -> str:
+    """What a call asks for, out of a few names."""
+    if isinstance(call, codec.Query):
+        return call.what if call.what in codec.QUERIES else "unknown"
+    return type(call).__name__.lower()

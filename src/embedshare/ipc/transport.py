@@ -35,7 +35,9 @@ class Connection:
     Used by one thread at a time; after any error it is only good for `close()`.
     """
 
-    def __init__(self, sock: socket.socket, meets_signals: bool = False) -> None:
+    def __init__(self, sock: socket.socket, meets_signals: bool = False, peer: str = "") -> None:
+        self.peer = peer
+        """The address at the other end of a connection that was accepted."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.settimeout(None)
@@ -212,7 +214,8 @@ class Listener:
 
     def accept(self) -> Connection:
         """The next connection, not yet authenticated."""
-        return Connection(self._sock.accept()[0])
+        sock, address = self._sock.accept()
+        return Connection(sock, peer=str(address[0]))
 
     def close(self) -> None:
         """Stop listening; a thread that waits in accept() gets an OSError."""

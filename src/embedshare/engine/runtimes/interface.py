@@ -23,6 +23,8 @@ class Runtime(Protocol):
     interactive_budget: int
     bulk_budget: int
     """Tokens in one batch, at most, of each kind of work."""
+    padding_tokens: int
+    """Places in all batches so far that were computed and held no token."""
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """Token ids to float32 vectors of shape (n, dimension), contiguous, the caller's own.

@@ -80,6 +80,7 @@ class OpenVinoRuntime:
         parts = [_Graph(_Compiled(streams.create_infer_request())) for _ in range(self.parallel)]
         self._whole = whole
         self._free = [whole, *parts]
+        self.padding_tokens = 0
         self._freed = threading.Condition()
         # Not a daemon: a process must not end while OpenVINO compiles.
         threading.Thread(target=self._fix_shapes, args=(model,), name="embedshare-shapes").start()
@@ -90,18 +91,22 @@ class OpenVinoRuntime:
             self._freed.wait_for(lambda: self._free)
             alone = len(self._free) == self.slots
             graph = self._free.pop(0 if alone else -1)
+        padding = 0
         try:
-            return self._run(sequences, graph)
+            vectors, padding = self._run(sequences, graph)
+            return vectors
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
                 raise
             raise OutOfMemory(f"the CPU has no memory for {len(sequences)} sequences: {error}") from None
         finally:
             with self._freed:
+                self.padding_tokens += padding
                 self._free.insert(0 if graph is self._whole else len(self._free), graph)
                 self._freed.notify()
 
-    def _run(self, sequences: list[list[int]], graph: _Graph) -> np.ndarray:
+    def _run(self, sequences: list[list[int]], graph: _Graph) -> tuple[np.ndarray, int]:
+        """The vectors, and how many places were padding."""
         request, fixed_widths = graph.compiled
         width = row_width(len(sequences[0]))
         which = fixed_widths.index(width) if len(sequences) == 1 and width in fixed_widths else -1
@@ -113,7 +118,7 @@ class OpenVinoRuntime:
             rows, width = packed.input_ids.shape
             graph.shape = rows, width
         vectors: np.ndarray = request.infer(inputs)[0].copy()
-        return vectors
+        return vectors, packed.input_ids.size - sum(map(len, sequences))
 
     def _compile(self, graph: ov.Model, options: dict[str, object]) -> ov.CompiledModel:
         precision = {"INFERENCE_PRECISION_HINT": "bf16" if self.dtype == "bfloat16" else "f32"}

@@ -7,6 +7,7 @@ many to capture graphs of, and attention over a packed row costs the square of t
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedshare.engine.runtimes.cuda import CudaQueue, ModelThread
-from embedshare.engine.runtimes.launches import Shapes, plan
+from embedshare.engine.runtimes.launches import Launch, Shapes, plan
 from embedshare.engine.runtimes.pipeline import Pipeline, PlainQueue, Queue
 from embedshare.engine.runtimes.torch import DTYPES, as_out_of_memory
 
@@ -92,8 +93,11 @@ class PaddedRuntime:
             torch.cuda.synchronize(self.device)  # the weights were written in another stream than reads them
             self._thread.release_memory()  # what they took in float32
         self._small, self._large = self._pipeline(urgent=True), self._pipeline(urgent=False)
+        self._counting = threading.Lock()
+        self.padding_tokens = 0
         if self._thread is not None:
             self._warm_up()
+            self.padding_tokens = 0  # of the calls alone
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
@@ -105,6 +109,8 @@ class PaddedRuntime:
             found = pipeline.run(longest_first, launches)
             vectors = np.empty_like(found)
             vectors[order] = found
+            with self._counting:
+                self.padding_tokens += _padding(longest_first, launches)
             return vectors
         except (RuntimeError, MemoryError) as error:
             failure = as_out_of_memory(error, self.device, len(sequences))
@@ -123,3 +129,8 @@ class PaddedRuntime:
         for texts, tokens in _WARM:
             for _ in range(2):  # once plainly, once captured
                 self.run([[self._padding_id] * min(tokens, self._shapes.longest)] * texts)
+
+
+def _padding(sequences: list[list[int]], launches: list[Launch]) -> int:
+    """Places in the launches that hold none of these tokens."""
+    return sum(launch.rows * launch.width for launch in launches) - sum(map(len, sequences))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 
@@ -65,14 +67,19 @@ class TorchRuntime:
         self.dtype = dtype
         self._embedder = embedder
         self._layout = layout
+        self._counting = threading.Lock()
+        self.padding_tokens = 0
         self._embedder.transformer.to(DTYPES[dtype])
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
         try:
-            arrays = [torch.from_numpy(array).to(self.device) for array in pack(sequences, self._layout)]
+            packed = pack(sequences, self._layout)
+            arrays = [torch.from_numpy(array).to(self.device) for array in packed]
             with torch.inference_mode():
                 vectors: np.ndarray = self._embedder(*arrays).float().cpu().numpy()
+            with self._counting:
+                self.padding_tokens += packed.input_ids.size - sum(map(len, sequences))
             return vectors
         except (RuntimeError, MemoryError) as error:
             failure = as_out_of_memory(error, self.device, len(sequences))

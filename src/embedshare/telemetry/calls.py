@@ -1,0 +1,102 @@
+"""A client's own calls: how many, how they ended, who answered them, how long they took.
+
+A call costs two turns of one lock and about a microsecond; who wants more of each call than that listens.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from embedshare import platforms
+from embedshare.telemetry.histogram import MILLISECONDS, Histogram
+
+#: The outcome of a call that was answered; every other is the name of an error's class.
+OK = "ok"
+Source = Literal["server", "local", "nobody"]
+
+
+class Timings(NamedTuple):
+    """Where the time of an embedding went on the side that computed it, in milliseconds."""
+
+    tokenize_ms: float
+    queue_ms: float
+    compute_ms: float
+
+
+class Ended(NamedTuple):
+    """One call that is over."""
+
+    method: str
+    outcome: str
+    source: Source
+    total_ms: float
+    timings: Timings | None
+    """Where vectors came back."""
+
+
+class Calls:
+    """Counts calls.
+
+    Safe to use from any number of threads. A forked child starts from zero, with its parent's listeners.
+    """
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[Ended], None]] = []
+        """Told of every call, by the thread that made it; what one raises is the caller's."""
+        self._begin()
+        _living.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._ended: Counter[tuple[str, str]] = Counter()
+        self._in_flight = 0
+        self._total_ms = Histogram(MILLISECONDS)
+        self._since = time.monotonic()
+
+    def begin(self) -> float:
+        """A call begins: the moment, for `end`."""
+        with self._lock:
+            self._in_flight += 1
+        return time.perf_counter()
+
+    def end(self, began: float, method: str, outcome: str, source: Source, timings: Timings | None) -> None:
+        """The call that began then is over."""
+        total_ms = (time.perf_counter() - began) * 1e3
+        with self._lock:
+            self._in_flight -= 1
+            self._ended[method, outcome] += 1
+            if timings is not None:
+                self._total_ms.observe(total_ms)
+        for listener in self.listeners:
+            listener(Ended(method, outcome, source, total_ms, timings))
+
+    def stats(self) -> dict[str, Any]:
+        """Plain numbers; `histograms` are of the calls that vectors came back from."""
+        with self._lock:
+            ended = dict(self._ended)
+            in_flight, total_ms = self._in_flight, self._total_ms.snapshot()
+        calls = sum(ended.values())
+        answered = sum(count for (_, outcome), count in ended.items() if outcome == OK)
+        return {
+            "calls": calls,
+            "failures": calls - answered,
+            "in_flight": in_flight,
+            "uptime_s": round(time.monotonic() - self._since, 3),
+            "histograms": {"total_ms": total_ms},
+        }
+
+
+_living: weakref.WeakSet[Calls] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for calls in list(_living):
+        calls._begin()
+
+
+platforms.after_fork_in_child(_reset_after_fork)

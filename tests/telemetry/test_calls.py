@@ -1,0 +1,67 @@
+"""A client's counters, by themselves."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from embedshare.telemetry.calls import OK, Calls, Ended, Timings
+
+TIMINGS = Timings(0.1, 0.2, 0.3)
+
+
+def test_calls_are_counted_by_how_they_ended() -> None:
+    calls = Calls()
+    for outcome, timings in ((OK, TIMINGS), (OK, None), ("Overloaded", None)):
+        calls.end(calls.begin(), "encode", outcome, "server", timings)
+    calls.begin()
+    found = calls.stats()
+    assert (found["calls"], found["failures"], found["in_flight"]) == (3, 1, 1)
+    assert sum(found["histograms"]["total_ms"]["counts"]) == 1  # of those that vectors came back from
+
+
+def test_a_listener_hears_of_every_call() -> None:
+    calls = Calls()
+    heard: list[Ended] = []
+    calls.listeners.append(heard.append)
+    calls.end(calls.begin(), "encode", OK, "local", TIMINGS)
+    calls.end(calls.begin(), "tokenize", "TooLarge", "nobody", None)
+    assert [one._replace(total_ms=0) for one in heard] == [
+        Ended("encode", OK, "local", 0, TIMINGS),
+        Ended("tokenize", "TooLarge", "nobody", 0, None),
+    ]
+    assert all(0 <= one.total_ms < 10_000 for one in heard)
+
+
+def test_calls_of_many_threads_are_counted_exactly() -> None:
+    calls = Calls()
+
+    def work() -> None:
+        for _ in range(2_000):
+            calls.end(calls.begin(), "encode", OK, "server", TIMINGS)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = calls.stats()
+    assert (found["calls"], found["in_flight"]) == (16_000, 0)
+    assert sum(found["histograms"]["total_ms"]["counts"]) == 16_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_counts_its_own_calls() -> None:
+    calls = Calls()
+    heard: list[Ended] = []
+    calls.listeners.append(heard.append)
+    calls.begin()
+    child = os.fork()
+    if not child:
+        calls.end(calls.begin(), "encode", OK, "server", TIMINGS)
+        found = calls.stats()
+        os._exit(0 if (found["calls"], found["in_flight"], len(heard)) == (1, 0, 1) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (calls.stats()["calls"], calls.stats()["in_flight"], heard) == (0, 1, [])
