@@ -345,6 +345,9 @@ class EmbeddingClient(DropIn):
             "model": described.model_name if described else None,
             "identity": described.identity if described else None,
             "device": described.device if described else None,
+            "dtype": described.dtype if described else None,
+            "runtime": described.runtime if described else None,
+            "dimension": described.dimension if described else None,
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -141,7 +140,8 @@ def _data(
 
 
 def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> list[Process]:
-    """The processes that the server knows of, itself first, and in any case this worker."""
+    """The processes that the server knows of, itself first, and in any case this worker; in an order that
+    stays."""
     me = Process(
         "this worker", worker["pid"], state=_state(server, worker), uptime_s=worker["uptime_s"],
         memory_mb=worker["memory_mb"], calls=worker["calls"],
@@ -154,8 +154,11 @@ def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> l
         memory_mb=server["memory_mb"], calls=server["total_requests"],
     )  # fmt: skip
     others = [
-        Process(each["program"] or "unknown", each["pid"], None, "connected", memory_mb=each["memory_mb"], calls=each["calls"])
-        for each in server["callers"]
+        Process(
+            each["program"] or "unknown", each["pid"], None, "connected",
+            memory_mb=each["memory_mb"], calls=each["calls"],
+        )
+        for each in sorted(server["callers"], key=lambda each: (each["program"] or "", each["pid"] or 0))
         if each["pid"] != worker["pid"]
     ]  # fmt: skip
     return [first, me, *others]

@@ -20,6 +20,7 @@ class Latest(Generic[T]):
 
     def __init__(self, question: Callable[[], T]) -> None:
         self._question = question
+        self._asked: Future[T] | None = None
         self._begin()
 
     def get(self, patience_s: float) -> T:
@@ -27,12 +28,12 @@ class Latest(Generic[T]):
         if self._pid != os.getpid():
             self._begin()  # a forked child has no thread that would answer
         with self._lock:
-            if self._asked is None:
-                threading.Thread(target=self._answer, name="embedshare-latest", daemon=True).start()
-            if self._asked is None or self._asked.done():
-                self._asked = Future()
-                self._questions.put(self._asked)
             asked = self._asked
+            if asked is None:
+                threading.Thread(target=self._answer, name="embedshare-latest", daemon=True).start()
+            if asked is None or asked.done():
+                asked = self._asked = Future()
+                self._questions.put(asked)
         if not wait([asked], patience_s).done:
             raise TimeoutError(f"no answer within {patience_s:g} s")
         return asked.result()
@@ -41,7 +42,7 @@ class Latest(Generic[T]):
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._questions: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
-        self._asked: Future[T] | None = None
+        self._asked = None
 
     def _answer(self) -> None:
         while True:

@@ -4,11 +4,13 @@
 import { clock } from "./format.js";
 
 const FONT = "11px Inter, system-ui, sans-serif";
+/** Steps of an axis that counts things. */
+const WHOLE = [1, 2, 5].flatMap((one) => [one, one * 10, one * 100, one * 1e3, one * 1e4, one * 1e5, one * 1e6]).sort((a, b) => a - b);
 /** Charts that exist, to be drawn anew in another theme or width. */
 const charts = new Set();
 
 /** A chart in `host` with axes. `series`: [{name, color, fill?, dash?, axis?}], colours as CSS variables;
- *  `axes`: [{format, log?, least?, most?}], the first on the left and a second on the right.
+ *  `axes`: [{format, log?, least?, most?, whole?, splits?, size?, space?}], the first on the left and a second on the right.
  *  Returns {draw(times, columns, window, bands)}; `onCursor(index or null)` is told what is pointed at. */
 export function timeChart(host, series, axes, onCursor) {
   const state = { window: [0, 1], bands: [] };
@@ -112,6 +114,7 @@ function valueAxis(axis, at) {
     gap: 8,
     grid: { show: at === 0, stroke: () => color("--grid"), width: 1 },
     ...(axis.splits ? { splits: axis.splits } : {}),
+    ...(axis.whole ? { incrs: WHOLE } : {}),
     ...(axis.log ? { splits: (u, i, low, high) => rounds(low, high), filter: (u, values) => values } : {}),
     values: (u, values) => values.map((value) => (value === null ? "" : axis.format(value))),
   };

@@ -57,7 +57,7 @@ const CHARTS = {
     ],
   },
   batches: {
-    axes: [{ format: short, least: 4 }, { format: percent, most: 1, size: 46, splits: () => [0, 0.5, 1] }],
+    axes: [{ format: short, least: 4, whole: true }, { format: percent, most: 1, size: 46, splits: () => [0, 0.5, 1] }],
     series: [
       { name: "p90", color: "--p90", of: (one) => atLeastOne(percentile(one, "batch_sequences", 0.9)), format: number },
       { name: "mean", color: "--accent", width: 2.25, fill: 0.18, of: (one) => meanOf(one, "batch_sequences"), format: number },
@@ -65,7 +65,7 @@ const CHARTS = {
     ],
   },
   queue: {
-    axes: [{ format: short, least: 100, size: 48 }, { format: short, least: 4, size: 40 }],
+    axes: [{ format: short, least: 100, size: 48, whole: true }, { format: short, least: 4, size: 40, whole: true }],
     series: [
       { name: "waiting tokens", color: "--accent", fill: 0.22, of: (one) => one.waiting, format: number },
       { name: "active calls", color: "--calm", dash: [4, 4], width: 1.25, axis: 1, of: (one) => one.active, format: number },
