@@ -26,7 +26,7 @@ export function duration(ms) {
 /** Megabytes as [figure, unit]; an unknown size has no unit. */
 export function memory(mb) {
   if (mb === null || mb === undefined) return [UNKNOWN, ""];
-  return mb >= 1000 ? [(mb / 1000).toFixed(2), "GB"] : [mb.toFixed(0), "MB"];
+  return Math.abs(mb) >= 1000 ? [(mb / 1000).toFixed(2), "GB"] : [mb.toFixed(0), "MB"];
 }
 
 /** Megabytes on an axis: 0, 250 MB, 1.5 GB. */
