@@ -219,7 +219,9 @@ function onSample(sample) {
   history.add(sample);
   earlier = [...earlier.filter((one) => sample.time - one.time <= NOW_S + 0.5), sample];
   at("live").dataset.on = "true";
-  at("live-text").textContent = `live, ${clock(sample.time)}`;
+  if (at("live-text").textContent !== "live") at("live-text").textContent = "live";
+  at("clock").textContent = clock(sample.time);
+  document.body.dataset.stale = "false";
   showAnswering(sample);
   showNow(sample);
   showMemory(sample);
@@ -235,6 +237,8 @@ function onSample(sample) {
 function onLost(error, wait) {
   at("live").dataset.on = "false";
   at("live-text").textContent = "disconnected, trying again";
+  at("clock").textContent = "";
+  document.body.dataset.stale = "true";
   at("notice").hidden = false;
   at("notice").dataset.standing = "away";
   at("notice").textContent = `This worker does not answer (${error.message}). The next try is in ${span(wait / 1000)}.`;

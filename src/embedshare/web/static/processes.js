@@ -45,7 +45,7 @@ export function showFacts(list, server) {
     ["Runtime", server?.runtime],
     ["Dimensions", server?.dimension],
     ["Up for", server && span(server.uptime)],
-    ["Swaps", server?.swaps],
+    ["Swaps", server?.swaps || null],
     ["GPU memory", server?.gpu_memory_mb && memory(server.gpu_memory_mb).join(" ")],
   ];
   const known = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
