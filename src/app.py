@@ -18,7 +18,7 @@ from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import dashboard, embed, errors, health, listener, openapi
+from embedshare.web import dashboard, embed, errors, health, listener, metrics, openapi, tracing
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -29,10 +29,14 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
         model.program = "embedshare worker"
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
+    tracing.register(app)
     errors.register(app)
+    measured = metrics.Metrics(model)
+    measured.watch(app)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
     app.register_blueprint(dashboard.blueprint(model))
+    app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app
 

@@ -32,7 +32,7 @@ from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections
 from embedshare.settings import Settings
-from embedshare.telemetry import memory
+from embedshare.telemetry import memory, request_ids
 from embedshare.telemetry.calls import OK, Calls, Source, Timings
 
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ class EmbeddingClient(DropIn):
         deadline = min(limit, time.monotonic() + self._settings.timeout_s)
 
         def on_server(call_id: int, time_left_s: float) -> codec.Call:
-            return codec.Encode(call_id, time_left_s, texts, prompt, normalize, truncate_dim)
+            request_id = request_ids.current()
+            return codec.Encode(call_id, time_left_s, texts, prompt, normalize, truncate_dim, request_id)
 
         def read(answer: tuple[np.ndarray, codec.Timings]) -> _Answered[np.ndarray]:
             rows, timings = answer
@@ -275,7 +276,10 @@ class EmbeddingClient(DropIn):
             _progress(len(texts), show_progress_bar) as advance,
             ThreadPoolExecutor(PIECES_IN_FLIGHT, "embedshare-piece") as threads,
         ):
-            running = [threads.submit(work, advance) for _ in range(min(PIECES_IN_FLIGHT, len(pieces)))]
+            running = [
+                threads.submit(contextvars.copy_context().run, work, advance)
+                for _ in range(min(PIECES_IN_FLIGHT, len(pieces)))
+            ]
             try:
                 wait(running, return_when=FIRST_EXCEPTION)
             finally:
@@ -310,7 +314,9 @@ class EmbeddingClient(DropIn):
         for piece in self._cut(texts):
             part = texts[piece.start : piece.stop]
             both: Both[_Answered[list[list[int]]]] = Both(
-                lambda call_id, left, part=part: codec.Tokenize(call_id, left, part, prompt),  # type: ignore[misc]
+                lambda call_id, left, part=part: codec.Tokenize(  # type: ignore[misc]
+                    call_id, left, part, prompt, request_ids.current()
+                ),
                 lambda value: ([list(map(int, one)) for one in value], "server", None),
                 lambda engine, deadline, part=part: (engine.tokenize(part, prompt), "local", None),  # type: ignore[misc]
             )

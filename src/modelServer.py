@@ -21,7 +21,7 @@ from loguru import logger
 from embedshare import logs, platforms
 from embedshare.engine import vitals
 from embedshare.engine.model import Engine
-from embedshare.errors import EmbedshareError, InvalidInput, PortUnavailable, TooLarge
+from embedshare.errors import EmbedshareError, InvalidInput, MissingDependency, PortUnavailable, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import Callers
@@ -33,6 +33,7 @@ from embedshare.supervise import lifeline
 FRESH_S = 2.0
 #: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
+_METRICS = "the model server's metrics"
 
 
 class EmbeddingService:
@@ -51,7 +52,7 @@ class EmbeddingService:
         self._queries: dict[str, Callable[[float], Any]] = {
             "describe": lambda deadline: msgspec.to_builtins(engine.description),
             "health": self._health,
-            "stats": lambda deadline: self._stats(),
+            "stats": lambda deadline: self.stats(),
             "active_operations": lambda deadline: engine.scheduler.active,
         }
 
@@ -98,7 +99,13 @@ class EmbeddingService:
                 f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
             )
 
-    def _stats(self) -> dict[str, Any]:
+    @property
+    def description(self) -> ModelDescription:
+        """The model that is served."""
+        return self._engine.description
+
+    def stats(self) -> dict[str, Any]:
+        """What was done since the start, as EmbeddingClient.stats() has it."""
         stats = self._engine.stats()
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
@@ -143,12 +150,15 @@ def serve(settings: Settings) -> None:
         signal.signal(number, on_signal)
     lifeline.follow(lambda: stop.set() if ready.is_set() else _thread.interrupt_main(signal.SIGTERM))
     key = authkey.server_key(settings)
-    _check_port(settings)
+    _check_port("the model server", *settings.server_address)
+    if settings.metrics_port:
+        _check_port(_METRICS, settings.metrics_host, settings.metrics_port)
     engine = Engine.load(settings, settings.device)
     callers = Callers()
+    service = EmbeddingService(engine, settings.max_message_bytes, callers)
     try:
         server = CallServer(
-            EmbeddingService(engine, settings.max_message_bytes, callers),
+            service,
             settings.server_address,
             key,
             callers,
@@ -159,7 +169,9 @@ def serve(settings: Settings) -> None:
             stop_event=stop,
         )
     except OSError as error:  # another server has taken the port meanwhile
-        raise _port_unavailable(settings, error) from None
+        raise _port_unavailable("the model server", *settings.server_address, error) from None
+    if settings.metrics_port:
+        _show_metrics(settings, lambda: _view(service, server, started))
     ready.set()
     logger.info(
         "ready: {}, at {}:{}, after {:.1f} s",
@@ -187,18 +199,44 @@ def _shown(described: ModelDescription) -> str:
     return f"{model}, {described.runtime} {described.dtype} on {described.device}"
 
 
-def _check_port(settings: Settings) -> None:
+def _show_metrics(settings: Settings, look: Callable[[], Any]) -> None:
+    """Let Prometheus read what `look` returns, a telemetry.prometheus.View."""
+    try:
+        from embedshare.telemetry import prometheus
+    except ImportError as error:
+        raise MissingDependency(
+            f"EMBEDDING_METRICS_PORT needs more than this installation has ({error}): "
+            "pip install 'embedshare[server]'"
+        ) from None
+    host, port = settings.metrics_host, settings.metrics_port
+    try:
+        prometheus.serve(host, port, look)
+    except OSError as error:
+        raise _port_unavailable(_METRICS, host, port, error) from None
+    logger.info("metrics at http://{}:{}/metrics", host, port)
+
+
+def _view(service: EmbeddingService, server: CallServer, started: float) -> Any:
+    from embedshare.telemetry.prometheus import View  # here already, in who asks for this
+
+    described = service.description
+    model = {
+        "name": described.model_name, "identity": described.identity, "device": described.device,
+        "dtype": described.dtype, "runtime": described.runtime,
+    }  # fmt: skip
+    return View(service.stats(), server.outcomes(), server.connections, model, time.monotonic() - started)
+
+
+def _check_port(who: str, host: str, port: int) -> None:
     """Find out that the port is taken before the model is loaded, not after."""
-    host, port = settings.server_address
     try:
         platforms.exclusive_listener(host, port, backlog=1).close()
     except OSError as error:
-        raise _port_unavailable(settings, error) from None
+        raise _port_unavailable(who, host, port, error) from None
 
 
-def _port_unavailable(settings: Settings, error: OSError) -> PortUnavailable:
-    host, port = settings.server_address
-    message = f"the model server cannot listen at {host}:{port}: {error.strerror or error}"
+def _port_unavailable(who: str, host: str, port: int, error: OSError) -> PortUnavailable:
+    message = f"{who} cannot listen at {host}:{port}: {error.strerror or error}"
     return PortUnavailable(message, host=host, port=port)
 
 

@@ -1,13 +1,24 @@
-"""One line an event (a traceback adds its own), on standard error: text for people, JSON for machines."""
+"""One line an event (a traceback adds its own), on standard error: text for people, JSON for machines.
+
+A line that concerns a request names its id (telemetry/request_ids.py).
+"""
 
 from __future__ import annotations
 
-import os
+import json
 import sys
+import traceback
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
 from embedshare.settings import Settings
+from embedshare.telemetry import request_ids
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+_TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {extra[process]}[{process.id}] "
 
 
 def configure(settings: Settings, process: str) -> None:
@@ -15,16 +26,42 @@ def configure(settings: Settings, process: str) -> None:
 
     For programs, not libraries.
     """
-    json_lines = settings.log_format == "json"
     logger.remove()
-    logger.configure(extra={"process": process})
+    logger.configure(extra={"process": process}, patcher=_note_request)
     logger.add(
         sys.stderr,
         level=settings.log_level.upper(),
-        format="{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {extra[process]}["
-        + str(os.getpid())
-        + "] {message}",
-        serialize=json_lines,
+        format=_json if settings.log_format == "json" else _text,
         backtrace=False,
         diagnose=False,  # a traceback must not print the values of variables: texts and keys are among them
     )
+
+
+def _note_request(record: Record) -> None:
+    request_id = request_ids.current()
+    if request_id is not None:
+        record["extra"]["request_id"] = request_id
+
+
+def _text(record: Record) -> str:
+    """The form of a line, which loguru fills in."""
+    shown = "[{extra[request_id]}] " if "request_id" in record["extra"] else ""
+    return _TEXT + shown + "{message}\n{exception}"
+
+
+def _json(record: Record) -> str:
+    """One flat object, put where loguru takes it from as it is."""
+    extra, error = record["extra"], record["exception"]
+    line: dict[str, Any] = {
+        "time": record["time"].isoformat(timespec="milliseconds"),
+        "level": record["level"].name,
+        "process": extra["process"],
+        "pid": record["process"].id,
+        "message": record["message"],
+    }
+    if "request_id" in extra:
+        line["request_id"] = extra["request_id"]
+    if error is not None:
+        line["exception"] = "".join(traceback.format_exception(error.type, error.value, error.traceback))
+    extra["line"] = json.dumps(line)
+    return "{extra[line]}\n"

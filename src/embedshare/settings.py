@@ -282,6 +282,15 @@ class Settings:
     log_dir: str = _setting(
         "EMBEDDING_LOG_DIR", _text, "logs", "Where service_manager.py writes each process's output"
     )
+    metrics_port: int = _setting(
+        "EMBEDDING_METRICS_PORT",
+        _whole(0, 65535),
+        0,
+        "Where the model server shows its metrics to Prometheus, at /metrics; 0 shows them nowhere",
+    )
+    metrics_host: str = _setting(
+        "EMBEDDING_METRICS_HOST", _host, "127.0.0.1", "The address that it does so at"
+    )
     web_host: str = _setting("EMBEDDING_HOST", _host, "127.0.0.1", "Where a web worker listens")
     web_port: int = _setting("PORT", _whole(1, 65535), 5000, "A web worker's port")
     web_threads: int = _setting(

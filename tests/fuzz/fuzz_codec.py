@@ -34,7 +34,10 @@ DESCRIPTION = ModelDescription(
 SEEDS: list[Any] = [
     codec.Encode(1, 1.5, ["a text", "текст", ""], "query: ", True, None),
     codec.Encode(2**64 - 1, 0.0, [], "", False, -(2**63)),
+    codec.Encode(8, 1.5, ["a text"], "", True, 8, "request-1"),
     codec.Tokenize(2, 60.0, ["a text"], ""),
+    codec.Tokenize(9, 60.0, ["a text"], "", "request-2"),
+    codec.Query(10, 1.0, "describe", codec.Caller(4711, "worker")),
     *(codec.Query(number, 1e300, what) for number, what in enumerate(codec.QUERIES)),
     codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3)),
     codec.Reply(4, DESCRIPTION),

@@ -26,10 +26,12 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=10,
 )
+ids = st.none() | st.from_regex("[A-Za-z0-9._-]{1,128}", fullmatch=True)
+callers = st.builds(codec.Caller, st.integers(1, 2**32), st.from_regex("[ -~]{1,64}", fullmatch=True))
 calls = st.one_of(
-    st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers),
-    st.builds(codec.Tokenize, numbers, seconds, texts, text),
-    st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES)),
+    st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers, ids),
+    st.builds(codec.Tokenize, numbers, seconds, texts, text, ids),
+    st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES), st.none() | callers),
 )
 answers = st.one_of(
     st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
@@ -128,6 +130,11 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
         [1, 1, 1.0, ["a"], None, True, None],
         [1, 1, 1.0, ["a"], "", 1, None],
         [1, 1, 1.0, ["a"], "", True, 1.5],
+        [1, 1, 1.0, ["a"], "", True, None, None, None],
+        [1, 1, 1.0, ["a"], "", True, None, ""],
+        [1, 1, 1.0, ["a"], "", True, None, "x" * 129],
+        [1, 1, 1.0, ["a"], "", True, None, "line\n"],
+        [2, 1, 1.0, ["a"], "", "two words"],
         [4, 1, 1.0, "describe"],
         ["describe", 1, 1.0],
         {"describe": 1},
@@ -137,6 +144,16 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
 def test_a_call_of_another_shape_is_a_protocol_error(items: Any) -> None:
     with pytest.raises(ProtocolError, match="not a call"):
         codec.decode_call(msgspec.msgpack.encode(items))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [codec.Encode(1, 1.0, ["a"], "", True, None), codec.Tokenize(1, 1.0, [], ""), codec.Query(1, 1.0, "x")],
+)
+def test_a_call_without_what_was_added_later_is_read_as_it_was(call: codec.Call) -> None:
+    items = msgspec.msgpack.decode(codec.encode(call))
+    assert items.pop() is None
+    assert codec.decode_call(msgspec.msgpack.encode(items)) == call
 
 
 def test_text_that_is_not_utf8_is_a_protocol_error() -> None:

@@ -15,6 +15,7 @@ from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.errors import Overloaded
 from embedshare.settings import Settings
+from embedshare.telemetry.calls import Calls
 from embedshare.web.health import DegradedHealth
 from tests.processes import ROOT, ModelServer
 
@@ -160,6 +161,8 @@ def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
 
 
 class _Raising:
+    calls = Calls()
+
     def __init__(self, error: Exception) -> None:
         self.error = error
 

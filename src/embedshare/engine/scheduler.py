@@ -21,6 +21,7 @@ from loguru import logger
 from embedshare.engine.batching import Batch, Lane, Request, Waiting
 from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
+from embedshare.telemetry import request_ids
 from embedshare.telemetry.histogram import SEQUENCES, TOKENS, Histogram, Snapshot
 
 RunBatch = Callable[[list[list[int]]], np.ndarray]
@@ -38,6 +39,7 @@ class _Ticket:
     """Positions whose rows are not there yet."""
 
     is_gone: Callable[[], bool]
+    request_id: str | None
     wake: threading.Lock = field(default_factory=threading.Lock)
     leads: bool = False
     first_computed: float = 0.0
@@ -130,7 +132,7 @@ class Scheduler:
         """
         now = self._clock()
         rows = np.empty((len(sequences), self._dimension), np.float32)
-        ticket = _Ticket(rows, set(range(len(sequences))), is_gone)
+        ticket = _Ticket(rows, set(range(len(sequences))), is_gone, request_ids.current())
         request = Request(sequences, caller, now, deadline, ticket)
         if not sequences:
             return rows, 0.0, 0.0
@@ -276,7 +278,8 @@ class Scheduler:
                 halves = tried.halves()
                 if halves:
                     parts += reversed(halves)
-                    logger.warning("{} in a batch of {}; trying halves", error, len(tried.sequences))
+                    with request_ids.within(request.ticket.request_id for request, _ in tried.parts):
+                        logger.warning("{} in a batch of {}; trying halves", error, len(tried.sequences))
                 else:
                     self._fail_batch(tried, error)
         except BaseException:  # this thread is to end: others compute what it has not
@@ -301,7 +304,8 @@ class Scheduler:
         except Exception as error:
             self.counts.failed_batches += 1
             if len(batch.sequences) == 1:
-                logger.exception("a text could not be computed")
+                with request_ids.within(request.ticket.request_id for request, _ in batch.parts):
+                    logger.exception("a text could not be computed")
             return error.with_traceback(None) if isinstance(error, EmbedshareError) else _engine_failed(error)
         finally:
             self.vitals.leave(succeeded)

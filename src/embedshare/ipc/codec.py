@@ -13,8 +13,11 @@ import msgspec
 
 from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from_wire
 from embedshare.identity import ModelDescription
+from embedshare.telemetry import request_ids
 
 QUERIES = ("describe", "health", "stats", "active_operations")
+#: What follows a request from worker to server, and into both logs.
+RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.FORM}\Z")]
 #: Letters in the name that a program gives itself, at most.
 PROGRAM_LENGTH = 64
 
@@ -22,7 +25,7 @@ PROGRAM_LENGTH = 64
 class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """Embed `texts`.
 
-    `time_left_s`: seconds until the caller stops waiting.
+    `time_left_s`: seconds until the caller stops waiting; `request_id`: what the call is part of.
     """
 
     id: int
@@ -31,6 +34,7 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
     prompt: str
     normalize: bool
     truncate_dim: int | None
+    request_id: RequestId | None = None
 
 
 class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
@@ -40,6 +44,7 @@ class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=Tru
     time_left_s: float
     texts: list[str]
     prompt: str
+    request_id: RequestId | None = None
 
 
 class Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

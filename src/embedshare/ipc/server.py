@@ -22,6 +22,7 @@ from embedshare.ipc.callers import Callers
 from embedshare.ipc.lobby import Lobby
 from embedshare.ipc.room import Room
 from embedshare.ipc.transport import Client, Connection, Listener
+from embedshare.telemetry import request_ids
 from embedshare.telemetry.calls import OK
 
 #: Connections that have not yet proved to hold the key. More wait unaccepted, see lobby.py.
@@ -89,8 +90,7 @@ class CallServer(managers.Server):
         self._busy_lock = threading.Lock()
         self._next_caller = 0
         self._callers = callers
-        self.outcomes: Counter[tuple[str, str]] = Counter()
-        """Calls that are over, by method and by outcome: OK, UNDELIVERED or the name of an error's class."""
+        self._outcomes: Counter[tuple[str, str]] = Counter()
 
     def serve_until_stopped(self) -> None:
         """Accept and answer until `stop_event` is set; then accept no more."""
@@ -112,6 +112,11 @@ class CallServer(managers.Server):
     def connections(self) -> int:
         """Callers connected now."""
         return len(self._connections)
+
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """Calls that are over, by method and by outcome: OK, UNDELIVERED or the name of an error's class."""
+        with self._busy_lock:
+            return dict(self._outcomes)
 
     def accepter(self) -> None:
         """Take in connections; a thread each.
@@ -172,12 +177,17 @@ class CallServer(managers.Server):
         ended = "unreadable", ProtocolError.__name__
         try:
             call = codec.decode_call(data)
+            request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
             ended = ended[0], self._answer_one(connection, call, received, caller)
+        except EmbedshareError as error:
+            ended = ended[0], type(error).__name__
+            raise
         finally:
+            request_ids.enter(None)
             with self._busy_lock:
                 self._busy -= 1
-                self.outcomes[ended] += 1
+                self._outcomes[ended] += 1
 
     def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> str:
         """Answer a call; its outcome."""
@@ -189,6 +199,8 @@ class CallServer(managers.Server):
         try:
             answer, rows = self._service.answer(call, received, caller, connection.peer_closed)
         except EmbedshareError as error:
+            level = "WARNING" if error.http_status >= 500 and not isinstance(error, Overloaded) else "DEBUG"
+            logger.log(level, "{} failed: {}: {}", _method_of(call), type(error).__name__, error.message)
             self._send_failure(connection, call.id, error)
             return type(error).__name__
         except Exception as error:
@@ -203,6 +215,8 @@ class CallServer(managers.Server):
             self._service.note_wire(decoded - received, encoded - answered)
         connection.set_deadline(encoded + MESSAGE_S)
         connection.send_bytes(message, rows)
+        count = answer.count if isinstance(answer, codec.Rows) else 0
+        logger.debug("{} of {} texts: {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3)
         return OK
 
     def _authenticate(self, connection: Connection) -> bool:

@@ -30,6 +30,8 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(EmbedshareError)
     def ours(error: EmbedshareError) -> Response:
+        if error.http_status >= 500:
+            logger.warning("a request failed: {}: {}", type(error).__name__, error.message)
         response = _response(error.message, type(error).__name__, error.http_status)
         if "retry_after_s" in error.fields:
             response.headers["Retry-After"] = str(math.ceil(error.fields["retry_after_s"]))

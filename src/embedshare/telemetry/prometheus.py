@@ -1,0 +1,152 @@
+"""The model server's numbers as Prometheus reads them, at a port of their own.
+
+There is one server process, so nothing is kept here: each scrape reads the counters that are there anyway.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, MetricsHandler
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from embedshare import platforms
+from embedshare.telemetry import memory
+from embedshare.telemetry.histogram import Snapshot
+
+#: A scraper that says nothing for so long is not waited for any more.
+SCRAPER_S = 10.0
+STAGES = ("tokenize", "queue", "compute", "total")
+#: Counters: the name here, the key in the stats, what it is.
+COUNTERS = (
+    ("texts", "sequences", "Texts that were computed"),
+    ("tokens", "tokens", "Tokens that were computed, padding not included"),
+    ("padding_tokens", "padding_tokens", "Places in batches that were computed and held no token"),
+    ("batches", "batches", "Batches that were computed"),
+    ("shared_batches", "shared_batches", "Batches that held texts of more than one caller"),
+    ("expired_calls", "expired", "Calls whose time was over before they were computed"),
+    ("abandoned_calls", "abandoned", "Calls whose caller had left before they were computed"),
+    ("rejected_calls", "rejected", "Calls turned away because too much waited"),
+    ("out_of_memory_batches", "out_of_memory", "Batches that the device had no memory for"),
+    ("failed_batches", "failed_batches", "Batches that the runtime failed"),
+    ("swaps", "swaps", "Changes of the model while the server ran"),
+)
+GAUGES = (
+    ("waiting_tokens", "waiting_tokens", "Tokens that wait to be computed"),
+    ("active_calls", "active_operations", "Calls that wait or are being computed"),
+)
+
+
+class View(NamedTuple):
+    """The server at one moment."""
+
+    stats: Mapping[str, Any]
+    """As EmbeddingClient.stats() has them."""
+
+    outcomes: Mapping[tuple[str, str], int]
+    """Calls that are over, by method and outcome."""
+
+    connections: int
+    model: Mapping[str, str]
+    """What the model is: name, identity, device and the like."""
+
+    uptime_s: float
+
+
+class ServerCollector(Collector):
+    """Metrics made of what `look` returns at each scrape."""
+
+    def __init__(self, look: Callable[[], View]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterator[Metric]:
+        stats, outcomes, connections, model, uptime_s = self._look()
+        calls = CounterMetricFamily(
+            "embedshare_server_calls", "Calls that are over", labels=["method", "outcome"]
+        )
+        for (method, outcome), count in sorted(outcomes.items()):
+            calls.add_metric([method, outcome], count)
+        yield calls
+        yield from _histograms(stats["histograms"])
+        for name, key, meaning in COUNTERS:
+            yield CounterMetricFamily(f"embedshare_server_{name}", meaning, value=stats[key])
+        for name, key, meaning in GAUGES:
+            yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=stats[key])
+        yield GaugeMetricFamily("embedshare_server_connections", "Callers connected", value=connections)
+        yield GaugeMetricFamily("embedshare_server_uptime_seconds", "Since the start", value=uptime_s)
+        sizes = {
+            "memory_bytes": ("Memory that the server's process holds", memory.of_process()),
+            "gpu_memory_bytes": ("Memory that it has taken from its GPUs", memory.of_gpu()),
+            "model_memory_bytes": ("Memory that loading the model took", _bytes(stats["model_mb"])),
+        }
+        for name, (meaning, size) in sizes.items():
+            if size is not None:
+                yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=size)
+        yield InfoMetricFamily("embedshare_server_model", "The model that is served", value=dict(model))
+
+
+def serve(host: str, port: int, look: Callable[[], View]) -> None:
+    """Answer `GET /metrics` at an address until the process ends, in threads of its own.
+
+    Raises OSError where the address cannot be listened at.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(ServerCollector(look))
+    listener = platforms.exclusive_listener(host, port, backlog=16)
+    server = ThreadingHTTPServer((host, port), _handler(registry), bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def _handler(over: CollectorRegistry) -> type[MetricsHandler]:
+    class Handler(MetricsHandler):
+        registry = over
+        timeout = SCRAPER_S
+
+        def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
+            if self.path.partition("?")[0] == "/metrics":
+                super().do_GET()
+            else:
+                self.send_error(404, explain="the metrics are at /metrics")
+
+    return Handler
+
+
+def _histograms(snapshots: Mapping[str, Snapshot]) -> Iterator[Metric]:
+    seconds = HistogramMetricFamily(
+        "embedshare_server_call_seconds", "Where the time of answered embeddings went", labels=["stage"]
+    )
+    for stage in STAGES:
+        snapshot = snapshots[f"{stage}_ms"]
+        seconds.add_metric([stage], _buckets(snapshot, 1e3), snapshot["sum"] / 1e3)
+    yield seconds
+    for name, meaning in (("sequences", "Texts in a batch"), ("tokens", "Tokens in a batch")):
+        snapshot = snapshots[f"batch_{name}"]
+        sizes = HistogramMetricFamily(f"embedshare_server_batch_{name}", meaning)
+        sizes.add_metric([], _buckets(snapshot, 1), snapshot["sum"])
+        yield sizes
+
+
+def _buckets(snapshot: Snapshot, divisor: float) -> list[tuple[str, float]]:
+    """Cumulative counts by upper bound, as Prometheus has them."""
+    below, buckets = 0, []
+    for bound, count in zip([*snapshot["bounds"], float("inf")], snapshot["counts"], strict=True):
+        below += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound / divisor), float(below)))
+    return buckets
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else round(megabytes * 1e6)

@@ -1,0 +1,186 @@
+"""What this worker does, as Prometheus reads it.
+
+With PROMETHEUS_MULTIPROC_DIR set, processes that share a port (gunicorn's) keep their numbers in files there,
+and whichever answers a scrape gives the sum of all; so these are prometheus_client's own metric objects.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from flask import Blueprint, Flask, Response, g, request
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    exposition,
+    multiprocess,
+)
+
+from embedshare.telemetry import memory
+from embedshare.telemetry.calls import Calls, Ended
+from embedshare.telemetry.histogram import MILLISECONDS
+from embedshare.web import openapi
+
+#: The states that `stats()["client"]["state"]` can have, all shown.
+STATES = ("connecting", "connected", "falling back", "refused", "local", "closed")
+#: Methods that have a label of their own; any other word that a stranger sends shares one.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: How often processes that share files write those numbers that change without a request.
+REFRESH_S = 1.0
+SECONDS = tuple(bound / 1e3 for bound in MILLISECONDS)
+TEXT = "text/plain"
+
+
+class Watched(Protocol):
+    """What is asked of the model."""
+
+    calls: Calls
+
+    def client_stats(self) -> dict[str, Any]: ...
+
+
+class Metrics:
+    """One worker's metrics."""
+
+    def __init__(self, model: Watched) -> None:
+        self._model = model
+        self._shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if self._shared:
+            Path(self._shared).mkdir(parents=True, exist_ok=True)
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "embedshare_http_requests",
+            "Requests that were answered",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "embedshare_http_request_seconds", "How long requests took", ["route"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._in_flight = _gauge("embedshare_http_requests_in_flight", "Requests being answered", registry)
+        self._calls = Counter(
+            "embedshare_client_calls",
+            "Calls that this worker made of the model, by who answered",
+            ["method", "outcome", "source"],
+            registry=registry,
+        )
+        seconds = Histogram(
+            "embedshare_client_call_seconds", "Where the time of answered embeddings went", ["stage"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._stages = {
+            stage: seconds.labels(stage) for stage in ("tokenize", "queue", "compute", "wire", "total")
+        }
+        self._state = _gauge(
+            "embedshare_client_state", "Processes of this worker in this state", registry, "state"
+        )
+        self._processes = _gauge("embedshare_worker_processes", "Processes of this worker", registry)
+        self._memory = _gauge("embedshare_worker_memory_bytes", "Memory that they hold", registry)
+        self._started = Gauge(
+            "embedshare_worker_start_time_seconds", "When the youngest of them began, in Unix time",
+            registry=registry, multiprocess_mode="livemax",
+        )  # fmt: skip
+        self._born = time.time()
+        self._changes = {
+            name: Counter(f"embedshare_client_{name}", meaning, registry=registry)
+            for name, meaning in (
+                ("fallbacks", "Times that a local model took the server's place"),
+                ("returns", "Returns to the server"),
+                ("reconnects", "Connections that took the place of one that had ended"),
+            )
+        }
+        self._seen = dict.fromkeys(self._changes, 0)
+        self._refreshing = threading.Lock()
+        self._refresher: int | None = None
+        model.calls.listeners.append(self._count_call)
+
+    def exposition(self) -> bytes:
+        """All numbers in Prometheus' text format."""
+        self.refresh()
+        if not self._shared:
+            return exposition.generate_latest(self._registry)
+        everyone = CollectorRegistry()
+        multiprocess.MultiProcessCollector(everyone, self._shared)  # type: ignore[no-untyped-call]
+        return exposition.generate_latest(everyone)
+
+    def refresh(self) -> None:
+        """Write what changes without a request or a call."""
+        with self._refreshing:
+            stats = self._model.client_stats()
+            for state in STATES:
+                self._state.labels(state).set(state == stats["state"])
+            for name, counter in self._changes.items():
+                counter.inc(stats[name] - self._seen[name])
+                self._seen[name] = stats[name]
+            self._processes.set(1)
+            self._memory.set(memory.of_process() or 0)
+            self._started.set(self._born)
+
+    def watch(self, app: Flask) -> None:
+        """Count the requests of an application."""
+
+        @app.before_request
+        def began() -> None:
+            g.began = time.perf_counter()
+            self._in_flight.inc()
+            self._keep_refreshing()
+
+        @app.after_request
+        def answered(response: Response) -> Response:
+            route = request.url_rule.rule if request.url_rule else "unknown"
+            method = request.method if request.method in METHODS else "other"
+            self._requests.labels(route, method, str(response.status_code)).inc()
+            self._request_seconds.labels(route).observe(time.perf_counter() - g.began)
+            return response
+
+        @app.teardown_request
+        def ended(_: BaseException | None) -> None:
+            if g.pop("began", None) is not None:  # a test client tears a request down twice
+                self._in_flight.dec()
+
+    def _count_call(self, call: Ended) -> None:
+        self._calls.labels(call.method, call.outcome, call.source).inc()
+        if call.timings is None:
+            return
+        wire_ms = call.total_ms - sum(call.timings)
+        for stage, ms in zip(self._stages, (*call.timings, wire_ms, call.total_ms), strict=True):
+            self._stages[stage].observe(max(0.0, ms) / 1e3)
+
+    def _keep_refreshing(self) -> None:
+        """Where others answer scrapes for this process, see to its numbers; begun anew in a forked child."""
+        if not self._shared or self._refresher == os.getpid():
+            return
+        self._refresher, self._born, self._refreshing = os.getpid(), time.time(), threading.Lock()
+
+        def go_on() -> None:
+            while True:
+                self.refresh()
+                time.sleep(REFRESH_S)
+
+        threading.Thread(target=go_on, name="metrics", daemon=True).start()
+
+
+def blueprint(exposition: Callable[[], bytes]) -> Blueprint:
+    """`GET /metrics`."""
+    routes = Blueprint("metrics", __name__)
+
+    @routes.get("/metrics")
+    @openapi.describe({200: {TEXT: str}})
+    def metrics() -> Response:
+        """This worker's numbers, for Prometheus."""
+        return Response(exposition(), content_type=f"{TEXT}; version=0.0.4; charset=utf-8")
+
+    return routes
+
+
+def _gauge(name: str, meaning: str, registry: CollectorRegistry, *labels: str) -> Gauge:
+    """A number that is added up over the processes that live."""
+    return Gauge(name, meaning, labels, registry=registry, multiprocess_mode="livesum")

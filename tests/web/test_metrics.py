@@ -1,0 +1,168 @@
+"""What Prometheus reads from web workers: of one process, and of several that share a port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from flask.testing import FlaskClient
+
+from app import create_app
+from embeddingClient import EmbeddingClient
+from embedshare.fallback import State
+from embedshare.settings import Settings
+from embedshare.web.metrics import STATES
+from tests.processes import ROOT, SRC, ModelServer, free_port, wait_for
+from tests.telemetry.scraped import Scrape
+
+
+@pytest.fixture
+def browser(model: EmbeddingClient) -> Iterator[FlaskClient]:
+    with create_app(model, Settings()).test_client() as client:
+        yield client
+
+
+def scraped(browser: FlaskClient) -> Scrape:
+    response = browser.get("/metrics")
+    assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return Scrape(response.text)
+
+
+def test_requests_are_counted_by_route_method_and_status(browser: FlaskClient) -> None:
+    for _ in range(3):
+        assert browser.post("/embed", json={"texts": ["a text"]}).status_code == 200
+    browser.post("/embed", json={"texts": 7})
+    browser.get("/embed")
+    browser.get("/health")
+    found = scraped(browser)
+    name = "embedshare_http_requests_total"
+    assert found(name, route="/embed", method="POST", status="200") == 3
+    assert found(name, route="/embed", method="POST", status="400") == 1
+    assert found(name, route="/health", method="GET", status="200") == 1
+    assert found("embedshare_http_request_seconds_count", route="/embed") == 4
+    assert 0 < found("embedshare_http_request_seconds_sum", route="/embed") < 60
+    assert found("embedshare_http_requests_in_flight") == 1  # the scrape
+
+
+def test_strangers_words_make_no_labels(browser: FlaskClient) -> None:
+    for number in range(20):
+        browser.get(f"/no/such/page/{number}")
+        browser.open("/health", method=f"WORD{number}")
+    found = scraped(browser)
+    name = "embedshare_http_requests_total"
+    assert found.label_values(name, "route") == {"unknown"}
+    assert found.label_values(name, "method") == {"GET", "other"}
+    assert found(name, route="unknown", method="GET", status="404") == 20
+    assert found(name, route="unknown", method="other", status="405") == 20
+
+
+def test_the_client_s_calls_are_counted_by_outcome_and_timed_by_stage(browser: FlaskClient) -> None:
+    for _ in range(4):
+        browser.post("/embed", json={"texts": ["a text", "another"]})
+    found = scraped(browser)
+    calls = "embedshare_client_calls_total"
+    assert found(calls, method="encode", outcome="ok", source="server") == 4
+    for stage in ("tokenize", "queue", "compute", "wire", "total"):
+        assert found("embedshare_client_call_seconds_count", stage=stage) == 4
+    total = found("embedshare_client_call_seconds_sum", stage="total")
+    assert total == pytest.approx(found("embedshare_client_call_seconds_sum") / 2)
+    assert found("embedshare_client_state", state="connected") == 1
+    assert found("embedshare_client_state") == 1
+    assert found("embedshare_worker_processes") == 1
+    assert found("embedshare_worker_memory_bytes") == pytest.approx(
+        psutil.Process().memory_info().rss, rel=0.1
+    )
+    assert found("embedshare_worker_start_time_seconds") > 1e9
+
+
+def test_every_state_of_the_client_is_shown() -> None:
+    assert set(STATES) == {state.value for state in State}
+
+
+def test_a_server_that_goes_and_comes_back_can_be_seen(tmp_path: Path) -> None:
+    running = ModelServer(tmp_path).start()
+    with running.client() as model, create_app(model, Settings()).test_client() as browser:
+        browser.post("/embed", json={"texts": ["before"]})
+        running.kill()
+        assert browser.post("/embed", json={"texts": ["meanwhile"]}).status_code == 200
+        found = scraped(browser)
+        assert found("embedshare_client_state", state="falling back") == 1
+        assert found("embedshare_client_state", state="connected") == 0
+        assert found("embedshare_client_calls_total", outcome="ok", source="local") >= 1
+        assert found("embedshare_client_fallbacks_total") == 1
+        running.start()
+        wait_for(lambda: scraped(browser)("embedshare_client_returns_total") == 1, what="the return")
+        assert scraped(browser)("embedshare_client_state", state="connected") == 1
+    running.stop()
+
+
+def test_a_call_that_nobody_answers_is_counted_by_its_error(tmp_path: Path) -> None:
+    with (
+        ModelServer(tmp_path).client(EMBEDDING_FALLBACK="none") as away,
+        create_app(away, Settings()).test_client() as browser,
+    ):
+        assert browser.post("/embed", json={"texts": ["a"]}).status_code == 503
+        found = scraped(browser)
+    assert found("embedshare_client_calls_total", outcome="ServerUnavailable", source="nobody") == 1
+    assert found("embedshare_http_requests_total", route="/embed", status="503") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gunicorn does not run on Windows")
+@pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preload"])
+def test_three_gunicorn_processes_give_one_sum_whichever_answers(
+    server: ModelServer, tmp_path: Path, preload: bool
+) -> None:
+    port = free_port()
+    environment = server.environment(EMBEDDING_FALLBACK="none", PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "m"))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "counter_99999999.db").write_bytes(b"of the run before")
+    said = tmp_path / "gunicorn.log"
+    with said.open("wb") as output:
+        gunicorn = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy/prometheus/gunicorn.conf.py"),
+             "--chdir", str(SRC), "--bind", f"127.0.0.1:{port}", *["--preload"] * preload,
+             "app:create_app()"],
+            env=environment, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+
+    def embed(number: int) -> int:
+        return requests.post(f"{url}/embed", json={"texts": [f"text {number}"]}, timeout=60).status_code
+
+    def scrape() -> Scrape:
+        return Scrape(requests.get(f"{url}/metrics", timeout=60).text)
+
+    def embedded(found: Scrape) -> tuple[float, float]:
+        name = "embedshare_client_calls_total"
+        return found("embedshare_http_requests_total", route="/embed", status="200"), found(
+            name, method="encode", outcome="ok", source="server"
+        )
+
+    try:
+        wait_for(lambda: said.read_bytes().count(b"Booting worker") == 3, 60, "three processes")
+        with ThreadPoolExecutor(12) as threads:
+            assert set(threads.map(embed, range(120))) == {200}
+            # Each process answers some of these: all of them tell of all 120.
+            sums = list(threads.map(lambda _: embedded(scrape()), range(24)))
+        assert set(sums) == {(120, 120)}
+        wait_for(lambda: scrape()("embedshare_client_state", state="connected") == 3, 30, "all in touch")
+        children = psutil.Process(gunicorn.pid).children()
+        assert scrape()("embedshare_worker_processes") == len(children) == 3
+        resident = sum(child.memory_info().rss for child in children)
+        assert scrape()("embedshare_worker_memory_bytes") == pytest.approx(resident, rel=0.2)
+        os.kill(children[0].pid, signal.SIGKILL)
+        # What it did still counts; that it was there does not, and another takes its place.
+        wait_for(lambda: said.read_bytes().count(b"Booting worker") == 4, 60, "the fourth process")
+        wait_for(lambda: scrape()("embedshare_worker_processes") <= 3, 30, "the end of its gauges")
+        assert embedded(scrape()) == (120, 120)
+    finally:
+        gunicorn.terminate()
+        gunicorn.wait(30)
