@@ -18,7 +18,7 @@ from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import embed, errors, health, listener, load, metrics, openapi, tracing
+from embedshare.web import dashboard, embed, errors, health, listener, load, metrics, openapi, tracing
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -36,6 +36,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
     app.register_blueprint(load.blueprint(settings.web_threads))
+    app.register_blueprint(dashboard.blueprint(model))
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app

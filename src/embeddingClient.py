@@ -353,6 +353,7 @@ class EmbeddingClient(DropIn):
             "device": described.device if described else None,
             "dtype": described.dtype if described else None,
             "runtime": described.runtime if described else None,
+            "dimension": described.dimension if described else None,
         }
 
 

@@ -63,6 +63,8 @@ def _install(version: str, folder: Path, installed: dict[str, str]) -> str:
 ENCODES = """
 import importlib.util, sys
 assert importlib.util.find_spec("torch") is None
+from importlib.resources import files
+assert all((files("embedshare.web") / "static" / name).is_file() for name in ("dashboard.html", "page.js"))
 import numpy as np
 from embeddingClient import get_embedding_model
 model = get_embedding_model()

@@ -22,7 +22,7 @@ def test_every_answer_is_as_described(worker: Worker, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 selected / 5 total" in done.stdout  # all but the description itself
+    assert "8 selected / 8 total" in done.stdout  # all but the description itself
 
 
 def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Worker) -> None:
@@ -34,6 +34,9 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         for method, operation in operations.items()
     }
     assert found == {
+        ("/dashboard", "get"): {"200", "304", "500"},
+        ("/dashboard/data", "get"): {"200", "500"},
+        ("/dashboard/static/{name}", "get"): {"200", "304", "404", "500"},
         ("/embed", "post"): {"200", "400", "413", "415", "500", "503", "504"},
         ("/embedding/health", "get"): {"200", "500", "503"},
         ("/embedding/stats", "get"): {"200", "500", "503", "504"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,8 @@ from embedshare.web.errors import JSON, Error
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
+#: A part of a path that stands for any text, as Flask writes it.
+_VARIABLE = re.compile("<(\\w+)>")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _description(app: Flask) -> dict[str, Any]:
     for name, schema in components.items():
         spec.components.schema(name, schema | {"description": inspect.cleandoc(schema["description"])})
     for (path, method), view in views.items():
-        spec.path(path, operations={method.lower(): _described(view, schemas)})
+        spec.path(_VARIABLE.sub(r"{\1}", path), operations={method.lower(): _described(view, path, schemas)})
     return spec.to_dict()
 
 
@@ -91,7 +94,7 @@ def _types(operations: Iterable[_Operation]) -> list[Any]:
     return list(dict.fromkeys(types))
 
 
-def _described(view: Callable[..., Any], schemas: Mapping[Any, Any]) -> dict[str, Any]:
+def _described(view: Callable[..., Any], path: str, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     operation: _Operation = vars(view)["operation"]
     summary, _, text = (inspect.getdoc(view) or "").partition("\n\n")
     responses: dict[int, Any] = {
@@ -115,6 +118,11 @@ def _described(view: Callable[..., Any], schemas: Mapping[Any, Any]) -> dict[str
         "description": text,
         "responses": responses,
     }
+    variables = _VARIABLE.findall(path)
+    if variables:
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in variables
+        ]
     if operation.body:
         described["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[operation.body]}}}
     return described

@@ -1,0 +1,181 @@
+"""A page that shows what the shared model does, live, and the figures that it draws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from flask import Blueprint, Response, send_file
+from werkzeug.exceptions import NotFound
+
+from embedshare.errors import EmbedshareError
+from embedshare.web import openapi
+from embedshare.web.latest import Latest
+
+
+class Observed(Protocol):
+    """What this page asks of the model."""
+
+    def stats(self) -> dict[str, Any]: ...
+    def client_stats(self) -> dict[str, Any]: ...
+
+
+class Process(msgspec.Struct):
+    """A process that serves the model or uses it; null is what nobody here knows.
+
+    `calls` is how many it has made (a worker) or answered (the server) since it began.
+    """
+
+    name: str
+    pid: int | None
+    port: int | None = None
+    state: str | None = None
+    uptime_s: float | None = None
+    restarts: int | None = None
+    memory_mb: float | None = None
+    calls: int | None = None
+
+
+class Memory(msgspec.Struct):
+    """What the server and the `processes` connected to it take together (`shared_mb`), and what those
+    processes would take without it, with a model of `model_mb` in each (`unshared_mb`)."""
+
+    processes: int
+    shared_mb: float | None
+    unshared_mb: float | None
+    model_mb: float | None
+
+
+class DashboardData(msgspec.Struct):
+    """Figures at `time` (seconds since 1970): counters and histograms add up since their process began."""
+
+    time: float
+    worker: dict[str, Any]
+    server: dict[str, Any] | None
+    processes: list[Process]
+    memory: Memory
+    error: str | None = None
+
+
+#: What a page waits for the figures, in seconds; then it is told that nobody answers.
+PATIENCE_S = 2.0
+_STATIC = Path(__file__).with_name("static")
+#: By a file's ending. Not the machine's own table, which on Windows may call JavaScript plain text.
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def blueprint(model: Observed, processes: Callable[[], list[dict[str, Any]]] | None = None) -> Blueprint:
+    """`/dashboard`, its files and its data.
+
+    `processes` lists those of a supervisor, with the fields of Process; without one they are the server,
+    this worker and who else is connected to the server.
+    """
+    routes = Blueprint("dashboard", __name__)
+    files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _MEDIA_TYPES}
+    latest = Latest(model.stats)
+
+    @routes.get("/dashboard")
+    @openapi.describe({200: {"text/html": str}, 304: {}})
+    def dashboard() -> Response:
+        """A live page for people."""
+        response = _file(_STATIC / "dashboard.html", "text/html; charset=utf-8")
+        response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    @routes.get("/dashboard/static/<name>")
+    @openapi.describe(
+        {200: {kind.partition(";")[0]: str for kind in _MEDIA_TYPES.values()}, 304: {}}, errors=(NotFound,)
+    )
+    def dashboard_static(name: str) -> Response:
+        """A file of the live page."""
+        if name not in files:
+            raise NotFound(f"the live page has no file {name!r}")
+        return _file(files[name], _MEDIA_TYPES[files[name].suffix])
+
+    @routes.get("/dashboard/data")
+    @openapi.describe({200: DashboardData})
+    def dashboard_data() -> Response:
+        """The figures of the live page, now."""
+        data = _data(model, latest, processes() if processes else None)
+        return Response(
+            msgspec.json.encode(data), content_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    return routes
+
+
+def _file(path: Path, media_type: str) -> Response:
+    """Asked for anew at each visit, and sent only where it has changed: an upgrade is seen at once."""
+    response = send_file(path, media_type, conditional=True, etag=True)
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+def _data(
+    model: Observed, latest: Latest[dict[str, Any]], supervised: list[dict[str, Any]] | None
+) -> DashboardData:
+    error = None
+    try:
+        server = dict(latest.get(PATIENCE_S))
+        worker = server.pop("client")
+    except (EmbedshareError, TimeoutError) as reason:
+        server, worker = None, model.client_stats()
+        error = reason.message if isinstance(reason, EmbedshareError) else f"{reason} from the model server"
+    now = time.time()
+    connected = [Process(**each) for each in supervised or ()] or _connected(server, worker)
+    return DashboardData(now, worker, server, connected, _memory(server, worker), error)
+
+
+def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> list[Process]:
+    """The processes that the server knows of, itself first, and in any case this worker; in an order that
+    stays."""
+    me = Process(
+        "this worker", worker["pid"], state=_state(server, worker), uptime_s=worker["uptime_s"],
+        memory_mb=worker["memory_mb"], calls=worker["calls"],
+    )  # fmt: skip
+    if server is None or server["pid"] == worker["pid"]:
+        return [me]
+    port = server["server_address"].rpartition(":")[2]
+    first = Process(
+        "model server", server["pid"], int(port), "serving", server["uptime"],
+        memory_mb=server["memory_mb"], calls=server["total_requests"],
+    )  # fmt: skip
+    others = [
+        Process(
+            each["program"] or "unknown", each["pid"], None, "connected",
+            memory_mb=each["memory_mb"], calls=each["calls"],
+        )
+        for each in sorted(server["callers"], key=lambda each: (each["program"] or "", each["pid"] or 0))
+        if each["pid"] != worker["pid"]
+    ]  # fmt: skip
+    return [first, me, *others]
+
+
+def _state(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> str:
+    """A client learns that its server is away by its next call; this page knows it before."""
+    return "waiting" if server is None and worker["state"] == "connected" else str(worker["state"])
+
+
+def _memory(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> Memory:
+    """Of those connected processes whose memory can be read: another machine's cannot."""
+    if server is None or server["pid"] == worker["pid"]:  # nothing is shared now
+        return Memory(0, None, None, None)
+    of_callers = [each["memory_mb"] for each in server["callers"] if each["memory_mb"] is not None]
+    of_server, model = server["memory_mb"], server["model_mb"]
+    if of_server is None or model is None or not of_callers:
+        return Memory(len(of_callers), None, None, model)
+    alone = sum(of_callers)
+    return Memory(len(of_callers), alone + of_server, alone + model * len(of_callers), model)

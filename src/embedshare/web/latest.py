@@ -1,0 +1,53 @@
+"""The newest answer to a question that may be slow, for any number of callers who must not be."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Latest(Generic[T]):
+    """Asks `question` once at a time, in one thread: who comes meanwhile gets that same answer.
+
+    The thread is a daemon, so that a question that hangs does not keep the process from ending.
+    """
+
+    def __init__(self, question: Callable[[], T]) -> None:
+        self._question = question
+        self._asked: Future[T] | None = None
+        self._begin()
+
+    def get(self, patience_s: float) -> T:
+        """The answer; raises what `question` raises, and TimeoutError after `patience_s` seconds."""
+        if self._pid != os.getpid():
+            self._begin()  # a forked child has no thread that would answer
+        with self._lock:
+            asked = self._asked
+            if asked is None:
+                threading.Thread(target=self._answer, name="embedshare-latest", daemon=True).start()
+            if asked is None or asked.done():
+                asked = self._asked = Future()
+                self._questions.put(asked)
+        if not wait([asked], patience_s).done:
+            raise TimeoutError(f"no answer within {patience_s:g} s")
+        return asked.result()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._questions: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
+        self._asked = None
+
+    def _answer(self) -> None:
+        while True:
+            asked = self._questions.get()
+            try:
+                asked.set_result(self._question())
+            except Exception as error:  # it is the callers', in whose threads it is raised
+                asked.set_exception(error)

@@ -1,0 +1,104 @@
+// What happened between two samples of ever-growing counters: differences, sums of them, percentiles.
+
+/** How calls are answered, from the least to the most remarkable: of a longer time the most remarkable counts. */
+const STANDINGS = ["server", "local", "fallback", "away"];
+
+/** Counters of /embedding/stats, by the name that an interval has for what was added to them. */
+const COUNTERS = {
+  calls: "total_requests",
+  failed: "failed_requests",
+  texts: "sequences",
+  tokens: "tokens",
+  padding: "padding_tokens",
+};
+
+/** The value that a share `q` of those counted lies below, interpolated within its bucket; null of nothing.
+ *  `counts` has one more than `bounds`: what is over the last bound is taken to be at it. */
+export function quantile(bounds, counts, q) {
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (!total) return null;
+  let left = q * total;
+  for (let at = 0; at < bounds.length; at++) {
+    if (counts[at] && left <= counts[at]) {
+      const lower = at ? bounds[at - 1] : 0;
+      return lower + (bounds[at] - lower) * (left / counts[at]);
+    }
+    left -= counts[at];
+  }
+  return bounds[bounds.length - 1];
+}
+
+/** The mean of what a histogram counted; null of nothing. */
+export function mean(histogram) {
+  const total = histogram.counts.reduce((sum, count) => sum + count, 0);
+  return total ? histogram.sum / total : null;
+}
+
+/** Who answers calls at a sample of /dashboard/data. */
+export function standing(sample) {
+  if (!sample.server || ["refused", "closed"].includes(sample.worker.state)) return "away";
+  return { "falling back": "fallback", local: "local" }[sample.worker.state] ?? "server";
+}
+
+/** What happened from sample `before` to `after`. `counted` is the seconds of it that counters are known for:
+ *  0 where another process answers, or the same one anew, since then nobody knows what went before. */
+export function difference(before, after) {
+  const interval = {
+    from: before.time,
+    to: after.time,
+    counted: 0,
+    histograms: {},
+    standing: standing(after),
+    waiting: after.server?.waiting_tokens ?? null,
+    active: after.server?.active_operations ?? null,
+    shared: after.memory.shared_mb,
+    unshared: after.memory.unshared_mb,
+  };
+  for (const name of Object.keys(COUNTERS)) interval[name] = 0;
+  const [was, is] = [before.server, after.server];
+  const continued = was && is && was.pid === is.pid && was.identity === is.identity && was.uptime <= is.uptime;
+  if (!continued) return interval;
+  const added = Object.entries(COUNTERS).map(([name, key]) => [name, (is[key] ?? 0) - (was[key] ?? 0)]);
+  if (added.some(([, count]) => count < 0)) return interval;
+  Object.assign(interval, Object.fromEntries(added));
+  for (const [name, histogram] of Object.entries(is.histograms ?? {})) {
+    const since = subtract(histogram, was.histograms?.[name]);
+    if (since) interval.histograms[name] = since;
+  }
+  interval.counted = after.time - before.time;
+  return interval;
+}
+
+/** One interval for several that follow each other. */
+export function merge(intervals) {
+  const merged = { ...intervals[intervals.length - 1], from: intervals[0].from, counted: 0, histograms: {} };
+  for (const name of Object.keys(COUNTERS)) merged[name] = 0;
+  for (const one of intervals) {
+    merged.counted += one.counted;
+    for (const name of Object.keys(COUNTERS)) merged[name] += one[name];
+    for (const [name, histogram] of Object.entries(one.histograms)) {
+      merged.histograms[name] = add(merged.histograms[name], histogram);
+    }
+    merged.waiting = most(merged.waiting, one.waiting);
+    merged.active = most(merged.active, one.active);
+    if (STANDINGS.indexOf(one.standing) > STANDINGS.indexOf(merged.standing)) merged.standing = one.standing;
+  }
+  return merged;
+}
+
+function subtract(histogram, earlier) {
+  if (!earlier || String(earlier.bounds) !== String(histogram.bounds)) return null;
+  const counts = histogram.counts.map((count, at) => count - earlier.counts[at]);
+  if (counts.some((count) => count < 0)) return null;
+  return { bounds: histogram.bounds, counts, sum: histogram.sum - earlier.sum };
+}
+
+function add(sum, histogram) {
+  if (!sum || String(sum.bounds) !== String(histogram.bounds)) return histogram;
+  const counts = sum.counts.map((count, at) => count + histogram.counts[at]);
+  return { bounds: sum.bounds, counts, sum: sum.sum + histogram.sum };
+}
+
+function most(a, b) {
+  return a === null || b === null ? (a ?? b) : Math.max(a, b);
+}

@@ -1,0 +1,385 @@
+"""The live page in a real Chromium, over a real server, a real worker and real load."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from embedshare.telemetry.histogram import MILLISECONDS, quantile
+from tests.processes import SRC, ModelServer, free_port, wait_for
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+
+#: Two threads that call a worker 20 times a second together and say each second how often they did.
+LOAD = """
+import sys, threading, time, requests
+done, stop = [], threading.Event()
+def call():
+    with requests.Session() as session:
+        while not stop.wait(0.1):
+            if session.post(sys.argv[1] + "/embed", json={"texts": ["a text", "and another one"]}).ok:
+                done.append(time.time())
+threads = [threading.Thread(target=call) for _ in range(2)]
+for thread in threads: thread.start()
+def tell():
+    while not stop.wait(0.5):
+        now = time.time()
+        print(sum(now - 5 < moment for moment in done) / 5, flush=True)
+threading.Thread(target=tell).start()
+sys.stdin.read()
+stop.set()
+"""
+
+
+class Worker:
+    """`python src/app.py`, to be ended and started again at the same port."""
+
+    def __init__(self, server: ModelServer, folder: Path) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._environment = server.environment(PORT=self.url.rpartition(":")[2])
+        self._log = folder / "worker.log"
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SRC / "app.py")], env=self._environment, cwd=self._log.parent,
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        wait_for(lambda: b"ready: http" in self._log.read_bytes(), 60, "the worker's ready line")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    @contextmanager
+    def load(self, folder: Path) -> Iterator[Callable[[], float]]:
+        """Calls from another process; yields what tells how many a second it made in the last five."""
+        said = folder / "load.txt"
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LOAD, self.url], stdin=subprocess.PIPE, stdout=output
+            )
+        try:
+            yield lambda: float((said.read_text().split() or ["0"])[-1])
+        finally:
+            process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    running = ModelServer(tmp_path_factory.mktemp("server")).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def worker(model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    running = Worker(model_server, tmp_path_factory.mktemp("worker"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """The live page, and what its browser had to complain of."""
+
+    def __init__(self, chromium: Browser, worker: Worker, **options: Any) -> None:
+        self.worker = worker
+        self.context = chromium.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self._hear(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(f"{worker.url}/dashboard")
+        self.wait_for(lambda: self.text("#live-text").startswith("live"), "the first figures")
+
+    def _hear(self, kind: str, text: str) -> None:
+        if kind == "error":
+            self.complaints.append(text)
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def figure(self, selector: str) -> float:
+        """0 while there is none."""
+        return float(self.text(selector).replace(",", "").replace("–", "0"))
+
+    @property
+    def standing(self) -> str | None:
+        return self.page.get_attribute("#pill", "data-standing")
+
+    def wait_for(self, condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
+        def asked() -> Any:
+            self.page.wait_for_timeout(50)  # events of the browser are heard only here
+            return condition()
+
+        wait_for(asked, limit_s, what)
+
+
+@pytest.fixture
+def watched(chromium: Browser, worker: Worker) -> Iterator[Watched]:
+    """The page; afterwards nothing may have gone wrong in it, and nothing been asked of another origin."""
+    page = Watched(chromium, worker)
+    yield page
+    page.context.close()
+    assert not page.complaints
+    assert page.asked
+    assert not [url for url in page.asked if not url.startswith((f"{worker.url}/", "data:"))]
+
+
+def module(page: Page, name: str, expression: str, argument: Any = None) -> Any:
+    """`expression` of one of the page's modules, as `it`, and of `argument`."""
+    code = (
+        f"async (argument) => {{ const it = await import('/dashboard/static/{name}'); return {expression}; }}"
+    )
+    return page.evaluate(code, argument)
+
+
+def test_the_figures_follow_the_load_and_the_history_stays(watched: Watched, tmp_path: Path) -> None:
+    with watched.worker.load(tmp_path) as made:
+        watched.wait_for(
+            lambda: made() > 2 and 0.7 < watched.figure("#calls") / made() < 1.4, "the load that is made"
+        )
+        watched.wait_for(lambda: watched.figure("#texts") > watched.figure("#calls"), "two texts a call")
+        assert watched.figure("#p50") > 0
+        assert watched.figure("#p99") >= watched.figure("#p50")
+        assert watched.page.is_hidden("#empty")
+        assert watched.standing == "server"
+        assert "all-MiniLM-L6-v2" in watched.text("#model")
+        memory = requests.get(f"{watched.worker.url}/dashboard/data", timeout=30).json()["memory"]
+        for name, value in (("shared", memory["shared_mb"]), ("unshared", memory["unshared_mb"])):
+            assert in_megabytes(watched.text(f"#{name}")) == pytest.approx(value, rel=0.2)
+        assert watched.text("#shared-name") == f"{memory['processes']} process and one model server"
+        print(f"{watched.text('#calls')} calls/s shown, {made():.1f} made, p50 {watched.text('#p50')} ms")
+    watched.wait_for(lambda: watched.text("#calls") == "0", "the end of the load")
+    assert watched.text("#p50") == "–"
+    assert any(rate > 0 for rate in pointed_at(watched))
+
+
+def in_megabytes(text: str) -> float:
+    value, unit = text.split()
+    return float(value) * {"MB": 1, "GB": 1000}[unit]
+
+
+def pointed_at(watched: Watched) -> list[float]:
+    """The calls per second that the throughput chart shows along its width."""
+    box = watched.page.locator("#throughput .u-over").bounding_box()
+    assert box is not None
+    found = []
+    for step in range(1, 40):
+        watched.page.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] / 2)
+        found.append(watched.figure("#throughput-legend li:first-child b"))
+    return found
+
+
+def test_who_answers_is_shown_and_marked_when_the_server_dies_and_comes_back(
+    watched: Watched, model_server: ModelServer, tmp_path: Path
+) -> None:
+    assert watched.standing == "server"
+    assert not painted(watched.page, "--warn")
+    model_server.kill()
+    watched.wait_for(lambda: watched.standing == "away", "a server that is away")
+    assert str(model_server.port) in watched.text("#notice")
+    with watched.worker.load(tmp_path):
+        watched.wait_for(lambda: watched.standing == "fallback", "the local model", 120)
+        watched.wait_for(lambda: watched.figure("#calls") > 0, "calls that the local model answers")
+        assert "local model" in watched.text("#notice")
+        model_server.start()
+        watched.wait_for(lambda: watched.standing == "server", "the server's return", 120)
+        watched.wait_for(lambda: watched.figure("#calls") > 0, "calls that the server answers")
+    assert watched.page.is_hidden("#notice")
+    assert painted(watched.page, "--warn")
+    assert painted(watched.page, "--bad")
+
+
+def painted(page: Page, color: str) -> int:
+    """How many pixels of the throughput chart have exactly a colour of the theme: those of its bands."""
+    return int(page.evaluate(
+        """(name) => {
+            const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+            const wanted = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+            const canvas = document.querySelector("#throughput canvas");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let at = 0; at < data.length; at += 4) {
+                if (wanted.every((value, i) => data[at + i] === value) && data[at + 3] === 255) count += 1;
+            }
+            return count;
+        }""",
+        color,
+    ))  # fmt: skip
+
+
+def test_a_worker_that_is_away_is_said_and_tried_until_it_is_back(
+    chromium: Browser, worker: Worker, tmp_path: Path
+) -> None:
+    watched = Watched(chromium, worker)
+    with worker.load(tmp_path):
+        watched.wait_for(lambda: watched.figure("#calls") > 0, "calls")
+    worker.stop()
+    watched.wait_for(lambda: "trying again" in watched.text("#live-text"), "the loss of the worker")
+    assert "does not answer" in watched.text("#notice")
+    worker.start()
+    watched.wait_for(lambda: watched.text("#live-text").startswith("live"), "the worker's return")
+    watched.wait_for(lambda: watched.page.is_hidden("#notice"), "the end of the notice")
+    assert any(rate > 0 for rate in pointed_at(watched))
+    assert all("ERR_" in complaint for complaint in watched.complaints)  # the browser's own, of the worker
+    watched.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_themes_can_be_read_and_a_choice_is_remembered(
+    chromium: Browser, worker: Worker, tmp_path: Path, scheme: Any
+) -> None:
+    watched = Watched(chromium, worker, color_scheme=scheme)
+    page = watched.page
+    for _ in range(2):
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        ratios = page.evaluate(CONTRASTS)
+        assert len(ratios) > 30
+        assert not {text: ratio for text, ratio in ratios.items() if ratio < 4.5}, theme
+        page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)
+        assert (tmp_path / f"{theme}.png").stat().st_size > 20_000
+        page.click("#theme")
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    page.click("#theme")
+    page.reload()
+    assert (
+        page.evaluate("document.documentElement.dataset.theme") == {"light": "dark", "dark": "light"}[scheme]
+    )
+    assert not watched.complaints
+    watched.context.close()
+
+
+#: The contrast, as WCAG 2 has it, of each visible element that has text of its own, by that text.
+CONTRASTS = """() => {
+    const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+    const part = (value) => ((value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    const luminance = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+    const behind = (element) => {
+        for (let one = element; one; one = one.parentElement) {
+            const color = numbers(getComputedStyle(one).backgroundColor);
+            if (color.length === 3 || color[3] === 1) return color;
+        }
+        return [255, 255, 255];
+    };
+    const found = {};
+    for (const element of document.querySelectorAll("body *")) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!own || !element.checkVisibility({ visibilityProperty: true })) continue;
+        const shades = [numbers(getComputedStyle(element).color), behind(element)].map(luminance);
+        const ratio = (Math.max(...shades) + 0.05) / (Math.min(...shades) + 0.05);
+        found[element.tagName + " " + element.textContent.slice(0, 40)] = ratio;
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_no_screen_is_too_narrow(chromium: Browser, worker: Worker, tmp_path: Path, width: int) -> None:
+    watched = Watched(chromium, worker)
+    watched.page.set_viewport_size({"width": width, "height": 844})
+    chart = "document.querySelector('#latency canvas').clientWidth"
+    watched.wait_for(lambda: watched.page.evaluate(chart) < width, "charts of the new width")
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+    past = watched.page.evaluate(
+        """() => [...document.querySelectorAll("main *")].filter((one) => one.checkVisibility()
+            && !one.closest(".uplot, [role=tooltip]") && one.getBoundingClientRect().right > innerWidth + 1)
+            .map((one) => one.outerHTML.slice(0, 80))"""
+    )
+    assert not past
+    watched.context.close()
+
+
+def test_the_browser_runs_no_script_that_is_not_the_page_s_own(chromium: Browser, worker: Worker) -> None:
+    watched = Watched(chromium, worker)
+    ran = watched.page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
+            document.head.append(script);
+            return Boolean(window.ran);
+        }"""
+    )
+    assert ran is False
+    assert any("Content Security Policy" in complaint for complaint in watched.complaints)
+    watched.context.close()
+
+
+def test_percentiles_of_the_page_are_python_s(watched: Watched) -> None:
+    choose = random.Random(1)
+    cases = []
+    for size in (0, 1, 2, 30, 10_000):
+        counts = [0] * (len(MILLISECONDS) + 1)
+        for _ in range(size):
+            counts[choose.randrange(len(counts))] += 1
+        cases += [(MILLISECONDS, counts, q) for q in (0.0, 0.5, 0.9, 0.99, 1.0)]
+    found = module(watched.page, "interval.js", "argument.map((one) => it.quantile(...one))", cases)
+    assert found == [pytest.approx(quantile(*case)) if any(case[1]) else None for case in cases]
+
+
+def sample(
+    time: float, calls: int, *, pid: int = 1, failed: int = 0, latencies: list[int] | None = None
+) -> Any:
+    """What /dashboard/data says, so far as the arithmetic reads it."""
+    server = {
+        "pid": pid, "identity": "a", "uptime": time, "total_requests": calls, "failed_requests": failed,
+        "sequences": 2 * calls, "tokens": 10 * calls, "padding_tokens": calls, "waiting_tokens": calls,
+        "active_operations": 1,
+        "histograms": {"total_ms": {"bounds": [1, 2, 4], "counts": latencies or [0] * 4, "sum": 0}},
+    }  # fmt: skip
+    memory = {"processes": 1, "shared_mb": None, "unshared_mb": None, "model_mb": None}
+    return {"time": time, "worker": {"state": "connected"}, "server": server, "memory": memory}
+
+
+def test_a_difference_of_samples_is_what_happened_between_them(watched: Watched) -> None:
+    samples = [sample(10, 100, latencies=[1, 0, 0, 0]), sample(12, 160, failed=4, latencies=[1, 10, 50, 0])]
+    found = module(watched.page, "interval.js", "it.difference(...argument)", samples)
+    assert [found[name] for name in ("counted", "calls", "failed", "texts")] == [2, 60, 4, 120]
+    assert found["histograms"]["total_ms"]["counts"] == [0, 10, 50, 0]
+
+
+@pytest.mark.parametrize("later", [sample(12, 5), sample(12, 160, pid=2), {**sample(12, 0), "server": None}])
+def test_a_server_that_began_anew_counts_from_there_and_not_backwards(watched: Watched, later: Any) -> None:
+    found = module(watched.page, "interval.js", "it.difference(...argument)", [sample(10, 100), later])
+    assert [found[name] for name in ("counted", "calls", "texts")] == [0, 0, 0]
+    assert found["histograms"] == {}
+
+
+def test_a_long_history_is_bounded_and_loses_no_call(watched: Watched) -> None:
+    code = """(() => {
+        const history = new it.History();
+        for (let at = 0; at <= 100000; at++) {
+            argument.server.uptime = at;
+            history.add(structuredClone({ ...argument, time: at, server: { ...argument.server, total_requests: 3 * at } }));
+        }
+        const total = (list) => list.reduce((sum, one) => sum + one.calls, 0);
+        return [history.intervals.length, total(history.intervals), history.points(100000).length,
+                total(history.points(100000)), history.points(60).length, history.recent(5).calls];
+    })()"""  # noqa: E501
+    kept, calls, points, shown, last_minute, now = module(watched.page, "history.js", code, sample(0, 0))
+    assert kept < 5000
+    assert calls == shown == 300_000
+    assert points <= 301
+    assert (last_minute, now) == (61, 15)

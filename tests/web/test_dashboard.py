@@ -1,0 +1,154 @@
+"""The live page's files and figures, without a browser."""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+
+from embeddingClient import EmbeddingClient
+from embedshare.web import dashboard, errors
+from embedshare.web.latest import Latest
+from tests.processes import ModelServer, free_port, wait_for
+from tests.web.conftest import Worker
+
+
+def browser_of(model: dashboard.Observed, processes: Any = None) -> FlaskClient:
+    app = Flask("test", static_folder=None)
+    errors.register(app)
+    app.register_blueprint(dashboard.blueprint(model, processes))
+    return app.test_client()
+
+
+def test_the_page_allows_nothing_but_its_own_files_and_each_of_them_is_served(worker: Worker) -> None:
+    page = requests.get(f"{worker.url}/dashboard", timeout=30)
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "style-src 'self';" in policy
+    named = set(re.findall(r'(?:src|href)="([^"]+)"', page.text))
+    assert len(named) >= 6
+    for name in named:
+        answer = requests.get(f"{worker.url}/{name}", timeout=30)
+        assert answer.status_code == 200, name
+        kind = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}[name.rpartition(".")[2]]
+        assert answer.headers["Content-Type"].startswith(kind)
+    assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|https?://", page.text)
+
+
+def test_a_file_that_has_not_changed_is_not_sent_again(worker: Worker) -> None:
+    first = requests.get(f"{worker.url}/dashboard/static/page.js", timeout=30)
+    seen = {"If-None-Match": first.headers["ETag"]}
+    again = requests.get(f"{worker.url}/dashboard/static/page.js", headers=seen, timeout=30)
+    assert (first.headers["Cache-Control"], again.status_code, again.content) == ("no-cache", 304, b"")
+
+
+@pytest.mark.parametrize(
+    "name", ["dashboard.html", "VENDORED.md", "..%2fdashboard.py", "page.js%00", "none.js"]
+)
+def test_no_other_file_is_served(worker: Worker, name: str) -> None:
+    answer = requests.get(f"{worker.url}/dashboard/static/{name}", timeout=30)
+    assert (answer.status_code, answer.json()["type"]) == (404, "Not Found")
+
+
+def test_the_data_are_the_server_s_figures_its_processes_and_their_memory(
+    worker: Worker, server: ModelServer, model: EmbeddingClient
+) -> None:
+    model.encode("one call")
+    before = requests.get(f"{worker.url}/dashboard/data", timeout=30).json()
+    for _ in range(3):
+        requests.post(f"{worker.url}/embed", json={"texts": ["one", "two"]}, timeout=30).raise_for_status()
+    after = requests.get(f"{worker.url}/dashboard/data", timeout=30).json()
+    assert after["time"] > before["time"]
+    assert after["server"]["total_requests"] - before["server"]["total_requests"] >= 3
+    assert after["worker"]["calls"] - before["worker"]["calls"] == 3
+    assert sum(after["server"]["histograms"]["total_ms"]["counts"]) >= 4
+    assert server.process is not None
+    listed = {each["pid"]: each for each in after["processes"]}
+    assert {server.process.pid, worker.process.pid} < set(listed)
+    assert listed[server.process.pid]["port"] == server.port
+    assert listed[worker.process.pid]["state"] == "connected"
+    memory, callers = after["memory"], after["server"]["callers"]
+    of_callers = sum(each["memory_mb"] for each in callers)
+    assert memory["processes"] == len(callers)
+    assert memory["shared_mb"] == pytest.approx(of_callers + after["server"]["memory_mb"])
+    assert memory["unshared_mb"] == pytest.approx(of_callers + len(callers) * after["server"]["model_mb"])
+
+
+def test_while_nobody_answers_the_data_say_why_and_tell_of_this_worker(server: ModelServer) -> None:
+    nobody = {"EMBEDDING_SERVER_PORT": str(free_port()), "EMBEDDING_FALLBACK": "none"}
+    with server.client(**nobody) as client:
+        data = browser_of(client).get("/dashboard/data").json
+    assert data["server"] is None
+    assert nobody["EMBEDDING_SERVER_PORT"] in data["error"]
+    assert data["worker"]["calls"] == 0
+    assert [each["name"] for each in data["processes"]] == ["this worker"]
+    assert data["memory"] == {"processes": 0, "shared_mb": None, "unshared_mb": None, "model_mb": None}
+
+
+def test_a_supervisor_s_processes_take_the_place_of_those_found(model: EmbeddingClient) -> None:
+    known = [{"name": "worker-1", "pid": 1, "port": 5000, "state": "ready", "uptime_s": 2.5, "restarts": 3,
+              "memory_mb": None, "calls": None}]  # fmt: skip
+    assert browser_of(model, lambda: known).get("/dashboard/data").json["processes"] == known
+
+
+class Hanging:
+    """A model whose server takes a question and gives no answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go_on = threading.Event()
+
+    def stats(self) -> dict[str, Any]:
+        self.asked += 1
+        self.go_on.wait(60)
+        return {"pid": 7, "client": self.client_stats(), "server_address": "localhost:1", "uptime": 1.0,
+                "memory_mb": None, "model_mb": None, "total_requests": 0, "callers": []}  # fmt: skip
+
+    def client_stats(self) -> dict[str, Any]:
+        return {"pid": 8, "state": "connected", "uptime_s": 1.0, "memory_mb": None, "calls": 0}
+
+
+def test_a_server_that_hangs_is_asked_once_and_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "PATIENCE_S", 0.1)
+    model = Hanging()
+    browser = browser_of(model)
+    for _ in range(3):
+        data = browser.get("/dashboard/data").json
+        assert (data["server"], data["error"]) == (None, "no answer within 0.1 s from the model server")
+        assert data["processes"][0]["state"] == "waiting"
+    assert model.asked == 1
+    model.go_on.set()
+    data = wait_for(lambda: (found := browser.get("/dashboard/data").json)["server"] and found, 30)
+    assert [each["pid"] for each in data["processes"]] == [7, 8]
+    assert data["memory"]["shared_mb"] is None
+
+
+def test_whoever_comes_while_a_question_is_open_asks_no_second_one() -> None:
+    go_on, asked = threading.Event(), []
+
+    def question() -> int:
+        asked.append(1)
+        go_on.wait(60)
+        return len(asked)
+
+    latest = Latest(question)
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [threads.submit(latest.get, 0.2) for _ in range(8)]
+    assert all(isinstance(each.exception(), TimeoutError) for each in waiting)
+    assert len(asked) == 1
+    go_on.set()
+    assert wait_for(lambda: latest.get(30) > 1 and latest.get(30)) == len(asked)
+
+
+def test_an_error_is_raised_in_who_asked() -> None:
+    latest = Latest(lambda: 1 // 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            latest.get(30)
