@@ -30,6 +30,7 @@ calls = st.one_of(
     st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers),
     st.builds(codec.Tokenize, numbers, seconds, texts, text),
     st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES)),
+    st.builds(codec.Swap, numbers, seconds, text),
 )
 answers = st.one_of(
     st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
@@ -128,7 +129,8 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
         [1, 1, 1.0, ["a"], None, True, None],
         [1, 1, 1.0, ["a"], "", 1, None],
         [1, 1, 1.0, ["a"], "", True, 1.5],
-        [4, 1, 1.0, "describe"],
+        [5, 1, 1.0, "describe"],
+        [4, 1, 1.0, None],
         ["describe", 1, 1.0],
         {"describe": 1},
         [],

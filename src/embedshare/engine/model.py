@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from embedshare import platforms
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
 from embedshare.engine.vitals import Vitals
@@ -122,6 +123,10 @@ class Engine:
             )
         return self._tokenizer(texts, prompt)
 
+    def close(self) -> None:
+        """End the threads of an engine that nobody calls any more."""
+        self.scheduler.close()
+
     @property
     def vitals(self) -> Vitals:
         """Whether batches go through."""
@@ -180,6 +185,7 @@ class Engine:
 def release_memory() -> None:
     """Give back what engines that nobody holds any more still keep, GPU memory too."""
     gc.collect()
+    platforms.give_back_memory()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

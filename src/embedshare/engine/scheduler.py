@@ -106,6 +106,10 @@ class Scheduler:
     def waiting_tokens(self) -> int:
         return self._waiting.tokens
 
+    def close(self) -> None:
+        """End the scheduler's threads. Nothing may wait, and nothing may come any more."""
+        self._threads.shutdown(wait=False)
+
     def compute(
         self,
         sequences: list[list[int]],

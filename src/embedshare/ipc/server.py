@@ -15,7 +15,14 @@ from typing import Protocol
 
 from loguru import logger
 
-from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
+from embedshare.errors import (
+    EmbedshareError,
+    EngineFailed,
+    InvalidInput,
+    ModelSwapped,
+    Overloaded,
+    ProtocolError,
+)
 from embedshare.ipc import codec, handshake
 from embedshare.ipc.lobby import Lobby
 from embedshare.ipc.room import Room
@@ -32,8 +39,8 @@ SERIALIZER = "embedshare"
 managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
 
 
-class Service(Protocol):
-    """What answers the calls."""
+class Session(Protocol):
+    """What answers one connection's calls."""
 
     def answer(
         self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
@@ -41,8 +48,16 @@ class Service(Protocol):
         """The answer to `call`, and the raw rows that follow it.
 
         `received`: `time.monotonic()` when it came; `caller`: a number for its connection; `is_gone` tells,
-        without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent.
+        without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent;
+        ModelSwapped, after which the connection is closed.
         """
+
+
+class Service(Protocol):
+    """What opens a session for each connection."""
+
+    def session(self) -> Session:
+        """A session for a new connection."""
 
     def note_wire(self, decode_s: float, encode_s: float) -> None:
         """How long receiving and decoding a call that got rows took, and encoding its answer."""
@@ -136,6 +151,8 @@ class CallServer(managers.Server):
                 self.serve_client(connection, caller)
         except (EOFError, OSError):
             pass  # the caller left, which is how connections end
+        except ModelSwapped as error:
+            self._send_failure(connection, 0, error)
         except ProtocolError as error:
             logger.warning("a connection was closed: {}", error)
             self._send_failure(connection, 0, error)
@@ -145,29 +162,36 @@ class CallServer(managers.Server):
 
     def serve_client(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
         """Receive, decode, answer, encode, send, again; returns by EOFError when the caller leaves."""
+        session = self._service.session()
         while not self.stop_event.is_set():
             connection.wait_for_message()
             received = time.monotonic()
             connection.set_deadline(received + MESSAGE_S)
             size = connection.recv_size(self._max_message_bytes)
             with self._room.of(size):
-                self._receive_and_answer(connection, size, received, caller)
+                self._receive_and_answer(connection, session, size, received, caller)
 
-    def _receive_and_answer(self, connection: Connection, size: int, received: float, caller: int) -> None:
+    def _receive_and_answer(
+        self, connection: Connection, session: Session, size: int, received: float, caller: int
+    ) -> None:
         connection.set_deadline(time.monotonic() + MESSAGE_S)
         data = connection.recv_announced(size)
         with self._busy_lock:
             self._busy += 1
         try:
-            self._answer_one(connection, codec.decode_call(data), received, caller)
+            self._answer_one(connection, session, codec.decode_call(data), received, caller)
         finally:
             with self._busy_lock:
                 self._busy -= 1
 
-    def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> None:
+    def _answer_one(
+        self, connection: Connection, session: Session, call: codec.Call, received: float, caller: int
+    ) -> None:
         decoded = time.monotonic()
         try:
-            answer, rows = self._service.answer(call, received, caller, connection.peer_closed)
+            answer, rows = session.answer(call, received, caller, connection.peer_closed)
+        except ModelSwapped:
+            raise
         except EmbedshareError as error:
             self._send_failure(connection, call.id, error)
             return

@@ -81,8 +81,10 @@ class OpenVinoRuntime:
         self._whole = whole
         self._free = [whole, *parts]
         self._freed = threading.Condition()
-        # Not a daemon: a process must not end while OpenVINO compiles.
-        threading.Thread(target=self._fix_shapes, args=(model,), name="embedshare-shapes").start()
+        # Not a daemon, whoever loads the model: a process must not end while OpenVINO compiles.
+        threading.Thread(
+            target=self._fix_shapes, args=(model,), name="embedshare-shapes", daemon=False
+        ).start()
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
