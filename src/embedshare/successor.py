@@ -39,6 +39,7 @@ def load(settings: Settings, device: str, check: Callable[[], None]) -> Engine:
     check()
     try:
         engine = Engine.load(settings, settings.device)
+        engine.settle()
     except Exception as error:
         raise _failure(settings, error) from None
     try:

@@ -51,6 +51,7 @@ class Engine:
         self, runtime: Runtime, tokenizer: TextTokenizer, description: ModelDescription, settings: Settings
     ) -> None:
         self._tokenizer = tokenizer
+        self._runtime = runtime
         self._max_texts = settings.max_texts
         self.description = description
         self._loaded = time.monotonic()
@@ -123,8 +124,13 @@ class Engine:
             )
         return self._tokenizer(texts, prompt)
 
+    def settle(self) -> None:
+        """Return when the model is as fast as it gets: a runtime goes on compiling when it answers already."""
+        self._runtime.settle()
+
     def close(self) -> None:
         """End the threads of an engine that nobody calls any more."""
+        self.settle()
         self.scheduler.close()
 
     @property

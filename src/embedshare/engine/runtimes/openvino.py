@@ -82,9 +82,14 @@ class OpenVinoRuntime:
         self._free = [whole, *parts]
         self._freed = threading.Condition()
         # Not a daemon, whoever loads the model: a process must not end while OpenVINO compiles.
-        threading.Thread(
+        self._shapes = threading.Thread(
             target=self._fix_shapes, args=(model,), name="embedshare-shapes", daemon=False
-        ).start()
+        )
+        self._shapes.start()
+
+    def settle(self) -> None:
+        """See interface.Runtime."""
+        self._shapes.join()
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""

@@ -95,6 +95,9 @@ class PaddedRuntime:
         if self._thread is not None:
             self._warm_up()
 
+    def settle(self) -> None:
+        """See interface.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
         order = sorted(range(len(sequences)), key=lambda text: len(sequences[text]), reverse=True)

@@ -67,6 +67,9 @@ class TorchRuntime:
         self._layout = layout
         self._embedder.transformer.to(DTYPES[dtype])
 
+    def settle(self) -> None:
+        """See interface.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
         try:
