@@ -18,13 +18,22 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from embedshare import platforms
 from embedshare.drop_in import DropIn
-from embedshare.errors import EmbedshareError, InvalidInput, MissingDependency, TooLarge
+from embedshare.errors import (
+    EmbedshareError,
+    InvalidInput,
+    MissingDependency,
+    ModelMismatch,
+    ModelNotFound,
+    SwapRefused,
+    TooLarge,
+)
 from embedshare.fallback import Both, Failover, State
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
@@ -43,6 +52,8 @@ HEALTH_S = 3.0
 #: A long list goes out in pieces of at most this many texts and bytes.
 PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
+#: Rows, and the identity of the model that made them.
+_Part = tuple[np.ndarray, str]
 #: Pieces of one call that are under way at once: while one is computed the next is already on the server.
 PIECES_IN_FLIGHT = 2
 
@@ -81,13 +92,7 @@ class EmbeddingClient(DropIn):
         """What this client has asked for, and how that went."""
         self._async_pool: tuple[int, Executor] | None = None
         self._failover = Failover(
-            lambda on_connect: Connections(
-                settings.server_address,
-                lambda: client_key(settings),
-                on_connect,
-                settings.max_message_bytes,
-                lambda: this_process(self.program),
-            ),
+            self._connections,
             lambda expected: _load_engine(settings, expected),
             use_server=settings.use_ipc,
             fall_back=settings.fallback == "local",
@@ -169,6 +174,27 @@ class EmbeddingClient(DropIn):
             "memory_mb": memory.megabytes(memory.of_process()),
         }
 
+    def swap_model(self, model_name: str, timeout: float = 600.0) -> dict[str, Any]:
+        """Have the running model server change its model for `model_name`, for all of its clients.
+
+        It loads beside the old one and takes over between two calls, none of which fails. Returns the fields
+        of the new model's ModelDescription, and the `seconds` it took. Raises SwapRefused, and whatever keeps
+        the model from being loaded: then nothing has changed. Clients, this one too, then follow or refuse
+        the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds.
+        """
+        if not self._settings.use_ipc:
+            raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        folder = Path(os.path.expanduser(model_name))  # the server may run in another working directory
+        name = str(folder.resolve()) if folder.is_dir() else model_name
+        connections = self._connections(lambda description: None)  # whatever model serves now
+        try:
+            swapped: dict[str, Any] = connections.call(
+                lambda call_id, left: codec.Swap(call_id, left, name), time.monotonic() + timeout
+            )
+        finally:
+            connections.close()
+        return swapped
+
     def close(self) -> None:
         """Close the connections and let a local model go.
 
@@ -184,6 +210,16 @@ class EmbeddingClient(DropIn):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _connections(self, on_connect: Callable[[ModelDescription], None]) -> Connections:
+        settings = self._settings
+        return Connections(
+            settings.server_address,
+            lambda: client_key(settings),
+            on_connect,
+            settings.max_message_bytes,
+            lambda: this_process(self.program),
+        )
 
     def _async_threads(self) -> Executor:
         """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
@@ -204,35 +240,35 @@ class EmbeddingClient(DropIn):
     ) -> np.ndarray:
         pieces = list(self._cut(texts))
         if len(pieces) == 1 and not show_progress_bar:
-            return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)
+            return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)[0]
         self._meet(limit)
         while True:
-            began_with = self._describe().identity
-            rows = self._embed_pieces(
+            parts = self._embed_pieces(
                 texts, pieces, prompt, normalize, truncate_dim, limit, show_progress_bar
             )
-            if self._describe().identity == began_with:
-                return rows
+            if len({identity for _, identity in parts}) == 1:
+                return np.concatenate([rows for rows, _ in parts])
             # Another model was followed meanwhile: never vectors of two spaces in one answer.
 
     def _embed_piece(
         self, texts: list[str], prompt: str, normalize: bool, truncate_dim: int | None, limit: float
-    ) -> np.ndarray:
+    ) -> _Part:
         deadline = min(limit, time.monotonic() + self._settings.timeout_s)
 
         def on_server(call_id: int, time_left_s: float) -> codec.Call:
             request_id = request_ids.current()
             return codec.Encode(call_id, time_left_s, texts, prompt, normalize, truncate_dim, request_id)
 
-        def read(answer: tuple[np.ndarray, codec.Timings]) -> _Answered[np.ndarray]:
-            rows, timings = answer
-            return rows, "server", Timings(timings.tokenize_ms, timings.queue_ms, timings.compute_ms)
+        def read(answer: tuple[np.ndarray, codec.Timings, str]) -> _Answered[_Part]:
+            rows, timings, identity = answer
+            spent = Timings(timings.tokenize_ms, timings.queue_ms, timings.compute_ms)
+            return (rows, identity), "server", spent
 
-        def on_local(engine: Engine, deadline: float) -> _Answered[np.ndarray]:
+        def on_local(engine: Engine, deadline: float) -> _Answered[_Part]:
             encoded = engine.encode(
                 texts, prompt, normalize=normalize, truncate_dim=truncate_dim, deadline=deadline
             )
-            return encoded.rows, "local", Timings(*encoded[1:])
+            return (encoded.rows, engine.description.identity), "local", Timings(*encoded[1:])
 
         return self._call("encode", Both(on_server, read, on_local), deadline)
 
@@ -256,9 +292,9 @@ class EmbeddingClient(DropIn):
         truncate_dim: int | None,
         limit: float,
         show_progress_bar: bool,
-    ) -> np.ndarray:
+    ) -> list[_Part]:
         """Several pieces at once, each in a thread (and so on a connection) of its own."""
-        parts: list[np.ndarray] = [np.empty(0)] * len(pieces)
+        parts: list[_Part] = [(np.empty(0), "")] * len(pieces)
         left = enumerate(pieces)
         next_piece = threading.Lock()
 
@@ -287,7 +323,7 @@ class EmbeddingClient(DropIn):
                     left = enumerate([])  # on an error or an interrupt: begin no further piece
             for future in running:
                 future.result()
-        return np.concatenate(parts)
+        return parts
 
     def _cut(self, texts: list[str]) -> Iterator[range]:
         """Ranges of texts that fit into one message each.
@@ -409,10 +445,12 @@ def _key_text(key: bytes | str) -> str:
         raise InvalidInput("authkey must be UTF-8 text") from None
 
 
-def _load_engine(settings: Settings, expected_identity: str | None) -> Engine:
+def _load_engine(settings: Settings, expected: ModelDescription | None) -> Engine:
     """The model of a process that falls back, or that shares none; only such a process pays for its imports.
 
-    Raises MissingDependency on a base installation, and what `Engine.load` raises.
+    The model is the one that the settings name, or, where that is not of the server's vector space, the one
+    that the server of this machine told of: it was swapped to that. Raises MissingDependency on a base
+    installation, and what `Engine.load` raises.
     """
     try:
         from embedshare.engine import beside, model
@@ -420,6 +458,16 @@ def _load_engine(settings: Settings, expected_identity: str | None) -> Engine:
         raise MissingDependency(
             f"a local model needs more than this installation has ({error}): pip install 'embedshare[server]'"
         ) from None
-    if settings.use_ipc:
-        return beside.load(settings, settings.fallback_device, expected_identity)
-    return model.Engine.load(settings, settings.device, expected_identity)
+    identity = expected.identity if expected is not None else None
+    if not settings.use_ipc:
+        return model.Engine.load(settings, settings.device, identity)
+    try:
+        return beside.load(settings, settings.fallback_device, identity)
+    except (ModelMismatch, ModelNotFound) as error:
+        if expected is None or not settings.on_loopback or expected.model_name == settings.model_name:
+            raise
+        told = dataclasses.replace(settings, model_name=expected.model_name)
+        try:
+            return beside.load(told, settings.fallback_device, identity)
+        except ModelNotFound:
+            raise error from None

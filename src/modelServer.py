@@ -7,70 +7,82 @@ accepted.
 from __future__ import annotations
 
 import _thread
+import dataclasses
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from loguru import logger
 
 from embedshare import logs, platforms
-from embedshare.engine import vitals
+from embedshare.engine import vitals, weights
 from embedshare.engine.model import Engine
-from embedshare.errors import EmbedshareError, InvalidInput, MissingDependency, PortUnavailable, TooLarge
+from embedshare.engine.serving import Held, Serving
+from embedshare.errors import (
+    DeadlineExceeded,
+    EmbedshareError,
+    InvalidInput,
+    MissingDependency,
+    PortUnavailable,
+    SwapRefused,
+    TooLarge,
+)
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
+from embedshare.swap_note import SwapNote
 
 #: A health check embeds a text of its own where no embedding has gone through for this many seconds.
 FRESH_S = 2.0
+#: The longest name of a model, or path of its folder.
+MAX_NAME = 4096
 #: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
 _METRICS = "the model server's metrics"
 
+_Question = codec.Encode | codec.Tokenize | codec.Query
+
 
 class EmbeddingService:
-    """Answers the calls of `ipc.codec` with an engine.
+    """Answers the calls of `ipc.codec` with the model that `serving` holds."""
 
-    `max_message_bytes`: what a call may take with its prompt written before each text. `callers`: who is
-    connected, as the server notes it.
-    """
-
-    def __init__(self, engine: Engine, max_message_bytes: int, callers: Callers) -> None:
-        self._engine = engine
+    def __init__(self, serving: Serving, settings: Settings, stop: threading.Event, callers: Callers) -> None:
+        self._serving = serving
+        self._settings = settings
+        self._stop = stop
         self._callers = callers
-        self._max_message_bytes = max_message_bytes
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
-        self._queries: dict[str, Callable[[float], Any]] = {
-            "describe": lambda deadline: msgspec.to_builtins(engine.description),
-            "health": self._health,
-            "stats": lambda deadline: self.stats(),
-            "active_operations": lambda deadline: engine.scheduler.active,
+        self._queries: dict[str, Callable[[Engine, float], Any]] = {
+            "describe": lambda engine, deadline: msgspec.to_builtins(engine.description),
+            "health": _health,
+            "stats": lambda engine, deadline: self._stats(engine),
+            "active_operations": lambda engine, deadline: engine.scheduler.active,
         }
 
-    def answer(
-        self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
-    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+    def session(self) -> EmbeddingSession:
         """See ipc.server.Service."""
-        if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # nor is NaN, which no deadline would ever end
-            raise InvalidInput(
-                f"time_left_s is {call.time_left_s}; allowed: seconds from 0 to {MAX_TIME_LEFT_S:g}"
-            )
-        deadline = received + call.time_left_s
+        return EmbeddingSession(self, self._serving)
+
+    def answer(
+        self, engine: Engine, call: _Question, deadline: float, caller: int, is_gone: Callable[[], bool]
+    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+        """See ipc.server.Session."""
         if isinstance(call, codec.Query):
-            return codec.Reply(call.id, self._query(call.what)(deadline)), None
+            return codec.Reply(call.id, self._query(call.what)(engine, deadline)), None
         self._check_prompt(call)
         if isinstance(call, codec.Tokenize):
-            return codec.Reply(call.id, self._engine.tokenize(call.texts, call.prompt)), None
-        encoded = self._engine.encode(
+            return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt)), None
+        encoded = engine.encode(
             call.texts,
             call.prompt,
             normalize=call.normalize,
@@ -84,6 +96,42 @@ class EmbeddingService:
         message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
         return message, rows.data.cast("B") if rows.nbytes else None
 
+    def swap(self, model_name: str, deadline: float, is_gone: Callable[[], bool]) -> dict[str, Any]:
+        """Have another model take over; the fields of its description, and `seconds`.
+
+        Raises SwapRefused, InvalidInput, and what keeps the model from loading: then nothing has changed.
+        """
+        if not self._settings.allow_swap:
+            raise SwapRefused("EMBEDDING_ALLOW_SWAP is false on the model server")
+        if not model_name or not model_name.isprintable() or len(model_name) > MAX_NAME:
+            raise InvalidInput(
+                f"model_name must be a folder or a model's name, of up to {MAX_NAME} characters"
+            )
+        configured, name = self._settings.model_name, weights.full_name(model_name)
+        settings = dataclasses.replace(
+            self._settings, model_name=configured if name == weights.full_name(configured) else name
+        )
+
+        def check() -> None:
+            if self._stop.is_set():
+                raise SwapRefused("the model server is stopping")
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded("the swap took longer than its caller waits; nothing has changed")
+            if is_gone():
+                raise SwapRefused("who asked for the swap has left; nothing has changed")
+
+        def load(device: str) -> Engine:
+            from embedshare import successor  # a base install does not have what this imports
+
+            return successor.load(settings, device, check)
+
+        began = time.monotonic()
+        # Not in the connection's thread, a daemon: a process must not end while OpenVINO compiles.
+        with ThreadPoolExecutor(1, "swap") as thread:
+            description = thread.submit(self._serving.swap, settings.model_name, load).result()
+        fields: dict[str, Any] = msgspec.to_builtins(description)
+        return fields | {"seconds": round(time.monotonic() - began, 3)}
+
     def note_wire(self, decode_s: float, encode_s: float) -> None:
         """See ipc.server.Service."""
         with self._wire_lock:
@@ -93,26 +141,36 @@ class EmbeddingService:
     def _check_prompt(self, call: codec.Encode | codec.Tokenize) -> None:
         """A small message must not become a large one here: the prompt is written before each text."""
         size = len(call.prompt) * len(call.texts)
-        if size > self._max_message_bytes:
+        allowed = self._settings.max_message_bytes
+        if size > allowed:
             raise TooLarge(
                 f"the prompt takes {size:,} characters before {len(call.texts):,} texts; "
-                f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
+                f"EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
 
     @property
     def description(self) -> ModelDescription:
         """The model that is served."""
-        return self._engine.description
+        return self._serving.description
 
     def stats(self) -> dict[str, Any]:
-        """What was done since the start, as EmbeddingClient.stats() has it."""
-        stats = self._engine.stats()
+        """What was done since the model was loaded, as EmbeddingClient.stats() has it."""
+        held = self._serving.enter(None)
+        try:
+            assert held.engine is not None  # it is held until `leave`
+            return self._stats(held.engine)
+        finally:
+            self._serving.leave(held)
+
+    def _stats(self, engine: Engine) -> dict[str, Any]:
+        stats = engine.stats()
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
+            "swaps": self._serving.swaps,
         }
 
-    def _query(self, what: str) -> Callable[[float], Any]:
+    def _query(self, what: str) -> Callable[[Engine, float], Any]:
         try:
             return self._queries[what]
         except KeyError:
@@ -120,17 +178,44 @@ class EmbeddingService:
                 f"there is no question {what[:40]!r}; there are {', '.join(self._queries)}"
             ) from None
 
-    def _health(self, deadline: float) -> dict[str, Any]:
-        """Healthy means that a real embedding went through lately, or goes through now."""
-        engine = self._engine
-        if engine.last_embedding_age_s > FRESH_S:
-            engine.encode(["Is the model well?"], deadline=deadline)
-        return {
-            "status": "ok",
-            "last_embedding_age_s": round(engine.last_embedding_age_s, 3),
-            "active_operations": engine.scheduler.active,
-            "uptime": engine.stats()["uptime"],
-        }
+
+class EmbeddingSession:
+    """One connection's calls: all of them are answered by the model that the first of them met."""
+
+    def __init__(self, service: EmbeddingService, serving: Serving) -> None:
+        self._service = service
+        self._serving = serving
+        self._met: Held | None = None
+
+    def answer(
+        self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
+    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+        """See ipc.server.Session."""
+        if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # nor is NaN, which no deadline would ever end
+            raise InvalidInput(
+                f"time_left_s is {call.time_left_s}; allowed: seconds from 0 to {MAX_TIME_LEFT_S:g}"
+            )
+        deadline = received + call.time_left_s
+        if isinstance(call, codec.Swap):
+            return codec.Reply(call.id, self._service.swap(call.model_name, deadline, is_gone)), None
+        held = self._met = self._serving.enter(self._met)
+        try:
+            assert held.engine is not None  # it is held until `leave`
+            return self._service.answer(held.engine, call, deadline, caller, is_gone)
+        finally:
+            self._serving.leave(held)
+
+
+def _health(engine: Engine, deadline: float) -> dict[str, Any]:
+    """Healthy means that a real embedding went through lately, or goes through now."""
+    if engine.last_embedding_age_s > FRESH_S:
+        engine.encode(["Is the model well?"], deadline=deadline)
+    return {
+        "status": "ok",
+        "last_embedding_age_s": round(engine.last_embedding_age_s, 3),
+        "active_operations": engine.scheduler.active,
+        "uptime": engine.stats()["uptime"],
+    }
 
 
 def serve(settings: Settings) -> None:
@@ -153,9 +238,15 @@ def serve(settings: Settings) -> None:
     _check_port("the model server", *settings.server_address)
     if settings.metrics_port:
         _check_port(_METRICS, settings.metrics_host, settings.metrics_port)
-    engine = Engine.load(settings, settings.device)
+    noted_in = authkey.key_file(settings).with_name(f"model-{settings.server_port}.json")
+    note = SwapNote(noted_in, settings.model_name)
+
+    def watch(engine: Engine, ended: threading.Event) -> None:
+        vitals.watch(engine, ended, settings.stuck_s, _give_up)
+
+    serving = Serving(_first_model(settings, note), watch, note.write)
     callers = Callers()
-    service = EmbeddingService(engine, settings.max_message_bytes, callers)
+    service = EmbeddingService(serving, settings, stop, callers)
     try:
         server = CallServer(
             service,
@@ -175,17 +266,33 @@ def serve(settings: Settings) -> None:
     ready.set()
     logger.info(
         "ready: {}, at {}:{}, after {:.1f} s",
-        _shown(engine.description),
+        _shown(serving.description),
         *settings.server_address,
         time.monotonic() - started,
     )
-    threading.Thread(
-        target=vitals.watch, args=(engine, stop, settings.stuck_s, _give_up), name="vitals", daemon=True
-    ).start()
     server.serve_until_stopped()
+    serving.close()
     logger.info("stopping: finishing what was accepted, {:g} s at most", settings.drain_s)
     drained = server.drain(settings.drain_s)
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
+
+
+def _first_model(settings: Settings, note: SwapNote) -> Engine:
+    """The model that this server was swapped to before it ended, else the one that the settings name."""
+    noted = note.read()
+    if noted is not None:
+        logger.info(
+            "{} serves, swapped in at {} in place of {}; to undo it swap back, or delete {} and restart",
+            noted.swapped_in,
+            noted.when,
+            noted.configured,
+            note.path,
+        )
+        try:
+            return Engine.load(dataclasses.replace(settings, model_name=noted.swapped_in), settings.device)
+        except Exception as error:
+            logger.error("{} does not load, {} serves instead: {}", noted.swapped_in, noted.configured, error)
+    return Engine.load(settings, settings.device)
 
 
 def _give_up(reason: str) -> None:

@@ -142,14 +142,21 @@ class DropIn(abc.ABC):
         resolved = self._resolve_prompt(prompt, prompt_name)
         if not texts:
             return _empty(convert_to_numpy, convert_to_tensor)
-        rows = self._embed(
-            texts,
-            resolved,
-            bool(normalize_embeddings),
-            _whole("truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim),
-            _wants_progress(show_progress_bar),
-            limit,
-        )
+        dimensions = _whole("truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim)
+        while True:
+            rows = self._embed(
+                texts,
+                resolved,
+                bool(normalize_embeddings),
+                dimensions,
+                _wants_progress(show_progress_bar),
+                limit,
+            )
+            if prompt is not None:
+                break
+            before, resolved = resolved, self._resolve_prompt(None, prompt_name)
+            if resolved == before:
+                break  # else another model was followed meanwhile, which has another prompt
         result: Any = quantize(rows, precision or "float32")
         if convert_to_tensor or not convert_to_numpy:
             import torch  # only who asks for tensors pays for it

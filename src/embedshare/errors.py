@@ -54,6 +54,11 @@ class ServerUnavailable(EmbedshareError, ConnectionError):
     http_status = 503
 
 
+class ModelSwapped(ServerUnavailable):
+    """The model that a connection was met with is served no more, and nothing was done: the client sends the
+    call again on a new connection, by itself."""
+
+
 class AuthenticationFailed(EmbedshareError, PermissionError):
     """The model server and this client do not hold the same key."""
 
@@ -135,6 +140,12 @@ class PortUnavailable(EmbedshareError, OSError):
 
     Fields: host, port.
     """
+
+
+class SwapRefused(EmbedshareError):
+    """The model server does not change its model now; the message says why, and nothing has changed."""
+
+    http_status = 409
 
 
 class SupervisorError(EmbedshareError):

@@ -75,14 +75,14 @@ class Failover:
     """Sends calls to the server or to a local model.
 
     Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the connections,
-    `load(expected_identity)` loads the local model. `follow`: a server with another model than before is
-    used, and not refused.
+    `load(expected)` loads a local model of the space of `expected`. `follow`: a server with another model
+    than before is used, and not refused.
     """
 
     def __init__(
         self,
         connect: Callable[[Callable[[ModelDescription], None]], Connections],
-        load: Callable[[str | None], Engine],
+        load: Callable[[ModelDescription | None], Engine],
         *,
         use_server: bool,
         fall_back: bool,
@@ -258,10 +258,9 @@ class Failover:
         None where the server is to be tried again: it came back, or there is no local model to be had.
         Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
         """
-        expected = self.description
         try:
             engine = self._stand_in.get(
-                expected.identity if expected is not None else None,
+                self.description,
                 deadline,
                 lambda: self.state in (State.FALLING_BACK, State.LOCAL),
             )

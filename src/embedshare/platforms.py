@@ -59,6 +59,16 @@ def container_memory_left() -> int | None:
         return None
 
 
+def give_back_memory() -> None:
+    """Give freed memory back to the system, where the C library keeps it: in most Linuxes."""
+    if sys.platform == "linux":
+        import ctypes  # only who lets a model go
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; musl has none and needs none
+        if trim is not None:
+            trim(0)
+
+
 def own_process_group() -> dict[str, Any]:
     """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
     itself."""

@@ -253,6 +253,12 @@ class Settings:
         "What a client does when the server comes back with another model: refuse it (ModelMismatch), or "
         "follow: use it from then on, and never both in one call",
     )
+    allow_swap: bool = _setting(
+        "EMBEDDING_ALLOW_SWAP",
+        _boolean,
+        True,
+        "Whoever holds the key may have the running server change its model; false refuses it to all",
+    )
     stuck_s: float = _setting(
         "EMBEDDING_STUCK_S",
         _seconds(1, 86_400),
@@ -334,6 +340,12 @@ class Settings:
                 values[field.name] = _parse(field.metadata, text.strip())
         return cls(**values)
 
+    def environment(self) -> dict[str, str]:
+        """These values for the environment of another process, which `load` reads there; no secrets."""
+        values = {field.metadata["name"]: getattr(self, field.name) for field in _public_fields()}
+        shown = {name: str(value) for name, value in values.items() if value is not None}
+        return {name: text.lower() if text in ("True", "False") else text for name, text in shown.items()}
+
     @property
     def server_address(self) -> tuple[str, int]:
         return self.server_host, self.server_port
@@ -346,6 +358,10 @@ class Settings:
             return ipaddress.ip_address(self.server_host).is_loopback
         except ValueError:
             return False  # a name, which may come to mean any address
+
+
+def _public_fields() -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(Settings) if not field.metadata["secret"]]
 
 
 def _parse(metadata: Mapping[str, Any], text: str) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from embedshare.errors import DeadlineExceeded, EmbedshareError
+from embedshare.identity import ModelDescription
 
 if TYPE_CHECKING:
     from embedshare.engine.model import Engine
@@ -20,12 +21,12 @@ RETRY_S = 30.0
 
 
 class StandIn:
-    """At most one local model; `load(expected_identity)` makes it.
+    """At most one local model; `load(expected)` makes it, of the vector space that is expected.
 
     Safe to use from any number of threads.
     """
 
-    def __init__(self, load: Callable[[str | None], Engine]) -> None:
+    def __init__(self, load: Callable[[ModelDescription | None], Engine]) -> None:
         self._load = load
         self._lock = threading.Lock()
         self._loading: futures.Future[Engine] | None = None
@@ -40,7 +41,7 @@ class StandIn:
         return error if time.monotonic() - failed_at < RETRY_S else None
 
     def get(
-        self, expected_identity: str | None, deadline: float, still_wanted: Callable[[], bool]
+        self, expected: ModelDescription | None, deadline: float, still_wanted: Callable[[], bool]
     ) -> Engine | None:
         """The local model, loaded if need be, which goes on after the deadline; None where it is not wanted
         any more.
@@ -55,7 +56,7 @@ class StandIn:
                 self._loading = futures.Future()
                 # Not a daemon: a process must not end while OpenVINO compiles, which would abort it.
                 threading.Thread(
-                    target=self._fulfil, args=(self._loading, expected_identity), name="embedshare-load"
+                    target=self._fulfil, args=(self._loading, expected), name="embedshare-load", daemon=False
                 ).start()
             loading = self._loading
         while not futures.wait([loading], timeout=0.05).done:
@@ -66,21 +67,23 @@ class StandIn:
         return loading.result()
 
     def let_go(self) -> bool:
-        """Hold it no longer; whether there was one."""
+        """Hold it no longer; whether there was one. What kept one from loading is forgotten."""
         with self._lock:
             there, self._loading = self._loading is not None, None
+            self._failed = None
         return there
 
-    def _fulfil(self, loading: futures.Future[Engine], expected_identity: str | None) -> None:
+    def _fulfil(self, loading: futures.Future[Engine], expected: ModelDescription | None) -> None:
         started = time.monotonic()
         try:
-            engine = self._load(expected_identity)
+            engine = self._load(expected)
         except Exception as error:
             failure = _failure(error)
             logger.error("no local model can stand in: {}", failure.message)
             with self._lock:
-                self._loading = None
-                self._failed = (time.monotonic(), failure)
+                if self._loading is loading:  # else it was let go meanwhile
+                    self._loading = None
+                    self._failed = (time.monotonic(), failure)
             loading.set_exception(failure)
         else:
             loading.set_result(engine)

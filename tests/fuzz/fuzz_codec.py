@@ -40,6 +40,7 @@ SEEDS: list[Any] = [
     codec.Tokenize(9, 60.0, ["a text"], "", "request-2"),
     codec.Query(10, 1.0, "describe", codec.Caller(4711, "worker")),
     *(codec.Query(number, 1e300, what) for number, what in enumerate(codec.QUERIES)),
+    codec.Swap(8, 600.0, "/models/another"),
     codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3)),
     codec.Reply(4, DESCRIPTION),
     codec.Reply(5, [[101, 102], {"status": "ok", "uptime": 1.25, "error": None}, b"raw", True]),
@@ -94,6 +95,8 @@ def check_type(message: Any) -> str:
         return "Tokenize"
     if isinstance(message, codec.Query):
         return "Query"
+    if isinstance(message, codec.Swap):
+        return "Swap"
     if isinstance(message, codec.Rows):
         return "Rows"
     if isinstance(message, codec.Reply):

@@ -32,6 +32,7 @@ calls = st.one_of(
     st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers, ids),
     st.builds(codec.Tokenize, numbers, seconds, texts, text, ids),
     st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES), st.none() | callers),
+    st.builds(codec.Swap, numbers, seconds, text),
 )
 answers = st.one_of(
     st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
@@ -135,7 +136,8 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
         [1, 1, 1.0, ["a"], "", True, None, "x" * 129],
         [1, 1, 1.0, ["a"], "", True, None, "line\n"],
         [2, 1, 1.0, ["a"], "", "two words"],
-        [4, 1, 1.0, "describe"],
+        [5, 1, 1.0, "describe"],
+        [4, 1, 1.0, None],
         ["describe", 1, 1.0],
         {"describe": 1},
         [],

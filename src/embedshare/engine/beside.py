@@ -34,7 +34,7 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
     Raises what that raises, and OutOfMemory where the machine or the GPU has no room for one more model.
     """
     with _turn(settings):
-        _check_room(settings, device)
+        check_room(settings, device)
         return Engine.load(settings, device, expected_identity)
 
 
@@ -66,13 +66,14 @@ def _acquire(lock: FileLock) -> None:
                 raise EmbedshareError("the process ends, and loads no model any more") from None
 
 
-def _check_room(settings: Settings, device: str) -> None:
+def check_room(settings: Settings, device: str) -> None:
+    """Raise OutOfMemory where the machine, its container or the GPU has no room for one more model."""
     folder = weights.find(settings.model_name)
     needed = _COPIES * sum(file.stat().st_size for file in _weights_in(folder)) + _OVERHEAD_BYTES
     for where, free in _free(device):
         if free < needed:
             raise OutOfMemory(
-                f"a local model needs about {needed >> 20:,} MB, and {where} has {free >> 20:,} MB free"
+                f"one more model needs about {needed >> 20:,} MB, and {where} has {free >> 20:,} MB free"
             )
 
 

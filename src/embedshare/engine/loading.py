@@ -53,11 +53,26 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Load
     folder = weights.find(settings.model_name)
     identity = identity_of(folder)
     check_identity(expected_identity, identity, f"the model in {folder}")
-    if device == "auto" and not platforms.may_have_gpu():
-        device = "cpu"
+    device = _known(device)
     runtime, facts = _kept(settings, device, identity) or _made(settings, device, identity, folder)
     described = facts.description(identity, settings.model_name, runtime.device, runtime.dtype, runtime.name)
     return LoadedModel(runtime, _tokenizer(folder, facts), described)
+
+
+def needs_conversion(settings: Settings, device: str) -> bool:
+    """Whether `load` would begin by converting the model, which takes torch, memory and a while.
+
+    Raises ModelNotFound, WeightsCorrupted.
+    """
+    if not _wants_openvino(settings, _known(device)):
+        return False
+    found = _graph_cache(settings).find(identity_of(weights.find(settings.model_name)))
+    return found is None or found[1].layout is None
+
+
+def _known(device: str) -> str:
+    """`device`, where "auto" is the CPU if there is plainly no other."""
+    return "cpu" if device == "auto" and not platforms.may_have_gpu() else device
 
 
 def _kept(settings: Settings, device: str, identity: str) -> tuple[Runtime, ModelFacts] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from embedshare import platforms
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
 from embedshare.engine.vitals import Vitals
@@ -53,6 +54,7 @@ class Engine:
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
+        self._runtime = runtime
         self._max_texts = settings.max_texts
         self.description = description
         self._loaded = time.monotonic()
@@ -133,6 +135,15 @@ class Engine:
             )
         return self._tokenizer(texts, prompt)
 
+    def settle(self) -> None:
+        """Return when the model is as fast as it gets: a runtime may answer and go on compiling."""
+        self._runtime.settle()
+
+    def close(self) -> None:
+        """End the threads of an engine that nobody calls any more."""
+        self.settle()
+        self.scheduler.close()
+
     @property
     def vitals(self) -> Vitals:
         """Whether batches go through."""
@@ -201,6 +212,7 @@ class Engine:
 def release_memory() -> None:
     """Give back what engines that nobody holds any more still keep, GPU memory too."""
     gc.collect()
+    platforms.give_back_memory()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

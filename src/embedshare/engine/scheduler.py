@@ -118,6 +118,10 @@ class Scheduler:
                 "batch_tokens": self._batch_tokens.snapshot(),
             }
 
+    def close(self) -> None:
+        """End the scheduler's threads. Nothing may wait, and nothing may come any more."""
+        self._threads.shutdown(wait=False)
+
     def compute(
         self,
         sequences: list[list[int]],

@@ -72,6 +72,12 @@ def find(name: str) -> Path:
     return _from_hub(name, looked)
 
 
+def full_name(name: str) -> str:
+    """`name` as it means the same model in any working directory: a folder with its whole path."""
+    folder = Path(os.path.expanduser(name))
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def _in_package(model: PackagedModel) -> Path | None:
     spec = importlib.util.find_spec(model.package)
     if spec is None or not spec.submodule_search_locations:

@@ -63,6 +63,17 @@ class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
     caller: Caller | None = None
 
 
+class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
+    """Change the model for the one named `model_name`, for every caller.
+
+    Answered by a Reply with the fields of the new model's ModelDescription, and `seconds`.
+    """
+
+    id: int
+    time_left_s: float
+    model_name: str
+
+
 class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Where a call's time went in the server, in milliseconds."""
 
@@ -81,7 +92,7 @@ class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
 
 
 class Reply(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
-    """The answer to a Query or a Tokenize."""
+    """The answer to a Query, a Tokenize or a Swap."""
 
     id: int
     value: Any
@@ -96,7 +107,7 @@ class Failure(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True
     fields: dict[str, Any]
 
 
-Call = Encode | Tokenize | Query
+Call = Encode | Tokenize | Query | Swap
 Answer = Rows | Reply | Failure
 
 _encoder = msgspec.msgpack.Encoder()

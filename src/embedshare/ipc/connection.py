@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.errors import EmbedshareError, ProtocolError, ServerUnavailable, TooLarge
+from embedshare.errors import EmbedshareError, ModelSwapped, ProtocolError, ServerUnavailable, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.transport import Client, Connection
@@ -51,9 +51,10 @@ class Connections:
     def call(self, build: Callable[[int, float], codec.Call], deadline: float) -> Any:
         """Send the call that `build(id, time_left_s)` makes and return its answer.
 
-        An Encode gives `(rows, timings)` with float32 rows of shape (n, dimension), anything else the reply's
-        value. Raises the error that the server answered; ServerUnavailable where the connection broke, and
-        DeadlineExceeded: after either the call may be sent again, since calls change nothing.
+        An Encode gives `(rows, timings, identity)` with float32 rows of shape (n, dimension) and the identity
+        of the model that made them, anything else the reply's value. Raises the error that the server
+        answered; ServerUnavailable where the connection broke, and DeadlineExceeded: after either the call
+        may be sent again, since none but a Swap changes anything.
         """
         call = build(next(self._ids), max(0.0, deadline - time.monotonic()))
         message = codec.encode(call)
@@ -62,6 +63,13 @@ class Connections:
                 f"the call takes {len(message):,} bytes, its prompt included; "
                 f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
             )
+        while True:
+            try:
+                return self._call(call, message, deadline)
+            except ModelSwapped:
+                continue  # nothing was done; a new connection meets the model that serves now
+
+    def _call(self, call: codec.Call, message: bytes, deadline: float) -> Any:
         reused = getattr(self._local, "connection", None) is not None
         try:
             connection, answer, rows = self._send(call, message, deadline)
@@ -74,7 +82,9 @@ class Connections:
             if answer.id != call.id:  # said of the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
-        return (rows, answer.timings) if isinstance(answer, codec.Rows) else answer.value
+        if isinstance(answer, codec.Rows):
+            return rows, answer.timings, connection.met
+        return answer.value
 
     def _send(
         self, call: codec.Call, message: bytes, deadline: float
@@ -139,7 +149,9 @@ class Connections:
                 raise codec.error_in(answer)
             if not isinstance(answer, codec.Reply):
                 raise ProtocolError("the server answered a question with vectors")
-            self._on_connect(codec.description_in(answer))
+            description = codec.description_in(answer)
+            connection.met = description.identity
+            self._on_connect(description)
         except EmbedshareError:
             connection.close()
             raise

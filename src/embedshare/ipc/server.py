@@ -16,7 +16,14 @@ from typing import Protocol
 
 from loguru import logger
 
-from embedshare.errors import EmbedshareError, EngineFailed, InvalidInput, Overloaded, ProtocolError
+from embedshare.errors import (
+    EmbedshareError,
+    EngineFailed,
+    InvalidInput,
+    ModelSwapped,
+    Overloaded,
+    ProtocolError,
+)
 from embedshare.ipc import codec, handshake
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.lobby import Lobby
@@ -38,8 +45,8 @@ SERIALIZER = "embedshare"
 managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
 
 
-class Service(Protocol):
-    """What answers the calls."""
+class Session(Protocol):
+    """What answers one connection's calls."""
 
     def answer(
         self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
@@ -47,8 +54,16 @@ class Service(Protocol):
         """The answer to `call`, and the raw rows that follow it.
 
         `received`: `time.monotonic()` when it came; `caller`: a number for its connection; `is_gone` tells,
-        without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent.
+        without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent;
+        ModelSwapped, after which the connection is closed.
         """
+
+
+class Service(Protocol):
+    """What opens a session for each connection."""
+
+    def session(self) -> Session:
+        """A session for a new connection."""
 
     def note_wire(self, decode_s: float, encode_s: float) -> None:
         """How long receiving and decoding a call that got rows took, and encoding its answer."""
@@ -151,6 +166,8 @@ class CallServer(managers.Server):
                 self.serve_client(connection, caller)
         except (EOFError, OSError):
             pass  # the caller left, which is how connections end
+        except ModelSwapped as error:
+            self._send_failure(connection, 0, error)
         except ProtocolError as error:
             logger.warning("a connection was closed: {}", error)
             self._send_failure(connection, 0, error)
@@ -161,15 +178,18 @@ class CallServer(managers.Server):
 
     def serve_client(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
         """Receive, decode, answer, encode, send, again; returns by EOFError when the caller leaves."""
+        session = self._service.session()
         while not self.stop_event.is_set():
             connection.wait_for_message()
             received = time.monotonic()
             connection.set_deadline(received + MESSAGE_S)
             size = connection.recv_size(self._max_message_bytes)
             with self._room.of(size):
-                self._receive_and_answer(connection, size, received, caller)
+                self._receive_and_answer(connection, session, size, received, caller)
 
-    def _receive_and_answer(self, connection: Connection, size: int, received: float, caller: int) -> None:
+    def _receive_and_answer(
+        self, connection: Connection, session: Session, size: int, received: float, caller: int
+    ) -> None:
         connection.set_deadline(time.monotonic() + MESSAGE_S)
         data = connection.recv_announced(size)
         with self._busy_lock:
@@ -179,7 +199,7 @@ class CallServer(managers.Server):
             call = codec.decode_call(data)
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
-            ended = ended[0], self._answer_one(connection, call, received, caller)
+            ended = ended[0], self._answer_one(connection, session, call, received, caller)
         except EmbedshareError as error:
             ended = ended[0], type(error).__name__
             raise
@@ -189,7 +209,9 @@ class CallServer(managers.Server):
                 self._busy -= 1
                 self._outcomes[ended] += 1
 
-    def _answer_one(self, connection: Connection, call: codec.Call, received: float, caller: int) -> str:
+    def _answer_one(
+        self, connection: Connection, session: Session, call: codec.Call, received: float, caller: int
+    ) -> str:
         """Answer a call; its outcome."""
         decoded = time.monotonic()
         if not isinstance(call, codec.Query):
@@ -197,7 +219,9 @@ class CallServer(managers.Server):
         elif call.caller is not None:
             self._callers.introduce(caller, call.caller)
         try:
-            answer, rows = self._service.answer(call, received, caller, connection.peer_closed)
+            answer, rows = session.answer(call, received, caller, connection.peer_closed)
+        except ModelSwapped:
+            raise
         except EmbedshareError as error:
             level = "WARNING" if error.http_status >= 500 and not isinstance(error, Overloaded) else "DEBUG"
             logger.log(level, "{} failed: {}: {}", _method_of(call), type(error).__name__, error.message)

@@ -43,6 +43,8 @@ class Connection:
         sock.settimeout(None)
         self._sock = sock
         self._meets_signals = meets_signals
+        self.met: str | None = None
+        """At the client's end: the identity of the model that answers on this connection, and no other."""
         self._deadline: float | None = None
         self._timeouts = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
         self._buffer = memoryview(bytearray(_READ_AHEAD))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from loguru import logger
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -20,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.runtimes.packing import Layout, pack
-from embedshare.errors import UnsupportedModel
+from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
 #: The smallest cosine between two forms of one model in float32.
 _SAME = 0.99999
@@ -69,6 +70,8 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
             local_files_only=True,
             model_kwargs={"torch_dtype": "float32"},
         ).eval()
+    except SafetensorError as error:
+        raise WeightsCorrupted(f"the weights in {folder} cannot be read: {error}") from None
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise UnsupportedModel(f"the model in {folder} does not load: {error}") from error
     if not isinstance(model[0], Transformer) or model.tokenizer is None:

@@ -31,3 +31,6 @@ class Runtime(Protocol):
 
         Raises OutOfMemory where the device has no room for this many.
         """
+
+    def settle(self) -> None:
+        """Return when nothing that was begun with the load goes on any more, such as further compilation."""

@@ -82,8 +82,15 @@ class OpenVinoRuntime:
         self._free = [whole, *parts]
         self.padding_tokens = 0
         self._freed = threading.Condition()
-        # Not a daemon: a process must not end while OpenVINO compiles.
-        threading.Thread(target=self._fix_shapes, args=(model,), name="embedshare-shapes").start()
+        # Not a daemon, whoever loads the model: a process must not end while OpenVINO compiles.
+        self._shapes = threading.Thread(
+            target=self._fix_shapes, args=(model,), name="embedshare-shapes", daemon=False
+        )
+        self._shapes.start()
+
+    def settle(self) -> None:
+        """See interface.Runtime."""
+        self._shapes.join()
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""

@@ -99,6 +99,9 @@ class PaddedRuntime:
             self._warm_up()
             self.padding_tokens = 0  # of the calls alone
 
+    def settle(self) -> None:
+        """See interface.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
         order = sorted(range(len(sequences)), key=lambda text: len(sequences[text]), reverse=True)

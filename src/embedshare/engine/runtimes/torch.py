@@ -71,6 +71,9 @@ class TorchRuntime:
         self.padding_tokens = 0
         self._embedder.transformer.to(DTYPES[dtype])
 
+    def settle(self) -> None:
+        """See interface.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
         try:

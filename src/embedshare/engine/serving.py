@@ -1,0 +1,129 @@
+"""The model that is served, and its change for another.
+
+The new one is loaded beside the old one and takes over between two calls: a call that has begun ends with the
+model that it began with, and the old model is let go with the last of these.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from loguru import logger
+
+from embedshare.engine import weights
+from embedshare.engine.model import Engine, release_memory
+from embedshare.errors import EmbedshareError, ModelSwapped, SwapRefused
+from embedshare.identity import ModelDescription, identity_of
+
+#: Watches an engine until the event is set, in a thread of its own.
+Watch = Callable[[Engine, threading.Event], None]
+
+
+class Held:
+    """A model, and how many calls it answers now."""
+
+    def __init__(self, engine: Engine, watch: Watch) -> None:
+        self.description = engine.description
+        self.engine: Engine | None = engine
+        self.calls = 0
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=watch, args=(engine, self._ended), name="vitals", daemon=True)
+        self._watcher.start()
+
+    def stop_watching(self) -> None:
+        self._ended.set()
+
+    def release(self) -> None:
+        """Let the model go, which no call uses any more."""
+        self.stop_watching()
+        self._watcher.join()
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+        release_memory()
+        logger.info("{} ({}) was let go", self.description.model_name, self.description.identity[:12])
+
+
+class Serving:
+    """Holds the model that answers calls, and while another takes over the one that still does.
+
+    `note(model_name)` is told of each model that has taken over. Safe to use from any number of threads.
+    """
+
+    def __init__(self, engine: Engine, watch: Watch, note: Callable[[str], None]) -> None:
+        self._watch = watch
+        self._note = note
+        self._lock = threading.Lock()
+        self._current = Held(engine, watch)
+        self._swapping = threading.Lock()
+        self.swaps = 0
+
+    @property
+    def description(self) -> ModelDescription:
+        """The model that serves now."""
+        return self._current.description
+
+    def enter(self, met: Held | None) -> Held:
+        """Begin a call: the model that answers it, until `leave`.
+
+        `met`: the model that this caller has met. Raises ModelSwapped where that is served no more.
+        """
+        with self._lock:
+            held = self._current
+            if met is not None and met is not held:
+                raise ModelSwapped(
+                    f"{met.description.model_name} is served no more, but {held.description.model_name}"
+                )
+            held.calls += 1
+            return held
+
+    def leave(self, held: Held) -> None:
+        """End a call."""
+        with self._lock:
+            held.calls -= 1
+            over = held is not self._current and not held.calls
+        if over:
+            held.release()
+
+    def swap(self, model_name: str, load: Callable[[str], Engine]) -> ModelDescription:
+        """Have the model `model_name` take over, which `load(device of the present one)` loads.
+
+        Returns at once where it serves already. Raises SwapRefused where another swap is under way, and what
+        finding and loading the model raise: then nothing has changed.
+        """
+        if not self._swapping.acquire(blocking=False):
+            raise SwapRefused("another swap is under way; ask again when it is over")
+        try:
+            before = self._current.description
+            if identity_of(weights.find(model_name)) == before.identity:
+                return before
+            began = time.monotonic()
+            logger.info("a swap begins: {} is loaded, {} goes on serving", model_name, before.model_name)
+            present = self._current.engine
+            if present is not None:
+                present.settle()  # OpenVINO compiling two models at once was seen to crash
+            del present
+            new = Held(load(before.device), self._watch)
+            with self._lock:
+                old, self._current = self._current, new
+                self.swaps += 1
+                over = not old.calls
+            names = [f"{one.model_name} ({one.identity[:12]})" for one in (before, new.description)]
+            logger.info("a swap is done: {} gave way to {}, after {:.1f} s", *names, time.monotonic() - began)
+            self._note(model_name)
+            if over:
+                old.release()
+            return new.description
+        except EmbedshareError as error:
+            serving = self._current.description.model_name
+            logger.error("a swap to {} failed, {} goes on serving: {}", model_name, serving, error.message)
+            release_memory()
+            raise
+        finally:
+            self._swapping.release()
+
+    def close(self) -> None:
+        """Watch the model no more: the server stops."""
+        self._current.stop_watching()

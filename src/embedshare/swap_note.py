@@ -1,0 +1,86 @@
+"""The note beside the key's file that a model server was swapped to another model: its next start must not
+bring the old one back."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+from loguru import logger
+
+from embedshare import platforms
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What the file holds."""
+
+    configured: str
+    """EMBEDDING_MODEL_NAME at the time of the swap."""
+
+    swapped_in: str
+    when: str
+
+
+class SwapNote:
+    """The note at `path` of a server whose EMBEDDING_MODEL_NAME is `configured`."""
+
+    def __init__(self, path: Path, configured: str) -> None:
+        self.path = path
+        self._configured = configured
+
+    def read(self) -> Note | None:
+        """The note, where there is one that holds.
+
+        It is void, and removed, once EMBEDDING_MODEL_NAME is another than it was then.
+        """
+        try:
+            if not platforms.only_owner_can_read(self.path):
+                logger.error("{} is not heeded: others can read or own it", self.path)
+                return None
+            note = msgspec.json.decode(self.path.read_bytes(), type=Note)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            logger.error("{} is not heeded: {}", self.path, error)
+            return None
+        if note.configured != self._configured:
+            logger.info(
+                "EMBEDDING_MODEL_NAME was {} and is {} now: the swap to {} is void",
+                note.configured,
+                self._configured,
+                note.swapped_in,
+            )
+            self._remove()
+            return None
+        return note
+
+    def write(self, model_name: str) -> None:
+        """Note that `model_name` serves now. Back at the configured model there is nothing to note."""
+        if model_name == self._configured:
+            self._remove()
+            return
+        note = Note(self._configured, model_name, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        draft = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(msgspec.json.format(msgspec.json.encode(note)))
+                platforms.restrict_to_owner(draft)
+                draft.replace(self.path)
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error(
+                "{} was not written ({}): the next start brings {} back", self.path, error, self._configured
+            )
+
+    def _remove(self) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("{} is void and could not be removed: {}", self.path, error)
