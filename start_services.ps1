@@ -6,7 +6,7 @@ Without -Stop or -Status: makes the virtual environment .venv where there is non
 into it, and runs service_manager.py, which starts, watches, restarts and stops everything. Ctrl-C stops it
 cleanly. As a scheduled task or a service: docs\windows.md.
 .PARAMETER Workers
-How many web workers to run.
+How many web workers to run; "2-8" lets their number follow the load, from 2 to 8.
 .PARAMETER BasePort
 The first worker's port; the next get the next, leaving out the model server's own.
 .PARAMETER SrcDir
@@ -27,7 +27,7 @@ Show this text.
 #>
 [CmdletBinding(DefaultParameterSetName = "Start")]
 param(
-    [Parameter(ParameterSetName = "Start")] [ValidateRange(1, 1000)] [int] $Workers = 2,
+    [Parameter(ParameterSetName = "Start")] [ValidatePattern("^\d+(-\d+)?$")] [string] $Workers = "2",
     [Parameter(ParameterSetName = "Start")] [ValidateRange(1, 65535)] [int] $BasePort = 5000,
     [Parameter(ParameterSetName = "Start")] [string] $SrcDir = "src",
     [Parameter(ParameterSetName = "Stop", Mandatory = $true)] [switch] $Stop,

@@ -44,13 +44,24 @@ def may_have_gpu() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
 
 
-def container_memory_left() -> int | None:
-    """Bytes that this process's container may still take; None where it is in none with a limit.
+def container_memory_left(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Bytes that this process's container or systemd unit may still take; None where neither has a limit.
 
-    Linux's control groups, second version. Elsewhere containers are virtual machines, whose memory is all
-    there is.
+    Linux's control groups, second version: the tightest of this process's group and of those above it.
+    Elsewhere containers are virtual machines, whose memory is all there is.
     """
-    group = Path("/sys/fs/cgroup")
+    try:
+        path = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    group = groups / path.strip("/")
+    lefts = [_memory_left(each) for each in (group, *group.parents) if each.is_relative_to(groups)]
+    return min((left for left in lefts if left is not None), default=None)
+
+
+def _memory_left(group: Path) -> int | None:
     try:
         limit, used = (group / "memory.max").read_bytes(), (group / "memory.current").read_bytes()
         facts = dict(line.split() for line in (group / "memory.stat").read_bytes().splitlines())

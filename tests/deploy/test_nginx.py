@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import requests
 
+from embedshare import platforms
 from embedshare.settings import Settings
 from tests.deploy import nginx as nginx_program
 from tests.deploy.nginx import ADDRESS, Nginx
@@ -35,7 +37,7 @@ class Site:
     services: Services
     lone: subprocess.Popen[bytes]
     ports: list[int]
-    children: dict[int, psutil.Process] = field(default_factory=dict)
+    environment: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     try:
         wait_for(lambda: _listens(lone_port), 60, "the third worker")
         nginx.start()
-        yield Site(nginx, services, lone, [first, first + 1, lone_port])
+        yield Site(nginx, services, lone, [first, first + 1, lone_port], environment(**given))
     finally:
         nginx.stop()
         lone.kill()
@@ -145,6 +147,24 @@ def test_a_worker_that_is_killed_and_started_again_fails_no_request(site: Site) 
     assert load.good >= 60
 
 
+def test_workers_that_are_restarted_one_after_another_fail_no_request(site: Site) -> None:
+    before = {child.pid for child in site.services.children("app.py")}
+    with Load(site.nginx.url).running() as load:
+        load.more(20)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "service_manager.py"), "restart"],
+            env=site.environment, cwd=site.services.folder, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        at = len(site.nginx.answered())
+        for port in site.ports[:2]:
+            wait_for(lambda port=port: (200, [port]) in site.nginx.answered(at), 60, "its return")
+    assert load.failures == []
+    after = {child.pid for child in site.services.children("app.py")}
+    assert len(after) == 2
+    assert not after & before
+
+
 def test_a_worker_that_goes_away_for_good_fails_no_request(site: Site) -> None:
     gone = site.ports[2]
     with Load(site.nginx.url).running() as load:
@@ -205,18 +225,11 @@ def test_the_rest_is_shown_to_all(site: Site, path: str) -> None:
 
 def test_a_body_over_the_limit_is_refused_unread_in_the_words_of_the_workers(site: Site) -> None:
     limit = Settings().max_message_bytes
-    for size, status in ((limit + 1, 413), (limit, 400)):
-        with socket.create_connection(("127.0.0.1", site.nginx.port), timeout=60) as sock:
-            head = (
-                "POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-            )
-            sock.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode())
-            if status == 400:  # as large as allowed: it gets to a worker, which finds no JSON in it
-                sock.sendall(bytes(size))
-            answer = b"".join(iter(lambda sock=sock: sock.recv(65536), b""))
-        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-        assert b"Content-Type: application/json" in answer
-        assert (b'"type":"TooLarge"' in answer) is (status == 413)
+    assert _announce(site, limit) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    refused = _announce(site, limit + 1)
+    assert refused.startswith(b"HTTP/1.1 413 ")
+    assert b"Content-Type: application/json" in refused
+    assert b'"type":"TooLarge"' in refused
 
 
 def test_where_no_worker_is_the_answer_is_json(tmp_path: Path) -> None:
@@ -230,11 +243,26 @@ def test_where_no_worker_is_the_answer_is_json(tmp_path: Path) -> None:
     assert len(alone.answered()[0][1]) == 3  # each was tried
 
 
+def _announce(site: Site, size: int) -> bytes:
+    """What nginx says to a request with a body of so many bytes, before any of them is sent."""
+    with socket.create_connection(("127.0.0.1", site.nginx.port), timeout=60) as sock:
+        sock.sendall(
+            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            b"Content-Length: %d\r\n\r\n" % size
+        )
+        return sock.recv(65536)
+
+
 def _two_in_a_row() -> int:
+    """The first of two ports below those that outgoing connections, of which nginx makes many, are given."""
     while True:
-        first = free_port()
-        if first < 65000 and not _listens(first + 1):
-            return first
+        first = random.randrange(20_000, 32_000)
+        try:
+            for port in (first, first + 1):
+                platforms.exclusive_listener("127.0.0.1", port, backlog=1).close()
+        except OSError:
+            continue
+        return first
 
 
 def _listens(port: int) -> bool:
