@@ -92,10 +92,18 @@ def test_while_nobody_answers_the_data_say_why_and_tell_of_this_worker(server: M
     assert data["memory"] == {"processes": 0, "shared_mb": None, "unshared_mb": None, "model_mb": None}
 
 
-def test_a_supervisor_s_processes_take_the_place_of_those_found(model: EmbeddingClient) -> None:
+def test_a_supervisor_s_processes_take_the_place_of_those_found(
+    model: EmbeddingClient, server: ModelServer
+) -> None:
+    assert server.process is not None
     known = [{"name": "worker-1", "pid": 1, "port": 5000, "state": "ready", "uptime_s": 2.5, "restarts": 3,
               "memory_mb": None, "calls": None}]  # fmt: skip
-    assert browser_of(model, lambda: known).get("/dashboard/data").json["processes"] == known
+    served = {"name": "model-server", "pid": server.process.pid, "of_a_later_version": 1}
+    model.encode("one call")
+    found = browser_of(model, lambda: [*known, served]).get("/dashboard/data").json["processes"]
+    assert found[:1] == known
+    assert (found[1]["name"], len(found)) == ("model-server", 2)
+    assert found[1]["calls"] > 0  # the server's own word where the supervisor has none
 
 
 class Hanging:

@@ -84,7 +84,7 @@ def blueprint(model: Observed, processes: Callable[[], list[dict[str, Any]]] | N
     """
     routes = Blueprint("dashboard", __name__)
     files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _MEDIA_TYPES}
-    latest = Latest(model.stats)
+    latest = Latest(lambda: model.stats())
 
     @routes.get("/dashboard")
     @openapi.describe({200: {"text/html": str}, 304: {}})
@@ -135,8 +135,10 @@ def _data(
         server, worker = None, model.client_stats()
         error = reason.message if isinstance(reason, EmbedshareError) else f"{reason} from the model server"
     now = time.time()
-    connected = [Process(**each) for each in supervised or ()] or _connected(server, worker)
-    return DashboardData(now, worker, server, connected, _memory(server, worker), error)
+    listed = _connected(server, worker)
+    if supervised:
+        listed = _completed(msgspec.convert(supervised, list[Process]), listed)
+    return DashboardData(now, worker, server, listed, _memory(server, worker), error)
 
 
 def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> list[Process]:
@@ -162,6 +164,17 @@ def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> l
         if each["pid"] != worker["pid"]
     ]  # fmt: skip
     return [first, me, *others]
+
+
+def _completed(supervised: list[Process], connected: list[Process]) -> list[Process]:
+    """A supervisor's processes, with what only the server and this worker know of them."""
+    known = {each.pid: each for each in connected}
+    for process in supervised:
+        other = known.get(process.pid)
+        if process.pid is not None and other is not None:
+            process.memory_mb = other.memory_mb if process.memory_mb is None else process.memory_mb
+            process.calls = other.calls if process.calls is None else process.calls
+    return supervised
 
 
 def _state(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> str:
