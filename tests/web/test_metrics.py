@@ -20,7 +20,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.fallback import State
 from embedshare.settings import Settings
 from embedshare.web.metrics import STATES
-from tests.processes import ROOT, SRC, ModelServer, free_port, wait_for
+from tests.processes import SRC, ModelServer, free_port, wait_for
 from tests.telemetry.scraped import Scrape
 
 
@@ -122,12 +122,16 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
 ) -> None:
     port = free_port()
     environment = server.environment(EMBEDDING_FALLBACK="none", PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "m"))
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "counter_99999999.db").write_bytes(b"of the run before")
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text(
+        "def child_exit(server, worker):\n"
+        "    from prometheus_client import multiprocess\n"
+        "    multiprocess.mark_process_dead(worker.pid)\n"
+    )
     said = tmp_path / "gunicorn.log"
     with said.open("wb") as output:
         gunicorn = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy/prometheus/gunicorn.conf.py"),
+            [sys.executable, "-m", "gunicorn", "-c", str(config), "--workers", "3", "--threads", "8",
              "--chdir", str(SRC), "--bind", f"127.0.0.1:{port}", *["--preload"] * preload,
              "app:create_app()"],
             env=environment, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT,
