@@ -103,7 +103,7 @@ class ModelNotFound(EmbedshareError, FileNotFoundError):
 
 
 class WeightsCorrupted(EmbedshareError):
-    """The weights on disk are not the published ones."""
+    """The weights on disk are not the published ones, or cannot be read."""
 
     http_status = 503
 

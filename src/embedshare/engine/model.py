@@ -136,7 +136,7 @@ class Engine:
         return self._tokenizer(texts, prompt)
 
     def settle(self) -> None:
-        """Return when the model is as fast as it gets: a runtime may answer and go on compiling."""
+        """Return when the model is as fast as it gets: some runtimes answer while they still compile."""
         self._runtime.settle()
 
     def close(self) -> None:

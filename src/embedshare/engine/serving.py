@@ -101,10 +101,6 @@ class Serving:
                 return before
             began = time.monotonic()
             logger.info("a swap begins: {} is loaded, {} goes on serving", model_name, before.model_name)
-            present = self._current.engine
-            if present is not None:
-                present.settle()  # OpenVINO compiling two models at once was seen to crash
-            del present
             new = Held(load(before.device), self._watch)
             with self._lock:
                 old, self._current = self._current, new

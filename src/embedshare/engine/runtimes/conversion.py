@@ -10,6 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedshare.engine.runtimes.embedder import Embedder, plain_forward, smallest_cosine
+from embedshare.engine.runtimes.openvino import cpu_core
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import UnsupportedModel
 
@@ -37,7 +38,7 @@ def convert(
             )
     except Exception as error:  # the converter raises whatever the traced model does
         raise UnsupportedModel(f"OpenVINO does not convert the model: {error}") from error
-    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = cpu_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found: np.ndarray = compiled(list(pack(sample[::-1], layout)))[0]
     cosine = smallest_cosine(found[::-1], plain_forward(model, sample))
     if cosine < _SAME:

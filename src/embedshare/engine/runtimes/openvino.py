@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ def resolve_dtype(dtype: str) -> str:
     if dtype == "float16":
         raise UnsupportedModel("OpenVINO computes in float32 or bfloat16 on a CPU, not in float16")
     if dtype == "auto":
-        capable = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capable = "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "bfloat16" if capable else "float32"
     return dtype
 
@@ -36,6 +37,22 @@ def resolve_dtype(dtype: str) -> str:
 def write_graph(graph: ov.Model, path: Path) -> None:
     """Write a graph in full precision; its weights go beside it."""
     ov.save_model(graph, path, compress_to_fp16=False)
+
+
+def cpu_core() -> ov.Core:
+    """OpenVINO with its CPU plugin, which it loads in a thread that ends with that.
+
+    On a CPU with AMX the plugin gives the thread that loads it a stack for signals, and frees that with
+    itself. A signal in that thread would then end the process.
+    """
+
+    def load() -> ov.Core:
+        core = ov.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+        return core
+
+    with ThreadPoolExecutor(1, "embedshare-plugin") as thread:
+        return thread.submit(load).result()
 
 
 class _Compiled(NamedTuple):
@@ -71,7 +88,7 @@ class OpenVinoRuntime:
     def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str) -> None:
         self.dtype = resolve_dtype(dtype)
         self._layout = layout
-        self._core = ov.Core()
+        self._core = cpu_core()
         model = self._core.read_model(graph) if isinstance(graph, Path) else graph
         whole = _Graph(
             _Compiled(self._compile(model, {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request())
