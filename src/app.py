@@ -16,6 +16,7 @@ from loguru import logger
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
+from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.web import dashboard, embed, errors, health, listener, load, metrics, openapi, tracing
@@ -36,7 +37,8 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
     app.register_blueprint(load.blueprint(settings.web_threads))
-    app.register_blueprint(dashboard.blueprint(model))
+    supervisor = control.file_of(settings, authkey.key_file(settings))
+    app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app

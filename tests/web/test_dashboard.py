@@ -19,10 +19,10 @@ from tests.processes import ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 
 
-def browser_of(model: dashboard.Observed, processes: Any = None) -> FlaskClient:
+def browser_of(model: dashboard.Observed, supervised: Any = list) -> FlaskClient:
     app = Flask("test", static_folder=None)
     errors.register(app)
-    app.register_blueprint(dashboard.blueprint(model, processes))
+    app.register_blueprint(dashboard.blueprint(model, supervised))
     return app.test_client()
 
 
@@ -92,7 +92,7 @@ def test_while_nobody_answers_the_data_say_why_and_tell_of_this_worker(server: M
     assert data["memory"] == {"processes": 0, "shared_mb": None, "unshared_mb": None, "model_mb": None}
 
 
-def test_a_supervisor_s_processes_take_the_place_of_those_found(
+def test_a_supervisor_s_processes_come_first_and_then_who_else_is_connected(
     model: EmbeddingClient, server: ModelServer
 ) -> None:
     assert server.process is not None
@@ -102,7 +102,7 @@ def test_a_supervisor_s_processes_take_the_place_of_those_found(
     model.encode("one call")
     found = browser_of(model, lambda: [*known, served]).get("/dashboard/data").json["processes"]
     assert found[:1] == known
-    assert (found[1]["name"], len(found)) == ("model-server", 2)
+    assert [each["name"] for each in found[1:3]] == ["model-server", "this worker"]
     assert found[1]["calls"] > 0  # the server's own word where the supervisor has none
 
 

@@ -22,7 +22,7 @@ def test_every_answer_is_as_described(worker: Worker, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 selected / 8 total" in done.stdout  # all but the description itself
+    assert "9 selected / 9 total" in done.stdout  # all but the description itself
 
 
 def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Worker) -> None:
@@ -42,6 +42,7 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/embedding/stats", "get"): {"200", "500", "503", "504"},
         ("/metrics", "get"): {"200", "500"},
         ("/health", "get"): {"200", "500"},
+        ("/load", "get"): {"200", "500"},
         ("/openapi.json", "get"): {"200", "500"},
     }
     embed = description["paths"]["/embed"]["post"]

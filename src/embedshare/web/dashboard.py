@@ -76,15 +76,15 @@ _CONTENT_SECURITY_POLICY = (
 )
 
 
-def blueprint(model: Observed, processes: Callable[[], list[dict[str, Any]]] | None = None) -> Blueprint:
+def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = list) -> Blueprint:
     """`/dashboard`, its files and its data.
 
-    `processes` lists those of a supervisor, with the fields of Process; without one they are the server,
-    this worker and who else is connected to the server.
+    `supervised` lists a supervisor's processes, with the fields of Process; it may raise where there is none.
+    Who else is connected to the server is listed after them.
     """
     routes = Blueprint("dashboard", __name__)
     files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _MEDIA_TYPES}
-    latest = Latest(lambda: model.stats())
+    latest, latest_supervised = Latest(lambda: model.stats()), Latest(supervised)
 
     @routes.get("/dashboard")
     @openapi.describe({200: {"text/html": str}, 304: {}})
@@ -109,7 +109,7 @@ def blueprint(model: Observed, processes: Callable[[], list[dict[str, Any]]] | N
     @openapi.describe({200: DashboardData})
     def dashboard_data() -> Response:
         """The figures of the live page, now."""
-        data = _data(model, latest, processes() if processes else None)
+        data = _data(model, latest, latest_supervised)
         return Response(
             msgspec.json.encode(data), content_type="application/json", headers={"Cache-Control": "no-store"}
         )
@@ -125,7 +125,7 @@ def _file(path: Path, media_type: str) -> Response:
 
 
 def _data(
-    model: Observed, latest: Latest[dict[str, Any]], supervised: list[dict[str, Any]] | None
+    model: Observed, latest: Latest[dict[str, Any]], supervised: Latest[list[dict[str, Any]]]
 ) -> DashboardData:
     error = None
     try:
@@ -135,9 +135,7 @@ def _data(
         server, worker = None, model.client_stats()
         error = reason.message if isinstance(reason, EmbedshareError) else f"{reason} from the model server"
     now = time.time()
-    listed = _connected(server, worker)
-    if supervised:
-        listed = _completed(msgspec.convert(supervised, list[Process]), listed)
+    listed = _completed(_supervised(supervised), _connected(server, worker))
     return DashboardData(now, worker, server, listed, _memory(server, worker), error)
 
 
@@ -166,15 +164,22 @@ def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> l
     return [first, me, *others]
 
 
+def _supervised(latest: Latest[list[dict[str, Any]]]) -> list[Process]:
+    try:
+        return msgspec.convert(latest.get(PATIENCE_S), list[Process])
+    except (EmbedshareError, TimeoutError):
+        return []
+
+
 def _completed(supervised: list[Process], connected: list[Process]) -> list[Process]:
-    """A supervisor's processes, with what only the server and this worker know of them."""
+    """A supervisor's processes, with what only the server and this worker know of them; then the others."""
     known = {each.pid: each for each in connected}
     for process in supervised:
-        other = known.get(process.pid)
-        if process.pid is not None and other is not None:
+        other = known.pop(process.pid, None)
+        if other is not None:
             process.memory_mb = other.memory_mb if process.memory_mb is None else process.memory_mb
             process.calls = other.calls if process.calls is None else process.calls
-    return supervised
+    return [*supervised, *known.values()]
 
 
 def _state(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> str:
