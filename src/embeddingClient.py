@@ -242,13 +242,18 @@ class EmbeddingClient(DropIn):
         if len(pieces) == 1 and not show_progress_bar:
             return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)[0]
         self._meet(limit)
-        while True:
-            parts = self._embed_pieces(
-                texts, pieces, prompt, normalize, truncate_dim, limit, show_progress_bar
+        parts: list[_Part] = [(np.empty(0), "")] * len(pieces)
+        odd = list(range(len(pieces)))
+        while odd:
+            done = self._embed_pieces(
+                texts, [pieces[n] for n in odd], prompt, normalize, truncate_dim, limit, show_progress_bar
             )
-            if len({identity for _, identity in parts}) == 1:
-                return np.concatenate([rows for rows, _ in parts])
-            # Another model was followed meanwhile: never vectors of two spaces in one answer.
+            for number, part in zip(odd, done, strict=True):
+                parts[number] = part
+            # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
+            newest = self._describe().identity
+            odd = [number for number, (_, identity) in enumerate(parts) if identity != newest]
+        return np.concatenate([rows for rows, _ in parts])
 
     def _embed_piece(
         self, texts: list[str], prompt: str, normalize: bool, truncate_dim: int | None, limit: float
