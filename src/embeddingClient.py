@@ -28,6 +28,7 @@ from embedshare.drop_in import DropIn
 from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
+    InvalidSetting,
     MissingDependency,
     ModelMismatch,
     ModelNotFound,
@@ -100,6 +101,7 @@ class EmbeddingClient(DropIn):
             max_retries=max(1, max_retries),
             retry_delay_s=retry_delay,
             local_release_s=settings.local_release_s,
+            start_server=_starter(settings),
         )
 
     def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
@@ -448,6 +450,25 @@ def _key_text(key: bytes | str) -> str:
         return key.decode() if isinstance(key, bytes) else key
     except UnicodeDecodeError:
         raise InvalidInput("authkey must be UTF-8 text") from None
+
+
+def _starter(settings: Settings) -> Callable[[], bool]:
+    """What starts a server where none is, and tells whether one is on its way."""
+    if not settings.autostart or not settings.use_ipc:
+        return lambda: False
+    if not settings.on_loopback:
+        message = (
+            f"EMBEDDING_AUTOSTART is true, and EMBEDDING_SERVER_HOST {settings.server_host!r} another machine"
+        )
+        raise InvalidSetting(message, name="EMBEDDING_AUTOSTART", value="true", allowed="false, or localhost")
+    try:
+        from embedshare.autostart import Autostart
+    except ImportError as error:
+        raise MissingDependency(
+            f"EMBEDDING_AUTOSTART needs more than this installation has ({error}): "
+            "pip install 'embedshare[server]'"
+        ) from None
+    return Autostart(settings).under_way
 
 
 def _load_engine(settings: Settings, expected: ModelDescription | None) -> Engine:

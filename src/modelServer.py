@@ -7,6 +7,7 @@ accepted.
 from __future__ import annotations
 
 import _thread
+import argparse
 import dataclasses
 import os
 import signal
@@ -60,6 +61,7 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
+        self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
         self._queries: dict[str, Callable[[Engine, float], Any]] = {
@@ -80,6 +82,7 @@ class EmbeddingService:
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(call.what)(engine, deadline)), None
         self._check_prompt(call)
+        self._last_asked = time.monotonic()
         if isinstance(call, codec.Tokenize):
             return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt)), None
         encoded = engine.encode(
@@ -91,6 +94,7 @@ class EmbeddingService:
             caller=caller,
             is_gone=is_gone,
         )
+        self._last_asked = time.monotonic()
         rows = encoded.rows
         timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
         message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
@@ -147,6 +151,11 @@ class EmbeddingService:
                 f"the prompt takes {size:,} characters before {len(call.texts):,} texts; "
                 f"EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since somebody last asked for vectors or tokens; health checks do not count."""
+        return 0.0 if self._serving.calls else time.monotonic() - self._last_asked
 
     @property
     def description(self) -> ModelDescription:
@@ -218,9 +227,10 @@ def _health(engine: Engine, deadline: float) -> dict[str, Any]:
     }
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, autostarted: bool = False) -> None:
     """Load the model, listen, say so, and answer until a stop signal; then finish what is running.
 
+    `autostarted`: end as well when nobody has asked for EMBEDDING_IDLE_EXIT_S.
     Raises EmbedshareError where the server cannot start.
     """
     started = time.monotonic()
@@ -264,6 +274,13 @@ def serve(settings: Settings) -> None:
     if settings.metrics_port:
         _show_metrics(settings, lambda: _view(service, server, started))
     ready.set()
+    if autostarted:
+        from embedshare import autostart  # who was started so has what this imports
+
+        autostart.note_of(settings).unlink(missing_ok=True)
+        threading.Thread(
+            target=_end_when_idle, args=(service, stop, settings.idle_exit_s), name="idle", daemon=True
+        ).start()
     logger.info(
         "ready: {}, at {}:{}, after {:.1f} s",
         _shown(serving.description),
@@ -293,6 +310,15 @@ def _first_model(settings: Settings, note: SwapNote) -> Engine:
         except Exception as error:
             logger.error("{} does not load, {} serves instead: {}", noted.swapped_in, noted.configured, error)
     return Engine.load(settings, settings.device)
+
+
+def _end_when_idle(service: EmbeddingService, stop: threading.Event, limit_s: float) -> None:
+    while not stop.wait(min(1.0, limit_s / 4)):
+        if service.idle_s >= limit_s:
+            logger.info(
+                "nobody has asked for {:g} s: the server ends, to be started when it is needed", limit_s
+            )
+            stop.set()
 
 
 def _give_up(reason: str) -> None:
@@ -347,12 +373,17 @@ def _port_unavailable(who: str, host: str, port: int, error: OSError) -> PortUna
     return PortUnavailable(message, host=host, port=port)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the server; 0 after a clean stop, 1 with one line on what is wrong."""
+    parser = argparse.ArgumentParser(description="Serve one model to every worker that holds the key.")
+    parser.add_argument(
+        "--autostarted", action="store_true", help="end when idle, as one that EMBEDDING_AUTOSTART started"
+    )
+    options = parser.parse_args(arguments)
     try:
         settings = Settings.load()
         logs.configure(settings, "model-server")
-        serve(settings)
+        serve(settings, options.autostarted)
     except EmbedshareError as error:
         logger.error("{}", error.message)
         return 1

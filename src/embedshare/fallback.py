@@ -76,7 +76,8 @@ class Failover:
 
     Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the connections,
     `load(expected)` loads a local model of the space of `expected`. `follow`: a server with another model
-    than before is used, and not refused.
+    than before is used, and not refused. `start_server` is asked where no server answers, and tells whether
+    one is on its way.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Failover:
         max_retries: int,
         retry_delay_s: float,
         local_release_s: float,
+        start_server: Callable[[], bool] = lambda: False,
     ) -> None:
         self._load = load
         self._use_server = use_server
@@ -98,6 +100,7 @@ class Failover:
         self._max_retries = max_retries
         self._retry_delay_s = retry_delay_s
         self._local_release_s = local_release_s
+        self._start_server = start_server
         self._connections = connect(self._met)
         self.description: ModelDescription | None = None
         """The model that answered first, whose identity holds for the life of this object; with `follow` the
@@ -152,6 +155,9 @@ class Failover:
                 self._see_whether_it_hangs()
                 raise
             except ServerUnavailable as error:
+                if self._start_server():  # it is on its way: that is no failed try
+                    self._pause(random.uniform(0.1, 0.3), deadline, error)
+                    continue
                 tries += 1
                 self._server_failed(error, tries, deadline)
             else:

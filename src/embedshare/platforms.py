@@ -88,6 +88,13 @@ def own_process_group() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
+def in_background() -> dict[str, Any]:
+    """Arguments for subprocess.Popen: a process that outlives this one, and has no terminal or window."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+    return {"start_new_session": True}
+
+
 def restrict_to_owner(path: Path) -> None:
     """Let only this user read and write the file at `path`."""
     if sys.platform == "win32":

@@ -277,6 +277,18 @@ class Settings:
         None,
         "Where converted models are kept for the next start; without one, this user's cache folder",
     )
+    autostart: bool = _setting(
+        "EMBEDDING_AUTOSTART",
+        _boolean,
+        False,
+        "The first process that needs the model server and finds none starts one in the background, for all",
+    )
+    idle_exit_s: float = _setting(
+        "EMBEDDING_IDLE_EXIT_S",
+        _seconds(1, 31_536_000),
+        600.0,
+        "Seconds without a call after which a server that was started so ends by itself",
+    )
     log_format: str = _setting(
         "EMBEDDING_LOG_FORMAT", _choice("text", "json"), "text", "One line an event: text or json"
     )

@@ -65,6 +65,11 @@ class Serving:
         """The model that serves now."""
         return self._current.description
 
+    @property
+    def calls(self) -> int:
+        """Calls that the model answers now."""
+        return self._current.calls
+
     def enter(self, met: Held | None) -> Held:
         """Begin a call: the model that answers it, until `leave`.
 

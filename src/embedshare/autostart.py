@@ -1,0 +1,138 @@
+"""A model server that nobody looks after: started by the first process that needs it, once for all of them.
+
+Who finds no server takes a lock that all processes of this user share, starts one in the background and notes
+its process beside the key; who comes meanwhile finds the note, and waits. The server takes the note away when
+it is ready; a note whose process is gone tells of a start that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+from filelock import FileLock, Timeout
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.ipc import authkey
+from embedshare.settings import Settings
+from embedshare.supervise import lifeline, rotation
+from embedshare.supervise.process import last_lines
+
+#: After a start that failed the next is tried this many seconds later.
+RETRY_S = 30.0
+#: How the server is told that it was started by itself, and ends by itself.
+FLAG = "--autostarted"
+_SERVER = Path(__file__).resolve().parents[1] / "modelServer.py"
+
+
+class Starting(msgspec.Struct):
+    """A server that was started and is not ready yet."""
+
+    pid: int
+    created: float
+    """When its process began, in seconds since 1970: a number may be another process's later."""
+
+
+class Autostart:
+    """Starts the model server that these settings speak of.
+
+    Safe to use from any number of threads and processes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        key = authkey.key_file(settings)
+        self.log = key.with_name(f"model-server-{settings.server_port}.log")
+        self._note = note_of(settings)
+        self._lock = key.with_name(f"autostart-{settings.server_port}.lock")
+        self._told: int | None = None
+
+    def under_way(self) -> bool:
+        """Have a server be started where none is, or see that one is; whether it is worth waiting for.
+
+        False where something listens already, where the last start failed a short while ago, and where none
+        can be started from here; the reason is logged.
+        """
+        try:
+            self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with FileLock(self._lock, timeout=0, mode=0o600):
+                return self._see_or_start()
+        except Timeout:
+            return True  # another process does it in this moment
+        except OSError as error:
+            logger.warning("no model server can be started from here: {}", error)
+            return False
+
+    def _see_or_start(self) -> bool:
+        starting = self._read()
+        if starting is not None:
+            if _runs(starting):
+                return True
+            if time.time() - starting.created < RETRY_S:
+                self._tell(starting)
+                return False
+        if self._somebody_listens():
+            return False
+        rotation.rotate(self.log, self._settings.log_max_bytes, self._settings.log_keep)
+        process = self._start()
+        self._note.write_bytes(
+            msgspec.json.encode(Starting(process.pid, psutil.Process(process.pid).create_time()))
+        )
+        # Its end is to be noticed, or it would stay a zombie for as long as this process lives.
+        threading.Thread(target=process.wait, name="embedshare-server-end", daemon=True).start()
+        logger.info("no model server runs; one is started, process {}; its log is {}", process.pid, self.log)
+        return True
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        settings = self._settings
+        inherited = {name: value for name, value in os.environ.items() if name != lifeline.VARIABLE}
+        secret = {} if settings.authkey is None else {"EMBEDDING_AUTHKEY": settings.authkey}
+        with platforms.append_only(self.log) as log:
+            return subprocess.Popen(
+                [sys.executable, str(_SERVER), FLAG],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**inherited, **settings.environment(), **secret},
+                **platforms.in_background(),
+            )
+
+    def _read(self) -> Starting | None:
+        try:
+            return msgspec.json.decode(self._note.read_bytes(), type=Starting)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def _somebody_listens(self) -> bool:
+        try:
+            platforms.exclusive_listener(*self._settings.server_address, backlog=1).close()
+        except OSError:
+            return True
+        return False
+
+    def _tell(self, failed: Starting) -> None:
+        if self._told != failed.pid:
+            self._told = failed.pid
+            said = " ".join(last_lines(self.log, 1))
+            logger.error("the model server did not start, see {}; it last said: {}", self.log, said)
+
+
+def note_of(settings: Settings) -> Path:
+    """Where a start that is under way is noted; the server takes it away when it is ready."""
+    return authkey.key_file(settings).with_name(f"starting-{settings.server_port}.json")
+
+
+def _runs(starting: Starting) -> bool:
+    try:
+        process = psutil.Process(starting.pid)
+        same = abs(process.create_time() - starting.created) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
