@@ -1,0 +1,28 @@
+"""Nothing is reported to anybody: the product needs no network, and says nothing where there is one."""
+
+from __future__ import annotations
+
+from tests.processes import environment, run_python
+
+CONVERT = """
+import socket
+asked = []
+connect, resolve = socket.socket.connect, socket.getaddrinfo
+socket.socket.connect = lambda self, address: asked.append(address) or connect(self, address)
+socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or resolve(host, *rest, **more)
+from embedshare.engine.model import Engine
+from embedshare.settings import Settings
+import tempfile
+with tempfile.TemporaryDirectory() as cache:
+    engine = Engine.load(Settings(cache_dir=cache), "cpu")
+    print(len(engine.encode(["a text"]).rows))
+    engine.close()
+import openvino.tools.ovc.main as converter
+print(converter.tm.__name__)
+print(asked)
+"""
+
+
+def test_converting_a_model_asks_for_no_address_and_reports_nothing() -> None:
+    said = run_python(CONVERT, environment()).splitlines()
+    assert said[-3:] == ["1", "openvino.tools.ovc.telemetry_stub", "[]"]
