@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--autostarted", action="store_true", help="end when idle, as one that EMBEDDING_AUTOSTART started"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments or [])
     try:
         settings = Settings.load()
         logs.configure(settings, "model-server")
@@ -391,4 +391,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

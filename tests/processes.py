@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,11 +31,23 @@ if "EMBEDSHARE_TESTS_CACHE" not in os.environ:  # the first process of a run, wh
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
-def free_port() -> int:
-    """A port nobody listens at now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port(in_a_row: int = 1) -> int:
+    """The first of so many ports in a row that nobody listens at now.
+
+    Below those that systems give to outgoing connections, of which tests make thousands meanwhile.
+    """
+    while True:
+        first = random.randrange(10_000, 32_000)
+        sockets = [socket.socket() for _ in range(in_a_row)]
+        try:
+            for number, sock in enumerate(sockets):
+                sock.bind(("127.0.0.1", first + number))
+            return first
+        except OSError:
+            continue
+        finally:
+            for sock in sockets:
+                sock.close()
 
 
 def wait_for(condition: Callable[[], T], limit_s: float = 60.0, what: str = "the condition") -> T:

@@ -106,7 +106,10 @@ class Watched:
             self.page.wait_for_timeout(50)  # events of the browser are heard only here
             return condition()
 
-        wait_for(asked, limit_s, what)
+        try:
+            wait_for(asked, limit_s, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the page says:\n{self.text('main')}") from None
 
 
 def module(page: Page, name: str, expression: str, argument: Any = None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -19,7 +18,6 @@ import psutil
 import pytest
 import requests
 
-from embedshare import platforms
 from embedshare.settings import Settings
 from tests.deploy import nginx as nginx_program
 from tests.deploy.nginx import ADDRESS, Nginx
@@ -43,7 +41,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    first, server, lone_port = _two_in_a_row(), free_port(), free_port()
+    first, server, lone_port = free_port(in_a_row=2), free_port(), free_port()
     given = {
         "EMBEDDING_SERVER_PORT": str(server),
         "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
@@ -251,18 +249,6 @@ def _announce(site: Site, size: int) -> bytes:
             b"Content-Length: %d\r\n\r\n" % size
         )
         return sock.recv(65536)
-
-
-def _two_in_a_row() -> int:
-    """The first of two ports below those that outgoing connections, of which nginx makes many, are given."""
-    while True:
-        first = random.randrange(20_000, 32_000)
-        try:
-            for port in (first, first + 1):
-                platforms.exclusive_listener("127.0.0.1", port, backlog=1).close()
-        except OSError:
-            continue
-        return first
 
 
 def _listens(port: int) -> bool:

@@ -28,7 +28,7 @@ class Operator:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        self.first_port = _ports_in_a_row(6)
+        self.first_port = free_port(in_a_row=6)
         self.settings = {
             "EMBEDDING_SERVER_PORT": str(free_port()),
             "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
@@ -90,22 +90,6 @@ class Load:
         for thread in self._threads:
             thread.join(70)
         return self.outcomes
-
-
-def _ports_in_a_row(count: int) -> int:
-    """The first of so many ports that nobody listens at."""
-    while True:
-        first = free_port()
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for number, sock in enumerate(sockets):
-                sock.bind(("127.0.0.1", first + number))
-            return first
-        except (OSError, OverflowError):
-            continue
-        finally:
-            for sock in sockets:
-                sock.close()
 
 
 @pytest.fixture(scope="module")

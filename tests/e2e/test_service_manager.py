@@ -17,20 +17,8 @@ from tests.processes import ROOT, Services, free_port, wait_for
 @pytest.fixture(scope="module")
 def ports() -> tuple[int, int]:
     """The first worker's port, and the model server's in the middle of the workers'."""
-    while True:
-        first = free_port()
-        if first < 65000 and all(not _listens(port) for port in range(first, first + 5)):
-            return first, first + 1
-
-
-def _listens(port: int) -> bool:
-    try:
-        requests.get(f"http://127.0.0.1:{port}/", timeout=0.2)
-    except requests.ConnectionError:
-        return False
-    except requests.RequestException:
-        return True
-    return True
+    first = free_port(in_a_row=5)
+    return first, first + 1
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +131,7 @@ def test_a_worker_that_crashes_again_and_again_is_given_up_and_the_rest_stay(tmp
         "lifeline.follow(lambda: os._exit(0))\n"
         "app.run(port=int(os.environ['PORT']))\n"
     )
-    first = free_port()
+    first = free_port(in_a_row=2)
     running = Services(
         tmp_path, "--workers", "2", "--port", str(first), "--src-dir", str(source),
         EMBEDDING_SERVER_PORT=str(free_port()), USE_IPC_EMBEDDING="false",

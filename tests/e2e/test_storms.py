@@ -94,7 +94,7 @@ def counts_of_kills(folder: Path, expected: Path, timeout_s: float, **settings: 
     """What callers got from a server that is killed as soon as it has been ready for a little while,
     and started anew by its supervisor."""
     server = ModelServer(folder)  # whose settings the callers get; the supervisor starts it
-    services = Services(folder, "--workers", "1", "--port", str(free_port()), **server.given)
+    services = Services(folder, "--workers", "1", "--port", str(free_port(in_a_row=2)), **server.given)
     services.wait_until_running()
     storm, kills = Storm(server, expected, timeout_s, **settings), 0
     while any(caller.poll() is None for caller in storm.callers):
@@ -154,8 +154,8 @@ def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) 
         return shape_of(server)[0] <= threads_before
 
     with server.client(EMBEDDING_FALLBACK="none") as client, ThreadPoolExecutor(8) as threads:
-        for _ in range(3):
-            client.encode(texts)  # and the runtime has met the shapes, for which it keeps memory
+        for number in range(3, 300, 9):
+            client.encode(texts[:number])  # and the runtime has met the shapes, for which it keeps memory
         threads_before = shape_of(server)[0] + 2
         list(threads.map(die, range(200)))
         wait_for(nothing_is_left_of_them, 60, "the end of the dead callers' threads")

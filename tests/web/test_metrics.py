@@ -157,7 +157,7 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
             # Each process answers some of these: all of them tell of all 120.
             sums = list(threads.map(lambda _: embedded(scrape()), range(24)))
         assert set(sums) == {(120, 120)}
-        wait_for(lambda: scrape()("embedshare_client_state", state="connected") == 3, 30, "all in touch")
+        wait_for(lambda: scrape()("embedshare_client_state", state="connected") == 3, 60, "all in touch")
         children = psutil.Process(gunicorn.pid).children()
         assert scrape()("embedshare_worker_processes") == len(children) == 3
         resident = sum(child.memory_info().rss for child in children)

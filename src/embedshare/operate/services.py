@@ -45,6 +45,8 @@ class Services:
     def worker(self, number: int) -> ProcessSpec:
         """The nth worker, from 1. Raises PortUnavailable where its port is taken."""
         settings, port = self.settings, worker_port(self.first_port, number, self.settings.server_port)
+        if port - 1 == settings.server_port and number > 1:
+            logger.info("port {} is the model server's; the next worker gets {}", port - 1, port)
         _check_port(settings.web_host, port, f"worker {number}")
         url = worker_url(settings, port)
         return ProcessSpec(
