@@ -13,19 +13,19 @@ from embeddingClient import EmbeddingClient
 from embedshare.engine import weights
 from tests.processes import STARTED, ModelServer
 
-#: Where the servers run that last for the whole session.
-SESSION_FOLDERS = ("server0", "float320")
-
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
 
 
 @pytest.fixture(autouse=True)
 def no_server_outlives_its_test() -> Iterator[None]:
-    """End the servers that a test has started and, failing, not stopped; the session's own stay."""
-    before = len(STARTED)
+    """End the servers that a test has made and, failing, not stopped.
+
+    Those of wider fixtures were made before it and stay, also where the test has started them again.
+    """
+    before = list(STARTED)
     yield
-    for left in STARTED[before:]:
-        if not left.ended and left.folder.name not in SESSION_FOLDERS:
+    for left in STARTED[len(before) :]:
+        if left not in before and not left.ended:
             left.kill()
 
 
