@@ -189,6 +189,20 @@ def test_what_is_asked_wrongly_is_refused_with_what_there_is(operator: Operator)
     assert "a supervisor runs already" in operator.run("start")[2] or operator.run("start")[0] == 1
 
 
+def test_the_model_is_swapped_and_swapped_back(operator: Operator, other_model: Path) -> None:
+    named = operator.json("status")["server"]["model"]
+    swapped = operator.json("swap", "--model", str(other_model))
+    assert swapped["model_name"] == str(other_model)
+    server = operator.json("status")["server"]
+    assert (server["model"], server["identity"]) == (str(other_model), swapped["identity"])
+    assert server["swaps"] == 1
+    code, said, _ = operator.run("swap", "--model", "no/such-model", "--json")
+    assert code == 1
+    assert json.loads(said)["type"] == "ModelNotFound"
+    assert operator.json("status")["server"]["identity"] == swapped["identity"]
+    assert operator.json("swap", "--model", named)["model_name"] == named
+
+
 def test_logs_show_the_last_lines_and_go_on_with_those_that_come(operator: Operator) -> None:
     code, said, _ = operator.run("logs", "model-server", "-n", "1")
     assert code == 0

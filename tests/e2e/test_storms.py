@@ -154,7 +154,7 @@ def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) 
         return shape_of(server)[0] <= threads_before
 
     with server.client(EMBEDDING_FALLBACK="none") as client, ThreadPoolExecutor(8) as threads:
-        for number in range(3, 300, 9):
+        for number in range(20, 300, 40):
             client.encode(texts[:number])  # and the runtime has met the shapes, for which it keeps memory
         threads_before = shape_of(server)[0] + 2
         list(threads.map(die, range(200)))
@@ -167,7 +167,7 @@ def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) 
         f"\nthreads, files, MB: {before} before, {after} after; {stats['failed_requests']} calls of the dead"
     )
     assert after[1] <= before[1] + 2
-    assert after[2] - before[2] < 60
+    assert after[2] - before[2] < 100  # a dead caller that stayed would be 0.5 MB and more
     assert stats["failed_requests"] > 100
     assert server.stop() == 0
 

@@ -330,17 +330,17 @@ def test_models_that_were_swapped_out_are_released(server: ModelServer, other_mo
     process = psutil.Process(server.process.pid)
     memory_mb, threads = [], []
     with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as client:
-        for _ in range(4):
+        for _ in range(3):
             for name in (str(other_model), DEFAULT):
                 client.swap_model(name)
                 client.encode(TEXTS)
             memory_mb.append(process.memory_info().rss >> 20)
             threads.append(process.num_threads())
-        assert client.stats()["swaps"] == 8
-    print(f"\nafter each of 4 swaps there and back: {memory_mb} MB, {threads} threads")
-    assert memory_mb[-1] < memory_mb[1] + 60  # a model that stayed each time would be 90 MB and more
-    assert threads[-1] <= threads[1] + 4
-    assert server.said().decode().count(" was let go") == 8
+        assert client.stats()["swaps"] == 6
+    print(f"\nafter each of 3 swaps there and back: {memory_mb} MB, {threads} threads")
+    assert memory_mb[-1] < memory_mb[0] + 120  # two models that stayed each time would be 300 MB and more
+    assert threads[-1] <= threads[0] + 4
+    assert server.said().decode().count(" was let go") == 6
     assert not any("torch" in path.path for path in process.memory_maps())
 
 
