@@ -1,0 +1,111 @@
+"""An index in a file: a .npz archive of arrays, read without pickle, with what they are as JSON inside.
+
+The embeddings are not read but mapped: processes that load one file share its pages, and touch them only to
+send the index again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
+import numpy as np
+
+from embedshare.errors import IndexCorrupted
+
+#: What the first field of the JSON says; a file of another form is refused.
+FORM = "embedshare vector index 1"
+
+
+class About(msgspec.Struct, forbid_unknown_fields=True):
+    """What the arrays are."""
+
+    form: str
+    name: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+    identity: str
+    model_name: str
+    metric: str
+    kind: str
+    truncate_dim: int | None
+    next_id: int
+    metadata: list[dict[str, Any]]
+
+
+def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embeddings: np.ndarray) -> None:
+    """Write the file, whole or not at all.
+
+    Raises OSError.
+    """
+    target = Path(path)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    text = json.dumps(msgspec.to_builtins(about)).encode()
+    try:
+        with unfinished.open("wb") as file:
+            # The embeddings first: there they are aligned, and can be mapped.
+            np.savez(file, embeddings=embeddings, ids=ids, about=np.frombuffer(text, np.uint8))
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
+    """What is in the file: what it is, int64 ids (n,), float32 embeddings (n, dimension), read-only.
+
+    Raises IndexCorrupted, and OSError where the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            _check(archive)
+            embeddings = _mapped(path, file, archive.getinfo("embeddings.npy"))
+        with np.load(path, allow_pickle=False) as arrays:
+            about = msgspec.convert(json.loads(arrays["about"].tobytes()), About)
+            ids = arrays["ids"]
+    except (ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError) as error:
+        raise corrupted(path, error) from None
+    except (zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, struct.error) as error:
+        raise corrupted(path, error) from None
+    shaped = ids.dtype == np.int64 and ids.ndim == 1 and embeddings.ndim == 2
+    if about.form != FORM or not shaped or not len(ids) == len(embeddings) == len(about.metadata):
+        raise corrupted(path, "its parts are of other forms or lengths than a saved index's")
+    in_order = not len(ids) or (ids[0] >= 0 and (np.diff(ids) > 0).all() and ids[-1] < about.next_id)
+    if not in_order or [entry.get("id") for entry in about.metadata] != ids.tolist():
+        raise corrupted(path, "its ids are not those of its metadata, in order")
+    return about, ids, embeddings
+
+
+def _check(archive: zipfile.ZipFile) -> None:
+    """A saved index is not compressed, so that no small file becomes a large one in memory; and whole."""
+    if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+        raise ValueError("its parts are compressed")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} is damaged")
+
+
+def _mapped(path: str | os.PathLike[str], file: BinaryIO, part: zipfile.ZipInfo) -> np.ndarray:
+    """The float32 array of that part, where it lies in the file."""
+    file.seek(part.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", file.read(4))
+    file.seek(name_length + extra_length, os.SEEK_CUR)
+    begins = file.tell()
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"its arrays are of version {version}")
+    shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+    offset, size = file.tell(), int(np.prod(shape)) * kind.itemsize
+    if kind != np.float32 or by_columns or offset - begins + size != part.file_size:
+        raise ValueError("its embeddings are of another form")
+    if not size:
+        return np.empty(shape, np.float32)
+    return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
+
+
+def corrupted(path: str | os.PathLike[str], why: object) -> IndexCorrupted:
+    """The error for such a file."""
+    return IndexCorrupted(f"{os.fspath(path)} is not a saved vector index, or not whole: {why}")
