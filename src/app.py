@@ -7,6 +7,7 @@ another WSGI server: `gunicorn --chdir src 'app:create_app()'`.
 from __future__ import annotations
 
 import _thread
+import functools
 import signal
 import sys
 
@@ -15,11 +16,23 @@ from loguru import logger
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
-from embedshare.errors import EmbedshareError, PortUnavailable
+from embedshare.errors import EmbedshareError, MissingDependency, PortUnavailable
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import dashboard, embed, errors, health, listener, load, metrics, openapi, tracing
+from embedshare.web import (
+    dashboard,
+    embed,
+    errors,
+    health,
+    index,
+    listener,
+    load,
+    metrics,
+    openapi,
+    search,
+    tracing,
+)  # fmt: skip
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -36,12 +49,32 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured.watch(app)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    app.register_blueprint(index.blueprint(model, settings.max_texts))
+    searches = _web_search(model, settings) if settings.searches_the_web else None
+    app.register_blueprint(search.blueprint(searches, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app
+
+
+def _web_search(model: EmbeddingClient, settings: Settings) -> search.WebSearch:
+    """A search by `model`; who never searches pays for none of what it needs."""
+
+    @functools.cache
+    def pipeline() -> WebSearch:
+        try:
+            from embedshare.websearch.pipeline import WebSearch
+        except ImportError as error:
+            raise MissingDependency(
+                f"a web search needs more than this installation has ({error}): "
+                "pip install 'embedshare[search]'"
+            ) from None
+        return WebSearch(settings)
+
+    return lambda query, max_chars: pipeline().search(query, model.generate_embeddings, max_chars=max_chars)
 
 
 def main() -> int:

@@ -337,6 +337,14 @@ class Settings:
         "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"
     )
 
+    web_search: str = _setting(
+        "EMBEDDING_WEB_SEARCH",
+        _choice("auto", "true", "false"),
+        "auto",
+        "Whether a web worker searches the web for those who ask it (POST /search); auto does where "
+        "EMBEDDING_HOST is this machine alone",
+    )
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> Settings:
         """Read the settings from `environ` (the process's) and the `.env` file (the working directory's).
@@ -364,12 +372,20 @@ class Settings:
 
     @property
     def on_loopback(self) -> bool:
-        if self.server_host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.server_host).is_loopback
-        except ValueError:
-            return False  # a name, which may come to mean any address
+        return _is_loopback(self.server_host)
+
+    @property
+    def searches_the_web(self) -> bool:
+        return self.web_search == "true" or (self.web_search == "auto" and _is_loopback(self.web_host))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may come to mean any address
 
 
 def _public_fields() -> list[dataclasses.Field[Any]]:

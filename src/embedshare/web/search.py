@@ -1,0 +1,125 @@
+"""The web search over HTTP, and a page where a person can try it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Protocol
+
+import msgspec
+from flask import Blueprint, Response
+from msgspec import Meta
+from werkzeug.exceptions import Forbidden, UnsupportedMediaType
+
+from embedshare.errors import InvalidInput, Overloaded, TooLarge
+from embedshare.web import body, errors, openapi, pages
+from embedshare.web.errors import JSON
+
+
+class Ranked(Protocol):
+    """A part of a page, and how near it is to the query."""
+
+    url: str
+    title: str
+    text: str
+    score: float
+
+
+class Found(Protocol):
+    """What a search came back with."""
+
+    context: str
+    urls: list[str]
+    passages: Sequence[Ranked]
+    timings: Mapping[str, float]
+
+
+class WebSearch(Protocol):
+    """The search that this route is handed."""
+
+    def __call__(self, query: str, max_chars: int) -> Found: ...
+
+
+class SearchRequest(msgspec.Struct):
+    """A question to the web.
+
+    `max_results` bounds the passages that come back, `max_chars` how many characters of each page are read.
+    """
+
+    query: Annotated[str, Meta(min_length=1, max_length=1000)]
+    max_results: Annotated[int, Meta(ge=1, le=100)] = 20
+    max_chars: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
+
+
+class Passage(msgspec.Struct):
+    """A part of a page; a higher score is nearer to the query."""
+
+    url: str
+    title: str
+    text: str
+    score: float
+
+
+class SearchAnswer(msgspec.Struct):
+    """What was found: `context` for a language model, the URLs that it is made of, the passages best first,
+    and where the time went."""
+
+    context: str
+    urls: list[str]
+    passages: list[Passage]
+    timings: dict[str, float]
+
+
+#: When a worker whose places for searches are taken is to be asked again, in seconds.
+RETRY_AFTER_S = 2.0
+_OFF = (
+    "this worker does not search the web, since it listens beyond its own machine or EMBEDDING_WEB_SEARCH is "
+    "false; EMBEDDING_WEB_SEARCH=true allows it"
+)
+
+
+def blueprint(search: WebSearch | None, at_once: int) -> Blueprint:
+    """`POST /search {"query": ...}`, and the page at `GET /search`.
+
+    `search` is None where it is not allowed. At most `at_once` searches are under way at a time, so that
+    those who wait for the web leave threads to those who ask for embeddings.
+    """
+    routes = Blueprint("search", __name__)
+    decoder = msgspec.json.Decoder(SearchRequest)
+    places = threading.BoundedSemaphore(at_once)
+
+    @routes.get("/search")
+    @openapi.describe({200: {"text/html": str}, 304: {}})
+    def search_page() -> Response:
+        """A page where people can try the web search."""
+        return pages.page("search.html")
+
+    @routes.post("/search")
+    @openapi.describe(
+        {200: SearchAnswer},
+        errors=(InvalidInput, TooLarge, UnsupportedMediaType, Forbidden, *errors.OF_THE_MODEL),
+        body=SearchRequest,
+    )
+    def search_web() -> Response:
+        """What the web says to a question.
+
+        A search engine's results are fetched, read and cut into passages, and the passages nearest to the
+        query come back.
+        """
+        asked = body.read(decoder, '{"query": "what is asked"}')
+        if search is None:
+            raise Forbidden(_OFF)
+        if not places.acquire(blocking=False):
+            raise Overloaded(
+                f"{at_once} searches are under way, as many as this worker makes at once",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        try:
+            found = search(asked.query, asked.max_chars)
+        finally:
+            places.release()
+        passages = [Passage(one.url, one.title, one.text, one.score) for one in found.passages]
+        answer = SearchAnswer(found.context, found.urls, passages[: asked.max_results], dict(found.timings))
+        return Response(msgspec.json.encode(answer), content_type=JSON, headers={"Cache-Control": "no-store"})
+
+    return routes
