@@ -11,6 +11,8 @@ import functools
 import signal
 import sys
 
+from typing import TYPE_CHECKING
+
 from flask import Flask
 from loguru import logger
 
@@ -33,6 +35,9 @@ from embedshare.web import (
     search,
     tracing,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from embedshare.websearch.pipeline import WebSearch
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:

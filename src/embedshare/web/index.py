@@ -18,7 +18,7 @@ from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaT
 from embedshare.errors import InvalidInput, TooLarge
 from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON
-from embedshare.web.shelf import Shelf
+from embedshare.web.lately import LatelyUsed
 
 #: What one worker keeps, at most; what was used longest ago goes first.
 MOST_INDEXES = 64
@@ -111,14 +111,14 @@ class _Held:
 def blueprint(model: Indexer, max_texts: int) -> Blueprint:
     """`/index` and what is below it."""
     routes = Blueprint("index", __name__)
-    shelf: Shelf[_Held] = Shelf(MOST_INDEXES, MOST_BYTES)
+    kept: LatelyUsed[_Held] = LatelyUsed(MOST_INDEXES, MOST_BYTES)
     of_index, of_documents, of_query = map(
         msgspec.json.Decoder, (IndexRequest, DocumentsRequest, QueryRequest)
     )
     example = '{"documents": ["a text"]}'
 
     def held(name: str) -> _Held:
-        found = shelf.get(name)
+        found = kept.get(name)
         if found is None:
             raise _unknown(name)
         return found
@@ -137,7 +137,7 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
             *model.build_vector_index(asked.documents, asked.urls, metric=asked.metric, kind=asked.kind)
         )
         _check_size(made.size)
-        return _json(IndexMade(shelf.put(made, made.size), len(made.metadata), made.dimension)), 201
+        return _json(IndexMade(kept.put(made, made.size), len(made.metadata), made.dimension)), 201
 
     @routes.post("/index/<index>/search")
     @openapi.describe(
@@ -172,14 +172,14 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
         one = held(index)
         with one.growing:
             count = one.add(asked)
-        shelf.grown(index, one.size)
+        kept.grown(index, one.size)
         return _json(IndexMade(index, count, one.dimension))
 
     @routes.delete("/index/<index>")
     @openapi.describe({204: {}}, errors=(NotFound,))
     def delete_index(index: str) -> tuple[str, int]:
         """Let an index go."""
-        gone = shelf.take(index)
+        gone = kept.take(index)
         if gone is None:
             raise _unknown(index)
         return "", 204

@@ -3,8 +3,6 @@
 /** Shorter words of a question are too common to be marked. */
 const LEAST_LETTERS = 3;
 const COMMON = new Set(["and", "are", "but", "can", "did", "does", "for", "from", "how", "into", "not", "that", "the", "this", "was", "what", "when", "where", "which", "who", "why", "with", "you"]);
-/** Longer passages are folded to some lines. */
-const LONG = 700;
 
 /** A card of one page's passages, best first. */
 export function card(passages, query) {
@@ -15,9 +13,23 @@ export function card(passages, query) {
   source.append(...sourceOf(best.url), gauge(best.score));
   const heading = element("h2");
   heading.append(link(best.url, best.title || best.url));
-  result.append(source, heading, ...passage(best, words, "passage best"));
+  result.append(source, heading, passage(best, words, "passage best long"));
   if (others.length) result.append(rest(others, words));
   return result;
+}
+
+/** Gives passages that are cut off on the page, which shows them by now, a button that unfolds them. */
+export function foldLong(results) {
+  for (const shown of results.querySelectorAll(".long")) {
+    if (shown.scrollHeight <= shown.clientHeight + 1) continue;
+    const button = element("button", "unfold", "Show all of it");
+    button.type = "button";
+    button.addEventListener("click", () => {
+      shown.classList.remove("long");
+      button.remove();
+    });
+    shown.after(button);
+  }
 }
 
 /** What stands where results will be. */
@@ -52,15 +64,7 @@ export function wordsOf(query) {
 function passage({ text }, words, name) {
   const shown = element("p", name);
   shown.append(...marked(text, words));
-  if (text.length <= LONG) return [shown];
-  shown.classList.add("long");
-  const button = element("button", "unfold", "Show all of it");
-  button.type = "button";
-  button.addEventListener("click", () => {
-    shown.classList.add("open");
-    button.remove();
-  });
-  return [shown, button];
+  return shown;
 }
 
 function rest(others, words) {
@@ -68,7 +72,7 @@ function rest(others, words) {
   folded.append(element("summary", "", `${others.length} more ${others.length === 1 ? "passage" : "passages"} of this page`));
   for (const other of others) {
     const block = element("div", "other");
-    block.append(gauge(other.score), ...passage(other, words, "passage"));
+    block.append(gauge(other.score), passage(other, words, "passage"));
     folded.append(block);
   }
   return folded;

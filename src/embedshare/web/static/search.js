@@ -1,7 +1,7 @@
 // The search page: a question goes out, and what comes back, or what went wrong, is shown.
 
 import { duration } from "./format.js";
-import { card, skeletons } from "./results.js";
+import { card, foldLong, skeletons } from "./results.js";
 
 const at = (id) => document.getElementById(id);
 /** What a stage of the search is called, in their order. */
@@ -16,6 +16,7 @@ function phase(name) {
   at("go").textContent = name === "searching" ? "Stop" : "Search";
   at("found").hidden = name !== "searching" && name !== "found";
   at("results").setAttribute("aria-busy", String(name === "searching"));
+  at("steps").hidden = true;
   at("blank").hidden = name !== "nothing";
   at("notice").hidden = name !== "failed";
 }
@@ -68,6 +69,7 @@ function show(answer, query, seconds) {
   at("context").textContent = answer.context;
   at("context-about").textContent = count(answer.context.length, "character");
   phase("found");
+  foldLong(at("results"));
 }
 
 /** Why nothing was found, in the search's own words where it has some. */

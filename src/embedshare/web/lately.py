@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shelf(Generic[T]):
+class LatelyUsed(Generic[T]):
     """Things by an id that nobody can guess. Thread-safe."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
