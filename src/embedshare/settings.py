@@ -60,6 +60,18 @@ def _key(text: str) -> str | None:
     return text or None
 
 
+def _web_address(text: str) -> str | None:
+    if text and (not text.isascii() or not text.lower().startswith(("http://", "https://")) or " " in text):
+        raise ValueError("an address that begins with http:// or https://")
+    return text.rstrip("/") or None
+
+
+def _hosts(text: str) -> str:
+    if not text.isascii() or "/" in text or "*" in text or "@" in text:
+        raise ValueError("host names or addresses, each alone or with a port (wiki.example:8080), and commas")
+    return text
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -270,6 +282,25 @@ class Settings:
         _whole(1, 1024),
         16,
         "Calls of `aencode` that one client has under way at once; the rest wait their turn",
+    )
+    search_engine: str = _setting(
+        "EMBEDDING_SEARCH_ENGINE",
+        _choice("ddgs", "searxng"),
+        "ddgs",
+        "Who finds the pages of a web search: ddgs (public engines) or searxng (EMBEDDING_SEARXNG_URL)",
+    )
+    searxng_url: str | None = _setting(
+        "EMBEDDING_SEARXNG_URL",
+        _web_address,
+        None,
+        "Where the SearXNG is that searxng asks; it must offer the format json",
+    )
+    fetch_allowed_hosts: str = _setting(
+        "EMBEDDING_FETCH_ALLOWED_HOSTS",
+        _hosts,
+        "",
+        "Internal hosts that a web search may fetch pages from, as `wiki.example,10.0.0.5:8080`; public ones "
+        "need no entry",
     )
     cache_dir: str | None = _setting(
         "EMBEDDING_CACHE_DIR",
