@@ -7,18 +7,15 @@ another WSGI server: `gunicorn --chdir src 'app:create_app()'`.
 from __future__ import annotations
 
 import _thread
-import functools
 import signal
 import sys
-
-from typing import TYPE_CHECKING
 
 from flask import Flask
 from loguru import logger
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
-from embedshare.errors import EmbedshareError, MissingDependency, PortUnavailable
+from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
@@ -36,9 +33,6 @@ from embedshare.web import (
     tracing,
 )  # fmt: skip
 
-if TYPE_CHECKING:
-    from embedshare.websearch.pipeline import WebSearch
-
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
     """The WSGI application over `model`, this process's shared one by default."""
@@ -55,7 +49,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
     app.register_blueprint(index.blueprint(model, settings.max_texts))
-    searches = _web_search(model, settings) if settings.searches_the_web else None
+    searches = model.web_search if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searches, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
@@ -63,23 +57,6 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app
-
-
-def _web_search(model: EmbeddingClient, settings: Settings) -> search.WebSearch:
-    """A search by `model`; who never searches pays for none of what it needs."""
-
-    @functools.cache
-    def pipeline() -> WebSearch:
-        try:
-            from embedshare.websearch.pipeline import WebSearch
-        except ImportError as error:
-            raise MissingDependency(
-                f"a web search needs more than this installation has ({error}): "
-                "pip install 'embedshare[search]'"
-            ) from None
-        return WebSearch(settings)
-
-    return lambda query, max_chars: pipeline().search(query, model.generate_embeddings, max_chars=max_chars)
 
 
 def main() -> int:

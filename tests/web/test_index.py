@@ -70,7 +70,11 @@ def test_documents_that_are_added_are_found_with_their_urls(browser: FlaskClient
     answer = browser.post(f"/index/{name}/documents", json=more)
     assert (answer.status_code, answer.json) == (200, {"index": name, "count": 4, "dimension": 384})
     best = found(browser, name, "songs of whales")[0]
-    assert (best["id"], best["url"], best["full_content"]) == (3, "http://a.example/whale", more["documents"][0])
+    assert (best["id"], best["url"], best["full_content"]) == (
+        3,
+        "http://a.example/whale",
+        more["documents"][0],
+    )
 
 
 def test_a_deleted_index_and_one_of_another_worker_are_a_404_that_says_what_to_do(

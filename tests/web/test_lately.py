@@ -42,7 +42,9 @@ def test_what_was_taken_is_there_no_more_and_leaves_its_room() -> None:
     assert kept.get(other) == "other"
 
 
-steps = st.lists(st.tuples(st.sampled_from("put get grown take".split()), st.integers(0, 9), st.integers(0, 50)))
+steps = st.lists(
+    st.tuples(st.sampled_from(["put", "get", "grown", "take"]), st.integers(0, 9), st.integers(0, 50))
+)
 
 
 @given(steps)

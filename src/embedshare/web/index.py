@@ -5,6 +5,7 @@ An index belongs to the worker that made it: its id means nothing to another wor
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
@@ -23,28 +24,30 @@ from embedshare.web.lately import LatelyUsed
 #: What one worker keeps, at most; what was used longest ago goes first.
 MOST_INDEXES = 64
 MOST_BYTES = 256 << 20
-#: What a document takes beside its vector and its text: its metadata and their names.
-_DOCUMENT_BYTES = 1024
-
-Metric = Literal["l2", "cosine", "ip"]
-Kind = Literal["auto", "flat", "hnsw", "ivf,pq"]
-Metadata = list[dict[str, Any]]
+#: What a document takes beside its vector and its text, about: its metadata's own beginning of the text, and
+#: their objects.
+_DOCUMENT_BYTES = 1500
 
 
 class VectorIndex(Protocol):
     """What these routes ask of an index."""
 
-    def add(self, docs: Sequence[str], urls: Sequence[str] | None = None) -> tuple[np.ndarray, Metadata]: ...
-    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def dimension(self) -> int: ...
+    def add(self, docs: Sequence[str], urls: Sequence[str] | None = None) -> list[int]: ...
 
 
 class Indexer(Protocol):
     """What these routes ask of the model."""
 
     def build_vector_index(
-        self, docs: list[str], urls: list[str] | None, *, metric: str, kind: str
-    ) -> tuple[Any, np.ndarray, Metadata]: ...
-    def search_index(self, query: str, index: Any, metadata: Metadata, top_k: int) -> Metadata: ...
+        self, docs: Sequence[str], urls: Sequence[str] | None = None, *, metric: str, kind: str
+    ) -> tuple[Any, np.ndarray, list[dict[str, Any]]]: ...
+    def get_embedding_dimension(self) -> int: ...
+    def search_index(
+        self, query: str, index: Any, metadata: None = None, top_k: int = 3
+    ) -> list[dict[str, Any]]: ...
 
 
 class DocumentsRequest(msgspec.Struct):
@@ -57,8 +60,8 @@ class DocumentsRequest(msgspec.Struct):
 class IndexRequest(DocumentsRequest):
     """Documents to make an index of."""
 
-    metric: Metric = "l2"
-    kind: Kind = "auto"
+    metric: Literal["l2", "cosine", "ip"] = "l2"
+    kind: Literal["auto", "flat", "hnsw", "ivf,pq"] = "auto"
 
 
 class QueryRequest(msgspec.Struct):
@@ -99,13 +102,21 @@ class Results(msgspec.Struct):
 
 
 class _Held:
-    """An index with the metadata of its documents."""
+    """An index and the bytes that it takes here."""
 
-    def __init__(self, index: Any, embeddings: np.ndarray, metadata: Metadata) -> None:
-        self.index, self.metadata = index, metadata
-        self.dimension = int(embeddings.shape[1])
-        self.growing = threading.Lock()
-        self.size = _size(embeddings, metadata)
+    def __init__(self, index: VectorIndex, size: int) -> None:
+        self.index, self.size = index, size
+        self._growing = threading.Lock()
+
+    def add(self, asked: DocumentsRequest) -> None:
+        """Add documents, those of one request after those of another.
+
+        Raises TooLarge before anything was added.
+        """
+        with self._growing:
+            size = _size(asked, self.index.dimension, self.size)
+            self.index.add(asked.documents, asked.urls)
+            self.size = size
 
 
 def blueprint(model: Indexer, max_texts: int) -> Blueprint:
@@ -133,11 +144,12 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
         """An index over documents."""
         asked = body.read(of_index, example)
         _check(asked, max_texts)
-        made = _Held(
-            *model.build_vector_index(asked.documents, asked.urls, metric=asked.metric, kind=asked.kind)
+        size = _size(asked, model.get_embedding_dimension())
+        index, _, _ = model.build_vector_index(
+            asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
         )
-        _check_size(made.size)
-        return _json(IndexMade(kept.put(made, made.size), len(made.metadata), made.dimension)), 201
+        name = kept.put(_Held(index, size), size)
+        return _json(IndexMade(name, len(index), index.dimension)), 201
 
     @routes.post("/index/<index>/search")
     @openapi.describe(
@@ -149,7 +161,7 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
         one = held(index)
-        found = model.search_index(asked.query, one.index, one.metadata, asked.top_k)
+        found = model.search_index(asked.query, one.index, top_k=asked.top_k)
         return _json(Results(msgspec.convert(found, list[Result])))
 
     @routes.post("/index/<index>/documents")
@@ -170,17 +182,15 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
         asked = body.read(of_documents, example)
         _check(asked, max_texts)
         one = held(index)
-        with one.growing:
-            count = one.add(asked)
+        one.add(asked)
         kept.grown(index, one.size)
-        return _json(IndexMade(index, count, one.dimension))
+        return _json(IndexMade(index, len(one.index), one.index.dimension))
 
     @routes.delete("/index/<index>")
     @openapi.describe({204: {}}, errors=(NotFound,))
     def delete_index(index: str) -> tuple[str, int]:
         """Let an index go."""
-        gone = kept.take(index)
-        if gone is None:
+        if kept.take(index) is None:
             raise _unknown(index)
         return "", 204
 
@@ -196,6 +206,17 @@ def _check(asked: DocumentsRequest, max_texts: int) -> None:
         raise UnprocessableEntity(
             f"{len(asked.urls):,} URLs came for {len(asked.documents):,} documents: send one each, or none"
         )
+
+
+def _size(asked: DocumentsRequest, dimension: int, before: int = 0) -> int:
+    """About the bytes that an index takes in this worker once it has these documents too."""
+    texts = sum(map(sys.getsizeof, [*asked.documents, *(asked.urls or ())]))
+    size = before + texts + len(asked.documents) * (_DOCUMENT_BYTES + 4 * dimension)
+    if size > MOST_BYTES:
+        raise TooLarge(
+            f"the index would take {size:,} bytes; a worker keeps at most {MOST_BYTES:,} bytes of indexes"
+        )
+    return size
 
 
 def _unknown(name: str) -> NotFound:

@@ -3,56 +3,64 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Protocol
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from flask import Blueprint, Response
 from msgspec import Meta
 from werkzeug.exceptions import Forbidden, UnsupportedMediaType
 
-from embedshare.errors import InvalidInput, Overloaded, TooLarge
+from embedshare.errors import InvalidInput, Overloaded, SearchFailed, TooLarge
 from embedshare.web import body, errors, openapi, pages
 from embedshare.web.errors import JSON
 
 
 class Ranked(Protocol):
-    """A part of a page, and how near it is to the query."""
+    """A part of a page, and how far it is from the query."""
 
-    url: str
-    title: str
-    text: str
-    score: float
+    @property
+    def url(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def score(self) -> float: ...
 
 
 class Found(Protocol):
-    """What a search came back with."""
+    """What a search came back with; its timings are a struct of seconds."""
 
-    context: str
-    urls: list[str]
-    passages: Sequence[Ranked]
-    timings: Mapping[str, float]
+    @property
+    def context(self) -> str: ...
+    @property
+    def urls(self) -> list[str]: ...
+    @property
+    def passages(self) -> Sequence[Ranked]: ...
+    @property
+    def timings(self) -> Any: ...
 
 
 class WebSearch(Protocol):
     """The search that this route is handed."""
 
-    def __call__(self, query: str, max_chars: int) -> Found: ...
+    def __call__(self, search_query: str, *, max_chars: int) -> Found: ...
 
 
 class SearchRequest(msgspec.Struct):
     """A question to the web.
 
-    `max_results` bounds the passages that come back, `max_chars` how many characters of each page are read.
+    `query` is not blank. `max_results` bounds the passages that come back, `max_chars` the characters of one.
     """
 
-    query: Annotated[str, Meta(min_length=1, max_length=1000)]
+    query: Annotated[str, Meta(pattern=r"\S", max_length=1000)]
     max_results: Annotated[int, Meta(ge=1, le=100)] = 20
-    max_chars: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
+    max_chars: Annotated[int, Meta(ge=100, le=100_000)] = 2000
 
 
 class Passage(msgspec.Struct):
-    """A part of a page; a higher score is nearer to the query."""
+    """A part of a page; `score` is the squared distance to the query, lower is nearer."""
 
     url: str
     title: str
@@ -60,14 +68,26 @@ class Passage(msgspec.Struct):
     score: float
 
 
+class Timings(msgspec.Struct):
+    """Seconds: the engine's answer, the pages, their passages embedded and ranked, and all of it."""
+
+    engine_s: float
+    fetch_s: float
+    rank_s: float
+    total_s: float
+
+
 class SearchAnswer(msgspec.Struct):
     """What was found: `context` for a language model, the URLs that it is made of, the passages best first,
-    and where the time went."""
+    and where the time went.
+
+    Where nothing was found, `context` says so in a sentence and there are no passages.
+    """
 
     context: str
     urls: list[str]
     passages: list[Passage]
-    timings: dict[str, float]
+    timings: Timings
 
 
 #: When a worker whose places for searches are taken is to be asked again, in seconds.
@@ -97,7 +117,7 @@ def blueprint(search: WebSearch | None, at_once: int) -> Blueprint:
     @routes.post("/search")
     @openapi.describe(
         {200: SearchAnswer},
-        errors=(InvalidInput, TooLarge, UnsupportedMediaType, Forbidden, *errors.OF_THE_MODEL),
+        errors=(InvalidInput, TooLarge, UnsupportedMediaType, Forbidden, SearchFailed, *errors.OF_THE_MODEL),
         body=SearchRequest,
     )
     def search_web() -> Response:
@@ -115,11 +135,12 @@ def blueprint(search: WebSearch | None, at_once: int) -> Blueprint:
                 retry_after_s=RETRY_AFTER_S,
             )
         try:
-            found = search(asked.query, asked.max_chars)
+            found = search(asked.query, max_chars=asked.max_chars)
         finally:
             places.release()
-        passages = [Passage(one.url, one.title, one.text, one.score) for one in found.passages]
-        answer = SearchAnswer(found.context, found.urls, passages[: asked.max_results], dict(found.timings))
+        passages = msgspec.convert(found.passages[: asked.max_results], list[Passage], from_attributes=True)
+        timings = msgspec.convert(found.timings, Timings, from_attributes=True)
+        answer = SearchAnswer(found.context, found.urls, passages, timings)
         return Response(msgspec.json.encode(answer), content_type=JSON, headers={"Cache-Control": "no-store"})
 
     return routes

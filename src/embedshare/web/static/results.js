@@ -78,11 +78,11 @@ function rest(others, words) {
   return folded;
 }
 
-/** The score as a bar and a figure. */
+/** The score, which is a distance, as a figure, and as a bar that is longer the nearer the passage is. */
 function gauge(score) {
   const [shown, track, bar] = [element("span", "score"), element("span", "gauge"), element("i")];
-  shown.title = "Nearness to the question: 1 is the same";
-  bar.style.width = `${Math.min(Math.max(score, 0), 1) * 100}%`;
+  shown.title = "Squared distance to the question: lower is nearer";
+  bar.style.width = `${100 / (1 + Math.max(score, 0))}%`;
   track.append(bar);
   shown.append(track, score.toFixed(3));
   return shown;

@@ -4,8 +4,8 @@ import { duration } from "./format.js";
 import { card, foldLong, skeletons } from "./results.js";
 
 const at = (id) => document.getElementById(id);
-/** What a stage of the search is called, in their order. */
-const STAGES = { search: "Search engine", fetch: "Fetching pages", extract: "Reading them", embed: "Embedding", rank: "Ranking" };
+/** The stages of a search, in their order. */
+const STAGES = { engine_s: "Search engine", fetch_s: "Pages", rank_s: "Embedding, ranking" };
 const TICK_MS = 100;
 const BONES = 3;
 
@@ -99,22 +99,25 @@ function grouped(passages) {
 }
 
 function showTimes(timings) {
-  const known = Object.entries(STAGES).filter(([stage]) => stage in timings);
-  const total = known.reduce((sum, [stage]) => sum + timings[stage], 0);
-  at("time-card").hidden = !known.length;
-  at("total").textContent = duration(total * 1000).join(" ");
+  const stages = Object.entries(STAGES).map(([stage, name]) => [name, timings[stage]]);
+  const total = stages.reduce((sum, [, seconds]) => sum + seconds, 0) || 1;
   const mark = (i) => Object.assign(document.createElement("i"), { className: `stage-${i + 1}` });
-  at("stages").replaceChildren(...known.map(([stage], i) => {
+  at("total").textContent = inWords(timings.total_s);
+  at("stages").replaceChildren(...stages.map(([, seconds], i) => {
     const part = mark(i);
-    part.style.flexGrow = String(total ? timings[stage] / total : 0);
+    part.style.flexGrow = String(seconds / total);
     return part;
   }));
-  at("timings").replaceChildren(...known.flatMap(([stage, name], i) => {
+  at("timings").replaceChildren(...stages.flatMap(([name, seconds], i) => {
     const [term, value] = [document.createElement("dt"), document.createElement("dd")];
     term.append(mark(i), name);
-    value.textContent = duration(timings[stage] * 1000).join(" ");
+    value.textContent = inWords(seconds);
     return [term, value];
   }));
+}
+
+function inWords(seconds) {
+  return duration(seconds * 1000).join(" ");
 }
 
 function bold(text) {
