@@ -96,5 +96,5 @@ def _main_text(text: str) -> str:
 
 
 def _tidied(text: str) -> str:
-    lines = (_SPACES.sub(" ", line).strip() for line in text[: 4 * MAX_CHARS].splitlines())
+    lines = (_SPACES.sub(" ", line).strip(" |") for line in text[: 4 * MAX_CHARS].splitlines())
     return "\n".join(filter(None, lines))[:MAX_CHARS]
