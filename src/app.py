@@ -49,8 +49,8 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
     app.register_blueprint(index.blueprint(model, settings.max_texts))
-    searches = model.web_search if settings.searches_the_web else None
-    app.register_blueprint(search.blueprint(searches, max(1, settings.web_threads // 2)))
+    searcher = model if settings.searches_the_web else None
+    app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))

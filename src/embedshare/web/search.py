@@ -30,7 +30,8 @@ class Ranked(Protocol):
 
 
 class Found(Protocol):
-    """What a search came back with; its timings are a struct of seconds."""
+    """What a search came back with: the best passage of each source, the others of these sources, and a
+    struct of seconds."""
 
     @property
     def context(self) -> str: ...
@@ -39,13 +40,15 @@ class Found(Protocol):
     @property
     def passages(self) -> Sequence[Ranked]: ...
     @property
+    def others(self) -> Sequence[Ranked]: ...
+    @property
     def timings(self) -> Any: ...
 
 
-class WebSearch(Protocol):
-    """The search that this route is handed."""
+class Searcher(Protocol):
+    """What this route asks of the model."""
 
-    def __call__(self, search_query: str, *, max_chars: int) -> Found: ...
+    def web_search(self, search_query: str, *, max_chars: int) -> Found: ...
 
 
 class SearchRequest(msgspec.Struct):
@@ -98,10 +101,10 @@ _OFF = (
 )
 
 
-def blueprint(search: WebSearch | None, at_once: int) -> Blueprint:
+def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     """`POST /search {"query": ...}`, and the page at `GET /search`.
 
-    `search` is None where it is not allowed. At most `at_once` searches are under way at a time, so that
+    `model` is None where it is not allowed. At most `at_once` searches are under way at a time, so that
     those who wait for the web leave threads to those who ask for embeddings.
     """
     routes = Blueprint("search", __name__)
@@ -127,7 +130,7 @@ def blueprint(search: WebSearch | None, at_once: int) -> Blueprint:
         query come back.
         """
         asked = body.read(decoder, '{"query": "what is asked"}')
-        if search is None:
+        if model is None:
             raise Forbidden(_OFF)
         if not places.acquire(blocking=False):
             raise Overloaded(
@@ -135,10 +138,11 @@ def blueprint(search: WebSearch | None, at_once: int) -> Blueprint:
                 retry_after_s=RETRY_AFTER_S,
             )
         try:
-            found = search(asked.query, max_chars=asked.max_chars)
+            found = model.web_search(asked.query, max_chars=asked.max_chars)
         finally:
             places.release()
-        passages = msgspec.convert(found.passages[: asked.max_results], list[Passage], from_attributes=True)
+        best_first = sorted([*found.passages, *found.others], key=lambda one: one.score)
+        passages = msgspec.convert(best_first[: asked.max_results], list[Passage], from_attributes=True)
         timings = msgspec.convert(found.timings, Timings, from_attributes=True)
         answer = SearchAnswer(found.context, found.urls, passages, timings)
         return Response(msgspec.json.encode(answer), content_type=JSON, headers={"Cache-Control": "no-store"})

@@ -65,6 +65,8 @@ class Found(msgspec.Struct, frozen=True):
     """The sources in the order of the context."""
     passages: list[Passage]
     """The same as data."""
+    others: list[Passage]
+    """What else the sources say on it, the best first."""
     timings: Timings
 
 
@@ -108,18 +110,18 @@ class WebSearch:
         results = self._results(query, min(deadline, began + ENGINE_S))
         answered = time.monotonic()
         if not results:
-            return Found(NO_RESULTS, [], [], _timings(began, answered, answered))
+            return Found(NO_RESULTS, [], [], [], _timings(began, answered, answered))
         documents = self._documents(results, max_concurrent, deadline)
         fetched = time.monotonic()
-        best = rank(query, documents, embed, count, max_chars)
+        best, others = rank(query, documents, embed, count, max_chars)
         timings = _timings(began, answered, fetched)
         logger.info(
             "web search: {} links, {} pages, {} sources; engine {:.2f} s, pages {:.2f} s, ranking {:.2f} s",
             len(results), len(documents), len(best), timings.engine_s, timings.fetch_s, timings.rank_s,
         )  # fmt: skip
         if not best:
-            return Found(NO_CONTENT, [result.url for result in results[:7]], [], timings)
-        return Found("\n".join(map(_block, best)), [passage.url for passage in best], best, timings)
+            return Found(NO_CONTENT, [result.url for result in results[:7]], [], [], timings)
+        return Found("\n".join(map(_block, best)), [passage.url for passage in best], best, others, timings)
 
     def _results(self, query: str, deadline: float) -> list[Result]:
         """The engine's links, in a thread: a library may keep to no time limit of ours."""
@@ -198,23 +200,28 @@ def rank(
     embed: Embed,
     count: passages.Count,
     max_chars: int,
-) -> list[Passage]:
-    """The best passage of each of the SOURCES best documents, the best first."""
+) -> tuple[list[Passage], list[Passage]]:
+    """The best passage of each of the SOURCES best documents, and the others of these that were compared with
+    the query; the best first."""
     cut = passages.cut([document.text for _, document in documents], count, max_chars)
     chosen = selection.select(cut, query)
     candidates = [(number, cut[number][at]) for number, positions in enumerate(chosen) for at in positions]
     if not candidates:
-        return []
+        return [], []
     titles = [document.title or result.title for result, document in documents]
     # With its page's title a passage says what it is about, which few passages repeat.
     rows = embed([query, *(f"{titles[number]}\n{text}".strip() for number, text in candidates)])
     distances = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
     best: dict[int, Passage] = {}
+    others = []
     for at in np.argsort(distances, kind="stable"):
         number, text = candidates[at]
-        if number not in best:
-            best[number] = Passage(documents[number][0].url, titles[number], text, float(distances[at]))
-    return list(best.values())[:SOURCES]
+        passage = Passage(documents[number][0].url, titles[number], text, float(distances[at]))
+        if number in best:
+            others.append(passage)
+        elif len(best) < SOURCES:
+            best[number] = passage
+    return list(best.values()), others
 
 
 def _block(passage: Passage) -> str:
