@@ -15,7 +15,8 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from embedshare import platforms
-from embedshare.drop_in import DropIn
+from embedshare.drop_in import DropIn, as_texts, wants_progress
 from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
@@ -44,6 +45,9 @@ from embedshare.ipc.connection import Connections
 from embedshare.settings import Settings
 from embedshare.telemetry import memory, request_ids
 from embedshare.telemetry.calls import OK, Calls, Source, Timings
+from embedshare.vectors import choice
+from embedshare.vectors.documents import metadata_of, results_of
+from embedshare.vectors.handle import Embedded, VectorIndex
 
 if TYPE_CHECKING:
     from embedshare.engine.model import Engine
@@ -58,6 +62,8 @@ PIECE_BYTES = 1 << 20
 _Part = tuple[np.ndarray, str]
 #: Pieces of one call that are under way at once: while one is computed the next is already on the server.
 PIECES_IN_FLIGHT = 2
+#: To tell the server which indexes are needed no more takes this long at most.
+RELEASE_S = 1.0
 
 _T = TypeVar("_T")
 #: What came back, who answered, and for vectors where the time went.
@@ -92,6 +98,8 @@ class EmbeddingClient(DropIn):
         """What this process is called among the server's callers, where its file's name does not say it."""
         self.calls = Calls()
         """What this client has asked for, and how that went."""
+        self.released: deque[bytes] = deque()
+        """Vector indexes whose handles are gone: the server is told with the next call."""
         self._async_pool: tuple[int, Executor] | None = None
         self._searcher: tuple[int, WebSearch] | None = None
         self._failover = Failover(
@@ -153,6 +161,55 @@ class EmbeddingClient(DropIn):
             ]  # without the marks that every text begins and ends with
 
         return self._web_search().search(search_query, self.encode, max_concurrent, max_chars, count)
+
+    def build_vector_index(
+        self,
+        docs: Sequence[str],
+        urls: Sequence[str] | None = None,
+        *,
+        metric: str = "l2",
+        kind: str = "auto",
+        show_progress_bar: bool | None = None,
+    ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
+        """Embed documents and index them in the model server: `(index, embeddings, metadata)`.
+
+        `index` is a handle; embeddings are float32 (n, dimension); metadata dicts hold id, url, content (the
+        first 500 characters), full_content and length. `metric`: l2 (squared distance), cosine or ip; `kind`:
+        flat (exact), hnsw, "ivf,pq", or auto, which takes one by size. A large index is searched exactly
+        until what its kind asks for is made. Raises InvalidInput, TooLarge, and what `encode` raises.
+        """
+        docs = as_texts(docs)
+        choice.check(metric, kind)
+        metadata = metadata_of(docs, urls)
+        truncate_dim = self.truncate_dim
+        embedded = self.embed_documents(docs, show_progress_bar)
+        index = VectorIndex(self, embedded, metadata, metric=metric, kind=kind, truncate_dim=truncate_dim)
+        index.send()
+        return index, embedded.rows, metadata
+
+    def search_index(
+        self, query: str, index: VectorIndex, metadata: list[dict[str, Any]] | None = None, top_k: int = 3
+    ) -> list[dict[str, Any]]:
+        """The `top_k` documents nearest to the query, best first; all of them, where there are fewer.
+
+        Each is its metadata dict (of `index.metadata`, without one given) with `relevance_score`, by the
+        index's metric, and `rank`, from 1. Raises InvalidInput; ModelMismatch where the index holds another
+        model's vectors; what `encode` raises.
+        """
+        if not isinstance(index, VectorIndex):
+            raise InvalidInput(f"index must be what build_vector_index returned, not {type(index).__name__}")
+        ids, scores = index.search(query, top_k)
+        return results_of(ids, scores, index.metadata if metadata is None else metadata)
+
+    def load_vector_index(
+        self, path: str | os.PathLike[str]
+    ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
+        """What `index.save(path)` wrote, as `build_vector_index` returns it.
+
+        Raises IndexCorrupted, ModelMismatch where it is of another vector space, OSError.
+        """
+        index = VectorIndex.load(path, self)
+        return index, index.embeddings, index.metadata
 
     def get_active_operations_count(self) -> int:
         """Calls that wait or are being computed where this client's calls are answered."""
@@ -263,6 +320,65 @@ class EmbeddingClient(DropIn):
             self._searcher = made
         return made[1]
 
+    def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> Embedded:
+        """See vectors.handle.Model: as `encode_document`, and whose vectors they are."""
+        limit = float("inf")
+        while True:
+            prompt = self._prompt_of("document", "passage", "corpus")
+            if not docs:
+                rows, identity = np.empty((0, self.get_embedding_dimension()), np.float32), None
+            else:
+                shown = wants_progress(show_progress_bar)
+                rows, identity = self._embed_by(docs, prompt, False, self.truncate_dim, shown, limit)
+            if prompt == self._prompt_of("document", "passage", "corpus"):
+                return Embedded(rows, identity or self._describe().identity)
+
+    def query_prompt(self) -> str:
+        """See vectors.handle.Model."""
+        return self._prompt_of("query")
+
+    def describe(self) -> ModelDescription:
+        """The model that answers."""
+        return self._describe()
+
+    def deadline(self) -> float:
+        """When a call that begins now is over, a moment of `time.monotonic()`."""
+        return time.monotonic() + self._settings.timeout_s
+
+    @property
+    def piece_bytes(self) -> int:
+        """See vectors.handle.Model."""
+        return self._settings.max_message_bytes
+
+    def ask_of_index(self, method: str, both: Both[Any], deadline: float) -> Any:
+        """See vectors.handle.Model."""
+        self._tell_released()
+
+        def read(answer: Any) -> _Answered[Any]:
+            return both.read(answer), "server", None
+
+        def on_local(engine: Engine, deadline: float) -> _Answered[Any]:
+            return both.on_local(engine, deadline), "local", None
+
+        return self._call(method, Both(both.on_server, read, on_local, both.raw), deadline)
+
+    def _tell_released(self) -> None:
+        names: list[bytes] = []
+        while self.released:
+            try:
+                names.append(self.released.popleft())
+            except IndexError:
+                break  # another thread was quicker
+        if names:
+            self._failover.tell_server(
+                lambda call_id, left: codec.Forget(call_id, left, names), time.monotonic() + RELEASE_S
+            )
+
+    def _prompt_of(self, *names: str) -> str:
+        """The first of these prompts that the model has, else the default one."""
+        name = next((name for name in names if name in self.prompts), None)
+        return self._resolve_prompt(None, name)
+
     def _async_threads(self) -> Executor:
         """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
         made = self._async_pool  # without a lock, which a child that is forked meanwhile would inherit closed
@@ -280,9 +396,23 @@ class EmbeddingClient(DropIn):
         show_progress_bar: bool,
         limit: float,
     ) -> np.ndarray:
+        return self._embed_by(texts, prompt, normalize, truncate_dim, show_progress_bar, limit)[0]
+
+    def _embed_by(
+        self,
+        texts: list[str],
+        prompt: str,
+        normalize: bool,
+        truncate_dim: int | None,
+        show_progress_bar: bool,
+        limit: float,
+    ) -> _Part:
+        """Rows for all texts, of one model, and which."""
+        if self.released:
+            self._tell_released()
         pieces = list(self._cut(texts))
         if len(pieces) == 1 and not show_progress_bar:
-            return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)[0]
+            return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)
         self._meet(limit)
         parts: list[_Part] = [(np.empty(0), "")] * len(pieces)
         odd = list(range(len(pieces)))
@@ -295,7 +425,7 @@ class EmbeddingClient(DropIn):
             # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
             newest = self._describe().identity
             odd = [number for number, (_, identity) in enumerate(parts) if identity != newest]
-        return np.concatenate([rows for rows, _ in parts])
+        return np.concatenate([rows for rows, _ in parts]), newest
 
     def _embed_piece(
         self, texts: list[str], prompt: str, normalize: bool, truncate_dim: int | None, limit: float

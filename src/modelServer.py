@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
+import numpy as np
 from loguru import logger
 
 from embedshare import logs, platforms
@@ -33,6 +34,7 @@ from embedshare.errors import (
     PortUnavailable,
     SwapRefused,
     TooLarge,
+    UnknownIndex,
 )
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey, codec
@@ -41,6 +43,8 @@ from embedshare.ipc.server import CallServer
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.swap_note import SwapNote
+from embedshare.vectors.index import Index
+from embedshare.vectors.shelf import Shelf
 
 #: A health check embeds a text of its own where no embedding has gone through for this many seconds.
 FRESH_S = 2.0
@@ -51,6 +55,8 @@ MAX_TIME_LEFT_S = 86_400.0
 _METRICS = "the model server's metrics"
 
 _Question = codec.Encode | codec.Tokenize | codec.Query
+_OfIndexes = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.Forget
+_Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
 
 
 class EmbeddingService:
@@ -61,6 +67,7 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
+        self._shelf = Shelf(settings.max_indexes, settings.max_index_bytes)
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
@@ -77,7 +84,7 @@ class EmbeddingService:
 
     def answer(
         self, engine: Engine, call: _Question, deadline: float, caller: int, is_gone: Callable[[], bool]
-    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+    ) -> _Answered:
         """See ipc.server.Session."""
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(call.what)(engine, deadline)), None
@@ -99,6 +106,68 @@ class EmbeddingService:
         timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
         message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
         return message, rows.data.cast("B") if rows.nbytes else None
+
+    def answer_of_indexes(
+        self,
+        engine: Engine,
+        call: _OfIndexes,
+        raw: bytearray,
+        deadline: float,
+        caller: int,
+        is_gone: Callable[[], bool],
+    ) -> _Answered:
+        """Likewise, for a call about vector indexes; UnknownIndex for one that is not of the engine's
+        model."""
+        self._last_asked = time.monotonic()
+        identity = engine.description.identity
+        if isinstance(call, codec.Search):
+            return self._search(engine, call, deadline, caller, is_gone)
+        if isinstance(call, codec.Forget):
+            return codec.Reply(call.id, self._shelf.forget(call.indexes)), None
+        if isinstance(call, codec.Inspect):
+            return codec.Reply(call.id, self._shelf.describe(call.index, identity)), None
+        if isinstance(call, codec.Remove):
+            ids = np.array(call.ids, np.int64)
+            removed = self._shelf.remove(call.index, identity, call.before, call.version, ids)
+            return codec.Reply(call.id, removed), None
+        if call.identity != identity:
+            raise UnknownIndex("the vectors are of another model than the one that is served")
+        count = self._shelf.put(
+            caller,
+            call.index,
+            identity,
+            call.version,
+            call.start,
+            call.total,
+            Index(call.dimension, call.metric, call.kind),
+            np.frombuffer(raw, "<i8", call.count),
+            np.frombuffer(raw, "<f4", offset=8 * call.count).reshape(call.count, call.dimension),
+        )
+        return codec.Reply(call.id, count), None
+
+    def _search(
+        self,
+        engine: Engine,
+        call: codec.Search,
+        deadline: float,
+        caller: int,
+        is_gone: Callable[[], bool],
+    ) -> _Answered:
+        self._check_prompt(call)
+        identity = engine.description.identity
+        self._shelf.check(call.index, identity, call.version)  # before anything is computed for it
+        encoded = engine.encode(
+            [call.text],
+            call.prompt,
+            truncate_dim=call.truncate_dim,
+            deadline=deadline,
+            caller=caller,
+            is_gone=is_gone,
+        )
+        ids, scores = self._shelf.search(call.index, identity, call.version, encoded.rows, call.k)
+        timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
+        raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
+        return codec.Hits(call.id, len(ids[0]), timings), memoryview(raw) if raw else None
 
     def swap(self, model_name: str, deadline: float, is_gone: Callable[[], bool]) -> dict[str, Any]:
         """Have another model take over; the fields of its description, and `seconds`.
@@ -142,7 +211,7 @@ class EmbeddingService:
             self._wire_seconds["decode"] += decode_s
             self._wire_seconds["encode"] += encode_s
 
-    def _check_prompt(self, call: codec.Encode | codec.Tokenize) -> None:
+    def _check_prompt(self, call: codec.Encode | codec.Tokenize | codec.Search) -> None:
         """A small message must not become a large one here: the prompt is written before each text."""
         size = len(call.prompt) * len(call.texts)
         allowed = self._settings.max_message_bytes
@@ -177,6 +246,7 @@ class EmbeddingService:
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
             "swaps": self._serving.swaps,
+            "indexes": self._shelf.stats(),
         }
 
     def _query(self, what: str) -> Callable[[Engine, float], Any]:
@@ -197,8 +267,8 @@ class EmbeddingSession:
         self._met: Held | None = None
 
     def answer(
-        self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
-    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
+        self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
+    ) -> _Answered:
         """See ipc.server.Session."""
         if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # nor is NaN, which no deadline would ever end
             raise InvalidInput(
@@ -210,7 +280,9 @@ class EmbeddingSession:
         held = self._met = self._serving.enter(self._met)
         try:
             assert held.engine is not None  # it is held until `leave`
-            return self._service.answer(held.engine, call, deadline, caller, is_gone)
+            if isinstance(call, _Question):
+                return self._service.answer(held.engine, call, deadline, caller, is_gone)
+            return self._service.answer_of_indexes(held.engine, call, raw, deadline, caller, is_gone)
         finally:
             self._serving.leave(held)
 

@@ -134,7 +134,7 @@ class DropIn(abc.ABC):
         self._check_options(batch_size, output_value, precision, chunk_size, kwargs)
         self._note_device(device)
         single = isinstance(inputs, str)
-        texts = _as_texts([inputs] if single else inputs)
+        texts = as_texts([inputs] if single else inputs)
         seconds = _seconds(timeout)
         limit = float("inf") if seconds is None else time.monotonic() + seconds
         if prompt is None:
@@ -149,7 +149,7 @@ class DropIn(abc.ABC):
                 resolved,
                 bool(normalize_embeddings),
                 dimensions,
-                _wants_progress(show_progress_bar),
+                wants_progress(show_progress_bar),
                 limit,
             )
             if prompt is not None:
@@ -215,7 +215,7 @@ class DropIn(abc.ABC):
     def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Any]:
         """Padded token ids and their masks, int64 (n, longest): tensors where torch is installed, else
         arrays."""
-        ids = self._token_ids(_as_texts(texts), str(kwargs.get("prompt") or ""))
+        ids = self._token_ids(as_texts(texts), str(kwargs.get("prompt") or ""))
         return _features(ids, self._describe())
 
     preprocess = tokenize
@@ -356,7 +356,7 @@ def _renamed(inputs: Any, kwargs: dict[str, Any]) -> Any:
     return inputs
 
 
-def _as_texts(inputs: Any) -> list[str]:
+def as_texts(inputs: Any) -> list[str]:
     """A list of str from any batch of texts.
 
     Raises NotServed for other modalities, InvalidInput for the rest.
@@ -399,7 +399,8 @@ def _empty(convert_to_numpy: bool, convert_to_tensor: bool) -> Any:
     return np.array([]) if convert_to_numpy else []
 
 
-def _wants_progress(show_progress_bar: bool | None) -> bool:
+def wants_progress(show_progress_bar: bool | None) -> bool:
+    """Whether progress is shown where nothing was said, as SentenceTransformer has it: by the log level."""
     if show_progress_bar is None:
         return logging.getLogger("embeddingClient").getEffectiveLevel() in (logging.INFO, logging.DEBUG)
     return show_progress_bar

@@ -96,6 +96,19 @@ class ModelMismatch(EmbedshareError):
     http_status = 503
 
 
+class UnknownIndex(EmbedshareError, LookupError):
+    """The model server does not hold that vector index (any more): its handle sends the vectors again, by
+    itself."""
+
+    http_status = 404
+
+
+class IndexCorrupted(EmbedshareError):
+    """A file is not a saved vector index, or not whole."""
+
+    http_status = 400
+
+
 class ModelNotFound(EmbedshareError, FileNotFoundError):
     """No place that was looked in has the model's weights."""
 

@@ -65,8 +65,11 @@ class Both(Generic[T]):
         on_server: Callable[[int, float], Call],
         read: Callable[[Any], T],
         on_local: Callable[[Engine, float], T],
+        raw: memoryview | None = None,
     ) -> None:
         self.on_server = on_server
+        self.raw = raw
+        """The bytes that follow the call to the server."""
         self.read = read
         self.on_local = on_local
 
@@ -143,7 +146,7 @@ class Failover:
                 )
                 continue  # the server is to be tried again
             try:
-                answer = both.read(self._connections.call(both.on_server, deadline))
+                answer = both.read(self._connections.call(both.on_server, deadline, both.raw))
             except Overloaded as error:
                 self._pause(
                     float(error.fields.get("retry_after_s", 1.0)) * random.uniform(0.75, 1.5), deadline, error
@@ -170,6 +173,16 @@ class Failover:
         answer = self._connections.call(lambda call_id, left: Query(call_id, left, what), deadline)
         self._answered()
         return answer
+
+    def tell_server(self, build: Callable[[int, float], Call], deadline: float) -> None:
+        """Send a call to the server, once, where that answers calls now; what comes of it is nobody's
+        matter."""
+        if self.state is not State.CONNECTED:
+            return
+        try:
+            self._connections.call(build, deadline)
+        except EmbedshareError as error:
+            logger.debug("the model server was not told: {}", error.message)
 
     def ask_whoever_answers(self, what: str, on_local: Callable[[Engine], T], deadline: float) -> T:
         """As `ask_server`, but of the local model where that answers calls now."""

@@ -218,6 +218,19 @@ class Settings:
         8192,
         "Texts in one message, at most; the client cuts longer lists by itself",
     )
+    max_indexes: int = _setting(
+        "EMBEDDING_MAX_INDEXES",
+        _whole(1, 100_000),
+        64,
+        "Vector indexes that the server holds; beyond that the least recently used goes, and comes "
+        "again from its handle when it is needed",
+    )
+    max_index_bytes: int = _setting(
+        "EMBEDDING_MAX_INDEX_BYTES",
+        _whole(1 << 20, 1 << 40),
+        1 << 30,
+        "Bytes that they may take in all, likewise; a single index that is larger is refused",
+    )
     max_connections: int = _setting(
         "EMBEDDING_MAX_CONNECTIONS", _whole(1, 100_000), 1024, "Connections the server holds at once, at most"
     )

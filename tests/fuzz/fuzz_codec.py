@@ -41,6 +41,12 @@ SEEDS: list[Any] = [
     codec.Query(10, 1.0, "describe", codec.Caller(4711, "worker")),
     *(codec.Query(number, 1e300, what) for number, what in enumerate(codec.QUERIES)),
     codec.Swap(8, 600.0, "/models/another"),
+    codec.Put(11, 60.0, b"i" * 16, "a" * 64, 1, "l2", "auto", 384, 0, 2, 2),
+    codec.Search(12, 60.0, b"i" * 16, 1, "a text", "query: ", 3, None, "request-3"),
+    codec.Remove(13, 60.0, b"i" * 16, 1, 2, [0, 2**63 - 1]),
+    codec.Inspect(14, 60.0, b"i" * 16),
+    codec.Forget(15, 60.0, [b"i" * 16, b"j" * 16]),
+    codec.Hits(16, 3, codec.Timings(0.1, 0.2, 0.3)),
     codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3)),
     codec.Reply(4, DESCRIPTION),
     codec.Reply(5, [[101, 102], {"status": "ok", "uptime": 1.25, "error": None}, b"raw", True]),
@@ -97,6 +103,20 @@ def check_type(message: Any) -> str:
         return "Query"
     if isinstance(message, codec.Swap):
         return "Swap"
+    if isinstance(message, codec.Put):
+        if not 0 <= message.raw_bytes <= 1 << 60:
+            raise AssertionError(f"{message!r} announces what no one has")
+        return "Put"
+    if isinstance(message, codec.Search):
+        return "Search"
+    if isinstance(message, codec.Remove):
+        return "Remove"
+    if isinstance(message, codec.Inspect):
+        return "Inspect"
+    if isinstance(message, codec.Forget):
+        return "Forget"
+    if isinstance(message, codec.Hits):
+        return "Hits"
     if isinstance(message, codec.Rows):
         return "Rows"
     if isinstance(message, codec.Reply):

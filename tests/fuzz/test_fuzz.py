@@ -24,6 +24,7 @@ def test_nothing_but_declared_messages_and_protocol_errors_comes_of_bytes(tmp_pa
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert f"\n{INPUTS:,} inputs" in done.stdout, said
-    for name in ("Encode", "Tokenize", "Query", "Swap", "Rows", "Reply", "Failure", "description"):
+    names = "Encode Tokenize Query Swap Put Search Remove Inspect Forget Rows Hits Reply Failure description"
+    for name in names.split():
         assert f"'{name}'" in done.stdout, "the fuzzer decoded none of these"
     assert not list(tmp_path.iterdir()), said

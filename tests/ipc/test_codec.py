@@ -28,7 +28,27 @@ plain = st.recursive(
 )
 ids = st.none() | st.from_regex("[A-Za-z0-9._-]{1,128}", fullmatch=True)
 callers = st.builds(codec.Caller, st.integers(1, 2**32), st.from_regex("[ -~]{1,64}", fullmatch=True))
+names = st.binary(min_size=16, max_size=16)
+counts = st.integers(0, 1 << 40)
 calls = st.one_of(
+    st.builds(
+        codec.Put,
+        numbers,
+        seconds,
+        names,
+        text,
+        numbers,
+        st.sampled_from(["l2", "cosine", "ip"]),
+        st.sampled_from(["auto", "flat", "hnsw", "ivf,pq"]),
+        st.integers(1, 1 << 16),
+        counts,
+        counts,
+        counts,
+    ),
+    st.builds(codec.Search, numbers, seconds, names, numbers, text, text, numbers, st.none() | numbers, ids),
+    st.builds(codec.Remove, numbers, seconds, names, numbers, numbers, st.lists(st.integers(0, 2**63 - 1))),
+    st.builds(codec.Inspect, numbers, seconds, names),
+    st.builds(codec.Forget, numbers, seconds, st.lists(names, max_size=3)),
     st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers, ids),
     st.builds(codec.Tokenize, numbers, seconds, texts, text, ids),
     st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES), st.none() | callers),
@@ -36,6 +56,7 @@ calls = st.one_of(
 )
 answers = st.one_of(
     st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
+    st.builds(codec.Hits, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
     st.builds(codec.Reply, numbers, plain),
     st.builds(codec.Failure, numbers, text, text, st.dictionaries(text, plain, max_size=4)),
 )
@@ -136,7 +157,19 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
         [1, 1, 1.0, ["a"], "", True, None, "x" * 129],
         [1, 1, 1.0, ["a"], "", True, None, "line\n"],
         [2, 1, 1.0, ["a"], "", "two words"],
-        [5, 1, 1.0, "describe"],
+        [10, 1, 1.0, "describe"],
+        [5, 1, 1.0, b"i" * 15, "model", 0, "l2", "auto", 8, 0, 1, 1],  # no id of 16 bytes
+        [5, 1, 1.0, b"i" * 16, "model", 0, "l3", "auto", 8, 0, 1, 1],
+        [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "tree", 8, 0, 1, 1],
+        [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "auto", 0, 0, 1, 1],
+        [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "auto", 1 << 17, 0, 1, 1],
+        [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "auto", 8, -1, 1, 1],
+        [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "auto", 8, 0, 1, 1 << 41],
+        [6, 1, 1.0, b"i" * 16, 0, ["text"], "", 3, None, None],
+        [6, 1, 1.0, "i" * 16, 0, "text", "", 3, None, None],
+        [7, 1, 1.0, b"i" * 16, 0, 1, [-1]],
+        [7, 1, 1.0, b"i" * 16, 0, 1, [2**63]],
+        [9, 1, 1.0, [b"i" * 17]],
         [4, 1, 1.0, None],
         ["describe", 1, 1.0],
         {"describe": 1},

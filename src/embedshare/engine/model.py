@@ -180,6 +180,7 @@ class Engine:
             "gpu_memory_mb": memory.megabytes(memory.of_gpu()),
             "callers": [],
             "swaps": 0,
+            "indexes": {"count": 0, "bytes": 0, "evicted": 0},
         }
 
     def _encode(

@@ -7,7 +7,7 @@ into the array that it hands out.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ from embedshare.telemetry import request_ids
 QUERIES = ("describe", "health", "stats", "active_operations")
 #: What follows a request from worker to server, and into both logs.
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.FORM}\Z")]
+#: A vector index's random id, which whoever does not know it does not guess.
+IndexName = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 #: Letters in the name that a program gives itself, at most.
 PROGRAM_LENGTH = 64
 
@@ -74,6 +77,89 @@ class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     model_name: str
 
 
+class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
+    """Vectors of a vector index: `count` int64 ids and `count` x `dimension` float32 values follow this
+    message as raw little-endian bytes.
+
+    They are number `start` and on of `total`. `identity`: the model that made them; `version`: what the
+    index is with them. Answered by a Reply with how many it has now.
+    """
+
+    id: int
+    time_left_s: float
+    index: IndexName
+    identity: Annotated[str, msgspec.Meta(max_length=128)]
+    version: int
+    metric: Literal["l2", "cosine", "ip"]
+    kind: Literal["auto", "flat", "hnsw", "ivf,pq"]
+    dimension: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+    start: _Count
+    total: _Count
+    count: _Count
+
+    @property
+    def raw_bytes(self) -> int:
+        """The size of what follows."""
+        return self.count * (8 + 4 * self.dimension)
+
+
+class Search(msgspec.Struct, tag=6, array_like=True, forbid_unknown_fields=True):
+    """Embed `text` and find its `k` nearest in an index.
+
+    Answered by Hits.
+    """
+
+    id: int
+    time_left_s: float
+    index: IndexName
+    version: int
+    text: str
+    prompt: str
+    k: int
+    truncate_dim: int | None = None
+    request_id: RequestId | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text]
+
+
+class Remove(msgspec.Struct, tag=7, array_like=True, forbid_unknown_fields=True):
+    """Remove vectors from an index of version `before`, which becomes `version`.
+
+    Answered by a Reply with their number.
+    """
+
+    id: int
+    time_left_s: float
+    index: IndexName
+    before: int
+    version: int
+    ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]]
+
+
+class Inspect(msgspec.Struct, tag=8, array_like=True, forbid_unknown_fields=True):
+    """What an index is.
+
+    Answered by a Reply with its version, count, kind, built, recall, bytes.
+    """
+
+    id: int
+    time_left_s: float
+    index: IndexName
+
+
+class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True):
+    """Let indexes go.
+
+    Answered by a Reply with how many there were.
+    """
+
+    id: int
+    time_left_s: float
+    indexes: list[IndexName]
+
+
 class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Where a call's time went in the server, in milliseconds."""
 
@@ -92,7 +178,7 @@ class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
 
 
 class Reply(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
-    """The answer to a Query, a Tokenize or a Swap."""
+    """The answer to every call but Encode and Search."""
 
     id: int
     value: Any
@@ -107,8 +193,16 @@ class Failure(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True
     fields: dict[str, Any]
 
 
-Call = Encode | Tokenize | Query | Swap
-Answer = Rows | Reply | Failure
+class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
+    """`count` int64 ids and as many float32 scores, best first, follow this message as raw bytes."""
+
+    id: int
+    count: int
+    timings: Timings
+
+
+Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget
+Answer = Rows | Reply | Failure | Hits
 
 _encoder = msgspec.msgpack.Encoder()
 _calls: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)

@@ -18,6 +18,8 @@ from embedshare.ipc.transport import Client, Connection
 
 #: The largest message that is read from a server: its rows come separately, so answers are small.
 MAX_ANSWER_BYTES = 64 << 20
+#: What follows an answer: rows, or the ids and scores of hits.
+_Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | None
 
 
 class Connections:
@@ -48,13 +50,17 @@ class Connections:
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._open_lock = threading.Lock()
 
-    def call(self, build: Callable[[int, float], codec.Call], deadline: float) -> Any:
-        """Send the call that `build(id, time_left_s)` makes and return its answer.
+    def call(
+        self, build: Callable[[int, float], codec.Call], deadline: float, raw: memoryview | None = None
+    ) -> Any:
+        """Send the call that `build(id, time_left_s)` makes, and the raw bytes that it announces, and return
+        its answer.
 
         An Encode gives `(rows, timings, identity)` with float32 rows of shape (n, dimension) and the identity
-        of the model that made them, anything else the reply's value. Raises the error that the server
-        answered; ServerUnavailable where the connection broke, and DeadlineExceeded: after either the call
-        may be sent again, since none but a Swap changes anything.
+        of the model that made them, a Search `((ids, scores), timings, identity)`, anything else the reply's
+        value. Raises the error that the server answered; ServerUnavailable where the connection broke, and
+        DeadlineExceeded: after either the call may be sent again, since none but a Swap changes anything that
+        a second one of it would change again.
         """
         call = build(next(self._ids), max(0.0, deadline - time.monotonic()))
         message = codec.encode(call)
@@ -65,37 +71,37 @@ class Connections:
             )
         while True:
             try:
-                return self._call(call, message, deadline)
+                return self._call(call, message, deadline, raw)
             except ModelSwapped:
                 continue  # nothing was done; a new connection meets the model that serves now
 
-    def _call(self, call: codec.Call, message: bytes, deadline: float) -> Any:
+    def _call(self, call: codec.Call, message: bytes, deadline: float, raw: memoryview | None) -> Any:
         reused = getattr(self._local, "connection", None) is not None
         try:
-            connection, answer, rows = self._send(call, message, deadline)
+            connection, answer, rows = self._send(call, message, deadline, raw)
         except ServerUnavailable:
             if not reused:
                 raise
             # The server was started anew since the last call: that costs a connection, not a failed try.
-            connection, answer, rows = self._send(call, message, deadline)
+            connection, answer, rows = self._send(call, message, deadline, raw)
         if isinstance(answer, codec.Failure):
             if answer.id != call.id:  # said of the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
-        if isinstance(answer, codec.Rows):
+        if isinstance(answer, codec.Rows | codec.Hits):
             return rows, answer.timings, connection.met
         return answer.value
 
     def _send(
-        self, call: codec.Call, message: bytes, deadline: float
-    ) -> tuple[Connection, codec.Answer, np.ndarray | None]:
+        self, call: codec.Call, message: bytes, deadline: float, raw: memoryview | None
+    ) -> tuple[Connection, codec.Answer, _Raw]:
         connection = self._connection(deadline)
         # Until its answer is read nobody else finds it: neither the next call, wherever an interrupt ends
         # this one, nor a signal handler that calls meanwhile.
         self._local.connection = None
         try:
             connection.set_deadline(deadline)
-            answer, rows = _exchange(connection, call, message)
+            answer, rows = _exchange(connection, call, message, raw)
         except EmbedshareError:
             connection.close()
             raise
@@ -169,12 +175,14 @@ class Connections:
 
 
 def _exchange(
-    connection: Connection, call: codec.Call, message: bytes
-) -> tuple[codec.Answer, np.ndarray | None]:
-    connection.send_bytes(message)
+    connection: Connection, call: codec.Call, message: bytes, raw: memoryview | None = None
+) -> tuple[codec.Answer, _Raw]:
+    connection.send_bytes(message, raw)
     answer = codec.decode_answer(connection.recv_bytes(MAX_ANSWER_BYTES))
     if answer.id != call.id and not (isinstance(answer, codec.Failure) and answer.id == 0):
         raise ProtocolError(f"the answer to call {answer.id} came for call {call.id}")
+    if isinstance(answer, codec.Hits):
+        return answer, _hits(connection, call, answer.count)
     if not isinstance(answer, codec.Rows):
         return answer, None
     expected = len(call.texts) if isinstance(call, codec.Encode) else 0
@@ -184,3 +192,14 @@ def _exchange(
     if rows.nbytes:
         connection.recv_into(rows.data.cast("B"))
     return answer, rows
+
+
+def _hits(connection: Connection, call: codec.Call, count: int) -> tuple[np.ndarray, np.ndarray]:
+    asked = call.k if isinstance(call, codec.Search) else 0
+    if not 0 <= count <= asked:
+        raise ProtocolError(f"{count} hits came where {asked} were asked for")
+    ids, scores = np.empty(count, np.int64), np.empty(count, np.float32)
+    if count:
+        connection.recv_into(ids.data.cast("B"))
+        connection.recv_into(scores.data.cast("B"))
+    return ids, scores

@@ -49,9 +49,9 @@ class Session(Protocol):
     """What answers one connection's calls."""
 
     def answer(
-        self, call: codec.Call, received: float, caller: int, is_gone: Callable[[], bool]
-    ) -> tuple[codec.Rows | codec.Reply, memoryview | None]:
-        """The answer to `call`, and the raw rows that follow it.
+        self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
+    ) -> tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]:
+        """The answer to `call`, which `raw` followed, and the raw bytes that follow the answer.
 
         `received`: `time.monotonic()` when it came; `caller`: a number for its connection; `is_gone` tells,
         without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent;
@@ -199,7 +199,16 @@ class CallServer(managers.Server):
             call = codec.decode_call(data)
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
-            ended = ended[0], self._answer_one(connection, session, call, received, caller)
+            size = call.raw_bytes if isinstance(call, codec.Put) else 0
+            if size > self._max_message_bytes:
+                allowed = self._max_message_bytes
+                raise ProtocolError(f"vectors of {size:,} bytes were announced; at most {allowed:,} are read")
+            with self._room.of(size):  # its message was small, and holds no room already
+                raw = bytearray(size)
+                if size:
+                    connection.set_deadline(time.monotonic() + MESSAGE_S)
+                    connection.recv_into(memoryview(raw))
+                ended = ended[0], self._answer_one(connection, session, call, raw, received, caller)
         except EmbedshareError as error:
             ended = ended[0], type(error).__name__
             raise
@@ -210,7 +219,13 @@ class CallServer(managers.Server):
                 self._outcomes[ended] += 1
 
     def _answer_one(
-        self, connection: Connection, session: Session, call: codec.Call, received: float, caller: int
+        self,
+        connection: Connection,
+        session: Session,
+        call: codec.Call,
+        raw: bytearray,
+        received: float,
+        caller: int,
     ) -> str:
         """Answer a call; its outcome."""
         decoded = time.monotonic()
@@ -219,7 +234,7 @@ class CallServer(managers.Server):
         elif call.caller is not None:
             self._callers.introduce(caller, call.caller)
         try:
-            answer, rows = session.answer(call, received, caller, connection.peer_closed)
+            answer, rows = session.answer(call, raw, received, caller, connection.peer_closed)
         except ModelSwapped:
             raise
         except EmbedshareError as error:

@@ -1,0 +1,1 @@
+"""Vector indexes: kept by the model server, held by a light handle in the worker."""

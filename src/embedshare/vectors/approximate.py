@@ -1,0 +1,119 @@
+"""FAISS's approximate structures: built once over a set of rows, measured against exact search, and then
+only read."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from embedshare.errors import MissingDependency
+from embedshare.vectors import choice, exact
+
+#: How far a search looks, the least first: the first that reaches TARGET is kept.
+EFFORTS = {choice.HNSW: (64, 128, 256, 512, 1024), choice.IVF_PQ: (16, 32, 64, 128, 256)}
+#: Recall at 10 that is aimed at, on vectors of the set itself; a stranger's query finds a little less.
+TARGET = 0.99
+#: How many of the set's vectors are asked for their neighbours.
+SAMPLE = 200
+_AT = 10
+#: IVF,PQ ranks this many candidates for each one asked for anew, by 8 bits a value.
+_REFINED = 20
+#: Beyond this share of the set a search is exact: a graph's walk would cost as much, and find less.
+_WIDE = 0.05
+
+
+class Approximate:
+    """Rows that are searched by a graph (HNSW) or by codes (IVF,PQ, ranked anew by finer codes).
+
+    Immutable, so any number of threads may search it. `recall`: at 10, against exact search.
+    """
+
+    def __init__(self, kind: str, rows: np.ndarray, metric: str) -> None:
+        self.kind = kind
+        self.count, self.dimension = rows.shape
+        self._metric = metric
+        self._index = _index(kind, rows, metric)
+        self.recall = 0.0
+        for effort in EFFORTS[kind]:
+            self._effort = effort
+            self.recall = self._measured(rows)
+            if self.recall >= TARGET:
+                break
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes."""
+        return choice.bytes_of(self.kind, self.count, self.dimension)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `exact.search`; with k near the number of rows it is exact, or as near as codes allow."""
+        if k <= max(_AT, _WIDE * self.count):
+            scores, positions = self._index.search(queries, k, params=self._parameters(k))
+            if (positions >= 0).all():  # a graph may not reach so many, nor a few lists hold them
+                return scores, positions
+        if self.kind == choice.HNSW:
+            return exact.search(self._rows_in_graph(), queries, k, self._metric)
+        scores, positions = self._index.search(queries, k, params=self._parameters(k, everywhere=True))
+        return scores, positions
+
+    def _rows_in_graph(self) -> np.ndarray:
+        faiss = exact.faiss()
+        stored = faiss.downcast_index(self._index.storage).get_xb()
+        rows: np.ndarray = faiss.rev_swig_ptr(stored, self.count * self.dimension)
+        rows = rows.reshape(self.count, self.dimension)
+        return rows
+
+    def _parameters(self, k: int, everywhere: bool = False) -> Any:
+        faiss = exact.faiss()
+        if self.kind == choice.HNSW:
+            return faiss.SearchParametersHNSW(efSearch=max(self._effort, k))
+        lists = faiss.extract_index_ivf(self._index.base_index).nlist
+        probed = faiss.SearchParametersIVF(nprobe=lists if everywhere else min(lists, self._effort))
+        refined = min(float(_REFINED), self.count / max(1, k))
+        return faiss.IndexRefineSearchParameters(k_factor=refined, base_index_params=probed)
+
+    def _measured(self, rows: np.ndarray) -> float:
+        """The share of the sample's ten nearest neighbours that are found; equally near ones count."""
+        dice = np.random.default_rng(0)
+        sample = rows[np.sort(dice.choice(self.count, min(SAMPLE, self.count), replace=False))]
+        k = min(_AT + 1, self.count)  # each is its own nearest, which is no find
+        _, found = self.search(sample, k)
+        truth, _ = exact.search(rows, sample, k, self._metric)
+        better = 1.0 if choice.higher_is_better(self._metric) else -1.0
+        scores = _scores(rows, sample, found, self._metric)
+        hits = (better * scores >= better * truth[:, -1:] - 1e-5).sum(axis=1)
+        return float(np.clip(hits - 1, 0, k - 1).mean() / max(1, k - 1))
+
+
+def _scores(rows: np.ndarray, queries: np.ndarray, positions: np.ndarray, metric: str) -> np.ndarray:
+    """The true scores of what was found: codes give only about these."""
+    neighbours = rows[positions]
+    if choice.higher_is_better(metric):
+        return np.einsum("qkd,qd->qk", neighbours, queries)
+    squared: np.ndarray = ((neighbours - queries[:, None]) ** 2).sum(axis=2)
+    return squared
+
+
+def _index(kind: str, rows: np.ndarray, metric: str) -> Any:
+    faiss = exact.faiss()
+    if faiss is None:
+        raise MissingDependency(f"an index of kind {kind} needs FAISS: pip install 'embedshare[server]'")
+    # Of this thread alone; the other half of the cores goes on embedding.
+    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    dimension = rows.shape[1]
+    measure = faiss.METRIC_INNER_PRODUCT if choice.higher_is_better(metric) else faiss.METRIC_L2
+    if kind == choice.HNSW:
+        graph = faiss.IndexHNSWFlat(dimension, choice.LINKS, measure)
+        graph.hnsw.efConstruction = 80
+        graph.add(rows)
+        return graph
+    lists = int(4 * len(rows) ** 0.5)
+    lists = min(lists, len(rows) // 39)
+    codes = faiss.index_factory(dimension, f"IVF{lists},PQ{choice.subvectors(dimension)}x8np", measure)
+    finer = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit, measure)
+    index = faiss.IndexRefine(codes, finer)
+    index.train(rows)
+    index.add(rows)
+    return index

@@ -1,0 +1,187 @@
+"""One index: rows that are searched exactly, and, once it is built, an approximate structure for most of
+them."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from embedshare.errors import InvalidInput
+from embedshare.vectors import choice, exact
+from embedshare.vectors.approximate import Approximate
+
+#: An index in which more than this share was removed, or added after it was built, is to be made anew.
+WORN = 0.25
+
+
+class Index:
+    """Vectors by ids that only grow.
+
+    It answers from the first vector on: exactly, until `build` has made what its kind asks for, to which
+    vectors that are added later are searched beside. What is removed stays in memory, and is left out of
+    answers. Safe to use from any number of threads; a search sees the vectors of one moment.
+    """
+
+    def __init__(self, dimension: int, metric: str, kind: str) -> None:
+        self.dimension = dimension
+        self.metric = metric
+        self.kind = kind
+        """As it was asked for, auto included."""
+        self._lock = threading.Lock()
+        self._base: Approximate | None = None
+        self._rows = np.empty((0, dimension), np.float32)  # those that are not in the base
+        self._ids = np.empty(0, np.int64)
+        self._dead = np.zeros(0, bool)
+        self._count = 0
+        self._removed = 0
+
+    def __len__(self) -> int:
+        return self._count - self._removed
+
+    @property
+    def count(self) -> int:
+        """Vectors that were added, removed ones too."""
+        return self._count
+
+    @property
+    def built_kind(self) -> str:
+        """How most of it is searched now."""
+        return self._base.kind if self._base else choice.FLAT
+
+    @property
+    def recall(self) -> float:
+        """At 10, against exact search, on vectors of its own; 1 where it is exact."""
+        return self._base.recall if self._base else 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        with self._lock:
+            own = self._rows.nbytes + self._ids.nbytes + self._dead.nbytes
+            return own + (self._base.nbytes if self._base else 0)
+
+    @property
+    def worn(self) -> bool:
+        """Whether so much was added or removed that it should be made anew."""
+        later = self._count - self._base.count if self._base else 0
+        grown = self._base is not None and later > WORN * self._base.count
+        return grown or self._removed > WORN * self._count
+
+    def reserve(self, count: int) -> None:
+        """Have room for so many vectors; memory is taken as they come."""
+        with self._lock:
+            before = self._base.count if self._base else 0
+            self._rows = _with_room(self._rows, self._count - before, count - before)
+            self._ids = _with_room(self._ids, self._count, count)
+            self._dead = _with_room(self._dead, self._count, count)
+
+    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Add finite float32 (n, dimension) under int64 ids that grow.
+
+        Raises InvalidInput, and then nothing was added.
+        """
+        rows = self._checked(vectors)
+        if len(ids) != len(rows):
+            raise InvalidInput(f"{len(ids):,} ids came for {len(rows):,} vectors")
+        if not len(ids):
+            return
+        with self._lock:
+            last = self._ids[self._count - 1] if self._count else -1
+            if ids[0] <= last or (np.diff(ids) <= 0).any():
+                raise InvalidInput("the ids of an index have to grow from one vector to the next, from 0 on")
+            start, end = self._count, self._count + len(ids)
+            before = self._base.count if self._base else 0
+            self._rows = _with_room(self._rows, start - before, end - before)
+            self._ids, self._dead = _with_room(self._ids, start, end), _with_room(self._dead, start, end)
+            self._rows[start - before : end - before] = rows
+            self._ids[start:end] = ids
+            self._dead[start:end] = False
+            self._count = end
+
+    def remove(self, ids: np.ndarray) -> int:
+        """Leave these out of answers from now on; how many of them there were."""
+        with self._lock:
+            known = self._ids[: self._count]
+            at = np.unique(np.searchsorted(known, ids))
+            at = at[at < self._count]
+            at = at[np.isin(known[at], ids) & ~self._dead[at]]
+            dead = self._dead.copy()  # a search that runs holds the one before
+            dead[at] = True
+            self._dead = dead
+            self._removed += len(at)
+            return len(at)
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best for each of the vectors (q, dimension), best first: int64 ids and float32 scores.
+
+        Both are (q, k), or (q, len(self)) where that is less. Raises InvalidInput.
+        """
+        queries = self._checked(vectors)
+        if k < 1:
+            raise InvalidInput(f"k is {k}; it must be at least 1")
+        with self._lock:
+            base, count, removed = self._base, self._count, self._removed
+            rows = self._rows[: count - (base.count if base else 0)]
+            ids, dead = self._ids[:count], self._dead[:count]
+        k = min(k, count - removed)
+        fetch = min(count, k + min(removed, k))
+        while True:
+            scores, positions = self._nearest(base, rows, queries, fetch)
+            if not removed:
+                break
+            alive = ~dead[positions]
+            if fetch == count or (alive.sum(axis=1) >= k).all():
+                order = np.argsort(~alive, axis=1, kind="stable")[:, :k]
+                scores = np.take_along_axis(scores, order, axis=1)
+                positions = np.take_along_axis(positions, order, axis=1)
+                break
+            fetch = min(count, 2 * fetch + 8)
+        return ids[positions], scores
+
+    def build(self) -> None:
+        """Make what the kind asks for of the vectors there are; vectors may come and go meanwhile."""
+        with self._lock:
+            rows, count = self._rows[: self._count], self._count
+        kind = choice.resolve(self.kind, count, self.dimension)
+        if kind == choice.FLAT or self._base is not None:
+            return
+        if exact.faiss() is None and self.kind == choice.AUTO:
+            return
+        base = Approximate(kind, rows, self.metric)
+        with self._lock:
+            self._base = base
+            self._rows = self._rows[count : self._count].copy()
+
+    def _nearest(
+        self, base: Approximate | None, rows: np.ndarray, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        later = exact.search(rows, queries, min(k, len(rows)), self.metric)
+        if base is None:
+            return later
+        first = base.search(queries, min(k, base.count))
+        scores = np.concatenate([first[0], later[0]], axis=1)
+        positions = np.concatenate([first[1], later[1] + base.count], axis=1)
+        order = np.argsort(-scores if choice.higher_is_better(self.metric) else scores, axis=1, kind="stable")
+        order = order[:, :k]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+    def _checked(self, vectors: np.ndarray) -> np.ndarray:
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
+            raise InvalidInput(
+                f"vectors of shape {vectors.shape} came to an index of {self.dimension} dimensions"
+            )
+        rows = np.ascontiguousarray(vectors, np.float32)
+        if not np.isfinite(rows).all():
+            raise InvalidInput("the vectors hold values that are not finite")
+        return exact.unit(rows) if self.metric == "cosine" else rows
+
+
+def _with_room(array: np.ndarray, filled: int, size: int) -> np.ndarray:
+    """The array, or a larger copy of it, with room for `size` items; a search may still read the one
+    before."""
+    if size <= len(array):
+        return array
+    larger = np.zeros((max(size, int(1.25 * len(array))), *array.shape[1:]), array.dtype)
+    larger[:filled] = array[:filled]
+    return larger
