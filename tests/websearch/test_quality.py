@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_the_right_page_is_among_the_sources_of_ninety_of_a_hundred_questions(
                 if right not in found.urls:
                     missed.append(f"{question} ({page})")
                 links = [result.url for result in engine.search(question, 6)]
-                visible = [trafilatura.html2txt(_page(link), clean=False)[:CUT] for link in links]
+                visible = [_visible(link)[:CUT] for link in links]
                 whole += right in _nearest(question, links, visible, memory)
                 texts = [memory.documents[link].text[:CUT] for link in links]
                 readable += right in _nearest(question, links, texts, memory)
@@ -79,8 +80,9 @@ def test_the_right_page_is_among_the_sources_of_ninety_of_a_hundred_questions(
     assert ours >= readable
 
 
-def _page(link: str) -> str:
-    return site.pages()[link.rpartition("/")[2].removesuffix(".html")]
+@functools.cache
+def _visible(link: str) -> str:
+    return trafilatura.html2txt(site.pages()[link.rpartition("/")[2].removesuffix(".html")], clean=False)
 
 
 def _nearest(question: str, links: list[str], texts: list[str], memory: Remembering) -> list[str]:

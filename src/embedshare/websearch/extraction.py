@@ -85,7 +85,8 @@ def _strictly(content: bytes, encoding: str) -> str | None:
 
 def _main_text(text: str) -> str:
     try:
-        main = trafilatura.extract(text, include_comments=False, include_tables=True, fast=True) or ""
+        # Recall before precision: what is beside the point loses in the ranking, what is left out is lost.
+        main = trafilatura.extract(text, include_comments=False, favor_recall=True, fast=True) or ""
         if len(main) >= MIN_CHARS:
             return main
         whole = trafilatura.html2txt(text)
