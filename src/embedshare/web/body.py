@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from flask import request
@@ -13,6 +13,8 @@ from embedshare.errors import InvalidInput
 from embedshare.web.errors import JSON
 
 T = TypeVar("T")
+#: A whole number as JSON knows it, in which 3.0 is one.
+Whole = Annotated[float, msgspec.Meta(multiple_of=1)]
 _HIGH, _LOW = rb"\\u[dD][89abAB][\da-fA-F]{2}", rb"\\u[dD][c-fC-F][\da-fA-F]{2}"
 _LONE_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*(?:%b(?!%b)|(?<!%b)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
 

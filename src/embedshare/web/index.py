@@ -68,7 +68,7 @@ class QueryRequest(msgspec.Struct):
     """A question to an index."""
 
     query: str
-    top_k: Annotated[int, Meta(ge=1, le=1000)] = 3
+    top_k: Annotated[body.Whole, Meta(ge=1, le=1000)] = 3
 
 
 class IndexMade(msgspec.Struct):
@@ -161,7 +161,7 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
         one = held(index)
-        found = model.search_index(asked.query, one.index, top_k=asked.top_k)
+        found = model.search_index(asked.query, one.index, top_k=int(asked.top_k))
         return _json(Results(msgspec.convert(found, list[Result])))
 
     @routes.post("/index/<index>/documents")

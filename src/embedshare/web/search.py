@@ -58,8 +58,8 @@ class SearchRequest(msgspec.Struct):
     """
 
     query: Annotated[str, Meta(pattern=r"\S", max_length=1000)]
-    max_results: Annotated[int, Meta(ge=1, le=100)] = 20
-    max_chars: Annotated[int, Meta(ge=100, le=100_000)] = 2000
+    max_results: Annotated[body.Whole, Meta(ge=1, le=100)] = 20
+    max_chars: Annotated[body.Whole, Meta(ge=100, le=100_000)] = 2000
 
 
 class Passage(msgspec.Struct):
@@ -138,11 +138,11 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
                 retry_after_s=RETRY_AFTER_S,
             )
         try:
-            found = model.web_search(asked.query, max_chars=asked.max_chars)
+            found = model.web_search(asked.query, max_chars=int(asked.max_chars))
         finally:
             places.release()
         best_first = sorted([*found.passages, *found.others], key=lambda one: one.score)
-        passages = msgspec.convert(best_first[: asked.max_results], list[Passage], from_attributes=True)
+        passages = msgspec.convert(best_first[: int(asked.max_results)], list[Passage], from_attributes=True)
         timings = msgspec.convert(found.timings, Timings, from_attributes=True)
         answer = SearchAnswer(found.context, found.urls, passages, timings)
         return Response(msgspec.json.encode(answer), content_type=JSON, headers={"Cache-Control": "no-store"})
