@@ -28,7 +28,7 @@ def test_every_answer_is_as_described(worker: Worker, tmp_path: Path) -> None:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("schemathesis")), "run", f"{worker.url}/openapi.json",
          "--checks=all", "--mode=all", "--max-examples=100", "--seed=1", "--generation-database=none"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "15 selected / 15 total" in done.stdout  # all but the description itself
