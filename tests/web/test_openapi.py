@@ -13,7 +13,6 @@ from embedshare.web.embed import BASE64
 from embedshare.web.errors import JSON
 from tests.web.conftest import Worker
 
-
 #: A body whose parts contradict each other, as no schema can say: URLs of another number than the documents.
 CONFIGURATION = """
 [[operations]]

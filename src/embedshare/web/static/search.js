@@ -64,7 +64,7 @@ function show(answer, query, seconds) {
     return;
   }
   at("results").replaceChildren(...pages.map((page) => card(page, query)));
-  at("status").replaceChildren(bold(count(answer.passages.length, "passage")), " from ", bold(count(pages.length, "page")), ` in ${seconds} s`);
+  at("status").replaceChildren(bold(count(answer.passages.length, "passage")), " from ", bold(count(pages.length, "page")), ` in ${seconds} s, the nearest first`);
   showTimes(answer.timings);
   at("context").textContent = answer.context;
   at("context-about").textContent = count(answer.context.length, "character");
