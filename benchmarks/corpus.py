@@ -43,7 +43,7 @@ def load(seed: int = 20) -> Corpus:
     order = random.Random(seed)
     order.shuffle(sources)
     for path in sources:
-        found.update(dict.fromkeys(_paragraphs(path)))
+        found.update(dict.fromkeys(paragraphs_of(path)))
         if len(found) >= WANTED:
             break
     texts = list(found)
@@ -53,7 +53,8 @@ def load(seed: int = 20) -> Corpus:
     return Corpus(texts[:half], list(queries))
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
+def paragraphs_of(path: Path) -> Iterator[str]:
+    """The paragraphs of a source file's docstrings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes in the library's own sources

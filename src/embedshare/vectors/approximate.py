@@ -62,8 +62,7 @@ class Approximate:
         faiss = exact.faiss()
         stored = faiss.downcast_index(self._index.storage).get_xb()
         rows: np.ndarray = faiss.rev_swig_ptr(stored, self.count * self.dimension)
-        rows = rows.reshape(self.count, self.dimension)
-        return rows
+        return rows.reshape(self.count, self.dimension)
 
     def _parameters(self, k: int, everywhere: bool = False) -> Any:
         faiss = exact.faiss()
@@ -91,7 +90,8 @@ def _scores(rows: np.ndarray, queries: np.ndarray, positions: np.ndarray, metric
     """The true scores of what was found: codes give only about these."""
     neighbours = rows[positions]
     if choice.higher_is_better(metric):
-        return np.einsum("qkd,qd->qk", neighbours, queries)
+        products: np.ndarray = np.einsum("qkd,qd->qk", neighbours, queries)
+        return products
     squared: np.ndarray = ((neighbours - queries[:, None]) ** 2).sum(axis=2)
     return squared
 

@@ -50,6 +50,13 @@ class Index:
         return self._base.kind if self._base else choice.FLAT
 
     @property
+    def built(self) -> bool:
+        """Whether there is what its kind asks for at its size."""
+        if self._base is not None or (self.kind == choice.AUTO and exact.faiss() is None):
+            return True
+        return choice.resolve(self.kind, self._count, self.dimension) == choice.FLAT
+
+    @property
     def recall(self) -> float:
         """At 10, against exact search, on vectors of its own; 1 where it is exact."""
         return self._base.recall if self._base else 1.0
@@ -66,7 +73,7 @@ class Index:
         """Whether so much was added or removed that it should be made anew."""
         later = self._count - self._base.count if self._base else 0
         grown = self._base is not None and later > WORN * self._base.count
-        return grown or self._removed > WORN * self._count
+        return bool(grown or self._removed > WORN * self._count)
 
     def reserve(self, count: int) -> None:
         """Have room for so many vectors; memory is taken as they come."""
@@ -143,12 +150,9 @@ class Index:
         """Make what the kind asks for of the vectors there are; vectors may come and go meanwhile."""
         with self._lock:
             rows, count = self._rows[: self._count], self._count
-        kind = choice.resolve(self.kind, count, self.dimension)
-        if kind == choice.FLAT or self._base is not None:
+        if self.built:
             return
-        if exact.faiss() is None and self.kind == choice.AUTO:
-            return
-        base = Approximate(kind, rows, self.metric)
+        base = Approximate(choice.resolve(self.kind, count, self.dimension), rows, self.metric)
         with self._lock:
             self._base = base
             self._rows = self._rows[count : self._count].copy()

@@ -1,13 +1,18 @@
-"""An index in a file: a .npz archive of arrays, read without pickle, with what they are as JSON inside."""
+"""An index in a file: a .npz archive of arrays, read without pickle, with what they are as JSON inside.
+
+The embeddings are not read but mapped: processes that load one file share its pages, and touch them only to
+send the index again.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -42,29 +47,31 @@ def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embedding
     text = json.dumps(msgspec.to_builtins(about)).encode()
     try:
         with unfinished.open("wb") as file:
-            np.savez(file, about=np.frombuffer(text, np.uint8), ids=ids, embeddings=embeddings)
+            # The embeddings first: there they are aligned, and can be mapped.
+            np.savez(file, embeddings=embeddings, ids=ids, about=np.frombuffer(text, np.uint8))
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
-    """What is in the file: what it is, int64 ids (n,), float32 embeddings (n, dimension).
+    """What is in the file: what it is, int64 ids (n,), float32 embeddings (n, dimension), read-only.
 
     Raises IndexCorrupted, and OSError where the file cannot be read.
     """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            _check_sizes(archive)
+            _check(archive)
+            embeddings = _mapped(path, file, archive.getinfo("embeddings.npy"))
         with np.load(path, allow_pickle=False) as arrays:
             about = msgspec.convert(json.loads(arrays["about"].tobytes()), About)
-            ids, embeddings = arrays["ids"], arrays["embeddings"]
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
+            ids = arrays["ids"]
+    except (ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupted(path, error) from None
-    except (zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, struct.error) as error:
         raise corrupted(path, error) from None
-    shapes = (ids.dtype, embeddings.dtype, ids.ndim, embeddings.ndim) == (np.int64, np.float32, 1, 2)
-    if about.form != FORM or not shapes or not len(ids) == len(embeddings) == len(about.metadata):
+    shaped = ids.dtype == np.int64 and ids.ndim == 1 and embeddings.ndim == 2
+    if about.form != FORM or not shaped or not len(ids) == len(embeddings) == len(about.metadata):
         raise corrupted(path, "its parts are of other forms or lengths than a saved index's")
     in_order = not len(ids) or (ids[0] >= 0 and (np.diff(ids) > 0).all() and ids[-1] < about.next_id)
     if not in_order or [entry.get("id") for entry in about.metadata] != ids.tolist():
@@ -72,10 +79,31 @@ def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
     return about, ids, embeddings
 
 
-def _check_sizes(archive: zipfile.ZipFile) -> None:
-    """A saved index is not compressed, so that no small file becomes a large one in memory."""
+def _check(archive: zipfile.ZipFile) -> None:
+    """A saved index is not compressed, so that no small file becomes a large one in memory; and whole."""
     if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
         raise ValueError("its parts are compressed")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} is damaged")
+
+
+def _mapped(path: str | os.PathLike[str], file: BinaryIO, part: zipfile.ZipInfo) -> np.ndarray:
+    """The float32 array of that part, where it lies in the file."""
+    file.seek(part.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", file.read(4))
+    file.seek(name_length + extra_length, os.SEEK_CUR)
+    begins = file.tell()
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"its arrays are of version {version}")
+    shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+    offset, size = file.tell(), int(np.prod(shape)) * kind.itemsize
+    if kind != np.float32 or by_columns or offset - begins + size != part.file_size:
+        raise ValueError("its embeddings are of another form")
+    if not size:
+        return np.empty(shape, np.float32)
+    return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
 
 
 def corrupted(path: str | os.PathLike[str], why: object) -> IndexCorrupted:

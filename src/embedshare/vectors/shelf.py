@@ -26,7 +26,8 @@ class _Kept:
         self.index = index
         self.identity = identity
         self.total = total
-        self.version = 0
+        self.version: int | None = None
+        """None while some of what was announced has not come: nobody may search it."""
 
 
 class Shelf:
@@ -75,13 +76,9 @@ class Shelf:
         self._check_size(index, max(total, start + len(ids)))
         index.add(ids, vectors)
         with self._lock:
-            if self._kept.get((caller, name)) is kept and index.count >= kept.total:
-                del self._kept[caller, name]
-                self._kept[_EVERYBODY, name] = kept
-                self._build_later(index)
-            if self._kept.get((_EVERYBODY, name)) is kept:
-                kept.version = version
-                self._drop_if_worn(name, kept)
+            kept.total = max(kept.total, total)
+            kept.version = version if index.count >= kept.total else None
+            self._place(caller, name, kept)
             self._make_room()
         return index.count
 
@@ -113,7 +110,7 @@ class Shelf:
             "version": kept.version,
             "count": len(index),
             "kind": index.built_kind,
-            "built": index.built_kind == choice.resolve(index.kind, index.count, index.dimension),
+            "built": index.built,
             "recall": index.recall,
             "bytes": index.nbytes,
         }
@@ -138,6 +135,17 @@ class Shelf:
             self._kept[key] = kept
         return kept
 
+    def _place(self, caller: int, name: bytes, kept: _Kept) -> None:
+        """Within the lock: what is whole is everybody's, unless another process has sent the same already."""
+        if self._kept.get((caller, name)) is kept and kept.version is not None:
+            del self._kept[caller, name]
+            there = self._kept.get((_EVERYBODY, name))
+            if there is None or (there.identity, there.version) != (kept.identity, kept.version):
+                self._kept[_EVERYBODY, name] = kept
+        if self._kept.get((_EVERYBODY, name)) is kept:
+            self._build_later(kept.index)
+            self._drop_if_worn(name, kept)
+
     def _at(self, caller: int, name: bytes, identity: str, start: int) -> _Kept:
         """Whichever index of that name these vectors continue."""
         with self._lock:
@@ -151,7 +159,8 @@ class Shelf:
     def _whole(self, name: bytes, identity: str, version: int | None) -> _Kept:
         with self._lock:
             kept = self._kept.get((_EVERYBODY, name))
-            if kept is not None and kept.identity == identity and version in (None, kept.version):
+            known = kept is not None and kept.identity == identity and kept.version is not None
+            if kept is not None and known and version in (None, kept.version):
                 self._kept.move_to_end((_EVERYBODY, name))
                 return kept
         raise UnknownIndex("the model server does not hold this index of the model that it serves")
@@ -181,7 +190,7 @@ class Shelf:
 
     def _build_later(self, index: Index) -> None:
         """Within the lock: one thread makes one structure after another."""
-        if choice.resolve(index.kind, index.count, index.dimension) == choice.FLAT:
+        if index.built:
             return
         self._to_build.put(index)
         if self._builder is None:

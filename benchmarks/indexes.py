@@ -1,0 +1,205 @@
+"""Vector indexes: `python -m benchmarks.indexes [--vectors FILE] [--count 100000]`.
+
+Prints what sharing an index costs and saves: build time, a query's milliseconds through the client against
+FAISS in the process, recall, memory; 8 workers that share one index against 8 that each hold it. The vectors
+are of docstrings' paragraphs, found in every installed package; `--vectors` keeps them for the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks import corpus, machine, paths, servers
+
+QUERIES = 500
+WORKERS = 8
+AT = 10
+
+#: A worker says `ready` when it has searched, and stays until its input ends.
+WORKER = """
+import sys
+import numpy as np
+kind, path, query = sys.argv[1:]
+from embeddingClient import get_embedding_model
+model = get_embedding_model()
+if kind == "shared":
+    index, _, metadata = model.load_vector_index(path)
+    model.search_index(query, index, metadata, 10)
+else:
+    import faiss
+    index = faiss.read_index(path)
+    index.search(model.encode([query]), 10)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def main() -> None:
+    given = _parser().parse_args()
+    paths.import_from_src()
+    with tempfile.TemporaryDirectory(prefix="embedshare-indexes-") as name:
+        folder = Path(name)
+        server = servers.model_server(folder)
+        server.start()
+        try:
+            figures = measure(server, folder, given.count, given.vectors)
+        finally:
+            server.stop()
+    print(json.dumps({"machine": machine.describe(), **figures}, indent=1))
+
+
+def measure(server: servers.Server, folder: Path, count: int, kept: Path | None) -> dict[str, Any]:
+    """The figures; times in the unit that their names end with."""
+    import faiss
+
+    from embeddingClient import EmbeddingClient
+    from embedshare.settings import Settings
+    from embedshare.vectors.handle import Embedded, VectorIndex
+
+    caller: Any = server.caller
+    environment = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}
+    settings = Settings.load({**environment, "EMBEDDING_FALLBACK": "none"}, dotenv=folder / "no.env")
+    with EmbeddingClient(settings=settings) as client:
+        texts = _texts(count + QUERIES)
+        rows = _vectors(client, texts, kept)
+        queries, rows = rows[:QUERIES], np.ascontiguousarray(rows[QUERIES:])
+        asked = texts[:QUERIES]
+        metadata = [{"id": number, "url": "", "content": ""} for number in range(len(rows))]
+        before_mb = _server_mb(server)
+        began = time.perf_counter()
+        index = VectorIndex(
+            client, Embedded(rows, client.describe().identity), metadata, metric="l2", kind="auto"
+        )
+        index.send()
+        sent_s = time.perf_counter() - began
+        while not index.describe()["built"]:
+            time.sleep(0.1)
+        built_s = time.perf_counter() - began
+        described = index.describe()
+
+        exact = faiss.IndexFlatL2(rows.shape[1])
+        exact.add(rows)
+        graph = faiss.IndexHNSWFlat(rows.shape[1], 32)
+        graph.hnsw.efConstruction = 80
+        began = time.perf_counter()
+        graph.add(rows)
+        own_built_s = time.perf_counter() - began
+        graph.hnsw.efSearch = 128
+
+        truth = exact.search(queries, AT)[1]
+        found = [index.search(text, AT)[0] for text in asked]
+        recall = statistics.mean(
+            len(set(a) & set(b)) / AT for a, b in zip(found, truth.tolist(), strict=True)
+        )
+
+        ways: dict[str, Callable[[str], object]] = {
+            "encode": client.encode,
+            "search_index": lambda text: client.search_index(text, index, metadata, AT),
+            "encode and faiss in process, graph": lambda text: graph.search(client.encode(text)[None], AT),
+            "encode and faiss in process, exact": lambda text: exact.search(client.encode(text)[None], AT),
+        }
+        took: dict[str, list[float]] = {name: [] for name in ways}
+        for text in asked:  # by turns, so that whatever the machine does befalls all of them
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way(text)
+                took[name].append((time.perf_counter() - began) * 1e3)
+        index.save(folder / "shared")
+        faiss.write_index(graph, str(folder / "own"))
+        memory = {kind: _workers_mb(kind, folder / kind, asked[0], environment) for kind in ("shared", "own")}
+        return {
+            "vectors": list(rows.shape),
+            "kind": described["kind"],
+            "sent_s": sent_s,
+            "built_s": built_s,
+            "built_in_process_s": own_built_s,
+            "recall_at_10_of_own_vectors": described["recall"],
+            "recall_at_10_of_queries": recall,
+            "p50_ms": {name: statistics.median(times) for name, times in took.items()},
+            "index_mb": described["bytes"] / 1e6,
+            "server_mb": {"before": before_mb, "after": _server_mb(server)},
+            f"mb_of_{WORKERS}_workers": memory,
+        }
+
+
+def _texts(count: int) -> list[str]:
+    """Paragraphs of the standard library and of all installed packages; the same order each time here."""
+    found: dict[str, None] = {}
+    folders = {sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]}
+    sources = sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
+    random.Random(20).shuffle(sources)
+    for path in sources:
+        found.update(dict.fromkeys(corpus.paragraphs_of(path)))
+        if len(found) >= count:
+            break
+    texts = list(found)
+    random.Random(21).shuffle(texts)
+    endless = (f"{text} {turn}" if turn else text for turn in itertools.count() for text in texts)
+    return list(itertools.islice(endless, count))
+
+
+def _vectors(client: Any, texts: list[str], kept: Path | None) -> np.ndarray:
+    if kept is not None and kept.is_file():
+        rows: np.ndarray = np.load(kept, allow_pickle=False)
+        if len(rows) == len(texts):
+            return rows
+    print(f"embedding {len(texts):,} paragraphs", file=sys.stderr)
+    rows = client.encode(texts, show_progress_bar=sys.stderr.isatty())
+    if kept is not None:
+        np.save(kept, rows)
+    return rows
+
+
+def _server_mb(server: servers.Server) -> float:
+    return sum(_proportional(process) for process in server.processes()) / 1e6
+
+
+def _workers_mb(kind: str, path: Path, query: str, environment: dict[str, str]) -> float:
+    """The memory of all workers together; pages that they share count once."""
+    given = servers.environment({**environment, "PYTHONPATH": str(paths.SRC), "EMBEDDING_FALLBACK": "none"})
+    command = [sys.executable, "-c", WORKER, kind, str(path), query]
+    workers = [
+        subprocess.Popen(command, env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=path.parent)
+        for _ in range(WORKERS)
+    ]
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n", f"a {kind} worker failed"
+        return sum(_proportional(psutil.Process(worker.pid)) for worker in workers) / 1e6
+    finally:
+        for worker in workers:
+            worker.communicate()
+
+
+def _proportional(process: psutil.Process) -> int:
+    """A page that n processes share counts an nth, where the system tells; the page cache's too."""
+    full = process.memory_full_info()
+    return int(getattr(full, "pss", full.uss if os.name == "nt" else full.rss))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes", description=__doc__)
+    parser.add_argument("--vectors", type=Path, metavar="FILE", help="keep the vectors here (.npy)")
+    parser.add_argument("--count", type=int, default=100_000, help="documents in the index")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A saved index: what was written is read, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedshare.errors import IndexCorrupted
+from embedshare.vectors import saved
+
+IDS = np.array([0, 2, 5], np.int64)
+ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def about(**changes: Any) -> saved.About:
+    fields: dict[str, Any] = {
+        "form": saved.FORM, "name": "ab" * 16, "identity": "c" * 64, "model_name": "a model", "metric": "l2",
+        "kind": "auto", "truncate_dim": None, "next_id": 6,
+        "metadata": [{"id": number, "url": "", "content": "текст"} for number in (0, 2, 5)],
+    }  # fmt: skip
+    return saved.About(**{**fields, **changes})
+
+
+def test_what_was_written_is_read_and_the_vectors_are_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "an index"
+    saved.write(path, about(), IDS, ROWS)
+    found, ids, rows = saved.read(path)
+    assert found == about()
+    assert (ids.tolist(), rows.tolist()) == (IDS.tolist(), ROWS.tolist())
+    assert not rows.flags.writeable
+    assert rows.flags.aligned
+    assert [file.name for file in tmp_path.iterdir()] == ["an index"]
+    empty = about(metadata=[], next_id=0)
+    saved.write(path, empty, IDS[:0], ROWS[:0])  # over the file that is mapped
+    assert saved.read(path)[2].shape == (0, 4)
+    assert rows.tolist() == ROWS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("told", "ids", "rows"),
+    [
+        (about(form="another"), IDS, ROWS),
+        (about(next_id=5), IDS, ROWS),
+        (about(metadata=[]), IDS, ROWS),
+        (about(), IDS[::-1].copy(), ROWS),
+        (about(), IDS - 1, ROWS),
+        (about(), IDS.astype(np.int32), ROWS),
+        (about(), IDS, ROWS.astype(np.float64)),
+        (about(), IDS, np.asfortranarray(ROWS)),
+        (about(), IDS, ROWS[:2]),
+        (about(), IDS, ROWS.ravel()),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    tmp_path: Path, told: saved.About, ids: np.ndarray, rows: np.ndarray
+) -> None:
+    saved.write(tmp_path / "index", told, ids, rows)
+    with pytest.raises(IndexCorrupted):
+        saved.read(tmp_path / "index")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    text = np.frombuffer(json.dumps(msgspec.to_builtins(about())).encode(), np.uint8)
+    np.savez_compressed(tmp_path / "index.npz", about=text, ids=IDS, embeddings=ROWS)
+    with pytest.raises(IndexCorrupted, match="compressed"):
+        saved.read(tmp_path / "index.npz")
+
+
+def test_an_archive_without_arrays_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "index", "w") as archive:
+        for name in ("about.npy", "ids.npy", "embeddings.npy"):
+            archive.writestr(name, b"no array")
+    with pytest.raises(IndexCorrupted):
+        saved.read(tmp_path / "index")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10_000), put=st.binary(min_size=1, max_size=4), cut=st.booleans())
+def test_a_file_with_bytes_changed_is_the_index_or_refused(
+    tmp_path: Path, at: int, put: bytes, cut: bool
+) -> None:
+    path = tmp_path / "index"
+    saved.write(path, about(), IDS, ROWS)
+    data = path.read_bytes()
+    at %= len(data)
+    path.write_bytes(data[:at] if cut else (data[:at] + put + data[at + len(put) :])[: len(data)])
+    try:
+        found, ids, rows = saved.read(path)
+    except IndexCorrupted:
+        return
+    assert found == about()
+    assert (ids.tolist(), rows.tolist()) == (IDS.tolist(), ROWS.tolist())
