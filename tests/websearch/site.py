@@ -39,7 +39,18 @@ PAGE = """<!DOCTYPE html>
 <aside><h3>Popular pages</h3><ul>{links}</ul></aside>
 <footer><p>Copyright. All rights reserved. Terms of use. Privacy policy. Subscribe to our newsletter.</p></footer>
 </body></html>"""
-NAVIGATION = ("json", "asyncio", "pathlib", "logging", "typing", "datetime", "re", "sqlite3", "csv", "unittest")
+NAVIGATION = (
+    "json",
+    "asyncio",
+    "pathlib",
+    "logging",
+    "typing",
+    "datetime",
+    "re",
+    "sqlite3",
+    "csv",
+    "unittest",
+)
 
 
 @functools.cache
@@ -131,7 +142,13 @@ def searxng(site: str, answers: dict[str, str]) -> type[Quiet]:
             if right is not None and right not in names:
                 names[-1] = right
             found = [{"url": f"{site}/{name}.html", "title": name, "content": None} for name in names]
-            reply = {"query": query, "number_of_results": 0, "results": found, "answers": [], "suggestions": []}
+            reply = {
+                "query": query,
+                "number_of_results": 0,
+                "results": found,
+                "answers": [],
+                "suggestions": [],
+            }
             self.send(json.dumps(reply).encode(), "application/json")
 
     return Search

@@ -5,12 +5,18 @@ from __future__ import annotations
 import codecs
 import html
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 
 import charset_normalizer
 import msgspec
 import trafilatura
 from loguru import logger
 
+from embedshare import platforms
+from embedshare.errors import FetchFailed
 from embedshare.websearch.fetching import Page
 
 #: Characters of readable text that are taken of one page.
@@ -25,6 +31,10 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+#: What the web's pages are in; among all that there are, short texts are often taken for rare ones.
+_GUESSED = (
+    "cp1252 cp1251 cp1250 cp1253 cp1254 cp1255 cp1256 koi8_r shift_jis euc_jp euc_kr gb18030 big5".split()
+)
 _META = re.compile(
     rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE
 )
@@ -44,8 +54,45 @@ class Document(msgspec.Struct, frozen=True):
     """One paragraph a line."""
 
 
-def readable(page: Page) -> Document:
-    """The page's title and its readable text."""
+_parser: ThreadPoolExecutor | None = None
+_parser_lock = threading.Lock()
+
+
+def readable(page: Page, deadline: float) -> Document:
+    """The page's title and its readable text, by the moment `deadline` of `time.monotonic()`.
+
+    Raises FetchFailed where that takes longer.
+    """
+    reading = _parsing().submit(_read, page)
+    try:
+        return reading.result(max(0.0, deadline - time.monotonic()))
+    except FutureTimeout:
+        reading.cancel()
+        raise FetchFailed("the page could not be read in time") from None
+
+
+def _parsing() -> ThreadPoolExecutor:
+    """The one thread of this process that parses pages.
+
+    lxml's memory has been seen to break (`double free`) with threads that come, parse and go side by side;
+    Python's lock leaves little to gain by several.
+    """
+    global _parser
+    with _parser_lock:
+        if _parser is None:
+            _parser = ThreadPoolExecutor(1, "embedshare-parse")
+        return _parser
+
+
+def _none_after_fork() -> None:
+    global _parser, _parser_lock
+    _parser, _parser_lock = None, threading.Lock()
+
+
+platforms.after_fork_in_child(_none_after_fork)
+
+
+def _read(page: Page) -> Document:
     text = _CONTROLS.sub(" ", decoded(page.content, page.charset))
     if page.content_type == "text/plain":
         return Document("", _tidied(text))
@@ -69,7 +116,7 @@ def decoded(content: bytes, charset: str | None) -> str:
         text = _strictly(content, claim) if claim else None
         if text is not None:
             return text
-    guess = charset_normalizer.from_bytes(content[:50_000]).best()
+    guess = charset_normalizer.from_bytes(content[:50_000], cp_isolation=_GUESSED).best()
     return content.decode(guess.encoding if guess else "utf-8", "replace")
 
 

@@ -51,23 +51,25 @@ class Fetcher:
         Only a name's resolution may take longer, as long as the system's resolver does. Raises
         AddressRefused, and FetchFailed for a page that is not to be had.
         """
-        return self._follow(url, deadline, _page, self._robots.check)
+        return self._follow(self._addresses.target(url), deadline, _page, self._robots.check)
 
-    def _follow(self, url: str, deadline: float, read: _Read, check: Callable[[Target, float], None]) -> Page:
+    def _follow(
+        self, target: Target, deadline: float, read: _Read, check: Callable[[Target, float], None]
+    ) -> Page:
         for _ in range(MAX_REDIRECTS + 1):
-            target = self._addresses.target(url)
             check(target, deadline)
             with answer(target, deadline) as response:
                 location = response.headers.get("Location")
                 if response.status_code not in _REDIRECTS or not location:
                     return read(target, response, deadline)
-            url = _joined(target.url, location)
+            target = self._addresses.target(_joined(target.url, location))
         raise FetchFailed(f"more than {MAX_REDIRECTS} redirects")
 
     def _fetch_rules(self, target: Target, deadline: float) -> bytes:
         deadline = min(deadline, time.monotonic() + ROBOTS_S)
-        url = f"{target.origin}/robots.txt"
-        return self._follow(url, deadline, _rules, lambda target, deadline: None).content
+        # of the same addresses: a name that was checked once is not asked for again
+        rules = msgspec.structs.replace(target, url=f"{target.origin}/robots.txt")
+        return self._follow(rules, deadline, _rules, lambda target, deadline: None).content
 
 
 def _joined(base: str, location: str) -> str:

@@ -191,7 +191,7 @@ class WebSearch:
 def reader(addresses: Addresses) -> Read:
     """Fetches a page and takes its readable text."""
     fetcher = Fetcher(addresses)
-    return lambda url, deadline: extraction.readable(fetcher.fetch(url, deadline))
+    return lambda url, deadline: extraction.readable(fetcher.fetch(url, deadline), deadline)
 
 
 def rank(
