@@ -214,6 +214,18 @@ def test_while_the_server_is_away_the_same_embeddings_answer_and_it_goes_back(tm
     assert server.stop() == 0
 
 
+def test_without_a_server_a_local_model_s_vectors_are_searched_here(server: ModelServer) -> None:
+    with server.client(USE_IPC_EMBEDDING="false") as client:
+        index, _, metadata = client.build_vector_index(DOCS, URLS, metric="cosine")
+        results = client.search_index(QUERY, index, metadata)
+        assert all("volcanoes" in result["content"] for result in results)
+        assert results[0]["relevance_score"] > results[2]["relevance_score"] > 0.3
+        assert index.add(["volcanoes, once more"]) == [50]
+        assert index.remove([0, 1]) == 2
+        assert len(client.search_index(QUERY, index, metadata, 100)) == 49
+        assert (index.recall, client.client_stats()["state"]) == (1.0, "local")
+
+
 def test_the_least_recently_used_makes_room_and_comes_again(few: EmbeddingClient) -> None:
     texts = [[f"{subject} {number}" for number in range(4)] for subject in SUBJECTS[:4]]
     built = [few.build_vector_index(docs) for docs in texts]

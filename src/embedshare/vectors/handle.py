@@ -94,6 +94,7 @@ class VectorIndex:
         metric: str,
         kind: str,
         truncate_dim: int | None = None,
+        shared_name: bytes | None = None,
     ) -> None:
         self.metric, self.kind = choice.check(metric, kind)
         self.identity = embedded.identity
@@ -109,7 +110,7 @@ class VectorIndex:
         self._on_server = 0  # vectors of this index there, those too that were removed since it was sent
         self._unit: tuple[int, np.ndarray] | None = None
         self._begin()
-        self._take_name(secrets.token_bytes(16))
+        self._take_name(shared_name or secrets.token_bytes(16), shared=shared_name is not None)
         _living.add(self)
 
     def _begin(self) -> None:
@@ -266,16 +267,14 @@ class VectorIndex:
         """
         about, ids, embeddings = saved.read(path)
         try:
-            name = bytes.fromhex(about.name)
             index = cls(
-                model, Embedded(embeddings, about.identity), about.metadata,
-                metric=about.metric, kind=about.kind, truncate_dim=about.truncate_dim,
+                model, Embedded(embeddings, about.identity), about.metadata, metric=about.metric,
+                kind=about.kind, truncate_dim=about.truncate_dim, shared_name=bytes.fromhex(about.name),
             )  # fmt: skip
         except ValueError as error:
             raise saved.corrupted(path, error) from None
         index._check_model()
         index._ids, index._next_id = ids, about.next_id
-        index._take_name(name, shared=True)
         return index
 
     def send(self) -> None:

@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ class About(msgspec.Struct, forbid_unknown_fields=True):
     """What the arrays are."""
 
     form: str
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     identity: str
     model_name: str
     metric: str
