@@ -1,4 +1,4 @@
-"""A site of a few hundred real pages on loopback, the standard library's documentation, and a SearXNG for it."""
+"""A site of a few hundred real pages on loopback, Python's own documentation, and a SearXNG for it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,60 @@ from embedshare.websearch.selection import words
 
 #: Importing them opens windows or browsers, prints, or takes long.
 SKIPPED = {"this", "antigravity", "idlelib", "turtledemo", "lib2to3", "test", "tkinter", "ensurepip", "venv"}
-SUBMODULES = (
-    "asyncio.queues asyncio.subprocess collections.abc concurrent.futures ctypes.util email.charset "
-    "email.headerregistry email.message email.mime.text email.parser email.policy html.entities html.parser "
-    "http.client http.cookiejar http.cookies http.server importlib.abc importlib.metadata importlib.resources "
-    "importlib.util json.decoder json.encoder logging.config logging.handlers multiprocessing.connection "
-    "multiprocessing.managers multiprocessing.pool multiprocessing.shared_memory unittest.case unittest.loader "
-    "unittest.mock urllib.error urllib.parse urllib.request urllib.response urllib.robotparser wsgiref.handlers "
-    "wsgiref.simple_server wsgiref.validate xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler "
-    "xmlrpc.client xmlrpc.server"
-).split()
+SUBMODULES = [
+    "asyncio.queues",
+    "asyncio.subprocess",
+    "collections.abc",
+    "concurrent.futures",
+    "ctypes.util",
+    "email.charset",
+    "email.headerregistry",
+    "email.message",
+    "email.mime.text",
+    "email.parser",
+    "email.policy",
+    "html.entities",
+    "html.parser",
+    "http.client",
+    "http.cookiejar",
+    "http.cookies",
+    "http.server",
+    "importlib.abc",
+    "importlib.metadata",
+    "importlib.resources",
+    "importlib.util",
+    "json.decoder",
+    "json.encoder",
+    "logging.config",
+    "logging.handlers",
+    "multiprocessing.connection",
+    "multiprocessing.managers",
+    "multiprocessing.pool",
+    "multiprocessing.shared_memory",
+    "unittest.case",
+    "unittest.loader",
+    "unittest.mock",
+    "urllib.error",
+    "urllib.parse",
+    "urllib.request",
+    "urllib.response",
+    "urllib.robotparser",
+    "wsgiref.handlers",
+    "wsgiref.simple_server",
+    "wsgiref.validate",
+    "xml.dom.minidom",
+    "xml.etree.ElementTree",
+    "xml.sax",
+    "xml.sax.handler",
+    "xmlrpc.client",
+    "xmlrpc.server",
+]
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>
 <header><nav><ul>{links}</ul></nav><p>We use cookies to improve this site. Accept all cookies?</p></header>
 <main>{main}</main>
 <aside><h3>Popular pages</h3><ul>{links}</ul></aside>
-<footer><p>Copyright. All rights reserved. Terms of use. Privacy policy. Subscribe to our newsletter.</p></footer>
+<footer><p>All rights reserved. Terms of use. Privacy policy. Subscribe to our newsletter.</p></footer>
 </body></html>"""
 NAVIGATION = (
     "json",

@@ -52,7 +52,8 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_judged_as_itself(address: ipaddre
 @pytest.mark.parametrize(
     "url",
     [
-        "ftp://example.com/", "file:///etc/passwd", "gopher://example.com/", "javascript:alert(1)", "//example.com/",
+        "ftp://example.com/", "file:///etc/passwd", "gopher://example.com/", "javascript:alert(1)",
+        "//example.com/",
         "http://", "http:///path", "http://user@example.com/", "http://user:word@example.com/",
         "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
         "http://0x7f.1/", "http://0/", "http://0.0.0.0/", "http://127.0.0.1./", "http://１２７.0.0.1/",

@@ -9,7 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,14 +20,15 @@ from embedshare.websearch.fetching import MAX_BYTES, Fetcher, Page
 from tests.websearch.site import Quiet, serving
 
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 20
+META = '<meta charset="windows-1251">'
 GERMAN = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 20
 
 
 class Site(Quiet):
     """One page for each trouble."""
 
-    seen: Counter[str] = Counter()
-    hosts: Counter[str | None] = Counter()
+    seen: ClassVar[Counter[str]] = Counter()
+    hosts: ClassVar[Counter[str | None]] = Counter()
 
     def do_GET(self) -> None:
         Site.seen[self.path] += 1
@@ -198,7 +199,7 @@ def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int
     looked."""
 
     class Inside(Quiet):
-        asked: Counter[str] = Counter()
+        asked: ClassVar[Counter[str]] = Counter()
 
         def do_GET(self) -> None:
             Inside.asked[self.path] += 1
@@ -270,7 +271,7 @@ def test_a_site_without_rules_forbids_nothing_and_one_in_trouble_everything(stat
         (RUSSIAN.encode("cp1251"), "utf-8", RUSSIAN),
         (RUSSIAN.encode("koi8-r"), "koi8-r", RUSSIAN),
         (RUSSIAN.encode("utf-16"), "utf-8", RUSSIAN),
-        (b'<meta charset="windows-1251">' + RUSSIAN.encode("cp1251"), None, '<meta charset="windows-1251">' + RUSSIAN),
+        ((META + RUSSIAN).encode("cp1251"), None, META + RUSSIAN),
         ("こんにちは".encode("shift_jis"), "Shift_JIS", "こんにちは"),
         ("こんにちは".encode("iso2022_jp"), "iso-2022-jp", "こんにちは"),
         ("“so”".encode("cp1252"), "iso-8859-1", "“so”"),
@@ -291,7 +292,7 @@ ARTICLE = "The mill stands at the river and grinds corn. It was built of oak in 
 @pytest.mark.parametrize(
     ("content", "title", "holds"),
     [
-        (f"<html><head><title>A &amp; B</title></head><body><nav>Menu Login</nav><p>{ARTICLE}</p></body></html>",
+        (f"<html><title>A &amp; B</title><body><nav>Menu Login</nav><p>{ARTICLE}</p></body></html>",
          "A & B", "built of oak"),
         ("<html><body><table><tr><td>lone</td><td>cells</td></tr></table></body></html>", "", "lone"),
         ("<div>" * 5000 + "deep down", "", ""),

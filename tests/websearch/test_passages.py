@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_passages_overlap_by_whole_sentences() -> None:
     text = " ".join(f"Sentence number {n} is here." for n in range(20))
     [passages] = cut([text], by_words, 10_000, max_tokens=25, overlap_tokens=5)
     assert passages[0].startswith("Sentence number 0")
-    for before, after in zip(passages, passages[1:]):
+    for before, after in pairwise(passages):
         assert after.startswith(before[before.rindex("Sentence") :])
 
 

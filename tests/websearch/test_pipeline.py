@@ -1,4 +1,4 @@
-"""The web search as a whole: real sites and a SearXNG on loopback, the real model, the client's own methods."""
+"""The web search as a whole: real sites and a SearXNG on loopback, the real model, the client itself."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_async_search_gives_the_same_while_the_loop_goes_on(client: Embeddin
             turns += 1
         return task.result(), turns
 
-    (context, urls), turns = asyncio.run(both())
+    (_, urls), turns = asyncio.run(both())
     assert urls == client.web_search_with_embeddings(QUESTION, 3, 1000)[1]
     assert turns > 5
 
@@ -117,7 +117,8 @@ def test_wrong_arguments_are_refused(client: EmbeddingClient) -> None:
 def test_a_worker_that_never_searches_loads_nothing_of_it(server: ModelServer) -> None:
     said = run_python(
         "import sys, embeddingClient\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('requests', 'lxml', 'trafilatura', 'ddgs')"
+        "heavy = ('requests', 'lxml', 'trafilatura', 'ddgs')\n"
+        "print([name for name in sys.modules if name.split('.')[0] in heavy"
         " or 'websearch' in name])",
         server.environment(),
     )  # fmt: skip

@@ -70,8 +70,8 @@ def test_the_right_page_is_among_the_sources_of_ninety_of_a_hundred_questions(
                 readable += right in _nearest(question, links, texts, memory)
     with capsys.disabled():
         print(
-            f"\nright page among the top 3 of 100: passages {ours} (first: {first}); visible text cut at {CUT:,} "
-            f"characters {whole}; readable text so cut {readable}; {len(memory.rows):,} texts embedded"
+            f"\nright page among the top 3 of 100: passages {ours} (first: {first}); visible text cut at "
+            f"{CUT:,} characters {whole}; readable text so cut {readable}; {len(memory.rows):,} embedded"
         )
         for each in missed:
             print(f"  missed: {each}")

@@ -32,9 +32,10 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 #: What the web's pages are in; among all that there are, short texts are often taken for rare ones.
-_GUESSED = (
-    "cp1252 cp1251 cp1250 cp1253 cp1254 cp1255 cp1256 koi8_r shift_jis euc_jp euc_kr gb18030 big5".split()
-)
+_GUESSED = [
+    *("cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256"),
+    *("koi8_r", "shift_jis", "euc_jp", "euc_kr", "gb18030", "big5"),
+]
 _META = re.compile(
     rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE
 )
