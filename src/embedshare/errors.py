@@ -179,8 +179,6 @@ class AddressRefused(FetchFailed):
     Field: url.
     """
 
-    http_status = 403
-
 
 class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""

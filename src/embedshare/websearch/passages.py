@@ -98,18 +98,22 @@ def _halved(piece: _Piece) -> list[_Piece]:
 def _packed(pieces: list[_Piece], max_tokens: int, overlap_tokens: int, max_chars: int) -> list[str]:
     passages: list[str] = []
     held: list[_Piece] = []
+    tokens, chars = 0, 0
     for piece in pieces:
-        if held and not _fits([*held, piece], max_tokens, max_chars):
+        if held and (tokens + piece.tokens > max_tokens or chars + _length(piece) > max_chars):
             passages.append(_joined(held))
-            held = _tail(held, overlap_tokens)
-            while held and not _fits([*held, piece], max_tokens, max_chars):
-                held.pop(0)
+            held = _tail(held, min(overlap_tokens, max_tokens - piece.tokens))
+            tokens, chars = sum(one.tokens for one in held), sum(map(_length, held))
+            while held and chars + _length(piece) > max_chars:
+                first = held.pop(0)
+                tokens, chars = tokens - first.tokens, chars - _length(first)
         held.append(piece)
+        tokens, chars = tokens + piece.tokens, chars + _length(piece)
     return [*passages, _joined(held)] if held else passages
 
 
-def _fits(pieces: list[_Piece], max_tokens: int, max_chars: int) -> bool:
-    return sum(piece.tokens for piece in pieces) <= max_tokens and len(_joined(pieces)) <= max_chars
+def _length(piece: _Piece) -> int:
+    return len(piece.joint) + len(piece.text)
 
 
 def _tail(pieces: list[_Piece], most_tokens: int) -> list[_Piece]:
