@@ -19,7 +19,19 @@ from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.web import dashboard, embed, errors, health, listener, load, metrics, openapi, tracing
+from embedshare.web import (
+    dashboard,
+    embed,
+    errors,
+    health,
+    index,
+    listener,
+    load,
+    metrics,
+    openapi,
+    search,
+    tracing,
+)  # fmt: skip
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -36,6 +48,9 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured.watch(app)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    app.register_blueprint(index.blueprint(model, settings.max_texts))
+    searcher = model if settings.searches_the_web else None
+    app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))

@@ -51,6 +51,7 @@ from embedshare.vectors.handle import Embedded, VectorIndex
 
 if TYPE_CHECKING:
     from embedshare.engine.model import Engine
+    from embedshare.websearch.pipeline import Found, WebSearch
 
 #: A health check has its answer after so many seconds: a load balancer's own check often waits five.
 HEALTH_S = 3.0
@@ -100,6 +101,7 @@ class EmbeddingClient(DropIn):
         self.released: deque[bytes] = deque()
         """Vector indexes whose handles are gone: the server is told with the next call."""
         self._async_pool: tuple[int, Executor] | None = None
+        self._searcher: tuple[int, WebSearch] | None = None
         self._failover = Failover(
             self._connections,
             lambda expected: _load_engine(settings, expected),
@@ -129,6 +131,36 @@ class EmbeddingClient(DropIn):
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         call = functools.partial(context.run, self.encode, inputs, **options)
         return await loop.run_in_executor(self._async_threads(), call)
+
+    def web_search_with_embeddings(
+        self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000
+    ) -> tuple[str, list[str]]:
+        """A web search in this process: the best passages as a context for a language model, and their URLs.
+
+        Where nothing is found, or the search fails, the context says so in a sentence. Raises InvalidInput,
+        InvalidSetting, and MissingDependency where the extra `search` is not installed.
+        """
+        try:
+            found = self.web_search(search_query, max_concurrent, max_chars)
+        except (InvalidInput, InvalidSetting, MissingDependency):
+            raise
+        except EmbedshareError as error:
+            return f"Search error: {error.message[:100]}...", []
+        return found.context, found.urls
+
+    def web_search(self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000) -> Found:
+        """As `web_search_with_embeddings`, with the passages, their titles and scores, and timings.
+
+        Raises what fails: SearchFailed, and what `encode` raises.
+        """
+
+        def count(texts: list[str]) -> list[int]:
+            *ids, none = self._token_ids([*texts, ""], "")
+            return [
+                len(own) - len(none) for own in ids
+            ]  # without the marks that every text begins and ends with
+
+        return self._web_search().search(search_query, self.encode, max_concurrent, max_chars, count)
 
     def build_vector_index(
         self,
@@ -279,6 +311,14 @@ class EmbeddingClient(DropIn):
             settings.max_message_bytes,
             lambda: this_process(self.program),
         )
+
+    def _web_search(self) -> WebSearch:
+        """Made when first needed, and anew in a forked child, whose copy may hold a closed lock."""
+        made = self._searcher
+        if made is None or made[0] != os.getpid():
+            made = os.getpid(), _load_web_search(self._settings)
+            self._searcher = made
+        return made[1]
 
     def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> Embedded:
         """See vectors.handle.Model: as `encode_document`, and whose vectors they are."""
@@ -561,6 +601,17 @@ def get_embedding_model() -> EmbeddingClient:
     return get_embedding_client()
 
 
+async def fast_web_search_with_embeddings(
+    search_query: str, model_client: EmbeddingClient, max_concurrent: int = 5, max_chars: int = 2000
+) -> tuple[str, list[str]]:
+    """`model_client.web_search_with_embeddings` for callers with an event loop, which goes on meanwhile."""
+    import asyncio  # here already, in who awaits this
+
+    search, context = model_client.web_search_with_embeddings, contextvars.copy_context()
+    call = functools.partial(context.run, search, search_query, max_concurrent, max_chars)
+    return await asyncio.get_running_loop().run_in_executor(model_client._async_threads(), call)
+
+
 def _new_lock_after_fork() -> None:
     global _client_lock
     _client_lock = threading.Lock()
@@ -599,6 +650,18 @@ def _starter(settings: Settings) -> Callable[[], bool]:
             "pip install 'embedshare[server]'"
         ) from None
     return Autostart(settings).under_way
+
+
+def _load_web_search(settings: Settings) -> WebSearch:
+    """Only who searches pays for its imports, and needs its packages."""
+    try:
+        from embedshare.websearch.pipeline import WebSearch
+
+        return WebSearch(settings)
+    except ImportError as error:
+        raise MissingDependency(
+            f"a web search needs more than this installation has ({error}): pip install 'embedshare[search]'"
+        ) from None
 
 
 def _load_engine(settings: Settings, expected: ModelDescription | None) -> Engine:

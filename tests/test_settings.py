@@ -53,8 +53,10 @@ CHOICES = {
     "EMBEDDING_RUNTIME": ("auto", "torch", "openvino"),
     "EMBEDDING_FALLBACK": ("local", "none"),
     "EMBEDDING_ON_MODEL_CHANGE": ("refuse", "follow"),
+    "EMBEDDING_SEARCH_ENGINE": ("ddgs", "searxng"),
     "EMBEDDING_LOG_FORMAT": ("text", "json"),
     "EMBEDDING_LOG_LEVEL": ("debug", "info", "warning", "error"),
+    "EMBEDDING_WEB_SEARCH": ("auto", "true", "false"),
 }
 BOOLEANS = ("EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE")
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
@@ -90,6 +92,10 @@ GOOD = [
     *((name, "what ever", "what ever") for name in (*TEXTS, *OPTIONAL)),
     *((name, "", None) for name in OPTIONAL),
     *((name, host, host) for name in HOSTS for host in ("box-1.example", "0.0.0.0", "::1")),
+    *(("EMBEDDING_SEARXNG_URL", url, url) for url in ("http://localhost:8080", "HTTPS://search.example/a")),
+    ("EMBEDDING_SEARXNG_URL", "http://localhost:8080/", "http://localhost:8080"),
+    ("EMBEDDING_SEARXNG_URL", "", None),
+    *(("EMBEDDING_FETCH_ALLOWED_HOSTS", hosts, hosts) for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -104,6 +110,14 @@ BAD = [
     *((name, text) for name in SECONDS for text in ("", "soon", "nan", "inf", "-inf", "5s")),
     *((name, text) for name in TEXTS for text in ("", "  ")),
     *((name, text) for name in HOSTS for text in ("", "two words", "hôte.example")),
+    *(
+        ("EMBEDDING_SEARXNG_URL", text)
+        for text in ("localhost:8080", "ftp://a.example", "http://a b", "http://ä")
+    ),
+    *(
+        ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
+        for text in ("*.example", "http://a.example", "a@b", "hôte.example")
+    ),
 ]
 
 

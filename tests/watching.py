@@ -39,9 +39,9 @@ stop.set()
 class Worker:
     """`python src/app.py`, to be ended and started again at the same port."""
 
-    def __init__(self, server: ModelServer, folder: Path) -> None:
+    def __init__(self, server: ModelServer, folder: Path, **more: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._environment = server.environment(PORT=self.url.rpartition(":")[2])
+        self._environment = server.environment(PORT=self.url.rpartition(":")[2], **more)
         self._log = folder / "worker.log"
         self.start()
 

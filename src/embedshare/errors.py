@@ -161,6 +161,25 @@ class SwapRefused(EmbedshareError):
     http_status = 409
 
 
+class SearchFailed(EmbedshareError):
+    """The search engine did not answer, or not with results."""
+
+    http_status = 502
+
+
+class FetchFailed(EmbedshareError):
+    """A page was not fetched: its site did not answer in time, forbids it, or sent what is no text."""
+
+    http_status = 502
+
+
+class AddressRefused(FetchFailed):
+    """An address that no page is fetched from: not http or https, or not public.
+
+    Field: url.
+    """
+
+
 class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""
 

@@ -60,6 +60,18 @@ def _key(text: str) -> str | None:
     return text or None
 
 
+def _web_address(text: str) -> str | None:
+    if text and (not text.isascii() or not text.lower().startswith(("http://", "https://")) or " " in text):
+        raise ValueError("an address that begins with http:// or https://")
+    return text.rstrip("/") or None
+
+
+def _hosts(text: str) -> str:
+    if not text.isascii() or "/" in text or "*" in text or "@" in text:
+        raise ValueError("host names or addresses, each alone or with a port (wiki.example:8080), and commas")
+    return text
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -284,6 +296,25 @@ class Settings:
         16,
         "Calls of `aencode` that one client has under way at once; the rest wait their turn",
     )
+    search_engine: str = _setting(
+        "EMBEDDING_SEARCH_ENGINE",
+        _choice("ddgs", "searxng"),
+        "ddgs",
+        "Who finds the pages of a web search: ddgs (public engines) or searxng (EMBEDDING_SEARXNG_URL)",
+    )
+    searxng_url: str | None = _setting(
+        "EMBEDDING_SEARXNG_URL",
+        _web_address,
+        None,
+        "Where the SearXNG is that searxng asks; it must offer the format json",
+    )
+    fetch_allowed_hosts: str = _setting(
+        "EMBEDDING_FETCH_ALLOWED_HOSTS",
+        _hosts,
+        "",
+        "Internal hosts that a web search may fetch pages from, as `wiki.example,10.0.0.5:8080`; public ones "
+        "need no entry",
+    )
     cache_dir: str | None = _setting(
         "EMBEDDING_CACHE_DIR",
         _optional_text,
@@ -350,6 +381,14 @@ class Settings:
         "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"
     )
 
+    web_search: str = _setting(
+        "EMBEDDING_WEB_SEARCH",
+        _choice("auto", "true", "false"),
+        "auto",
+        "Whether a web worker searches the web for those who ask it (POST /search); auto does where "
+        "EMBEDDING_HOST is this machine alone",
+    )
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> Settings:
         """Read the settings from `environ` (the process's) and the `.env` file (the working directory's).
@@ -377,12 +416,20 @@ class Settings:
 
     @property
     def on_loopback(self) -> bool:
-        if self.server_host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.server_host).is_loopback
-        except ValueError:
-            return False  # a name, which may come to mean any address
+        return _is_loopback(self.server_host)
+
+    @property
+    def searches_the_web(self) -> bool:
+        return self.web_search == "true" or (self.web_search == "auto" and _is_loopback(self.web_host))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may come to mean any address
 
 
 def _public_fields() -> list[dataclasses.Field[Any]]:

@@ -64,7 +64,8 @@ ENCODES = """
 import importlib.util, sys
 assert importlib.util.find_spec("torch") is None
 from importlib.resources import files
-assert all((files("embedshare.web") / "static" / name).is_file() for name in ("dashboard.html", "page.js"))
+static = files("embedshare.web") / "static"
+assert all((static / name).is_file() for name in ("dashboard.html", "page.js", "search.html", "search.js"))
 import numpy as np
 from embeddingClient import get_embedding_model
 model = get_embedding_model()
@@ -72,6 +73,8 @@ rows = model.encode(["from another Python", "twice"])
 assert rows.dtype == np.float32 and rows.shape == (2, 384)
 assert model.similarity(rows, rows).shape == (2, 2)
 assert model.tokenize(["two words"])["input_ids"].shape == (1, 4)
+import model_server, textEmbedModel
+assert textEmbedModel.get_embedding_model() is model and textEmbedModel.is_using_ipc_embedding()
 loaded = [name for name in ("torch", "transformers", "faiss", "sentence_transformers") if name in sys.modules]
 assert not loaded
 np.save(sys.argv[1], rows)

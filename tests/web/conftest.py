@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import SRC, ModelServer, free_port, wait_for
+from tests.searching import searching
 
 
 class Worker:
@@ -18,11 +19,11 @@ class Worker:
 
     max_message_bytes = 65_536
 
-    def __init__(self, server: ModelServer, log: Path) -> None:
+    def __init__(self, server: ModelServer, log: Path, **more: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        settings = {"EMBEDDING_FALLBACK": "none", "PORT": str(self.port)}
+        settings = {"EMBEDDING_FALLBACK": "none", "PORT": str(self.port), **more}
         settings["EMBEDDING_MAX_MESSAGE_BYTES"] = str(self.max_message_bytes)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -36,7 +37,11 @@ class Worker:
 
 @pytest.fixture(scope="session")
 def worker(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    running = Worker(server, tmp_path_factory.mktemp("worker") / "worker.log")
+    with searching() as web:
+        yield from _serving(Worker(server, tmp_path_factory.mktemp("worker") / "worker.log", **web.settings))
+
+
+def _serving(running: Worker) -> Iterator[Worker]:
     try:
         wait_for(lambda: b"ready: http" in running.log.read_bytes(), 30, "the worker's ready line")
         yield running

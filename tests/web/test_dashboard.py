@@ -26,14 +26,17 @@ def browser_of(model: dashboard.Observed, supervised: Any = list) -> FlaskClient
     return app.test_client()
 
 
-def test_the_page_allows_nothing_but_its_own_files_and_each_of_them_is_served(worker: Worker) -> None:
-    page = requests.get(f"{worker.url}/dashboard", timeout=30)
+@pytest.mark.parametrize("name", ["dashboard", "search"])
+def test_a_page_allows_nothing_but_its_own_files_and_each_of_them_is_served(
+    worker: Worker, name: str
+) -> None:
+    page = requests.get(f"{worker.url}/{name}", timeout=30)
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self';" in policy
     assert "style-src 'self';" in policy
-    named = set(re.findall(r'(?:src|href)="([^"]+)"', page.text))
-    assert len(named) >= 6
+    named = set(re.findall(r'(?:src|<link [^>]*href)="([^"]+)"', page.text))
+    assert len(named) >= 5
     for name in named:
         answer = requests.get(f"{worker.url}/{name}", timeout=30)
         assert answer.status_code == 200, name

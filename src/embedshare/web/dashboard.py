@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-from flask import Blueprint, Response, send_file
+from flask import Blueprint, Response
 from werkzeug.exceptions import NotFound
 
 from embedshare.errors import EmbedshareError
-from embedshare.web import openapi
+from embedshare.web import openapi, pages
 from embedshare.web.latest import Latest
 
 
@@ -62,18 +61,6 @@ class DashboardData(msgspec.Struct):
 
 #: What a page waits for the figures, in seconds; then it is told that nobody answers.
 PATIENCE_S = 2.0
-_STATIC = Path(__file__).with_name("static")
-#: By a file's ending. Not the machine's own table, which on Windows may call JavaScript plain text.
-_MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".woff2": "font/woff2",
-}
-_CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = list) -> Blueprint:
@@ -83,27 +70,24 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
     Who else is connected to the server is listed after them.
     """
     routes = Blueprint("dashboard", __name__)
-    files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _MEDIA_TYPES}
     latest, latest_supervised = Latest(lambda: model.stats()), Latest(supervised)
 
     @routes.get("/dashboard")
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def dashboard() -> Response:
         """A live page for people."""
-        response = _file(_STATIC / "dashboard.html", "text/html; charset=utf-8")
-        response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+        return pages.page("dashboard.html")
 
     @routes.get("/dashboard/static/<name>")
     @openapi.describe(
-        {200: {kind.partition(";")[0]: str for kind in _MEDIA_TYPES.values()}, 304: {}}, errors=(NotFound,)
+        {200: {kind.partition(";")[0]: str for kind in pages.MEDIA_TYPES.values()}, 304: {}},
+        errors=(NotFound,),
     )
     def dashboard_static(name: str) -> Response:
-        """A file of the live page."""
-        if name not in files:
-            raise NotFound(f"the live page has no file {name!r}")
-        return _file(files[name], _MEDIA_TYPES[files[name].suffix])
+        """A file of the live page or of the search page."""
+        if name not in pages.FILES:
+            raise NotFound(f"the pages have no file {name!r}")
+        return pages.static(name)
 
     @routes.get("/dashboard/data")
     @openapi.describe({200: DashboardData})
@@ -115,13 +99,6 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
         )
 
     return routes
-
-
-def _file(path: Path, media_type: str) -> Response:
-    """Asked for anew at each visit, and sent only where it has changed: an upgrade is seen at once."""
-    response = send_file(path, media_type, conditional=True, etag=True)
-    response.headers["Cache-Control"] = "no-cache"
-    return response
 
 
 def _data(

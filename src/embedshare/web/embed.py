@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from typing import Protocol
 
@@ -13,7 +12,7 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import UnsupportedMediaType
 
 from embedshare.errors import InvalidInput, TooLarge
-from embedshare.web import errors, openapi
+from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON
 
 
@@ -25,8 +24,6 @@ class Embedder(Protocol):
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
 BASE64 = "application/json;embeddings=base64"
-_HIGH, _LOW = rb"\\u[dD][89abAB][\da-fA-F]{2}", rb"\\u[dD][c-fC-F][\da-fA-F]{2}"
-_LONE_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*(?:%b(?!%b)|(?<!%b)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
 
 
 class EmbedRequest(msgspec.Struct):
@@ -64,7 +61,7 @@ def blueprint(model: Embedder, max_texts: int) -> Blueprint:
     )
     def embed() -> Response:
         """The embeddings of texts."""
-        texts = _texts(decoder)
+        texts = body.read(decoder, '{"texts": ["a text"]}', untyped=True).texts
         if len(texts) > max_texts:
             raise TooLarge(
                 f"{len(texts):,} texts came in one request; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
@@ -76,29 +73,6 @@ def blueprint(model: Embedder, max_texts: int) -> Blueprint:
         return response
 
     return routes
-
-
-def _texts(decoder: msgspec.json.Decoder[EmbedRequest]) -> list[str]:
-    if request.mimetype and not request.is_json:
-        raise UnsupportedMediaType(
-            f"the body came as {request.mimetype}; send JSON, with the header Content-Type: {JSON}"
-        )
-    body = request.get_data()
-    try:
-        return decoder.decode(body).texts
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = _reason(error, body)
-        raise InvalidInput(f'the body must be JSON such as {{"texts": ["a text"]}}: {reason}') from None
-
-
-def _reason(error: Exception, body: bytes) -> str:
-    if isinstance(error, RecursionError):
-        return "this one is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return "this one is not UTF-8"
-    if not isinstance(error, msgspec.ValidationError) and _LONE_SURROGATE.search(body):
-        return r"this one has half of a surrogate pair (\ud800 to \udfff), which is not a character"
-    return str(error)
 
 
 def _body(vectors: np.ndarray, kind: str) -> bytes:

@@ -1,0 +1,42 @@
+"""Pages for people, and what they ship: files of the worker's own, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flask import Response, send_file
+
+_STATIC = Path(__file__).with_name("static")
+#: By a file's ending. Not the machine's own table, which on Windows may call JavaScript plain text.
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+#: What pages load, by name.
+FILES = {path.name: path for path in _STATIC.iterdir() if path.suffix in MEDIA_TYPES}
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def page(name: str) -> Response:
+    """A page of that name, which may load and ask nothing but this worker."""
+    response = _file(_STATIC / name, "text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def static(name: str) -> Response:
+    """One of FILES."""
+    return _file(FILES[name], MEDIA_TYPES[FILES[name].suffix])
+
+
+def _file(path: Path, media_type: str) -> Response:
+    """Asked for anew at each visit, and sent only where it has changed: an upgrade is seen at once."""
+    response = send_file(path, media_type, conditional=True, etag=True)
+    response.headers["Cache-Control"] = "no-cache"
+    return response

@@ -1,0 +1,173 @@
+"""Which addresses pages may be fetched from: public ones over http and https, and hosts that were allowed.
+
+A name is resolved once, here; the connection then goes to the very addresses that were checked, so that a
+name which comes to mean something else meanwhile (DNS rebinding) gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from urllib.parse import SplitResult, urlsplit
+
+import idna
+import msgspec
+
+from embedshare.errors import AddressRefused, FetchFailed
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: The addresses of a host and a port, as text. Raises OSError where there are none.
+Resolve = Callable[[str, int], list[str]]
+
+#: Where web sites listen. Others would let a page's link speak to a mail server or a database.
+PORTS = frozenset({80, 443, 8000, 8080, 8443})
+LONGEST_URL = 4096
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: Anycast relays of 6to4, which Python calls global up to some versions.
+_SIX_TO_FOUR_RELAYS = ipaddress.ip_network("192.88.99.0/24")
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a page is fetched from."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    addresses: tuple[str, ...]
+    """At least one, all checked, the preferred one first."""
+
+    @property
+    def netloc(self) -> str:
+        """The Host header's value."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        return f"{self.scheme}://{self.netloc}"
+
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """What the system's resolver says."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
+
+
+class Addresses:
+    """The rule, with the hosts that EMBEDDING_FETCH_ALLOWED_HOSTS names (`host` or `host:port`, commas)."""
+
+    def __init__(self, allowed_hosts: str = "", resolve: Resolve = resolve) -> None:
+        self._resolve = resolve
+        self._allowed = frozenset(filter(None, map(_allowed_entry, allowed_hosts.split(","))))
+
+    def target(self, url: str) -> Target:
+        """Where `url` leads. Raises AddressRefused, and FetchFailed for a name that has no address."""
+        parts, host, port = _split(url)
+        literal = _literal(host, url)
+        allowed = not self._allowed.isdisjoint({(host, port), (host, None)})
+        if not allowed and port not in PORTS:
+            raise AddressRefused(f"port {port} is not one that pages are fetched from", url=url)
+        try:
+            found = [str(literal)] if literal is not None else self._resolve(host, port)
+        except (OSError, UnicodeError) as error:
+            raise FetchFailed(f"{host} has no address: {error}") from None
+        if not found:
+            raise FetchFailed(f"{host} has no address")
+        for address in found:
+            # One internal address among public ones is enough: which one a connection takes is not the
+            # site's to choose.
+            if not allowed and not is_public(_parsed(address, url)):
+                raise AddressRefused(f"{host} is not a public address", url=url)
+        path = parts.path or "/"
+        whole = SplitResult(parts.scheme, _netloc(host, port, parts.scheme), path, parts.query, "").geturl()
+        return Target(whole, parts.scheme, host, port, tuple(found))
+
+
+def is_public(address: Address) -> bool:
+    """Whether the address belongs to the public internet, and leads nowhere else by being translated."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:  # how a network without IPv4 reaches public IPv4 sites
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.scope_id is not None or address not in _GLOBAL_UNICAST or address in _SIX_TO_FOUR:
+            return False
+    elif address in _SIX_TO_FOUR_RELAYS:
+        return False
+    special = address.is_multicast or address.is_reserved or address.is_loopback or address.is_link_local
+    return address.is_global and not special and not address.is_private
+
+
+def _split(url: str) -> tuple[SplitResult, str, int]:
+    """The parts, the host in ASCII and lower case, and the port."""
+    if len(url) > LONGEST_URL or any(c <= " " or c == "\\" or c == "\x7f" for c in url):
+        raise AddressRefused(
+            "an address too long, or with characters that none may hold", url=url[:LONGEST_URL]
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise AddressRefused(f"no web address: {error}", url=url) from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise AddressRefused(f"{parts.scheme or 'no scheme'} is neither http nor https", url=url)
+    if "@" in parts.netloc:
+        raise AddressRefused("an address with a user name", url=url)
+    host = (parts.hostname or "").rstrip(".")
+    if not host:
+        raise AddressRefused("an address without a host", url=url)
+    return parts, _ascii(host, url), _DEFAULT_PORTS[parts.scheme] if port is None else port
+
+
+def _ascii(host: str, url: str) -> str:
+    if host.isascii():
+        return host.lower()
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise AddressRefused("a host name that is none", url=url) from None
+
+
+def _literal(host: str, url: str) -> Address | None:
+    """The address that the host is written as; None for a name.
+
+    Decimal, octal, hexadecimal and shortened notations (2130706433, 0177.0.0.1, 0x7f.1) are refused:
+    libraries read them differently, and no honest link has one.
+    """
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    last = host.rpartition(".")[2]
+    if ":" in host or "%" in host or last.isdecimal() or last.lower().startswith("0x"):
+        raise AddressRefused(f"{host} is an address in an unusual notation", url=url)
+    return None
+
+
+def _parsed(address: str, url: str) -> Address:
+    try:
+        return ipaddress.ip_address(address)
+    except ValueError:
+        raise AddressRefused(f"{address} is no address", url=url) from None
+
+
+def _netloc(host: str, port: int, scheme: str) -> str:
+    return Target("", scheme, host, port, ()).netloc
+
+
+def _allowed_entry(entry: str) -> tuple[str, int | None] | None:
+    entry = entry.strip().lower()
+    bare = entry.strip("[]")
+    if bare.count(":") > 1 and not entry.startswith("["):
+        return bare, None  # an IPv6 address
+    host, colon, port = entry.rpartition(":")
+    if colon and port.isdecimal() and not (host.startswith("[") and not host.endswith("]")):
+        return host.strip("[]"), int(port)
+    return (bare, None) if bare else None

@@ -1,0 +1,203 @@
+"""One GET to the very addresses that were checked, which ends by its deadline however slowly the site sends.
+
+Nothing is taken from the environment but REQUESTS_CA_BUNDLE (no proxy, no .netrc) and nothing is kept (no
+cookies): a proxy would resolve the name anew, past the check.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from embedshare.errors import FetchFailed
+from embedshare.websearch.addresses import Target
+
+#: The name that a site's robots.txt and its log know the project by.
+AGENT = "embedshare"
+#: Connecting to one address takes at most so long, so that a second one has its turn.
+CONNECT_S = 4.0
+#: Addresses of one host that are tried.
+MAX_ADDRESSES = 3
+_CHUNK = 1 << 14
+_HEADERS = {
+    "User-Agent": f"Mozilla/5.0 (compatible; {AGENT})",
+    "Accept": "text/html,application/xhtml+xml,text/plain;q=0.8",
+    "Accept-Encoding": "gzip, deflate",
+    "Connection": "close",
+}
+
+
+@contextmanager
+def answer(target: Target, deadline: float) -> Iterator[requests.Response]:
+    """The head of the site's answer; `body` reads the rest.
+
+    Redirects are not followed. Raises FetchFailed.
+    """
+    request = _prepared(target)
+    reason: Exception | str = "no time is left"
+    for address in target.addresses[:MAX_ADDRESSES]:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        with _Pinned(target, address, deadline) as adapter:
+            try:
+                response = adapter.send(
+                    request,
+                    stream=True,
+                    timeout=(min(CONNECT_S, left), left),
+                    verify=os.environ.get("REQUESTS_CA_BUNDLE") or True,
+                )
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                reason = error
+                continue
+            with response:
+                yield response
+            return
+    raise FetchFailed(f"{target.host} did not answer: {reason}")
+
+
+def body(response: requests.Response, deadline: float, max_bytes: int) -> bytes:
+    """At most `max_bytes` of the body, decompressed; no more is read, nor held, of a longer one."""
+    inflate = _Inflate(response.headers.get("Content-Encoding", ""))
+    content, read = bytearray(), 0
+    try:
+        while len(content) < max_bytes and read < max_bytes:
+            if time.monotonic() > deadline:
+                raise FetchFailed("the page did not come in time")
+            chunk = response.raw.read(min(_CHUNK, max_bytes - read), decode_content=False)
+            if not chunk:
+                break
+            read += len(chunk)
+            content += inflate(chunk, max_bytes - len(content))
+    except (urllib3.exceptions.HTTPError, OSError, zlib.error) as error:
+        raise FetchFailed(f"the page broke off: {error}") from None
+    return bytes(content)
+
+
+def _prepared(target: Target) -> requests.PreparedRequest:
+    try:
+        return requests.Request("GET", target.url, headers={**_HEADERS, "Host": target.netloc}).prepare()
+    except (requests.RequestException, ValueError) as error:
+        raise FetchFailed(f"no address of a page: {error}") from None
+
+
+class _Inflate:
+    """Undoes a content encoding, never beyond what it is asked for: a few kilobytes may stand for many."""
+
+    def __init__(self, encoding: str) -> None:
+        encoding = encoding.strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+            raise FetchFailed(f"the page is encoded as {encoding}, which was not asked for")
+        # 32 + MAX_WBITS: gzip or zlib, whichever the first bytes say
+        self._stream = zlib.decompressobj(32 + zlib.MAX_WBITS) if encoding not in ("", "identity") else None
+        self._may_be_raw = encoding == "deflate"
+
+    def __call__(self, chunk: bytes, most: int) -> bytes:
+        if self._stream is None:
+            return chunk[:most]
+        try:
+            data = self._stream.decompress(chunk, most)
+        except zlib.error:
+            if not self._may_be_raw:
+                raise
+            self._stream = zlib.decompressobj(-zlib.MAX_WBITS)  # some servers send deflate without its header
+            data = self._stream.decompress(chunk, most)
+        self._may_be_raw = False
+        return data
+
+
+class _Pinned(HTTPAdapter):
+    """Connects to one address, whatever the name means by now; TLS still asks for the name and checks it."""
+
+    def __init__(self, target: Target, address: str, deadline: float) -> None:
+        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
+        self._target, self._address, self._deadline = target, address, deadline
+
+    def __enter__(self) -> _Pinned:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
+        host: Any
+        tls: Any
+        host, tls = super().build_connection_pool_key_attributes(*args, **kwargs)
+        host["host"] = self._address
+        if self._target.scheme == "https":
+            tls["server_hostname"] = self._target.host
+        return host, tls
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        kind = _TimedHTTPS if self._target.scheme == "https" else _TimedHTTP
+        pool.ConnectionCls = functools.partial(kind, deadline=self._deadline)
+        return pool
+
+
+class _TimedHTTP(HTTPConnection):
+    def __init__(self, *args: Any, deadline: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline = deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Timed(self.sock, self._deadline)
+
+
+class _TimedHTTPS(HTTPSConnection):
+    def __init__(self, *args: Any, deadline: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline = deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Timed(self.sock, self._deadline)
+
+
+class _Timed:
+    """A socket whose every read has the time that is left of the whole.
+
+    A socket's own timeout begins anew with each byte: a site that drips would hold a thread for hours.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReads(self._sock, self._deadline))
+
+
+class _TimedReads(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open as long as this is
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the page did not come in time")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

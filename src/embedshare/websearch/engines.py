@@ -1,0 +1,108 @@
+"""Search engines: links for a query."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+import requests
+
+from embedshare.errors import InvalidSetting, SearchFailed
+from embedshare.settings import Settings
+from embedshare.websearch.connecting import AGENT
+
+#: Seconds that an engine has for its answer.
+ENGINE_S = 10.0
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A link that an engine found."""
+
+    url: str
+    title: str = ""
+    snippet: str = ""
+
+
+class Engine(Protocol):
+    """Who finds pages."""
+
+    def search(self, query: str, limit: int) -> list[Result]:
+        """At most `limit` links, the best first. Raises SearchFailed."""
+
+
+def engine(settings: Settings) -> Engine:
+    """The engine that the settings name."""
+    if settings.search_engine == "ddgs":
+        return Ddgs()
+    if settings.searxng_url is None:
+        raise InvalidSetting(
+            "EMBEDDING_SEARCH_ENGINE is searxng, and EMBEDDING_SEARXNG_URL says not where it is",
+            name="EMBEDDING_SEARXNG_URL",
+            value="",
+            allowed="an address that begins with http:// or https://",
+        )
+    return SearXNG(settings.searxng_url)
+
+
+class Ddgs:
+    """Public search engines, asked through the library ddgs."""
+
+    def __init__(self) -> None:
+        import ddgs  # who searches with SearXNG needs it not
+
+        self._ddgs = ddgs
+
+    def search(self, query: str, limit: int) -> list[Result]:
+        from ddgs.exceptions import DDGSException
+
+        try:
+            with self._ddgs.DDGS(timeout=int(ENGINE_S / 2)) as ddgs:
+                found = ddgs.text(query, max_results=limit)
+        except DDGSException as error:
+            if str(error) == "No results found.":
+                return []
+            raise SearchFailed(f"no search engine answered: {error}") from None
+        links = (Result(one.get("href", ""), one.get("title", ""), one.get("body", "")) for one in found)
+        return _distinct(list(links), limit)
+
+
+class _Found(msgspec.Struct):
+    url: str
+    title: str | None = None
+    content: str | None = None
+
+
+class _Reply(msgspec.Struct):
+    results: list[_Found]
+
+
+class SearXNG:
+    """A SearXNG, whose operator allows the format json. The address is this process's own setting, and so not
+    held to the rules for pages."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/search"
+
+    def search(self, query: str, limit: int) -> list[Result]:
+        asked: dict[str, Any] = {"q": query, "format": "json"}
+        try:
+            reply = requests.get(self._url, params=asked, timeout=ENGINE_S, headers={"User-Agent": AGENT})
+        except requests.RequestException as error:
+            raise SearchFailed(f"SearXNG did not answer: {type(error).__name__}") from None
+        if reply.status_code == 403:
+            raise SearchFailed("SearXNG refuses the format json: its settings.yml must name it under formats")
+        if reply.status_code != 200:
+            raise SearchFailed(f"SearXNG answered {reply.status_code}")
+        try:
+            found = msgspec.json.decode(reply.content, type=_Reply).results
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise SearchFailed(f"SearXNG answered what is no list of results: {error}") from None
+        return _distinct([Result(one.url, one.title or "", one.content or "") for one in found], limit)
+
+
+def _distinct(results: list[Result], limit: int) -> list[Result]:
+    kept: dict[str, Result] = {}
+    for result in results:
+        if result.url:
+            kept.setdefault(result.url, result)
+    return list(kept.values())[:limit]

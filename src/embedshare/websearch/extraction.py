@@ -1,0 +1,149 @@
+"""A page's readable text and its title, without navigation, whatever encoding its site names."""
+
+from __future__ import annotations
+
+import codecs
+import html
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+
+import charset_normalizer
+import msgspec
+import trafilatura
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.errors import FetchFailed
+from embedshare.websearch.fetching import Page
+
+#: Characters of readable text that are taken of one page.
+MAX_CHARS = 100_000
+#: With less than this trafilatura has as a rule missed the page, which may be a table or a list of links.
+MIN_CHARS = 200
+
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+#: What the web's pages are in; among all that there are, short texts are often taken for rare ones.
+_GUESSED = [
+    *("cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256"),
+    *("koi8_r", "shift_jis", "euc_jp", "euc_kr", "gb18030", "big5"),
+]
+_META = re.compile(
+    rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE
+)
+_TITLE = re.compile(r"<title[^>]*>([^<]{0,1000})", re.IGNORECASE)
+#: What neither XML nor a reader knows.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+_SPACES = re.compile(r"[^\S\n]+")
+#: As browsers read these names: sites that say Latin-1 send Windows' own quotation marks.
+_MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
+
+
+class Document(msgspec.Struct, frozen=True):
+    """What there is to read on a page; `text` is empty where there is nothing."""
+
+    title: str
+    text: str
+    """One paragraph a line."""
+
+
+_parser: ThreadPoolExecutor | None = None
+_parser_lock = threading.Lock()
+
+
+def readable(page: Page, deadline: float) -> Document:
+    """The page's title and its readable text, by the moment `deadline` of `time.monotonic()`.
+
+    Raises FetchFailed where that takes longer.
+    """
+    reading = _parsing().submit(_read, page)
+    try:
+        return reading.result(max(0.0, deadline - time.monotonic()))
+    except FutureTimeout:
+        reading.cancel()
+        raise FetchFailed("the page could not be read in time") from None
+
+
+def _parsing() -> ThreadPoolExecutor:
+    """The one thread of this process that parses pages.
+
+    lxml's memory has been seen to break (`double free`) with threads that come, parse and go side by side;
+    Python's lock leaves little to gain by several.
+    """
+    global _parser
+    with _parser_lock:
+        if _parser is None:
+            _parser = ThreadPoolExecutor(1, "embedshare-parse")
+        return _parser
+
+
+def _none_after_fork() -> None:
+    global _parser, _parser_lock
+    _parser, _parser_lock = None, threading.Lock()
+
+
+platforms.after_fork_in_child(_none_after_fork)
+
+
+def _read(page: Page) -> Document:
+    text = _CONTROLS.sub(" ", decoded(page.content, page.charset))
+    if page.content_type == "text/plain":
+        return Document("", _tidied(text))
+    found = _TITLE.search(text)
+    title = " ".join(html.unescape(found[1]).split()) if found else ""
+    return Document(title, _tidied(_main_text(text)))
+
+
+def decoded(content: bytes, charset: str | None) -> str:
+    """The text of `content`, of which the end may be missing; `charset` is what the site's header says.
+
+    Bytes beyond ASCII that are valid UTF-8 are UTF-8 whatever header and page say; these are believed
+    otherwise, and where they are wrong or silent the encoding is guessed.
+    """
+    for bom, encoding in _BOMS.items():
+        if content.startswith(bom):
+            return content.decode(encoding, "replace")
+    meta = _META.search(content[:2048])
+    claims = [charset, meta[1].decode("ascii") if meta else None]
+    for claim in claims if content.isascii() else ["utf-8", *claims]:
+        text = _strictly(content, claim) if claim else None
+        if text is not None:
+            return text
+    guess = charset_normalizer.from_bytes(content[:50_000], cp_isolation=_GUESSED).best()
+    return content.decode(guess.encoding if guess else "utf-8", "replace")
+
+
+def _strictly(content: bytes, encoding: str) -> str | None:
+    try:
+        name = codecs.lookup(encoding).name
+        decoder = codecs.getincrementaldecoder(_MEANT.get(name, name))()
+        text = decoder.decode(content)  # not final: the cut may stand in the middle of a character
+    except (LookupError, UnicodeError, AttributeError, TypeError):
+        return None  # unknown, wrong, or a codec that is none of text
+    return text if isinstance(text, str) else None
+
+
+def _main_text(text: str) -> str:
+    try:
+        # Recall before precision: what is beside the point loses in the ranking, what is left out is lost.
+        main = trafilatura.extract(text, include_comments=False, favor_recall=True, fast=True) or ""
+        if len(main) >= MIN_CHARS:
+            return main
+        whole = trafilatura.html2txt(text)
+    except Exception as error:  # a stranger's page meets a parser: nothing that it does may end the search
+        logger.debug("a page could not be read: {}", type(error).__name__)
+        return ""
+    return max(main, whole, key=len)
+
+
+def _tidied(text: str) -> str:
+    lines = (_SPACES.sub(" ", line).strip(" |") for line in text[: 4 * MAX_CHARS].splitlines())
+    return "\n".join(filter(None, lines))[:MAX_CHARS]

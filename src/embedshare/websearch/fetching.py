@@ -1,0 +1,102 @@
+"""Fetches one page: from public addresses, where robots.txt allows it, within a time and a size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from email.message import Message
+from urllib.parse import urljoin
+
+import msgspec
+import requests
+
+from embedshare.errors import FetchFailed
+from embedshare.websearch.addresses import Addresses, Target
+from embedshare.websearch.connecting import answer, body
+from embedshare.websearch.robots import Robots
+
+MAX_BYTES = 2_000_000
+MAX_REDIRECTS = 5
+ROBOTS_S = 3.0
+ROBOTS_BYTES = 500_000  # RFC 9309: a crawler reads at least so much
+CONTENT_TYPES = frozenset({"text/html", "application/xhtml+xml", "text/plain"})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What a site sent."""
+
+    url: str
+    """Where it came from, after redirects."""
+    content: bytes
+    """At most MAX_BYTES, decompressed: the beginning of a longer page."""
+    content_type: str
+    charset: str | None
+    """What the header says, which need not be true."""
+
+
+_Read = Callable[[Target, requests.Response, float], Page]
+
+
+class Fetcher:
+    """Thread-safe. Of what it fetches it keeps the rules of robots.txt alone."""
+
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
+        self._robots = Robots(self._fetch_rules)
+
+    def fetch(self, url: str, deadline: float) -> Page:
+        """The page at `url`, by the moment `deadline` of `time.monotonic()`.
+
+        Only a name's resolution may take longer, as long as the system's resolver does. Raises
+        AddressRefused, and FetchFailed for a page that is not to be had.
+        """
+        return self._follow(self._addresses.target(url), deadline, _page, self._robots.check)
+
+    def _follow(
+        self, target: Target, deadline: float, read: _Read, check: Callable[[Target, float], None]
+    ) -> Page:
+        for _ in range(MAX_REDIRECTS + 1):
+            check(target, deadline)
+            with answer(target, deadline) as response:
+                location = response.headers.get("Location")
+                if response.status_code not in _REDIRECTS or not location:
+                    return read(target, response, deadline)
+            target = self._addresses.target(_joined(target.url, location))
+        raise FetchFailed(f"more than {MAX_REDIRECTS} redirects")
+
+    def _fetch_rules(self, target: Target, deadline: float) -> bytes:
+        deadline = min(deadline, time.monotonic() + ROBOTS_S)
+        # of the same addresses: a name that was checked once is not asked for again
+        rules = msgspec.structs.replace(target, url=f"{target.origin}/robots.txt")
+        return self._follow(rules, deadline, _rules, lambda target, deadline: None).content
+
+
+def _joined(base: str, location: str) -> str:
+    try:
+        # Headers are Latin-1 to http.client; sites write UTF-8 into this one.
+        return urljoin(base, location.encode("latin-1").decode("utf-8"))
+    except UnicodeError:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise FetchFailed(f"a redirect to what is no address: {error}") from None
+
+
+def _page(target: Target, response: requests.Response, deadline: float) -> Page:
+    if response.status_code != 200:
+        raise FetchFailed(f"{target.host} answered {response.status_code}")
+    header = Message()
+    header["Content-Type"] = response.headers.get("Content-Type", "")
+    kind = header.get_content_type() if response.headers.get("Content-Type") else "text/html"
+    if kind not in CONTENT_TYPES:
+        raise FetchFailed(f"{target.host} sent {kind}, which is no page of text")
+    return Page(target.url, body(response, deadline, MAX_BYTES), kind, header.get_content_charset())
+
+
+def _rules(target: Target, response: requests.Response, deadline: float) -> Page:
+    """RFC 9309: a site without rules forbids nothing, one that is in trouble everything."""
+    status = response.status_code
+    if status >= 500 or status == 429:
+        raise FetchFailed(f"{target.host} answered {status} for its robots.txt")
+    content = body(response, deadline, ROBOTS_BYTES) if status == 200 else b""
+    return Page(target.url, content, "text/plain", None)

@@ -1,0 +1,242 @@
+"""The web search: an engine's links, their pages side by side, and the passages nearest to the query.
+
+It runs in the worker that asks. The model is handed in as a function; nothing of the model server's is held
+while a page is waited for.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from loguru import logger
+
+from embedshare.errors import EmbedshareError, InvalidInput, SearchFailed
+from embedshare.settings import Settings
+from embedshare.websearch import engines, extraction, passages, selection
+from embedshare.websearch.addresses import Addresses
+from embedshare.websearch.engines import ENGINE_S, Engine, Result
+from embedshare.websearch.extraction import Document
+from embedshare.websearch.fetching import Fetcher
+
+#: Float32 (n, dimension) for n texts.
+Embed = Callable[[list[str]], np.ndarray]
+#: What there is to read at an address, by a moment of `time.monotonic()`. Raises EmbedshareError.
+Read = Callable[[str, float], Document]
+
+MAX_LINKS = 6
+#: Sources in an answer, each with its best passage.
+SOURCES = 3
+#: Characters of a passage that the context shows.
+SHOWN_CHARS = 800
+
+NO_RESULTS = "No search results found"
+NO_CONTENT = "No content could be fetched from search results"
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """A part of a page; `score` is the squared L2 distance to the query, lower is better."""
+
+    url: str
+    title: str
+    text: str
+    score: float
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Seconds that the stages of a search took, and all of it."""
+
+    engine_s: float = 0.0
+    fetch_s: float = 0.0
+    rank_s: float = 0.0
+    total_s: float = 0.0
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a search found."""
+
+    context: str
+    """The sources' best passages as text for a language model; a sentence where there are none."""
+    urls: list[str]
+    """The sources in the order of the context."""
+    passages: list[Passage]
+    """The same as data."""
+    others: list[Passage]
+    """What else the sources say on it, the best first."""
+    timings: Timings
+
+
+class WebSearch:
+    """Thread-safe. Of a search it keeps nothing but the sites' robots.txt.
+
+    A page has `page_s` seconds, all pages have what is left of `total_s`; once there are enough pages for an
+    answer the rest have `patience_s` more.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine | None = None,
+        read: Read | None = None,
+        page_s: float = 10.0,
+        total_s: float = 30.0,
+        patience_s: float = 2.0,
+    ) -> None:
+        self._engine = engine or engines.engine(settings)
+        self._read = read or reader(Addresses(settings.fetch_allowed_hosts))
+        self._page_s, self._total_s, self._patience_s = page_s, total_s, patience_s
+
+    def search(
+        self,
+        query: str,
+        embed: Embed,
+        max_concurrent: int = 5,
+        max_chars: int = 2000,
+        count: passages.Count = passages.estimate,
+    ) -> Found:
+        """The sources that answer `query` best.
+
+        At most `max_concurrent` pages are fetched at once. A page is read whole, and no passage of it has
+        more than `max_chars` characters. `count` says how many tokens texts have. Raises SearchFailed where
+        the engine fails, InvalidInput, and what `embed` and `count` raise; a page that fails is left out.
+        """
+        _check(query, max_concurrent, max_chars)
+        began = time.monotonic()
+        deadline = began + self._total_s
+        results = self._results(query, min(deadline, began + ENGINE_S))
+        answered = time.monotonic()
+        if not results:
+            return Found(NO_RESULTS, [], [], [], _timings(began, answered, answered))
+        documents = self._documents(results, max_concurrent, deadline)
+        fetched = time.monotonic()
+        best, others = rank(query, documents, embed, count, max_chars)
+        timings = _timings(began, answered, fetched)
+        logger.info(
+            "web search: {} links, {} pages, {} sources; engine {:.2f} s, pages {:.2f} s, ranking {:.2f} s",
+            len(results), len(documents), len(best), timings.engine_s, timings.fetch_s, timings.rank_s,
+        )  # fmt: skip
+        if not best:
+            return Found(NO_CONTENT, [result.url for result in results[:7]], [], [], timings)
+        return Found("\n".join(map(_block, best)), [passage.url for passage in best], best, others, timings)
+
+    def _results(self, query: str, deadline: float) -> list[Result]:
+        """The engine's links, in a thread: a library may keep to no time limit of ours."""
+        answers: queue.SimpleQueue[list[Result] | EmbedshareError] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(self._engine.search(query, MAX_LINKS))
+            except EmbedshareError as error:
+                answers.put(error)
+            except Exception as error:  # a library of others: whatever it raises is a failed search
+                answers.put(SearchFailed(f"the search engine failed: {type(error).__name__}: {error}"))
+
+        threading.Thread(target=ask, name="embedshare-engine", daemon=True).start()
+        try:
+            answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise SearchFailed("the search engine did not answer in time") from None
+        if isinstance(answer, EmbedshareError):
+            raise answer
+        return answer[:MAX_LINKS]
+
+    def _documents(self, results: list[Result], width: int, deadline: float) -> list[tuple[Result, Document]]:
+        """What could be read, in the engine's order."""
+        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, Document | None]] = queue.SimpleQueue()
+        over = threading.Event()
+        for number in range(len(results)):
+            todo.put(number)
+
+        def work() -> None:
+            while not over.is_set():
+                try:
+                    number = todo.get_nowait()
+                except queue.Empty:
+                    return
+                done.put((number, self._document(results[number].url, deadline)))
+
+        # Daemons, since the system's resolver keeps to no time limit, and no exit should wait for it.
+        for _ in range(min(width, len(results))):
+            threading.Thread(target=work, name="embedshare-fetch", daemon=True).start()
+        read: dict[int, Document] = {}
+        for _ in results:
+            try:
+                number, document = done.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break  # time is over: what is there has to do
+            if document is not None:
+                read[number] = document
+                if len(read) == SOURCES:
+                    deadline = min(deadline, time.monotonic() + self._patience_s)
+        over.set()
+        return [(results[number], read[number]) for number in sorted(read)]
+
+    def _document(self, url: str, deadline: float) -> Document | None:
+        try:
+            document = self._read(url, min(deadline, time.monotonic() + self._page_s))
+        except EmbedshareError as error:
+            logger.debug("a page was left out: {}", error.message)
+            return None
+        except Exception as error:  # the thread of one page: its failure must not cost the others
+            logger.warning("a page was left out: {}: {}", type(error).__name__, error)
+            return None
+        return document if document.text else None
+
+
+def reader(addresses: Addresses) -> Read:
+    """Fetches a page and takes its readable text."""
+    fetcher = Fetcher(addresses)
+    return lambda url, deadline: extraction.readable(fetcher.fetch(url, deadline), deadline)
+
+
+def rank(
+    query: str,
+    documents: Sequence[tuple[Result, Document]],
+    embed: Embed,
+    count: passages.Count,
+    max_chars: int,
+) -> tuple[list[Passage], list[Passage]]:
+    """The best passage of each of the SOURCES best documents, and the others of these that were compared with
+    the query; the best first."""
+    cut = passages.cut([document.text for _, document in documents], count, max_chars)
+    chosen = selection.select(cut, query)
+    candidates = [(number, cut[number][at]) for number, positions in enumerate(chosen) for at in positions]
+    if not candidates:
+        return [], []
+    titles = [document.title or result.title for result, document in documents]
+    # With its page's title a passage says what it is about, which few passages repeat.
+    rows = embed([query, *(f"{titles[number]}\n{text}".strip() for number, text in candidates)])
+    distances = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
+    best: dict[int, Passage] = {}
+    others = []
+    for at in np.argsort(distances, kind="stable"):
+        number, text = candidates[at]
+        passage = Passage(documents[number][0].url, titles[number], text, float(distances[at]))
+        if number in best:
+            others.append(passage)
+        elif len(best) < SOURCES:
+            best[number] = passage
+    return list(best.values()), others
+
+
+def _block(passage: Passage) -> str:
+    text = passage.text if len(passage.text) <= SHOWN_CHARS else f"{passage.text[:SHOWN_CHARS]}..."
+    return f"Source: {passage.url}\nContent: {text}\nRelevance: {passage.score:.3f}\n"
+
+
+def _timings(began: float, answered: float, fetched: float) -> Timings:
+    now = time.monotonic()
+    return Timings(answered - began, fetched - answered, now - fetched, now - began)
+
+
+def _check(query: str, max_concurrent: int, max_chars: int) -> None:
+    if not isinstance(query, str) or not query.strip():
+        raise InvalidInput("the query must be a text that is not blank")
+    for name, value in (("max_concurrent", max_concurrent), ("max_chars", max_chars)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{name} must be a whole number from 1 on")

@@ -1,0 +1,192 @@
+"""A site of a few hundred real pages on loopback, Python's own documentation, and a SearXNG for it."""
+
+from __future__ import annotations
+
+import functools
+import html
+import importlib
+import json
+import math
+import pydoc
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from embedshare.websearch.selection import words
+
+#: Importing them opens windows or browsers, prints, or takes long.
+SKIPPED = {"this", "antigravity", "idlelib", "turtledemo", "lib2to3", "test", "tkinter", "ensurepip", "venv"}
+SUBMODULES = [
+    "asyncio.queues",
+    "asyncio.subprocess",
+    "collections.abc",
+    "concurrent.futures",
+    "ctypes.util",
+    "email.charset",
+    "email.headerregistry",
+    "email.message",
+    "email.mime.text",
+    "email.parser",
+    "email.policy",
+    "html.entities",
+    "html.parser",
+    "http.client",
+    "http.cookiejar",
+    "http.cookies",
+    "http.server",
+    "importlib.abc",
+    "importlib.metadata",
+    "importlib.resources",
+    "importlib.util",
+    "json.decoder",
+    "json.encoder",
+    "logging.config",
+    "logging.handlers",
+    "multiprocessing.connection",
+    "multiprocessing.managers",
+    "multiprocessing.pool",
+    "multiprocessing.shared_memory",
+    "unittest.case",
+    "unittest.loader",
+    "unittest.mock",
+    "urllib.error",
+    "urllib.parse",
+    "urllib.request",
+    "urllib.response",
+    "urllib.robotparser",
+    "wsgiref.handlers",
+    "wsgiref.simple_server",
+    "wsgiref.validate",
+    "xml.dom.minidom",
+    "xml.etree.ElementTree",
+    "xml.sax",
+    "xml.sax.handler",
+    "xmlrpc.client",
+    "xmlrpc.server",
+]
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>
+<header><nav><ul>{links}</ul></nav><p>We use cookies to improve this site. Accept all cookies?</p></header>
+<main>{main}</main>
+<aside><h3>Popular pages</h3><ul>{links}</ul></aside>
+<footer><p>All rights reserved. Terms of use. Privacy policy. Subscribe to our newsletter.</p></footer>
+</body></html>"""
+NAVIGATION = (
+    "json",
+    "asyncio",
+    "pathlib",
+    "logging",
+    "typing",
+    "datetime",
+    "re",
+    "sqlite3",
+    "csv",
+    "unittest",
+)
+
+
+@functools.cache
+def pages() -> dict[str, str]:
+    """Each module's page."""
+    names = [name for name in sys.stdlib_module_names if not name.startswith("_") and name not in SKIPPED]
+    links = "".join(f'<li><a href="/{name}.html">{name}</a></li>' for name in NAVIGATION)
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # modules that are to go say so when they are imported
+        for name in sorted([*names, *SUBMODULES]):
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                continue  # another system's
+            main = pydoc.html.document(module, name)
+            found[name] = PAGE.format(title=f"{name} - documentation", links=links, main=main)
+    return found
+
+
+class Engine:
+    """Finds pages by the words that they share with a query: the more of them and the rarer, the better."""
+
+    def __init__(self) -> None:
+        self._words = {name: set(words(html.unescape(page))) for name, page in pages().items()}
+        self._held_by = Counter(word for own in self._words.values() for word in own)
+
+    def search(self, query: str, limit: int) -> list[str]:
+        asked = set(words(query))
+
+        def score(name: str) -> float:
+            shared = asked & self._words[name]
+            rarity = sum(math.log(len(self._words) / self._held_by[word]) for word in shared)
+            return rarity / math.log(20 + len(self._words[name]))
+
+        return sorted(self._words, key=lambda name: (-score(name), name))[:limit]
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The port of a server on 127.0.0.1 that answers with `handler`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Quiet(BaseHTTPRequestHandler):
+    """What handlers share."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+    def send(self, content: bytes, content_type: str = "text/html; charset=utf-8", status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+class Documentation(Quiet):
+    """The site: /NAME.html is a module's page."""
+
+    def do_GET(self) -> None:
+        page = pages().get(self.path.removeprefix("/").removesuffix(".html"))
+        self.send(page.encode() if page else b"no such page", status=200 if page else 404)
+
+
+def searxng(site: str, answers: dict[str, str]) -> type[Quiet]:
+    """A SearXNG for the site at the address `site`: its engine's six links, and where the page that answers
+    the query (`answers`) is not among them, that one in place of the last."""
+    engine = Engine()
+
+    class Search(Quiet):
+        def do_GET(self) -> None:
+            asked = parse_qs(urlsplit(self.path).query)
+            if asked.get("format") != ["json"]:
+                self.send(b"no other format", status=403)
+                return
+            [query] = asked["q"]
+            names = engine.search(query, 6)
+            right = answers.get(query)
+            if right is not None and right not in names:
+                names[-1] = right
+            found = [{"url": f"{site}/{name}.html", "title": name, "content": None} for name in names]
+            reply = {
+                "query": query,
+                "number_of_results": 0,
+                "results": found,
+                "answers": [],
+                "suggestions": [],
+            }
+            self.send(json.dumps(reply).encode(), "application/json")
+
+    return Search

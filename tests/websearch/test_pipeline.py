@@ -1,0 +1,287 @@
+"""The web search as a whole: real sites and a SearXNG on loopback, the real model, the client itself."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from embeddingClient import EmbeddingClient, fast_web_search_with_embeddings
+from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchFailed
+from embedshare.settings import Settings
+from embedshare.websearch import engines
+from embedshare.websearch.engines import Ddgs, Result, SearXNG
+from embedshare.websearch.extraction import Document
+from embedshare.websearch.pipeline import WebSearch
+from tests.processes import ModelServer, free_port, run_python
+from tests.websearch import site
+
+QUESTION = "keep a list sorted while inserting items"
+
+
+@pytest.fixture(scope="module")
+def documentation() -> Iterator[int]:
+    with site.serving(site.Documentation) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def searxng(documentation: int) -> Iterator[str]:
+    with site.serving(site.searxng(f"http://127.0.0.1:{documentation}", {QUESTION: "bisect"})) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def client(server: ModelServer, documentation: int, searxng: str) -> Iterator[EmbeddingClient]:
+    with server.client(
+        EMBEDDING_FALLBACK="none",
+        EMBEDDING_SEARCH_ENGINE="searxng",
+        EMBEDDING_SEARXNG_URL=searxng,
+        EMBEDDING_FETCH_ALLOWED_HOSTS=f"127.0.0.1:{documentation}",
+    ) as client:
+        yield client
+
+
+def test_a_search_gives_the_context_and_its_sources(client: EmbeddingClient, documentation: int) -> None:
+    context, urls = client.web_search_with_embeddings(QUESTION)
+    assert f"http://127.0.0.1:{documentation}/bisect.html" in urls
+    blocks = re.findall(
+        r"Source: (\S+)\nContent: (.*?)\nRelevance: (\d\.\d{3})\n(?:\n|\Z)", context, re.DOTALL
+    )
+    assert [url for url, _, _ in blocks] == urls
+    assert len(set(urls)) == 3
+    assert context == "\n".join(
+        f"Source: {url}\nContent: {text}\nRelevance: {score}\n" for url, text, score in blocks
+    )
+    scores = [float(score) for _, _, score in blocks]
+    assert scores == sorted(scores)
+    assert all(len(text) <= 803 for _, text, _ in blocks)
+
+
+def test_a_score_is_the_squared_distance_of_query_and_passage(client: EmbeddingClient) -> None:
+    found = client.web_search(QUESTION)
+    best = found.passages[0]
+    query, passage = client.encode([QUESTION, f"{best.title}\n{best.text}"])
+    assert best.score == pytest.approx(((query - passage) ** 2).sum(), abs=2e-3)
+    assert found.timings.total_s >= found.timings.fetch_s > 0
+
+
+def test_no_passage_is_longer_than_max_chars(client: EmbeddingClient) -> None:
+    assert all(len(passage.text) <= 120 for passage in client.web_search(QUESTION, max_chars=120).passages)
+
+
+def test_the_async_search_gives_the_same_while_the_loop_goes_on(client: EmbeddingClient) -> None:
+    async def both() -> tuple[tuple[str, list[str]], int]:
+        task = asyncio.create_task(fast_web_search_with_embeddings(QUESTION, client, 3, 1000))
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        return task.result(), turns
+
+    (_, urls), turns = asyncio.run(both())
+    assert urls == client.web_search_with_embeddings(QUESTION, 3, 1000)[1]
+    assert turns > 5
+
+
+def test_a_page_of_an_internal_host_that_is_not_allowed_is_never_asked_for(
+    server: ModelServer, searxng: str
+) -> None:
+    with server.client(EMBEDDING_SEARCH_ENGINE="searxng", EMBEDDING_SEARXNG_URL=searxng) as client:
+        context, urls = client.web_search_with_embeddings(QUESTION)
+    assert context == "No content could be fetched from search results"
+    assert len(urls) == 6
+
+
+def test_a_failed_search_is_told_in_a_sentence(server: ModelServer) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with server.client(EMBEDDING_SEARCH_ENGINE="searxng", EMBEDDING_SEARXNG_URL=nobody) as client:
+        context, urls = client.web_search_with_embeddings(QUESTION)
+        assert re.fullmatch(r"Search error: .{1,100}\.\.\.", context)
+        assert urls == []
+        with pytest.raises(SearchFailed):
+            client.web_search(QUESTION)
+
+
+def test_wrong_arguments_are_refused(client: EmbeddingClient) -> None:
+    for arguments in (("",), (" ",), (None,), (QUESTION, 0), (QUESTION, 5, 0), (QUESTION, 5, 1.5)):
+        with pytest.raises(InvalidInput):
+            client.web_search_with_embeddings(*arguments)
+
+
+def test_a_worker_that_never_searches_loads_nothing_of_it(server: ModelServer) -> None:
+    said = run_python(
+        "import sys, embeddingClient\n"
+        "heavy = ('requests', 'lxml', 'trafilatura', 'ddgs')\n"
+        "print([name for name in sys.modules if name.split('.')[0] in heavy"
+        " or 'websearch' in name])",
+        server.environment(),
+    )  # fmt: skip
+    assert said.strip() == "[]"
+
+
+def test_without_its_packages_a_search_names_the_command(server: ModelServer) -> None:
+    said = run_python(
+        "import sys\n"
+        "sys.modules['trafilatura'] = None\n"
+        "from embeddingClient import EmbeddingClient\n"
+        "from embedshare.errors import MissingDependency\n"
+        "try: EmbeddingClient().web_search_with_embeddings('anything')\n"
+        "except MissingDependency as error: print(error)\n",
+        server.environment(),
+    )  # fmt: skip
+    assert "pip install 'embedshare[search]'" in said
+
+
+class Given:
+    """An engine that knows its answer."""
+
+    def __init__(self, *links: str) -> None:
+        self.links = links
+
+    def search(self, query: str, limit: int) -> list[Result]:
+        return [Result(link) for link in self.links][:limit]
+
+
+def flat(texts: list[str]) -> np.ndarray:
+    """Rows whose distance to the first is their text's length."""
+    return np.array([[0.0] if n == 0 else [len(text)] for n, text in enumerate(texts)], np.float32)
+
+
+def test_what_is_there_when_time_is_over_is_ranked() -> None:
+    hung = threading.Event()
+
+    def read(url: str, deadline: float) -> Document:
+        if url.endswith("slow"):
+            hung.wait(60)
+        return Document("", f"text of {url}")
+
+    search = WebSearch(Settings(), Given("slow", "a", "bb", "also slow"), read, total_s=1.0)
+    began = time.monotonic()
+    found = search.search("query", flat)
+    hung.set()
+    assert found.urls == ["a", "bb"]
+    assert time.monotonic() - began < 30
+
+
+def test_with_enough_pages_the_slow_ones_are_not_waited_for() -> None:
+    hung = threading.Event()
+
+    def read(url: str, deadline: float) -> Document:
+        if url == "slow":
+            hung.wait(60)
+        return Document("", f"text of {url}")
+
+    search = WebSearch(Settings(), Given("slow", "a", "b", "c", "d"), read, total_s=50, patience_s=0.5)
+    found = search.search("query", flat)
+    hung.set()
+    assert len(found.urls) == 3
+    assert found.timings.total_s < 30
+
+
+def test_a_page_that_fails_costs_the_others_nothing() -> None:
+    def read(url: str, deadline: float) -> Document:
+        if url == "refused":
+            raise FetchFailed("no")
+        if url == "broken":
+            raise RuntimeError("a parser's own")
+        return Document("", "" if url == "empty" else f"text of {url}")
+
+    links = ("refused", "broken", "empty", "good")
+    found = WebSearch(Settings(), Given(*links), read).search("query", flat, max_concurrent=1)
+    assert found.urls == ["good"]
+    assert found.context == "Source: good\nContent: text of good\nRelevance: 144.000\n"
+    nothing = WebSearch(Settings(), Given(*links[:3]), read).search("query", flat)
+    assert (nothing.context, nothing.urls) == (
+        "No content could be fetched from search results",
+        list(links[:3]),
+    )
+    none = WebSearch(Settings(), Given(), read).search("query", flat)
+    assert (none.context, none.urls) == ("No search results found", [])
+
+
+def test_never_more_pages_are_fetched_at_once_than_asked_for() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def read(url: str, deadline: float) -> Document:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return Document("", url)
+
+    WebSearch(Settings(), Given(*"abcdef"), read).search("query", flat, max_concurrent=2)
+    assert most == 2
+
+
+def test_the_best_passage_of_a_page_wins_and_a_long_one_is_cut_for_the_context() -> None:
+    def read(url: str, deadline: float) -> Document:
+        return Document("", "x" * 1500 if url == "long" else "far away\n" + "y" * 50)
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.array(
+            [[0.0 if text in ("query", "y" * 50) or "y" in text else 1.0] for text in texts], np.float32
+        )
+
+    found = WebSearch(Settings(), Given("long", "short"), read).search(
+        "query", embed, count=lambda texts: [1] * len(texts)
+    )
+    assert found.urls == ["short", "long"]
+    assert found.context.endswith(f"Source: long\nContent: {'x' * 800}...\nRelevance: 1.000\n")
+
+
+def test_an_engine_that_hangs_or_breaks_is_a_failed_search() -> None:
+    class Breaks:
+        def search(self, query: str, limit: int) -> list[Result]:
+            raise KeyError("a library's own")
+
+    with pytest.raises(SearchFailed, match="KeyError"):
+        WebSearch(Settings(), Breaks()).search("query", flat)
+    hung = threading.Event()
+
+    class Hangs:
+        def search(self, query: str, limit: int) -> list[Result]:
+            hung.wait(60)
+            return []
+
+    with pytest.raises(SearchFailed, match="in time"):
+        WebSearch(Settings(), Hangs(), total_s=0.5).search("query", flat)
+    hung.set()
+
+
+@pytest.mark.parametrize(
+    ("status", "content"), [(403, b""), (500, b""), (200, b"<html>"), (200, b'{"a": 1}')]
+)
+def test_a_searxng_that_gives_no_results_is_a_failed_search(status: int, content: bytes) -> None:
+    class Wrong(site.Quiet):
+        def do_GET(self) -> None:
+            self.send(content, "application/json", status)
+
+    with site.serving(Wrong) as port, pytest.raises(SearchFailed):
+        SearXNG(f"http://127.0.0.1:{port}").search("query", 6)
+
+
+def test_searxng_gives_each_link_once_and_no_more_than_asked_for(searxng: str) -> None:
+    class Twice(site.Quiet):
+        def do_GET(self) -> None:
+            self.send(b'{"results": [{"url": "a", "title": "A"}, {"url": "b"}, {"url": "a"}, {"url": "c"}]}')
+
+    with site.serving(Twice) as port:
+        assert SearXNG(f"http://127.0.0.1:{port}").search("query", 2) == [Result("a", "A"), Result("b")]
+    assert len(SearXNG(searxng).search(QUESTION, 6)) == 6
+
+
+def test_the_settings_choose_the_engine() -> None:
+    assert isinstance(engines.engine(Settings()), Ddgs)
+    chosen = engines.engine(Settings(search_engine="searxng", searxng_url="http://localhost:8080"))
+    assert isinstance(chosen, SearXNG)
+    with pytest.raises(InvalidSetting):
+        engines.engine(Settings(search_engine="searxng"))

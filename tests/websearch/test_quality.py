@@ -1,0 +1,92 @@
+"""The right page of a hundred questions, over a real site and with the real model."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trafilatura
+
+from embeddingClient import EmbeddingClient
+from embedshare.websearch.addresses import Addresses
+from embedshare.websearch.engines import SearXNG
+from embedshare.websearch.extraction import Document
+from embedshare.websearch.pipeline import WebSearch, reader
+from tests.processes import ModelServer
+from tests.websearch import site
+
+QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf8"))
+CUT = 2000
+
+
+class Remembering:
+    """A function of texts to rows, or of an address to a document, that does each one once: questions share
+    pages."""
+
+    def __init__(self, model: EmbeddingClient, addresses: Addresses) -> None:
+        self._model, self._read = model, reader(addresses)
+        self.rows: dict[str, np.ndarray] = {}
+        self.documents: dict[str, Document] = {}
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        new = list(dict.fromkeys(text for text in texts if text not in self.rows))
+        if new:
+            self.rows.update(zip(new, self._model.encode(new), strict=True))
+        return np.stack([self.rows[text] for text in texts])
+
+    def read(self, url: str, deadline: float) -> Document:
+        if url not in self.documents:
+            self.documents[url] = self._read(url, deadline)
+        return self.documents[url]
+
+
+def test_the_right_page_is_among_the_sources_of_ninety_of_a_hundred_questions(
+    server: ModelServer, model: EmbeddingClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {each["question"]: each["page"] for each in QUESTIONS}
+    assert len(answers) == 100
+    with site.serving(site.Documentation) as port:
+        address = f"http://127.0.0.1:{port}"
+        with site.serving(site.searxng(address, answers)) as search_port:
+            engine = SearXNG(f"http://127.0.0.1:{search_port}")
+            memory = Remembering(model, Addresses(f"127.0.0.1:{port}"))
+            search = WebSearch(server.settings(), engine, memory.read, patience_s=60)
+            ours, missed, first, whole, readable = 0, [], 0, 0, 0
+            for question, page in answers.items():
+                right = f"{address}/{page}.html"
+                found = search.search(question, memory.embed)
+                assert len(found.urls) == 3
+                ours += right in found.urls
+                first += right == found.urls[0]
+                if right not in found.urls:
+                    missed.append(f"{question} ({page})")
+                links = [result.url for result in engine.search(question, 6)]
+                visible = [_visible(link)[:CUT] for link in links]
+                whole += right in _nearest(question, links, visible, memory)
+                texts = [memory.documents[link].text[:CUT] for link in links]
+                readable += right in _nearest(question, links, texts, memory)
+    with capsys.disabled():
+        print(
+            f"\nright page among the top 3 of 100: passages {ours} (first: {first}); visible text cut at "
+            f"{CUT:,} characters {whole}; readable text so cut {readable}; {len(memory.rows):,} embedded"
+        )
+        for each in missed:
+            print(f"  missed: {each}")
+    assert ours >= 90
+    assert ours > whole
+    assert ours >= readable
+
+
+@functools.cache
+def _visible(link: str) -> str:
+    return trafilatura.html2txt(site.pages()[link.rpartition("/")[2].removesuffix(".html")], clean=False)
+
+
+def _nearest(question: str, links: list[str], texts: list[str], memory: Remembering) -> list[str]:
+    """The original's way: one text a page, the three nearest."""
+    rows = memory.embed([question, *texts])
+    distances = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
+    return [links[at] for at in np.argsort(distances, kind="stable")[:3]]
