@@ -1,9 +1,13 @@
-"""The right page of a hundred questions, over a real site and with the real model."""
+"""The right page of many questions, over a real site and with the real model.
+
+All of them: EMBEDSHARE_QUESTIONS=100 python -m pytest -n 0 -s tests/websearch/test_quality.py
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,8 @@ from tests.processes import ModelServer
 from tests.websearch import site
 
 QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf8"))
+#: A fifth of them is enough to see that a change has broken something.
+ASKED = int(os.environ.get("EMBEDSHARE_QUESTIONS", "20"))
 CUT = 2000
 
 
@@ -43,11 +49,11 @@ class Remembering:
         return self.documents[url]
 
 
-def test_the_right_page_is_among_the_sources_of_ninety_of_a_hundred_questions(
+def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
     server: ModelServer, model: EmbeddingClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = {each["question"]: each["page"] for each in QUESTIONS}
-    assert len(answers) == 100
+    assert len(QUESTIONS) == 100
+    answers = {each["question"]: each["page"] for each in QUESTIONS[:: 100 // ASKED]}
     with site.serving(site.Documentation) as port:
         address = f"http://127.0.0.1:{port}"
         with site.serving(site.searxng(address, answers)) as search_port:
@@ -70,14 +76,18 @@ def test_the_right_page_is_among_the_sources_of_ninety_of_a_hundred_questions(
                 readable += right in _nearest(question, links, texts, memory)
     with capsys.disabled():
         print(
-            f"\nright page among the top 3 of 100: passages {ours} (first: {first}); visible text cut at "
-            f"{CUT:,} characters {whole}; readable text so cut {readable}; {len(memory.rows):,} embedded"
+            f"\nthe right page is in the top 3 of {len(answers)}: passages {ours} (first: {first}); visible "
+            f"text cut at {CUT:,} characters {whole}; readable text so cut {readable}; "
+            f"{len(memory.rows):,} embedded"
         )
         for each in missed:
             print(f"  missed: {each}")
-    assert ours >= 90
-    assert ours > whole
-    assert ours >= readable
+    if ASKED < 100:
+        assert ours >= 0.8 * len(answers)
+    else:
+        assert ours >= 90
+        assert ours > whole
+        assert ours >= readable
 
 
 @functools.cache
