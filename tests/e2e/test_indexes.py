@@ -31,8 +31,10 @@ from embedshare.errors import (
 from embedshare.ipc import codec
 from embedshare.telemetry.calls import Ended
 from embedshare.vectors.handle import VectorIndex
-from tests.processes import ModelServer, wait_for
+from tests.processes import ModelServer, long_form, wait_for
 from tests.strangers import key_holder, soon
+
+pytestmark = long_form
 
 SUBJECTS = "whales bread volcanoes chess glaciers bicycles violins mushrooms bridges comets".split()  # noqa: SIM905
 DOCS = [f"{subject} and what is said of them, part {part}" for part in range(5) for subject in SUBJECTS]

@@ -12,12 +12,15 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.processes import ModelServer
+from tests.processes import ModelServer, long_form
 from tests.searching import Searching, searching
 from tests.watching import CONTRASTS, Worker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    long_form,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
 LIMIT_MS = 60_000
 
 

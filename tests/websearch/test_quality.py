@@ -19,8 +19,10 @@ from embedshare.websearch.addresses import Addresses
 from embedshare.websearch.engines import SearXNG
 from embedshare.websearch.extraction import Document
 from embedshare.websearch.pipeline import WebSearch, reader
-from tests.processes import ModelServer
+from tests.processes import ModelServer, long_form
 from tests.websearch import site
+
+pytestmark = long_form
 
 QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf8"))
 #: A fifth of them is enough to see that a change has broken something.
