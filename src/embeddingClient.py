@@ -15,17 +15,14 @@ import functools
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from embedshare import platforms
-from embedshare.drop_in import DropIn, as_texts, wants_progress
+from embedshare import pieces, platforms
 from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
@@ -34,7 +31,6 @@ from embedshare.errors import (
     ModelMismatch,
     ModelNotFound,
     SwapRefused,
-    TooLarge,
 )
 from embedshare.fallback import Both, Failover, State
 from embedshare.identity import ModelDescription
@@ -42,35 +38,25 @@ from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections
+from embedshare.searching import Searching
 from embedshare.settings import Settings
 from embedshare.telemetry import memory, request_ids
 from embedshare.telemetry.calls import OK, Calls, Source, Timings
-from embedshare.vectors import choice
-from embedshare.vectors.documents import metadata_of, results_of
-from embedshare.vectors.handle import Embedded, VectorIndex
 
 if TYPE_CHECKING:
     from embedshare.engine.model import Engine
-    from embedshare.websearch.pipeline import Found, WebSearch
 
 #: A health check has its answer after so many seconds: a load balancer's own check often waits five.
 HEALTH_S = 3.0
-#: A long list goes out in pieces of at most this many texts and bytes.
-PIECE_TEXTS = 512
-PIECE_BYTES = 1 << 20
 #: Rows, and the identity of the model that made them.
 _Part = tuple[np.ndarray, str]
-#: Pieces of one call that are under way at once: while one is computed the next is already on the server.
-PIECES_IN_FLIGHT = 2
-#: To tell the server which indexes are needed no more takes this long at most.
-RELEASE_S = 1.0
 
 _T = TypeVar("_T")
 #: What came back, who answered, and for vectors where the time went.
 _Answered = tuple[_T, Source, Timings | None]
 
 
-class EmbeddingClient(DropIn):
+class EmbeddingClient(Searching):
     """One object, three sources: the model server, a local model while it is away, or a local model alone.
 
     Thread-safe: each thread has a connection of its own. A forked child opens its own connections too.
@@ -98,10 +84,7 @@ class EmbeddingClient(DropIn):
         """What this process is called among the server's callers, where its file's name does not say it."""
         self.calls = Calls()
         """What this client has asked for, and how that went."""
-        self.released: deque[bytes] = deque()
-        """Vector indexes whose handles are gone: the server is told with the next call."""
         self._async_pool: tuple[int, Executor] | None = None
-        self._searcher: tuple[int, WebSearch] | None = None
         self._failover = Failover(
             self._connections,
             lambda expected: _load_engine(settings, expected),
@@ -131,85 +114,6 @@ class EmbeddingClient(DropIn):
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         call = functools.partial(context.run, self.encode, inputs, **options)
         return await loop.run_in_executor(self._async_threads(), call)
-
-    def web_search_with_embeddings(
-        self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000
-    ) -> tuple[str, list[str]]:
-        """A web search in this process: the best passages as a context for a language model, and their URLs.
-
-        Where nothing is found, or the search fails, the context says so in a sentence. Raises InvalidInput,
-        InvalidSetting, and MissingDependency where the extra `search` is not installed.
-        """
-        try:
-            found = self.web_search(search_query, max_concurrent, max_chars)
-        except (InvalidInput, InvalidSetting, MissingDependency):
-            raise
-        except EmbedshareError as error:
-            return f"Search error: {error.message[:100]}...", []
-        return found.context, found.urls
-
-    def web_search(self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000) -> Found:
-        """As `web_search_with_embeddings`, with the passages, their titles and scores, and timings.
-
-        Raises what fails: SearchFailed, and what `encode` raises.
-        """
-
-        def count(texts: list[str]) -> list[int]:
-            *ids, none = self._token_ids([*texts, ""], "")
-            return [
-                len(own) - len(none) for own in ids
-            ]  # without the marks that every text begins and ends with
-
-        return self._web_search().search(search_query, self.encode, max_concurrent, max_chars, count)
-
-    def build_vector_index(
-        self,
-        docs: Sequence[str],
-        urls: Sequence[str] | None = None,
-        *,
-        metric: str = "l2",
-        kind: str = "auto",
-        show_progress_bar: bool | None = None,
-    ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
-        """Embed documents and index them in the model server: `(index, embeddings, metadata)`.
-
-        `index` is a handle; embeddings are float32 (n, dimension); metadata dicts hold id, url, content (the
-        first 500 characters), full_content and length. `metric`: l2 (squared distance), cosine or ip; `kind`:
-        flat (exact), hnsw, "ivf,pq", or auto, which takes one by size. A large index is searched exactly
-        until what its kind asks for is made. Raises InvalidInput, TooLarge, and what `encode` raises.
-        """
-        docs = as_texts(docs)
-        choice.check(metric, kind)
-        metadata = metadata_of(docs, urls)
-        truncate_dim = self.truncate_dim
-        embedded = self.embed_documents(docs, show_progress_bar)
-        index = VectorIndex(self, embedded, metadata, metric=metric, kind=kind, truncate_dim=truncate_dim)
-        index.send()
-        return index, embedded.rows, metadata
-
-    def search_index(
-        self, query: str, index: VectorIndex, metadata: list[dict[str, Any]] | None = None, top_k: int = 3
-    ) -> list[dict[str, Any]]:
-        """The `top_k` documents nearest to the query, best first; all of them, where there are fewer.
-
-        Each is its metadata dict (of `index.metadata`, without one given) with `relevance_score`, by the
-        index's metric, and `rank`, from 1. Raises InvalidInput; ModelMismatch where the index holds another
-        model's vectors; what `encode` raises.
-        """
-        if not isinstance(index, VectorIndex):
-            raise InvalidInput(f"index must be what build_vector_index returned, not {type(index).__name__}")
-        ids, scores = index.search(query, top_k)
-        return results_of(ids, scores, index.metadata if metadata is None else metadata)
-
-    def load_vector_index(
-        self, path: str | os.PathLike[str]
-    ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
-        """What `index.save(path)` wrote, as `build_vector_index` returns it.
-
-        Raises IndexCorrupted, ModelMismatch where it is of another vector space, OSError.
-        """
-        index = VectorIndex.load(path, self)
-        return index, index.embeddings, index.metadata
 
     def get_active_operations_count(self) -> int:
         """Calls that wait or are being computed where this client's calls are answered."""
@@ -312,73 +216,6 @@ class EmbeddingClient(DropIn):
             lambda: this_process(self.program),
         )
 
-    def _web_search(self) -> WebSearch:
-        """Made when first needed, and anew in a forked child, whose copy may hold a closed lock."""
-        made = self._searcher
-        if made is None or made[0] != os.getpid():
-            made = os.getpid(), _load_web_search(self._settings)
-            self._searcher = made
-        return made[1]
-
-    def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> Embedded:
-        """See vectors.handle.Model: as `encode_document`, and whose vectors they are."""
-        limit = float("inf")
-        while True:
-            prompt = self._prompt_of("document", "passage", "corpus")
-            if not docs:
-                rows, identity = np.empty((0, self.get_embedding_dimension()), np.float32), None
-            else:
-                shown = wants_progress(show_progress_bar)
-                rows, identity = self._embed_by(docs, prompt, False, self.truncate_dim, shown, limit)
-            if prompt == self._prompt_of("document", "passage", "corpus"):
-                return Embedded(rows, identity or self._describe().identity)
-
-    def query_prompt(self) -> str:
-        """See vectors.handle.Model."""
-        return self._prompt_of("query")
-
-    def describe(self) -> ModelDescription:
-        """The model that answers."""
-        return self._describe()
-
-    def deadline(self) -> float:
-        """When a call that begins now is over, a moment of `time.monotonic()`."""
-        return time.monotonic() + self._settings.timeout_s
-
-    @property
-    def piece_bytes(self) -> int:
-        """See vectors.handle.Model."""
-        return self._settings.max_message_bytes
-
-    def ask_of_index(self, method: str, both: Both[Any], deadline: float) -> Any:
-        """See vectors.handle.Model."""
-        self._tell_released()
-
-        def read(answer: Any) -> _Answered[Any]:
-            return both.read(answer), "server", None
-
-        def on_local(engine: Engine, deadline: float) -> _Answered[Any]:
-            return both.on_local(engine, deadline), "local", None
-
-        return self._call(method, Both(both.on_server, read, on_local, both.raw), deadline)
-
-    def _tell_released(self) -> None:
-        names: list[bytes] = []
-        while self.released:
-            try:
-                names.append(self.released.popleft())
-            except IndexError:
-                break  # another thread was quicker
-        if names:
-            self._failover.tell_server(
-                lambda call_id, left: codec.Forget(call_id, left, names), time.monotonic() + RELEASE_S
-            )
-
-    def _prompt_of(self, *names: str) -> str:
-        """The first of these prompts that the model has, else the default one."""
-        name = next((name for name in names if name in self.prompts), None)
-        return self._resolve_prompt(None, name)
-
     def _async_threads(self) -> Executor:
         """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
         made = self._async_pool  # without a lock, which a child that is forked meanwhile would inherit closed
@@ -410,16 +247,18 @@ class EmbeddingClient(DropIn):
         """Rows for all texts, of one model, and which."""
         if self.released:
             self._tell_released()
-        pieces = list(self._cut(texts))
-        if len(pieces) == 1 and not show_progress_bar:
+        cut = list(self._cut(texts))
+        if len(cut) == 1 and not show_progress_bar:
             return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)
         self._meet(limit)
-        parts: list[_Part] = [(np.empty(0), "")] * len(pieces)
-        odd = list(range(len(pieces)))
+
+        def embed(part: list[str]) -> _Part:
+            return self._embed_piece(part, prompt, normalize, truncate_dim, limit)
+
+        parts: list[_Part] = [(np.empty(0), "")] * len(cut)
+        odd = list(range(len(cut)))
         while odd:
-            done = self._embed_pieces(
-                texts, [pieces[n] for n in odd], prompt, normalize, truncate_dim, limit, show_progress_bar
-            )
+            done = pieces.each(texts, [cut[n] for n in odd], embed, show_progress_bar)
             for number, part in zip(odd, done, strict=True):
                 parts[number] = part
             # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
@@ -460,80 +299,30 @@ class EmbeddingClient(DropIn):
         self.calls.end(began, method, OK, source, timings)
         return answer
 
-    def _embed_pieces(
-        self,
-        texts: list[str],
-        pieces: list[range],
-        prompt: str,
-        normalize: bool,
-        truncate_dim: int | None,
-        limit: float,
-        show_progress_bar: bool,
-    ) -> list[_Part]:
-        """Several pieces at once, each in a thread (and so on a connection) of its own."""
-        parts: list[_Part] = [(np.empty(0), "")] * len(pieces)
-        left = enumerate(pieces)
-        next_piece = threading.Lock()
+    def _counted(self, method: str, both: Both[_T], deadline: float) -> _T:
+        def read(answer: Any) -> _Answered[_T]:
+            return both.read(answer), "server", None
 
-        def work(advance: Callable[[int], object]) -> None:
-            while True:
-                with next_piece:
-                    number, piece = next(left, (0, None))
-                if piece is None:
-                    return
-                part = texts[piece.start : piece.stop]
-                parts[number] = self._embed_piece(part, prompt, normalize, truncate_dim, limit)
-                advance(len(part))
+        def on_local(engine: Engine, deadline: float) -> _Answered[_T]:
+            return both.on_local(engine, deadline), "local", None
 
-        with (
-            _progress(len(texts), show_progress_bar) as advance,
-            ThreadPoolExecutor(PIECES_IN_FLIGHT, "embedshare-piece") as threads,
-        ):
-            running = [
-                threads.submit(contextvars.copy_context().run, work, advance)
-                for _ in range(min(PIECES_IN_FLIGHT, len(pieces)))
-            ]
-            try:
-                wait(running, return_when=FIRST_EXCEPTION)
-            finally:
-                with next_piece:
-                    left = enumerate([])  # on an error or an interrupt: begin no further piece
-            for future in running:
-                future.result()
-        return parts
+        return self._call(method, Both(both.on_server, read, on_local, both.raw), deadline)
 
     def _cut(self, texts: list[str]) -> Iterator[range]:
-        """Ranges of texts that fit into one message each.
-
-        Raises TooLarge for a text that fits into none.
-        """
-        allowed = self._settings.max_message_bytes - 4096
-        most = min(PIECE_TEXTS, self._settings.max_texts)
-        start, size = 0, 0
-        for index, text in enumerate(texts):
-            length = len(text) if text.isascii() else len(text.encode(errors="replace"))
-            if length > allowed:
-                raise TooLarge(
-                    f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
-                )
-            if index > start and (size + length > PIECE_BYTES or index - start >= most):
-                yield range(start, index)
-                start, size = index, 0
-            size += length
-        yield range(start, len(texts))
+        return pieces.cut(texts, self._settings.max_texts, self._settings.max_message_bytes)
 
     def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
         ids: list[list[int]] = []
         for piece in self._cut(texts):
             part = texts[piece.start : piece.stop]
-            both: Both[_Answered[list[list[int]]]] = Both(
+            both: Both[list[list[int]]] = Both(
                 lambda call_id, left, part=part: codec.Tokenize(  # type: ignore[misc]
                     call_id, left, part, prompt, request_ids.current()
                 ),
-                lambda value: ([list(map(int, one)) for one in value], "server", None),
-                lambda engine, deadline, part=part: (engine.tokenize(part, prompt), "local", None),  # type: ignore[misc]
+                lambda value: [list(map(int, one)) for one in value],
+                lambda engine, deadline, part=part: engine.tokenize(part, prompt),  # type: ignore[misc]
             )
-            found = self._call("tokenize", both, time.monotonic() + self._settings.timeout_s)
+            found = self._counted("tokenize", both, time.monotonic() + self._settings.timeout_s)
             ids += found
         return ids
 
@@ -548,12 +337,12 @@ class EmbeddingClient(DropIn):
             self._ask("active_operations", lambda engine: engine.scheduler.active, limit)
 
     def _ask(self, what: str, on_local: Any, limit: float = float("inf")) -> Any:
-        both: Both[_Answered[Any]] = Both(
+        both: Both[Any] = Both(
             lambda call_id, left: codec.Query(call_id, left, what),
-            lambda value: (value, "server", None),
-            lambda engine, deadline: (on_local(engine), "local", None),
+            lambda value: value,
+            lambda engine, deadline: on_local(engine),
         )
-        return self._call("query", both, min(limit, time.monotonic() + self._settings.timeout_s))
+        return self._counted("query", both, min(limit, time.monotonic() + self._settings.timeout_s))
 
     def _view(self) -> dict[str, Any]:
         failover, described = self._failover, self._failover.description
@@ -568,18 +357,6 @@ class EmbeddingClient(DropIn):
             "runtime": described.runtime if described else None,
             "dimension": described.dimension if described else None,
         }
-
-
-@contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """What is called with the number of texts that are done."""
-    if not shown:
-        yield lambda done: None
-        return
-    from tqdm.auto import tqdm  # only who wants to see it: 20 ms, and a fork meanwhile breaks the import lock
-
-    with tqdm(total=total, desc="Texts", unit="text") as bar:
-        yield bar.update
 
 
 _client: EmbeddingClient | None = None
@@ -650,18 +427,6 @@ def _starter(settings: Settings) -> Callable[[], bool]:
             "pip install 'embedshare[server]'"
         ) from None
     return Autostart(settings).under_way
-
-
-def _load_web_search(settings: Settings) -> WebSearch:
-    """Only who searches pays for its imports, and needs its packages."""
-    try:
-        from embedshare.websearch.pipeline import WebSearch
-
-        return WebSearch(settings)
-    except ImportError as error:
-        raise MissingDependency(
-            f"a web search needs more than this installation has ({error}): pip install 'embedshare[search]'"
-        ) from None
 
 
 def _load_engine(settings: Settings, expected: ModelDescription | None) -> Engine:

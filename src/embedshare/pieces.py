@@ -1,0 +1,89 @@
+"""A long list of texts goes to the server in pieces, of which some are under way at once."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+from embedshare.errors import TooLarge
+
+T = TypeVar("T")
+#: A piece has at most this many texts and bytes.
+PIECE_TEXTS = 512
+PIECE_BYTES = 1 << 20
+#: Pieces of one call that are under way at once: while one is computed the next is already on the server.
+IN_FLIGHT = 2
+
+
+def cut(texts: list[str], max_texts: int, max_message_bytes: int) -> Iterator[range]:
+    """Ranges of texts that fit into one message each.
+
+    Raises TooLarge for a text that fits into none.
+    """
+    allowed = max_message_bytes - 4096
+    most = min(PIECE_TEXTS, max_texts)
+    start, size = 0, 0
+    for index, text in enumerate(texts):
+        length = len(text) if text.isascii() else len(text.encode(errors="replace"))
+        if length > allowed:
+            raise TooLarge(
+                f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
+            )
+        if index > start and (size + length > PIECE_BYTES or index - start >= most):
+            yield range(start, index)
+            start, size = index, 0
+        size += length
+    yield range(start, len(texts))
+
+
+def each(
+    texts: list[str], pieces: list[range], call: Callable[[list[str]], T], show_progress_bar: bool
+) -> list[T]:
+    """`call` for the texts of each piece, several at once, each in a thread (and so on a connection) of its
+    own; the results in the pieces' order."""
+    results: dict[int, T] = {}
+    left = enumerate(pieces)
+    next_piece = threading.Lock()
+
+    def work(advance: Callable[[int], object]) -> None:
+        while True:
+            with next_piece:
+                number, piece = next(left, (0, None))
+            if piece is None:
+                return
+            part = texts[piece.start : piece.stop]
+            results[number] = call(part)
+            advance(len(part))
+
+    with (
+        _progress(len(texts), show_progress_bar) as advance,
+        ThreadPoolExecutor(IN_FLIGHT, "embedshare-piece") as threads,
+    ):
+        running = [
+            threads.submit(contextvars.copy_context().run, work, advance)
+            for _ in range(min(IN_FLIGHT, len(pieces)))
+        ]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            with next_piece:
+                left = enumerate([])  # on an error or an interrupt: begin no further piece
+        for future in running:
+            future.result()
+    return [results[number] for number in range(len(pieces))]
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    """What is called with the number of texts that are done."""
+    if not shown:
+        yield lambda done: None
+        return
+    from tqdm.auto import tqdm  # only who wants to see it: 20 ms, and a fork meanwhile breaks the import lock
+
+    with tqdm(total=total, desc="Texts", unit="text") as bar:
+        yield bar.update
