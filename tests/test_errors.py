@@ -34,6 +34,7 @@ BUILTIN = {
     "EngineFailed": RuntimeError,
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
+    "DatabaseUnavailable": ConnectionError,
     "SupervisorUnavailable": ConnectionError,
 }
 

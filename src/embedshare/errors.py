@@ -161,6 +161,12 @@ class SwapRefused(EmbedshareError):
     http_status = 409
 
 
+class DatabaseUnavailable(EmbedshareError, ConnectionError):
+    """The database that settings and API keys are kept in does not answer, or refuses this user."""
+
+    http_status = 503
+
+
 class SearchFailed(EmbedshareError):
     """The search engine did not answer, or not with results."""
 
