@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import signal
 import sys
+from pathlib import Path
 
 from flask import Flask
 from loguru import logger
@@ -16,6 +17,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
+from embedshare.api_keys import Caller, digest
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
@@ -37,6 +39,7 @@ from embedshare.web import (
     tracing,
 )  # fmt: skip
 from embedshare.web.allowance import Allowance
+from embedshare.web.keys import KeyRing
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -56,7 +59,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured = metrics.Metrics(model)
     measured.watch(app)
     cors.register(app, lambda: settings.cors_origins)
-    gate.register(app, None, _rates(settings))
+    gate.register(app, _ring(settings), _rates(settings))
     allowance = Allowance.of(settings)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, allowance))
@@ -69,6 +72,29 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app
+
+
+def _ring(settings: Settings) -> KeyRing | None:
+    """The API keys of the database, of EMBEDDING_ADMIN_KEY_FILE, and of who holds the model server's key."""
+    if not settings.asks_for_keys:
+        return None
+    from embedshare.database.database import Database  # SQLAlchemy, for who asks for keys
+    from embedshare.database.keys import Keys
+
+    administrator = {}
+    if settings.admin_key_file is not None:
+        key = authkey.handed_in(Path(settings.admin_key_file), "EMBEDDING_ADMIN_KEY_FILE")
+        administrator[digest(key)] = Caller("EMBEDDING_ADMIN_KEY_FILE", frozenset({"admin"}))
+
+    def without_database() -> dict[str, Caller]:
+        try:
+            operator = digest(authkey.operator_key(authkey.client_key(settings)))
+        except EmbedshareError:  # there is no such key yet
+            return administrator
+        return {**administrator, operator: Caller("operator", frozenset({"metrics"}))}
+
+    keys = Keys(Database.open(settings, authkey.key_file(settings).parent))
+    return KeyRing(keys.valid, without_database, keys.used)
 
 
 def _rates(settings: Settings) -> gate.Rates | None:

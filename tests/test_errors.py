@@ -24,7 +24,6 @@ BUILTIN = {
     "InvalidSetting": ValueError,
     "Unauthenticated": PermissionError,
     "Forbidden": PermissionError,
-    "DatabaseUnavailable": ConnectionError,
     "ServerUnavailable": ConnectionError,
     "ModelSwapped": ConnectionError,
     "AuthenticationFailed": PermissionError,
@@ -37,6 +36,7 @@ BUILTIN = {
     "EngineFailed": RuntimeError,
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
+    "DatabaseUnavailable": ConnectionError,
     "SupervisorUnavailable": ConnectionError,
 }
 

@@ -63,7 +63,10 @@ CHOICES = {
     "EMBEDDING_API_KEYS": ("auto", "required", "off"),
     "EMBEDDING_WEB_SEARCH": ("auto", "true", "false"),
 }
-BOOLEANS = ("EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE")
+BOOLEANS = (
+    "EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE",
+    "EMBEDDING_USE_DB_SETTINGS",
+)  # fmt: skip
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
 TEXTS = ("EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR")
 HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST")
@@ -117,6 +120,8 @@ GOOD = [
     ("EMBEDDING_REDIS_URL", "", None),
     *(("CORS_ORIGINS", origins, origins) for origins in ORIGINS),
     ("CORS_ORIGINS", "HTTPS://App.example, *", "https://app.example,*"),
+    *(("EMBEDDING_DB_URL", url, url) for url in ("sqlite:///a.db", "mysql+aiomysql://a:b@c/d")),
+    ("EMBEDDING_DB_URL", "", None),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -164,7 +169,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_name_value_and_what_is_allo
 
 def test_every_setting_has_its_values_tested_here() -> None:
     assert {name for name, _, _ in GOOD} == set(FIELD_OF)
-    assert {name for name, _ in BAD} == set(FIELD_OF) - set(OPTIONAL)
+    assert {name for name, _ in BAD} == set(FIELD_OF) - {*OPTIONAL, "EMBEDDING_DB_URL"}
 
 
 @pytest.mark.parametrize("text", ["--5", "+-5", "++80", "9" * 5000])
@@ -185,6 +190,16 @@ def test_any_text_is_either_read_or_refused(name: str, text: str) -> None:
     except InvalidSetting:
         return  # any other exception fails
     assert isinstance(value, type(getattr(Settings(), FIELD_OF[name])))
+
+
+@pytest.mark.parametrize("text", ["embedshare.db", "oracle://a:hunter2@c/d", "hunter2 sqlite://"])
+def test_a_refused_database_is_not_quoted_since_it_holds_a_password(text: str) -> None:
+    with pytest.raises(
+        InvalidSetting, match=r"EMBEDDING_DB_URL is \(hidden\); allowed: .*postgresql://"
+    ) as caught:
+        loaded("EMBEDDING_DB_URL", text)
+    assert text not in str((caught.value.message, caught.value.fields))
+    assert "hunter2" not in repr(Settings.load({"EMBEDDING_DB_URL": "mysql://a:hunter2@c/d"}, NOWHERE))
 
 
 def test_without_any_value_the_defaults_hold() -> None:

@@ -65,12 +65,6 @@ class RateLimited(EmbedshareError):
     http_status = 429
 
 
-class DatabaseUnavailable(EmbedshareError, ConnectionError):
-    """The database does not answer, and this needs it."""
-
-    http_status = 503
-
-
 class InvalidSetting(EmbedshareError, ValueError):
     """A setting's value is not allowed.
 
@@ -189,6 +183,12 @@ class SwapRefused(EmbedshareError):
     """The model server does not change its model now; the message says why, and nothing has changed."""
 
     http_status = 409
+
+
+class DatabaseUnavailable(EmbedshareError, ConnectionError):
+    """The database that settings and API keys are kept in does not answer, or refuses this user."""
+
+    http_status = 503
 
 
 class SearchFailed(EmbedshareError):

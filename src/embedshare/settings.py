@@ -95,6 +95,13 @@ def _redis(text: str) -> str | None:
     return text or None
 
 
+def _database(text: str) -> str | None:
+    kinds = ("sqlite", "postgres", "postgresql", "mysql", "mariadb")
+    if text and text.partition("://")[0].partition("+")[0] not in kinds:
+        raise ValueError(f"a URL that begins with {', '.join(f'{kind}://' for kind in kinds)}")
+    return text or None
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -462,6 +469,21 @@ class Settings:
         "auto",
         "Whether a web worker searches the web for those who ask it (POST /search); auto does where "
         "EMBEDDING_HOST is this machine alone",
+    )
+
+    use_db_settings: bool = _setting(
+        "EMBEDDING_USE_DB_SETTINGS",
+        _boolean,
+        False,
+        "Settings that can be changed while everything runs are kept in a database (`/settings`)",
+    )
+    db_url: str | None = _setting(
+        "EMBEDDING_DB_URL",
+        _database,
+        None,
+        "That database, as `postgresql://user:password@host/name` or `mysql://…`; without one, the SQLite "
+        "file `embedshare.db` beside the key's file",
+        secret=True,
     )
 
     @classmethod

@@ -8,8 +8,9 @@ from typing import Protocol
 
 from flask import Flask, Response, g, request
 
+from embedshare.api_keys import Caller
 from embedshare.errors import Forbidden, RateLimited, Unauthenticated
-from embedshare.web.keys import Caller, KeyRing
+from embedshare.web.keys import KeyRing
 
 #: Pages without their data, the description of all routes, and the health check: open to everybody.
 OPEN = frozenset(("health", "openapi.json", "docs", "docs/static", "dashboard", "dashboard/static", "search"))
