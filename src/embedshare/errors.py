@@ -71,6 +71,8 @@ class InvalidSetting(EmbedshareError, ValueError):
     Fields: name, value, allowed.
     """
 
+    http_status = 422
+
 
 class ServerUnavailable(EmbedshareError, ConnectionError):
     """No model server answered, and no local model may or can stand in for it."""
@@ -183,6 +185,18 @@ class SwapRefused(EmbedshareError):
     """The model server does not change its model now; the message says why, and nothing has changed."""
 
     http_status = 409
+
+
+class UnknownSetting(EmbedshareError, LookupError):
+    """There is no setting of that name that can be changed while everything runs."""
+
+    http_status = 404
+
+
+class SettingsFixed(EmbedshareError):
+    """The settings come from the environment alone: EMBEDDING_USE_DB_SETTINGS is false."""
+
+    http_status = 400
 
 
 class DatabaseUnavailable(EmbedshareError, ConnectionError):
