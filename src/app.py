@@ -41,6 +41,9 @@ from embedshare.web import (
 from embedshare.web.allowance import Allowance
 from embedshare.web.keys import KeyRing
 
+#: Where the application keeps its KeyRing, or None.
+API_KEYS = "embedshare.api_keys"
+
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
     """The WSGI application over `model`, this process's shared one by default."""
@@ -59,7 +62,8 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured = metrics.Metrics(model)
     measured.watch(app)
     cors.register(app, lambda: settings.cors_origins)
-    gate.register(app, _ring(settings), _rates(settings))
+    ring = app.extensions[API_KEYS] = _ring(settings)
+    gate.register(app, ring, _rates(settings))
     allowance = Allowance.of(settings)
     app.register_blueprint(health.blueprint(model))
     app.register_blueprint(embed.blueprint(model, allowance))
@@ -120,7 +124,8 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     host, port = settings.web_host, settings.web_port
     try:
-        server = listener.listen(create_app(settings=settings), settings)
+        app = create_app(settings=settings)
+        server = listener.listen(app, settings)
     except OSError as error:
         message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
         raise PortUnavailable(message, host=host, port=port) from None
@@ -128,6 +133,8 @@ def _serve(settings: Settings) -> None:
         signal.signal(number, _leave)
     lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
     logger.info("ready: http://{}:{}", host, port)
+    if app.extensions[API_KEYS] is not None:
+        app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import requests
+from loguru import logger
 
 from embedshare.api_keys import Caller, digest
 from embedshare.errors import DatabaseUnavailable
 from embedshare.ipc import authkey
+from embedshare.operate.services import ask_worker
 from embedshare.web import gate
 from embedshare.web.keys import KeyRing
 from tests.processes import ROOT, ModelServer, wait_for
@@ -268,6 +270,12 @@ def test_who_holds_the_model_server_s_key_may_ask_for_figures_alone(site: Site) 
     assert site.ask(key).status_code == 403
 
 
+def test_the_supervisor_and_its_commands_reach_workers_that_ask_for_keys(site: Site) -> None:
+    settings = site.server.settings(**site.settings)
+    assert ask_worker(settings, site.workers[0].port, "/load", 30)["threads"] == 8
+    assert "client" in ask_worker(settings, site.workers[0].port, "/embedding/stats", 30)
+
+
 def test_every_route_has_a_scope_that_was_chosen_for_it(site: Site) -> None:
     paths = requests.get(f"{site.workers[0].url}/openapi.json", timeout=30).json()["paths"]
     for path, operations in paths.items():
@@ -306,6 +314,18 @@ def test_while_the_database_is_away_known_keys_are_good_and_others_a_503(
     del stored[digest("es_known")]
     wait_for(lambda: ring._current, 5, "the look at the database")
     assert ring.find("es_known") is None
+
+
+def test_a_worker_that_nobody_can_call_says_how_to_make_a_key() -> None:
+    said: list[str] = []
+    sink = logger.add(lambda line: said.append(str(line)), format="{message}")
+    try:
+        ring, _ = failing({})
+        ring.start()
+        wait_for(lambda: said, 5, "the line on keys")
+    finally:
+        logger.remove(sink)
+    assert "service_manager.py keys create" in said[0]
 
 
 def test_a_key_ends_when_its_time_is_over_also_between_two_looks() -> None:

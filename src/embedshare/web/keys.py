@@ -55,16 +55,16 @@ class KeyRing:
                 threading.Thread(target=self._follow, name="embedshare-keys", daemon=True).start()
                 self._pid = os.getpid()
 
-    def find(self, key: str) -> Caller | None:
-        """Whose key this is; None where it is nobody's, was revoked or has expired.
+    def find(self, key: str | None) -> Caller | None:
+        """Whose key this is; None where there is none, or it is nobody's, was revoked or has expired.
 
         Raises DatabaseUnavailable for a key that is not known while the database is away, since it may be
         valid.
         """
         self.start()
-        self._first.wait(PATIENCE_S)
-        if len(key) > MOST_CHARS:
+        if key is None or len(key) > MOST_CHARS:
             return None
+        self._first.wait(PATIENCE_S)
         hashed = digest(key)
         caller = self._others.get(hashed) or self._stored.get(hashed)
         if caller is None and not self._current:
@@ -98,9 +98,9 @@ class KeyRing:
         else:
             if not first and not was_current:
                 logger.info("the API keys are read from the database again")
-            if first and not self._stored:
+            if first and not self._stored and not any("admin" in one.scopes for one in self._others.values()):
                 logger.warning(
-                    "this worker answers callers with an API key alone, and the database has none: "
+                    "this worker answers callers with an API key alone, and there is none: "
                     "`service_manager.py keys create --name NAME --scopes embed` makes one"
                 )
         self._first.set()

@@ -41,13 +41,13 @@ function given(why) {
   const label = make("label", { textContent: "API key" });
   const field = make("input", { type: "password", name: "key", autocomplete: "off", required: true, spellcheck: false });
   const buttons = make("p", { className: "buttons" });
-  buttons.append(
-    make("button", { type: "submit", value: "cancel", textContent: "Cancel", formNoValidate: true }),
+  buttons.append( // the first is Enter's
     make("button", { type: "submit", value: "use", textContent: "Use it", className: "main" }),
+    make("button", { type: "submit", value: "cancel", textContent: "Cancel", formNoValidate: true }),
   );
   label.append(field);
   form.append(make("h2", { textContent: "Who is asking?" }), make("p", { textContent: why }), label, buttons);
-  dialog.className = "key";
+  dialog.className = "credential";
   dialog.append(form);
   document.body.append(dialog);
   dialog.addEventListener("keydown", (event) => event.stopPropagation()); // the page has keys of its own
