@@ -15,8 +15,10 @@ from loguru import logger
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
-from embedshare.errors import EmbedshareError, PortUnavailable
-from embedshare.ipc import authkey, control
+from embedshare.database.changes import SettingsChanges
+from embedshare.database.live import Live
+from embedshare.errors import EmbedshareError, MissingDependency, PortUnavailable
+from embedshare.ipc import authkey, codec, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.web import (
@@ -32,6 +34,12 @@ from embedshare.web import (
     search,
     tracing,
 )  # fmt: skip
+from embedshare.web import (
+    settings as settings_routes,
+)
+
+#: Where the application keeps its SettingsChanges, with which `/settings` and others read and change them.
+CHANGES = "embedshare.settings"
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -47,7 +55,10 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured = metrics.Metrics(model)
     measured.watch(app)
     app.register_blueprint(health.blueprint(model))
-    app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    changes = _settings_changes(model, settings)
+    app.extensions[CHANGES] = changes
+    app.register_blueprint(settings_routes.blueprint(changes))
+    app.register_blueprint(embed.blueprint(model, changes.live, settings.max_texts))
     app.register_blueprint(index.blueprint(model, settings.max_texts))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
@@ -57,6 +68,42 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app
+
+
+def _settings_changes(model: EmbeddingClient, settings: Settings) -> SettingsChanges:
+    """What `/settings` does; where a database keeps the settings, it is looked at from now on."""
+    live = Live(settings)
+
+    def apply_model(wanted: Settings, version: int) -> None:
+        how = codec.ModelSettings(wanted.device, wanted.max_batch_size, wanted.model_cache_dir, version)
+        model.swap_model(wanted.model_name, how=how)
+
+    if not settings.use_db_settings:
+        return SettingsChanges(live, None, apply_model)
+    try:
+        from embedshare.database.kept import KeptSettings
+    except ImportError as error:
+        raise MissingDependency(
+            f"EMBEDDING_USE_DB_SETTINGS needs more than this installation has ({error}): "
+            "pip install 'embedshare[database]'"
+        ) from None
+    kept = KeptSettings(live, authkey.key_file(settings).parent)
+    changes = SettingsChanges(live, kept, apply_model)
+    kept.watcher.start(lambda before, found: _move(changes))
+    return changes
+
+
+def _move(changes: SettingsChanges) -> None:
+    """Listen where the settings say now, where this process may."""
+    wanted = changes.live.settings
+    address = wanted.web_host, wanted.web_port
+    if changes.listener is None or address in (changes.listener.address, changes.refused_address):
+        return
+    try:
+        changes.listener.prepare(*address)(True)
+    except PortUnavailable as error:
+        changes.refused_address = address
+        logger.error("{}; it goes on at {}:{}", error.message, *changes.listener.address)
 
 
 def main() -> int:
@@ -72,16 +119,16 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> None:
-    host, port = settings.web_host, settings.web_port
-    try:
-        server = listener.listen(create_app(settings=settings), settings)
-    except OSError as error:
-        message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
-        raise PortUnavailable(message, host=host, port=port) from None
+    app = create_app(settings=settings)
+    changes: SettingsChanges = app.extensions[CHANGES]
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, _leave)
-    lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
-    logger.info("ready: http://{}:{}", host, port)
+    supervised = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    server = listener.Listening(app, settings)
+    if not supervised:  # else the supervisor gives each worker its port
+        changes.listener = server
+        _move(changes)
+    logger.info("ready: http://{}:{}", *server.address)
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
 

@@ -19,7 +19,14 @@ from embedshare.web.errors import JSON
 class Embedder(Protocol):
     """What this route asks of the model."""
 
-    def encode(self, inputs: list[str]) -> np.ndarray: ...
+    def encode(self, inputs: list[str], *, normalize_embeddings: bool) -> np.ndarray: ...
+
+
+class Live(Protocol):
+    """The settings that hold now."""
+
+    @property
+    def normalize(self) -> bool: ...
 
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
@@ -47,7 +54,7 @@ class Base64Embeddings(msgspec.Struct):
     embeddings: list[str]
 
 
-def blueprint(model: Embedder, max_texts: int) -> Blueprint:
+def blueprint(model: Embedder, live: Live, max_texts: int) -> Blueprint:
     """`POST /embed {"texts": [...]}` → `{"embeddings": [[...], ...]}`, or base64 strings in place of inner
     lists for who sends `Accept: application/json;embeddings=base64`."""
     routes = Blueprint("embed", __name__)
@@ -66,7 +73,9 @@ def blueprint(model: Embedder, max_texts: int) -> Blueprint:
             raise TooLarge(
                 f"{len(texts):,} texts came in one request; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
             )
-        vectors = model.encode(texts) if texts else np.empty((0, 0), np.float32)
+        vectors = np.empty((0, 0), np.float32)
+        if texts:
+            vectors = model.encode(texts, normalize_embeddings=live.normalize)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
         response = Response(_body(vectors, kind), content_type=kind)
         response.vary.add("Accept")
