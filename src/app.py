@@ -17,7 +17,7 @@ from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
 from embedshare.database.changes import SettingsChanges
 from embedshare.database.live import Live
-from embedshare.errors import EmbedshareError, MissingDependency, PortUnavailable
+from embedshare.errors import EmbedshareError, PortUnavailable, missing_database
 from embedshare.ipc import authkey, codec, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
@@ -83,10 +83,7 @@ def _settings_changes(model: EmbeddingClient, settings: Settings) -> SettingsCha
     try:
         from embedshare.database.kept import KeptSettings
     except ImportError as error:
-        raise MissingDependency(
-            f"EMBEDDING_USE_DB_SETTINGS needs more than this installation has ({error}): "
-            "pip install 'embedshare[database]'"
-        ) from None
+        raise missing_database(error) from None
     kept = KeptSettings(live, authkey.key_file(settings).parent)
     changes = SettingsChanges(live, kept, apply_model)
     kept.watcher.start(lambda before, found: _move(changes))
