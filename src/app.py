@@ -12,6 +12,7 @@ import sys
 
 from flask import Flask
 from loguru import logger
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
@@ -20,9 +21,12 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.web import (
+    cors,
     dashboard,
     embed,
     errors,
+    gate,
+    headers,
     health,
     index,
     listener,
@@ -32,6 +36,7 @@ from embedshare.web import (
     search,
     tracing,
 )  # fmt: skip
+from embedshare.web.allowance import Allowance
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -42,13 +47,20 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
         model.program = "embedshare worker"
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
+    if settings.trusted_proxies:
+        trusted = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
     tracing.register(app)
     errors.register(app)
+    headers.register(app)
     measured = metrics.Metrics(model)
     measured.watch(app)
+    cors.register(app, lambda: settings.cors_origins)
+    gate.register(app, None, _rates(settings))
+    allowance = Allowance.of(settings)
     app.register_blueprint(health.blueprint(model))
-    app.register_blueprint(embed.blueprint(model, settings.max_texts))
-    app.register_blueprint(index.blueprint(model, settings.max_texts))
+    app.register_blueprint(embed.blueprint(model, allowance))
+    app.register_blueprint(index.blueprint(model, allowance))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
@@ -57,6 +69,14 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured.exposition))
     app.register_blueprint(openapi.blueprint())
     return app
+
+
+def _rates(settings: Settings) -> gate.Rates | None:
+    if not settings.rate_limit:
+        return None
+    from embedshare.web.rates import Rates  # with its libraries, for who counts
+
+    return Rates(settings.rate_limit, settings.redis_url)
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from embedshare.settings import Settings, markdown_table
 
 NOWHERE = Path("/nonexistent/.env")
 FIELD_OF = {field.metadata["name"]: field.name for field in dataclasses.fields(Settings)}
+SECRET = {field.metadata["name"] for field in dataclasses.fields(Settings) if field.metadata["secret"]}
 TRUE, FALSE = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "off", "False", "OFF")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:13", "mps", "CUDA:1")
 BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:1.5")
@@ -29,6 +30,9 @@ WHOLE = {
     "EMBEDDING_MAX_MESSAGE_BYTES": (64 * 1024, 1 << 30),
     "EMBEDDING_MAX_HELD_BYTES": (1 << 20, 1 << 40),
     "EMBEDDING_MAX_TEXTS": (1, 1_000_000),
+    "EMBEDDING_MAX_TEXT_CHARS": (0, 1 << 30),
+    "EMBEDDING_MAX_REQUEST_CHARS": (0, 1 << 30),
+    "EMBEDDING_TRUSTED_PROXIES": (0, 10),
     "EMBEDDING_MAX_CONNECTIONS": (1, 100_000),
     "EMBEDDING_MAX_INDEXES": (1, 100_000),
     "EMBEDDING_MAX_INDEX_BYTES": (1 << 20, 1 << 40),
@@ -56,13 +60,21 @@ CHOICES = {
     "EMBEDDING_SEARCH_ENGINE": ("ddgs", "searxng"),
     "EMBEDDING_LOG_FORMAT": ("text", "json"),
     "EMBEDDING_LOG_LEVEL": ("debug", "info", "warning", "error"),
+    "EMBEDDING_API_KEYS": ("auto", "required", "off"),
     "EMBEDDING_WEB_SEARCH": ("auto", "true", "false"),
 }
 BOOLEANS = ("EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE")
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
 TEXTS = ("EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR")
 HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST")
-OPTIONAL = ("EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE", "EMBEDDING_CACHE_DIR")
+OPTIONAL = (
+    "EMBEDDING_AUTHKEY",
+    "EMBEDDING_AUTHKEY_FILE",
+    "EMBEDDING_CACHE_DIR",
+    "EMBEDDING_ADMIN_KEY_FILE",
+)
+RATES = ("", "100/second", "100/second;5000/hour", "1/day")
+ORIGINS = ("", "*", "https://app.example", "http://localhost:3000,https://[::1]:8443")
 
 
 def loaded(name: str, text: str) -> Any:
@@ -74,7 +86,7 @@ def refusal(name: str, text: str) -> InvalidSetting:
         loaded(name, text)
     error = caught.value
     assert error.fields["name"] == name
-    assert error.fields["value"] == repr(text.strip())
+    assert error.fields["value"] == ("(hidden)" if name in SECRET else repr(text.strip()))
     assert error.fields["allowed"]
     for part in error.fields.values():
         assert part in error.message
@@ -96,6 +108,15 @@ GOOD = [
     ("EMBEDDING_SEARXNG_URL", "http://localhost:8080/", "http://localhost:8080"),
     ("EMBEDDING_SEARXNG_URL", "", None),
     *(("EMBEDDING_FETCH_ALLOWED_HOSTS", hosts, hosts) for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")),
+    *(("EMBEDDING_RATE_LIMIT", rates, rates) for rates in RATES),
+    ("EMBEDDING_RATE_LIMIT", "5/Second ; 9/minute", "5/second;9/minute"),
+    *(
+        ("EMBEDDING_REDIS_URL", url, url)
+        for url in ("redis://localhost:6379/0", "rediss://:pass@cache.example")
+    ),
+    ("EMBEDDING_REDIS_URL", "", None),
+    *(("CORS_ORIGINS", origins, origins) for origins in ORIGINS),
+    ("CORS_ORIGINS", "HTTPS://App.example, *", "https://app.example,*"),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -118,6 +139,13 @@ BAD = [
         ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")
     ),
+    *(("EMBEDDING_RATE_LIMIT", text) for text in ("100", "0/second", "5/week", "5 per second", "5/second,")),
+    *(
+        ("CORS_ORIGINS", text)
+        for text in ("app.example", "https://app.example/", "https://*.example", "null", ",")
+    ),
+    ("EMBEDDING_REDIS_URL", "localhost:6379"),
+    ("EMBEDDING_REDIS_URL", "http://localhost"),
 ]
 
 
@@ -208,6 +236,18 @@ def test_the_key_is_in_no_message_and_no_repr() -> None:
 )
 def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
     assert Settings(server_host=host).on_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "asks"),
+    [
+        ("127.0.0.1", "auto", False), ("::1", "auto", False), ("localhost", "auto", False),
+        ("0.0.0.0", "auto", True), ("10.0.0.5", "auto", True), ("worker.example", "auto", True),
+        ("127.0.0.1", "required", True), ("0.0.0.0", "off", False),
+    ],
+)  # fmt: skip
+def test_keys_are_asked_for_beyond_this_machine_or_as_it_is_said(host: str, keys: str, asks: bool) -> None:
+    assert Settings(web_host=host, api_keys=keys).asks_for_keys is asks
 
 
 def test_the_readme_table_has_a_line_for_each_setting_and_shows_no_key() -> None:

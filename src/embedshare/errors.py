@@ -41,6 +41,36 @@ class TooLarge(InvalidInput):
     http_status = 413
 
 
+class Unauthenticated(EmbedshareError, PermissionError):
+    """The worker answers callers with an API key alone, and none came, or one that is not valid."""
+
+    http_status = 401
+
+
+class Forbidden(EmbedshareError, PermissionError):
+    """The caller's API key is valid, and not for this.
+
+    Field `scopes`: those of which the key needs one.
+    """
+
+    http_status = 403
+
+
+class RateLimited(EmbedshareError):
+    """The caller sent more requests than EMBEDDING_RATE_LIMIT allows.
+
+    Fields: retry_after_s, in seconds, and limit, such as `100/second`.
+    """
+
+    http_status = 429
+
+
+class DatabaseUnavailable(EmbedshareError, ConnectionError):
+    """The database does not answer, and this needs it."""
+
+    http_status = 503
+
+
 class InvalidSetting(EmbedshareError, ValueError):
     """A setting's value is not allowed.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from embedshare.errors import InvalidSetting
 
 Parser = Callable[[str], Any]
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", re.IGNORECASE)
+_RATE = re.compile(r"[1-9]\d{0,8}/(?:second|minute|hour|day)")
 
 
 def _boolean(text: str) -> bool:
@@ -70,6 +73,26 @@ def _hosts(text: str) -> str:
     if not text.isascii() or "/" in text or "*" in text or "@" in text:
         raise ValueError("host names or addresses, each alone or with a port (wiki.example:8080), and commas")
     return text
+
+
+def _origins(text: str) -> str:
+    origins = [one.strip() for one in text.split(",")] if text else []
+    if not all(one == "*" or _ORIGIN.fullmatch(one) for one in origins):
+        raise ValueError("origins such as https://app.example or http://localhost:3000, and commas; or *")
+    return ",".join(one.lower() for one in origins)
+
+
+def _rates(text: str) -> str:
+    rates = [one.strip().lower() for one in text.split(";")] if text else []
+    if not all(_RATE.fullmatch(one) for one in rates):
+        raise ValueError("rates such as 100/second;5000/hour (second, minute, hour, day)")
+    return ";".join(rates)
+
+
+def _redis(text: str) -> str | None:
+    if text and not text.startswith(("redis://", "rediss://")):
+        raise ValueError("an address that begins with redis:// or rediss://")
+    return text or None
 
 
 def _choice(*allowed: str) -> Parser:
@@ -217,6 +240,18 @@ class Settings:
         _whole(1, 1_000_000),
         8192,
         "Texts in one message, at most; the client cuts longer lists by itself",
+    )
+    max_text_chars: int = _setting(
+        "EMBEDDING_MAX_TEXT_CHARS",
+        _whole(0, 1 << 30),
+        0,
+        "Characters of one text that a web worker takes, at most; 0 sets no limit but the body's",
+    )
+    max_request_chars: int = _setting(
+        "EMBEDDING_MAX_REQUEST_CHARS",
+        _whole(0, 1 << 30),
+        0,
+        "Characters of all texts of one request to a web worker, likewise",
     )
     max_indexes: int = _setting(
         "EMBEDDING_MAX_INDEXES",
@@ -381,6 +416,46 @@ class Settings:
         "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"
     )
 
+    api_keys: str = _setting(
+        "EMBEDDING_API_KEYS",
+        _choice("auto", "required", "off"),
+        "auto",
+        "Whether a web worker answers callers with an API key alone; auto does where EMBEDDING_HOST is not "
+        "this machine alone",
+    )
+    admin_key_file: str | None = _setting(
+        "EMBEDDING_ADMIN_KEY_FILE",
+        _optional_text,
+        None,
+        "A file with an API key that may do everything, such as a container's secret; needs no database",
+    )
+    rate_limit: str = _setting(
+        "EMBEDDING_RATE_LIMIT",
+        _rates,
+        "",
+        "Requests of one caller that a web worker answers, as `100/second;5000/hour`; empty sets no limit",
+    )
+    redis_url: str | None = _setting(
+        "EMBEDDING_REDIS_URL",
+        _redis,
+        None,
+        "The Redis in which all workers count these together; without one each counts for itself",
+        secret=True,
+    )
+    trusted_proxies: int = _setting(
+        "EMBEDDING_TRUSTED_PROXIES",
+        _whole(0, 10),
+        0,
+        "Proxies in front of a web worker whose X-Forwarded-For and X-Forwarded-Proto it believes, one "
+        "behind another",
+    )
+    cors_origins: str = _setting(
+        "CORS_ORIGINS",
+        _origins,
+        "",
+        "Origins whose pages may call a web worker from a browser, as `https://app.example`, with commas; "
+        "`*` is all",
+    )
     web_search: str = _setting(
         "EMBEDDING_WEB_SEARCH",
         _choice("auto", "true", "false"),
@@ -421,6 +496,10 @@ class Settings:
     @property
     def searches_the_web(self) -> bool:
         return self.web_search == "true" or (self.web_search == "auto" and _is_loopback(self.web_host))
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return self.api_keys == "required" or (self.api_keys == "auto" and not _is_loopback(self.web_host))
 
 
 def _is_loopback(host: str) -> bool:

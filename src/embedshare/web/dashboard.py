@@ -94,9 +94,7 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
     def dashboard_data() -> Response:
         """The figures of the live page, now."""
         data = _data(model, latest, latest_supervised)
-        return Response(
-            msgspec.json.encode(data), content_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return Response(msgspec.json.encode(data), content_type="application/json")
 
     return routes
 

@@ -13,6 +13,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 
 from embedshare.errors import InvalidInput, TooLarge
 from embedshare.web import body, errors, openapi
+from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
 
 
@@ -47,7 +48,7 @@ class Base64Embeddings(msgspec.Struct):
     embeddings: list[str]
 
 
-def blueprint(model: Embedder, max_texts: int) -> Blueprint:
+def blueprint(model: Embedder, allowance: Allowance) -> Blueprint:
     """`POST /embed {"texts": [...]}` → `{"embeddings": [[...], ...]}`, or base64 strings in place of inner
     lists for who sends `Accept: application/json;embeddings=base64`."""
     routes = Blueprint("embed", __name__)
@@ -62,10 +63,7 @@ def blueprint(model: Embedder, max_texts: int) -> Blueprint:
     def embed() -> Response:
         """The embeddings of texts."""
         texts = body.read(decoder, '{"texts": ["a text"]}', untyped=True).texts
-        if len(texts) > max_texts:
-            raise TooLarge(
-                f"{len(texts):,} texts came in one request; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
-            )
+        allowance.check(texts)
         vectors = model.encode(texts) if texts else np.empty((0, 0), np.float32)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
         response = Response(_body(vectors, kind), content_type=kind)

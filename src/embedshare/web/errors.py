@@ -12,8 +12,6 @@ from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntit
 from embedshare.errors import EmbedshareError, TooLarge
 
 JSON = "application/json"
-#: On every answer: no browser is to take JSON for something that it would run.
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
 #: What any call of the model may raise, beside what its arguments may be wrong in.
 OF_THE_MODEL = tuple(kind for kind in EmbedshareError.__subclasses__() if kind.http_status >= 503)
 
@@ -53,11 +51,6 @@ def register(app: Flask) -> None:
     def unexpected(error: Exception) -> Response:
         logger.opt(exception=error).error("a request failed")
         return _response("the server failed to answer; its log says why", InternalServerError.__name__, 500)
-
-    @app.after_request
-    def no_sniffing(response: Response) -> Response:
-        response.headers.add(*NOSNIFF)
-        return response
 
 
 def body_too_large(limit: int) -> TooLarge:

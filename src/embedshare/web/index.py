@@ -18,6 +18,7 @@ from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaT
 
 from embedshare.errors import InvalidInput, TooLarge
 from embedshare.web import body, errors, openapi
+from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
 from embedshare.web.lately import LatelyUsed
 
@@ -119,7 +120,7 @@ class _Held:
             self.size = size
 
 
-def blueprint(model: Indexer, max_texts: int) -> Blueprint:
+def blueprint(model: Indexer, allowance: Allowance) -> Blueprint:
     """`/index` and what is below it."""
     routes = Blueprint("index", __name__)
     kept: LatelyUsed[_Held] = LatelyUsed(MOST_INDEXES, MOST_BYTES)
@@ -143,7 +144,7 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
     def make_index() -> tuple[Response, int]:
         """An index over documents."""
         asked = body.read(of_index, example)
-        _check(asked, max_texts)
+        _check(asked, allowance)
         size = _size(asked, model.get_embedding_dimension())
         index, _, _ = model.build_vector_index(
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
@@ -160,6 +161,7 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
     def search_index(index: str) -> Response:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
+        allowance.check([asked.query], "queries")
         one = held(index)
         found = model.search_index(asked.query, one.index, top_k=int(asked.top_k))
         return _json(Results(msgspec.convert(found, list[Result])))
@@ -180,7 +182,7 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
     def add_documents(index: str) -> Response:
         """More documents for an index."""
         asked = body.read(of_documents, example)
-        _check(asked, max_texts)
+        _check(asked, allowance)
         one = held(index)
         one.add(asked)
         kept.grown(index, one.size)
@@ -197,11 +199,8 @@ def blueprint(model: Indexer, max_texts: int) -> Blueprint:
     return routes
 
 
-def _check(asked: DocumentsRequest, max_texts: int) -> None:
-    if len(asked.documents) > max_texts:
-        raise TooLarge(
-            f"{len(asked.documents):,} documents came at once; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
-        )
+def _check(asked: DocumentsRequest, allowance: Allowance) -> None:
+    allowance.check(asked.documents, "documents")
     if asked.urls is not None and len(asked.urls) != len(asked.documents):
         raise UnprocessableEntity(
             f"{len(asked.urls):,} URLs came for {len(asked.documents):,} documents: send one each, or none"

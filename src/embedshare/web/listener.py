@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from flask import Flask
@@ -12,7 +13,15 @@ from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
 from embedshare.settings import Settings
-from embedshare.web import errors, load
+from embedshare.web import errors, headers, load
+
+#: Bytes of a request's line and headers together; clients send a few hundred.
+MOST_HEADER_BYTES = 32 * 1024
+#: Connections that are open at once. Those that send slowly take one each, and none of the threads.
+MOST_CONNECTIONS = 1000
+#: A request has so many seconds to arrive, and one more for each of so many bytes. Who is slower is cut off:
+#: connections that never finish would take all places in the end.
+ARRIVAL_S, ARRIVAL_BYTES_A_S = 30.0, 1000
 
 
 def listen(app: Flask, settings: Settings) -> BaseWSGIServer | MultiSocketServer:
@@ -25,6 +34,8 @@ def listen(app: Flask, settings: Settings) -> BaseWSGIServer | MultiSocketServer
     server = create_server(
         app, sockets, host=settings.web_host, port=settings.web_port, threads=settings.web_threads,
         ident=None, max_request_body_size=settings.max_message_bytes + 1,  # the first size it refuses
+        max_request_header_size=MOST_HEADER_BYTES,
+        connection_limit=MOST_CONNECTIONS, asyncore_use_poll=True,  # select() ends at 1,024 files
     )  # fmt: skip
     for listener in sockets.values():
         if isinstance(listener, BaseWSGIServer):
@@ -62,7 +73,7 @@ class _ErrorTask(ErrorTask):
         else:
             body = errors.body(error.body, error.reason)
         self.status = f"{error.code} {error.reason}"
-        self.response_headers = [("Content-Type", errors.JSON), errors.NOSNIFF]
+        self.response_headers = [("Content-Type", errors.JSON), ("Cache-Control", "no-store"), *headers.FIXED]
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
@@ -71,3 +82,22 @@ class _ErrorTask(ErrorTask):
 class _Channel(HTTPChannel):
     parser_class = _Parser
     error_task_class = _ErrorTask
+    _arriving: HTTPRequestParser | None = None
+    _began = 0.0
+    _came = 0
+
+    def received(self, data: bytes) -> bool:
+        received = bool(super().received(data))
+        if self.request is not self._arriving:
+            self._arriving, self._began, self._came = self.request, time.monotonic(), 0
+        self._came += len(data)
+        return received
+
+    def readable(self) -> bool:
+        """Asked in each turn of the listener's loop, at least once a second."""
+        if self.request is not None:
+            if self.requests:  # nothing is read while another request of this connection is answered
+                self._began = time.monotonic()
+            limit_s = ARRIVAL_S + self._came / ARRIVAL_BYTES_A_S
+            self.will_close = self.will_close or time.monotonic() - self._began > limit_s
+        return bool(super().readable())

@@ -26,7 +26,6 @@ def page(name: str) -> Response:
     """A page of that name, which may load and ask nothing but this worker."""
     response = _file(_STATIC / name, "text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
-    response.headers["Referrer-Policy"] = "no-referrer"
     return response
 
 
