@@ -157,7 +157,7 @@ def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
         assert health.json["ipc_enabled"] is False
         assert health.json["error"]
         msgspec.convert(health.json, DegradedHealth)
-        assert client.get("/health").json == {"status": "ok"}
+        assert client.get("/health").json["status"] == "ok"
 
 
 class _Raising:
