@@ -34,7 +34,8 @@ def test_every_answer_is_as_described(worker: Worker, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     done = subprocess.run(
         [str(Path(sys.executable).with_name("schemathesis")), "run", f"{worker.url}/openapi.json",
-         "--checks=all", "--mode=all", f"--max-examples={EXAMPLES}", "--seed=1", "--generation-database=none"],
+         "--checks=all", "--mode=all", f"--max-examples={EXAMPLES}", "--seed=1",
+         "--generation-database=none"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
