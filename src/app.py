@@ -58,7 +58,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     cors.register(app, lambda: settings.cors_origins)
     gate.register(app, None, _rates(settings))
     allowance = Allowance.of(settings)
-    app.register_blueprint(health.blueprint(model))
+    app.register_blueprint(health.blueprint(model, {"model_server": lambda: _server_state(model)}))
     app.register_blueprint(embed.blueprint(model, allowance))
     app.register_blueprint(index.blueprint(model, allowance))
     searcher = model if settings.searches_the_web else None
@@ -66,7 +66,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))
-    app.register_blueprint(metrics.blueprint(measured.exposition))
+    app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app
 
@@ -77,6 +77,11 @@ def _rates(settings: Settings) -> gate.Rates | None:
     from embedshare.web.rates import Rates  # with its libraries, for who counts
 
     return Rates(settings.rate_limit, settings.redis_url)
+
+
+def _server_state(model: EmbeddingClient) -> str:
+    """As the last call found it: a health check waits for nothing."""
+    return "connected" if model.client_stats()["state"] == "connected" else "disconnected"
 
 
 def main() -> int:

@@ -52,6 +52,28 @@ def test_requests_are_counted_by_route_method_and_status(browser: FlaskClient) -
     assert found("embedshare_http_requests_in_flight") == 1  # the scrape
 
 
+def test_a_summary_comes_as_json_to_who_asks_for_it(browser: FlaskClient) -> None:
+    for texts in (["a text"], ["two", "texts"]):
+        assert browser.post("/embed", json={"texts": texts}).status_code == 200
+    browser.post("/embed", json={"texts": 7})
+    response = browser.get("/metrics", headers={"Accept": "application/json"})
+    assert response.headers["Content-Type"] == "application/json"
+    summary = response.json
+    assert summary is not None
+    assert set(summary) == {
+        "requests_total", "requests_failed", "success_rate", "embeddings_generated", "avg_latency_ms",
+        "model_reloads", "model_reload_failures", "uptime_seconds",
+    }  # fmt: skip
+    assert (summary["requests_total"], summary["requests_failed"], summary["success_rate"]) == (3, 0, 1.0)
+    assert summary["embeddings_generated"] == 3
+    assert 0 < summary["avg_latency_ms"] < 60_000
+    assert 0 < summary["uptime_seconds"] < 3600
+    assert (summary["model_reloads"], summary["model_reload_failures"]) == (0, 0)
+    for accepted in ("*/*", "text/html,*/*;q=0.8", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"):
+        text = browser.get("/metrics", headers={"Accept": accepted})
+        assert text.headers["Content-Type"].startswith("text/plain")
+
+
 def test_strangers_words_make_no_labels(browser: FlaskClient) -> None:
     for number in range(20):
         browser.get(f"/no/such/page/{number}")

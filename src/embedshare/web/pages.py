@@ -17,15 +17,19 @@ MEDIA_TYPES = {
 #: What pages load, by name.
 FILES = {path.name: path for path in _STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 _CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'{style}; img-src 'self'{image}; font-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-def page(name: str) -> Response:
-    """A page of that name, which may load and ask nothing but this worker."""
+def page(name: str, *, writes_styles: bool = False) -> Response:
+    """A page of that name, which may load and ask nothing but this worker.
+
+    `writes_styles`: it sets styles, and pictures as data, by itself, as Swagger UI does.
+    """
     response = _file(_STATIC / name, "text/html; charset=utf-8")
-    response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
+    own = (" 'unsafe-inline'", " data:") if writes_styles else ("", "")
+    response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY.format(style=own[0], image=own[1])
     return response
 
 
