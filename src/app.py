@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import signal
 import sys
+from pathlib import Path
 
 from flask import Flask
 from loguru import logger
@@ -16,6 +17,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
+from embedshare.api_keys import Caller, digest
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
@@ -37,6 +39,10 @@ from embedshare.web import (
     tracing,
 )  # fmt: skip
 from embedshare.web.allowance import Allowance
+from embedshare.web.keys import KeyRing
+
+#: Where the application keeps its KeyRing, or None.
+API_KEYS = "embedshare.api_keys"
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -56,7 +62,8 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured = metrics.Metrics(model)
     measured.watch(app)
     cors.register(app, lambda: settings.cors_origins)
-    gate.register(app, None, _rates(settings))
+    ring = app.extensions[API_KEYS] = _ring(settings)
+    gate.register(app, ring, _rates(settings))
     allowance = Allowance.of(settings)
     app.register_blueprint(health.blueprint(model, {"model_server": lambda: _server_state(model)}))
     app.register_blueprint(embed.blueprint(model, allowance))
@@ -69,6 +76,29 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app
+
+
+def _ring(settings: Settings) -> KeyRing | None:
+    """The API keys of the database, of EMBEDDING_ADMIN_KEY_FILE, and of who holds the model server's key."""
+    if not settings.asks_for_keys:
+        return None
+    from embedshare.database.database import Database  # SQLAlchemy, for who asks for keys
+    from embedshare.database.keys import Keys
+
+    administrator = {}
+    if settings.admin_key_file is not None:
+        key = authkey.handed_in(Path(settings.admin_key_file), "EMBEDDING_ADMIN_KEY_FILE")
+        administrator[digest(key)] = Caller("EMBEDDING_ADMIN_KEY_FILE", frozenset({"admin"}))
+
+    def without_database() -> dict[str, Caller]:
+        try:
+            operator = digest(authkey.operator_key(authkey.client_key(settings)))
+        except EmbedshareError:  # there is no such key yet
+            return administrator
+        return {**administrator, operator: Caller("operator", frozenset({"metrics"}))}
+
+    keys = Keys(Database.open(settings, authkey.key_file(settings).parent))
+    return KeyRing(keys.valid, without_database, keys.used)
 
 
 def _rates(settings: Settings) -> gate.Rates | None:
@@ -99,7 +129,8 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     host, port = settings.web_host, settings.web_port
     try:
-        server = listener.listen(create_app(settings=settings), settings)
+        app = create_app(settings=settings)
+        server = listener.listen(app, settings)
     except OSError as error:
         message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
         raise PortUnavailable(message, host=host, port=port) from None
@@ -107,6 +138,8 @@ def _serve(settings: Settings) -> None:
         signal.signal(number, _leave)
     lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
     logger.info("ready: http://{}:{}", host, port)
+    if app.extensions[API_KEYS] is not None:
+        app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
 

@@ -35,6 +35,7 @@ def listen(app: Flask, settings: Settings) -> BaseWSGIServer | MultiSocketServer
         app, sockets, host=settings.web_host, port=settings.web_port, threads=settings.web_threads,
         ident=None, max_request_body_size=settings.max_message_bytes + 1,  # the first size it refuses
         max_request_header_size=MOST_HEADER_BYTES,
+        clear_untrusted_proxy_headers=False,  # the application decides whom it believes
         connection_limit=MOST_CONNECTIONS, asyncore_use_poll=True,  # select() ends at 1,024 files
     )  # fmt: skip
     for listener in sockets.values():
