@@ -1,79 +1,99 @@
-"""API keys in the database: made, listed, revoked, and those that are valid now."""
+"""The settings that can be changed while everything runs: their names, and values to and from JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from embedshare.errors import InvalidSetting, UnknownSetting
+from embedshare.settings import Settings, parse
 
-from embedshare import api_keys
-from embedshare.api_keys import Caller
-from embedshare.database.database import Database
-from embedshare.database.tables import ApiKey, now
-from embedshare.errors import InvalidInput
-
-
-class Keys:
-    """The table of API keys. Every method raises DatabaseUnavailable."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def create(
-        self, name: str, scopes: Iterable[str], expires_at: datetime | None = None
-    ) -> tuple[ApiKey, str]:
-        """A new key, as it is kept and as its caller sends it: that is known here and now alone.
-
-        Raises InvalidInput for a name that a valid key has already, and for scopes that are none.
-        """
-        key = api_keys.make()
-        made = ApiKey(
-            name=api_keys.checked_name(name), scopes=api_keys.checked_scopes(scopes),
-            key_hash=api_keys.digest(key), expires_at=expires_at,
-        )  # fmt: skip
-        with self._database.write() as session:
-            if session.scalar(select(ApiKey.id).where(ApiKey.name == name, _valid())) is not None:
-                raise InvalidInput(f"there is a valid key named {name!r} already; revoke it first")
-            session.add(made)
-        return made, key
-
-    def all(self) -> Sequence[ApiKey]:
-        """Every key that was ever made, the oldest first."""
-        with self._database.read() as session:
-            return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
-
-    def revoke(self, name_or_id: str) -> ApiKey:
-        """The key, which is valid no more. Raises InvalidInput where no valid key has that name or id."""
-        named = ApiKey.name == name_or_id
-        if name_or_id.isascii() and name_or_id.isdecimal() and len(name_or_id) < 10:
-            named = or_(named, ApiKey.id == int(name_or_id))
-        with self._database.write() as session:
-            found = session.scalars(select(ApiKey).where(named, _valid()).order_by(named)).first()
-            if found is None:
-                raise InvalidInput(f"there is no valid key with the name or id {name_or_id!r}")
-            found.revoked_at = now()
-        return found
-
-    def valid(self) -> dict[str, Caller]:
-        """Who may call, by their keys' digests."""
-        with self._database.read() as session:
-            rows = session.execute(
-                select(ApiKey.key_hash, ApiKey.name, ApiKey.scopes, ApiKey.id, ApiKey.expires_at).where(
-                    _valid()
-                )
-            ).all()
-        return {
-            key_hash: Caller(name, frozenset(scopes), number, expires.timestamp() if expires else None)
-            for key_hash, name, scopes, number, expires in rows
-        }
-
-    def used(self, ids: Iterable[int]) -> None:
-        """Note that keys were used by now."""
-        with self._database.write() as session:
-            session.execute(update(ApiKey).where(ApiKey.id.in_(list(ids))).values(last_used_at=now()))
+#: Names as callers know them, and the fields of Settings that they are.
+FIELDS = {
+    "model_name": "model_name",
+    "device": "device",
+    "model_cache_dir": "model_cache_dir",
+    "normalize_embeddings": "normalize",
+    "max_batch_size": "max_batch_size",
+    "host": "web_host",
+    "port": "web_port",
+    "cors_origins": "cors_origins",
+}
+#: Those that the model server applies.
+OF_THE_MODEL = frozenset({"model_name", "device", "model_cache_dir", "max_batch_size"})
+#: Those that say where a web worker listens.
+OF_THE_LISTENER = frozenset({"host", "port"})
+_BOOLEANS = frozenset({"normalize_embeddings"})
+_NUMBERS = frozenset({"max_batch_size", "port"})
+_LISTS = frozenset({"cors_origins"})
+#: In place of a value: the setting goes, and the environment's holds again.
+DELETED: Any = object()
+#: The longest text that a value may be.
+MAX_TEXT = 4096
 
 
-def _valid() -> ColumnElement[bool]:
-    lasting = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
-    return and_(ApiKey.revoked_at.is_(None), lasting)
+def check_known(key: str) -> None:
+    """Raise UnknownSetting where there is no such key."""
+    if key not in FIELDS:
+        raise UnknownSetting(f"there is no setting {key[:64]!r} to change; there are {', '.join(FIELDS)}")
+
+
+def value_of(key: str, given: Any) -> Any:
+    """The value, as JSON keeps it, that a caller or a row of the database gives for `key`.
+
+    Text is read as the environment's is. Raises InvalidSetting.
+    """
+    if key not in FIELDS:
+        message = f"{key[:64]!r} cannot be set; allowed: {', '.join(FIELDS)}"
+        raise InvalidSetting(message, name=key[:64], value="", allowed=", ".join(FIELDS))
+    text = _text(key, given)
+    if text is None or len(text) > MAX_TEXT or not text.isprintable():
+        kind = "true or false" if key in _BOOLEANS else "a whole number" if key in _NUMBERS else "text"
+        allowed = "a list of texts" if key in _LISTS else kind
+        shown = repr(given)[:80]
+        message = f"{key} is {shown}; allowed: {allowed}"
+        raise InvalidSetting(message, name=key, value=shown, allowed=allowed)
+    value = parse(FIELDS[key], text.strip(), key)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(key: str, given: Any) -> str | None:
+    """What would stand in the environment; None where the value is of another type."""
+    if isinstance(given, str):
+        return given
+    if given is None and key == "model_cache_dir":
+        return ""
+    if key in _LISTS and isinstance(given, list) and all(isinstance(one, str) for one in given):
+        return ",".join(given)
+    if isinstance(given, bool):
+        return str(given).lower() if key in _BOOLEANS else None
+    return str(given) if key in _NUMBERS and isinstance(given, int) else None
+
+
+def encoded(value: Any) -> str:
+    """A value as a row of the database has it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def decoded(raw: str) -> Any:
+    """The value in a row; what is no JSON is a text, as an operator writes it by hand."""
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings in force, by key, as JSON shows them."""
+    values = {key: getattr(settings, field) for key, field in FIELDS.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """`settings` with `values` (of `value_of`, by key) in place of its own."""
+    changes: dict[str, Any] = {
+        FIELDS[key]: tuple(value) if key in _LISTS else value for key, value in values.items()
+    }
+    return dataclasses.replace(settings, **changes)

@@ -63,7 +63,9 @@ class Setting(Base):
     __tablename__ = "settings"
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    value: Mapped[Any] = mapped_column(JsonText, nullable=False)
+    raw: Mapped[str] = mapped_column("value", Text)
+    """JSON; the text as it is, since operators may write into this table too."""
+
     updated_at: Mapped[datetime] = mapped_column(UtcTime, default=now, onupdate=now)
     updated_by: Mapped[str] = mapped_column(String(255))
 

@@ -72,6 +72,11 @@ def needs_conversion(settings: Settings, device: str) -> bool:
     return found is None or found[1].layout is None
 
 
+def same_device(one: str, other: str) -> bool:
+    """Whether two settings of the device are plainly one device."""
+    return _known(one) == _known(other)
+
+
 def _known(device: str) -> str:
     """`device`, where "auto" is the CPU if there is plainly no other."""
     return "cpu" if device == "auto" and not platforms.may_have_gpu() else device

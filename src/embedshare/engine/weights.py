@@ -69,7 +69,7 @@ def find(name: str, cache_dir: str | None = None) -> Path:
         if found is not None:
             return found
         looked.append(f"the package {packaged.distribution} (pip install {packaged.distribution})")
-    return _from_hub(name, looked, cache_dir)
+    return _from_hub(name, looked, cache_dir and os.path.expanduser(cache_dir))
 
 
 def full_name(name: str) -> str:

@@ -15,7 +15,7 @@ from embedshare.ipc import authkey
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
-    from embedshare.database.keys import Keys
+    from embedshare.database.api_keys import Keys
     from embedshare.database.tables import ApiKey
 
 
@@ -46,8 +46,8 @@ def carry_out(options: argparse.Namespace, settings: Settings) -> Any:
 
     Raises InvalidInput, DatabaseUnavailable.
     """
+    from embedshare.database.api_keys import Keys
     from embedshare.database.database import Database  # SQLAlchemy, for this command alone
-    from embedshare.database.keys import Keys
 
     keys = Keys(Database.open(settings, authkey.key_file(settings).parent))
     return options.key_command(keys, options)
