@@ -80,6 +80,19 @@ def give_back_memory() -> None:
             trim(0)
 
 
+def limit_own_memory(size: int) -> None:
+    """Let this process take at most `size` bytes of memory of its own; more is a MemoryError.
+
+    Linux alone: macOS does not hold to such a limit, and Windows sets them by jobs, from outside.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        allowed = size if highest == resource.RLIM_INFINITY else min(size, highest)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, highest))
+
+
 def own_process_group() -> dict[str, Any]:
     """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
     itself."""

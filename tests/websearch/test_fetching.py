@@ -16,7 +16,8 @@ import pytest
 from embedshare.errors import AddressRefused, FetchFailed
 from embedshare.websearch.addresses import Addresses
 from embedshare.websearch.extraction import decoded, readable
-from embedshare.websearch.fetching import MAX_BYTES, Fetcher, Page
+from embedshare.websearch.fetching import MAX_BYTES, Fetcher
+from embedshare.websearch.page import Page
 from tests.websearch.site import Quiet, serving
 
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 20
@@ -302,7 +303,7 @@ ARTICLE = "The mill stands at the river and grinds corn. It was built of oak in 
 )  # fmt: skip
 def test_a_page_has_a_title_and_readable_text(content: str, title: str, holds: str) -> None:
     page = Page("http://site.test/", content.encode(), "text/html", "utf-8")
-    document = readable(page, time.monotonic() + 30)
+    document = readable(page)
     assert document.title == title
     assert holds in document.text
     assert "Login" not in document.text
@@ -310,4 +311,4 @@ def test_a_page_has_a_title_and_readable_text(content: str, title: str, holds: s
 
 def test_plain_text_is_read_as_it_is() -> None:
     page = Page("http://site.test/", b"one <two>\r\n\r\n  three", "text/plain", None)
-    assert readable(page, time.monotonic() + 30).text == "one <two>\nthree"
+    assert readable(page).text == "one <two>\nthree"

@@ -15,9 +15,10 @@ from embeddingClient import EmbeddingClient, fast_web_search_with_embeddings
 from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchFailed
 from embedshare.settings import Settings
 from embedshare.websearch import engines
-from embedshare.websearch.engines import Ddgs, Result, SearXNG
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.engines import Ddgs, SearXNG
+from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch
+from embedshare.websearch.result import Result
 from tests.processes import ModelServer, free_port, run_python
 from tests.websearch import site
 
@@ -123,6 +124,21 @@ def test_a_worker_that_never_searches_loads_nothing_of_it(server: ModelServer) -
         server.environment(),
     )  # fmt: skip
     assert said.strip() == "[]"
+
+
+def test_a_worker_that_searches_never_parses_itself(server: ModelServer, searxng: str) -> None:
+    said = run_python(
+        "import sys\n"
+        "from embeddingClient import EmbeddingClient\n"
+        "found = EmbeddingClient().web_search('keep a list sorted')\n"
+        "print(len(found.passages), [name for name in ('lxml', 'trafilatura', 'ddgs') if name in sys.modules])",
+        server.environment(
+            EMBEDDING_SEARCH_ENGINE="searxng",
+            EMBEDDING_SEARXNG_URL=searxng,
+            EMBEDDING_FETCH_ALLOWED_HOSTS="127.0.0.1",
+        ),
+    )
+    assert said.strip() == "3 []"
 
 
 def test_without_its_packages_a_search_names_the_command(server: ModelServer) -> None:

@@ -17,7 +17,7 @@ import trafilatura
 from embeddingClient import EmbeddingClient
 from embedshare.websearch.addresses import Addresses
 from embedshare.websearch.engines import SearXNG
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch, reader
 from tests.processes import ModelServer, long_form
 from tests.websearch import site

@@ -13,6 +13,7 @@ import requests
 from embedshare.errors import FetchFailed
 from embedshare.websearch.addresses import Addresses, Target
 from embedshare.websearch.connecting import answer, body
+from embedshare.websearch.page import Page
 from embedshare.websearch.robots import Robots
 
 MAX_BYTES = 2_000_000
@@ -21,18 +22,6 @@ ROBOTS_S = 3.0
 ROBOTS_BYTES = 500_000  # RFC 9309: a crawler reads at least so much
 CONTENT_TYPES = frozenset({"text/html", "application/xhtml+xml", "text/plain"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What a site sent."""
-
-    url: str
-    """Where it came from, after redirects."""
-    content: bytes
-    """At most MAX_BYTES, decompressed: the beginning of a longer page."""
-    content_type: str
-    charset: str | None
-    """What the header says, which need not be true."""
 
 
 _Read = Callable[[Target, requests.Response, float], Page]
