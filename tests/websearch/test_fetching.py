@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import threading
 import time
 import zlib
@@ -143,7 +144,7 @@ def port() -> Iterator[int]:
 def fetched(
     port: int, path: str, limit_s: float = 20.0, resolve: Any = None, host: str = "site.test"
 ) -> Page:
-    addresses = Addresses("site.test", resolve or (lambda host, port: ["127.0.0.1"]))
+    addresses = Addresses("site.test", resolve or (lambda host, port, deadline: ["127.0.0.1"]))
     return Fetcher(addresses).fetch(f"http://{host}:{port}{path}", time.monotonic() + limit_s)
 
 
@@ -195,6 +196,21 @@ def test_a_redirect_to_an_internal_address_is_refused(port: int, to: str) -> Non
         fetched(port, f"/to/{to}")
 
 
+class InnerServer(ThreadingHTTPServer):
+    """At the same port of the other loopback address: macOS has no 127.0.0.2."""
+
+    address_family = socket.AF_INET6
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1, the second address that the test needs")
 def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int) -> None:
     """The site's name leads elsewhere each time that it is asked for; every connection goes where the check
     looked."""
@@ -208,19 +224,19 @@ def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int
 
     given: list[str] = []
 
-    def rebinding(host: str, port: int) -> list[str]:
+    def rebinding(host: str, port: int, deadline: float) -> list[str]:
         # first what may be fetched, then the internal address, which the server below listens at
-        given.append("127.0.0.1" if host == "site.test" and len(given) < 1 else "127.0.0.2")
+        given.append("127.0.0.1" if host == "site.test" and len(given) < 1 else "::1")
         return given[-1:]
 
-    with ThreadingHTTPServer(("127.0.0.2", port), Inside) as inside:
+    with InnerServer(("::1", port), Inside) as inside:
         thread = threading.Thread(target=inside.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         page = fetched(port, "/fine", resolve=rebinding)
         assert page.content.startswith(b"<html><title>Fine")
         assert given == ["127.0.0.1"], "the name was resolved again after it had been checked"
         with pytest.raises(AddressRefused):  # the redirect's name is checked anew, and is internal by now
-            fetched(port, f"/to/http://rebound.test:{port}/fine", resolve=_then("127.0.0.1", "127.0.0.2"))
+            fetched(port, f"/to/http://rebound.test:{port}/fine", resolve=_then("127.0.0.1", "::1"))
         inside.shutdown()
         thread.join()
     assert not Inside.asked
@@ -228,15 +244,15 @@ def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int
 
 def _then(*addresses: str) -> Any:
     left = list(addresses)
-    return lambda host, port: [left.pop(0) if len(left) > 1 else left[0]]
+    return lambda host, port, deadline: [left.pop(0) if len(left) > 1 else left[0]]
 
 
 def test_the_next_address_is_tried_where_one_does_not_answer(port: int) -> None:
-    assert fetched(port, "/fine", resolve=lambda host, port: ["127.0.0.3", "127.0.0.1"]).content
+    assert fetched(port, "/fine", resolve=lambda host, port, deadline: ["::1", "127.0.0.1"]).content
 
 
 def test_what_robots_txt_forbids_is_not_asked_for(port: int) -> None:
-    fetcher = Fetcher(Addresses("site.test", lambda host, port: ["127.0.0.1"]))
+    fetcher = Fetcher(Addresses("site.test", lambda host, port, deadline: ["127.0.0.1"]))
     Site.seen.clear()
     for path in ("/forbidden", "/forbidden/deep", "/to//forbidden"):
         with pytest.raises(FetchFailed, match=r"robots\.txt"):

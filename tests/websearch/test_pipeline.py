@@ -131,7 +131,8 @@ def test_a_worker_that_searches_never_parses_itself(server: ModelServer, searxng
         "import sys\n"
         "from embeddingClient import EmbeddingClient\n"
         "found = EmbeddingClient().web_search('keep a list sorted')\n"
-        "print(len(found.passages), [name for name in ('lxml', 'trafilatura', 'ddgs') if name in sys.modules])",
+        "heavy = ('lxml', 'trafilatura', 'ddgs')\n"
+        "print(len(found.passages), [name for name in heavy if name in sys.modules])",
         server.environment(
             EMBEDDING_SEARCH_ENGINE="searxng",
             EMBEDDING_SEARXNG_URL=searxng,

@@ -18,7 +18,7 @@ class _Question(msgspec.Struct):
     query: str
     limit: int
     timeout_s: int
-    """Of each request of the library's."""
+    """Of each request of the library's, of which one may follow another."""
 
 
 class _Answer(msgspec.Struct):
@@ -35,7 +35,7 @@ class Asking:
 
     def results(self, query: str, limit: int, limit_s: float) -> list[Result]:
         """At most about `limit` links within `limit_s` seconds. Raises SearchFailed."""
-        question = _Question(query, limit, max(1, int(limit_s / 2)))
+        question = _Question(query, limit, max(1, int(limit_s / 3)))
         try:
             told = self._apart.do(msgspec.msgpack.encode(question), time.monotonic() + limit_s, limit_s)
             answer = msgspec.msgpack.decode(told, type=_Answer)

@@ -37,10 +37,9 @@ class Fetcher:
     def fetch(self, url: str, deadline: float) -> Page:
         """The page at `url`, by the moment `deadline` of `time.monotonic()`.
 
-        Only a name's resolution may take longer, as long as the system's resolver does. Raises
-        AddressRefused, and FetchFailed for a page that is not to be had.
+        Raises AddressRefused, and FetchFailed for a page that is not to be had.
         """
-        return self._follow(self._addresses.target(url), deadline, _page, self._robots.check)
+        return self._follow(self._addresses.target(url, deadline), deadline, _page, self._robots.check)
 
     def _follow(
         self, target: Target, deadline: float, read: _Read, check: Callable[[Target, float], None]
@@ -51,7 +50,7 @@ class Fetcher:
                 location = response.headers.get("Location")
                 if response.status_code not in _REDIRECTS or not location:
                     return read(target, response, deadline)
-            target = self._addresses.target(_joined(target.url, location))
+            target = self._addresses.target(_joined(target.url, location), deadline)
         raise FetchFailed(f"more than {MAX_REDIRECTS} redirects")
 
     def _fetch_rules(self, target: Target, deadline: float) -> bytes:

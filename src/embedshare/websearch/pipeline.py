@@ -162,7 +162,7 @@ class WebSearch:
                     return
                 done.put((number, self._document(results[number].url, deadline)))
 
-        # Daemons, since the system's resolver keeps to no time limit, and no exit should wait for it.
+        # Daemons: no exit should wait for a page.
         for _ in range(min(width, len(results))):
             threading.Thread(target=work, name="embedshare-fetch", daemon=True).start()
         read: dict[int, Document] = {}
