@@ -64,6 +64,7 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_judged_as_itself(address: ipaddre
         "http://", "http:///path", "http://user@example.com/", "http://user:word@example.com/",
         "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
         "http://0x7f.1/", "http://0/", "http://0.0.0.0/", "http://127.0.0.1./", "http://１２７.0.0.1/",
+        "http://127.0.0.1。/", "http://。/", "http://a℀b.example/",
         "http://10.0.0.1/", "http://172.16.0.1/", "http://192.168.1.1/", "http://169.254.169.254/latest/meta-data/",
         "http://100.64.0.1/", "http://224.0.0.1/", "http://255.255.255.255/", "http://192.88.99.1/",
         "http://[::1]/", "http://[::]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/", "http://[fe80::1]/",
@@ -91,6 +92,7 @@ def test_a_public_name_leads_to_the_addresses_that_were_checked() -> None:
     assert target.addresses == (PUBLIC, "2606:2800:220:1::1")
     assert (target.scheme, target.host, target.port) == ("https", "xn--exmple-cua.com", 8443)
     assert target.url == "https://xn--exmple-cua.com:8443/a/b?c=d"
+    assert leads_to(PUBLIC).target("http://example.com。/", SOON).host == "example.com"
     assert leads_to(PUBLIC).target("http://example.com:80", SOON).url == "http://example.com/"
 
 

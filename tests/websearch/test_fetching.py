@@ -260,6 +260,39 @@ def test_what_robots_txt_forbids_is_not_asked_for(port: int) -> None:
     assert Site.seen == {"/robots.txt": 1, "/to//forbidden": 1}
 
 
+@pytest.mark.parametrize(
+    ("rules", "path", "may"),
+    [
+        ("User-agent: *\nDisallow: /*.php$", "/a/b.php", False),
+        ("User-agent: *\nDisallow: /*.php$", "/a/b.php?c", True),
+        ("User-agent: *\nDisallow: /a*/secret", "/about/secret/x", False),
+        ("User-agent: *\nDisallow: /\nAllow: /open/", "/open/page", True),  # the longest rule counts
+        ("User-agent: *\nAllow: /\nDisallow: /closed/", "/closed/page", False),
+        ("User-agent: other\nDisallow: /", "/page", True),
+        ("User-agent: *\nDisallow:\n\nUser-agent: EmbedShare\nDisallow: /", "/page", False),
+        ("User-agent: *\nDisallow: /\n\nUser-agent: embedshare\nAllow: /", "/page", True),
+        ("\ufeffUser-agent: *\nDisallow: /b%c3%bccher", "/bücher", False),
+        ("<html>not found</html>", "/page", True),
+        ("\0\x85" * 100, "/page", True),
+        (f"User-agent: *\nDisallow: /{'*a' * 20_000}b", "/" + "a" * 3000, True),
+        ("".join(f"User-agent: a{n}\n" for n in range(9000)) + "Disallow: /b\n" * 9000, "/page", False),
+    ],
+)
+def test_rules_are_read_as_their_standard_says_and_cost_little(rules: str, path: str, may: bool) -> None:
+    class Ruled(Quiet):
+        def do_GET(self) -> None:
+            self.send(rules.encode() if self.path == "/robots.txt" else b"<p>page</p>")
+
+    began = time.monotonic()
+    with serving(Ruled) as own:
+        if may:
+            assert fetched(own, path).content == b"<p>page</p>"
+        else:
+            with pytest.raises(FetchFailed, match=r"robots\.txt"):
+                fetched(own, path)
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize(("status", "may"), [(404, True), (403, True), (500, False), (503, False)])
 def test_a_site_without_rules_forbids_nothing_and_one_in_trouble_everything(status: int, may: bool) -> None:
     class Rules(Quiet):
@@ -293,6 +326,7 @@ def test_a_site_without_rules_forbids_nothing_and_one_in_trouble_everything(stat
         ("こんにちは".encode("iso2022_jp"), "iso-2022-jp", "こんにちは"),
         ("“so”".encode("cp1252"), "iso-8859-1", "“so”"),
         (GERMAN.encode(), "no-such-charset", GERMAN),
+        (GERMAN.encode(), "none\0", GERMAN),
         (GERMAN.encode(), "base64", GERMAN),  # a codec that is none of text
         (b"", None, ""),
     ],
@@ -315,6 +349,7 @@ ARTICLE = "The mill stands at the river and grinds corn. It was built of oak in 
         ("<div>" * 5000 + "deep down", "", ""),
         ("", "", ""),
         ("\x00\x01<p>", "", ""),
+        (f"<title>{'long ' * 500}</title><p>{ARTICLE}", ("long " * 40), "built of oak"),
     ],
 )  # fmt: skip
 def test_a_page_has_a_title_and_readable_text(content: str, title: str, holds: str) -> None:

@@ -118,10 +118,10 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
         raise AddressRefused(f"{parts.scheme or 'no scheme'} is neither http nor https", url=url)
     if "@" in parts.netloc:
         raise AddressRefused("an address with a user name", url=url)
-    host = (parts.hostname or "").rstrip(".")
+    host = _ascii(parts.hostname or "", url).rstrip(".")
     if not host:
         raise AddressRefused("an address without a host", url=url)
-    return parts, _ascii(host, url), _DEFAULT_PORTS[parts.scheme] if port is None else port
+    return parts, host, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
 
 def _ascii(host: str, url: str) -> str:

@@ -14,6 +14,8 @@ from embedshare.websearch.page import Document, Page
 
 #: Characters of readable text that are taken of one page.
 MAX_CHARS = 100_000
+#: Of its title, which stands before each of its passages when they are embedded.
+MAX_TITLE_CHARS = 200
 #: With less than this trafilatura has as a rule missed the page, which may be a table or a list of links.
 MIN_CHARS = 200
 
@@ -46,7 +48,7 @@ def readable(page: Page) -> Document:
     if page.content_type == "text/plain":
         return Document("", _tidied(text))
     found = _TITLE.search(text)
-    title = " ".join(html.unescape(found[1]).split()) if found else ""
+    title = " ".join(html.unescape(found[1]).split())[:MAX_TITLE_CHARS] if found else ""
     return Document(title, _tidied(_main_text(text)))
 
 
@@ -74,7 +76,7 @@ def _strictly(content: bytes, encoding: str) -> str | None:
         name = codecs.lookup(encoding).name
         decoder = codecs.getincrementaldecoder(_MEANT.get(name, name))()
         text = decoder.decode(content)  # not final: the cut may stand in the middle of a character
-    except (LookupError, UnicodeError, AttributeError, TypeError):
+    except (LookupError, ValueError, AttributeError, TypeError):
         return None  # unknown, wrong, or a codec that is none of text
     return text if isinstance(text, str) else None
 
