@@ -80,8 +80,13 @@ def _rates(settings: Settings) -> gate.Rates | None:
 
 
 def _server_state(model: EmbeddingClient) -> str:
-    """As the last call found it: a health check waits for nothing."""
-    return "connected" if model.client_stats()["state"] == "connected" else "disconnected"
+    """As the last call found it, since a health check waits for nothing: `unknown` before the first."""
+    stats = model.client_stats()
+    if stats["state"] == "local":
+        return "off"
+    if stats["state"] == "connecting" and not stats["calls"]:
+        return "unknown"
+    return "connected" if stats["state"] == "connected" else "disconnected"
 
 
 def main() -> int:
