@@ -1,7 +1,7 @@
 """Start, watch, change and stop everything: the model server and its web workers.
 
     python service_manager.py --workers 3 --port 5000
-    python service_manager.py status | logs | restart | scale | swap | stop | doctor
+    python service_manager.py status | logs | restart | scale | swap | stop | doctor | keys
 
 The first runs until Ctrl-C, which stops everything and leaves no process behind. The others reach it over a
 local channel that only its user can use.
@@ -33,7 +33,7 @@ from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
 from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import doctor, status, tail  # noqa: E402
+from embedshare.operate import doctor, keys, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.services import MODEL_SERVER, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -209,6 +209,12 @@ def examine(options: argparse.Namespace, settings: Settings) -> int:
     return int(any(finding.state == doctor.BAD for finding in findings))
 
 
+def manage_keys(options: argparse.Namespace, settings: Settings) -> None:
+    """Make, list and revoke API keys for the web workers."""
+    answer = keys.carry_out(options, settings)
+    _print_json(answer) if options.json else _console().print(answer)
+
+
 def _runs(pid: int) -> bool:
     """Whether a process runs; one that has ended and is not yet noticed by who started it does not."""
     try:
@@ -248,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(run=run)
         add_arguments(command)
-        if name not in ("start", "logs"):
+        if name not in ("start", "logs", "keys"):
             command.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
     return parser
 
@@ -285,6 +291,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.Ar
     "swap": (swap, lambda parser: parser.add_argument("--model", required=True, help="a folder or a name")),
     "stop": (stop, lambda parser: None),
     "doctor": (examine, _services_arguments),
+    "keys": (manage_keys, keys.add_arguments),
 }
 
 

@@ -15,8 +15,9 @@ from loguru import logger
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
-from embedshare import logs, platforms
-from embedshare.errors import EmbedshareError, PortUnavailable
+from embedshare import logs, platforms, worker
+from embedshare.database.changes import SettingsChanges
+from embedshare.errors import EmbedshareError
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
@@ -36,7 +37,15 @@ from embedshare.web import (
     search,
     tracing,
 )  # fmt: skip
+from embedshare.web import (
+    settings as settings_routes,
+)
 from embedshare.web.allowance import Allowance
+
+#: Where the application keeps its KeyRing, or None.
+API_KEYS = "embedshare.api_keys"
+#: Where it keeps its SettingsChanges, with which `/settings` and others read and change them.
+CHANGES = "embedshare.settings"
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -55,11 +64,19 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     headers.register(app)
     measured = metrics.Metrics(model)
     measured.watch(app)
-    cors.register(app, lambda: settings.cors_origins)
-    gate.register(app, None, _rates(settings))
+    changes = app.extensions[CHANGES] = worker.settings_changes(model, settings)
+    live = changes.live
+    cors.register(app, lambda: live.cors_origins)
+    ring = app.extensions[API_KEYS] = worker.key_ring(settings)
+    gate.register(app, ring, worker.rates(settings))
     allowance = Allowance.of(settings)
-    app.register_blueprint(health.blueprint(model, {"model_server": lambda: _server_state(model)}))
-    app.register_blueprint(embed.blueprint(model, allowance))
+    dependencies = {
+        "model_server": lambda: worker.server_state(model),
+        "database": lambda: changes.database_status,
+    }
+    app.register_blueprint(health.blueprint(model, dependencies))
+    app.register_blueprint(settings_routes.blueprint(changes))
+    app.register_blueprint(embed.blueprint(model, live, allowance))
     app.register_blueprint(index.blueprint(model, allowance))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
@@ -69,24 +86,6 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app
-
-
-def _rates(settings: Settings) -> gate.Rates | None:
-    if not settings.rate_limit:
-        return None
-    from embedshare.web.rates import Rates  # with its libraries, for who counts
-
-    return Rates(settings.rate_limit, settings.redis_url)
-
-
-def _server_state(model: EmbeddingClient) -> str:
-    """As the last call found it, since a health check waits for nothing: `unknown` before the first."""
-    stats = model.client_stats()
-    if stats["state"] == "local":
-        return "off"
-    if stats["state"] == "connecting" and not stats["calls"]:
-        return "unknown"
-    return "connected" if stats["state"] == "connected" else "disconnected"
 
 
 def main() -> int:
@@ -102,16 +101,18 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> None:
-    host, port = settings.web_host, settings.web_port
-    try:
-        server = listener.listen(create_app(settings=settings), settings)
-    except OSError as error:
-        message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
-        raise PortUnavailable(message, host=host, port=port) from None
+    app = create_app(settings=settings)
+    changes: SettingsChanges = app.extensions[CHANGES]
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, _leave)
-    lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
-    logger.info("ready: http://{}:{}", host, port)
+    supervised = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    server = listener.Listening(app, settings)
+    if not supervised:  # else the supervisor gives each worker its port
+        changes.listener = server
+        worker.move(changes)
+    logger.info("ready: http://{}:{}", *server.address)
+    if app.extensions[API_KEYS] is not None:
+        app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
 

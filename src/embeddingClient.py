@@ -169,13 +169,16 @@ class EmbeddingClient(Searching):
             "memory_mb": memory.megabytes(memory.of_process()),
         }
 
-    def swap_model(self, model_name: str, timeout: float = 600.0) -> dict[str, Any]:
+    def swap_model(
+        self, model_name: str, timeout: float = 600.0, how: codec.ModelSettings | None = None
+    ) -> dict[str, Any]:
         """Have the running model server change its model for `model_name`, for all of its clients.
 
         It loads beside the old one and takes over between two calls, none of which fails. Returns the fields
         of the new model's ModelDescription, and the `seconds` it took. Raises SwapRefused, and whatever keeps
         the model from being loaded: then nothing has changed. Clients, this one too, then follow or refuse
-        the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds.
+        the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds. Its device,
+        batches and folder are as they are, or as `how` says.
         """
         if not self._settings.use_ipc:
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
@@ -184,7 +187,7 @@ class EmbeddingClient(Searching):
         connections = self._connections(lambda description: None)  # whatever model serves now
         try:
             swapped: dict[str, Any] = connections.call(
-                lambda call_id, left: codec.Swap(call_id, left, name), time.monotonic() + timeout
+                lambda call_id, left: codec.Swap(call_id, left, name, how), time.monotonic() + timeout
             )
         finally:
             connections.close()

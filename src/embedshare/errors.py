@@ -65,17 +65,13 @@ class RateLimited(EmbedshareError):
     http_status = 429
 
 
-class DatabaseUnavailable(EmbedshareError, ConnectionError):
-    """The database does not answer, and this needs it."""
-
-    http_status = 503
-
-
 class InvalidSetting(EmbedshareError, ValueError):
     """A setting's value is not allowed.
 
     Fields: name, value, allowed.
     """
+
+    http_status = 422
 
 
 class ServerUnavailable(EmbedshareError, ConnectionError):
@@ -189,6 +185,24 @@ class SwapRefused(EmbedshareError):
     """The model server does not change its model now; the message says why, and nothing has changed."""
 
     http_status = 409
+
+
+class UnknownSetting(EmbedshareError, LookupError):
+    """There is no setting of that name that can be changed while everything runs."""
+
+    http_status = 404
+
+
+class SettingsFixed(EmbedshareError):
+    """The settings come from the environment alone: EMBEDDING_USE_DB_SETTINGS is false."""
+
+    http_status = 400
+
+
+class DatabaseUnavailable(EmbedshareError, ConnectionError):
+    """The database that settings and API keys are kept in does not answer, or refuses this user."""
+
+    http_status = 503
 
 
 class SearchFailed(EmbedshareError):

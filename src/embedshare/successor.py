@@ -27,13 +27,13 @@ from embedshare.supervise import lifeline
 _ASK_EVERY_S = 0.2
 
 
-def load(settings: Settings, device: str, check: Callable[[], None]) -> Engine:
-    """The model that the settings name, warmed up, where there is room for it on `device`.
+def load(settings: Settings, check: Callable[[], None]) -> Engine:
+    """The model that the settings name, warmed up, where there is room for it on its device.
 
     `check` raises where it is not wanted any more. Raises OutOfMemory, what `Engine.load` raises, and
     EngineFailed where the process that converts comes to an end of its own.
     """
-    beside.check_room(settings, device)
+    beside.check_room(settings, settings.device)
     if loading.needs_conversion(settings, settings.device):
         _convert(settings, check)
     check()

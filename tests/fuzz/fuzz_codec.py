@@ -41,6 +41,7 @@ SEEDS: list[Any] = [
     codec.Query(10, 1.0, "describe", codec.Caller(4711, "worker")),
     *(codec.Query(number, 1e300, what) for number, what in enumerate(codec.QUERIES)),
     codec.Swap(8, 600.0, "/models/another"),
+    codec.Swap(8, 600.0, "/models/another", codec.ModelSettings("cuda:1", 32, None, 7)),
     codec.Put(11, 60.0, b"i" * 16, "a" * 64, 1, "l2", "auto", 384, 0, 2, 2),
     codec.Search(12, 60.0, b"i" * 16, 1, "a text", "query: ", 3, None, "request-3"),
     codec.Remove(13, 60.0, b"i" * 16, 1, 2, [0, 2**63 - 1]),

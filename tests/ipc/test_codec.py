@@ -52,7 +52,13 @@ calls = st.one_of(
     st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers, ids),
     st.builds(codec.Tokenize, numbers, seconds, texts, text, ids),
     st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES), st.none() | callers),
-    st.builds(codec.Swap, numbers, seconds, text),
+    st.builds(
+        codec.Swap,
+        numbers,
+        seconds,
+        text,
+        st.none() | st.builds(codec.ModelSettings, text, numbers, text, numbers),
+    ),
 )
 answers = st.one_of(
     st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),

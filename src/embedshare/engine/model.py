@@ -75,6 +75,7 @@ class Engine:
             bulk_budget=settings.max_batch_tokens or runtime.bulk_budget,
             max_waiting_tokens=settings.max_waiting_tokens,
         )
+        self.scheduler.limit_batches(settings.max_batch_size)
 
     @classmethod
     def load(cls, settings: Settings, device: str, expected_identity: str | None = None) -> Engine:

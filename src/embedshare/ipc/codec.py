@@ -66,8 +66,19 @@ class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
     caller: Caller | None = None
 
 
+class ModelSettings(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """How a model is to be served, as the settings of the same names say."""
+
+    device: str
+    max_batch_size: int
+    model_cache_dir: str | None
+    version: int
+    """The version of the database's settings that this is to change."""
+
+
 class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
-    """Change the model for the one named `model_name`, for every caller.
+    """Change the model for the one named `model_name`, for every caller; without `settings` it is served as
+    the present one is.
 
     Answered by a Reply with the fields of the new model's ModelDescription, and `seconds`.
     """
@@ -75,6 +86,7 @@ class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     id: int
     time_left_s: float
     model_name: str
+    settings: ModelSettings | None = None
 
 
 class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ import requests
 from loguru import logger
 
 from embedshare.errors import EmbedshareError
-from embedshare.operate.services import MODEL_SERVER, worker_url
+from embedshare.operate.services import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 from embedshare.supervise.scaling import Load, Scaling
 from embedshare.supervise.supervisor import Report, Supervisor
@@ -63,9 +63,9 @@ class Autoscaler:
     def _load(self, worker: Report) -> Load:
         cores = self._cores(worker.pid)
         try:
-            told = requests.get(f"{worker_url(self._settings, worker.port)}/load", timeout=PATIENCE_S).json()
+            told = ask_worker(self._settings, worker.port, "/load", PATIENCE_S)
             return Load(told["in_flight"], told["threads"], cores)
-        except (requests.RequestException, ValueError, KeyError):
+        except (EmbedshareError, requests.RequestException, ValueError, KeyError):
             return Load(None, 1, cores)
 
     def _cores(self, pid: int | None) -> float:

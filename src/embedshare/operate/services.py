@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
@@ -13,6 +14,7 @@ from loguru import logger
 
 from embedshare import platforms
 from embedshare.errors import PortUnavailable, SupervisorError
+from embedshare.ipc import authkey
 from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
 
@@ -83,6 +85,18 @@ def worker_url(settings: Settings, port: int) -> str:
     host = settings.web_host
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"
+
+
+def ask_worker(settings: Settings, port: int, path: str, timeout_s: float) -> Any:
+    """A worker's JSON answer, also where it asks for API keys: the model server's key stands for one.
+
+    Raises requests.RequestException, ValueError where it is no JSON, EmbedshareError.
+    """
+    headers = {}
+    if settings.asks_for_keys:
+        key = authkey.operator_key(authkey.client_key(settings))
+        headers["Authorization"] = f"Bearer {key}"
+    return requests.get(f"{worker_url(settings, port)}{path}", headers=headers, timeout=timeout_s).json()
 
 
 def port_holder(port: int) -> int | None:

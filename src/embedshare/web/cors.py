@@ -5,7 +5,7 @@ Own code, since Flask-CORS fixes the origins when it is set up, and these may ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flask import Flask, Response, request
 
@@ -17,8 +17,8 @@ _EXPOSED = (
 _REMEMBERED_S = 60
 
 
-def register(app: Flask, origins: Callable[[], str]) -> None:
-    """Allow the pages of `origins()`, as CORS_ORIGINS writes them; it is asked for at each request.
+def register(app: Flask, origins: Callable[[], Sequence[str]]) -> None:
+    """Allow the pages of `origins()`, of which `*` is all; it is asked for at each request.
 
     Cookies are never allowed: this worker knows none, and who calls shows a key. A preflight is answered
     here, before anyone asks for that key, which browsers do not send along with it.
@@ -31,8 +31,8 @@ def register(app: Flask, origins: Callable[[], str]) -> None:
 
     @app.after_request
     def allow(response: Response) -> Response:
-        allowed = origins().split(",")
-        if allowed != [""] and allowed != ["*"]:
+        allowed = [one.lower() for one in origins()]
+        if allowed and "*" not in allowed:
             response.vary.add("Origin")
         origin = request.headers.get("Origin")
         if origin is None or not (origin in allowed or "*" in allowed):

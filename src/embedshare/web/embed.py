@@ -20,7 +20,14 @@ from embedshare.web.errors import JSON
 class Embedder(Protocol):
     """What this route asks of the model."""
 
-    def encode(self, inputs: list[str]) -> np.ndarray: ...
+    def encode(self, inputs: list[str], *, normalize_embeddings: bool) -> np.ndarray: ...
+
+
+class Live(Protocol):
+    """The settings that hold now."""
+
+    @property
+    def normalize(self) -> bool: ...
 
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
@@ -48,7 +55,7 @@ class Base64Embeddings(msgspec.Struct):
     embeddings: list[str]
 
 
-def blueprint(model: Embedder, allowance: Allowance) -> Blueprint:
+def blueprint(model: Embedder, live: Live, allowance: Allowance) -> Blueprint:
     """`POST /embed {"texts": [...]}` → `{"embeddings": [[...], ...]}`, or base64 strings in place of inner
     lists for who sends `Accept: application/json;embeddings=base64`."""
     routes = Blueprint("embed", __name__)
@@ -64,7 +71,9 @@ def blueprint(model: Embedder, allowance: Allowance) -> Blueprint:
         """The embeddings of texts."""
         texts = body.read(decoder, '{"texts": ["a text"]}', untyped=True).texts
         allowance.check(texts)
-        vectors = model.encode(texts) if texts else np.empty((0, 0), np.float32)
+        vectors = np.empty((0, 0), np.float32)
+        if texts:
+            vectors = model.encode(texts, normalize_embeddings=live.normalize)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
         response = Response(_body(vectors, kind), content_type=kind)
         response.vary.add("Accept")

@@ -9,11 +9,15 @@ from flask import Flask, Response
 from loguru import logger
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
-from embedshare.errors import EmbedshareError, TooLarge
+from embedshare.errors import DatabaseUnavailable, EmbedshareError, TooLarge
 
 JSON = "application/json"
 #: What any call of the model may raise, beside what its arguments may be wrong in.
-OF_THE_MODEL = tuple(kind for kind in EmbedshareError.__subclasses__() if kind.http_status >= 503)
+OF_THE_MODEL = tuple(
+    kind
+    for kind in EmbedshareError.__subclasses__()
+    if kind.http_status >= 503 and kind is not DatabaseUnavailable
+)
 
 
 class Error(msgspec.Struct):

@@ -8,8 +8,9 @@ from typing import Protocol
 
 from flask import Flask, Response, g, request
 
+from embedshare.api_keys import Caller
 from embedshare.errors import Forbidden, RateLimited, Unauthenticated
-from embedshare.web.keys import Caller, KeyRing
+from embedshare.web.keys import KeyRing
 
 #: Pages without their data, the description of all routes, and the health check: open to everybody.
 OPEN = frozenset(("health", "openapi.json", "docs", "docs/static", "dashboard", "dashboard/static", "search"))
@@ -52,7 +53,7 @@ def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
         if needed is None:
             return
         key = None if ring is None else _key()
-        caller = None if ring is None or key is None else ring.find(key)
+        caller = None if ring is None else ring.find(key)
         if rates is not None and (caller is None or caller.id is not None):
             _count(rates, _network(request.remote_addr) if caller is None else f"key {caller.id}")
         if ring is not None:
