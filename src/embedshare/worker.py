@@ -93,5 +93,11 @@ def move(changes: SettingsChanges) -> None:
 
 
 def server_state(model: Model) -> str:
-    """How the model server is, as the last call found it: a health check waits for nothing."""
-    return "connected" if model.client_stats()["state"] == "connected" else "disconnected"
+    """How the model server is, as the last call found it, since a health check waits for nothing: `unknown`
+    before the first, `off` where none is used."""
+    stats = model.client_stats()
+    if stats["state"] == "local":
+        return "off"
+    if stats["state"] == "connecting" and not stats["calls"]:
+        return "unknown"
+    return "connected" if stats["state"] == "connected" else "disconnected"

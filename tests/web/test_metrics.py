@@ -166,6 +166,12 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
     def scrape() -> Scrape:
         return Scrape(requests.get(f"{url}/metrics", timeout=60).text)
 
+    def summary() -> dict[str, float]:
+        found: dict[str, float] = requests.get(
+            f"{url}/metrics", headers={"Accept": "application/json"}, timeout=60
+        ).json()
+        return found
+
     def embedded(found: Scrape) -> tuple[float, float]:
         name = "embedshare_client_calls_total"
         return found("embedshare_http_requests_total", route="/embed", status="200"), found(
@@ -178,6 +184,8 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
             assert set(threads.map(embed, range(120))) == {200}
             # Each process answers some of these: all of them tell of all 120.
             sums = list(threads.map(lambda _: embedded(scrape()), range(24)))
+            asked = threads.map(lambda _: summary()["embeddings_generated"], range(12))
+            assert set(asked) == {120}
         assert set(sums) == {(120, 120)}
         sent = 120
 

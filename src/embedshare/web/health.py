@@ -13,7 +13,7 @@ from embedshare import __version__
 from embedshare.identity import ModelDescription
 from embedshare.web import errors, openapi
 
-#: How what a worker depends on is, in a word: `connected`, `disconnected`, `off`.
+#: How what a worker depends on is, in a word: `connected`, `disconnected`, `off`, `unknown`.
 Dependencies = Mapping[str, Callable[[], str]]
 
 
