@@ -29,6 +29,7 @@ from embedshare.errors import (
     MissingDependency,
     PortUnavailable,
     SwapRefused,
+    missing_database,
 )
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey
@@ -126,10 +127,7 @@ def _kept(settings: Settings) -> KeptSettings | None:
     try:
         from embedshare.database.kept import KeptSettings
     except ImportError as error:
-        raise MissingDependency(
-            f"EMBEDDING_USE_DB_SETTINGS needs more than this installation has ({error}): "
-            "pip install 'embedshare[database]'"
-        ) from None
+        raise missing_database(error) from None
     return KeptSettings(Live(settings), authkey.key_file(settings).parent)
 
 

@@ -232,6 +232,14 @@ class SupervisorUnavailable(EmbedshareError, ConnectionError):
     """No supervisor of this user runs, or it does not answer."""
 
 
+def missing_database(error: ImportError) -> MissingDependency:
+    """What to say where EMBEDDING_USE_DB_SETTINGS is true and its packages are not installed."""
+    return MissingDependency(
+        f"EMBEDDING_USE_DB_SETTINGS needs more than this installation has ({error}): "
+        "pip install 'embedshare[database]'"
+    )
+
+
 _BY_NAME: dict[str, type[EmbedshareError]] = {
     cls.__name__: cls
     for cls in list(globals().values())

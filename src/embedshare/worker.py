@@ -10,7 +10,7 @@ from loguru import logger
 from embedshare.api_keys import Caller, digest
 from embedshare.database.changes import SettingsChanges
 from embedshare.database.live import Live
-from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, PortUnavailable
+from embedshare.errors import EmbedshareError, InvalidSetting, PortUnavailable, missing_database
 from embedshare.ipc import authkey, codec
 from embedshare.settings import Settings
 from embedshare.web.gate import Rates
@@ -69,10 +69,7 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
     try:
         from embedshare.database.kept import KeptSettings
     except ImportError as error:
-        raise MissingDependency(
-            f"EMBEDDING_USE_DB_SETTINGS needs more than this installation has ({error}): "
-            "pip install 'embedshare[database]'"
-        ) from None
+        raise missing_database(error) from None
     kept = KeptSettings(live, authkey.key_file(settings).parent)
     changes = SettingsChanges(live, kept, apply_model)
     kept.watcher.start(lambda before, found: move(changes))

@@ -183,7 +183,7 @@ class _Raising:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def encode(self, inputs: list[str]) -> Any:
+    def encode(self, inputs: list[str], *, normalize_embeddings: bool) -> Any:
         raise self.error
 
 

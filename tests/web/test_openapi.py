@@ -22,6 +22,11 @@ CONFIGURATION = """
 [[operations]]
 include-path-regex = "^/index(/[{]index[}]/documents)?$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
+
+# The settings come from the environment here, which is a 400 whatever is sent.
+[[operations]]
+include-path-regex = "^/settings"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
 
 #: What any operation that needs a scope may answer: who is it, may they, how often, and what went wrong.
@@ -71,6 +76,11 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/index/{index}/search", "post"): {"200", "400", "404", "413", "415", *GATED, *OF_THE_MODEL},
         ("/load", "get"): {"200", *GATED},
         ("/openapi.json", "get"): {"200", "500"},
+        ("/settings", "get"): {"200", *GATED},
+        ("/settings", "post"): {"200", "400", "409", "413", "415", "422", *GATED, *OF_THE_MODEL},
+        ("/settings/bulk", "post"): {"200", "400", "409", "413", "415", "422", *GATED, *OF_THE_MODEL},
+        ("/settings/{key}", "delete"): {"200", "400", "404", "409", "422", *GATED, *OF_THE_MODEL},
+        ("/settings/audit", "get"): {"200", "400", "503", *GATED},
         ("/search", "get"): {"200", "304", "500"},
         ("/search", "post"): {"200", "400", "413", "415", "502", *GATED, *OF_THE_MODEL},
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from loguru import logger
@@ -59,19 +59,24 @@ class SettingsStore:
         audited."""
         with self.database.write() as session:
             self._begin(session)
-            for key, value in changes.items():
-                action = "delete" if value is keys.DELETED else "set"
-                self._put(session, key, value, who, action, None)
+            lines = [
+                self._put(session, key, value, who, "delete" if value is keys.DELETED else "set", None)
+                for key, value in changes.items()
+            ]
+        _log(lines)
 
     def roll_back(self, failed: Mapping[str, Any], to: Mapping[str, Any], who: str, reason: str) -> None:
         """Put the keys of `failed` back to what `to` has of them, else away; of each only where the database
         still has the value that failed."""
+        lines = []
         with self.database.write() as session:
             self._begin(session)
             for key, value in failed.items():
-                found = session.get(Setting, key)
-                if (keys.DELETED if found is None else keys.decoded(found.raw)) == value:
-                    self._put(session, key, to.get(key, keys.DELETED), who, "rolled back", reason)
+                if _value(session.get(Setting, key)) == value:
+                    lines.append(
+                        self._put(session, key, to.get(key, keys.DELETED), who, "rolled back", reason)
+                    )
+        _log(lines)
 
     def audit(self, limit: int) -> list[SettingChange]:
         """The latest changes, the last one first."""
@@ -83,20 +88,35 @@ class SettingsStore:
         """A new version; its row's lock lets one writer at a time look and change."""
         session.execute(update(SettingsVersion).values(version=SettingsVersion.version + 1))
 
-    def _put(self, session: Session, key: str, value: Any, who: str, action: str, reason: str | None) -> None:
-        found = session.get(Setting, key)
-        old = None if found is None else keys.decoded(found.raw)
-        if (keys.DELETED if found is None else old) == value:
-            return
-        who = who[:_MAX_WHO]
-        new = None if value is keys.DELETED else value
-        if value is keys.DELETED:
-            session.delete(found)
-        elif found is None:
+    def _put(
+        self, session: Session, key: str, value: Any, who: str, action: str, reason: str | None
+    ) -> SettingChange | None:
+        """The line of the audit; None where nothing is changed."""
+        found, who = session.get(Setting, key), who[:_MAX_WHO]
+        old = _value(found)
+        if old == value:
+            return None
+        if found is None:
             session.add(Setting(key=key, raw=keys.encoded(value), updated_by=who))
+        elif value is keys.DELETED:
+            session.delete(found)
         else:
             found.raw, found.updated_by, found.updated_at = keys.encoded(value), who, now()
-        session.add(SettingChange(key=key, changed_by=who, old=old, new=new, action=action, reason=reason))
-        logger.info(
-            "setting {}: {!r} to {!r} ({}, by {}){}", key, old, new, action, who, f": {reason}" * bool(reason)
-        )
+        old, new = (None if each is keys.DELETED else each for each in (old, value))
+        line = SettingChange(key=key, changed_by=who, old=old, new=new, action=action, reason=reason)
+        session.add(line)
+        return line
+
+
+def _value(found: Setting | None) -> Any:
+    return keys.DELETED if found is None else keys.decoded(found.raw)
+
+
+def _log(lines: Iterable[SettingChange | None]) -> None:
+    for line in lines:
+        if line is not None:
+            why = f": {line.reason}" if line.reason else ""
+            logger.info(
+                "setting {}: {!r} to {!r} ({} by {}){}",
+                line.key, line.old, line.new, line.action, line.changed_by, why,
+            )  # fmt: skip

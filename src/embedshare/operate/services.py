@@ -57,7 +57,7 @@ class Services:
             port,
             Path(settings.log_dir) / f"worker-{number}.log",
             lambda: _worker_answers(url),
-            {"PORT": str(port)},
+            {"PORT": str(port), "EMBEDDING_HOST": settings.web_host},
         )
 
     def _server(self) -> ProcessSpec:
