@@ -289,9 +289,9 @@ class EmbeddingClient(Searching):
             )
             return (encoded.rows, engine.description.identity), "local", Timings(*encoded[1:])
 
-        return self._call("encode", Both(on_server, read, on_local), deadline)
+        return self._call("encode", Both(on_server, read, on_local), deadline, len(texts))
 
-    def _call(self, method: str, both: Both[_Answered[_T]], deadline: float) -> _T:
+    def _call(self, method: str, both: Both[_Answered[_T]], deadline: float, embeddings: int = 0) -> _T:
         """The answer to a call, which is counted."""
         began = self.calls.begin()
         try:
@@ -299,7 +299,7 @@ class EmbeddingClient(Searching):
         except BaseException as error:
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
-        self.calls.end(began, method, OK, source, timings)
+        self.calls.end(began, method, OK, source, timings, embeddings)
         return answer
 
     def _counted(self, method: str, both: Both[_T], deadline: float) -> _T:

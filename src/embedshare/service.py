@@ -258,6 +258,7 @@ class EmbeddingService:
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
             "swaps": self._serving.swaps,
+            "failed_swaps": self._serving.failed_swaps,
             "indexes": self._shelf.stats(),
         }
 

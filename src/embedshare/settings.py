@@ -7,7 +7,6 @@ here. The table in the README is made from this one (`python -m embedshare.setti
 from __future__ import annotations
 
 import dataclasses
-import functools
 import ipaddress
 import os
 import re
@@ -562,7 +561,6 @@ class Settings:
         return self.api_keys == "required" or (self.api_keys == "auto" and not _is_loopback(self.web_host))
 
 
-@functools.lru_cache(16)  # asked with every request to a web worker
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

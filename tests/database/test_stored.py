@@ -23,8 +23,8 @@ from embedshare.database.stored import SettingsStore
 from embedshare.database.tables import Base, Setting
 from embedshare.errors import DatabaseUnavailable
 from embedshare.settings import Settings
-from tests.processes import wait_for
-from tests.proxy import End, Proxy, cut
+from tests.processes import long_form, wait_for
+from tests.proxy import End, Proxy, Stall, cut
 
 #: Where the real ones are looked for, and as whom.
 SERVERS = {
@@ -147,20 +147,28 @@ def test_rows_that_an_operator_writes_are_read_as_the_environment_is(stores: lis
     assert set(found.invalid) == {"max_batch_size"}  # what is no key of ours is let be
 
 
-@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        pytest.param("mariadb", Stall, marks=long_form),
+        pytest.param("postgresql", Stall, marks=long_form),
+        ("mariadb", End),
+        ("postgresql", End),
+    ],
+)
 def test_while_the_database_is_away_what_was_known_holds_and_it_comes_back_by_itself(
-    kind: str, tmp_path: Path
+    kind: str, fault: type[Exception], tmp_path: Path
 ) -> None:
     with own_database(kind) as direct:
         port = {"mariadb": 3306, "postgresql": 5432}[kind]
         proxy = Proxy(port)
         try:
-            away(direct.replace(str(port), str(proxy.port)), proxy, tmp_path)
+            away(direct.replace(str(port), str(proxy.port)), proxy, fault, tmp_path)
         finally:
             proxy.close()
 
 
-def away(url: str, proxy: Proxy, folder: Path) -> None:
+def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
     settings = Settings(db_url=url, use_db_settings=True)
 
     def worker() -> tuple[SettingsChanges, KeptSettings]:
@@ -172,7 +180,7 @@ def away(url: str, proxy: Proxy, folder: Path) -> None:
     changes.change({"normalize_embeddings": True}, "me")
     assert (changes.live.normalize, changes.database_status) == (True, "connected")
 
-    proxy.on_request, proxy.persists = cut(0, End), True  # every connection ends with its first bytes
+    proxy.on_request, proxy.persists = cut(0, fault), True  # with a connection's first bytes
     wait_for(lambda: changes.database_status == "disconnected", 10, "the end of the database")
     assert changes.live.normalize is True
     for _ in range(2):

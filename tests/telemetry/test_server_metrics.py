@@ -106,7 +106,7 @@ def test_times_sizes_and_work_are_what_was_done(own: MeasuredServer) -> None:
     assert after("embedshare_server_connections") >= 1
     for idle in ("waiting_tokens", "active_calls"):
         assert after(f"embedshare_server_{idle}") == 0
-    for never in ("rejected_calls", "failed_batches", "out_of_memory_batches", "swaps"):
+    for never in ("rejected_calls", "failed_batches", "out_of_memory_batches", "swaps", "failed_swaps"):
         assert after(f"embedshare_server_{never}_total") == 0
 
 

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
+from embedshare import __version__
 from embedshare.errors import Overloaded
 from embedshare.settings import Settings
 from embedshare.telemetry.calls import Calls
@@ -157,7 +158,23 @@ def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
         assert health.json["ipc_enabled"] is False
         assert health.json["error"]
         msgspec.convert(health.json, DegradedHealth)
-        assert client.get("/health").json == {"status": "ok"}
+        alive = client.get("/health").json
+        assert alive["status"] == "ok"
+        assert alive["dependencies"] == {"model_server": "disconnected"}
+        assert client.get("/model/info").status_code == 503
+
+
+def test_health_and_model_info_say_what_serves(browser: FlaskClient) -> None:
+    assert browser.get("/health").json["dependencies"] == {"model_server": "unknown"}  # nothing was asked yet
+    browser.post("/embed", json={"texts": ["a text"]})
+    alive = browser.get("/health").json
+    assert (alive["status"], alive["service"], alive["version"]) == ("ok", "embedshare", __version__)
+    assert alive["dependencies"] == {"model_server": "connected"}
+    assert alive["uptime_seconds"] > 0
+    info = browser.get("/model/info").json
+    assert (info["dimension"], info["device"]) == (384, "cpu")
+    assert info["model_name"].endswith("all-MiniLM-L6-v2")
+    assert (info["status"], info["similarity"], len(info["identity"])) == ("loaded", "cosine", 64)
 
 
 class _Raising:

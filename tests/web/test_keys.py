@@ -16,7 +16,6 @@ import pytest
 import requests
 from loguru import logger
 
-from app import CHANGES, create_app
 from embedshare.api_keys import Caller, digest
 from embedshare.errors import DatabaseUnavailable
 from embedshare.ipc import authkey
@@ -275,20 +274,6 @@ def test_the_supervisor_and_its_commands_reach_workers_that_ask_for_keys(site: S
     settings = site.server.settings(**site.settings)
     assert ask_worker(settings, site.workers[0].port, "/load", 30)["threads"] == 8
     assert "client" in ask_worker(settings, site.workers[0].port, "/embedding/stats", 30)
-
-
-def test_a_worker_that_a_setting_moves_beyond_loopback_asks_for_keys_from_then_on(
-    server: ModelServer, tmp_path: Path
-) -> None:
-    url = f"sqlite:///{tmp_path / 'settings.db'}"
-    with server.client(EMBEDDING_FALLBACK="none") as model:
-        settings = server.settings(EMBEDDING_USE_DB_SETTINGS="true", EMBEDDING_DB_URL=url)
-        app = create_app(model, settings)
-        client, changes = app.test_client(), app.extensions[CHANGES]
-        assert client.post("/embed", json=BODY).status_code == 200
-        changes.live.take({"host": "0.0.0.0"}, 1)
-        assert client.post("/embed", json=BODY).status_code == 401
-        assert client.get("/health").status_code == 200
 
 
 def test_every_route_has_a_scope_that_was_chosen_for_it(site: Site) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from waitress.server import BaseWSGIServer
 
 from app import create_app
 from embeddingClient import EmbeddingClient
@@ -126,13 +128,19 @@ def test_clients_that_never_finish_their_requests_hold_nobody_up(worker: Worker,
 
 
 @pytest.fixture
-def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> int:
+def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a worker in this process, which gives a request a second to arrive."""
     monkeypatch.setattr(listener, "ARRIVAL_S", 1.0)
     settings = Settings(web_port=free_port(), web_threads=2)
-    serving = listener.Listening(create_app(model, settings), settings)
-    threading.Thread(target=serving.run, daemon=True).start()  # waitress ends with its process
-    return settings.web_port
+    server = listener.listen(create_app(model, settings), settings)
+    assert isinstance(server, BaseWSGIServer)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    yield settings.web_port
+    server.close()
+    server.asyncore.close_all(server._map)
+    serving.join(30)
+    server.task_dispatcher.shutdown()
 
 
 def test_who_sends_slower_than_a_request_may_arrive_is_cut_off(impatient: int) -> None:

@@ -133,10 +133,7 @@ def _engine(url: URL) -> Engine:
     pool: dict[str, Any] = dict(_POOL)
     if url.drivername.startswith("sqlite"):
         arguments = {"timeout": TIMEOUT_S}
-    elif url.drivername.startswith("postgresql"):
-        # TCP's own limit for data that is not acknowledged: a host that vanished answers no query either
-        arguments |= {"tcp_user_timeout": TIMEOUT_S * 1000, "options": f"-c statement_timeout={TIMEOUT_S}s"}
-    else:
+    elif not url.drivername.startswith("postgresql"):
         # as on the others: what was committed meanwhile is seen, and not what the first look has seen
         pool["isolation_level"] = "READ COMMITTED"
         arguments |= {"read_timeout": TIMEOUT_S, "write_timeout": TIMEOUT_S, "charset": "utf8mb4"}
@@ -150,7 +147,15 @@ def _engine(url: URL) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "do_connect", _connect_postgresql)
     return engine
+
+
+def _connect_postgresql(_: object, record: object, given: tuple[Any], options: dict[str, Any]) -> Any:
+    from embedshare.database.postgresql import TimedConnection
+
+    return TimedConnection.connect(*given, **options)
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

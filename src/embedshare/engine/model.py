@@ -54,7 +54,6 @@ class Engine:
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._runtime = runtime
         self._max_texts = settings.max_texts
         self.description = description
         self._loaded = time.monotonic()
@@ -181,6 +180,7 @@ class Engine:
             "gpu_memory_mb": memory.megabytes(memory.of_gpu()),
             "callers": [],
             "swaps": 0,
+            "failed_swaps": 0,
             "indexes": {"count": 0, "bytes": 0, "evicted": 0},
         }
 

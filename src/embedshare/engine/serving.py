@@ -60,7 +60,7 @@ class Serving:
         self._lock = threading.Lock()
         self._current = Held(engine, settings, watch)
         self._swapping = threading.Lock()
-        self.swaps = 0
+        self.swaps = self.failed_swaps = 0
 
     @property
     def description(self) -> ModelDescription:
@@ -130,6 +130,7 @@ class Serving:
             return new.description
         except EmbedshareError as error:
             serving = self._current.description.model_name
+            self.failed_swaps += 1
             logger.error(
                 "a swap to {} failed, {} goes on serving: {}", wanted.model_name, serving, error.message
             )

@@ -54,7 +54,7 @@ class Autoscaler:
             return  # what starts or stops is not judged, nor is the load that the others have meanwhile
         step = self._scaling.step(time.monotonic(), self._loads(workers))
         if step is not None:
-            logger.info("{} workers become {}: {}", len(workers), step.workers, step.reason)
+            logger.info("from {} to {} workers: {}", len(workers), step.workers, step.reason)
             self._supervisor.scale(step.workers).result(STEP_S)
 
     def _loads(self, workers: Sequence[Report]) -> list[Load]:

@@ -124,6 +124,6 @@ def _check_port(host: str, port: int, who: str) -> None:
 
 def _worker_answers(url: str) -> bool:
     try:
-        return bool(requests.get(f"{url}/health", timeout=5).json() == {"status": "ok"})
-    except (requests.RequestException, ValueError):
+        return bool(requests.get(f"{url}/health", timeout=5).json()["status"] == "ok")
+    except (requests.RequestException, ValueError, LookupError, TypeError):
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
@@ -40,8 +39,8 @@ class Rates(Protocol):
     def count(self, subject: str) -> None: ...
 
 
-def register(app: Flask, keys: KeyRing | None, rates: Rates | None, asks: Callable[[], bool]) -> None:
-    """Let the callers of `keys` in alone while `asks()`, and count requests by `rates`; None does neither.
+def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
+    """Let the callers of `ring` in alone, and count requests by `rates`; None does neither.
 
     `g.caller_name` is the key's name from then on. What is open to everybody is not counted.
     """
@@ -53,7 +52,6 @@ def register(app: Flask, keys: KeyRing | None, rates: Rates | None, asks: Callab
         needed = scopes_for(request.url_rule.rule, request.method)
         if needed is None:
             return
-        ring = keys if asks() else None
         key = None if ring is None else _key()
         caller = None if ring is None else ring.find(key)
         if rates is not None and (caller is None or caller.id is not None):

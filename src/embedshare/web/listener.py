@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
 from embedshare import platforms
-from embedshare.errors import PortUnavailable
+from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import errors, headers, load
 
@@ -38,12 +39,14 @@ class Listening:
         A body over the limit is refused by its Content-Length, or when as much has come of a chunked one.
         """
         self._app = app
+        self._settings = settings
         self._options: dict[str, Any] = {
             "threads": settings.web_threads, "ident": None,
             "max_request_body_size": settings.max_message_bytes + 1,  # the first size it refuses
             "max_request_header_size": MOST_HEADER_BYTES,
             "clear_untrusted_proxy_headers": False,  # the application decides whom it believes
-            "connection_limit": MOST_CONNECTIONS, "asyncore_use_poll": True,  # select() ends at 1,024 files
+            "connection_limit": MOST_CONNECTIONS,
+            "asyncore_use_poll": True,  # select() ends at 1,024 files
         }  # fmt: skip
         self._sockets: dict[int, Any] = {}
         self._moving = threading.Lock()
@@ -66,8 +69,10 @@ class Listening:
         """Listen there as well; the callable, told whether to move, ends listening at the old address, or at
         this one again.
 
-        Requests that have come at the old one are answered. Raises PortUnavailable.
+        Requests that have come at the old one are answered. Raises PortUnavailable, and InvalidSetting where
+        who may call, or what for, would be another at such a host: that is decided once, at the start.
         """
+        self._check_reach(host)
         with self._moving:
             before, old = self.address, self._listeners
             if (host, port) == before:
@@ -94,6 +99,20 @@ class Listening:
                 logger.info("listening at {}:{} now, and no more at {}:{}", host, port, *before)
 
         return settle
+
+    def _check_reach(self, host: str) -> None:
+        now, there = self._settings, dataclasses.replace(self._settings, web_host=host)
+        for name, before, after in (
+            ("EMBEDDING_API_KEYS", now.asks_for_keys, there.asks_for_keys),
+            ("EMBEDDING_WEB_SEARCH", now.searches_the_web, there.searches_the_web),
+        ):
+            if before != after:
+                raise InvalidSetting(
+                    f"host is {host!r}: {name}=auto depends on whether that is this machine alone, and was "
+                    f"decided when the worker started; set {name} in the environment, or EMBEDDING_HOST, and "
+                    "start it again",
+                    name="host", value=host, allowed="a host of the same reach",
+                )  # fmt: skip
 
     def _new_listeners(self, known: set[int]) -> list[BaseWSGIServer]:
         new = [each for number, each in list(self._sockets.items()) if number not in known]
