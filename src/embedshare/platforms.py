@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,6 +80,21 @@ def give_back_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; musl has none and needs none
         if trim is not None:
             trim(0)
+
+
+def limit_own_memory(size: int) -> None:
+    """Let this process take at most `size` bytes of memory of its own; more is a MemoryError.
+
+    Linux alone, where no sandbox forbids it: macOS does not hold to such a limit, and Windows sets them by
+    jobs, from outside.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        allowed = size if highest == resource.RLIM_INFINITY else min(size, highest)
+        with suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_DATA, (allowed, highest))
 
 
 def own_process_group() -> dict[str, Any]:

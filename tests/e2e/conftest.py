@@ -1,9 +1,9 @@
-"""A client that reaches the default server through a proxy, which does to its messages what a test says."""
+"""What several of these tests share: a browser, and a client that reaches the server through a proxy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,9 @@ import pytest
 from embeddingClient import EmbeddingClient
 from tests.processes import ModelServer
 from tests.proxy import Proxy
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 TEXTS = [f"text number {number} on its way" for number in range(40)]
 
@@ -40,3 +43,16 @@ def caller(server: ModelServer, proxy: Proxy) -> Iterator[EmbeddingClient]:
 def check(client: EmbeddingClient, expected: np.ndarray, number: int, timeout: float | None = None) -> None:
     """The client's vector of that text of TEXTS is the right one."""
     assert float(client.encode(TEXTS[number], timeout=timeout) @ expected[number]) > 0.9995
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The machine's own."""
+    from playwright.sync_api import sync_playwright  # most tests here need no browser
+
+    from tests.watching import CHROMIUM
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

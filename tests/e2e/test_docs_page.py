@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.processes import ModelServer
-from tests.watching import Worker
+from tests.watching import Worker, needs_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = needs_chromium
 LIMIT_MS = 60_000
 #: Where the pictures go that people look at; nowhere without it.
 PICTURES = os.environ.get("EMBEDSHARE_PICTURES")
@@ -26,14 +24,6 @@ def worker(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     running = Worker(server, tmp_path_factory.mktemp("worker"))
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def picture(page: Page, name: str) -> None:

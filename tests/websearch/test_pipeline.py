@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 import time
@@ -15,9 +16,10 @@ from embeddingClient import EmbeddingClient, fast_web_search_with_embeddings
 from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchFailed
 from embedshare.settings import Settings
 from embedshare.websearch import engines
-from embedshare.websearch.engines import Ddgs, Result, SearXNG
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.engines import Ddgs, SearXNG
+from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch
+from embedshare.websearch.result import Result
 from tests.processes import ModelServer, free_port, run_python
 from tests.websearch import site
 
@@ -123,6 +125,45 @@ def test_a_worker_that_never_searches_loads_nothing_of_it(server: ModelServer) -
         server.environment(),
     )  # fmt: skip
     assert said.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def worker(server: ModelServer, documentation: int, searxng: str) -> dict[str, str]:
+    """The environment of a program that searches here."""
+    return server.environment(
+        EMBEDDING_SEARCH_ENGINE="searxng",
+        EMBEDDING_SEARXNG_URL=searxng,
+        EMBEDDING_FETCH_ALLOWED_HOSTS=f"127.0.0.1:{documentation}",
+    )
+
+
+def test_a_worker_that_searches_never_parses_itself(worker: dict[str, str]) -> None:
+    said = run_python(
+        "import sys\n"
+        "from embeddingClient import EmbeddingClient\n"
+        "found = EmbeddingClient().web_search('keep a list sorted')\n"
+        "heavy = ('lxml', 'trafilatura', 'ddgs')\n"
+        "print(len(found.passages), [name for name in heavy if name in sys.modules])",
+        worker,
+    )
+    assert said.strip() == "3 []"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_worker_that_has_searched_and_its_forked_child_both_search(worker: dict[str, str]) -> None:
+    said = run_python(
+        "import os\n"
+        "from embeddingClient import EmbeddingClient\n"
+        "model = EmbeddingClient()\n"
+        "model.web_search('keep a list sorted')\n"
+        "child = os.fork()\n"
+        "for _ in range(3):\n"
+        "    print(len(model.web_search('keep a list sorted').passages), flush=True)\n"
+        "if not child: os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1])\n",
+        worker,
+    )
+    assert said.split() == ["3"] * 6 + ["0"]
 
 
 def test_without_its_packages_a_search_names_the_command(server: ModelServer) -> None:

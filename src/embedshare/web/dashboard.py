@@ -76,7 +76,7 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def dashboard() -> Response:
         """A live page for people."""
-        return pages.page("dashboard.html")
+        return pages.page("dashboard")
 
     @routes.get("/dashboard/static/<name>")
     @openapi.describe(

@@ -105,7 +105,7 @@ def blueprint() -> Blueprint:
     @describe({200: {"text/html": str}, 304: {}})
     def docs_page() -> Response:
         """A page where people read this description, and try out what it describes."""
-        return pages.page("docs.html", writes_styles=True)
+        return pages.page("docs", writes_styles=True)
 
     return routes
 

@@ -115,7 +115,7 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def search_page() -> Response:
         """A page where people can try the web search."""
-        return pages.page("search.html")
+        return pages.page("search")
 
     @routes.post("/search")
     @openapi.describe(

@@ -17,11 +17,13 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, InvalidInput, SearchFailed
 from embedshare.settings import Settings
-from embedshare.websearch import engines, extraction, passages, selection
+from embedshare.websearch import engines, passages, selection
 from embedshare.websearch.addresses import Addresses
-from embedshare.websearch.engines import ENGINE_S, Engine, Result
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.engines import ENGINE_S, Engine
 from embedshare.websearch.fetching import Fetcher
+from embedshare.websearch.page import Document
+from embedshare.websearch.parsing import Parser
+from embedshare.websearch.result import Result
 
 #: Float32 (n, dimension) for n texts.
 Embed = Callable[[list[str]], np.ndarray]
@@ -160,7 +162,7 @@ class WebSearch:
                     return
                 done.put((number, self._document(results[number].url, deadline)))
 
-        # Daemons, since the system's resolver keeps to no time limit, and no exit should wait for it.
+        # Daemons: no exit should wait for a page.
         for _ in range(min(width, len(results))):
             threading.Thread(target=work, name="embedshare-fetch", daemon=True).start()
         read: dict[int, Document] = {}
@@ -190,8 +192,13 @@ class WebSearch:
 
 def reader(addresses: Addresses) -> Read:
     """Fetches a page and takes its readable text."""
-    fetcher = Fetcher(addresses)
-    return lambda url, deadline: extraction.readable(fetcher.fetch(url, deadline), deadline)
+    fetcher, parser = Fetcher(addresses), Parser()
+
+    def read(url: str, deadline: float) -> Document:
+        parser.prepare()  # it starts while the page comes
+        return parser.readable(fetcher.fetch(url, deadline), deadline)
+
+    return read
 
 
 def rank(
