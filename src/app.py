@@ -28,10 +28,14 @@ from embedshare.web import (
     listener,
     load,
     metrics,
+    ollama,
+    openai,
     openapi,
     search,
+    tei,
     tracing,
 )  # fmt: skip
+from embedshare.web.served import Served
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -47,7 +51,9 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     measured = metrics.Metrics(model)
     measured.watch(app)
     app.register_blueprint(health.blueprint(model))
-    app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    served = Served(model, settings)
+    for api in (embed, openai, ollama, tei):
+        app.register_blueprint(api.blueprint(served))
     app.register_blueprint(index.blueprint(model, settings.max_texts))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))

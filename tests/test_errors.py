@@ -27,6 +27,7 @@ BUILTIN = {
     "AuthenticationFailed": PermissionError,
     "InsecureKey": PermissionError,
     "DeadlineExceeded": TimeoutError,
+    "UnknownModel": LookupError,
     "UnknownIndex": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,

@@ -17,31 +17,35 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 
 from embedshare import __version__
 from embedshare.errors import EmbedshareError, Overloaded
-from embedshare.web.errors import JSON, Error
+from embedshare.web import errors as forms
+from embedshare.web.errors import JSON
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
 #: A part of a path that stands for any text, as Flask writes it.
-_VARIABLE = re.compile("<(\\w+)>")
+_VARIABLE = re.compile("<(?:\\w+:)?(\\w+)>")
 
 
 @dataclass(frozen=True)
 class _Operation:
-    answers: Mapping[int, Mapping[str, type]]
+    answers: Mapping[int, Mapping[str, Any]]
     errors: tuple[Raised, ...]
-    body: type | None
+    bodies: tuple[type, ...]
+    query: Mapping[str, type]
 
 
 def describe(
-    answers: Mapping[int, type | Mapping[str, type]],
+    answers: Mapping[int, Any],
     *,
     errors: tuple[Raised, ...] = (),
-    body: type | None = None,
+    body: type | tuple[type, ...] = (),
+    query: Mapping[str, type] | None = None,
 ) -> Callable[[View], View]:
     """Declare what a view takes and gives, for its description; its docstring is the operation's text.
 
     `answers` holds by status what it returns: a type that goes out as JSON, or a type for each media type.
-    `errors` are what it may raise beside the unexpected, `body` is the type of its JSON body.
+    `errors` are what it may raise beside the unexpected; `body` is the type of its JSON body, or several that
+    it may be of; `query` holds what may come in the address, and where there is any the body may be left out.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -49,7 +53,9 @@ def describe(
     }
 
     def declare(view: View) -> View:
-        vars(view)["operation"] = _Operation(by_media_type, errors, body)
+        vars(view)["operation"] = _Operation(
+            by_media_type, errors, body if isinstance(body, tuple) else (body,), query or {}
+        )
         return view
 
     return declare
@@ -87,10 +93,10 @@ def _description(app: Flask) -> dict[str, Any]:
 
 
 def _types(operations: Iterable[_Operation]) -> list[Any]:
-    types: list[Any] = [Error]
+    types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError]
     for operation in operations:
         types += [kind for answer in operation.answers.values() for kind in answer.values()]
-        types += [operation.body] if operation.body else []
+        types += [*operation.bodies, *operation.query.values()]
     return list(dict.fromkeys(types))
 
 
@@ -107,7 +113,7 @@ def _described(view: Callable[..., Any], path: str, schemas: Mapping[Any, Any]) 
     for error in (*operation.errors, InternalServerError):
         status = error.http_status if issubclass(error, EmbedshareError) else error.code or 500
         response = responses.setdefault(
-            status, {"description": "", "content": {JSON: {"schema": schemas[Error]}}}
+            status, {"description": "", "content": {JSON: {"schema": schemas[forms.form_of(path)]}}}
         )
         response["description"] += f"- {error.__name__}: {_sentence(error)}\n"
         if error is Overloaded:
@@ -118,13 +124,19 @@ def _described(view: Callable[..., Any], path: str, schemas: Mapping[Any, Any]) 
         "description": text,
         "responses": responses,
     }
-    variables = _VARIABLE.findall(path)
-    if variables:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in variables
-        ]
-    if operation.body:
-        described["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[operation.body]}}}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _VARIABLE.findall(path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": schemas[kind]} for name, kind in operation.query.items()
+    ]
+    if parameters:
+        described["parameters"] = parameters
+    bodies = [schemas[kind] for kind in operation.bodies]
+    if bodies:
+        schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
+        described["requestBody"] = {"required": not operation.query, "content": {JSON: {"schema": schema}}}
     return described
 
 
