@@ -62,7 +62,6 @@ BOOLEANS = ("EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", 
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
 TEXTS = ("EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR")
 HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST")
-NAMES = ("EMBEDDING_MODEL_ALIASES",)
 OPTIONAL = ("EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE", "EMBEDDING_CACHE_DIR")
 
 
@@ -97,6 +96,10 @@ GOOD = [
     ("EMBEDDING_SEARXNG_URL", "http://localhost:8080/", "http://localhost:8080"),
     ("EMBEDDING_SEARXNG_URL", "", None),
     *(("EMBEDDING_FETCH_ALLOWED_HOSTS", hosts, hosts) for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")),
+    *(
+        ("EMBEDDING_MODEL_ALIASES", text, names)
+        for text, names in {"": (), "*": ("*",), "a, b/c:latest": ("a", "b/c:latest")}.items()
+    ),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -115,6 +118,7 @@ BAD = [
         ("EMBEDDING_SEARXNG_URL", text)
         for text in ("localhost:8080", "ftp://a.example", "http://a b", "http://ä")
     ),
+    *(("EMBEDDING_MODEL_ALIASES", text) for text in (",", "a,,b", "a\nb")),
     *(
         ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")

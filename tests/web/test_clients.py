@@ -10,7 +10,7 @@ import ollama
 import openai
 import pytest
 import requests
-from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub import AsyncInferenceClient, InferenceClient, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from tests.web.conftest import Worker
@@ -163,6 +163,13 @@ def test_ollama_s_errors_are_its_client_s(worker: Worker) -> None:
     assert missing.value.status_code == 404
 
 
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client may connect: it is given a worker's address, and no test's a hub's."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("path", ["", "/embed"])
 def test_the_hub_s_client_extracts_features(worker: Worker, path: str, expected: np.ndarray) -> None:
     client = InferenceClient(worker.url + path)
@@ -174,10 +181,11 @@ def test_the_hub_s_client_extracts_features(worker: Worker, path: str, expected:
     )
     with pytest.raises(HfHubHTTPError, match="not to be truncated"):
         client.feature_extraction("word " * 300, truncate=False)
-    with pytest.raises(HfHubHTTPError, match="there is no prompt 'query'"):
-        client.feature_extraction("a", prompt_name="query")
+    with pytest.raises(HfHubHTTPError, match="there is no prompt 'title'"):
+        client.feature_extraction("a", prompt_name="title")
 
 
+@pytest.mark.usefixtures("online")
 def test_the_hub_s_client_with_an_event_loop(worker: Worker, expected: np.ndarray) -> None:
     async def ask() -> Any:
         client = AsyncInferenceClient(worker.url)
