@@ -33,14 +33,18 @@ from embedshare.web import (
     listener,
     load,
     metrics,
+    ollama,
+    openai,
     openapi,
     search,
+    tei,
     tracing,
 )  # fmt: skip
 from embedshare.web import (
     settings as settings_routes,
 )
 from embedshare.web.allowance import Allowance
+from embedshare.web.served import Served
 
 #: Where the application keeps its KeyRing, or None.
 API_KEYS = "embedshare.api_keys"
@@ -76,7 +80,9 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     }
     app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes))
-    app.register_blueprint(embed.blueprint(model, live, allowance))
+    served = Served(model, settings, allowance, lambda: live.normalize)
+    for api in (embed, openai, ollama, tei):
+        app.register_blueprint(api.blueprint(served))
     app.register_blueprint(index.blueprint(model, allowance))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))

@@ -29,6 +29,7 @@ BUILTIN = {
     "AuthenticationFailed": PermissionError,
     "InsecureKey": PermissionError,
     "DeadlineExceeded": TimeoutError,
+    "UnknownModel": LookupError,
     "UnknownIndex": LookupError,
     "UnknownSetting": LookupError,
     "ModelNotFound": FileNotFoundError,

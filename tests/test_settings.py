@@ -121,6 +121,10 @@ GOOD = [
     ("CORS_ORIGINS", "", ()),
     ("CORS_ORIGINS", "*", ("*",)),
     ("CORS_ORIGINS", "https://a.example, http://[::1]:3000/,", ("https://a.example", "http://[::1]:3000")),
+    *(
+        ("EMBEDDING_MODEL_ALIASES", text, names)
+        for text, names in {"": (), "*": ("*",), "a, b/c:latest": ("a", "b/c:latest")}.items()
+    ),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -143,6 +147,7 @@ BAD = [
         ("EMBEDDING_SEARXNG_URL", text)
         for text in ("localhost:8080", "ftp://a.example", "http://a b", "http://ä")
     ),
+    *(("EMBEDDING_MODEL_ALIASES", text) for text in (",", "a,,b", "a\nb")),
     *(
         ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")

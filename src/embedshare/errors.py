@@ -122,6 +122,12 @@ class ModelMismatch(EmbedshareError):
     http_status = 503
 
 
+class UnknownModel(EmbedshareError, LookupError):
+    """A request names another model than the one that is served."""
+
+    http_status = 404
+
+
 class UnknownIndex(EmbedshareError, LookupError):
     """The model server does not hold that vector index (any more): its handle sends the vectors again, by
     itself."""

@@ -30,7 +30,7 @@ MAX_NAME = 4096
 #: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
 
-_Question = codec.Encode | codec.Tokenize | codec.Query
+_Question = codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Query
 _OfIndexes = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.Forget
 _Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
 
@@ -75,24 +75,36 @@ class EmbeddingService:
         """See ipc.server.Session."""
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(call.what)(engine, deadline)), None
-        self._check_prompt(call)
         self._last_asked = time.monotonic()
         if isinstance(call, codec.Tokenize):
-            return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt)), None
+            return self._tokenize(engine, call), None
+        texts: list[str] | list[list[int]]
+        if isinstance(call, codec.Encode):
+            self._check_prompt(call)
+            texts, prompt, truncate = call.texts, call.prompt, call.truncate
+        else:
+            texts, prompt, truncate = call.sequences, "", True
         encoded = engine.encode(
-            call.texts,
-            call.prompt,
+            texts,
+            prompt,
             normalize=call.normalize,
             truncate_dim=call.truncate_dim,
+            truncate=truncate,
             deadline=deadline,
             caller=caller,
             is_gone=is_gone,
         )
         self._last_asked = time.monotonic()
         rows = encoded.rows
-        timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
-        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
+        timings = codec.Timings(*encoded.stages_ms)
+        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, encoded.tokens)
         return message, rows.data.cast("B") if rows.nbytes else None
+
+    def _tokenize(self, engine: Engine, call: codec.Tokenize) -> codec.Reply:
+        self._check_prompt(call)
+        if call.detailed:
+            return codec.Reply(call.id, engine.tokens(call.texts, call.prompt, call.special_tokens))
+        return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt))
 
     def answer_of_indexes(
         self,
@@ -152,7 +164,7 @@ class EmbeddingService:
             is_gone=is_gone,
         )
         ids, scores = self._shelf.search(call.index, identity, call.version, encoded.rows, call.k)
-        timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
+        timings = codec.Timings(*encoded.stages_ms)
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
         return codec.Hits(call.id, len(ids[0]), timings), memoryview(raw) if raw else None
 

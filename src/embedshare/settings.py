@@ -104,6 +104,13 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    if not all(name and name.isprintable() for name in names):
+        raise ValueError("names with commas between them, such as text-embedding-3-small,minilm; or *")
+    return names
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -159,6 +166,8 @@ def _setting(
 
 
 _MIB = 1 << 20
+#: Among the names of a model: whatever a request calls it.
+ANY_NAME = "*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +215,13 @@ class Settings:
         _optional_text,
         None,
         "Where weights from the hub are kept and looked for; without one, the Hugging Face cache",
+    )
+    model_aliases: tuple[str, ...] = _setting(
+        "EMBEDDING_MODEL_ALIASES",
+        _names,
+        (ANY_NAME,),
+        "Names that OpenAI and Ollama clients may ask for the model by, beside its own; `*` is any name, "
+        "nothing its own alone",
     )
     trust_remote_code: bool = _setting(
         "EMBEDDING_TRUST_REMOTE_CODE", _boolean, False, "Run Python code that comes with the model's weights"
@@ -540,9 +556,7 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """These values for the environment of another process, which `load` reads there; no secrets."""
         values = {field.metadata["name"]: getattr(self, field.name) for field in _public_fields()}
-        texts = {name: ",".join(each) if isinstance(each, tuple) else each for name, each in values.items()}
-        shown = {name: str(value) for name, value in texts.items() if value is not None}
-        return {name: text.lower() if text in ("True", "False") else text for name, text in shown.items()}
+        return {name: _written(value) for name, value in values.items() if value is not None}
 
     @property
     def server_address(self) -> tuple[str, int]:
@@ -559,6 +573,13 @@ class Settings:
     @property
     def asks_for_keys(self) -> bool:
         return self.api_keys == "required" or (self.api_keys == "auto" and not _is_loopback(self.web_host))
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in the environment."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_loopback(host: str) -> bool:
@@ -605,8 +626,7 @@ def markdown_table() -> str:
     """The settings as the README shows them."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(Settings):
-        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        shown = "" if default in (None, ()) else f"`{default}`"
+        shown = "" if field.default in (None, ()) else f"`{_written(field.default)}`"
         lines.append(f"| `{field.metadata['name']}` | {shown} | {field.metadata['meaning']} |")
     return "\n".join(lines)
 

@@ -17,8 +17,13 @@ from tests.web.conftest import Worker
 
 #: Bodies and the like that are made up for each operation.
 EXAMPLES = 200 if os.environ.get("EMBEDSHARE_LONG") else 25
-#: A body whose parts contradict each other, as no schema can say: URLs of another number than the documents.
+#: What no schema can say: URLs of another number than the documents, more dimensions than the model has, ids
+#: that are not in its vocabulary, prompts that it does not have, a text that is blank or in neither place.
 CONFIGURATION = """
+[[operations]]
+include-path-regex = "^/(embed(/single)?|tokenize|v1/embeddings|api/embed)?$"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "413", "422"]
+
 [[operations]]
 include-path-regex = "^/index(/[{]index[}]/documents)?$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
@@ -57,16 +62,29 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         for path, operations in description["paths"].items()
         for method, operation in operations.items()
     }
+    embeds = {"200", "400", "413", "415", *GATED, *OF_THE_MODEL}
     assert found == {
         ("/dashboard", "get"): {"200", "304", "500"},
         ("/dashboard/data", "get"): {"200", *GATED},
         ("/dashboard/static/{name}", "get"): {"200", "304", "404", "500"},
         ("/docs", "get"): {"200", "304", "500"},
-        ("/embed", "post"): {"200", "400", "413", "415", *GATED, *OF_THE_MODEL},
         ("/embedding/health", "get"): {"200", "503", *GATED},
         ("/embedding/stats", "get"): {"200", *GATED, *OF_THE_MODEL},
         ("/metrics", "get"): {"200", *GATED},
         ("/model/info", "get"): {"200", *GATED, *OF_THE_MODEL},
+        ("/", "post"): embeds,
+        ("/api/embed", "post"): {*embeds, "404"},
+        ("/api/embeddings", "post"): {*embeds, "404"},
+        ("/api/show", "post"): {*embeds, "404"},
+        ("/api/tags", "get"): {"200", *GATED, *OF_THE_MODEL},
+        ("/api/version", "get"): {"200", *GATED},
+        ("/embed", "post"): embeds,
+        ("/embed/single", "post"): {*embeds, "422"},
+        ("/info", "get"): {"200", *GATED, *OF_THE_MODEL},
+        ("/tokenize", "post"): embeds,
+        ("/v1/embeddings", "post"): {*embeds, "404"},
+        ("/v1/models", "get"): {"200", *GATED, *OF_THE_MODEL},
+        ("/v1/models/{name}", "get"): {"200", "404", *GATED, *OF_THE_MODEL},
         ("/health", "get"): {"200", "500"},
         ("/index", "post"): {"201", "400", "413", "415", "422", *GATED, *OF_THE_MODEL},
         ("/index/{index}", "delete"): {"204", "404", *GATED},

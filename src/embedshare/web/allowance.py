@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 from embedshare.errors import TooLarge
@@ -25,8 +25,11 @@ class Allowance:
     def of(cls, settings: Settings) -> Allowance:
         return cls(settings.max_texts, settings.max_text_chars, settings.max_request_chars)
 
-    def check(self, texts: Sequence[str], what: str = "texts") -> None:
-        """Raises TooLarge, with the limit's name, where `texts` are more than is allowed."""
+    def check(self, texts: Sequence[Sized], what: str = "texts") -> None:
+        """Raises TooLarge, with the limit's name, where `texts` are more than is allowed.
+
+        Of a sequence of token ids each id counts as a character.
+        """
         if len(texts) > self.texts:
             raise _over(f"{len(texts):,} {what} came in one request", "EMBEDDING_MAX_TEXTS", self.texts)
         if not (self.text_chars or self.request_chars):

@@ -17,7 +17,7 @@ OPEN = frozenset(("health", "openapi.json", "docs", "docs/static", "dashboard", 
 #: By the first part of a route, or its first two: the scopes of which a caller's key needs one. `admin`
 #: stands for all of them, and is needed for what is not here.
 NEEDED = {
-    **dict.fromkeys(("embed", "v1", "api", "info", "tokenize", "model"), ("embed",)),
+    **dict.fromkeys(("", "embed", "v1", "api", "info", "tokenize", "model"), ("embed",)),
     **dict.fromkeys(("search", "index"), ("search",)),
     **dict.fromkeys(("dashboard", "metrics", "load", "embedding"), ("metrics",)),
     "embedding/health": ("embed", "metrics"),

@@ -167,9 +167,11 @@ class _ErrorTask(ErrorTask):
         assert error is not None
         if isinstance(error, RequestEntityTooLarge):
             refusal = errors.body_too_large(self.channel.adj.max_request_body_size - 1)
-            body = errors.body(refusal.message, type(refusal).__name__)
+            message, kind = refusal.message, type(refusal).__name__
         else:
-            body = errors.body(error.body, error.reason)
+            message, kind = error.body, error.reason
+        path = getattr(self.request, "path", "")  # it has none where its head was not understood
+        body = errors.body(path, message, kind, error.code)
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [("Content-Type", errors.JSON), ("Cache-Control", "no-store"), *headers.FIXED]
         self.set_close_on_finish()

@@ -18,14 +18,15 @@ from werkzeug.routing import Rule
 
 from embedshare import __version__
 from embedshare.errors import EmbedshareError, Forbidden, Overloaded, RateLimited, Unauthenticated
+from embedshare.web import errors as forms
 from embedshare.web import pages
-from embedshare.web.errors import JSON, Error
+from embedshare.web.errors import JSON
 from embedshare.web.gate import scopes_for
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
 #: A part of a path that stands for any text, as Flask writes it.
-_VARIABLE = re.compile("<(?:path:)?(\\w+)>")
+_VARIABLE = re.compile("<(?:\\w+:)?(\\w+)>")
 _ABOUT = """
 One embedding model, shared by all workers of a machine. Where a worker asks for API keys, send one as
 `Authorization: Bearer KEY` or `X-API-Key: KEY`; each operation names the scopes of which a key needs one.
@@ -57,26 +58,26 @@ _SCHEMES = {
 
 @dataclass(frozen=True)
 class _Operation:
-    answers: Mapping[int, Mapping[str, type]]
+    answers: Mapping[int, Mapping[str, Any]]
     errors: tuple[Raised, ...]
-    body: Any
-    query: type[msgspec.Struct] | None
+    bodies: tuple[type, ...]
+    query: Mapping[str, Any]
     example: Any
 
 
 def describe(
-    answers: Mapping[int, type | Mapping[str, type]],
+    answers: Mapping[int, Any],
     *,
     errors: tuple[Raised, ...] = (),
-    body: Any = None,
-    query: type[msgspec.Struct] | None = None,
+    body: type | tuple[type, ...] = (),
+    query: Mapping[str, Any] | None = None,
     example: Any = None,
 ) -> Callable[[View], View]:
     """Declare what a view takes and gives, for its description; its docstring is the operation's text.
 
     `answers` holds by status what it returns: a type that goes out as JSON, or a type for each media type.
-    `errors` are what it may raise beside the unexpected; `body` is the type of its JSON body, `example` one
-    such body; the fields of `query` are its parameters behind the question mark.
+    `errors` are what it may raise beside the unexpected; `body` is the type of its JSON body, or several that
+    it may be of, `example` one such body; `query` holds what may come in the address.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -84,7 +85,8 @@ def describe(
     }
 
     def declare(view: View) -> View:
-        vars(view)["operation"] = _Operation(by_media_type, errors, body, query, example)
+        bodies = body if isinstance(body, tuple) else (body,)
+        vars(view)["operation"] = _Operation(by_media_type, errors, bodies, query or {}, example)
         return view
 
     return declare
@@ -149,16 +151,11 @@ def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _types(operations: Iterable[_Operation]) -> list[Any]:
-    types: list[Any] = [Error]
+    types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError]
     for operation in operations:
         types += [kind for answer in operation.answers.values() for kind in answer.values()]
-        types += [operation.body] if operation.body is not None else []
-        types += [field.type for field in _fields(operation)]
+        types += [*operation.bodies, *operation.query.values()]
     return list(dict.fromkeys(types))
-
-
-def _fields(operation: _Operation) -> tuple[msgspec.structs.FieldInfo, ...]:
-    return msgspec.structs.fields(operation.query) if operation.query is not None else ()
 
 
 def _described(
@@ -180,7 +177,7 @@ def _described(
     for error in dict.fromkeys((*operation.errors, *of_the_gate, InternalServerError)):
         status = error.http_status if issubclass(error, EmbedshareError) else error.code or 500
         response = responses.setdefault(
-            status, {"description": "", "content": {JSON: {"schema": schemas[Error]}}}
+            status, {"description": "", "content": {JSON: {"schema": schemas[forms.form_of(path)]}}}
         )
         response["description"] += f"- {error.__name__}: {_sentence(error)}\n"
         if error in (Overloaded, RateLimited):
@@ -195,17 +192,19 @@ def _described(
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _VARIABLE.findall(path)
-    ] + [
-        {"name": field.encode_name, "in": "query", "required": field.required, "schema": schemas[field.type]}
-        for field in _fields(operation)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": schemas[kind]} for name, kind in operation.query.items()
     ]
     if parameters:
         described["parameters"] = parameters
-    if operation.body is not None:
-        content = {"schema": schemas[operation.body]}
+    bodies = [schemas[kind] for kind in operation.bodies]
+    if bodies:
+        content: dict[str, Any] = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
         if operation.example is not None:
             content["example"] = operation.example
-        described["requestBody"] = {"required": True, "content": {JSON: content}}
+        # what may come in the address need not come in the body
+        described["requestBody"] = {"required": not operation.query, "content": {JSON: content}}
     return described
 
 

@@ -124,9 +124,13 @@ def blueprint(changes: Changes) -> Blueprint:
         return _answer(changes, changes.delete(key, _who()), {key})
 
     @routes.get("/settings/audit")
-    @openapi.describe({200: Audit}, errors=(InvalidInput, SettingsFixed, DatabaseUnavailable))
+    @openapi.describe(
+        {200: Audit},
+        errors=(InvalidInput, SettingsFixed, DatabaseUnavailable),
+        query={"limit": Annotated[int, Meta(ge=1, le=MOST_CHANGES)]},
+    )
     def audit() -> Any:
-        """Who changed what, and when: the latest 100 changes, or as many as `?limit=` says."""
+        """Who changed what, and when: the latest 100 changes, or as many as `limit` says."""
         rows = changes.audit(_limit())
         return jsonify(msgspec.to_builtins(Audit([_change(row) for row in rows])))
 
