@@ -28,6 +28,7 @@ BUILTIN = {
     "InsecureKey": PermissionError,
     "DeadlineExceeded": TimeoutError,
     "UnknownIndex": LookupError,
+    "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,
     "OutOfMemory": MemoryError,
