@@ -108,6 +108,12 @@ class IndexIncomplete(UnknownIndex):
     others have come: its handle waits, by itself."""
 
 
+class IndexNotKept(EmbedshareError):
+    """A web worker cannot write or read the folder in which it keeps indexes."""
+
+    http_status = 500
+
+
 class IndexCorrupted(EmbedshareError):
     """A file is not a saved vector index, or not whole."""
 
