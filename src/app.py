@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import signal
 import sys
+from pathlib import Path
 
 from flask import Flask
 from loguru import logger
@@ -83,7 +84,8 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     served = Served(model, settings, allowance, lambda: live.normalize)
     for api in (embed, openai, ollama, tei):
         app.register_blueprint(api.blueprint(served))
-    app.register_blueprint(index.blueprint(model, allowance))
+    indexes = settings.index_dir or authkey.key_file(settings).with_name("indexes")
+    app.register_blueprint(index.blueprint(model, allowance, Path(indexes)))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))

@@ -32,6 +32,7 @@ BUILTIN = {
     "UnknownModel": LookupError,
     "UnknownIndex": LookupError,
     "UnknownSetting": LookupError,
+    "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,
     "OutOfMemory": MemoryError,

@@ -135,6 +135,17 @@ class UnknownIndex(EmbedshareError, LookupError):
     http_status = 404
 
 
+class IndexIncomplete(UnknownIndex):
+    """The model server is just being sent that vector index by another process, or has no room for it until
+    others have come: its handle waits, by itself."""
+
+
+class IndexNotKept(EmbedshareError):
+    """A web worker cannot write or read the folder in which it keeps indexes."""
+
+    http_status = 500
+
+
 class IndexCorrupted(EmbedshareError):
     """A file is not a saved vector index, or not whole."""
 

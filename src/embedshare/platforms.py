@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,27 @@ STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
 
 #: What asks a process group on Windows to finish; it arrives there as SIGBREAK. Elsewhere it is never sent.
 CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
+
+
+#: Whether a file that a process has mapped can neither be replaced nor deleted.
+KEEPS_MAPPED_FILES = WINDOWS
+#: Likewise one that a process has open, for as long as it reads it.
+_READING_S = 2.0
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give a file another's name, in one step, which also others who read that one survive.
+
+    Raises OSError.
+    """
+    limit = time.monotonic() + _READING_S
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > limit:
+                raise
+            time.sleep(0.02)
 
 
 def after_fork_in_child(callback: Callable[[], None]) -> None:

@@ -6,12 +6,12 @@ import abc
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedshare.drop_in import DropIn, as_texts, wants_progress
+from embedshare.drop_in import DropIn, wants_progress
 from embedshare.embedding import Inputs, Options, Part
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency
 from embedshare.fallback import Both, Failover
@@ -19,8 +19,9 @@ from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.settings import Settings
 from embedshare.vectors import choice
-from embedshare.vectors.documents import metadata_of, results_of
-from embedshare.vectors.handle import Embedded, VectorIndex
+from embedshare.vectors.documents import as_documents, metadata_of, results_of
+from embedshare.vectors.handle import VectorIndex
+from embedshare.vectors.sending import Embedded
 
 if TYPE_CHECKING:
     from embedshare.websearch.pipeline import Found, WebSearch
@@ -86,8 +87,8 @@ class Searching(DropIn):
 
     def build_vector_index(
         self,
-        docs: Sequence[str],
-        urls: Sequence[str] | None = None,
+        docs: Iterable[str],
+        urls: Iterable[str] | None = None,
         *,
         metric: str = "l2",
         kind: str = "auto",
@@ -100,11 +101,11 @@ class Searching(DropIn):
         flat (exact), hnsw, "ivf,pq", or auto, which takes one by size. A large index is searched exactly
         until what its kind asks for is made. Raises InvalidInput, TooLarge, and what `encode` raises.
         """
-        docs = as_texts(docs)
+        texts = as_documents(docs)
         choice.check(metric, kind)
-        metadata = metadata_of(docs, urls)
+        metadata = metadata_of(texts, urls)
         truncate_dim = self.truncate_dim
-        embedded = self.embed_documents(docs, show_progress_bar)
+        embedded = self.embed_documents(texts, show_progress_bar)
         index = VectorIndex(self, embedded, metadata, metric=metric, kind=kind, truncate_dim=truncate_dim)
         index.send()
         return index, embedded.rows, metadata
@@ -120,8 +121,10 @@ class Searching(DropIn):
         """
         if not isinstance(index, VectorIndex):
             raise InvalidInput(f"index must be what build_vector_index returned, not {type(index).__name__}")
+        if metadata is None or metadata is index.metadata:
+            return index.find(query, top_k)
         ids, scores = index.search(query, top_k)
-        return results_of(ids, scores, index.metadata if metadata is None else metadata)
+        return results_of(ids, scores, metadata)
 
     def load_vector_index(
         self, path: str | os.PathLike[str]

@@ -21,7 +21,7 @@ from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
 from embedshare.settings import Settings, parse
 from embedshare.vectors.index import Index
-from embedshare.vectors.shelf import Shelf
+from embedshare.vectors.shelf import Sender, Shelf
 
 #: A health check embeds a text of its own where no embedding has gone through for this many seconds.
 FRESH_S = 2.0
@@ -53,7 +53,7 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
-        self._shelf = Shelf(settings.max_indexes, settings.max_index_bytes)
+        self._shelf = Shelf(settings.max_indexes, settings.max_index_bytes, callers.is_living)
         self.keeper: Keeper | None = None
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
@@ -118,21 +118,21 @@ class EmbeddingService:
         """Likewise, for a call about vector indexes; UnknownIndex for one that is not of the engine's
         model."""
         self._last_asked = time.monotonic()
-        identity = engine.description.identity
+        identity, process = engine.description.identity, self._callers.process_of(caller)
         if isinstance(call, codec.Search):
             return self._search(engine, call, deadline, caller, is_gone)
         if isinstance(call, codec.Forget):
             return codec.Reply(call.id, self._shelf.forget(call.indexes)), None
         if isinstance(call, codec.Inspect):
-            return codec.Reply(call.id, self._shelf.describe(call.index, identity)), None
+            return codec.Reply(call.id, self._shelf.describe(process, call.index, identity)), None
         if isinstance(call, codec.Remove):
             ids = np.array(call.ids, np.int64)
-            removed = self._shelf.remove(call.index, identity, call.before, call.version, ids)
+            removed = self._shelf.remove(process, call.index, identity, call.before, call.version, ids)
             return codec.Reply(call.id, removed), None
         if call.identity != identity:
             raise UnknownIndex("the vectors are of another model than the one that is served")
         count = self._shelf.put(
-            caller,
+            Sender(caller, process, is_gone),
             call.index,
             identity,
             call.version,
@@ -153,8 +153,8 @@ class EmbeddingService:
         is_gone: Callable[[], bool],
     ) -> _Answered:
         self._check_prompt(call)
-        identity = engine.description.identity
-        self._shelf.check(call.index, identity, call.version)  # before anything is computed for it
+        identity, process = engine.description.identity, self._callers.process_of(caller)
+        self._shelf.check(process, call.index, identity, call.version)  # before anything is computed for it
         encoded = engine.encode(
             [call.text],
             call.prompt,
@@ -163,7 +163,7 @@ class EmbeddingService:
             caller=caller,
             is_gone=is_gone,
         )
-        ids, scores = self._shelf.search(call.index, identity, call.version, encoded.rows, call.k)
+        ids, scores = self._shelf.search(process, call.index, identity, call.version, encoded.rows, call.k)
         timings = codec.Timings(*encoded.stages_ms)
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
         return codec.Hits(call.id, len(ids[0]), timings), memoryview(raw) if raw else None

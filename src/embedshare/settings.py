@@ -308,6 +308,13 @@ class Settings:
         1 << 30,
         "Bytes that they may take in all, likewise; a single index that is larger is refused",
     )
+    index_dir: str | None = _setting(
+        "EMBEDDING_INDEX_DIR",
+        _optional_text,
+        None,
+        "Where web workers keep the indexes of `/index`, for each other too; without one, `indexes` beside "
+        "the key's file",
+    )
     max_connections: int = _setting(
         "EMBEDDING_MAX_CONNECTIONS", _whole(1, 100_000), 1024, "Connections the server holds at once, at most"
     )

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embedshare.errors import InvalidInput, TooLarge, UnknownIndex
+from embedshare.errors import IndexIncomplete, InvalidInput, TooLarge, UnknownIndex
+from embedshare.vectors import shelf as shelves
 from embedshare.vectors.index import Index
-from embedshare.vectors.shelf import Shelf
+from embedshare.vectors.shelf import Sender, Shelf
 from tests.processes import wait_for
 
 MODEL, OTHER = "a" * 64, "b" * 64
+ME = "process 1"
 DICE = np.random.default_rng(5)
 
 
+def shelf_of(max_indexes: int, max_bytes: int, **more: Any) -> Shelf:
+    return Shelf(max_indexes, max_bytes, **{"is_living": lambda process: True, **more})
+
+
 def put(
-    shelf: Shelf, name: bytes, count: int, start: int = 0, total: int | None = None, **options: int
+    shelf: Shelf,
+    name: bytes,
+    count: int,
+    start: int = 0,
+    total: int | None = None,
+    caller: int = 1,
+    version: int = 0,
+    gone: Callable[[], bool] = lambda: False,
 ) -> int:
-    caller, version = options.get("caller", 1), options.get("version", 0)
     rows = DICE.normal(size=(count, 8)).astype(np.float32)
     ids, empty = np.arange(start, start + count), Index(8, "l2", "hnsw")
-    return shelf.put(caller, name, MODEL, version, start, total or start + count, empty, ids, rows)
+    total = start + count if total is None else total
+    sender = Sender(caller, f"process {caller}", gone)
+    return shelf.put(sender, name, MODEL, version, start, total, empty, ids, rows)
 
 
 def names_on(shelf: Shelf, names: bytes) -> str:
@@ -30,7 +46,7 @@ def names_on(shelf: Shelf, names: bytes) -> str:
     found = ""
     for name in names.decode():
         try:
-            shelf.describe(name.encode(), MODEL)
+            shelf.describe(ME, name.encode(), MODEL)
             found += name
         except UnknownIndex:
             pass
@@ -38,12 +54,12 @@ def names_on(shelf: Shelf, names: bytes) -> str:
 
 
 def search(shelf: Shelf, name: bytes, version: int = 0, identity: str = MODEL) -> int:
-    ids, _ = shelf.search(name, identity, version, np.zeros((1, 8), np.float32), 10**6)
+    ids, _ = shelf.search(ME, name, identity, version, np.zeros((1, 8), np.float32), 10**6)
     return len(ids[0])
 
 
 def test_an_index_is_found_when_all_of_it_has_come() -> None:
-    shelf = Shelf(9, 1 << 20)
+    shelf = shelf_of(9, 1 << 20)
     assert put(shelf, b"a", 2, total=5) == 2
     with pytest.raises(UnknownIndex):
         search(shelf, b"a")
@@ -53,31 +69,115 @@ def test_an_index_is_found_when_all_of_it_has_come() -> None:
     assert search(shelf, b"a", 1) == 6
 
 
-def test_pieces_of_two_callers_do_not_mix() -> None:
-    shelf = Shelf(9, 1 << 20)
-    put(shelf, b"a", 2, total=4, caller=1)
-    put(shelf, b"a", 3, total=6, caller=2)
+def test_of_several_who_have_an_index_one_sends_it_and_the_others_wait() -> None:
+    shelf = shelf_of(9, 1 << 20)
+    assert put(shelf, b"a", 0, total=4, caller=1) == 0
+    for ask in (
+        lambda: search(shelf, b"a"),
+        lambda: shelf.describe(ME, b"a", MODEL),
+        lambda: put(shelf, b"a", 3, total=4, caller=2),
+    ):
+        with pytest.raises(IndexIncomplete):
+            ask()
+    with pytest.raises(UnknownIndex) as caught:
+        search(shelf, b"a", version=1)
+    assert type(caught.value) is UnknownIndex
+    assert put(shelf, b"a", 2, total=4, caller=1) == 2
+    with pytest.raises(UnknownIndex):
+        put(shelf, b"a", 2, start=2, total=4, caller=2)
     assert put(shelf, b"a", 2, start=2, caller=1) == 4
     assert search(shelf, b"a") == 4
+    assert put(shelf, b"a", 0, total=4, caller=2) == 4, "nothing is left to send"
+    assert search(shelf, b"a") == 4
+
+
+def test_who_sends_no_more_gives_way_at_once_when_gone_and_in_a_while_when_stalled() -> None:
+    now, gone = [100.0], [False]
+    shelf = shelf_of(9, 1 << 20, clock=lambda: now[0])
+    put(shelf, b"a", 2, total=4, caller=1, gone=lambda: gone[0])
+    with pytest.raises(IndexIncomplete):
+        put(shelf, b"a", 4, caller=2)
+    gone[0] = True
+    with pytest.raises(UnknownIndex) as caught:
+        search(shelf, b"a")
+    assert type(caught.value) is UnknownIndex
+    assert put(shelf, b"a", 1, total=4, caller=2) == 1
     with pytest.raises(UnknownIndex):
-        put(shelf, b"a", 2, start=2, total=6, caller=3)
+        put(shelf, b"a", 2, start=2, total=4, caller=1)
+    now[0] += shelves.STALL_S - 0.1
+    put(shelf, b"a", 1, start=1, total=4, caller=2)
+    now[0] += shelves.STALL_S - 0.1
+    with pytest.raises(IndexIncomplete):
+        put(shelf, b"a", 4, caller=3)
+    now[0] += 0.2
+    assert put(shelf, b"a", 4, caller=3) == 4
+    assert (search(shelf, b"a"), shelf.stats()["count"]) == (4, 1)
+
+
+def test_what_cannot_become_whole_keeps_nobody_waiting() -> None:
+    shelf = shelf_of(9, 1 << 20)
+    put(shelf, b"a", 2, total=4, caller=1)
+    empty, bad = Index(8, "l2", "flat"), np.full((2, 8), np.nan, np.float32)
+    with pytest.raises(InvalidInput):
+        shelf.put(Sender(1, ME, bool), b"a", MODEL, 0, 2, 4, empty, np.array([2, 3]), bad)
+    assert put(shelf, b"a", 4, caller=2) == 4
+
+
+def test_indexes_that_are_being_sent_do_not_push_each_other_out() -> None:
+    shelf = shelf_of(99, 60_000)
+    put(shelf, b"w", 500)
+    put(shelf, b"a", 1, total=900, caller=1)
+    assert names_on(shelf, b"w") == "w"
+    with pytest.raises(IndexIncomplete, match="no room for this index until others have come"):
+        put(shelf, b"b", 1, total=900, caller=2)
+    assert put(shelf, b"a", 899, start=1, caller=1) == 900
+    assert put(shelf, b"b", 1, total=900, caller=2) == 1
+    assert shelf.stats()["bytes"] <= 60_000
+    assert put(shelf, b"b", 899, start=1, caller=2) == 900
+    assert names_on(shelf, b"b") == "b"
+
+
+def test_an_index_goes_when_all_who_used_it_have_been_gone_for_a_while() -> None:
+    now, living = [100.0], {"process 1", "process 2", "process 3"}
+    shelf = shelf_of(9, 1 << 20, is_living=living.__contains__, clock=lambda: now[0])
+    put(shelf, b"a", 2, caller=2)
+    put(shelf, b"b", 2, caller=2)
+    put(shelf, b"c", 2, caller=3)
+    assert search(shelf, b"b") == 2  # process 1 does
+
+    def later(seconds: float) -> int:
+        now[0] += seconds
+        shelf.release_abandoned()
+        return shelf.stats()["count"]
+
+    living.discard("process 2")
+    assert later(0) == 3
+    assert later(shelves.ABANDONED_S - 1) == 3
+    assert later(2) == 2
+    living.discard("process 3")
+    assert later(0) == 2
+    living.add("process 3")
+    shelf.check("process 3", b"c", MODEL, 0)  # it was there after all
+    assert later(2 * shelves.ABANDONED_S) == 2
+    assert names_on(shelf, b"abc") == "bc"
+    assert shelf.stats()["evicted"] == 0
 
 
 @pytest.mark.parametrize(
     ("name", "version", "identity"), [(b"b", 0, MODEL), (b"a", 1, MODEL), (b"a", 0, OTHER)]
 )
 def test_another_name_version_or_model_is_unknown(name: bytes, version: int, identity: str) -> None:
-    shelf = Shelf(9, 1 << 20)
+    shelf = shelf_of(9, 1 << 20)
     put(shelf, b"a", 2)
     with pytest.raises(UnknownIndex):
         search(shelf, name, version, identity)
     with pytest.raises(UnknownIndex):
-        shelf.remove(name, identity, version, 9, np.array([0]))
+        shelf.remove(ME, name, identity, version, 9, np.array([0]))
     assert search(shelf, b"a") == 2
 
 
 def test_the_least_recently_used_goes_first_by_number() -> None:
-    shelf = Shelf(2, 1 << 20)
+    shelf = shelf_of(2, 1 << 20)
     put(shelf, b"a", 2)
     put(shelf, b"b", 2)
     search(shelf, b"a")
@@ -87,7 +187,7 @@ def test_the_least_recently_used_goes_first_by_number() -> None:
 
 
 def test_and_by_bytes_those_too_that_are_not_whole() -> None:
-    shelf = Shelf(99, 100_000)
+    shelf = shelf_of(99, 100_000)
     put(shelf, b"a", 1, total=900)  # room is held for what was announced
     assert shelf.stats()["bytes"] >= 900 * 32
     for name in b"bcde":
@@ -101,34 +201,44 @@ def test_and_by_bytes_those_too_that_are_not_whole() -> None:
 
 
 def test_what_is_forgotten_is_gone() -> None:
-    shelf = Shelf(9, 1 << 20)
+    shelf = shelf_of(9, 1 << 20)
     put(shelf, b"a", 2)
     assert shelf.forget([b"a", b"b", b"a"]) == 1
     assert names_on(shelf, b"a") == ""
 
 
 def test_vectors_of_other_dimensions_change_nothing() -> None:
-    shelf = Shelf(9, 1 << 20)
+    shelf = shelf_of(9, 1 << 20)
     put(shelf, b"a", 2)
     with pytest.raises(InvalidInput, match="9 dimensions came to an index of 8"):
-        shelf.put(1, b"a", MODEL, 1, 2, 3, Index(9, "l2", "flat"), np.array([2]), np.ones((1, 9), np.float32))
+        shelf.put(
+            Sender(1, ME, bool),
+            b"a",
+            MODEL,
+            1,
+            2,
+            3,
+            Index(9, "l2", "flat"),
+            np.array([2]),
+            np.ones((1, 9), np.float32),
+        )
     assert search(shelf, b"a") == 2
 
 
 def test_a_graph_is_built_behind_and_worn_ones_go() -> None:
-    shelf = Shelf(9, 1 << 24)
+    shelf = shelf_of(9, 1 << 24)
     put(shelf, b"a", 1500)
-    assert wait_for(lambda: shelf.describe(b"a", MODEL)["built"], 60, "the graph")
-    assert shelf.describe(b"a", MODEL)["kind"] == "hnsw"
-    assert shelf.describe(b"a", MODEL)["recall"] > 0.95
-    assert shelf.remove(b"a", MODEL, 0, 1, np.arange(300)) == 300
+    assert wait_for(lambda: shelf.describe(ME, b"a", MODEL)["built"], 60, "the graph")
+    assert shelf.describe(ME, b"a", MODEL)["kind"] == "hnsw"
+    assert shelf.describe(ME, b"a", MODEL)["recall"] > 0.95
+    assert shelf.remove(ME, b"a", MODEL, 0, 1, np.arange(300)) == 300
     assert search(shelf, b"a", 1) == 1200
-    assert shelf.remove(b"a", MODEL, 1, 2, np.arange(600)) == 300
+    assert shelf.remove(ME, b"a", MODEL, 1, 2, np.arange(600)) == 300
     assert names_on(shelf, b"a") == ""
 
 
 def test_many_threads_at_once_leave_it_within_its_bounds() -> None:
-    shelf, failures = Shelf(5, 1 << 20), []
+    shelf, failures = shelf_of(5, 1 << 20), []
 
     def work(number: int) -> None:
         for turn in range(30):

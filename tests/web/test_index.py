@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
+from embedshare import platforms
 from embedshare.settings import Settings
 from embedshare.web import index
+from tests.processes import ModelServer, wait_for
+from tests.web.conftest import Worker
 
 DOCUMENTS = ["A cat sleeps on the sofa.", "The stock market fell today.", "Bread is baked from flour. " * 40]
 URLS = ["http://a.example/cat", "http://a.example/market", "http://a.example/bread"]
 
 
 @pytest.fixture
-def browser(model: EmbeddingClient) -> Iterator[FlaskClient]:
-    with create_app(model, Settings(max_texts=100)).test_client() as client:
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "indexes"
+
+
+@pytest.fixture
+def browser(model: EmbeddingClient, folder: Path) -> Iterator[FlaskClient]:
+    with create_app(model, Settings(max_texts=100, index_dir=str(folder))).test_client() as client:
         yield client
 
 
@@ -77,14 +89,26 @@ def test_documents_that_are_added_are_found_with_their_urls(browser: FlaskClient
     )
 
 
-def test_a_deleted_index_and_one_of_another_worker_are_a_404_that_says_what_to_do(
-    browser: FlaskClient, model: EmbeddingClient
+@pytest.fixture
+def other(server: ModelServer, folder: Path) -> Iterator[FlaskClient]:
+    """A second worker of the machine, with a client of its own."""
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        yield create_app(client, Settings(index_dir=str(folder))).test_client()
+
+
+def test_any_worker_searches_adds_to_and_deletes_any_index(
+    browser: FlaskClient, other: FlaskClient, model: EmbeddingClient
 ) -> None:
     name = made(browser)["index"]
-    other = create_app(model, Settings()).test_client().post(f"/index/{name}/search", json={"query": "a"})
-    assert browser.delete(f"/index/{name}").status_code == 204
+    before = model.stats()["indexes"]["count"]
+    assert found(other, name, "baking") == found(browser, name, "baking")
+    assert model.stats()["indexes"]["count"] == before, "the model server holds one for both"
+    answer = other.post(f"/index/{name}/documents", json={"documents": ["Whales sing in the sea."]})
+    assert (answer.status_code, answer.json["count"]) == (200, 4)
+    for worker in (browser, other):
+        assert found(worker, name, "songs of whales")[0]["id"] == 3
+    assert other.delete(f"/index/{name}").status_code == 204
     gone = [
-        other,
         browser.delete(f"/index/{name}"),
         browser.post(f"/index/{name}/search", json={"query": "a"}),
         browser.post(f"/index/{name}/documents", json={"documents": ["a"]}),
@@ -93,6 +117,92 @@ def test_a_deleted_index_and_one_of_another_worker_are_a_404_that_says_what_to_d
         assert (answer.status_code, answer.json["type"]) == (404, "Not Found")
         assert "make it anew with POST /index" in answer.json["error"]
         assert name in answer.json["error"]
+
+
+def test_workers_that_add_at_once_lose_nothing(browser: FlaskClient, other: FlaskClient) -> None:
+    name = made(browser)["index"]
+
+    def add(number: int) -> int:
+        worker = (browser, other)[number % 2].application.test_client()
+        body = {"documents": [f"note {number}"], "urls": [str(number)]}
+        return worker.post(f"/index/{name}/documents", json=body).status_code
+
+    with ThreadPoolExecutor(6) as threads:
+        assert set(threads.map(add, range(12))) == {200}
+    for worker in (browser, other):
+        urls = [one["url"] for one in found(worker, name, "note", top_k=100)]
+        assert sorted(urls) == sorted([*URLS, *map(str, range(12))])
+
+
+def test_an_index_outlives_the_worker_that_made_it(server: ModelServer, tmp_path: Path) -> None:
+    first, second = (Worker(server, tmp_path / f"{number}.log") for number in range(2))
+    try:
+        for one in (first, second):
+            wait_for(lambda one=one: b"ready: http" in one.log.read_bytes(), 60, "the worker's ready line")
+        body = {"documents": DOCUMENTS, "urls": URLS}
+        name = requests.post(f"{first.url}/index", json=body, timeout=30).json()["index"]
+        first.process.kill()
+        first.process.wait()
+        query = {"query": "baking", "top_k": 1}
+        answer = requests.post(f"{second.url}/index/{name}/search", json=query, timeout=30)
+        assert [one["url"] for one in answer.json()["results"]] == [URLS[2]]
+        more = {"documents": ["Whales sing in the sea."]}
+        added = requests.post(f"{second.url}/index/{name}/documents", json=more, timeout=30)
+        assert added.json()["count"] == 4
+        assert requests.delete(f"{second.url}/index/{name}", timeout=30).status_code == 204
+    finally:
+        for one in (first, second):
+            one.process.kill()
+            one.process.wait()
+    assert b"Traceback" not in second.log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", "%2e%2e%2fauthkey", "authkey", "a" * 31, "A" * 32, "a" * 33, ".room.lock", "a" * 32 + "%0a"],
+)
+def test_what_is_no_id_touches_no_file(browser: FlaskClient, folder: Path, name: str) -> None:
+    made(browser)
+    (folder.parent / "authkey").write_text("a key")
+    before = sorted(folder.iterdir())
+    assert browser.post(f"/index/{name}/search", json={"query": "a"}).status_code in (404, 405)
+    assert browser.post(f"/index/{name}/documents", json={"documents": ["a"]}).status_code in (404, 405)
+    assert browser.delete(f"/index/{name}").status_code in (404, 405)
+    assert sorted(folder.iterdir()) == before
+    assert (folder.parent / "authkey").exists()
+
+
+def test_ids_cannot_be_guessed_and_files_are_their_owner_s_alone(browser: FlaskClient, folder: Path) -> None:
+    names = {made(browser)["index"] for _ in range(2)}
+    assert all(len(bytes.fromhex(name)) == 16 for name in names)
+    assert len(names) == 2
+    assert platforms.only_owner_can_read(folder)
+
+
+def test_a_damaged_file_is_no_index(browser: FlaskClient, other: FlaskClient, folder: Path) -> None:
+    name = made(browser)["index"]
+    (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+    assert other.post(f"/index/{name}/search", json={"query": "a"}).status_code == 404
+    assert browser.post(f"/index/{name}/search", json={"query": "a"}).status_code == 404
+    assert not (folder / name).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(model: EmbeddingClient, tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    settings = Settings(index_dir=str(tmp_path / "a file" / "indexes"))
+    answer = create_app(model, settings).test_client().post("/index", json={"documents": ["a"]})
+    assert (answer.status_code, answer.json["type"]) == (500, "IndexNotKept")
+    assert "EMBEDDING_INDEX_DIR names another folder" in answer.json["error"]
+
+
+def test_what_a_killed_worker_left_half_written_goes(browser: FlaskClient, folder: Path) -> None:
+    made(browser)
+    old, new = folder / ".aa.1.1", folder / ".bb.2.2"
+    for left in (old, new):
+        left.touch()
+    os.utime(old, (0, 0))
+    made(browser)
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_the_index_that_was_used_longest_ago_gives_way(

@@ -13,7 +13,7 @@ from embedshare.ipc.codec import PROGRAM_LENGTH, Caller
 from embedshare.telemetry import memory
 
 #: A process: where it is (None: this machine), its id, its program; the last two None until it has said.
-_Key = tuple[str | None, int | None, str | None]
+Process = tuple[str | None, int | None, str | None]
 
 
 @dataclass(slots=True)
@@ -30,8 +30,8 @@ class Callers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._key_of: dict[int, _Key] = {}
-        self._processes: dict[_Key, _Process] = {}
+        self._key_of: dict[int, Process] = {}
+        self._processes: dict[Process, _Process] = {}
 
     def join(self, connection: int, host: str) -> None:
         """A connection has come from `host`."""
@@ -57,6 +57,22 @@ class Callers:
             if connection in self._key_of:
                 self._leave(connection)
 
+    def process_of(self, connection: int) -> Process:
+        """The process at a connection's other end."""
+        with self._lock:
+            return self._key_of[connection]
+
+    def is_living(self, process: Process) -> bool:
+        """Whether a process is connected, or of this machine and running.
+
+        Of another machine, or where it cannot be told, one that is not connected counts as ended.
+        """
+        with self._lock:
+            if process in self._processes:
+                return True
+        host, pid, _ = process
+        return host is None and pid is not None and memory.of_process(pid) is not None
+
     def stats(self) -> list[dict[str, Any]]:
         """One entry a process, those with the most calls first; `memory_mb` for those of this machine."""
         with self._lock:
@@ -72,7 +88,7 @@ class Callers:
             for (host, pid, program), connections, calls in sorted(found, key=lambda entry: -entry[2])
         ]
 
-    def _enter(self, connection: int, key: _Key) -> None:
+    def _enter(self, connection: int, key: Process) -> None:
         self._key_of[connection] = key
         self._processes.setdefault(key, _Process()).connections += 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from embedshare.errors import InvalidInput
@@ -12,16 +12,25 @@ from embedshare.errors import InvalidInput
 SHOWN = 500
 
 
-def metadata_of(docs: Sequence[str], urls: Sequence[str] | None, first_id: int = 0) -> list[dict[str, Any]]:
+def as_documents(docs: Iterable[str]) -> list[str]:
+    """The documents as a list, whatever holds them: a list, an array, a generator.
+
+    Raises InvalidInput where they are none, or one is no str.
+    """
+    return _strings(docs, "docs")
+
+
+def metadata_of(docs: Sequence[str], urls: Iterable[str] | None) -> list[dict[str, Any]]:
     """A dict for each document: id, url, content (its beginning), full_content, length.
 
-    `urls`: one each; without them each is "". Raises InvalidInput where their number is another.
+    `urls`: one each, the same ones too; without them each is "". Raises InvalidInput where their number is
+    another, or one is no str.
     """
-    if urls is None:
-        urls = [""] * len(docs)
-    if isinstance(urls, str) or len(urls) != len(docs):
-        count = "a str" if isinstance(urls, str) else f"{len(urls):,} urls"
-        raise InvalidInput(f"{count} came for {len(docs):,} docs; one for each is needed, or None")
+    addresses = [""] * len(docs) if urls is None else _strings(urls, "urls")
+    if len(addresses) != len(docs):
+        raise InvalidInput(
+            f"{len(addresses):,} urls came for {len(docs):,} docs; one for each is needed, or None"
+        )
     return [
         {
             "id": number,
@@ -30,8 +39,21 @@ def metadata_of(docs: Sequence[str], urls: Sequence[str] | None, first_id: int =
             "full_content": doc,
             "length": len(doc),
         }
-        for number, (doc, url) in enumerate(zip(docs, urls, strict=True), first_id)
+        for number, (doc, url) in enumerate(zip(docs, addresses, strict=True))
     ]
+
+
+def _strings(given: Any, name: str) -> list[str]:
+    try:
+        found = None if isinstance(given, str | bytes | Mapping) else list(given)
+    except TypeError:
+        found = None
+    if found is None:
+        raise InvalidInput(f"{name} is a {type(given).__name__}; allowed: a list of str")
+    for number, one in enumerate(found):
+        if not isinstance(one, str):
+            raise InvalidInput(f"{name}[{number}] is a {type(one).__name__}, not a str")
+    return [str(one) for one in found]
 
 
 def results_of(

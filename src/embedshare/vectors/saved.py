@@ -1,14 +1,14 @@
 """An index in a file: a .npz archive of arrays, read without pickle, with what they are as JSON inside.
 
-The embeddings are not read but mapped: processes that load one file share its pages, and touch them only to
-send the index again.
+Where a mapped file can be replaced, the embeddings are not read but mapped: processes that load one file
+share its pages, and touch them only to send the index again.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import numpy as np
 
-from embedshare.errors import IndexCorrupted
+from embedshare import platforms
+from embedshare.errors import IndexCorrupted, InvalidInput
 
 #: What the first field of the JSON says; a file of another form is refused.
 FORM = "embedshare vector index 1"
@@ -35,21 +36,25 @@ class About(msgspec.Struct, forbid_unknown_fields=True):
     truncate_dim: int | None
     next_id: int
     metadata: list[dict[str, Any]]
+    version: int = 0
 
 
 def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embeddings: np.ndarray) -> None:
     """Write the file, whole or not at all.
 
-    Raises OSError.
+    Raises InvalidInput where the metadata holds what JSON cannot, OSError.
     """
     target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    text = json.dumps(msgspec.to_builtins(about)).encode()
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        text = msgspec.json.encode(about)
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise InvalidInput(f"the metadata cannot be saved as JSON: {error}") from None
     try:
         with unfinished.open("wb") as file:
             # The embeddings first: there they are aligned, and can be mapped.
             np.savez(file, embeddings=embeddings, ids=ids, about=np.frombuffer(text, np.uint8))
-        os.replace(unfinished, target)
+        platforms.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -64,7 +69,7 @@ def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
             _check(archive)
             embeddings = _mapped(path, file, archive.getinfo("embeddings.npy"))
         with np.load(path, allow_pickle=False) as arrays:
-            about = msgspec.convert(json.loads(arrays["about"].tobytes()), About)
+            about = msgspec.json.decode(arrays["about"].tobytes(), type=About)
             ids = arrays["ids"]
     except (ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupted(path, error) from None
@@ -103,6 +108,10 @@ def _mapped(path: str | os.PathLike[str], file: BinaryIO, part: zipfile.ZipInfo)
         raise ValueError("its embeddings are of another form")
     if not size:
         return np.empty(shape, np.float32)
+    if platforms.KEEPS_MAPPED_FILES:
+        rows = np.fromfile(file, np.float32, size // 4).reshape(shape)
+        rows.flags.writeable = False
+        return rows
     return np.asarray(np.memmap(path, np.float32, "r", offset, shape))
 
 

@@ -5,50 +5,78 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from loguru import logger
 
-from embedshare.errors import InvalidInput, TooLarge, UnknownIndex
+from embedshare.errors import IndexIncomplete, InvalidInput, TooLarge, UnknownIndex
 from embedshare.vectors import choice
 from embedshare.vectors.index import Index
 
-#: The caller of what is whole and anybody's: callers' numbers begin at 1.
-_EVERYBODY = 0
-_Key = tuple[int, bytes]
+#: Who began to send an index and sends nothing for so long gives way to another who has it.
+STALL_S = 10.0
+#: An index is let go when each process that used it has been gone for so long.
+ABANDONED_S = 60.0
+#: How often that is looked after.
+SWEEP_S = 15.0
+
+
+class Sender(NamedTuple):
+    """Who sends vectors."""
+
+    connection: int
+    process: Hashable
+    is_gone: Callable[[], bool]
+    """Whether the connection is closed, without waiting."""
 
 
 class _Kept:
-    def __init__(self, index: Index, identity: str, total: int) -> None:
+    def __init__(self, index: Index, identity: str, version: int, total: int, sender: Sender) -> None:
         self.index = index
         self.identity = identity
+        self.announced = version
         self.total = total
+        self.sender = sender
+        self.heard = 0.0
         self.version: int | None = None
         """None while some of what was announced has not come: nobody may search it."""
+        self.users: set[Hashable] = {sender.process}
+        self.unused_since: float | None = None
 
 
 class Shelf:
     """Indexes by the random ids that their clients gave them.
 
-    One that is not whole yet is its sender's alone. Safe to use from any number of threads; what takes long
-    (a search, the making of a graph) holds no lock.
+    Of several who have the same index one sends it, and nobody sees it before it is whole. Safe to use from
+    any number of threads; what takes long (a search, the making of a graph) holds no lock.
     """
 
-    def __init__(self, max_indexes: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        max_indexes: int,
+        max_bytes: int,
+        is_living: Callable[[Any], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`is_living`: whether a process that used an index is still there."""
         self._max_indexes = max_indexes
         self._max_bytes = max_bytes
+        self._is_living = is_living
+        self._clock = clock
         self._lock = threading.Lock()
-        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._whole: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._coming: dict[bytes, _Kept] = {}
         self._evicted = 0
         self._to_build: queue.SimpleQueue[Index] = queue.SimpleQueue()
-        self._builder: threading.Thread | None = None
+        self._tender: threading.Thread | None = None
 
     def put(
         self,
-        caller: int,
+        sender: Sender,
         name: bytes,
         identity: str,
         version: int,
@@ -58,53 +86,68 @@ class Shelf:
         ids: np.ndarray,
         vectors: np.ndarray,
     ) -> int:
-        """The next vectors of an index; how many it has now.
+        """The next vectors of an index; how many it has now, `total` where it is here already.
 
         From `start` 0 on they make a new one, in `empty`, which takes its place when `total` have come;
-        behind all of a whole one they are added to it. Raises TooLarge, InvalidInput; UnknownIndex where it
-        is not at `start`, or of another model.
+        behind all of a whole one they are added to it. Raises TooLarge, InvalidInput; IndexIncomplete where
+        another connection sends it, or those being sent leave no room; UnknownIndex where it is not at
+        `start`, or of another model.
         """
         if start == 0:
-            kept = self._begin((caller, name), empty, identity, total)
+            begun = self._begin(name, _Kept(empty, identity, version, total, sender))
+            if begun is None:
+                return total
+            kept = begun
         else:
-            kept = self._at(caller, name, identity, start)
+            kept = self._at(sender, name, identity, start)
         index = kept.index
-        if vectors.shape[1] != index.dimension:
-            raise InvalidInput(
-                f"vectors of {vectors.shape[1]} dimensions came to an index of {index.dimension}"
-            )
-        self._check_size(index, max(total, start + len(ids)))
-        index.add(ids, vectors)
+        try:
+            if vectors.shape[1] != index.dimension:
+                raise InvalidInput(
+                    f"vectors of {vectors.shape[1]} dimensions came to an index of {index.dimension}"
+                )
+            self._check_size(index, max(total, start + len(ids)))
+            index.add(ids, vectors)
+        except InvalidInput:
+            with self._lock:
+                self._give_up(name, kept)
+            raise
         with self._lock:
             kept.total = max(kept.total, total)
             kept.version = version if index.count >= kept.total else None
-            self._place(caller, name, kept)
-            self._make_room()
+            kept.heard = self._clock()
+            self._place(name, kept)
+            self._make_room(kept)
         return index.count
 
-    def search(self, name: bytes, identity: str, version: int, query: np.ndarray, k: int) -> Any:
+    def search(
+        self, process: Hashable, name: bytes, identity: str, version: int, query: np.ndarray, k: int
+    ) -> Any:
         """See Index.search.
 
-        Raises UnknownIndex where the index is not here, of another model, or another than the caller's.
+        Raises UnknownIndex where the index is not here, of another model, or another than the caller's;
+        IndexIncomplete where it is just being sent.
         """
-        return self._whole(name, identity, version).index.search(query, k)
+        return self._find(process, name, identity, version).index.search(query, k)
 
-    def remove(self, name: bytes, identity: str, before: int, version: int, ids: np.ndarray) -> int:
+    def remove(
+        self, process: Hashable, name: bytes, identity: str, before: int, version: int, ids: np.ndarray
+    ) -> int:
         """Remove vectors, by which the index becomes that version; how many there were."""
-        kept = self._whole(name, identity, before)
+        kept = self._find(process, name, identity, before)
         removed = kept.index.remove(ids)
         with self._lock:
             kept.version = version
             self._drop_if_worn(name, kept)
         return removed
 
-    def check(self, name: bytes, identity: str, version: int) -> None:
-        """Raises UnknownIndex, as `search` would."""
-        self._whole(name, identity, version)
+    def check(self, process: Hashable, name: bytes, identity: str, version: int) -> None:
+        """Raises UnknownIndex and IndexIncomplete, as `search` would."""
+        self._find(process, name, identity, version)
 
-    def describe(self, name: bytes, identity: str) -> dict[str, Any]:
+    def describe(self, process: Hashable, name: bytes, identity: str) -> dict[str, Any]:
         """What an index is: its version; count, kind (how it is searched now), built, recall, bytes."""
-        kept = self._whole(name, identity, None)
+        kept = self._find(process, name, identity, None)
         index = kept.index
         return {
             "version": kept.version,
@@ -118,51 +161,98 @@ class Shelf:
     def forget(self, names: Iterable[bytes]) -> int:
         """Let these go; how many of them were here."""
         with self._lock:
-            return sum(self._kept.pop((_EVERYBODY, name), None) is not None for name in names)
+            return sum(self._whole.pop(name, None) is not None for name in names)
 
     def stats(self) -> dict[str, int]:
         """What is held now, and how many had to make room."""
         with self._lock:
-            held = sum(kept.index.nbytes for kept in self._kept.values())
-            return {"count": len(self._kept), "bytes": held, "evicted": self._evicted}
+            every = self._every()
+            held = sum(kept.index.nbytes for kept in every)
+            return {"count": len(every), "bytes": held, "evicted": self._evicted}
 
-    def _begin(self, key: _Key, empty: Index, identity: str, total: int) -> _Kept:
-        self._check_size(empty, total)
-        empty.reserve(total)
-        kept = _Kept(empty, identity, total)
+    def release_abandoned(self) -> None:
+        """Let go of what is being sent by nobody any more, and of indexes whose users have all been gone for
+        ABANDONED_S; who should live after all sends it again."""
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = kept
-        return kept
+            self._drop_stalled()
+            users = {user for kept in self._whole.values() for user in kept.users}
+        ended = {user for user in users if not self._is_living(user)}
+        now = self._clock()
+        with self._lock:
+            for name, kept in list(self._whole.items()):
+                kept.users -= ended
+                if kept.users:
+                    kept.unused_since = None
+                elif kept.unused_since is None:
+                    kept.unused_since = now
+                elif now - kept.unused_since >= ABANDONED_S:
+                    del self._whole[name]
+                    logger.info("an index of {:,} vectors is let go: its users are gone", len(kept.index))
 
-    def _place(self, caller: int, name: bytes, kept: _Kept) -> None:
-        """Within the lock: what is whole is everybody's, unless another process has sent the same already."""
-        if self._kept.get((caller, name)) is kept and kept.version is not None:
-            del self._kept[caller, name]
-            there = self._kept.get((_EVERYBODY, name))
-            if there is None or (there.identity, there.version) != (kept.identity, kept.version):
-                self._kept[_EVERYBODY, name] = kept
-        if self._kept.get((_EVERYBODY, name)) is kept:
-            self._build_later(kept.index)
+    def _begin(self, name: bytes, new: _Kept) -> _Kept | None:
+        """Take in a new index, with room for all that was announced; None where it is here already."""
+        empty = new.index
+        self._check_size(empty, new.total)
+        with self._lock:
+            there = self._whole.get(name)
+            if there is not None and (there.identity, there.version) == (new.identity, new.announced):
+                return None
+            self._drop_stalled()
+            rival = self._coming.get(name)
+            if rival is not None and rival.sender.connection != new.sender.connection:
+                raise IndexIncomplete("another process is sending this index to the model server")
+            self._coming.pop(name, None)
+            empty.reserve(new.total)
+            coming = sum(kept.index.nbytes for kept in self._coming.values())
+            full = coming + empty.nbytes > self._max_bytes or len(self._coming) >= self._max_indexes
+            if self._coming and full:
+                raise IndexIncomplete("the model server has no room for this index until others have come")
+            new.heard = self._clock()
+            self._coming[name] = new
+            self._tend_from_now_on()
+            self._make_room(new)
+        return new
+
+    def _place(self, name: bytes, kept: _Kept) -> None:
+        """Within the lock: what is whole is everybody's."""
+        if self._coming.get(name) is kept and kept.version is not None:
+            del self._coming[name]
+            self._whole.pop(name, None)
+            self._whole[name] = kept
+        if self._whole.get(name) is kept:
+            if not kept.index.built:
+                self._to_build.put(kept.index)
             self._drop_if_worn(name, kept)
 
-    def _at(self, caller: int, name: bytes, identity: str, start: int) -> _Kept:
+    def _at(self, sender: Sender, name: bytes, identity: str, start: int) -> _Kept:
         """Whichever index of that name these vectors continue."""
         with self._lock:
-            for key in ((caller, name), (_EVERYBODY, name)):
-                kept = self._kept.get(key)
-                if kept is not None and kept.index.count == start and kept.identity == identity:
-                    self._kept.move_to_end(key)
-                    return kept
+            kept = self._coming.get(name)
+            if kept is None or kept.sender.connection != sender.connection:
+                kept = self._whole.get(name)
+            if kept is not None and kept.index.count == start and kept.identity == identity:
+                if name in self._whole:
+                    self._whole.move_to_end(name)
+                kept.heard = self._clock()
+                return kept
         raise UnknownIndex("the model server has no index of which these vectors are the next")
 
-    def _whole(self, name: bytes, identity: str, version: int | None) -> _Kept:
+    def _find(self, process: Hashable, name: bytes, identity: str, version: int | None) -> _Kept:
         with self._lock:
-            kept = self._kept.get((_EVERYBODY, name))
+            kept = self._whole.get(name)
             known = kept is not None and kept.identity == identity and kept.version is not None
             if kept is not None and known and version in (None, kept.version):
-                self._kept.move_to_end((_EVERYBODY, name))
+                self._whole.move_to_end(name)
+                kept.users.add(process)
                 return kept
+            coming = self._coming.get(name)
+            if (
+                coming is not None
+                and coming.identity == identity
+                and version in (None, coming.announced)
+                and self._is_being_sent(coming)
+            ):
+                raise IndexIncomplete("this index is just being sent to the model server")
         raise UnknownIndex("the model server does not hold this index of the model that it serves")
 
     def _check_size(self, index: Index, total: int) -> None:
@@ -174,42 +264,72 @@ class Shelf:
                 f"EMBEDDING_MAX_INDEX_BYTES allows {self._max_bytes:,} on the model server"
             )
 
-    def _make_room(self) -> None:
-        """Within the lock: let go of the least recently used until the rest fits; the last always stays."""
-        held = sum(kept.index.nbytes for kept in self._kept.values())
-        while len(self._kept) > 1 and (held > self._max_bytes or len(self._kept) > self._max_indexes):
-            _, kept = self._kept.popitem(last=False)
-            held -= kept.index.nbytes
+    def _every(self) -> list[_Kept]:
+        return [*self._whole.values(), *self._coming.values()]
+
+    def _make_room(self, newest: _Kept) -> None:
+        """Within the lock: let go of the least recently used until the rest fits.
+
+        What is being sent stays, or two who send would push each other out without end.
+        """
+        every = self._every()
+        count, held = len(every), sum(kept.index.nbytes for kept in every)
+        for name, kept in list(self._whole.items()):
+            if held <= self._max_bytes and count <= self._max_indexes:
+                return
+            if kept is newest:
+                continue
+            del self._whole[name]
+            count, held = count - 1, held - kept.index.nbytes
             self._evicted += 1
             logger.info("an index of {:,} vectors made room for others", len(kept.index))
 
+    def _is_being_sent(self, kept: _Kept) -> bool:
+        return self._clock() - kept.heard < STALL_S and not kept.sender.is_gone()
+
+    def _drop_stalled(self) -> None:
+        """Within the lock: another may send what nobody sends any more."""
+        for name, kept in list(self._coming.items()):
+            if not self._is_being_sent(kept):
+                del self._coming[name]
+
+    def _give_up(self, name: bytes, kept: _Kept) -> None:
+        """Within the lock: what cannot become whole keeps nobody waiting."""
+        if self._coming.get(name) is kept:
+            del self._coming[name]
+
     def _drop_if_worn(self, name: bytes, kept: _Kept) -> None:
         """Within the lock: its client, who holds the vectors, sends those that are left anew."""
-        if kept.index.worn:
-            del self._kept[_EVERYBODY, name]
+        if kept.index.worn and self._whole.get(name) is kept:
+            del self._whole[name]
 
-    def _build_later(self, index: Index) -> None:
-        """Within the lock: one thread makes one structure after another."""
-        if index.built:
-            return
-        self._to_build.put(index)
-        if self._builder is None:
-            self._builder = threading.Thread(target=self._build, name="index-builder", daemon=True)
-            self._builder.start()
+    def _tend_from_now_on(self) -> None:
+        """Within the lock: one thread makes one structure after another, and looks after who has gone."""
+        if self._tender is None:
+            self._tender = threading.Thread(target=self._tend, name="index-tender", daemon=True)
+            self._tender.start()
 
-    def _build(self) -> None:
+    def _tend(self) -> None:
+        swept = self._clock()
         while True:
-            index = self._to_build.get()
-            with self._lock:
-                if all(kept.index is not index for kept in self._kept.values()):
-                    continue
             try:
-                index.build()
-            except Exception as error:  # it goes on answering exactly
-                logger.error("an index could not be built: {}: {}", type(error).__name__, error)
-                continue
-            logger.info(
-                "an index of {:,} vectors is built: {}, recall {:.3f}, {:,} bytes",
-                len(index), index.built_kind, index.recall, index.nbytes,
-            )  # fmt: skip
-            del index
+                self._build(self._to_build.get(timeout=SWEEP_S))
+            except queue.Empty:
+                pass
+            if self._clock() - swept >= SWEEP_S:
+                self.release_abandoned()
+                swept = self._clock()
+
+    def _build(self, index: Index) -> None:
+        with self._lock:
+            if all(kept.index is not index for kept in self._whole.values()):
+                return
+        try:
+            index.build()
+        except Exception as error:  # it goes on answering exactly
+            logger.error("an index could not be built: {}: {}", type(error).__name__, error)
+            return
+        logger.info(
+            "an index of {:,} vectors is built: {}, recall {:.3f}, {:,} bytes",
+            len(index), index.built_kind, index.recall, index.nbytes,
+        )  # fmt: skip

@@ -1,13 +1,14 @@
 """Vector indexes over HTTP: made from documents, asked, added to, let go.
 
-An index belongs to the worker that made it: its id means nothing to another worker.
+Whichever worker of the machine is asked knows it, also after the one that made it has ended.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -16,13 +17,13 @@ from flask import Blueprint, Response
 from msgspec import Meta
 from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaType
 
-from embedshare.errors import InvalidInput, TooLarge
+from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
 from embedshare.web import body, errors, openapi
 from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
-from embedshare.web.lately import LatelyUsed
+from embedshare.web.index_files import IndexFiles
 
-#: What one worker keeps, at most; what was used longest ago goes first.
+#: What the workers of a machine keep together, at most; what was used longest ago goes first.
 MOST_INDEXES = 64
 MOST_BYTES = 256 << 20
 #: What a document takes beside its vector and its text, about: its metadata's own beginning of the text, and
@@ -37,6 +38,7 @@ class VectorIndex(Protocol):
     @property
     def dimension(self) -> int: ...
     def add(self, docs: Sequence[str], urls: Sequence[str] | None = None) -> list[int]: ...
+    def save(self, path: Path) -> None: ...
 
 
 class Indexer(Protocol):
@@ -44,6 +46,9 @@ class Indexer(Protocol):
 
     def build_vector_index(
         self, docs: Sequence[str], urls: Sequence[str] | None = None, *, metric: str, kind: str
+    ) -> tuple[Any, np.ndarray, list[dict[str, Any]]]: ...
+    def load_vector_index(
+        self, path: str | os.PathLike[str]
     ) -> tuple[Any, np.ndarray, list[dict[str, Any]]]: ...
     def get_embedding_dimension(self) -> int: ...
     def search_index(
@@ -102,68 +107,58 @@ class Results(msgspec.Struct):
     results: list[Result]
 
 
-class _Held:
-    """An index and the bytes that it takes here."""
-
-    def __init__(self, index: VectorIndex, size: int) -> None:
-        self.index, self.size = index, size
-        self._growing = threading.Lock()
-
-    def add(self, asked: DocumentsRequest) -> None:
-        """Add documents, those of one request after those of another.
-
-        Raises TooLarge before anything was added.
-        """
-        with self._growing:
-            size = _size(asked, self.index.dimension, self.size)
-            self.index.add(asked.documents, asked.urls)
-            self.size = size
-
-
-def blueprint(model: Indexer, allowance: Allowance) -> Blueprint:
-    """`/index` and what is below it."""
+def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
+    """`/index` and what is below it; `folder`: where the workers of this machine keep their indexes."""
     routes = Blueprint("index", __name__)
-    kept: LatelyUsed[_Held] = LatelyUsed(MOST_INDEXES, MOST_BYTES)
+
+    def load(path: Path) -> VectorIndex:
+        index: VectorIndex = model.load_vector_index(path)[0]
+        return index
+
+    kept = IndexFiles(folder, load, MOST_INDEXES, MOST_BYTES)
     of_index, of_documents, of_query = map(
         msgspec.json.Decoder, (IndexRequest, DocumentsRequest, QueryRequest)
     )
     example = '{"documents": ["a text"]}'
 
-    def held(name: str) -> _Held:
-        found = kept.get(name)
-        if found is None:
-            raise _unknown(name)
-        return found
-
     @routes.post("/index")
     @openapi.describe(
         {201: IndexMade},
-        errors=(InvalidInput, TooLarge, UnprocessableEntity, UnsupportedMediaType, *errors.OF_THE_MODEL),
+        errors=(
+            InvalidInput,
+            TooLarge,
+            UnprocessableEntity,
+            UnsupportedMediaType,
+            IndexNotKept,
+            *errors.OF_THE_MODEL,
+        ),
         body=IndexRequest,
     )
     def make_index() -> tuple[Response, int]:
         """An index over documents."""
         asked = body.read(of_index, example)
         _check(asked, allowance)
-        size = _size(asked, model.get_embedding_dimension())
+        _check_size(asked, model.get_embedding_dimension())
         index, _, _ = model.build_vector_index(
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
         )
-        name = kept.put(_Held(index, size), size)
+        name = kept.keep(index)
         return _json(IndexMade(name, len(index), index.dimension)), 201
 
     @routes.post("/index/<index>/search")
     @openapi.describe(
         {200: Results},
-        errors=(InvalidInput, TooLarge, NotFound, UnsupportedMediaType, *errors.OF_THE_MODEL),
+        errors=(InvalidInput, TooLarge, NotFound, UnsupportedMediaType, IndexNotKept, *errors.OF_THE_MODEL),
         body=QueryRequest,
     )
     def search_index(index: str) -> Response:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
         allowance.check([asked.query], "queries")
-        one = held(index)
-        found = model.search_index(asked.query, one.index, top_k=int(asked.top_k))
+        one = kept.open(index)
+        if one is None:
+            raise _unknown(index)
+        found = model.search_index(asked.query, one, top_k=int(asked.top_k))
         return _json(Results(msgspec.convert(found, list[Result])))
 
     @routes.post("/index/<index>/documents")
@@ -175,6 +170,7 @@ def blueprint(model: Indexer, allowance: Allowance) -> Blueprint:
             NotFound,
             UnprocessableEntity,
             UnsupportedMediaType,
+            IndexNotKept,
             *errors.OF_THE_MODEL,
         ),
         body=DocumentsRequest,
@@ -183,16 +179,21 @@ def blueprint(model: Indexer, allowance: Allowance) -> Blueprint:
         """More documents for an index."""
         asked = body.read(of_documents, example)
         _check(asked, allowance)
-        one = held(index)
-        one.add(asked)
-        kept.grown(index, one.size)
-        return _json(IndexMade(index, len(one.index), one.index.dimension))
+
+        def add(one: VectorIndex, size: int) -> None:
+            _check_size(asked, one.dimension, size)
+            one.add(asked.documents, asked.urls)
+
+        changed = kept.change(index, add)
+        if changed is None:
+            raise _unknown(index)
+        return _json(IndexMade(index, len(changed), changed.dimension))
 
     @routes.delete("/index/<index>")
-    @openapi.describe({204: {}}, errors=(NotFound,))
+    @openapi.describe({204: {}}, errors=(NotFound, IndexNotKept, Overloaded))
     def delete_index(index: str) -> tuple[str, int]:
         """Let an index go."""
-        if kept.take(index) is None:
+        if not kept.delete(index):
             raise _unknown(index)
         return "", 204
 
@@ -207,22 +208,20 @@ def _check(asked: DocumentsRequest, allowance: Allowance) -> None:
         )
 
 
-def _size(asked: DocumentsRequest, dimension: int, before: int = 0) -> int:
-    """About the bytes that an index takes in this worker once it has these documents too."""
+def _check_size(asked: DocumentsRequest, dimension: int, before: int = 0) -> None:
+    """Raises TooLarge where an index of so many bytes would become too large with these documents."""
     texts = sum(map(sys.getsizeof, [*asked.documents, *(asked.urls or ())]))
     size = before + texts + len(asked.documents) * (_DOCUMENT_BYTES + 4 * dimension)
     if size > MOST_BYTES:
         raise TooLarge(
-            f"the index would take {size:,} bytes; a worker keeps at most {MOST_BYTES:,} bytes of indexes"
+            f"the index would take {size:,} bytes; workers keep at most {MOST_BYTES:,} bytes of indexes"
         )
-    return size
 
 
 def _unknown(name: str) -> NotFound:
     return NotFound(
-        f"this worker has no index {name!r}: it was deleted, gave way to newer ones (a worker keeps "
-        f"{MOST_INDEXES}, of {MOST_BYTES >> 20} MiB together), or another worker made it; make it anew with "
-        "POST /index"
+        f"there is no index {name!r} here: it was deleted, or gave way to newer ones (the workers of a "
+        f"machine keep {MOST_INDEXES}, of {MOST_BYTES >> 20} MiB together); make it anew with POST /index"
     )
 
 

@@ -1,0 +1,216 @@
+"""The half of a handle that talks of its index to the model server: under which name it is there, and how it
+gets there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import weakref
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from embedshare.errors import DeadlineExceeded, IndexIncomplete, ServerUnavailable, UnknownIndex
+from embedshare.fallback import Both
+from embedshare.identity import ModelDescription
+from embedshare.ipc import codec
+from embedshare.vectors import choice
+from embedshare.vectors.contents import Contents
+
+#: Vectors go to the server in pieces of at most this many bytes.
+PIECE_BYTES = 8 << 20
+#: An index is sent so often at one time, where servers end meanwhile.
+TRIES = 5
+#: Who waits for an index that another sends asks again after so many seconds, and then less and less often.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
+
+
+class Embedded(NamedTuple):
+    """Documents' vectors, and the model that made them."""
+
+    rows: np.ndarray
+    identity: str
+
+
+class Model(Protocol):
+    """What a handle needs of the client that made it."""
+
+    released: deque[bytes]
+    """Indexes whose handles are gone: the server is told with the next call."""
+
+    def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> Embedded: ...
+
+    def query_prompt(self) -> str: ...
+
+    def describe(self) -> ModelDescription: ...
+
+    def deadline(self) -> float: ...
+
+    def ask_of_index(self, method: str, both: Both[Any], deadline: float) -> Any: ...
+
+    @property
+    def piece_bytes(self) -> int: ...
+
+
+class Pauses:
+    """Waiting for what another does, a little longer each time."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._next_s = FIRST_PAUSE_S
+
+    def pause(self) -> None:
+        """Raises DeadlineExceeded when there is no time left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the index was being sent to the model server all the time that there was")
+        time.sleep(min(left, self._next_s))
+        self._next_s = min(LONGEST_PAUSE_S, 2 * self._next_s)
+
+
+class ServerCopy:
+    """An index in the model server, as one handle knows it.
+
+    The handle sees to it that one thread at a time changes it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        identity: str,
+        metric: choice.Metric,
+        kind: choice.Kind,
+        dimension: int,
+        shared_name: bytes | None = None,
+    ) -> None:
+        self._model = model
+        self._identity, self._metric, self._kind, self._dimension = identity, metric, kind, dimension
+        self._count = 0  # vectors of this index there, those too that were removed since it was sent
+        self.told = 0
+        """How often the server was sent the index or a change of it."""
+        self.sent = False
+        self.name = b""
+        self._shared, self._pid = False, 0
+        self._finalizer: Any = None
+        self._take_name(shared_name or secrets.token_bytes(16), shared=shared_name is not None)
+
+    def share(self) -> bytes:
+        """The name, which other processes may use from now on: what it names is changed no more."""
+        if not self._shared:
+            self.become_owner()
+            self._shared = True
+            self._finalizer.detach()
+        return self.name
+
+    def become_owner(self) -> None:
+        """Before it changes: what other processes share stays as it is, and this one's has another name."""
+        if self._has_others:
+            self._take_name(secrets.token_bytes(16))
+            self.sent = False
+
+    def send(self, contents: Contents, deadline: float | None) -> None:
+        """Have the server hold these.
+
+        Without a deadline each piece has a call's own. Raises IndexIncomplete where another process is at it.
+        """
+        if not (self._has_others and self._is_there(contents, deadline or self._model.deadline())):
+            self._put_all(contents, deadline)
+        self.sent = True
+        self.told += 1
+
+    def add(self, contents: Contents, first: int, deadline: float) -> None:
+        """Send those from number `first` on, to the others that are there.
+
+        Raises UnknownIndex where they are not.
+        """
+        if self.sent:
+            self._put(contents, first, self._count, deadline)
+            self.told += 1
+
+    def remove(self, contents: Contents, before: int, ids: list[int], deadline: float) -> None:
+        """Have the server, which holds version `before`, leave these out."""
+        if not self.sent or 9 * len(ids) + 256 > self._model.piece_bytes:
+            return  # what is there is of an earlier version, which is mended with the next search
+        name, version = self.name, contents.version
+        both: Both[int] = Both(
+            lambda call_id, left: codec.Remove(call_id, left, name, before, version, ids),
+            lambda count: count,
+            lambda engine, deadline: 0,
+        )
+        self._model.ask_of_index("remove", both, deadline)
+        self.told += 1
+
+    @property
+    def _has_others(self) -> bool:
+        return self._shared or self._pid != os.getpid()
+
+    def _is_there(self, contents: Contents, deadline: float) -> bool:
+        """Whether another process has sent this very index; where what it sent has changed since, this one
+        gets a name of its own."""
+        name = self.name
+        both: Both[int] = Both(
+            lambda call_id, left: codec.Inspect(call_id, left, name),
+            lambda reply: int(reply["version"]),
+            lambda engine, deadline: contents.version,
+        )
+        try:
+            version = self._model.ask_of_index("inspect", both, deadline)
+        except IndexIncomplete:
+            raise
+        except UnknownIndex:
+            return False
+        if version != contents.version:
+            self.become_owner()
+            return False
+        return True
+
+    def _put_all(self, contents: Contents, deadline: float | None) -> None:
+        for _ in range(TRIES):
+            try:
+                return self._put(contents, 0, 0, deadline)
+            except IndexIncomplete:
+                raise
+            except UnknownIndex:  # the connection broke between two pieces, or the model was swapped
+                if self._model.describe().identity != self._identity:
+                    return  # which the handle finds and tells
+        raise ServerUnavailable(f"the model server lost the index {TRIES} times while it was being sent")
+
+    def _put(self, contents: Contents, first: int, start: int, deadline: float | None) -> None:
+        """Send the vectors from number `first` on, which are the server's from `start` on."""
+        ids, rows = contents.ids[first:], contents.embeddings[first:]
+        total = start + len(ids)
+        most = max(1, min(PIECE_BYTES, self._model.piece_bytes) // (8 + 4 * self._dimension))
+        pieces = [slice(at, at + most) for at in range(0, max(1, len(ids)), most)]
+        if start == 0 and self._has_others:
+            pieces.insert(0, slice(0, 0))  # of several who have it the first to announce it sends it
+        for piece in pieces:
+            piece_ids = ids[piece].astype("<i8")
+            raw = memoryview(piece_ids.tobytes() + rows[piece].astype("<f4", copy=False).tobytes())
+            put = codec.Put(
+                0, 0.0, self.name, self._identity, contents.version, self._metric, self._kind,
+                self._dimension, start + piece.start, total, len(piece_ids),
+            )  # fmt: skip
+            both: Both[int] = Both(
+                lambda call_id, left, put=put: msgspec.structs.replace(put, id=call_id, time_left_s=left),  # type: ignore[misc]
+                lambda count: count,
+                lambda engine, deadline: total,
+                raw,
+            )
+            if self._model.ask_of_index("put", both, deadline or self._model.deadline()) >= total:
+                break  # it is whole, or another process has sent all of it meanwhile
+        self._count = total
+
+    def _take_name(self, name: bytes, shared: bool = False) -> None:
+        self.name, self._shared, self._pid = name, shared, os.getpid()
+        self._finalizer = weakref.finalize(self, _release, self._model.released, name, self._pid)
+        if shared:  # what others may use goes when it was not used for long
+            self._finalizer.detach()
+
+
+def _release(released: deque[bytes], name: bytes, pid: int) -> None:
+    """The garbage collector may call this anywhere: nothing is sent from here."""
+    if pid == os.getpid():
+        released.append(name)

@@ -1,0 +1,199 @@
+"""The indexes that web workers keep for their callers: files in one folder, which all workers of a machine
+share, and which outlive them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from filelock import FileLock, Timeout
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.errors import EmbedshareError, IndexCorrupted, IndexNotKept, Overloaded
+
+#: An id: 128 random bits. Nothing else becomes part of a path.
+_ID = re.compile(r"[0-9a-f]{32}")
+#: Who would change an index that others change waits for so many seconds at most.
+_TURN_S = 30.0
+#: What a worker that was killed has left half-written goes after so many seconds.
+_LEFT_S = 3600.0
+
+
+class SavedIndex(Protocol):
+    """What is asked of an index to keep it."""
+
+    def save(self, path: Path) -> None: ...
+
+
+Kept = TypeVar("Kept", bound=SavedIndex)
+_Stamp = tuple[int, int, int]
+
+
+class IndexFiles(Generic[Kept]):
+    """Indexes by ids that nobody guesses, bounded in number and bytes; the one used longest ago goes first.
+
+    Safe to use from any number of threads and processes. A file is replaced as a whole, and each process
+    opens it anew when it was.
+    """
+
+    def __init__(self, folder: Path, load: Callable[[Path], Kept], most: int, most_bytes: int) -> None:
+        """`load` reads what an index's `save` wrote."""
+        self._folder = folder
+        self._load = load
+        self._most, self._most_bytes = most, most_bytes
+        self._opened: OrderedDict[str, tuple[_Stamp, Kept]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, index: Kept) -> str:
+        """Keep a new index; its id.
+
+        Raises IndexNotKept.
+        """
+        name = secrets.token_hex(16)
+        with self._told():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not platforms.only_owner_can_read(self._folder):
+                raise PermissionError(0, "others can read or own the folder")
+            self._write(name, index)
+        return name
+
+    def open(self, name: str) -> Kept | None:
+        """The index as it is now, which counts as used; None where there is none of that id.
+
+        Raises IndexNotKept, and what `load` raises for one of another model.
+        """
+        if not _ID.fullmatch(name):
+            return None
+        path = self._folder / name
+        with self._told():
+            try:
+                status = path.stat()
+                os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+                stamp = _stamp(status)
+                with self._lock:
+                    known = self._opened.get(name)
+                    if known is not None and known[0] == stamp:
+                        self._opened.move_to_end(name)
+                        return known[1]
+                index = self._load(path)
+            except FileNotFoundError:
+                self._close_deleted()
+                return None
+            except IndexCorrupted as error:
+                logger.warning("an index is let go: {}", error.message)
+                path.unlink(missing_ok=True)
+                return None
+        self._remember(name, stamp, index)
+        return index
+
+    def change(self, name: str, change: Callable[[Kept, int], None]) -> Kept | None:
+        """The index after `change`, which is given it and its bytes, and none other changes meanwhile.
+
+        Where that fails nothing has changed, and searches go on in the one before. None, and errors, as
+        `open`; Overloaded where others changed it all the time.
+        """
+        with self._alone(name):
+            if self.open(name) is None:
+                return None
+            with self._told():
+                path = self._folder / name
+                index = self._load(path)
+                change(index, path.stat().st_size)
+                self._write(name, index)
+        return index
+
+    def delete(self, name: str) -> bool:
+        """Let an index go, for all workers; whether there was one."""
+        if not _ID.fullmatch(name):
+            return False
+        with self._alone(name), self._told():
+            try:
+                (self._folder / name).unlink()
+            except FileNotFoundError:
+                return False
+            finally:
+                self._close_deleted()
+        return True
+
+    def _write(self, name: str, index: Kept) -> None:
+        path = self._folder / name
+        index.save(path)
+        self._remember(name, _stamp(path.stat()), index)
+        with FileLock(self._folder / ".room.lock", mode=0o600, timeout=_TURN_S):
+            self._make_room(name)
+        self._close_deleted()
+
+    def _make_room(self, newest: str) -> None:
+        """Of all files; what another process deletes meanwhile is gone too."""
+        found: list[tuple[int, int, Path]] = []
+        for path in self._folder.iterdir():
+            try:
+                status = path.stat()
+                if _ID.fullmatch(path.name):
+                    found.append((status.st_atime_ns, status.st_size, path))
+                elif path.suffix != ".lock" and time.time() - status.st_mtime > _LEFT_S:
+                    path.unlink()
+            except FileNotFoundError:
+                pass
+        count, held = len(found), sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if count <= self._most and held <= self._most_bytes:
+                return
+            if path.name != newest:
+                path.unlink(missing_ok=True)
+                count, held = count - 1, held - size
+
+    def _remember(self, name: str, stamp: _Stamp, index: Kept) -> None:
+        with self._lock:
+            self._opened.pop(name, None)
+            self._opened[name] = stamp, index
+            while len(self._opened) > self._most:
+                self._opened.popitem(last=False)
+
+    def _close_deleted(self) -> None:
+        """A file that is still mapped would go on taking its place on the disk."""
+        with self._lock:
+            for name in [name for name in self._opened if not (self._folder / name).exists()]:
+                del self._opened[name]
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Of all threads and processes; indexes of one first digit share a lock: few files lie there so."""
+        if not _ID.fullmatch(name) or not self._folder.exists():
+            yield
+            return
+        lock = FileLock(self._folder / f".{name[0]}.lock", mode=0o600, timeout=_TURN_S)
+        try:
+            with self._told():
+                lock.acquire()
+        except Timeout:
+            raise Overloaded("others changed this index all the time", retry_after_s=1.0) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (EmbedshareError, Timeout):  # some of which are OSErrors too
+            raise
+        except OSError as error:
+            raise IndexNotKept(
+                f"indexes cannot be kept in {self._folder}: {error.strerror or error}; EMBEDDING_INDEX_DIR "
+                "names another folder"
+            ) from None
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_ino, status.st_mtime_ns, status.st_size
