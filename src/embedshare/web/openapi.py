@@ -22,7 +22,7 @@ from embedshare.web.errors import JSON, Error
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
 #: A part of a path that stands for any text, as Flask writes it.
-_VARIABLE = re.compile("<(\\w+)>")
+_VARIABLE = re.compile("<(?:\\w+:)?(\\w+)>")
 
 
 @dataclass(frozen=True)
