@@ -9,6 +9,7 @@ import msgspec
 from flask import Blueprint, g, jsonify, request
 from msgspec import Meta
 from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.routing import BaseConverter
 
 from embedshare.database import keys
 from embedshare.database.live import Current
@@ -88,9 +89,16 @@ class Audit(msgspec.Struct):
     changes: list[Change]
 
 
+class _Key(BaseConverter):
+    """The part of a path that names a setting; `audit` and `bulk` are routes of their own."""
+
+    regex = "(?!(?:audit|bulk)$)[^/]+"
+
+
 def blueprint(changes: Changes) -> Blueprint:
     """`/settings`, `/settings/bulk`, `/settings/<key>` and `/settings/audit`."""
     routes = Blueprint("settings", __name__)
+    routes.record_once(lambda state: state.app.url_map.converters.update(setting=_Key))
     single = msgspec.json.Decoder(SettingRequest)
     bulk = msgspec.json.Decoder(BulkRequest)
 
@@ -117,7 +125,7 @@ def blueprint(changes: Changes) -> Blueprint:
         asked = body.read(bulk, '{"settings": {"max_batch_size": 32}}').settings
         return _answer(changes, changes.change(asked, _who()), set(asked))
 
-    @routes.delete("/settings/<key>")
+    @routes.delete("/settings/<setting:key>")
     @openapi.describe({200: SettingsAnswer}, errors=(UnknownSetting, *_CHANGING))
     def delete(key: str) -> dict[str, Any]:
         """Have the environment's value hold again."""
