@@ -1,5 +1,4 @@
-"""What tests share here: a client that reaches the default server through a proxy, which does to its messages
-what a test says; and a browser."""
+"""What several of these tests share: a browser, and a client that reaches the server through a proxy."""
 
 from __future__ import annotations
 

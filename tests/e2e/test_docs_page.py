@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.processes import ModelServer
-from tests.watching import CHROMIUM, Worker
+from tests.watching import Worker, needs_chromium
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = needs_chromium
 LIMIT_MS = 60_000
 #: Where the pictures go that people look at; nowhere without it.
 PICTURES = os.environ.get("EMBEDSHARE_PICTURES")

@@ -23,10 +23,8 @@ from embedshare.websearch.addresses import Addresses
 from embedshare.websearch.engines import SearXNG
 from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch, reader
-from tests.processes import ModelServer, long_form
+from tests.processes import ModelServer
 from tests.websearch import site
-
-pytestmark = long_form
 
 SET = os.environ.get("EMBEDSHARE_QUESTIONS_FILE", "held_out_questions.json")
 QUESTIONS = json.loads((Path(__file__).parent / SET).read_text(encoding="utf8"))
@@ -57,8 +55,12 @@ class Remembering:
 
 
 def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
-    server: ModelServer, model: EmbeddingClient, capsys: pytest.CaptureFixture[str]
+    server: ModelServer,
+    model: EmbeddingClient,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", 60)  # a slow machine changes no ranking
     assert len(QUESTIONS) == 100
     answers = {each["question"]: each["page"] for each in QUESTIONS[:: 100 // ASKED]}
     with site.serving(site.Documentation) as port:
@@ -66,7 +68,7 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
         with site.serving(site.searxng(address, answers)) as search_port:
             engine = SearXNG(f"http://127.0.0.1:{search_port}")
             memory = Remembering(model, Addresses(f"127.0.0.1:{port}"))
-            search = WebSearch(server.settings(), engine, memory.read, patience_s=60)
+            search = WebSearch(server.settings(), engine, memory.read, page_s=60, total_s=600, patience_s=60)
             ways = ("passages", "visible text", "readable text")
             in_three, first, missed = Counter[str](), Counter[str](), []
             for question, page in answers.items():
@@ -93,6 +95,7 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
             print(f"  {way}{cut}: in the top three {in_three[way]}, first {first[way]}")
         for each in missed:
             print(f"  missed: {each}")
+    # No more is asked of a few questions, of which one is much.
     assert in_three["passages"] >= (0.9 if len(answers) == 100 else 0.8) * len(answers)
 
 

@@ -8,8 +8,8 @@ from embedshare.errors import FetchFailed
 from embedshare.websearch import apart
 from embedshare.websearch.page import Document, Page
 
-#: Seconds that reading one page may take: the longest take two, and others wait meanwhile.
-PARSE_S = 3.0
+#: Seconds that reading one page may take: the longest take two on an idle machine, and others wait meanwhile.
+PARSE_S = 5.0
 
 
 class Parser:
