@@ -73,11 +73,13 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     live = changes.live
     cors.register(app, lambda: live.cors_origins)
     ring = app.extensions[API_KEYS] = worker.key_ring(settings)
-    gate.register(app, ring, worker.rates(settings))
+    rates = worker.rates(settings)
+    gate.register(app, ring, rates)
     allowance = Allowance.of(settings)
     dependencies = {
         "model_server": lambda: worker.server_state(model),
         "database": lambda: changes.database_status,
+        "redis": rates.redis_status if rates else lambda: "off",
     }
     app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes))

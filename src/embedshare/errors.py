@@ -250,9 +250,9 @@ class SupervisorUnavailable(EmbedshareError, ConnectionError):
 
 
 def missing_database(error: ImportError) -> MissingDependency:
-    """What to say where EMBEDDING_USE_DB_SETTINGS is true and its packages are not installed."""
+    """What to say where settings or API keys are kept in a database, and its packages are not installed."""
     return MissingDependency(
-        f"EMBEDDING_USE_DB_SETTINGS needs more than this installation has ({error}): "
+        f"settings and API keys in a database need more than this installation has ({error}): "
         "pip install 'embedshare[database]'"
     )
 

@@ -28,8 +28,11 @@ def key_ring(settings: Settings) -> KeyRing | None:
     """The API keys of the database, of EMBEDDING_ADMIN_KEY_FILE, and of who holds the model server's key."""
     if not settings.asks_for_keys:
         return None
-    from embedshare.database.api_keys import Keys
-    from embedshare.database.database import Database  # SQLAlchemy, for who asks for keys
+    try:
+        from embedshare.database.api_keys import Keys
+        from embedshare.database.database import Database  # SQLAlchemy, for who asks for keys
+    except ImportError as error:
+        raise missing_database(error) from None
 
     administrator = {}
     if settings.admin_key_file is not None:

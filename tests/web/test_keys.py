@@ -223,6 +223,7 @@ def test_the_command_refuses_what_makes_no_sense(site: Site) -> None:
 
 @pytest.mark.skipif(REDIS is None, reason="redis-server is not installed")
 def test_two_workers_count_one_key_and_one_address_together(site: Site, embed_key: str) -> None:
+    assert site.ask(path="/health").json()["dependencies"]["redis"] == "connected"
     key = site.keys("create", "--name", "eager", "--scopes", "embed")["key"]
     for worker in (0, 1):  # each look that finds it counts
         wait_for(lambda worker=worker: known(site, key, worker), 10, "the new key's use")

@@ -37,6 +37,7 @@ class Rates(Protocol):
     """Counts requests; raises RateLimited with its fields."""
 
     def count(self, subject: str) -> None: ...
+    def redis_status(self) -> str: ...
 
 
 def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
