@@ -34,8 +34,6 @@ from embedshare.vectors.handle import VectorIndex
 from tests.processes import ModelServer, long_form, wait_for
 from tests.strangers import key_holder, soon
 
-pytestmark = long_form
-
 SUBJECTS = "whales bread volcanoes chess glaciers bicycles violins mushrooms bridges comets".split()  # noqa: SIM905
 DOCS = [f"{subject} and what is said of them, part {part}" for part in range(5) for subject in SUBJECTS]
 URLS = [f"https://example.org/{number}" for number in range(len(DOCS))]
@@ -77,6 +75,7 @@ def counted(client: EmbeddingClient) -> Iterator[Counter[str]]:
     client.calls.listeners.remove(count)
 
 
+@long_form
 def test_what_is_found_is_what_faiss_finds_with_sentence_transformer_s_vectors(
     model: EmbeddingClient, reference: Any
 ) -> None:
@@ -129,7 +128,8 @@ def test_no_documents_one_and_more_wanted_than_there_are(model: EmbeddingClient)
 @pytest.mark.parametrize(
     ("docs", "urls", "options"),
     [(["a"], ["u", "v"], {}), (["a", "b"], "uv", {}), (["a", 1], None, {}), (["a"], None, {"metric": "l3"}),
-     (["a"], None, {"kind": "tree"})],
+     (["a"], None, {"kind": "tree"}), ("a text", None, {}), ({"a": 1}, None, {}), (None, None, {}),
+     (["a"], [None], {}), (["a"], {"u": 1}, {}), (np.array("a"), None, {}), ([["a", "b"]], None, {})],
 )  # fmt: skip
 def test_what_is_no_list_of_documents_is_refused_before_it_is_embedded(
     model: EmbeddingClient, docs: Any, urls: Any, options: dict[str, str]
@@ -138,6 +138,48 @@ def test_what_is_no_list_of_documents_is_refused_before_it_is_embedded(
     with pytest.raises(InvalidInput):
         model.build_vector_index(docs, urls, **options)
     assert model.stats()["sequences"] == before
+
+
+def test_documents_come_in_arrays_and_from_generators_and_urls_twice(model: EmbeddingClient) -> None:
+    lists = model.build_vector_index(DOCS[:4], ["u", "u", "v", "v"])[2]
+    arrays = model.build_vector_index(np.array(DOCS[:4]), np.array(["u", "u", "v", "v"]))[2]
+    index, embeddings, generated = model.build_vector_index(
+        (doc for doc in DOCS[:4]), (url for url in ["u", "u", "v", "v"])
+    )
+    assert lists == arrays == generated
+    assert all(type(entry["full_content"]) is type(entry["url"]) is str for entry in arrays)
+    assert index.add((doc for doc in DOCS[4:6]), iter("ab")) == [4, 5]
+    assert (index.add([]), len(index), embeddings.shape) == ([], 6, (4, 384))
+
+
+def test_a_search_sees_the_documents_of_one_moment(model: EmbeddingClient) -> None:
+    index, _, metadata = model.build_vector_index(DOCS, URLS)
+    over = threading.Event()
+
+    def change() -> int:
+        for turn in range(60):
+            (new,) = index.add([f"volcanoes, page {turn}"], [str(turn)])
+            index.remove([index.ids[turn % 20]])
+            assert metadata[-1]["id"] == new
+        over.set()
+        return len(index)
+
+    def search(given: list[dict[str, Any]] | None) -> int:
+        searches = 0
+        while not over.is_set():
+            ids = [entry["id"] for entry in model.search_index(QUERY, index, given, 100)]
+            assert len(set(ids)) == len(ids)
+            assert len(ids) in (50, 51)
+            searches += 1
+        return searches
+
+    with ThreadPoolExecutor(4) as threads:
+        searching = [threads.submit(search, given) for given in (None, metadata, None)]
+        try:
+            assert threads.submit(change).result() == 50
+        finally:
+            over.set()
+        assert all(one.result() > 2 for one in searching)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, "3", None, True])
@@ -177,6 +219,7 @@ def test_documents_come_and_go(model: EmbeddingClient) -> None:
     assert index.add(["one more"]) == [51]
 
 
+@long_form
 def test_a_killed_server_gets_the_index_again_and_nothing_is_embedded_again(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as client:
@@ -210,8 +253,11 @@ def test_while_the_server_is_away_the_same_embeddings_answer_and_it_goes_back(tm
         assert index.describe()["kind"] == "flat"
         server.start()
         wait_for(lambda: client.client_stats()["state"] == "connected", 60, "the return")
-        back = client.search_index(QUERY, index, metadata, 100)
+        sequences = client.stats()["sequences"]
+        with counted(client) as calls:
+            back = client.search_index(QUERY, index, metadata, 100)
         assert {result["id"] for result in back} == set(range(1, 51))
+        assert (calls["put"], client.stats()["sequences"]) == (1, sequences + 1), "nothing is embedded again"
         assert held(client)["count"] == 1
     assert server.stop() == 0
 
@@ -244,6 +290,10 @@ def test_indexes_are_bounded_in_bytes_and_one_that_never_fits_is_refused(few: Em
     few.build_vector_index([f"{number} of the second" for number in range(400)])
     assert held(few)["bytes"] <= 1 << 20
     assert few.search_index("7 of the first", first, metadata, 1)[0]["id"] == 7
+    with pytest.raises(TooLarge):
+        first.add([f"{number} too many" for number in range(300)])
+    assert (len(first), len(metadata), first.ids[-1]) == (400, 400, 399)
+    assert few.search_index("8 of the first", first, metadata, 1)[0]["id"] == 8
     with pytest.raises(TooLarge, match="EMBEDDING_MAX_INDEX_BYTES allows 1,048,576"):
         few.build_vector_index([str(number) for number in range(1000)])
 
@@ -278,6 +328,7 @@ assert len(model.search_index(sys.argv[2], index, metadata, 100)) == len(index)
 """
 
 
+@long_form
 def test_eight_processes_share_one_index_of_one_file_without_faiss(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as client:
@@ -349,6 +400,7 @@ def test_a_file_that_is_not_whole_is_told(model: EmbeddingClient, tmp_path: Path
         model.load_vector_index(tmp_path / "pickled.npz")
 
 
+@long_form
 def test_an_index_of_another_model_is_refused(tmp_path: Path, other_model: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_ON_MODEL_CHANGE="follow", EMBEDDING_FALLBACK="none") as client:
@@ -371,7 +423,7 @@ def test_an_index_of_another_model_is_refused(tmp_path: Path, other_model: Path)
 
 
 def test_a_large_index_is_searched_exactly_until_its_graph_is_built(
-    model: EmbeddingClient, reference: Any
+    model: EmbeddingClient,
 ) -> None:
     docs = [f"{SUBJECTS[number % 10]} {number}" for number in range(1200)]
     index, embeddings, metadata = model.build_vector_index(docs, kind="hnsw")

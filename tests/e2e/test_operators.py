@@ -127,6 +127,7 @@ def test_status_tells_of_every_process_and_of_the_model(operator: Operator) -> N
     assert (model["device"], model["runtime"], model["gpu_memory_mb"]) == ("cpu", "openvino", None)
     assert model["mean_batch_sequences"] > 1
     assert model["failed_requests"] == 0
+    assert model["indexes"] == {"count": 0, "bytes": 0, "evicted": 0}
 
 
 def test_the_tables_show_it_to_people(operator: Operator) -> None:

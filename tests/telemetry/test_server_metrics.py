@@ -106,8 +106,26 @@ def test_times_sizes_and_work_are_what_was_done(own: MeasuredServer) -> None:
     assert after("embedshare_server_connections") >= 1
     for idle in ("waiting_tokens", "active_calls"):
         assert after(f"embedshare_server_{idle}") == 0
-    for never in ("rejected_calls", "failed_batches", "out_of_memory_batches", "swaps", "failed_swaps"):
+    for none in ("indexes", "index_bytes"):
+        assert after(f"embedshare_server_{none}") == 0
+    for never in (
+        "rejected_calls", "failed_batches", "out_of_memory_batches", "swaps", "failed_swaps",
+        "evicted_indexes",
+    ):  # fmt: skip
         assert after(f"embedshare_server_{never}_total") == 0
+
+
+def test_indexes_are_counted(own: MeasuredServer) -> None:
+    with own.client(EMBEDDING_FALLBACK="none") as client:
+        index, _, _ = client.build_vector_index(["a", "b"])
+        held = client.stats()["indexes"]
+        assert held["count"] == 1
+        seen = own.scrape()
+        assert seen("embedshare_server_indexes") == 1
+        assert seen("embedshare_server_index_bytes") == held["bytes"] >= 2 * 384 * 4
+        del index
+        client.encode("which tells that nobody holds it")
+    assert own.scrape()("embedshare_server_indexes") == 0
 
 
 def test_what_waits_can_be_seen_while_it_waits(own: MeasuredServer) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedshare.errors import IndexCorrupted
+from embedshare import platforms
+from embedshare.errors import IndexCorrupted, InvalidInput
 from embedshare.vectors import saved
 
 IDS = np.array([0, 2, 5], np.int64)
@@ -42,6 +45,54 @@ def test_what_was_written_is_read_and_the_vectors_are_mapped(tmp_path: Path) -> 
     saved.write(path, empty, IDS[:0], ROWS[:0])  # over the file that is mapped
     assert saved.read(path)[2].shape == (0, 4)
     assert rows.tolist() == ROWS.tolist()
+
+
+def test_where_a_mapped_file_cannot_be_replaced_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platforms, "KEEPS_MAPPED_FILES", True)
+    path = tmp_path / "an index"
+    saved.write(path, about(), IDS, ROWS)
+    _, _, rows = saved.read(path)
+    assert rows.tolist() == ROWS.tolist()
+    assert not rows.flags.writeable
+    holder: Any = rows
+    while holder is not None:
+        assert not isinstance(holder, mmap.mmap | np.memmap)
+        holder = getattr(holder, "base", None)
+    saved.write(path, about(), IDS, rows)
+    assert saved.read(path)[2].tolist() == ROWS.tolist()
+
+
+def test_a_file_is_replaced_as_soon_as_others_have_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, refused = os.replace, iter([True, True, False])
+
+    def busy(source: Path, target: Path) -> None:
+        if next(refused):
+            raise PermissionError(13, "being read")
+        replace(source, target)
+
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(platforms, "WINDOWS", False)
+    with pytest.raises(PermissionError):
+        platforms.replace(tmp_path / "new", tmp_path / "old")
+    monkeypatch.setattr(platforms, "WINDOWS", True)
+    platforms.replace(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "new"
+
+
+def test_metadata_that_json_cannot_hold_is_refused_and_the_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "an index"
+    saved.write(path, about(), IDS, ROWS)
+    entries = [{"id": 0}, {"id": 2, "own": object()}, {"id": 5}]
+    with pytest.raises(InvalidInput, match="cannot be saved as JSON"):
+        saved.write(path, about(metadata=entries), IDS, ROWS)
+    assert saved.read(path)[0] == about()
+    assert [file.name for file in tmp_path.iterdir()] == ["an index"]
 
 
 @pytest.mark.parametrize(

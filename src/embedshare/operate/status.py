@@ -119,13 +119,13 @@ def _facts(stats: Stats) -> dict[str, Any]:
     names = (
         "model", "identity", "device", "dtype", "runtime", "uptime", "mean_batch_sequences",
         "mean_batch_tokens", "waiting_tokens", "active_operations", "total_requests", "failed_requests",
-        "rejected", "swaps", "memory_mb", "gpu_memory_mb",
+        "rejected", "swaps", "memory_mb", "gpu_memory_mb", "indexes",
     )  # fmt: skip
     return {name: stats.get(name) for name in names}
 
 
 def _described(server: Mapping[str, Any]) -> list[tuple[str, str]]:
-    gpu = server["gpu_memory_mb"]
+    gpu, indexes = server["gpu_memory_mb"], server["indexes"]
     return [
         ("model", f"{server['model']} ({str(server['identity'])[:12]})"),
         ("runs on", f"{server['device']}, {server['runtime']} {server['dtype']}"),
@@ -135,6 +135,10 @@ def _described(server: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("queue", f"{server['waiting_tokens']:,} tokens wait, {server['active_operations']} calls under way"),
         ("calls", f"{server['total_requests']:,}, of which {server['failed_requests']:,} failed"),
+        (
+            "indexes",
+            f"{indexes['count']:,}, {indexes['bytes'] / 1e6:,.0f} MB; {indexes['evicted']:,} made room",
+        ),
         ("GPU memory", f"{gpu:,.0f} MB" if gpu is not None else "no GPU"),
     ]
 

@@ -85,6 +85,14 @@ class ServerCollector(Collector):
             yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=stats[key])
         yield GaugeMetricFamily("embedshare_server_connections", "Callers connected", value=connections)
         yield GaugeMetricFamily("embedshare_server_uptime_seconds", "Since the start", value=uptime_s)
+        indexes = stats["indexes"]
+        yield GaugeMetricFamily("embedshare_server_indexes", "Vector indexes", value=indexes["count"])
+        yield GaugeMetricFamily(
+            "embedshare_server_index_bytes", "Memory that they take", value=indexes["bytes"]
+        )
+        yield CounterMetricFamily(
+            "embedshare_server_evicted_indexes", "Those that made room for others", value=indexes["evicted"]
+        )
         sizes = {
             "memory_bytes": ("Memory that the server's process holds", memory.of_process()),
             "gpu_memory_bytes": ("Memory that it has taken from its GPUs", memory.of_gpu()),

@@ -45,6 +45,7 @@ export function showFacts(list, server) {
     ["Runtime", server?.runtime],
     ["Dimensions", server?.dimension],
     ["Up for", server && span(server.uptime)],
+    ["Indexes", server?.indexes?.count && `${server.indexes.count}, ${memory(server.indexes.bytes / 1e6).join(" ")}`],
     ["Swaps", server?.swaps || null],
     ["GPU memory", server?.gpu_memory_mb && memory(server.gpu_memory_mb).join(" ")],
   ];
