@@ -17,7 +17,7 @@ from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms
 from embedshare.database.changes import SettingsChanges
 from embedshare.database.live import Live
-from embedshare.errors import EmbedshareError, PortUnavailable, missing_database
+from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
@@ -86,21 +86,8 @@ def _settings_changes(model: EmbeddingClient, settings: Settings) -> SettingsCha
         raise missing_database(error) from None
     kept = KeptSettings(live, authkey.key_file(settings).parent)
     changes = SettingsChanges(live, kept, apply_model)
-    kept.watcher.start(lambda before, found: _move(changes))
+    kept.watcher.start(lambda before, found: changes.move())
     return changes
-
-
-def _move(changes: SettingsChanges) -> None:
-    """Listen where the settings say now, where this process may."""
-    wanted = changes.live.settings
-    address = wanted.web_host, wanted.web_port
-    if changes.listener is None or address in (changes.listener.address, changes.refused_address):
-        return
-    try:
-        changes.listener.prepare(*address)(True)
-    except PortUnavailable as error:
-        changes.refused_address = address
-        logger.error("{}; it goes on at {}:{}", error.message, *changes.listener.address)
 
 
 def main() -> int:
@@ -124,7 +111,7 @@ def _serve(settings: Settings) -> None:
     server = listener.Listening(app, settings)
     if not supervised:  # else the supervisor gives each worker its port
         changes.listener = server
-        _move(changes)
+        changes.move()
     logger.info("ready: http://{}:{}", *server.address)
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
