@@ -119,7 +119,7 @@ def _serve(settings: Settings) -> None:
     server = listener.Listening(app, settings)
     if not supervised:  # else the supervisor gives each worker its port
         changes.listener = server
-        worker.move(changes)
+        changes.move()
     logger.info("ready: http://{}:{}", *server.address)
     if app.extensions[API_KEYS] is not None:
         app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from loguru import logger
-
 from embedshare.api_keys import Caller, digest
 from embedshare.database.changes import SettingsChanges
 from embedshare.database.live import Live
-from embedshare.errors import EmbedshareError, InvalidSetting, PortUnavailable, missing_database
+from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec
 from embedshare.settings import Settings
 from embedshare.web.gate import Rates
@@ -75,21 +73,8 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
         raise missing_database(error) from None
     kept = KeptSettings(live, authkey.key_file(settings).parent)
     changes = SettingsChanges(live, kept, apply_model)
-    kept.watcher.start(lambda before, found: move(changes))
+    kept.watcher.start(lambda before, found: changes.move())
     return changes
-
-
-def move(changes: SettingsChanges) -> None:
-    """Listen where the settings say now, where this process may."""
-    wanted = changes.live.settings
-    address = wanted.web_host, wanted.web_port
-    if changes.listener is None or address in (changes.listener.address, changes.refused_address):
-        return
-    try:
-        changes.listener.prepare(*address)(True)
-    except (PortUnavailable, InvalidSetting) as error:
-        changes.refused_address = address
-        logger.error("{}; it goes on at {}:{}", error.message, *changes.listener.address)
 
 
 def server_state(model: Model) -> str:

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import text
 
 from embedshare import platforms
 from embedshare.database.database import Database
-from embedshare.database.tables import ApiKey, Base, SettingsVersion
+from embedshare.database.tables import ApiKey, SettingsVersion
 from embedshare.database.urls import database_url
 from embedshare.errors import DatabaseUnavailable, InvalidSetting
 from embedshare.settings import Settings
@@ -51,18 +51,6 @@ def test_a_url_that_cannot_work_is_refused_and_not_quoted(given: str) -> None:
     with pytest.raises(InvalidSetting, match="EMBEDDING_DB_URL") as caught:
         database_url(Settings(db_url=given), Path("/nowhere"))
     assert "hunter2" not in str(caught.value)
-
-
-def test_the_migrations_make_the_tables_as_they_are_mapped(tmp_path: Path) -> None:
-    database = Database.open(Settings(), tmp_path)
-    with database.read() as session:
-        found = inspect(session.connection())
-        tables = set(found.get_table_names())
-        assert tables == {*Base.metadata.tables, "alembic_version"}
-        for table in Base.metadata.tables.values():
-            columns = {each["name"]: each["nullable"] for each in found.get_columns(table.name)}
-            assert columns == {column.name: column.nullable for column in table.columns}
-    database.close()
 
 
 def test_its_file_is_its_owners_alone(tmp_path: Path) -> None:

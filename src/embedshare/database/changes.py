@@ -67,8 +67,7 @@ class SettingsChanges:
         self.live = live
         self.listener: Listener | None = None
         """Set where this process can listen elsewhere by itself."""
-        self.refused_address: tuple[str, int] | None = None
-        """Where it could not."""
+        self._refused_address: tuple[str, int] | None = None
         self._kept = kept
         self._apply_model = apply_model
         self._changing = threading.Lock()
@@ -106,6 +105,22 @@ class SettingsChanges:
             return {}
         later = "kept; it holds when the services are started again, since another program owns this port"
         return dict.fromkeys(sorted(changed & keys.OF_THE_LISTENER), later)
+
+    def move(self) -> None:
+        """Listen where the settings say now, where this process may: another one has changed them."""
+        if self.listener is None or not self._changing.acquire(blocking=False):
+            return  # a change of this process's own, which moves by itself
+        try:
+            wanted = self.live.settings.web_host, self.live.settings.web_port
+            if wanted in (self.listener.address, self._refused_address):
+                return
+            try:
+                self.listener.prepare(*wanted)(True)
+            except (PortUnavailable, InvalidSetting) as error:
+                self._refused_address = wanted
+                logger.error("{}; it goes on at {}:{}", error.message, *self.listener.address)
+        finally:
+            self._changing.release()
 
     def _open(self) -> Kept:
         if self._kept is None:
