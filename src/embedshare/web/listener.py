@@ -9,7 +9,7 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, MultiSocketServer, create_server
 from waitress.task import ErrorTask
-from waitress.utilities import RequestEntityTooLarge
+from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
 from embedshare.settings import Settings
 from embedshare.web import errors, load
@@ -61,7 +61,9 @@ class _ErrorTask(ErrorTask):
             message, kind = refusal.message, type(refusal).__name__
         else:
             message, kind = error.body, error.reason
-        path = getattr(self.request, "path", "")  # it has none where its head was not understood
+        # It has none where its head was not understood; of one that was too long waitress makes up "/".
+        unknown = isinstance(error, RequestHeaderFieldsTooLarge)
+        path = "" if unknown else getattr(self.request, "path", "")
         body = errors.body(path, message, kind, error.code)
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [("Content-Type", errors.JSON), errors.NOSNIFF]
