@@ -230,7 +230,14 @@ def test_a_single_text_by_address_or_body(
 
 @pytest.mark.parametrize(
     ("request_of_none", "status"),
-    [({}, 422), ({"params": {"text": " "}}, 422), ({"json": "\t"}, 422), ({"json": ["a"]}, 400)],
+    [
+        ({}, 422),
+        ({"params": {"text": " "}}, 422),
+        ({"json": "\t"}, 422),
+        ({"json": ["a"]}, 400),
+        ({"params": {"text": "one"}, "json": "another"}, 422),
+        ({"params": {"text": "one"}, "json": True}, 400),
+    ],
 )
 def test_no_single_text_is_an_error(worker: Worker, request_of_none: dict[str, Any], status: int) -> None:
     answer = requests.post(f"{worker.url}/embed/single", timeout=30, **request_of_none)

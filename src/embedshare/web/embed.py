@@ -141,10 +141,11 @@ def blueprint(served: Served) -> Blueprint:
     def embed_single() -> Response:
         """The embedding of one text: `?text=…`, or a body that is a JSON string."""
         began = time.perf_counter()
-        text = request.args.get("text")
-        if text is None and request.get_data():
-            text = body.read(one_text, '"a text"', untyped=True)
-        if text is None or not text.strip():
+        asked, sent = request.args.get("text"), None
+        if request.get_data():
+            sent = body.read(one_text, '"a text"', untyped=True)
+        text = sent if asked is None else asked
+        if text is None or not text.strip() or (asked is not None and sent is not None):
             raise UnprocessableEntity('one text that is not blank is needed: ?text=…, or the body "a text"')
         found = served.embed([text])
         return Response(dumped({"embedding": found.rows[0], **_told(found, began)}), content_type=JSON)

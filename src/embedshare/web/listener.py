@@ -14,7 +14,7 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
-from waitress.utilities import RequestEntityTooLarge
+from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
 from embedshare import platforms
 from embedshare.errors import InvalidSetting, PortUnavailable
@@ -170,7 +170,9 @@ class _ErrorTask(ErrorTask):
             message, kind = refusal.message, type(refusal).__name__
         else:
             message, kind = error.body, error.reason
-        path = getattr(self.request, "path", "")  # it has none where its head was not understood
+        # It has none where its head was not understood; of one that was too long waitress makes up "/".
+        unknown = isinstance(error, RequestHeaderFieldsTooLarge)
+        path = "" if unknown else getattr(self.request, "path", "")
         body = errors.body(path, message, kind, error.code)
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [("Content-Type", errors.JSON), ("Cache-Control", "no-store"), *headers.FIXED]
