@@ -6,6 +6,7 @@ without embedding anything, and so that a local model can answer while the serve
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -342,8 +343,8 @@ def _positive(top_k: Any) -> int:
 
 def _ids(ids: Sequence[int]) -> list[int]:
     try:
-        numbers = [int(number) for number in ids]
-    except (TypeError, ValueError):
+        numbers = [operator.index(number) for number in ids]
+    except TypeError:
         raise InvalidInput("ids must be whole numbers, as the metadata's `id`") from None
     return [number for number in numbers if 0 <= number < 2**63]
 

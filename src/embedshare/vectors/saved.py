@@ -20,6 +20,8 @@ import numpy as np
 from embedshare import platforms
 from embedshare.errors import IndexCorrupted, InvalidInput
 
+#: No index ever gives an id over this, which leaves room to count on in 64 bits.
+MOST_IDS = 2**62
 #: What the first field of the JSON says; a file of another form is refused.
 FORM = "embedshare vector index 1"
 
@@ -78,6 +80,8 @@ def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
     shaped = ids.dtype == np.int64 and ids.ndim == 1 and embeddings.ndim == 2
     if about.form != FORM or not shaped or not len(ids) == len(embeddings) == len(about.metadata):
         raise corrupted(path, "its parts are of other forms or lengths than a saved index's")
+    if not 0 <= about.next_id <= MOST_IDS:
+        raise corrupted(path, f"its next id is {about.next_id}")
     in_order = not len(ids) or (ids[0] >= 0 and (np.diff(ids) > 0).all() and ids[-1] < about.next_id)
     if not in_order or [entry.get("id") for entry in about.metadata] != ids.tolist():
         raise corrupted(path, "its ids are not those of its metadata, in order")
