@@ -51,7 +51,7 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/metrics", "get"): {"200", "500"},
         ("/health", "get"): {"200", "500"},
         ("/index", "post"): {"201", "400", "413", "415", "422", "500", "503", "504"},
-        ("/index/{index}", "delete"): {"204", "404", "500"},
+        ("/index/{index}", "delete"): {"204", "404", "500", "503"},
         ("/index/{index}/documents", "post"): {"200", "400", "404", "413", "415", "422", "500", "503", "504"},
         ("/index/{index}/search", "post"): {"200", "400", "404", "413", "415", "500", "503", "504"},
         ("/load", "get"): {"200", "500"},
