@@ -85,7 +85,8 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
     from embeddingClient import EmbeddingClient
     from embedshare.settings import Settings
     from embedshare.vectors import choice
-    from embedshare.vectors.handle import Embedded, VectorIndex
+    from embedshare.vectors.handle import VectorIndex
+    from embedshare.vectors.sending import Embedded
 
     caller: Any = server.caller
     environment = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}

@@ -87,7 +87,7 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/v1/models/{name}", "get"): {"200", "404", *GATED, *OF_THE_MODEL},
         ("/health", "get"): {"200", "500"},
         ("/index", "post"): {"201", "400", "413", "415", "422", *GATED, *OF_THE_MODEL},
-        ("/index/{index}", "delete"): {"204", "404", *GATED},
+        ("/index/{index}", "delete"): {"204", "404", "503", *GATED},
         ("/index/{index}/documents", "post"): {
             "200", "400", "404", "413", "415", "422", *GATED, *OF_THE_MODEL,
         },
