@@ -1,7 +1,7 @@
 """Start, watch, change and stop everything: the model server and its web workers.
 
     python service_manager.py --workers 3 --port 5000
-    python service_manager.py status | logs | restart | scale | swap | stop | doctor
+    python service_manager.py status | logs | restart | scale | swap | stop | doctor | keys
 
 The first runs until Ctrl-C, which stops everything and leaves no process behind. The others reach it over a
 local channel that only its user can use.
@@ -31,9 +31,15 @@ from rich.table import Table  # noqa: E402
 
 from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
-from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable  # noqa: E402
+from embedshare.database.live import Live  # noqa: E402
+from embedshare.errors import (  # noqa: E402
+    EmbedshareError,
+    SupervisorError,
+    SupervisorUnavailable,
+    missing_database,
+)
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import doctor, status, tail  # noqa: E402
+from embedshare.operate import doctor, keys, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.services import MODEL_SERVER, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -41,6 +47,8 @@ from embedshare.supervise import rotation  # noqa: E402
 from embedshare.supervise.scaling import Scaling  # noqa: E402
 from embedshare.supervise.supervisor import Supervisor, Watched  # noqa: E402
 
+#: The first worker's port where nothing else is said.
+FIRST_PORT = 5000
 #: Between two lines on how a command goes, in seconds.
 SAY_EVERY_S = 2.0
 #: A command line gives up where the supervisor has said nothing for so many seconds.
@@ -72,8 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
 def start(options: argparse.Namespace, settings: Settings) -> None:
     """Run until a stop signal or the command `stop`."""
     least, most = options.workers
+    settings, port = _kept(settings, options.port)
     services = Services(
-        settings, options.port, _source_folder(options.src_dir), lambda: _why_no_answer(settings) is None
+        settings, port, _source_folder(options.src_dir), lambda: _why_no_answer(settings) is None
     )
     supervisor = Supervisor(
         services.stages(least),
@@ -201,12 +210,35 @@ def stop(options: argparse.Namespace, settings: Settings) -> None:
 
 def examine(options: argparse.Namespace, settings: Settings) -> int:
     """What is wrong with this machine; 1 where something is."""
-    findings = doctor.examine(settings, options.workers[0], options.port, lambda: _why_no_answer(settings))
+    findings = doctor.examine(
+        settings, options.workers[0], options.port or FIRST_PORT, lambda: _why_no_answer(settings)
+    )
     if options.json:
         _print_json([finding._asdict() for finding in findings])
     else:
         _console().print(doctor.render(findings))
     return int(any(finding.state == doctor.BAD for finding in findings))
+
+
+def manage_keys(options: argparse.Namespace, settings: Settings) -> None:
+    """Make, list and revoke API keys for the web workers."""
+    answer = keys.carry_out(options, settings)
+    _print_json(answer) if options.json else _console().print(answer)
+
+
+def _kept(settings: Settings, port: int | None) -> tuple[Settings, int]:
+    """Where the workers listen, as the settings in a database say, where they are kept there; a port of the
+    command line stands above these."""
+    if not settings.use_db_settings:
+        return settings, port or FIRST_PORT
+    try:
+        from embedshare.database.kept import KeptSettings
+    except ImportError as error:
+        raise missing_database(error) from None
+    live = Live(settings)
+    KeptSettings(live, authkey.key_file(settings).parent).database.close()
+    stored_port = live.settings.web_port if "port" in live.now.stored else FIRST_PORT
+    return dataclasses.replace(settings, web_host=live.settings.web_host), port or stored_port
 
 
 def _runs(pid: int) -> bool:
@@ -248,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(run=run)
         add_arguments(command)
-        if name not in ("start", "logs"):
+        if name not in ("start", "logs", "keys"):
             command.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
     return parser
 
@@ -259,8 +291,9 @@ def _services_arguments(parser: argparse.ArgumentParser) -> None:
         help="web workers to run (default: 2); 2-8: between 2 and 8, as many as the load needs",
     )  # fmt: skip
     parser.add_argument(
-        "--port", type=_port, default=5000, help="the first worker's port; the next get the next (5000)"
-    )
+        "--port", type=_port, default=None,
+        help=f"the first worker's port; the next get the next (what the database has, else {FIRST_PORT})",
+    )  # fmt: skip
     parser.add_argument("--src-dir", default="src", help="the folder with modelServer.py and app.py (src)")
 
 
@@ -285,6 +318,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.Ar
     "swap": (swap, lambda parser: parser.add_argument("--model", required=True, help="a folder or a name")),
     "stop": (stop, lambda parser: None),
     "doctor": (examine, _services_arguments),
+    "keys": (manage_keys, keys.add_arguments),
 }
 
 

@@ -167,6 +167,39 @@ class OpenAiCaller:
         return OpenAiSession(self.port)
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenAiClientCaller:
+    """The package `openai` as programs use it, with its defaults."""
+
+    base_url: str
+
+    def connect(self) -> OpenAiClientSession:
+        return OpenAiClientSession(self.base_url)
+
+
+class OpenAiClientSession:
+    def __init__(self, base_url: str) -> None:
+        import openai
+
+        self._client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
+        self._model = self._client.models.list().data[0].id
+
+    def one(self, text: str) -> Any:
+        answer = self._client.embeddings.create(model=self._model, input=text)
+        return np.asarray(answer.data[0].embedding, np.float32)
+
+    def each(self, texts: list[str]) -> Any:
+        """One call a text."""
+        return np.stack([self.one(text) for text in texts])
+
+    def check(self) -> None:
+        vector = self.one("Is this a vector?")
+        assert vector.shape == (DIMENSION,), vector.shape
+
+    def close(self) -> None:
+        self._client.close()
+
+
 class HttpSession:
     path, field = "/embed", "texts"
 

@@ -68,5 +68,5 @@ QUICK = Plan(
     quality_texts=200,
     starts=1,
     peers=("FastAPI + SentenceTransformer", "mosec"),
-    left_out=("startup", "http"),
+    left_out=("startup", "http", "openai"),
 )

@@ -58,7 +58,8 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
         "Made by `python -m benchmarks` (needs `pip install -r requirements-bench.txt`); do not edit. "
         "Everything here was measured in one run, on one machine, competitors by turns. Absolute figures "
         "move with the machine and with what else it does: the ratios are what to compare. What "
-        "`python -m benchmarks.gpu` measured, and on what: [benchmarks-gpu.md](benchmarks-gpu.md).",
+        "`python -m benchmarks.gpu` measured, and on what: [benchmarks-gpu.md](benchmarks-gpu.md). "
+        "Vector indexes: [benchmarks-indexes.md](benchmarks-indexes.md), by `python -m benchmarks.indexes`.",
         "",
         *_about(results),
         "## In short",

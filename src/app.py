@@ -13,26 +13,44 @@ from pathlib import Path
 
 from flask import Flask
 from loguru import logger
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
-from embedshare import logs, platforms
-from embedshare.errors import EmbedshareError, PortUnavailable
+from embedshare import logs, platforms, worker
+from embedshare.database.changes import SettingsChanges
+from embedshare.errors import EmbedshareError
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.web import (
+    cors,
     dashboard,
     embed,
     errors,
+    gate,
+    headers,
     health,
     index,
     listener,
     load,
     metrics,
+    ollama,
+    openai,
     openapi,
     search,
+    tei,
     tracing,
 )  # fmt: skip
+from embedshare.web import (
+    settings as settings_routes,
+)
+from embedshare.web.allowance import Allowance
+from embedshare.web.served import Served
+
+#: Where the application keeps its KeyRing, or None.
+API_KEYS = "embedshare.api_keys"
+#: Where it keeps its SettingsChanges, with which `/settings` and others read and change them.
+CHANGES = "embedshare.settings"
 
 
 def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
@@ -43,20 +61,39 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
         model.program = "embedshare worker"
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
+    if settings.trusted_proxies:
+        trusted = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
     tracing.register(app)
     errors.register(app)
+    headers.register(app)
     measured = metrics.Metrics(model)
     measured.watch(app)
-    app.register_blueprint(health.blueprint(model))
-    app.register_blueprint(embed.blueprint(model, settings.max_texts))
+    changes = app.extensions[CHANGES] = worker.settings_changes(model, settings)
+    live = changes.live
+    cors.register(app, lambda: live.cors_origins)
+    ring = app.extensions[API_KEYS] = worker.key_ring(settings)
+    rates = worker.rates(settings)
+    gate.register(app, ring, rates)
+    allowance = Allowance.of(settings)
+    dependencies = {
+        "model_server": lambda: worker.server_state(model),
+        "database": lambda: changes.database_status,
+        "redis": rates.redis_status if rates else lambda: "off",
+    }
+    app.register_blueprint(health.blueprint(model, dependencies))
+    app.register_blueprint(settings_routes.blueprint(changes))
+    served = Served(model, settings, allowance, lambda: live.normalize)
+    for api in (embed, openai, ollama, tei):
+        app.register_blueprint(api.blueprint(served))
     indexes = settings.index_dir or authkey.key_file(settings).with_name("indexes")
-    app.register_blueprint(index.blueprint(model, settings.max_texts, Path(indexes)))
+    app.register_blueprint(index.blueprint(model, allowance, Path(indexes)))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))
-    app.register_blueprint(metrics.blueprint(measured.exposition))
+    app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app
 
@@ -74,16 +111,18 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> None:
-    host, port = settings.web_host, settings.web_port
-    try:
-        server = listener.listen(create_app(settings=settings), settings)
-    except OSError as error:
-        message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
-        raise PortUnavailable(message, host=host, port=port) from None
+    app = create_app(settings=settings)
+    changes: SettingsChanges = app.extensions[CHANGES]
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, _leave)
-    lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
-    logger.info("ready: http://{}:{}", host, port)
+    supervised = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    server = listener.Listening(app, settings)
+    if not supervised:  # else the supervisor gives each worker its port
+        changes.listener = server
+        worker.move(changes)
+    logger.info("ready: http://{}:{}", *server.address)
+    if app.extensions[API_KEYS] is not None:
+        app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
 

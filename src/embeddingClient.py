@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from embedshare import pieces, platforms
+from embedshare import embedding, pieces, platforms
+from embedshare.drop_in import as_texts
+from embedshare.embedding import Embedded, Inputs, Options, Part
 from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
@@ -48,9 +50,6 @@ if TYPE_CHECKING:
 
 #: A health check has its answer after so many seconds: a load balancer's own check often waits five.
 HEALTH_S = 3.0
-#: Rows, and the identity of the model that made them.
-_Part = tuple[np.ndarray, str]
-
 _T = TypeVar("_T")
 #: What came back, who answered, and for vectors where the time went.
 _Answered = tuple[_T, Source, Timings | None]
@@ -115,6 +114,61 @@ class EmbeddingClient(Searching):
         call = functools.partial(context.run, self.encode, inputs, **options)
         return await loop.run_in_executor(self._async_threads(), call)
 
+    def embed(
+        self,
+        inputs: list[str] | list[list[int]],
+        *,
+        prompt_name: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> Embedded:
+        """Vectors for texts, or for sequences of the model's own token ids, and what is to be told of them.
+
+        Token ids are embedded as they are: with the special tokens that they hold, and without a prompt.
+        `dimensions`: how many of each vector's values are kept. Without `truncate` a text that is longer than
+        the model's longest sequence is TooLarge, as a sequence of ids always is. Raises InvalidInput, and
+        what `encode` raises.
+        """
+        tokens = embedding.are_tokens(inputs)
+        if tokens and not all(
+            isinstance(ids, list) and all(type(one) is int for one in ids) for ids in inputs
+        ):
+            raise InvalidInput("token ids come as a list of whole numbers for each text")
+        texts = inputs if tokens else as_texts(inputs)
+        while True:
+            described = self._describe()
+            if dimensions is not None and not 1 <= dimensions <= described.dimension:
+                raise InvalidInput(
+                    f"dimensions is {dimensions}; {described.model_name} allows 1 to {described.dimension}"
+                )
+            prompt = "" if tokens else self._resolve_prompt(None, prompt_name)
+            kept = self.truncate_dim if dimensions is None else dimensions
+            if not texts:
+                rows = np.empty((0, min(described.dimension, kept or described.dimension)), np.float32)
+                return Embedded(rows, 0, Timings(0.0, 0.0, 0.0), described)
+            part = self._embed_by(texts, Options(prompt, normalize, kept, truncate), False, float("inf"))
+            if part.identity == described.identity:
+                return Embedded(part.rows, part.tokens, part.timings, described)
+            # Another model was followed meanwhile, which may have other prompts and dimensions.
+
+    def tokens(
+        self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
+    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]:
+        """Every token of each text, uncut: its id, its text, whether the tokenizer added it as a special
+        token, and the first character of the text that it stands for and the one after its last (None for
+        such a special token)."""
+        texts, prompt = as_texts(texts), self._resolve_prompt(None, prompt_name)
+        both: Both[Any] = Both(
+            lambda call_id, left: codec.Tokenize(
+                call_id, left, texts, prompt, request_ids.current(), True, special_tokens
+            ),
+            lambda value: [[tuple(token) for token in one] for one in value],
+            lambda engine, deadline: engine.tokens(texts, prompt, special_tokens),
+        )
+        told: list[Any] = self._counted("tokenize", both, time.monotonic() + self._settings.timeout_s)
+        return told
+
     def get_active_operations_count(self) -> int:
         """Calls that wait or are being computed where this client's calls are answered."""
         return int(self._ask("active_operations", lambda engine: engine.scheduler.active))
@@ -132,7 +186,7 @@ class EmbeddingClient(Searching):
             if self._settings.use_ipc:
                 report, server = self._failover.ask_server("health", deadline), "connected"
             else:
-                self._embed_piece(["Is the model well?"], "", False, None, deadline)
+                self._embed_piece(["Is the model well?"], Options(), deadline)
         except EmbedshareError as error:
             report = {"status": "degraded", "error": error.message}
         return {
@@ -169,13 +223,16 @@ class EmbeddingClient(Searching):
             "memory_mb": memory.megabytes(memory.of_process()),
         }
 
-    def swap_model(self, model_name: str, timeout: float = 600.0) -> dict[str, Any]:
+    def swap_model(
+        self, model_name: str, timeout: float = 600.0, how: codec.ModelSettings | None = None
+    ) -> dict[str, Any]:
         """Have the running model server change its model for `model_name`, for all of its clients.
 
         It loads beside the old one and takes over between two calls, none of which fails. Returns the fields
         of the new model's ModelDescription, and the `seconds` it took. Raises SwapRefused, and whatever keeps
         the model from being loaded: then nothing has changed. Clients, this one too, then follow or refuse
-        the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds.
+        the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds. Its device,
+        batches and folder are as they are, or as `how` says.
         """
         if not self._settings.use_ipc:
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
@@ -184,7 +241,7 @@ class EmbeddingClient(Searching):
         connections = self._connections(lambda description: None)  # whatever model serves now
         try:
             swapped: dict[str, Any] = connections.call(
-                lambda call_id, left: codec.Swap(call_id, left, name), time.monotonic() + timeout
+                lambda call_id, left: codec.Swap(call_id, left, name, how), time.monotonic() + timeout
             )
         finally:
             connections.close()
@@ -233,29 +290,21 @@ class EmbeddingClient(Searching):
         show_progress_bar: bool,
         limit: float,
     ) -> np.ndarray:
-        return self._embed_by(texts, prompt, normalize, truncate_dim, show_progress_bar, limit)[0]
+        return self._embed_by(texts, Options(prompt, normalize, truncate_dim), show_progress_bar, limit).rows
 
-    def _embed_by(
-        self,
-        texts: list[str],
-        prompt: str,
-        normalize: bool,
-        truncate_dim: int | None,
-        show_progress_bar: bool,
-        limit: float,
-    ) -> _Part:
+    def _embed_by(self, texts: Inputs, options: Options, show_progress_bar: bool, limit: float) -> Part:
         """Rows for all texts, of one model, and which."""
         if self.released:
             self._tell_released()
         cut = list(self._cut(texts))
         if len(cut) == 1 and not show_progress_bar:
-            return self._embed_piece(texts, prompt, normalize, truncate_dim, limit)
+            return self._embed_piece(texts, options, limit)
         self._meet(limit)
 
-        def embed(part: list[str]) -> _Part:
-            return self._embed_piece(part, prompt, normalize, truncate_dim, limit)
+        def embed(part: Any) -> Part:
+            return self._embed_piece(part, options, limit)
 
-        parts: list[_Part] = [(np.empty(0), "")] * len(cut)
+        parts: list[Part | None] = [None] * len(cut)
         odd = list(range(len(cut)))
         while odd:
             done = pieces.each(texts, [cut[n] for n in odd], embed, show_progress_bar)
@@ -263,32 +312,14 @@ class EmbeddingClient(Searching):
                 parts[number] = part
             # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
             newest = self._describe().identity
-            odd = [number for number, (_, identity) in enumerate(parts) if identity != newest]
-        return np.concatenate([rows for rows, _ in parts]), newest
+            odd = [number for number, part in enumerate(parts) if part is None or part.identity != newest]
+        return embedding.joined([part for part in parts if part is not None])
 
-    def _embed_piece(
-        self, texts: list[str], prompt: str, normalize: bool, truncate_dim: int | None, limit: float
-    ) -> _Part:
+    def _embed_piece(self, texts: Inputs, options: Options, limit: float) -> Part:
         deadline = min(limit, time.monotonic() + self._settings.timeout_s)
+        return self._call("encode", embedding.asked(texts, options), deadline, len(texts))
 
-        def on_server(call_id: int, time_left_s: float) -> codec.Call:
-            request_id = request_ids.current()
-            return codec.Encode(call_id, time_left_s, texts, prompt, normalize, truncate_dim, request_id)
-
-        def read(answer: tuple[np.ndarray, codec.Timings, str]) -> _Answered[_Part]:
-            rows, timings, identity = answer
-            spent = Timings(timings.tokenize_ms, timings.queue_ms, timings.compute_ms)
-            return (rows, identity), "server", spent
-
-        def on_local(engine: Engine, deadline: float) -> _Answered[_Part]:
-            encoded = engine.encode(
-                texts, prompt, normalize=normalize, truncate_dim=truncate_dim, deadline=deadline
-            )
-            return (encoded.rows, engine.description.identity), "local", Timings(*encoded[1:])
-
-        return self._call("encode", Both(on_server, read, on_local), deadline)
-
-    def _call(self, method: str, both: Both[_Answered[_T]], deadline: float) -> _T:
+    def _call(self, method: str, both: Both[_Answered[_T]], deadline: float, embeddings: int = 0) -> _T:
         """The answer to a call, which is counted."""
         began = self.calls.begin()
         try:
@@ -296,7 +327,7 @@ class EmbeddingClient(Searching):
         except BaseException as error:
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
-        self.calls.end(began, method, OK, source, timings)
+        self.calls.end(began, method, OK, source, timings, embeddings)
         return answer
 
     def _counted(self, method: str, both: Both[_T], deadline: float) -> _T:
@@ -308,7 +339,7 @@ class EmbeddingClient(Searching):
 
         return self._call(method, Both(both.on_server, read, on_local, both.raw), deadline)
 
-    def _cut(self, texts: list[str]) -> Iterator[range]:
+    def _cut(self, texts: Inputs) -> Iterator[range]:
         return pieces.cut(texts, self._settings.max_texts, self._settings.max_message_bytes)
 
     def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:

@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
 from embedshare import logs, platforms
+from embedshare.database.live import Live
 from embedshare.engine import vitals
 from embedshare.engine.model import Engine
 from embedshare.engine.serving import Serving
@@ -27,6 +28,8 @@ from embedshare.errors import (
     EmbedshareError,
     MissingDependency,
     PortUnavailable,
+    SwapRefused,
+    missing_database,
 )
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey
@@ -36,6 +39,9 @@ from embedshare.service import EmbeddingService
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.swap_note import SwapNote
+
+if TYPE_CHECKING:
+    from embedshare.database.kept import KeptSettings
 
 _METRICS = "the model server's metrics"
 
@@ -61,15 +67,22 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     _check_port("the model server", *settings.server_address)
     if settings.metrics_port:
         _check_port(_METRICS, settings.metrics_host, settings.metrics_port)
-    noted_in = authkey.key_file(settings).with_name(f"model-{settings.server_port}.json")
-    note = SwapNote(noted_in, settings.model_name)
+    kept = _kept(settings)
+    if kept is None:
+        noted_in = authkey.key_file(settings).with_name(f"model-{settings.server_port}.json")
+        note = SwapNote(noted_in, settings.model_name)
+        engine, served = _first_model(settings, note)
+    else:
+        engine, served = _database_model(settings, kept)
 
     def watch(engine: Engine, ended: threading.Event) -> None:
         vitals.watch(engine, ended, settings.stuck_s, _give_up)
 
-    serving = Serving(_first_model(settings, note), watch, note.write)
+    serving = Serving(engine, served, watch, (lambda name: None) if kept is not None else note.write)
     callers = Callers()
     service = EmbeddingService(serving, settings, stop, callers)
+    if kept is not None:
+        _keep_the_model(kept, service, serving, stop)
     try:
         server = CallServer(
             service,
@@ -107,8 +120,55 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 
 
-def _first_model(settings: Settings, note: SwapNote) -> Engine:
-    """The model that this server was swapped to before it ended, else the one that the settings name."""
+def _kept(settings: Settings) -> KeptSettings | None:
+    """The settings in the database, where they are to be taken from there."""
+    if not settings.use_db_settings:
+        return None
+    try:
+        from embedshare.database.kept import KeptSettings
+    except ImportError as error:
+        raise missing_database(error) from None
+    return KeptSettings(Live(settings), authkey.key_file(settings).parent)
+
+
+def _database_model(settings: Settings, kept: KeptSettings) -> tuple[Engine, Settings]:
+    """The model that the database names; where that does not load, the one that the environment names."""
+    from embedshare import keeper  # with the database's packages, which are here
+
+    wanted = keeper.with_model(settings, kept.live.settings)
+    try:
+        return Engine.load(wanted, wanted.device), wanted
+    except EmbedshareError as error:
+        if keeper.same_model(wanted, settings):
+            raise
+        logger.error(
+            "{} does not load, {} serves instead: {}", wanted.model_name, settings.model_name, error.message
+        )
+        engine = Engine.load(settings, settings.device)
+        keeper.roll_back_all(kept.live, kept.store, error.message)
+        return engine, settings
+
+
+def _keep_the_model(
+    kept: KeptSettings, service: EmbeddingService, serving: Serving, stop: threading.Event
+) -> None:
+    from embedshare.keeper import ModelKeeper
+
+    def check() -> None:
+        if stop.is_set():
+            raise SwapRefused("the model server is stopping")
+
+    keeper = ModelKeeper(
+        kept.live, kept.watcher, kept.store,
+        lambda: serving.settings, lambda wanted: service.change_model(wanted, check),
+    )  # fmt: skip
+    service.keeper = keeper
+    kept.watcher.start(keeper.on_look)
+
+
+def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:
+    """The model that this server was swapped to before it ended, else the one that the settings name; and
+    what it was loaded by."""
     noted = note.read()
     if noted is not None:
         logger.info(
@@ -119,10 +179,11 @@ def _first_model(settings: Settings, note: SwapNote) -> Engine:
             note.path,
         )
         try:
-            return Engine.load(dataclasses.replace(settings, model_name=noted.swapped_in), settings.device)
+            swapped = dataclasses.replace(settings, model_name=noted.swapped_in)
+            return Engine.load(swapped, swapped.device), swapped
         except Exception as error:
             logger.error("{} does not load, {} serves instead: {}", noted.swapped_in, noted.configured, error)
-    return Engine.load(settings, settings.device)
+    return Engine.load(settings, settings.device), settings
 
 
 def _end_when_idle(service: EmbeddingService, stop: threading.Event, limit_s: float) -> None:

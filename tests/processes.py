@@ -69,7 +69,7 @@ def wait_for(condition: Callable[[], T], limit_s: float = 60.0, what: str = "the
 
 def environment(**settings: str) -> dict[str, str]:
     """This process's environment without its own embedshare settings, with `settings`, and offline."""
-    ours = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
+    ours = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT", "CORS_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **inherited,

@@ -22,12 +22,16 @@ BUILTIN = {
     "NotServed": ValueError,
     "TooLarge": ValueError,
     "InvalidSetting": ValueError,
+    "Unauthenticated": PermissionError,
+    "Forbidden": PermissionError,
     "ServerUnavailable": ConnectionError,
     "ModelSwapped": ConnectionError,
     "AuthenticationFailed": PermissionError,
     "InsecureKey": PermissionError,
     "DeadlineExceeded": TimeoutError,
+    "UnknownModel": LookupError,
     "UnknownIndex": LookupError,
+    "UnknownSetting": LookupError,
     "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,
@@ -35,6 +39,7 @@ BUILTIN = {
     "EngineFailed": RuntimeError,
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
+    "DatabaseUnavailable": ConnectionError,
     "SupervisorUnavailable": ConnectionError,
 }
 
@@ -72,7 +77,7 @@ def test_an_error_is_caught_as_the_builtin_that_a_local_model_would_raise(cls: t
 
 @each_class
 def test_an_error_has_a_status_of_its_own_kind(cls: type[EmbedshareError]) -> None:
-    assert cls.http_status in (400, 404, 409, 413, 500, 502, 503, 504)
+    assert cls.http_status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503, 504)
     if issubclass(cls, errors.InvalidInput):
         assert cls.http_status < 500
 

@@ -15,6 +15,7 @@ from embedshare.settings import Settings, markdown_table
 
 NOWHERE = Path("/nonexistent/.env")
 FIELD_OF = {field.metadata["name"]: field.name for field in dataclasses.fields(Settings)}
+SECRET = {field.metadata["name"] for field in dataclasses.fields(Settings) if field.metadata["secret"]}
 TRUE, FALSE = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "off", "False", "OFF")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:13", "mps", "CUDA:1")
 BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:1.5")
@@ -25,10 +26,14 @@ WHOLE = {
     "EMBEDDING_SERVER_PORT": (1, 65535),
     "MAX_CONCURRENT_OPERATIONS": (1, 64),
     "EMBEDDING_MAX_BATCH_TOKENS": (0, 1_000_000),
+    "EMBEDDING_MAX_BATCH_SIZE": (0, 1_000_000),
     "EMBEDDING_MAX_WAITING_TOKENS": (1_000, 1_000_000_000),
     "EMBEDDING_MAX_MESSAGE_BYTES": (64 * 1024, 1 << 30),
     "EMBEDDING_MAX_HELD_BYTES": (1 << 20, 1 << 40),
     "EMBEDDING_MAX_TEXTS": (1, 1_000_000),
+    "EMBEDDING_MAX_TEXT_CHARS": (0, 1 << 30),
+    "EMBEDDING_MAX_REQUEST_CHARS": (0, 1 << 30),
+    "EMBEDDING_TRUSTED_PROXIES": (0, 10),
     "EMBEDDING_MAX_CONNECTIONS": (1, 100_000),
     "EMBEDDING_MAX_INDEXES": (1, 100_000),
     "EMBEDDING_MAX_INDEX_BYTES": (1 << 20, 1 << 40),
@@ -56,13 +61,21 @@ CHOICES = {
     "EMBEDDING_SEARCH_ENGINE": ("ddgs", "searxng"),
     "EMBEDDING_LOG_FORMAT": ("text", "json"),
     "EMBEDDING_LOG_LEVEL": ("debug", "info", "warning", "error"),
+    "EMBEDDING_API_KEYS": ("auto", "required", "off"),
     "EMBEDDING_WEB_SEARCH": ("auto", "true", "false"),
 }
-BOOLEANS = ("EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE")
+BOOLEANS = (
+    "EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE",
+    "EMBEDDING_USE_DB_SETTINGS", "EMBEDDING_NORMALIZE",
+)  # fmt: skip
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
 TEXTS = ("EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR")
 HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST")
-OPTIONAL = ("EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE", "EMBEDDING_CACHE_DIR", "EMBEDDING_INDEX_DIR")
+OPTIONAL = (
+    "EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE", "EMBEDDING_CACHE_DIR", "EMBEDDING_MODEL_CACHE_DIR",
+    "EMBEDDING_ADMIN_KEY_FILE", "EMBEDDING_INDEX_DIR",
+)  # fmt: skip
+RATES = ("", "100/second", "100/second;5000/hour", "1/day")
 
 
 def loaded(name: str, text: str) -> Any:
@@ -74,7 +87,7 @@ def refusal(name: str, text: str) -> InvalidSetting:
         loaded(name, text)
     error = caught.value
     assert error.fields["name"] == name
-    assert error.fields["value"] == repr(text.strip())
+    assert error.fields["value"] == ("(hidden)" if name in SECRET else repr(text.strip()))
     assert error.fields["allowed"]
     for part in error.fields.values():
         assert part in error.message
@@ -96,6 +109,22 @@ GOOD = [
     ("EMBEDDING_SEARXNG_URL", "http://localhost:8080/", "http://localhost:8080"),
     ("EMBEDDING_SEARXNG_URL", "", None),
     *(("EMBEDDING_FETCH_ALLOWED_HOSTS", hosts, hosts) for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")),
+    *(("EMBEDDING_RATE_LIMIT", rates, rates) for rates in RATES),
+    ("EMBEDDING_RATE_LIMIT", "5/Second ; 9/minute", "5/second;9/minute"),
+    *(
+        ("EMBEDDING_REDIS_URL", url, url)
+        for url in ("redis://localhost:6379/0", "rediss://:pass@cache.example")
+    ),
+    ("EMBEDDING_REDIS_URL", "", None),
+    *(("EMBEDDING_DB_URL", url, url) for url in ("sqlite:///a.db", "mysql+aiomysql://a:b@c/d")),
+    ("EMBEDDING_DB_URL", "", None),
+    ("CORS_ORIGINS", "", ()),
+    ("CORS_ORIGINS", "*", ("*",)),
+    ("CORS_ORIGINS", "https://a.example, http://[::1]:3000/,", ("https://a.example", "http://[::1]:3000")),
+    *(
+        ("EMBEDDING_MODEL_ALIASES", text, names)
+        for text, names in {"": (), "*": ("*",), "a, b/c:latest": ("a", "b/c:latest")}.items()
+    ),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -111,13 +140,21 @@ BAD = [
     *((name, text) for name in TEXTS for text in ("", "  ")),
     *((name, text) for name in HOSTS for text in ("", "two words", "hôte.example")),
     *(
+        ("CORS_ORIGINS", text)
+        for text in ("a.example", "https://a.example/path", "https://*.example", "null")
+    ),
+    *(
         ("EMBEDDING_SEARXNG_URL", text)
         for text in ("localhost:8080", "ftp://a.example", "http://a b", "http://ä")
     ),
+    *(("EMBEDDING_MODEL_ALIASES", text) for text in (",", "a,,b", "a\nb")),
     *(
         ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")
     ),
+    *(("EMBEDDING_RATE_LIMIT", text) for text in ("100", "0/second", "5/week", "5 per second", "5/second,")),
+    ("EMBEDDING_REDIS_URL", "localhost:6379"),
+    ("EMBEDDING_REDIS_URL", "http://localhost"),
 ]
 
 
@@ -136,7 +173,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_name_value_and_what_is_allo
 
 def test_every_setting_has_its_values_tested_here() -> None:
     assert {name for name, _, _ in GOOD} == set(FIELD_OF)
-    assert {name for name, _ in BAD} == set(FIELD_OF) - set(OPTIONAL)
+    assert {name for name, _ in BAD} == set(FIELD_OF) - {*OPTIONAL, "EMBEDDING_DB_URL"}
 
 
 @pytest.mark.parametrize("text", ["--5", "+-5", "++80", "9" * 5000])
@@ -157,6 +194,36 @@ def test_any_text_is_either_read_or_refused(name: str, text: str) -> None:
     except InvalidSetting:
         return  # any other exception fails
     assert isinstance(value, type(getattr(Settings(), FIELD_OF[name])))
+
+
+@pytest.mark.parametrize("text", ["embedshare.db", "oracle://a:hunter2@c/d", "hunter2 sqlite://"])
+def test_a_refused_database_is_not_quoted_since_it_holds_a_password(text: str) -> None:
+    with pytest.raises(
+        InvalidSetting, match=r"EMBEDDING_DB_URL is \(hidden\); allowed: .*postgresql://"
+    ) as caught:
+        loaded("EMBEDDING_DB_URL", text)
+    assert text not in str((caught.value.message, caught.value.fields))
+    assert "hunter2" not in repr(Settings.load({"EMBEDDING_DB_URL": "mysql://a:hunter2@c/d"}, NOWHERE))
+
+
+def test_a_workers_port_has_two_names_of_which_port_wins() -> None:
+    assert Settings.load({"EMBEDDING_PORT": "8001"}, NOWHERE).web_port == 8001
+    assert Settings.load({"EMBEDDING_PORT": "8001", "PORT": "8002"}, NOWHERE).web_port == 8002
+    with pytest.raises(InvalidSetting, match="EMBEDDING_PORT is 'x'"):
+        Settings.load({"EMBEDDING_PORT": "x"}, NOWHERE)
+
+
+def test_clients_follow_a_model_that_a_database_names_unless_they_are_told_to_refuse() -> None:
+    of_database = {"EMBEDDING_USE_DB_SETTINGS": "true"}
+    assert Settings.load({}, NOWHERE).on_model_change == "refuse"
+    assert Settings.load(of_database, NOWHERE).on_model_change == "follow"
+    told = {**of_database, "EMBEDDING_ON_MODEL_CHANGE": "refuse"}
+    assert Settings.load(told, NOWHERE).on_model_change == "refuse"
+
+
+def test_another_process_reads_the_same_values_from_the_environment_that_it_is_given() -> None:
+    settings = Settings(cors_origins=("https://a.example", "http://b.example"), normalize=True, web_port=8001)
+    assert Settings.load(settings.environment(), NOWHERE) == settings
 
 
 def test_without_any_value_the_defaults_hold() -> None:
@@ -208,6 +275,18 @@ def test_the_key_is_in_no_message_and_no_repr() -> None:
 )
 def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
     assert Settings(server_host=host).on_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "asks"),
+    [
+        ("127.0.0.1", "auto", False), ("::1", "auto", False), ("localhost", "auto", False),
+        ("0.0.0.0", "auto", True), ("10.0.0.5", "auto", True), ("worker.example", "auto", True),
+        ("127.0.0.1", "required", True), ("0.0.0.0", "off", False),
+    ],
+)  # fmt: skip
+def test_keys_are_asked_for_beyond_this_machine_or_as_it_is_said(host: str, keys: str, asks: bool) -> None:
+    assert Settings(web_host=host, api_keys=keys).asks_for_keys is asks
 
 
 def test_the_readme_table_has_a_line_for_each_setting_and_shows_no_key() -> None:

@@ -7,7 +7,19 @@ from typing import Any, Protocol
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Section
-from benchmarks.rows import bulk, empty, http, memory, mixed, quality, queries, single, stages, startup
+from benchmarks.rows import (
+    bulk,
+    empty,
+    http,
+    memory,
+    mixed,
+    openai,
+    quality,
+    queries,
+    single,
+    stages,
+    startup,
+)  # fmt: skip
 
 
 class Row(Protocol):
@@ -27,5 +39,5 @@ class Row(Protocol):
 
 #: Memory and starts come first, while nothing of the benchmark's runs beside them.
 ALL: list[Row] = [
-    memory, startup, empty, queries, http, mixed, stages, single, bulk, quality,
+    memory, startup, empty, queries, http, openai, mixed, stages, single, bulk, quality,
 ]  # fmt: skip

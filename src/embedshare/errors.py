@@ -41,11 +41,37 @@ class TooLarge(InvalidInput):
     http_status = 413
 
 
+class Unauthenticated(EmbedshareError, PermissionError):
+    """The worker answers callers with an API key alone, and none came, or one that is not valid."""
+
+    http_status = 401
+
+
+class Forbidden(EmbedshareError, PermissionError):
+    """The caller's API key is valid, and not for this.
+
+    Field `scopes`: those of which the key needs one.
+    """
+
+    http_status = 403
+
+
+class RateLimited(EmbedshareError):
+    """The caller sent more requests than EMBEDDING_RATE_LIMIT allows.
+
+    Fields: retry_after_s, in seconds, and limit, such as `100/second`.
+    """
+
+    http_status = 429
+
+
 class InvalidSetting(EmbedshareError, ValueError):
     """A setting's value is not allowed.
 
     Fields: name, value, allowed.
     """
+
+    http_status = 422
 
 
 class ServerUnavailable(EmbedshareError, ConnectionError):
@@ -94,6 +120,12 @@ class ModelMismatch(EmbedshareError):
     """
 
     http_status = 503
+
+
+class UnknownModel(EmbedshareError, LookupError):
+    """A request names another model than the one that is served."""
+
+    http_status = 404
 
 
 class UnknownIndex(EmbedshareError, LookupError):
@@ -172,6 +204,24 @@ class SwapRefused(EmbedshareError):
     http_status = 409
 
 
+class UnknownSetting(EmbedshareError, LookupError):
+    """There is no setting of that name that can be changed while everything runs."""
+
+    http_status = 404
+
+
+class SettingsFixed(EmbedshareError):
+    """The settings come from the environment alone: EMBEDDING_USE_DB_SETTINGS is false."""
+
+    http_status = 400
+
+
+class DatabaseUnavailable(EmbedshareError, ConnectionError):
+    """The database that settings and API keys are kept in does not answer, or refuses this user."""
+
+    http_status = 503
+
+
 class SearchFailed(EmbedshareError):
     """The search engine did not answer, or not with results."""
 
@@ -197,6 +247,14 @@ class SupervisorError(EmbedshareError):
 
 class SupervisorUnavailable(EmbedshareError, ConnectionError):
     """No supervisor of this user runs, or it does not answer."""
+
+
+def missing_database(error: ImportError) -> MissingDependency:
+    """What to say where settings or API keys are kept in a database, and its packages are not installed."""
+    return MissingDependency(
+        f"settings and API keys in a database need more than this installation has ({error}): "
+        "pip install 'embedshare[database]'"
+    )
 
 
 _BY_NAME: dict[str, type[EmbedshareError]] = {

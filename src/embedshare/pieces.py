@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,6 +12,7 @@ from typing import TypeVar
 from embedshare.errors import TooLarge
 
 T = TypeVar("T")
+X = TypeVar("X")
 #: A piece has at most this many texts and bytes.
 PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
@@ -19,8 +20,8 @@ PIECE_BYTES = 1 << 20
 IN_FLIGHT = 2
 
 
-def cut(texts: list[str], max_texts: int, max_message_bytes: int) -> Iterator[range]:
-    """Ranges of texts that fit into one message each.
+def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int) -> Iterator[range]:
+    """Ranges of texts, or of sequences of token ids, that fit into one message each.
 
     Raises TooLarge for a text that fits into none.
     """
@@ -28,7 +29,7 @@ def cut(texts: list[str], max_texts: int, max_message_bytes: int) -> Iterator[ra
     most = min(PIECE_TEXTS, max_texts)
     start, size = 0, 0
     for index, text in enumerate(texts):
-        length = len(text) if text.isascii() else len(text.encode(errors="replace"))
+        length = _bytes_of(text)
         if length > allowed:
             raise TooLarge(
                 f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
@@ -41,7 +42,7 @@ def cut(texts: list[str], max_texts: int, max_message_bytes: int) -> Iterator[ra
 
 
 def each(
-    texts: list[str], pieces: list[range], call: Callable[[list[str]], T], show_progress_bar: bool
+    texts: Sequence[X], pieces: list[range], call: Callable[[Sequence[X]], T], show_progress_bar: bool
 ) -> list[T]:
     """`call` for the texts of each piece, several at once, each in a thread (and so on a connection) of its
     own; the results in the pieces' order."""
@@ -75,6 +76,12 @@ def each(
         for future in running:
             future.result()
     return [results[number] for number in range(len(pieces))]
+
+
+def _bytes_of(text: str | list[int]) -> int:
+    if isinstance(text, str):
+        return len(text) if text.isascii() else len(text.encode(errors="replace"))
+    return 5 * (len(text) + 1)  # a number's longest form, and the array's head
 
 
 @contextmanager

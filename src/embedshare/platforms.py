@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import select
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,6 +104,21 @@ def give_back_memory() -> None:
             trim(0)
 
 
+def limit_own_memory(size: int) -> None:
+    """Let this process take at most `size` bytes of memory of its own; more is a MemoryError.
+
+    Linux alone, where no sandbox forbids it: macOS does not hold to such a limit, and Windows sets them by
+    jobs, from outside.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        allowed = size if highest == resource.RLIM_INFINITY else min(size, highest)
+        with suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_DATA, (allowed, highest))
+
+
 def own_process_group() -> dict[str, Any]:
     """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
     itself."""
@@ -136,6 +153,21 @@ def write_private(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(text)
     restrict_to_owner(path)
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read and write, whole or not at all, in place of one of its
+    name."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        restrict_to_owner(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def append_only(path: Path) -> BinaryIO:

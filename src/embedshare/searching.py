@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedshare.drop_in import DropIn, wants_progress
+from embedshare.embedding import Inputs, Options, Part
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency
 from embedshare.fallback import Both, Failover
 from embedshare.identity import ModelDescription
@@ -44,13 +45,11 @@ class Searching(DropIn):
     @abc.abstractmethod
     def _embed_by(
         self,
-        texts: list[str],
-        prompt: str,
-        normalize: bool,
-        truncate_dim: int | None,
+        texts: Inputs,
+        options: Options,
         show_progress_bar: bool,
         limit: float,
-    ) -> tuple[np.ndarray, str]:
+    ) -> Part:
         """As `_embed`; the rows are of one model, whose identity comes with them."""
 
     @abc.abstractmethod
@@ -146,7 +145,8 @@ class Searching(DropIn):
                 rows, identity = np.empty((0, self.get_embedding_dimension()), np.float32), None
             else:
                 shown = wants_progress(show_progress_bar)
-                rows, identity = self._embed_by(docs, prompt, False, self.truncate_dim, shown, limit)
+                options = Options(prompt, False, self.truncate_dim)
+                rows, identity, *_ = self._embed_by(docs, options, shown, limit)
             if prompt == self._prompt_of("document", "passage", "corpus"):
                 return Embedded(rows, identity or self._describe().identity)
 

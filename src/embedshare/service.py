@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLa
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
-from embedshare.settings import Settings
+from embedshare.settings import Settings, parse
 from embedshare.vectors.index import Index
 from embedshare.vectors.shelf import Sender, Shelf
 
@@ -30,9 +30,19 @@ MAX_NAME = 4096
 #: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
 
-_Question = codec.Encode | codec.Tokenize | codec.Query
+_Question = codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Query
 _OfIndexes = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.Forget
 _Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
+
+
+class Keeper(Protocol):
+    """Where the model is kept in a database: who says which swaps are taken."""
+
+    def check_swap(self, wanted: Settings, version: int | None) -> None:
+        """Raise SwapRefused where the model that serves may not give way to the wanted one now.
+
+        `version` of the database's settings is what who asks is about to change, None where nothing is.
+        """
 
 
 class EmbeddingService:
@@ -44,6 +54,7 @@ class EmbeddingService:
         self._stop = stop
         self._callers = callers
         self._shelf = Shelf(settings.max_indexes, settings.max_index_bytes, callers.is_living)
+        self.keeper: Keeper | None = None
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
@@ -64,24 +75,36 @@ class EmbeddingService:
         """See ipc.server.Session."""
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(call.what)(engine, deadline)), None
-        self._check_prompt(call)
         self._last_asked = time.monotonic()
         if isinstance(call, codec.Tokenize):
-            return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt)), None
+            return self._tokenize(engine, call), None
+        texts: list[str] | list[list[int]]
+        if isinstance(call, codec.Encode):
+            self._check_prompt(call)
+            texts, prompt, truncate = call.texts, call.prompt, call.truncate
+        else:
+            texts, prompt, truncate = call.sequences, "", True
         encoded = engine.encode(
-            call.texts,
-            call.prompt,
+            texts,
+            prompt,
             normalize=call.normalize,
             truncate_dim=call.truncate_dim,
+            truncate=truncate,
             deadline=deadline,
             caller=caller,
             is_gone=is_gone,
         )
         self._last_asked = time.monotonic()
         rows = encoded.rows
-        timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
-        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings)
+        timings = codec.Timings(*encoded.stages_ms)
+        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, encoded.tokens)
         return message, rows.data.cast("B") if rows.nbytes else None
+
+    def _tokenize(self, engine: Engine, call: codec.Tokenize) -> codec.Reply:
+        self._check_prompt(call)
+        if call.detailed:
+            return codec.Reply(call.id, engine.tokens(call.texts, call.prompt, call.special_tokens))
+        return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt))
 
     def answer_of_indexes(
         self,
@@ -141,14 +164,21 @@ class EmbeddingService:
             is_gone=is_gone,
         )
         ids, scores = self._shelf.search(process, call.index, identity, call.version, encoded.rows, call.k)
-        timings = codec.Timings(encoded.tokenize_ms, encoded.queue_ms, encoded.compute_ms)
+        timings = codec.Timings(*encoded.stages_ms)
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
         return codec.Hits(call.id, len(ids[0]), timings), memoryview(raw) if raw else None
 
-    def swap(self, model_name: str, deadline: float, is_gone: Callable[[], bool]) -> dict[str, Any]:
+    def swap(
+        self,
+        model_name: str,
+        settings: codec.ModelSettings | None,
+        deadline: float,
+        is_gone: Callable[[], bool],
+    ) -> dict[str, Any]:
         """Have another model take over; the fields of its description, and `seconds`.
 
-        Raises SwapRefused, InvalidInput, and what keeps the model from loading: then nothing has changed.
+        Raises SwapRefused, InvalidInput, InvalidSetting, and what keeps the model from loading: then nothing
+        has changed.
         """
         if not self._settings.allow_swap:
             raise SwapRefused("EMBEDDING_ALLOW_SWAP is false on the model server")
@@ -156,10 +186,9 @@ class EmbeddingService:
             raise InvalidInput(
                 f"model_name must be a folder or a model's name, of up to {MAX_NAME} characters"
             )
-        configured, name = self._settings.model_name, weights.full_name(model_name)
-        settings = dataclasses.replace(
-            self._settings, model_name=configured if name == weights.full_name(configured) else name
-        )
+        wanted = self._wanted(model_name, settings)
+        if self.keeper is not None:
+            self.keeper.check_swap(wanted, None if settings is None else settings.version)
 
         def check() -> None:
             if self._stop.is_set():
@@ -169,17 +198,36 @@ class EmbeddingService:
             if is_gone():
                 raise SwapRefused("who asked for the swap has left; nothing has changed")
 
-        def load(device: str) -> Engine:
+        return self.change_model(wanted, check)
+
+    def change_model(self, wanted: Settings, check: Callable[[], None]) -> dict[str, Any]:
+        """Have the model that `wanted` names take over, for as long as `check` does not raise; likewise."""
+
+        def load() -> Engine:
             from embedshare import successor  # a base install does not have what this imports
 
-            return successor.load(settings, device, check)
+            return successor.load(wanted, check)
 
         began = time.monotonic()
         # Not in the connection's thread, a daemon: a process must not end while OpenVINO compiles.
         with ThreadPoolExecutor(1, "swap") as thread:
-            description = thread.submit(self._serving.swap, settings.model_name, load).result()
+            description = thread.submit(self._serving.swap, wanted, load).result()
         fields: dict[str, Any] = msgspec.to_builtins(description)
         return fields | {"seconds": round(time.monotonic() - began, 3)}
+
+    def _wanted(self, model_name: str, given: codec.ModelSettings | None) -> Settings:
+        configured, name = self._settings.model_name, weights.full_name(model_name)
+        name = configured if name == weights.full_name(configured) else name
+        served = self._serving.settings
+        if given is None:
+            return dataclasses.replace(served, model_name=name)
+        return dataclasses.replace(
+            served,
+            model_name=name,
+            device=parse("device", given.device, "device"),
+            max_batch_size=parse("max_batch_size", str(given.max_batch_size), "max_batch_size"),
+            model_cache_dir=given.model_cache_dir,
+        )
 
     def note_wire(self, decode_s: float, encode_s: float) -> None:
         """See ipc.server.Service."""
@@ -222,6 +270,7 @@ class EmbeddingService:
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
             "swaps": self._serving.swaps,
+            "failed_swaps": self._serving.failed_swaps,
             "indexes": self._shelf.stats(),
         }
 
@@ -252,7 +301,9 @@ class EmbeddingSession:
             )
         deadline = received + call.time_left_s
         if isinstance(call, codec.Swap):
-            return codec.Reply(call.id, self._service.swap(call.model_name, deadline, is_gone)), None
+            return codec.Reply(
+                call.id, self._service.swap(call.model_name, call.settings, deadline, is_gone)
+            ), None
         held = self._met = self._serving.enter(self._met)
         try:
             assert held.engine is not None  # it is held until `leave`

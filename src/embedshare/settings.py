@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 from embedshare.errors import InvalidSetting
 
 Parser = Callable[[str], Any]
+_RATE = re.compile(r"[1-9]\d{0,8}/(?:second|minute|hour|day)")
+#: A web origin: a scheme, a host and at most a port.
+_ORIGIN = re.compile(r"https?://(?:[a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 
 
 def _boolean(text: str) -> bool:
@@ -72,6 +76,41 @@ def _hosts(text: str) -> str:
     return text
 
 
+def _rates(text: str) -> str:
+    rates = [one.strip().lower() for one in text.split(";")] if text else []
+    if not all(_RATE.fullmatch(one) for one in rates):
+        raise ValueError("rates such as 100/second;5000/hour (second, minute, hour, day)")
+    return ";".join(rates)
+
+
+def _redis(text: str) -> str | None:
+    if text and not text.startswith(("redis://", "rediss://")):
+        raise ValueError("an address that begins with redis:// or rediss://")
+    return text or None
+
+
+def _database(text: str) -> str | None:
+    kinds = ("sqlite", "postgres", "postgresql", "mysql", "mariadb")
+    if text and text.partition("://")[0].partition("+")[0] not in kinds:
+        raise ValueError(f"a URL that begins with {', '.join(f'{kind}://' for kind in kinds)}")
+    return text or None
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError("origins as https://app.example or http://localhost:3000, and commas; or *")
+    return origins
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    if not all(name and name.isprintable() for name in names):
+        raise ValueError("names with commas between them, such as text-embedding-3-small,minilm; or *")
+    return names
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -116,12 +155,19 @@ def _device(text: str) -> str:
     return text.lower()
 
 
-def _setting(name: str, parse: Parser, default: Any, meaning: str, secret: bool = False) -> Any:
-    metadata = {"name": name, "parse": parse, "meaning": meaning, "secret": secret}
+def _setting(
+    name: str, parse: Parser, default: Any, meaning: str, secret: bool = False, other_name: str | None = None
+) -> Any:
+    """`other_name` is read where `name` is not given."""
+    metadata = {
+        "name": name, "parse": parse, "meaning": meaning, "secret": secret, "other_name": other_name,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 _MIB = 1 << 20
+#: Among the names of a model: whatever a request calls it.
+ANY_NAME = "*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +210,19 @@ class Settings:
         "all-MiniLM-L6-v2",
         "The model: a folder, a name whose weights come as a package, or a name on the Hugging Face hub",
     )
+    model_cache_dir: str | None = _setting(
+        "EMBEDDING_MODEL_CACHE_DIR",
+        _optional_text,
+        None,
+        "Where weights from the hub are kept and looked for; without one, the Hugging Face cache",
+    )
+    model_aliases: tuple[str, ...] = _setting(
+        "EMBEDDING_MODEL_ALIASES",
+        _names,
+        (ANY_NAME,),
+        "Names that OpenAI and Ollama clients may ask for the model by, beside its own; `*` is any name, "
+        "nothing its own alone",
+    )
     trust_remote_code: bool = _setting(
         "EMBEDDING_TRUST_REMOTE_CODE", _boolean, False, "Run Python code that comes with the model's weights"
     )
@@ -194,6 +253,12 @@ class Settings:
         0,
         "Tokens in one batch, at most; 0 leaves it to the runtime (1,024 on a CPU, 16,384 on a GPU)",
     )
+    max_batch_size: int = _setting(
+        "EMBEDDING_MAX_BATCH_SIZE",
+        _whole(0, 1_000_000),
+        0,
+        "Texts in one batch, at most, beside the limit in tokens; 0 has no such limit",
+    )
     max_waiting_tokens: int = _setting(
         "EMBEDDING_MAX_WAITING_TOKENS",
         _whole(1_000, 1_000_000_000),
@@ -217,6 +282,18 @@ class Settings:
         _whole(1, 1_000_000),
         8192,
         "Texts in one message, at most; the client cuts longer lists by itself",
+    )
+    max_text_chars: int = _setting(
+        "EMBEDDING_MAX_TEXT_CHARS",
+        _whole(0, 1 << 30),
+        0,
+        "Characters of one text that a web worker takes, at most; 0 sets no limit but the body's",
+    )
+    max_request_chars: int = _setting(
+        "EMBEDDING_MAX_REQUEST_CHARS",
+        _whole(0, 1 << 30),
+        0,
+        "Characters of all texts of one request to a web worker, likewise",
     )
     max_indexes: int = _setting(
         "EMBEDDING_MAX_INDEXES",
@@ -383,17 +460,84 @@ class Settings:
         "EMBEDDING_METRICS_HOST", _host, "127.0.0.1", "The address that it does so at"
     )
     web_host: str = _setting("EMBEDDING_HOST", _host, "127.0.0.1", "Where a web worker listens")
-    web_port: int = _setting("PORT", _whole(1, 65535), 5000, "A web worker's port")
+    web_port: int = _setting(
+        "PORT",
+        _whole(1, 65535),
+        5000,
+        "A web worker's port; where it is not set, `EMBEDDING_PORT`",
+        other_name="EMBEDDING_PORT",
+    )
     web_threads: int = _setting(
         "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"
     )
 
+    api_keys: str = _setting(
+        "EMBEDDING_API_KEYS",
+        _choice("auto", "required", "off"),
+        "auto",
+        "Whether a web worker answers callers with an API key alone; auto does where EMBEDDING_HOST is not "
+        "this machine alone",
+    )
+    admin_key_file: str | None = _setting(
+        "EMBEDDING_ADMIN_KEY_FILE",
+        _optional_text,
+        None,
+        "A file with an API key that may do everything, such as a container's secret; needs no database",
+    )
+    rate_limit: str = _setting(
+        "EMBEDDING_RATE_LIMIT",
+        _rates,
+        "",
+        "Requests of one caller that a web worker answers, as `100/second;5000/hour`; empty sets no limit",
+    )
+    redis_url: str | None = _setting(
+        "EMBEDDING_REDIS_URL",
+        _redis,
+        None,
+        "The Redis in which all workers count these together; without one each counts for itself",
+        secret=True,
+    )
+    trusted_proxies: int = _setting(
+        "EMBEDDING_TRUSTED_PROXIES",
+        _whole(0, 10),
+        0,
+        "Proxies in front of a web worker whose X-Forwarded-For and X-Forwarded-Proto it believes, one "
+        "behind another",
+    )
+    normalize: bool = _setting(
+        "EMBEDDING_NORMALIZE",
+        _boolean,
+        False,
+        "The HTTP routes give vectors of length 1, also of a model that does not by itself",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "CORS_ORIGINS",
+        _origins,
+        (),
+        "Web pages that may call a worker from a browser, as `https://app.example,http://localhost:3000`; "
+        "`*` is any",
+    )
     web_search: str = _setting(
         "EMBEDDING_WEB_SEARCH",
         _choice("auto", "true", "false"),
         "auto",
         "Whether a web worker searches the web for those who ask it (POST /search); auto does where "
         "EMBEDDING_HOST is this machine alone",
+    )
+
+    use_db_settings: bool = _setting(
+        "EMBEDDING_USE_DB_SETTINGS",
+        _boolean,
+        False,
+        "Settings that can be changed while everything runs are kept in a database (`/settings`)",
+    )
+    db_url: str | None = _setting(
+        "EMBEDDING_DB_URL",
+        _database,
+        None,
+        "That database, as `postgresql://user:password@host/name` or `mysql://…`; without one, the SQLite "
+        "file `embedshare.db` beside the key's file",
+        secret=True,
     )
 
     @classmethod
@@ -406,16 +550,20 @@ class Settings:
         given.update(os.environ if environ is None else environ)
         values = {}
         for field in dataclasses.fields(cls):
-            text = given.get(field.metadata["name"])
+            name = field.metadata["name"]
+            if name not in given and field.metadata["other_name"] is not None:
+                name = field.metadata["other_name"]
+            text = given.get(name)
             if text is not None:
-                values[field.name] = _parse(field.metadata, text.strip())
+                values[field.name] = _parse(field.metadata, text.strip(), name)
+        if values.get("use_db_settings"):  # the model is meant to change then
+            values.setdefault("on_model_change", "follow")
         return cls(**values)
 
     def environment(self) -> dict[str, str]:
         """These values for the environment of another process, which `load` reads there; no secrets."""
         values = {field.metadata["name"]: getattr(self, field.name) for field in _public_fields()}
-        shown = {name: str(value) for name, value in values.items() if value is not None}
-        return {name: text.lower() if text in ("True", "False") else text for name, text in shown.items()}
+        return {name: _written(value) for name, value in values.items() if value is not None}
 
     @property
     def server_address(self) -> tuple[str, int]:
@@ -428,6 +576,17 @@ class Settings:
     @property
     def searches_the_web(self) -> bool:
         return self.web_search == "true" or (self.web_search == "auto" and _is_loopback(self.web_host))
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return self.api_keys == "required" or (self.api_keys == "auto" and not _is_loopback(self.web_host))
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in the environment."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_loopback(host: str) -> bool:
@@ -443,11 +602,17 @@ def _public_fields() -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(Settings) if not field.metadata["secret"]]
 
 
-def _parse(metadata: Mapping[str, Any], text: str) -> Any:
+def parse(field: str, text: str, name: str) -> Any:
+    """The value that `text` is for a field of Settings, which is called `name` in the InvalidSetting that
+    this raises."""
+    return _parse(Settings.__dataclass_fields__[field].metadata, text, name)
+
+
+def _parse(metadata: Mapping[str, Any], text: str, name: str) -> Any:
     try:
         return metadata["parse"](text)
     except ValueError as error:
-        name, shown = metadata["name"], "(hidden)" if metadata["secret"] else repr(text)
+        shown = "(hidden)" if metadata["secret"] else repr(text)
         message = f"{name} is {shown}; allowed: {error}"
         raise InvalidSetting(message, name=name, value=shown, allowed=str(error)) from None
 
@@ -468,8 +633,7 @@ def markdown_table() -> str:
     """The settings as the README shows them."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(Settings):
-        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        shown = "" if default is None else f"`{default}`"
+        shown = "" if field.default in (None, ()) else f"`{_written(field.default)}`"
         lines.append(f"| `{field.metadata['name']}` | {shown} | {field.metadata['meaning']} |")
     return "\n".join(lines)
 

@@ -12,11 +12,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from loguru import logger
 
-from embedshare import logs, platforms
+from embedshare import children, logs, platforms
 from embedshare.engine import beside, loading
 from embedshare.engine.model import Engine
 from embedshare.errors import EmbedshareError, EngineFailed, UnsupportedModel, from_wire
@@ -27,13 +26,13 @@ from embedshare.supervise import lifeline
 _ASK_EVERY_S = 0.2
 
 
-def load(settings: Settings, device: str, check: Callable[[], None]) -> Engine:
-    """The model that the settings name, warmed up, where there is room for it on `device`.
+def load(settings: Settings, check: Callable[[], None]) -> Engine:
+    """The model that the settings name, warmed up, where there is room for it on its device.
 
     `check` raises where it is not wanted any more. Raises OutOfMemory, what `Engine.load` raises, and
     EngineFailed where the process that converts comes to an end of its own.
     """
-    beside.check_room(settings, device)
+    beside.check_room(settings, settings.device)
     if loading.needs_conversion(settings, settings.device):
         _convert(settings, check)
     check()
@@ -78,7 +77,7 @@ def _convert(settings: Settings, check: Callable[[], None]) -> None:
             **os.environ,
             **settings.environment(),
             **lifeline.environment(),
-            "PYTHONPATH": _python_path(),
+            "PYTHONPATH": children.python_path(),
         },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -121,12 +120,6 @@ def _failure(settings: Settings, error: Exception) -> EmbedshareError:
         return error
     logger.opt(exception=error).error("the model did not load")
     return UnsupportedModel(f"{settings.model_name} does not load: {type(error).__name__}: {error}")
-
-
-def _python_path() -> str:
-    ours = str(Path(__file__).resolve().parents[1])
-    inherited = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([ours, inherited] if inherited else [ours])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@ bring the old one back."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -63,17 +61,8 @@ class SwapNote:
             self._remove()
             return
         note = Note(self._configured, model_name, datetime.now(timezone.utc).isoformat(timespec="seconds"))
-        draft = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.json.format(msgspec.json.encode(note)))
-                platforms.restrict_to_owner(draft)
-                draft.replace(self.path)
-            finally:
-                draft.unlink(missing_ok=True)
+            platforms.replace_private(self.path, msgspec.json.format(msgspec.json.encode(note)))
         except OSError as error:
             logger.error(
                 "{} was not written ({}): the next start brings {} back", self.path, error, self._configured

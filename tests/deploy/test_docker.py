@@ -92,7 +92,14 @@ def test_the_build_context_has_what_is_copied_and_no_keys() -> None:
     for path in copied():
         assert (ROOT / path).exists()
         assert path in allowed
-    for secret in (".env", "deploy/docker/authkey.secret", "deploy/docker/.env", ".venv", ".git"):
+    for secret in (
+        ".env",
+        "deploy/docker/authkey.secret",
+        "deploy/docker/adminkey.secret",
+        "deploy/docker/.env",
+        ".venv",
+        ".git",
+    ):
         assert not any(fnmatch.fnmatch(secret, rule) for rule in allowed)
 
 
@@ -128,14 +135,26 @@ def test_the_services_stop_later_than_they_drain() -> None:
         assert seconds(SERVICES[name]["stop_grace_period"]) > Settings().drain_s + 2 * STOP_GRACE_S
 
 
-def test_the_key_is_a_secret_and_in_no_environment() -> None:
+def test_the_keys_are_secrets_and_in_no_environment() -> None:
+    assert SERVICES["server"]["secrets"] == ["authkey"]
+    assert SERVICES["worker"]["secrets"] == ["authkey", "adminkey"]
+    assert SERVICES["worker"]["environment"]["EMBEDDING_ADMIN_KEY_FILE"] == "/run/secrets/adminkey"
     for name in OURS:
         service = SERVICES[name]
-        assert service["secrets"] == ["authkey"]
         assert service["environment"]["EMBEDDING_AUTHKEY_FILE"] == "/run/secrets/authkey"
         assert "EMBEDDING_AUTHKEY" not in service["environment"]
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert f"deploy/docker/{COMPOSE['secrets']['authkey']['file']}" in ignored
+    for secret in COMPOSE["secrets"].values():
+        assert f"deploy/docker/{secret['file']}" in ignored
+
+
+def test_workers_keep_their_api_keys_in_one_volume() -> None:
+    worker = SERVICES["worker"]
+    path = worker["environment"]["EMBEDDING_DB_URL"].removeprefix("sqlite:///")
+    assert f"state:{Path(path).parent}" in worker["volumes"]
+    assert (
+        f"        {Path(path).parent} " in DOCKERFILE
+    )  # made with the user as its owner, which volumes take over
 
 
 def test_settings_that_the_files_name_are_settings() -> None:

@@ -204,7 +204,17 @@ def test_every_answer_has_the_security_headers_once(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/embedding/stats", "/metrics", "/dashboard", "/dashboard/data", "/metrics/", "//metrics"]
+    "path",
+    [
+        "/embedding/stats",
+        "/settings",
+        "/settings/bulk",
+        "/metrics",
+        "/dashboard",
+        "/dashboard/data",
+        "/metrics/",
+        "//metrics",
+    ],
 )
 def test_what_is_for_operators_is_shown_to_local_networks_alone(site: Site, path: str) -> None:
     for stranger in ("203.0.113.7", "172.32.0.1", "2001:db8::1"):

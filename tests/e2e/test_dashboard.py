@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from embedshare.telemetry.histogram import MILLISECONDS, quantile
 from tests.processes import ModelServer
-from tests.watching import CONTRASTS, Watched, Worker, in_megabytes, module, painted, pointed_at
+from tests.watching import (
+    CONTRASTS,
+    Watched,
+    Worker,
+    in_megabytes,
+    module,
+    needs_chromium,
+    painted,
+    pointed_at,
+)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +39,6 @@ def worker(model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory) 
     running = Worker(model_server, tmp_path_factory.mktemp("worker"))
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -64,8 +64,9 @@ ENCODES = """
 import importlib.util, sys
 assert importlib.util.find_spec("torch") is None
 from importlib.resources import files
-static = files("embedshare.web") / "static"
-assert all((static / name).is_file() for name in ("dashboard.html", "page.js", "search.html", "search.js"))
+web = files("embedshare.web")
+assert all((web / "static" / name).is_file() for name in ("page.js", "search.js"))
+assert all((web / "templates" / name).is_file() for name in ("base.html", "dashboard.html", "search.html"))
 import numpy as np
 from embeddingClient import get_embedding_model
 model = get_embedding_model()

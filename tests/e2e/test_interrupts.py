@@ -23,37 +23,13 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.errors import DeadlineExceeded
+from tests.e2e.conftest import TEXTS, check
 from tests.processes import ModelServer, wait_for
 from tests.proxy import Proxy, Stall, cut, delayed
 
-TEXTS = [f"text number {number} of an interrupted caller" for number in range(40)]
 #: Interrupted or hurried calls, each with an undisturbed one behind it.
 ROUNDS = 400
 signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
-
-
-@pytest.fixture(scope="module")
-def expected(reference: Any) -> np.ndarray:
-    return np.asarray(reference.encode(TEXTS))
-
-
-@pytest.fixture
-def proxy(server: ModelServer) -> Iterator[Proxy]:
-    ours = Proxy(server.port)
-    yield ours
-    ours.close()
-
-
-@pytest.fixture
-def caller(server: ModelServer, proxy: Proxy) -> Iterator[EmbeddingClient]:
-    """A client that is connected through the proxy and may not fall back."""
-    with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_SERVER_PORT=str(proxy.port)) as client:
-        client.encode("connect")
-        yield client
-
-
-def check(client: EmbeddingClient, expected: np.ndarray, number: int, timeout: float | None = None) -> None:
-    assert float(client.encode(TEXTS[number], timeout=timeout) @ expected[number]) > 0.9995
 
 
 INTERRUPTED = """

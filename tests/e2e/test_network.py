@@ -15,6 +15,7 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.errors import DeadlineExceeded, ProtocolError, ServerUnavailable
+from tests.e2e.conftest import TEXTS, check
 from tests.processes import ModelServer, wait_for
 from tests.proxy import (
     End,
@@ -29,34 +30,9 @@ from tests.proxy import (
     instead,
 )
 
-TEXTS = [f"text number {number} on its way" for number in range(40)]
 #: More than 64 KiB of answer, so that its header and its rows are sent apart.
 BULK = [f"paragraph {number}" for number in range(300)]
 TIMEOUT_S = 0.3
-
-
-@pytest.fixture(scope="module")
-def expected(reference: Any) -> np.ndarray:
-    return np.asarray(reference.encode(TEXTS))
-
-
-@pytest.fixture
-def proxy(server: ModelServer) -> Iterator[Proxy]:
-    ours = Proxy(server.port)
-    yield ours
-    ours.close()
-
-
-@pytest.fixture
-def caller(server: ModelServer, proxy: Proxy, expected: np.ndarray) -> Iterator[EmbeddingClient]:
-    """A client that is connected through the proxy and may not fall back."""
-    with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_SERVER_PORT=str(proxy.port)) as client:
-        check(client, expected, 0)
-        yield client
-
-
-def check(client: EmbeddingClient, expected: np.ndarray, number: int, timeout: float | None = None) -> None:
-    assert float(client.encode(TEXTS[number], timeout=timeout) @ expected[number]) > 0.9995
 
 
 def check_error(

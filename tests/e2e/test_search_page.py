@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.processes import ModelServer, long_form
 from tests.searching import Searching, searching
-from tests.watching import CONTRASTS, Worker
+from tests.watching import CONTRASTS, Worker, needs_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    long_form,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = [long_form, needs_chromium]
 LIMIT_MS = 60_000
 
 
@@ -35,14 +30,6 @@ def worker(server: ModelServer, web: Searching, tmp_path_factory: pytest.TempPat
     running = Worker(server, tmp_path_factory.mktemp("worker"), **web.settings)
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Opened:

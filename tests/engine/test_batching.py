@@ -52,6 +52,19 @@ def served(batch: Batch) -> list[int]:
     return [request.caller for request, _ in batch.parts]
 
 
+@given(mixes, budgets, budgets, st.integers(1, 5))
+def test_no_batch_has_more_sequences_than_are_allowed_and_none_is_lost(
+    mix: list[tuple[list[int], int]], interactive: int, bulk: int, most: int
+) -> None:
+    requests = [request(*lengths, caller=caller) for lengths, caller in mix]
+    queue = waiting(*requests, interactive_budget=interactive, bulk_budget=bulk)
+    queue.max_sequences = most
+    batches = drain(queue)
+    assert all(len(batch.sequences) <= most for batch in batches)
+    assert sum(len(batch.sequences) for batch in batches) == sum(len(lengths) for lengths, _ in mix)
+    assert queue.tokens == 0
+
+
 @given(mixes, budgets, budgets, st.sampled_from([0.0, 0.1, 1.0]))
 def test_every_sequence_comes_out_exactly_once(
     mix: list[tuple[list[int], int]], interactive: int, bulk: int, step: float

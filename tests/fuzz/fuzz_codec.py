@@ -41,13 +41,15 @@ SEEDS: list[Any] = [
     codec.Query(10, 1.0, "describe", codec.Caller(4711, "worker")),
     *(codec.Query(number, 1e300, what) for number, what in enumerate(codec.QUERIES)),
     codec.Swap(8, 600.0, "/models/another"),
+    codec.Swap(8, 600.0, "/models/another", codec.ModelSettings("cuda:1", 32, None, 7)),
     codec.Put(11, 60.0, b"i" * 16, "a" * 64, 1, "l2", "auto", 384, 0, 2, 2),
     codec.Search(12, 60.0, b"i" * 16, 1, "a text", "query: ", 3, None, "request-3"),
     codec.Remove(13, 60.0, b"i" * 16, 1, 2, [0, 2**63 - 1]),
     codec.Inspect(14, 60.0, b"i" * 16),
     codec.Forget(15, 60.0, [b"i" * 16, b"j" * 16]),
+    codec.EncodeTokens(17, 60.0, [[101, 102], [0, 2**31 - 1]], True, 8, "request-4"),
     codec.Hits(16, 3, codec.Timings(0.1, 0.2, 0.3)),
-    codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3)),
+    codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3), 42),
     codec.Reply(4, DESCRIPTION),
     codec.Reply(5, [[101, 102], {"status": "ok", "uptime": 1.25, "error": None}, b"raw", True]),
     codec.failure(6, Overloaded("full", retry_after_s=0.25)),
@@ -97,6 +99,8 @@ def check_type(message: Any) -> str:
     """The name of the message's type, each found on a way of its own: coverage tells them apart."""
     if isinstance(message, codec.Encode):
         return "Encode"
+    if isinstance(message, codec.EncodeTokens):
+        return "EncodeTokens"
     if isinstance(message, codec.Tokenize):
         return "Tokenize"
     if isinstance(message, codec.Query):

@@ -52,7 +52,13 @@ calls = st.one_of(
     st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers, ids),
     st.builds(codec.Tokenize, numbers, seconds, texts, text, ids),
     st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES), st.none() | callers),
-    st.builds(codec.Swap, numbers, seconds, text),
+    st.builds(
+        codec.Swap,
+        numbers,
+        seconds,
+        text,
+        st.none() | st.builds(codec.ModelSettings, text, numbers, text, numbers),
+    ),
 )
 answers = st.one_of(
     st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
@@ -182,13 +188,20 @@ def test_a_call_of_another_shape_is_a_protocol_error(items: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "call",
-    [codec.Encode(1, 1.0, ["a"], "", True, None), codec.Tokenize(1, 1.0, [], ""), codec.Query(1, 1.0, "x")],
+    ("message", "added"),
+    [
+        (codec.Encode(1, 1.0, ["a"], "", True, None), 2),
+        (codec.Tokenize(1, 1.0, [], ""), 3),
+        (codec.Query(1, 1.0, "x"), 1),
+        (codec.Rows(1, 2, 384, codec.Timings()), 1),
+    ],
 )
-def test_a_call_without_what_was_added_later_is_read_as_it_was(call: codec.Call) -> None:
-    items = msgspec.msgpack.decode(codec.encode(call))
-    assert items.pop() is None
-    assert codec.decode_call(msgspec.msgpack.encode(items)) == call
+def test_a_message_without_what_was_added_later_is_read_as_it_was(message: Any, added: int) -> None:
+    decode: Any = codec.decode_answer if isinstance(message, codec.Rows) else codec.decode_call
+    items = msgspec.msgpack.decode(codec.encode(message))
+    for _ in range(added):
+        items.pop()
+        assert decode(msgspec.msgpack.encode(items)) == message
 
 
 def test_text_that_is_not_utf8_is_a_protocol_error() -> None:

@@ -26,11 +26,11 @@ def test_a_listener_hears_of_every_call() -> None:
     calls = Calls()
     heard: list[Ended] = []
     calls.listeners.append(heard.append)
-    calls.end(calls.begin(), "encode", OK, "local", TIMINGS)
+    calls.end(calls.begin(), "encode", OK, "local", TIMINGS, 3)
     calls.end(calls.begin(), "tokenize", "TooLarge", "nobody", None)
     assert [one._replace(total_ms=0) for one in heard] == [
-        Ended("encode", OK, "local", 0, TIMINGS),
-        Ended("tokenize", "TooLarge", "nobody", 0, None),
+        Ended("encode", OK, "local", 0, TIMINGS, 3),
+        Ended("tokenize", "TooLarge", "nobody", 0, None, 0),
     ]
     assert all(0 <= one.total_ms < 10_000 for one in heard)
 

@@ -108,7 +108,10 @@ def test_times_sizes_and_work_are_what_was_done(own: MeasuredServer) -> None:
         assert after(f"embedshare_server_{idle}") == 0
     for none in ("indexes", "index_bytes"):
         assert after(f"embedshare_server_{none}") == 0
-    for never in ("rejected_calls", "failed_batches", "out_of_memory_batches", "swaps", "evicted_indexes"):
+    for never in (
+        "rejected_calls", "failed_batches", "out_of_memory_batches", "swaps", "failed_swaps",
+        "evicted_indexes",
+    ):  # fmt: skip
         assert after(f"embedshare_server_{never}_total") == 0
 
 

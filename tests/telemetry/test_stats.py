@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from embedshare.embedding import Options
 from embedshare.errors import EmbedshareError, ProtocolError, TooLarge
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers, this_process
@@ -81,7 +82,7 @@ def test_a_client_counts_its_own_calls_by_how_they_ended(own: ModelServer) -> No
         with pytest.raises(EmbedshareError):
             client.encode("too late", prompt="", timeout=1e-6)
         with pytest.raises(TooLarge):
-            client._embed_piece(["a"] * 65, "", False, None, float("inf"))
+            client._embed_piece(["a"] * 65, Options(), float("inf"))
         after = client.stats()["client"]
     assert after["calls"] - before["calls"] == 8
     assert after["failures"] - before["failures"] == 2

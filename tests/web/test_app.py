@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
+from embedshare import __version__
 from embedshare.errors import Overloaded
 from embedshare.settings import Settings
 from embedshare.telemetry.calls import Calls
@@ -53,12 +54,13 @@ def test_who_accepts_base64_gets_the_same_vectors_in_fewer_bytes(
     found = response.json["embeddings"]
     if compact:
         found = [np.frombuffer(base64.b64decode(one), "<f4") for one in found]
-        assert len(response.data) < 2 * 2100
+        assert len(response.data) < 2 * 2200
     np.testing.assert_array_equal(np.array(found, np.float32), model.encode(texts))
 
 
 def test_no_texts_give_no_embeddings(browser: FlaskClient) -> None:
-    assert browser.post("/embed", json={"texts": []}).json == {"embeddings": []}
+    answer = browser.post("/embed", json={"texts": []}).json
+    assert (answer["embeddings"], answer["dimension"]) == ([], 384)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,8 @@ def test_no_texts_give_no_embeddings(browser: FlaskClient) -> None:
         (b"", "the body must be JSON"),
         (b"not json", "the body must be JSON"),
         (b"[]", "Expected `object`, got `array`"),
-        (b"{}", "missing required field `texts`"),
+        (b"{}", "one of the fields `texts` and `inputs`"),
+        (b'{"texts": ["a"], "inputs": ["a"]}', "one of the fields `texts` and `inputs`"),
         (b'{"texts": "one"}', "Expected `array`, got `str`"),
         (b'{"texts": {}}', "Expected `array`, got `object`"),
         (b'{"texts": null}', "Expected `array`, got `null`"),
@@ -125,7 +128,7 @@ def test_a_body_of_another_type_is_a_415_that_says_what_to_send(browser: FlaskCl
     "kind", [None, "", "application/json", "APPLICATION/JSON; charset=utf-8", "application/vnd.api+json"]
 )
 def test_json_and_a_body_without_a_type_are_taken(browser: FlaskClient, kind: str | None) -> None:
-    assert browser.post("/embed", data=b'{"texts": []}', content_type=kind).json == {"embeddings": []}
+    assert browser.post("/embed", data=b'{"texts": []}', content_type=kind).json["embeddings"] == []
 
 
 def test_too_much_is_a_413_that_names_the_limit(model: EmbeddingClient) -> None:
@@ -137,7 +140,7 @@ def test_too_much_is_a_413_that_names_the_limit(model: EmbeddingClient) -> None:
     assert "EMBEDDING_MAX_MESSAGE_BYTES allows, 70,000 bytes" in large.json["error"]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("get", "/nowhere", 404), ("get", "/embed", 405)])
+@pytest.mark.parametrize(("method", "path", "status"), [("get", "/nowhere", 404), ("put", "/health", 405)])
 def test_http_errors_are_json(browser: FlaskClient, method: str, path: str, status: int) -> None:
     response = getattr(browser, method)(path)
     assert response.status_code == status
@@ -157,7 +160,23 @@ def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
         assert health.json["ipc_enabled"] is False
         assert health.json["error"]
         msgspec.convert(health.json, DegradedHealth)
-        assert client.get("/health").json == {"status": "ok"}
+        alive = client.get("/health").json
+        assert alive["status"] == "ok"
+        assert alive["dependencies"] == {"model_server": "disconnected", "database": "off", "redis": "off"}
+        assert client.get("/model/info").status_code == 503
+
+
+def test_health_and_model_info_say_what_serves(browser: FlaskClient) -> None:
+    assert browser.get("/health").json["dependencies"]["model_server"] == "unknown"  # nothing was asked yet
+    browser.post("/embed", json={"texts": ["a text"]})
+    alive = browser.get("/health").json
+    assert (alive["status"], alive["service"], alive["version"]) == ("ok", "embedshare", __version__)
+    assert alive["dependencies"]["model_server"] == "connected"
+    assert alive["uptime_seconds"] > 0
+    info = browser.get("/model/info").json
+    assert (info["dimension"], info["device"]) == (384, "cpu")
+    assert info["model_name"].endswith("all-MiniLM-L6-v2")
+    assert (info["status"], info["similarity"], len(info["identity"])) == ("loaded", "cosine", 64)
 
 
 class _Raising:
@@ -166,7 +185,7 @@ class _Raising:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def encode(self, inputs: list[str]) -> Any:
+    def embed(self, inputs: list[str], **_: Any) -> Any:
         raise self.error
 
 

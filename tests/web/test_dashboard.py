@@ -45,10 +45,11 @@ def test_a_page_allows_nothing_but_its_own_files_and_each_of_them_is_served(
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|https?://", page.text)
 
 
-def test_a_file_that_has_not_changed_is_not_sent_again(worker: Worker) -> None:
-    first = requests.get(f"{worker.url}/dashboard/static/page.js", timeout=30)
-    seen = {"If-None-Match": first.headers["ETag"]}
-    again = requests.get(f"{worker.url}/dashboard/static/page.js", headers=seen, timeout=30)
+@pytest.mark.parametrize("name", ["dashboard", "search", "dashboard/static/page.js"])
+def test_what_has_not_changed_is_not_sent_again(worker: Worker, name: str) -> None:
+    first = requests.get(f"{worker.url}/{name}", timeout=30)
+    again = requests.get(f"{worker.url}/{name}", headers={"If-None-Match": first.headers["ETag"]}, timeout=30)
+    assert first.content
     assert (first.headers["Cache-Control"], again.status_code, again.content) == ("no-cache", 304, b"")
 
 

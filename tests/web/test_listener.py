@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from typing import Any
@@ -11,8 +14,13 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from waitress.server import BaseWSGIServer
 
+from app import create_app
+from embeddingClient import EmbeddingClient
 from embedshare.settings import Settings
+from embedshare.web import listener
+from tests.processes import free_port
 from tests.web.conftest import Worker
 
 HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\n"
@@ -86,7 +94,7 @@ def test_a_client_that_sends_all_of_a_large_body_hears_why_it_is_refused(worker:
         (b"POST /embed HTTP/1.1\nHost: a\r\n\r\n", 400),
         (b"GET http://[::1/health HTTP/1.1\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nX: ".ljust(1 << 18, b"x"), 431),
+        (b"GET /health HTTP/1.1\r\nX: ".ljust(32 * 1024, b"x"), 431),
     ],
 )  # fmt: skip
 def test_a_request_that_two_readers_might_read_differently_is_refused(
@@ -109,11 +117,46 @@ def test_a_length_beside_chunks_does_not_count(worker: Worker) -> None:
     assert answers.endswith(b'{"status":"ok"}\n')
 
 
-def test_clients_that_never_finish_their_headers_hold_nobody_up(worker: Worker) -> None:
+@pytest.mark.parametrize(
+    "begun", [b"GET /health HTTP/1.1\r\nX-Slow: ", sized(TEXTS)[:-5], CHUNKED + b"10\r\n"]
+)
+def test_clients_that_never_finish_their_requests_hold_nobody_up(worker: Worker, begun: bytes) -> None:
     with ExitStack() as slow:
-        for _ in range(50):
-            slow.enter_context(worker.connect()).sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
-        assert requests.get(f"{worker.url}/health", timeout=5).json() == {"status": "ok"}
+        for _ in range(200):  # of eight threads, and beyond waitress' own limit of 100 connections
+            slow.enter_context(worker.connect()).sendall(begun)
+        assert requests.post(f"{worker.url}/embed", data=TEXTS, timeout=10).status_code == 200
+
+
+@pytest.fixture
+def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a worker in this process, which gives a request a second to arrive."""
+    monkeypatch.setattr(listener, "ARRIVAL_S", 1.0)
+    settings = Settings(web_port=free_port(), web_threads=2)
+    server = listener.listen(create_app(model, settings), settings)
+    assert isinstance(server, BaseWSGIServer)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    yield settings.web_port
+    server.close()
+    server.asyncore.close_all(server._map)
+    serving.join(30)
+    server.task_dispatcher.shutdown()
+
+
+def test_who_sends_slower_than_a_request_may_arrive_is_cut_off(impatient: int) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", impatient), timeout=30) as slow,
+        socket.create_connection(("127.0.0.1", impatient), timeout=30) as idle,
+    ):
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):  # noqa: PT012
+            slow.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+            while time.monotonic() - began < 20:  # a byte now and then, which no idle timeout would notice
+                slow.sendall(b"x")
+                time.sleep(0.1)
+        assert time.monotonic() - began > 1
+        idle.sendall(b"GET /health HTTP/1.1\r\n\r\n")  # a connection without a request is not concerned
+        assert answer(idle)[0].status == 200
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,28 @@ def test_requests_are_counted_by_route_method_and_status(browser: FlaskClient) -
     assert found("embedshare_http_requests_in_flight") == 1  # the scrape
 
 
+def test_a_summary_comes_as_json_to_who_asks_for_it(browser: FlaskClient) -> None:
+    for texts in (["a text"], ["two", "texts"]):
+        assert browser.post("/embed", json={"texts": texts}).status_code == 200
+    browser.post("/embed", json={"texts": 7})
+    response = browser.get("/metrics", headers={"Accept": "application/json"})
+    assert response.headers["Content-Type"] == "application/json"
+    summary = response.json
+    assert summary is not None
+    assert set(summary) == {
+        "requests_total", "requests_failed", "success_rate", "embeddings_generated", "avg_latency_ms",
+        "model_reloads", "model_reload_failures", "uptime_seconds",
+    }  # fmt: skip
+    assert (summary["requests_total"], summary["requests_failed"], summary["success_rate"]) == (3, 0, 1.0)
+    assert summary["embeddings_generated"] == 3
+    assert 0 < summary["avg_latency_ms"] < 60_000
+    assert 0 < summary["uptime_seconds"] < 3600
+    assert (summary["model_reloads"], summary["model_reload_failures"]) == (0, 0)
+    for accepted in ("*/*", "text/html,*/*;q=0.8", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"):
+        text = browser.get("/metrics", headers={"Accept": accepted})
+        assert text.headers["Content-Type"].startswith("text/plain")
+
+
 def test_strangers_words_make_no_labels(browser: FlaskClient) -> None:
     for number in range(20):
         browser.get(f"/no/such/page/{number}")
@@ -144,6 +166,12 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
     def scrape() -> Scrape:
         return Scrape(requests.get(f"{url}/metrics", timeout=60).text)
 
+    def summary() -> dict[str, float]:
+        found: dict[str, float] = requests.get(
+            f"{url}/metrics", headers={"Accept": "application/json"}, timeout=60
+        ).json()
+        return found
+
     def embedded(found: Scrape) -> tuple[float, float]:
         name = "embedshare_client_calls_total"
         return found("embedshare_http_requests_total", route="/embed", status="200"), found(
@@ -156,6 +184,8 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
             assert set(threads.map(embed, range(120))) == {200}
             # Each process answers some of these: all of them tell of all 120.
             sums = list(threads.map(lambda _: embedded(scrape()), range(24)))
+            asked = threads.map(lambda _: summary()["embeddings_generated"], range(12))
+            assert set(asked) == {120}
         assert set(sums) == {(120, 120)}
         sent = 120
 

@@ -128,9 +128,11 @@ class Engine:
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+def serving(
+    handler: type[BaseHTTPRequestHandler], kind: type[ThreadingHTTPServer] = ThreadingHTTPServer
+) -> Iterator[int]:
     """The port of a server on 127.0.0.1 that answers with `handler`."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with kind(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

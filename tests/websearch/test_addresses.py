@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
+import threading
+import time
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedshare.errors import AddressRefused, FetchFailed
+from embedshare.websearch import resolving
 from embedshare.websearch.addresses import Addresses, is_public
+from tests.processes import wait_for
 
 PUBLIC = "93.184.216.34"
+SOON = time.monotonic() + 600
 NAT64 = int(ipaddress.IPv6Address("64:ff9b::"))
 
 
 def leads_to(*addresses: str) -> Addresses:
     """The rule, where every name has these addresses."""
-    return Addresses(resolve=lambda host, port: list(addresses))
+    return Addresses(resolve=lambda host, port, deadline: list(addresses))
 
 
 @given(st.ip_addresses(v=4))
@@ -57,6 +64,7 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_judged_as_itself(address: ipaddre
         "http://", "http:///path", "http://user@example.com/", "http://user:word@example.com/",
         "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
         "http://0x7f.1/", "http://0/", "http://0.0.0.0/", "http://127.0.0.1./", "http://１２７.0.0.1/",
+        "http://127.0.0.1。/", "http://。/", "http://a℀b.example/",
         "http://10.0.0.1/", "http://172.16.0.1/", "http://192.168.1.1/", "http://169.254.169.254/latest/meta-data/",
         "http://100.64.0.1/", "http://224.0.0.1/", "http://255.255.255.255/", "http://192.88.99.1/",
         "http://[::1]/", "http://[::]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/", "http://[fe80::1]/",
@@ -69,32 +77,33 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_judged_as_itself(address: ipaddre
 )  # fmt: skip
 def test_an_address_that_is_not_public_http_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
-        leads_to(PUBLIC).target(url)
+        leads_to(PUBLIC).target(url, SOON)
 
 
 @pytest.mark.parametrize("internal", ["127.0.0.1", "10.1.2.3", "::1", "::ffff:10.0.0.1", "169.254.169.254"])
 def test_a_name_of_an_internal_address_is_refused(internal: str) -> None:
     for addresses in ([internal], [PUBLIC, internal], [internal, PUBLIC]):
         with pytest.raises(AddressRefused):
-            leads_to(*addresses).target("http://inside.example/")
+            leads_to(*addresses).target("http://inside.example/", SOON)
 
 
 def test_a_public_name_leads_to_the_addresses_that_were_checked() -> None:
-    target = leads_to(PUBLIC, "2606:2800:220:1::1").target("HTTPS://Exämple.com:8443/a/b?c=d#e")
+    target = leads_to(PUBLIC, "2606:2800:220:1::1").target("HTTPS://Exämple.com:8443/a/b?c=d#e", SOON)
     assert target.addresses == (PUBLIC, "2606:2800:220:1::1")
     assert (target.scheme, target.host, target.port) == ("https", "xn--exmple-cua.com", 8443)
     assert target.url == "https://xn--exmple-cua.com:8443/a/b?c=d"
-    assert leads_to(PUBLIC).target("http://example.com:80").url == "http://example.com/"
+    assert leads_to(PUBLIC).target("http://example.com。/", SOON).host == "example.com"
+    assert leads_to(PUBLIC).target("http://example.com:80", SOON).url == "http://example.com/"
 
 
 def test_a_name_without_an_address_is_not_fetched() -> None:
-    def unknown(host: str, port: int) -> list[str]:
+    def unknown(host: str, port: int, deadline: float) -> list[str]:
         raise OSError("no such name")
 
     with pytest.raises(FetchFailed):
-        Addresses(resolve=unknown).target("http://nowhere.example/")
+        Addresses(resolve=unknown).target("http://nowhere.example/", SOON)
     with pytest.raises(FetchFailed):
-        leads_to().target("http://nowhere.example/")
+        leads_to().target("http://nowhere.example/", SOON)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +124,46 @@ def test_a_name_without_an_address_is_not_fetched() -> None:
     ],
 )
 def test_internal_hosts_are_fetched_where_they_are_allowed(allowed: str, url: str, may: bool) -> None:
-    addresses = Addresses(allowed, resolve=lambda host, port: ["127.0.0.1"])
+    addresses = Addresses(allowed, resolve=lambda host, port, deadline: ["127.0.0.1"])
     if may:
-        assert addresses.target(url).addresses
+        assert addresses.target(url, SOON).addresses
     else:
         with pytest.raises(AddressRefused):
-            addresses.target(url)
+            addresses.target(url, SOON)
+
+
+def test_a_resolver_that_hangs_is_not_waited_for_and_its_threads_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for the system's resolver, since no test can make that one hang."""
+    answered = threading.Event()
+
+    def hangs(host: str, port: int, **options: Any) -> list[Any]:
+        answered.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, port))]
+
+    def asking() -> int:
+        return sum(thread.name == "embedshare-resolve" for thread in threading.enumerate())
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    began = time.monotonic()
+    for number in range(resolving.AT_ONCE + 3):
+        with pytest.raises(FetchFailed, match="in time" if number < resolving.AT_ONCE else "waited for"):
+            Addresses().target(f"http://slow{number}.example/", time.monotonic() + 0.05)
+    assert time.monotonic() - began < 30
+    assert asking() == resolving.AT_ONCE
+    with pytest.raises(AddressRefused):  # what is no name needs no resolver
+        Addresses().target("http://127.0.0.1/", time.monotonic() + 0.05)
+    answered.set()
+    wait_for(lambda: asking() == 0, 30, "the end of all threads")
+    assert Addresses().target("http://slow.example/", SOON).addresses == (PUBLIC,)
+
+
+def test_the_system_s_resolver_knows_this_machine() -> None:
+    assert set(resolving.resolve("localhost", 80, SOON)) <= {"127.0.0.1", "::1"}
+    with pytest.raises(AddressRefused):
+        Addresses().target("http://localhost/", SOON)
+    with pytest.raises(FetchFailed, match="has no address"):
+        Addresses().target("http://no-such-name.invalid/", SOON)
+    with pytest.raises(FetchFailed, match="has no address"):
+        Addresses().target(f"http://{'a' * 64}.example/", SOON)  # no label may be so long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 import time
@@ -15,9 +16,10 @@ from embeddingClient import EmbeddingClient, fast_web_search_with_embeddings
 from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchFailed
 from embedshare.settings import Settings
 from embedshare.websearch import engines
-from embedshare.websearch.engines import Ddgs, Result, SearXNG
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.engines import Ddgs, SearXNG
+from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch
+from embedshare.websearch.result import Result
 from tests.processes import ModelServer, free_port, run_python
 from tests.websearch import site
 
@@ -123,6 +125,44 @@ def test_a_worker_that_never_searches_loads_nothing_of_it(server: ModelServer) -
         server.environment(),
     )  # fmt: skip
     assert said.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def worker(server: ModelServer, documentation: int, searxng: str) -> dict[str, str]:
+    """The environment of a program that searches here."""
+    return server.environment(
+        EMBEDDING_SEARCH_ENGINE="searxng",
+        EMBEDDING_SEARXNG_URL=searxng,
+        EMBEDDING_FETCH_ALLOWED_HOSTS=f"127.0.0.1:{documentation}",
+    )
+
+
+def test_a_worker_that_searches_never_parses_itself(worker: dict[str, str]) -> None:
+    said = run_python(
+        "import sys\n"
+        "from embeddingClient import EmbeddingClient\n"
+        "found = EmbeddingClient().web_search('keep a list sorted')\n"
+        "heavy = ('lxml', 'trafilatura', 'ddgs')\n"
+        "print(len(found.passages), [name for name in heavy if name in sys.modules])",
+        worker,
+    )
+    assert said.strip() == "3 []"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_worker_that_has_searched_and_its_forked_child_both_search(worker: dict[str, str]) -> None:
+    said = run_python(
+        "import os\n"
+        "from embeddingClient import EmbeddingClient\n"
+        "model = EmbeddingClient()\n"
+        "model.web_search('keep a list sorted')\n"
+        "child = os.fork()\n"
+        "print(len(model.web_search('keep a list sorted').passages), flush=True)\n"
+        "if not child: os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1])\n",
+        worker,
+    )
+    assert said.split() == ["3", "3", "0"]
 
 
 def test_without_its_packages_a_search_names_the_command(server: ModelServer) -> None:
@@ -236,6 +276,20 @@ def test_the_best_passage_of_a_page_wins_and_a_long_one_is_cut_for_the_context()
     )
     assert found.urls == ["short", "long"]
     assert found.context.endswith(f"Source: long\nContent: {'x' * 800}...\nRelevance: 1.000\n")
+
+
+def test_a_page_that_is_about_the_question_is_preferred_to_one_with_a_passage_that_is_hardly_nearer() -> None:
+    """Each line is a passage, and says how far it is."""
+    pages = {"near": "1.0\n0.1", "aside": "1.2\n0.48", "about": "0.6\n0.5", "nearest": "0.2\n0.05"}
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.array([[0.0], *([float(text)] for text in texts[1:])], np.float32)
+
+    search = WebSearch(Settings(), Given(*pages), lambda url, deadline: Document("", pages[url]))
+    found = search.search("query", embed, count=lambda texts: [100] * len(texts))
+    assert found.urls == ["nearest", "near", "about"]
+    assert [round(float(one.score), 4) for one in found.passages] == [0.0025, 0.01, 0.25]
+    assert [one.text for one in found.others] == ["0.2", "0.6", "1.0"]
 
 
 def test_an_engine_that_hangs_or_breaks_is_a_failed_search() -> None:

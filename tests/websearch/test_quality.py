@@ -1,6 +1,9 @@
 """The right page of many questions, over a real site and with the real model.
 
-All of them: EMBEDSHARE_QUESTIONS=100 python -m pytest -n 0 -s tests/websearch/test_quality.py
+Two sets of a hundred: `questions.json`, by which the search was tuned, and `held_out_questions.json`, which
+was written afterwards, without a look at results, over all of the site, and is what is reported. All of it:
+
+EMBEDSHARE_QUESTIONS=100 python -m pytest -n 0 -s tests/websearch/test_quality.py
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +21,13 @@ import trafilatura
 from embeddingClient import EmbeddingClient
 from embedshare.websearch.addresses import Addresses
 from embedshare.websearch.engines import SearXNG
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch, reader
-from tests.processes import ModelServer, long_form
+from tests.processes import ModelServer
 from tests.websearch import site
 
-pytestmark = long_form
-
-QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf8"))
+SET = os.environ.get("EMBEDSHARE_QUESTIONS_FILE", "held_out_questions.json")
+QUESTIONS = json.loads((Path(__file__).parent / SET).read_text(encoding="utf8"))
 #: A fifth of them is enough to see that a change has broken something.
 ASKED = int(os.environ.get("EMBEDSHARE_QUESTIONS", "20"))
 CUT = 2000
@@ -52,8 +55,12 @@ class Remembering:
 
 
 def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
-    server: ModelServer, model: EmbeddingClient, capsys: pytest.CaptureFixture[str]
+    server: ModelServer,
+    model: EmbeddingClient,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", 60)  # a slow machine changes no ranking
     assert len(QUESTIONS) == 100
     answers = {each["question"]: each["page"] for each in QUESTIONS[:: 100 // ASKED]}
     with site.serving(site.Documentation) as port:
@@ -61,35 +68,35 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
         with site.serving(site.searxng(address, answers)) as search_port:
             engine = SearXNG(f"http://127.0.0.1:{search_port}")
             memory = Remembering(model, Addresses(f"127.0.0.1:{port}"))
-            search = WebSearch(server.settings(), engine, memory.read, patience_s=60)
-            ours, missed, first, whole, readable = 0, [], 0, 0, 0
+            search = WebSearch(server.settings(), engine, memory.read, page_s=60, total_s=600, patience_s=60)
+            ways = ("passages", "visible text", "readable text")
+            in_three, first, missed = Counter[str](), Counter[str](), []
             for question, page in answers.items():
                 right = f"{address}/{page}.html"
                 found = search.search(question, memory.embed)
                 assert len(found.urls) == 3
-                ours += right in found.urls
-                first += right == found.urls[0]
-                if right not in found.urls:
-                    missed.append(f"{question} ({page})")
                 links = [result.url for result in engine.search(question, 6)]
                 visible = [_visible(link)[:CUT] for link in links]
-                whole += right in _nearest(question, links, visible, memory)
                 texts = [memory.documents[link].text[:CUT] for link in links]
-                readable += right in _nearest(question, links, texts, memory)
+                orders = (
+                    found.urls,
+                    _nearest(question, links, visible, memory),
+                    _nearest(question, links, texts, memory),
+                )
+                for way, urls in zip(ways, orders, strict=True):
+                    in_three[way] += right in urls
+                    first[way] += right == urls[0]
+                if right not in found.urls:
+                    missed.append(f"{question} ({page})")
     with capsys.disabled():
-        print(
-            f"\nthe right page is in the top 3 of {len(answers)}: passages {ours} (first: {first}); visible "
-            f"text cut at {CUT:,} characters {whole}; readable text so cut {readable}; "
-            f"{len(memory.rows):,} embedded"
-        )
+        print(f"\nthe right page of {len(answers)} questions, {len(memory.rows):,} texts embedded:")
+        for way in ways:
+            cut = "" if way == "passages" else f" cut at {CUT:,} characters"
+            print(f"  {way}{cut}: in the top three {in_three[way]}, first {first[way]}")
         for each in missed:
             print(f"  missed: {each}")
-    if ASKED < 100:
-        assert ours >= 0.8 * len(answers)
-    else:
-        assert ours >= 90
-        assert ours > whole
-        assert ours >= readable
+    # No more is asked of a few questions, of which one is much.
+    assert in_three["passages"] >= (0.9 if len(answers) == 100 else 0.8) * len(answers)
 
 
 @functools.cache

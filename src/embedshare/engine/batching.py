@@ -9,6 +9,7 @@ least goes first, and bulk that has waited long enough goes first once, so that 
 from __future__ import annotations
 
 import enum
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -62,12 +63,12 @@ class Request:
         """Tokens of the longest sequence that still waits."""
         return len(self.sequences[self.order[-1]])
 
-    def take(self, room: list[int]) -> list[int]:
-        """The positions of sequences that fit into rows with this much room left, the longest first; the room
-        they take is taken off."""
+    def take(self, room: list[int], most: int) -> list[int]:
+        """The positions of sequences that fit into rows with this much room left, the longest first, and
+        `most` of them at most; the room they take is taken off."""
         taken: list[int] = []
         row = 0
-        while self.order and row < len(room):
+        while self.order and row < len(room) and len(taken) < most:
             fits = bisect_right(self.order, room[row], key=lambda position: len(self.sequences[position]))
             if fits == 0:
                 row += 1
@@ -147,21 +148,22 @@ class _Queue:
             del self._by_caller[request.caller]
         return True
 
-    def take(self, budget: int) -> list[tuple[Request, list[int]]]:
-        """Sequences that fit into rows of at most `budget` tokens together, but one at least."""
+    def take(self, budget: int, most: int) -> list[tuple[Request, list[int]]]:
+        """Up to `most` sequences that fit into rows of at most `budget` tokens together, but one at least."""
         width = row_width(max(_LEAST_WIDTH, *(request.longest for request in self)))
         room = [width] * max(1, budget // width)
         parts: list[tuple[Request, list[int]]] = []
         for caller in sorted(self._by_caller, key=self._served.__getitem__):
             for request in list(self._by_caller[caller]):
-                taken = request.take(room)
+                taken = request.take(room, most)
                 if taken:
+                    most -= len(taken)
                     parts.append((request, taken))
                     self._served[caller] += sum(len(request.sequences[position]) for position in taken)
                 if request.order:
                     break
                 self.remove(request)
-            if not any(room):
+            if not any(room) or not most:
                 break
         self._forget()
         return parts
@@ -179,10 +181,11 @@ class _Queue:
 class Waiting:
     """All that waits.
 
-    `tokens` is how much; `budgets` what a batch of each lane may hold.
+    `tokens` is how much; `budgets` what a batch of each lane may hold, and `max_sequences` how many.
     """
 
     def __init__(self, interactive_budget: int, bulk_budget: int) -> None:
+        self.max_sequences = sys.maxsize
         self.budgets = {Lane.INTERACTIVE: interactive_budget, Lane.BULK: bulk_budget}
         self._queues = {lane: _Queue() for lane in Lane}
         self._bulk_served = 0.0
@@ -230,7 +233,7 @@ class Waiting:
             return None
         if lane is Lane.BULK:
             self._bulk_served = now
-        parts = self._queues[lane].take(self.budgets[lane])
+        parts = self._queues[lane].take(self.budgets[lane], self.max_sequences)
         tokens = sum(
             len(request.sequences[position]) for request, positions in parts for position in positions
         )

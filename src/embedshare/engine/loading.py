@@ -50,7 +50,7 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Load
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
     anything is loaded, where the model is not of the vector space that `expected_identity` names.
     """
-    folder = weights.find(settings.model_name)
+    folder = weights.find(settings.model_name, settings.model_cache_dir)
     identity = identity_of(folder)
     check_identity(expected_identity, identity, f"the model in {folder}")
     device = _known(device)
@@ -66,8 +66,15 @@ def needs_conversion(settings: Settings, device: str) -> bool:
     """
     if not _wants_openvino(settings, _known(device)):
         return False
-    found = _graph_cache(settings).find(identity_of(weights.find(settings.model_name)))
+    found = _graph_cache(settings).find(
+        identity_of(weights.find(settings.model_name, settings.model_cache_dir))
+    )
     return found is None or found[1].layout is None
+
+
+def same_device(one: str, other: str) -> bool:
+    """Whether two settings of the device are plainly one device."""
+    return _known(one) == _known(other)
 
 
 def _known(device: str) -> str:

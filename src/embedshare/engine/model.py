@@ -8,9 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from embedshare.telemetry import memory
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 if TYPE_CHECKING:
-    from embedshare.engine.tokens import TextTokenizer
+    from embedshare.engine.tokens import TextTokenizer, Token
 
 
 #: Where a call's time goes in the engine.
@@ -41,6 +41,13 @@ class Encoded(NamedTuple):
     tokenize_ms: float
     queue_ms: float
     compute_ms: float
+    tokens: int
+    """How many the model read."""
+
+    @property
+    def stages_ms(self) -> tuple[float, float, float]:
+        """The time of each of STAGES."""
+        return self.tokenize_ms, self.queue_ms, self.compute_ms
 
 
 class Engine:
@@ -54,7 +61,6 @@ class Engine:
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._runtime = runtime
         self._max_texts = settings.max_texts
         self.description = description
         self._loaded = time.monotonic()
@@ -76,6 +82,7 @@ class Engine:
             bulk_budget=settings.max_batch_tokens or runtime.bulk_budget,
             max_waiting_tokens=settings.max_waiting_tokens,
         )
+        self.scheduler.limit_batches(settings.max_batch_size)
 
     @classmethod
     def load(cls, settings: Settings, device: str, expected_identity: str | None = None) -> Engine:
@@ -99,23 +106,25 @@ class Engine:
 
     def encode(
         self,
-        texts: list[str],
+        texts: list[str] | list[list[int]],
         prompt: str = "",
         *,
         normalize: bool = False,
         truncate_dim: int | None = None,
+        truncate: bool = True,
         deadline: float = float("inf"),
         caller: int = 0,
         is_gone: Callable[[], bool] = lambda: False,
     ) -> Encoded:
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
-        `deadline`: a moment of `time.monotonic()`. Raises TooLarge, Overloaded, DeadlineExceeded,
-        OutOfMemory, EngineFailed.
+        Sequences of token ids are embedded as they are, without the prompt. Without `truncate` a text that is
+        too long is not cut but refused. `deadline`: a moment of `time.monotonic()`. Raises InvalidInput for
+        ids that are not the model's, TooLarge, Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
         """
         started = time.monotonic()
         try:
-            encoded = self._encode(texts, prompt, deadline, caller, is_gone)
+            encoded = self._encode(texts, prompt, truncate, deadline, caller, is_gone)
         except BaseException:
             self._count(None, started)
             raise
@@ -129,11 +138,13 @@ class Engine:
 
     def tokenize(self, texts: list[str], prompt: str = "") -> list[list[int]]:
         """The token ids of each text, special tokens included, cut at the model's longest sequence."""
-        if len(texts) > self._max_texts:
-            raise TooLarge(
-                f"{len(texts):,} texts came in one call; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
-            )
+        self._check_count(texts)
         return self._tokenizer(texts, prompt)
+
+    def tokens(self, texts: list[str], prompt: str = "", special_tokens: bool = True) -> list[list[Token]]:
+        """Every token of each text, uncut, and where in the text it is."""
+        self._check_count(texts)
+        return self._tokenizer.detailed(texts, prompt, special_tokens)
 
     def settle(self) -> None:
         """Return when the model is as fast as it gets: some runtimes answer while they still compile."""
@@ -180,21 +191,40 @@ class Engine:
             "gpu_memory_mb": memory.megabytes(memory.of_gpu()),
             "callers": [],
             "swaps": 0,
+            "failed_swaps": 0,
             "indexes": {"count": 0, "bytes": 0, "evicted": 0},
         }
 
     def _encode(
-        self, texts: list[str], prompt: str, deadline: float, caller: int, is_gone: Callable[[], bool]
+        self,
+        texts: list[str] | list[list[int]],
+        prompt: str,
+        truncate: bool,
+        deadline: float,
+        caller: int,
+        is_gone: Callable[[], bool],
     ) -> Encoded:
         started = time.monotonic()
         if len(texts) > 1 and is_gone():
             raise DeadlineExceeded("the caller left before its texts were read")
-        sequences = self.tokenize(texts, prompt)
+        self._check_count(texts)
+        sequences = (
+            self._tokenizer.checked(texts)
+            if _are_tokens(texts)
+            else self._tokenizer(cast("list[str]", texts), prompt, truncate)
+        )
         tokenized = time.monotonic()
         rows, waited_s, computed_s = self.scheduler.compute(
             sequences, deadline=deadline, caller=caller, is_gone=is_gone
         )
-        return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
+        count = sum(map(len, sequences))
+        return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3, count)
+
+    def _check_count(self, texts: Sequence[object]) -> None:
+        if len(texts) > self._max_texts:
+            raise TooLarge(
+                f"{len(texts):,} texts came in one call; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
+            )
 
     def _count(self, encoded: Encoded | None, started: float) -> None:
         """One call more, which failed where there is nothing encoded."""
@@ -204,10 +234,14 @@ class Engine:
             if encoded is None:
                 self._failed += 1
                 return
-            for stage, ms in zip(STAGES, encoded[1:], strict=True):
+            for stage, ms in zip(STAGES, encoded.stages_ms, strict=True):
                 self._stages[stage].observe(ms)
             self._total_ms.observe((now - started) * 1e3)
             self._last_embedded = now
+
+
+def _are_tokens(texts: list[str] | list[list[int]]) -> TypeGuard[list[list[int]]]:
+    return bool(texts) and not isinstance(texts[0], str)
 
 
 def release_memory() -> None:

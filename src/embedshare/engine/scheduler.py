@@ -8,6 +8,7 @@ their answers away.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -109,6 +110,10 @@ class Scheduler:
     @property
     def waiting_tokens(self) -> int:
         return self._waiting.tokens
+
+    def limit_batches(self, sequences: int) -> None:
+        """From now on no batch has more sequences than this; 0: no such limit."""
+        self._waiting.max_sequences = sequences or sys.maxsize
 
     def histograms(self) -> dict[str, Snapshot]:
         """The sizes of the batches that were computed."""

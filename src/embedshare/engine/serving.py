@@ -12,19 +12,21 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from embedshare.engine import weights
+from embedshare.engine import loading, weights
 from embedshare.engine.model import Engine, release_memory
 from embedshare.errors import EmbedshareError, ModelSwapped, SwapRefused
 from embedshare.identity import ModelDescription, identity_of
+from embedshare.settings import Settings
 
 #: Watches an engine until the event is set, in a thread of its own.
 Watch = Callable[[Engine, threading.Event], None]
 
 
 class Held:
-    """A model, and how many calls it answers now."""
+    """A model, what it was loaded by, and how many calls it answers now."""
 
-    def __init__(self, engine: Engine, watch: Watch) -> None:
+    def __init__(self, engine: Engine, settings: Settings, watch: Watch) -> None:
+        self.settings = settings
         self.description = engine.description
         self.engine: Engine | None = engine
         self.calls = 0
@@ -52,18 +54,23 @@ class Serving:
     `note(model_name)` is told of each model that has taken over. Safe to use from any number of threads.
     """
 
-    def __init__(self, engine: Engine, watch: Watch, note: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, settings: Settings, watch: Watch, note: Callable[[str], None]) -> None:
         self._watch = watch
         self._note = note
         self._lock = threading.Lock()
-        self._current = Held(engine, watch)
+        self._current = Held(engine, settings, watch)
         self._swapping = threading.Lock()
-        self.swaps = 0
+        self.swaps = self.failed_swaps = 0
 
     @property
     def description(self) -> ModelDescription:
         """The model that serves now."""
         return self._current.description
+
+    @property
+    def settings(self) -> Settings:
+        """What the model that serves now was loaded by."""
+        return self._current.settings
 
     @property
     def calls(self) -> int:
@@ -92,34 +99,41 @@ class Serving:
         if over:
             held.release()
 
-    def swap(self, model_name: str, load: Callable[[str], Engine]) -> ModelDescription:
-        """Have the model `model_name` take over, which `load(device of the present one)` loads.
+    def swap(self, wanted: Settings, load: Callable[[], Engine]) -> ModelDescription:
+        """Have the model that `wanted` names take over, on its device, which `load()` loads.
 
-        Returns at once where it serves already. Raises SwapRefused where another swap is under way, and what
-        finding and loading the model raise: then nothing has changed.
+        Where that model serves there already, only the size of its batches follows `wanted`, at once. Raises
+        SwapRefused where another swap is under way, and what finding and loading the model raise: then
+        nothing has changed.
         """
         if not self._swapping.acquire(blocking=False):
             raise SwapRefused("another swap is under way; ask again when it is over")
         try:
-            before = self._current.description
-            if identity_of(weights.find(model_name)) == before.identity:
+            held, before = self._current, self._current.description
+            if _serves(held, wanted):
+                assert held.engine is not None  # it serves
+                held.engine.scheduler.limit_batches(wanted.max_batch_size)
+                held.settings = wanted
                 return before
             began = time.monotonic()
-            logger.info("a swap begins: {} is loaded, {} goes on serving", model_name, before.model_name)
-            new = Held(load(before.device), self._watch)
+            logger.info("a swap begins: {} is loaded, {} goes on serving", wanted.model_name, _shown(before))
+            new = Held(load(), wanted, self._watch)
             with self._lock:
                 old, self._current = self._current, new
                 self.swaps += 1
                 over = not old.calls
-            names = [f"{one.model_name} ({one.identity[:12]})" for one in (before, new.description)]
+            names = _shown(before), _shown(new.description)
             logger.info("a swap is done: {} gave way to {}, after {:.1f} s", *names, time.monotonic() - began)
-            self._note(model_name)
+            self._note(wanted.model_name)
             if over:
                 old.release()
             return new.description
         except EmbedshareError as error:
             serving = self._current.description.model_name
-            logger.error("a swap to {} failed, {} goes on serving: {}", model_name, serving, error.message)
+            self.failed_swaps += 1
+            logger.error(
+                "a swap to {} failed, {} goes on serving: {}", wanted.model_name, serving, error.message
+            )
             release_memory()
             raise
         finally:
@@ -128,3 +142,14 @@ class Serving:
     def close(self) -> None:
         """Watch the model no more: the server stops."""
         self._current.stop_watching()
+
+
+def _serves(held: Held, wanted: Settings) -> bool:
+    """Whether the model that serves is the wanted one, on the wanted device."""
+    if not loading.same_device(held.settings.device, wanted.device):
+        return False
+    return identity_of(weights.find(wanted.model_name, wanted.model_cache_dir)) == held.description.identity
+
+
+def _shown(described: ModelDescription) -> str:
+    return f"{described.model_name} ({described.identity[:12]}) on {described.device}"

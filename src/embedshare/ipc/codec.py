@@ -20,6 +20,8 @@ QUERIES = ("describe", "health", "stats", "active_operations")
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.FORM}\Z")]
 #: A vector index's random id, which whoever does not know it does not guess.
 IndexName = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+#: A token's number in the vocabulary, whose own size the server checks.
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 #: Letters in the name that a program gives itself, at most.
 PROGRAM_LENGTH = 64
@@ -28,7 +30,8 @@ PROGRAM_LENGTH = 64
 class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """Embed `texts`.
 
-    `time_left_s`: seconds until the caller stops waiting; `request_id`: what the call is part of.
+    `time_left_s`: seconds until the caller stops waiting; `request_id`: what the call is part of; without
+    `truncate` a text that is longer than the model's longest sequence is an error.
     """
 
     id: int
@@ -38,16 +41,23 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
     normalize: bool
     truncate_dim: int | None
     request_id: RequestId | None = None
+    truncate: bool = True
 
 
 class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
-    """The token ids of `texts`, special tokens included, cut at the model's longest sequence."""
+    """The token ids of `texts`, special tokens included, cut at the model's longest sequence.
+
+    `detailed`: the fields of an engine.tokens.Token for each of them in place of its id, uncut, and special
+    tokens as `special_tokens` says.
+    """
 
     id: int
     time_left_s: float
     texts: list[str]
     prompt: str
     request_id: RequestId | None = None
+    detailed: bool = False
+    special_tokens: bool = True
 
 
 class Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -66,8 +76,19 @@ class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
     caller: Caller | None = None
 
 
+class ModelSettings(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """How a model is to be served, as the settings of the same names say."""
+
+    device: str
+    max_batch_size: int
+    model_cache_dir: str | None
+    version: int
+    """The version of the database's settings that this is to change."""
+
+
 class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
-    """Change the model for the one named `model_name`, for every caller.
+    """Change the model for the one named `model_name`, for every caller; without `settings` it is served as
+    the present one is.
 
     Answered by a Reply with the fields of the new model's ModelDescription, and `seconds`.
     """
@@ -75,6 +96,7 @@ class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     id: int
     time_left_s: float
     model_name: str
+    settings: ModelSettings | None = None
 
 
 class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
@@ -160,6 +182,20 @@ class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True)
     indexes: list[IndexName]
 
 
+class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_fields=True):
+    """Embed sequences of token ids, as they are: special tokens are the caller's matter.
+
+    Answered by Rows.
+    """
+
+    id: int
+    time_left_s: float
+    sequences: list[list[TokenId]]
+    normalize: bool
+    truncate_dim: int | None
+    request_id: RequestId | None = None
+
+
 class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Where a call's time went in the server, in milliseconds."""
 
@@ -169,16 +205,20 @@ class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
-    """`count` x `dimension` float32 values follow this message as raw bytes."""
+    """`count` x `dimension` float32 values follow this message as raw bytes.
+
+    `tokens`: how many the model read for them.
+    """
 
     id: int
     count: int
     dimension: int
     timings: Timings
+    tokens: int = 0
 
 
 class Reply(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
-    """The answer to every call but Encode and Search."""
+    """The answer to every call but Encode, EncodeTokens and Search."""
 
     id: int
     value: Any
@@ -201,7 +241,7 @@ class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     timings: Timings
 
 
-Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget
+Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget | EncodeTokens
 Answer = Rows | Reply | Failure | Hits
 
 _encoder = msgspec.msgpack.Encoder()

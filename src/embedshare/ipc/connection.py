@@ -88,7 +88,9 @@ class Connections:
             if answer.id != call.id:  # said of the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
-        if isinstance(answer, codec.Rows | codec.Hits):
+        if isinstance(answer, codec.Rows):
+            return rows, answer, connection.met
+        if isinstance(answer, codec.Hits):
             return rows, answer.timings, connection.met
         return answer.value
 
@@ -185,13 +187,20 @@ def _exchange(
         return answer, _hits(connection, call, answer.count)
     if not isinstance(answer, codec.Rows):
         return answer, None
-    expected = len(call.texts) if isinstance(call, codec.Encode) else 0
+    expected = _rows_of(call)
     if answer.count != expected or not 0 <= answer.dimension <= 1 << 20:
         raise ProtocolError(f"{answer.count} rows of {answer.dimension} came for {expected} texts")
     rows = np.empty((answer.count, answer.dimension), np.float32)
     if rows.nbytes:
         connection.recv_into(rows.data.cast("B"))
     return answer, rows
+
+
+def _rows_of(call: codec.Call) -> int:
+    """How many rows a call is answered with."""
+    if isinstance(call, codec.Encode):
+        return len(call.texts)
+    return len(call.sequences) if isinstance(call, codec.EncodeTokens) else 0
 
 
 def _hits(connection: Connection, call: codec.Call, count: int) -> tuple[np.ndarray, np.ndarray]:

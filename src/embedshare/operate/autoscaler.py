@@ -12,7 +12,7 @@ import requests
 from loguru import logger
 
 from embedshare.errors import EmbedshareError
-from embedshare.operate.services import MODEL_SERVER, worker_url
+from embedshare.operate.services import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 from embedshare.supervise.scaling import Load, Scaling
 from embedshare.supervise.supervisor import Report, Supervisor
@@ -54,7 +54,7 @@ class Autoscaler:
             return  # what starts or stops is not judged, nor is the load that the others have meanwhile
         step = self._scaling.step(time.monotonic(), self._loads(workers))
         if step is not None:
-            logger.info("{} workers become {}: {}", len(workers), step.workers, step.reason)
+            logger.info("from {} to {} workers: {}", len(workers), step.workers, step.reason)
             self._supervisor.scale(step.workers).result(STEP_S)
 
     def _loads(self, workers: Sequence[Report]) -> list[Load]:
@@ -63,9 +63,9 @@ class Autoscaler:
     def _load(self, worker: Report) -> Load:
         cores = self._cores(worker.pid)
         try:
-            told = requests.get(f"{worker_url(self._settings, worker.port)}/load", timeout=PATIENCE_S).json()
+            told = ask_worker(self._settings, worker.port, "/load", PATIENCE_S)
             return Load(told["in_flight"], told["threads"], cores)
-        except (requests.RequestException, ValueError, KeyError):
+        except (EmbedshareError, requests.RequestException, ValueError, KeyError):
             return Load(None, 1, cores)
 
     def _cores(self, pid: int | None) -> float:

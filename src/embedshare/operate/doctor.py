@@ -168,7 +168,7 @@ def _worker_ports(settings: Settings, workers: int, first_port: int) -> Iterator
 
 def _weights(settings: Settings) -> Iterator[Finding]:
     try:
-        folder = weights.find(settings.model_name)
+        folder = weights.find(settings.model_name, settings.model_cache_dir)
         identity = identity_of(folder)
     except EmbedshareError as error:
         yield Finding("weights", BAD, error.message, "see EMBEDDING_MODEL_NAME in the README")

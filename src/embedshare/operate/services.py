@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
@@ -13,6 +14,7 @@ from loguru import logger
 
 from embedshare import platforms
 from embedshare.errors import PortUnavailable, SupervisorError
+from embedshare.ipc import authkey
 from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
 
@@ -55,7 +57,7 @@ class Services:
             port,
             Path(settings.log_dir) / f"worker-{number}.log",
             lambda: _worker_answers(url),
-            {"PORT": str(port)},
+            {"PORT": str(port), "EMBEDDING_HOST": settings.web_host},
         )
 
     def _server(self) -> ProcessSpec:
@@ -85,6 +87,18 @@ def worker_url(settings: Settings, port: int) -> str:
     return f"http://{host}:{port}"
 
 
+def ask_worker(settings: Settings, port: int, path: str, timeout_s: float) -> Any:
+    """A worker's JSON answer, also where it asks for API keys: the model server's key stands for one.
+
+    Raises requests.RequestException, ValueError where it is no JSON, EmbedshareError.
+    """
+    headers = {}
+    if settings.asks_for_keys:
+        key = authkey.operator_key(authkey.client_key(settings))
+        headers["Authorization"] = f"Bearer {key}"
+    return requests.get(f"{worker_url(settings, port)}{path}", headers=headers, timeout=timeout_s).json()
+
+
 def port_holder(port: int) -> int | None:
     """The process that listens at a port of this machine, as far as this user may know."""
     try:
@@ -110,6 +124,6 @@ def _check_port(host: str, port: int, who: str) -> None:
 
 def _worker_answers(url: str) -> bool:
     try:
-        return bool(requests.get(f"{url}/health", timeout=5).json() == {"status": "ok"})
-    except (requests.RequestException, ValueError):
+        return bool(requests.get(f"{url}/health", timeout=5).json()["status"] == "ok")
+    except (requests.RequestException, ValueError, LookupError, TypeError):
         return False

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedshare.errors import EmbedshareError
-from embedshare.operate.services import MODEL_SERVER, worker_url
+from embedshare.operate.services import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 from embedshare.telemetry.histogram import quantile
 
@@ -82,10 +82,9 @@ def _who_to_ask(
     """The server tells of all calls, a worker of its own client's."""
     if process["name"] == MODEL_SERVER:
         return server_stats
-    url = f"{worker_url(settings, process['port'])}/embedding/stats"
 
     def worker_stats() -> Stats:
-        stats: Stats = requests.get(url, timeout=PATIENCE_S).json()["client"]
+        stats: Stats = ask_worker(settings, process["port"], "/embedding/stats", PATIENCE_S)["client"]
         return stats
 
     return worker_stats

@@ -23,11 +23,14 @@ def environment() -> dict[str, str]:
     return {VARIABLE: str(os.getpid()) if platforms.WINDOWS else "stdin"}
 
 
-def follow(stop: Callable[[], None]) -> None:
-    """Call `stop` when the supervisor lets go of this process. Does nothing in a process that has none."""
+def follow(stop: Callable[[], None]) -> bool:
+    """Call `stop` when the supervisor lets go of this process; False, and nothing is done, where it has
+    none."""
     line = os.environ.pop(VARIABLE, None)
-    if line is not None:
-        threading.Thread(target=_watch, args=(line, stop), name="lifeline", daemon=True).start()
+    if line is None:
+        return False
+    threading.Thread(target=_watch, args=(line, stop), name="lifeline", daemon=True).start()
+    return True
 
 
 def _watch(line: str, stop: Callable[[], None]) -> None:

@@ -37,6 +37,8 @@ class Ended(NamedTuple):
     total_ms: float
     timings: Timings | None
     """Where vectors came back."""
+    embeddings: int
+    """How many vectors that were."""
 
 
 class Calls:
@@ -55,6 +57,7 @@ class Calls:
         self._lock = threading.Lock()
         self._ended: Counter[tuple[str, str]] = Counter()
         self._in_flight = 0
+        self._embeddings = 0
         self._total_ms = Histogram(MILLISECONDS)
         self._since = time.monotonic()
 
@@ -64,7 +67,15 @@ class Calls:
             self._in_flight += 1
         return time.perf_counter()
 
-    def end(self, began: float, method: str, outcome: str, source: Source, timings: Timings | None) -> None:
+    def end(
+        self,
+        began: float,
+        method: str,
+        outcome: str,
+        source: Source,
+        timings: Timings | None,
+        embeddings: int = 0,
+    ) -> None:
         """The call that began then is over."""
         total_ms = (time.perf_counter() - began) * 1e3
         with self._lock:
@@ -72,20 +83,22 @@ class Calls:
             self._ended[method, outcome] += 1
             if timings is not None:
                 self._total_ms.observe(total_ms)
+                self._embeddings += embeddings
         for listener in self.listeners:
-            listener(Ended(method, outcome, source, total_ms, timings))
+            listener(Ended(method, outcome, source, total_ms, timings, embeddings))
 
     def stats(self) -> dict[str, Any]:
         """Plain numbers; `histograms` are of the calls that vectors came back from."""
         with self._lock:
             ended = dict(self._ended)
-            in_flight, total_ms = self._in_flight, self._total_ms.snapshot()
+            in_flight, embeddings, total_ms = self._in_flight, self._embeddings, self._total_ms.snapshot()
         calls = sum(ended.values())
         answered = sum(count for (_, outcome), count in ended.items() if outcome == OK)
         return {
             "calls": calls,
             "failures": calls - answered,
             "in_flight": in_flight,
+            "embeddings": embeddings,
             "uptime_s": round(time.monotonic() - self._since, 3),
             "histograms": {"total_ms": total_ms},
         }

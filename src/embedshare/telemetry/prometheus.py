@@ -40,6 +40,7 @@ COUNTERS = (
     ("out_of_memory_batches", "out_of_memory", "Batches that the device had no memory for"),
     ("failed_batches", "failed_batches", "Batches that the runtime failed"),
     ("swaps", "swaps", "Changes of the model while the server ran"),
+    ("failed_swaps", "failed_swaps", "Changes of the model that failed and changed nothing"),
 )
 GAUGES = (
     ("waiting_tokens", "waiting_tokens", "Tokens that wait to be computed"),

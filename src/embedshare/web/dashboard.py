@@ -76,7 +76,7 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def dashboard() -> Response:
         """A live page for people."""
-        return pages.page("dashboard.html")
+        return pages.page("dashboard")
 
     @routes.get("/dashboard/static/<name>")
     @openapi.describe(
@@ -94,9 +94,7 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
     def dashboard_data() -> Response:
         """The figures of the live page, now."""
         data = _data(model, latest, latest_supervised)
-        return Response(
-            msgspec.json.encode(data), content_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return Response(msgspec.json.encode(data), content_type="application/json")
 
     return routes
 

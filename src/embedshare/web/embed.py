@@ -1,29 +1,28 @@
-"""Texts to embeddings over HTTP."""
+"""Texts to embeddings over HTTP: in this product's own form, and in text-embeddings-inference's."""
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
-from typing import Protocol
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import orjson  # three times as fast as msgspec for vectors, and half as long: it writes float32 as such
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import UnsupportedMediaType
+from msgspec import UNSET, Meta, UnsetType
+from werkzeug.exceptions import UnprocessableEntity, UnsupportedMediaType
 
 from embedshare.errors import InvalidInput, TooLarge
+from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON
-
-
-class Embedder(Protocol):
-    """What this route asks of the model."""
-
-    def encode(self, inputs: list[str]) -> np.ndarray: ...
-
+from embedshare.web.served import Embedded, Served
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
 BASE64 = "application/json;embeddings=base64"
+#: What any of these routes may be refused for.
+REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
 
 
 class EmbedRequest(msgspec.Struct):
@@ -35,47 +34,152 @@ class EmbedRequest(msgspec.Struct):
     texts: list[str]
 
 
+class _Options(msgspec.Struct, kw_only=True):
+    normalize: bool | None = True
+    truncate: bool | None = None
+    truncation_direction: Literal["Right", "right"] | None = "Right"
+    prompt_name: str | None = None
+    dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
+
+
+class InputsRequest(_Options, kw_only=True):
+    """Texts to embed, as text-embeddings-inference takes them.
+
+    Longer texts than the model's longest sequence are cut, unless `truncate` is false: then they are an
+    error.
+    """
+
+    inputs: str | list[str]
+
+
+class _EitherRequest(_Options, kw_only=True):
+    """Either of them, for one decoding of the body."""
+
+    texts: list[str] | UnsetType = UNSET
+    inputs: str | list[str] | UnsetType = UNSET
+
+
 class Embeddings(msgspec.Struct):
-    """One vector for each text, in the texts' order."""
+    """One vector for each text, in the texts' order, and what made them."""
 
     embeddings: list[list[float]]
+    model_name: str
+    dimension: int
+    processing_time_ms: float
+    request_id: str | None
 
 
 class Base64Embeddings(msgspec.Struct):
-    """The same vectors, each as base64 of its little-endian float32 values."""
+    """The same, each vector as base64 of its little-endian float32 values."""
 
     embeddings: list[str]
+    model_name: str
+    dimension: int
+    processing_time_ms: float
+    request_id: str | None
 
 
-def blueprint(model: Embedder, max_texts: int) -> Blueprint:
-    """`POST /embed {"texts": [...]}` → `{"embeddings": [[...], ...]}`, or base64 strings in place of inner
-    lists for who sends `Accept: application/json;embeddings=base64`."""
+class OneEmbedding(msgspec.Struct):
+    """The vector of one text, and what made it."""
+
+    embedding: list[float]
+    dimension: int
+    model_name: str
+    processing_time_ms: float
+
+
+def blueprint(served: Served) -> Blueprint:
+    """`POST /embed` with `texts` or `inputs`, `POST /` with `inputs`, `POST /embed/single`."""
     routes = Blueprint("embed", __name__)
-    decoder = msgspec.json.Decoder(EmbedRequest)
+    either, of_inputs = msgspec.json.Decoder(_EitherRequest), msgspec.json.Decoder(InputsRequest)
+    one_text = msgspec.json.Decoder(str)
 
     @routes.post("/embed")
     @openapi.describe(
-        {200: {JSON: Embeddings, BASE64: Base64Embeddings}},
-        errors=(InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL),
-        body=EmbedRequest,
+        {200: {JSON: Embeddings | list[list[float]], BASE64: Base64Embeddings}},
+        errors=REFUSED,
+        body=(EmbedRequest, InputsRequest),
     )
     def embed() -> Response:
-        """The embeddings of texts."""
-        texts = body.read(decoder, '{"texts": ["a text"]}', untyped=True).texts
-        if len(texts) > max_texts:
-            raise TooLarge(
-                f"{len(texts):,} texts came in one request; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
+        """The embeddings of texts.
+
+        `texts` are answered with an object, `inputs` with the bare list of vectors, as
+        text-embeddings-inference does.
+        """
+        began = time.perf_counter()
+        asked = body.read(either, '{"texts": ["a text"]}', untyped=True)
+        if isinstance(asked.inputs, UnsetType) == isinstance(asked.texts, UnsetType):
+            raise InvalidInput(
+                'the body must have one of the fields `texts` and `inputs`: {"texts": ["a text"]}'
             )
-        vectors = model.encode(texts) if texts else np.empty((0, 0), np.float32)
+        if isinstance(asked.texts, UnsetType):
+            assert not isinstance(asked.inputs, UnsetType)  # one of them is there
+            return _bare(served, asked.inputs, asked)
+        found = served.embed(asked.texts)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
-        response = Response(_body(vectors, kind), content_type=kind)
+        vectors = _in_base64(found.rows) if kind == BASE64 else found.rows
+        answer = {"embeddings": vectors, **_told(found, began), "request_id": request_ids.current()}
+        response = Response(dumped(answer), content_type=kind)
         response.vary.add("Accept")
         return response
+
+    @routes.post("/")
+    @openapi.describe({200: list[list[float]]}, errors=REFUSED, body=InputsRequest)
+    def embed_inputs() -> Response:
+        """The embeddings of `inputs`, for clients of text-embeddings-inference that know a server's address
+        alone."""
+        asked = body.read(of_inputs, '{"inputs": ["a text"]}', untyped=True)
+        return _bare(served, asked.inputs, asked)
+
+    @routes.post("/embed/single")
+    @openapi.describe(
+        {200: OneEmbedding},
+        errors=(*REFUSED, UnprocessableEntity),
+        body=str,
+        query={"text": str},
+    )
+    def embed_single() -> Response:
+        """The embedding of one text: `?text=…`, or a body that is a JSON string."""
+        began = time.perf_counter()
+        text = request.args.get("text")
+        if text is None and request.get_data():
+            text = body.read(one_text, '"a text"', untyped=True)
+        if text is None or not text.strip():
+            raise UnprocessableEntity('one text that is not blank is needed: ?text=…, or the body "a text"')
+        found = served.embed([text])
+        return Response(dumped({"embedding": found.rows[0], **_told(found, began)}), content_type=JSON)
 
     return routes
 
 
-def _body(vectors: np.ndarray, kind: str) -> bytes:
-    if kind == JSON:
-        return orjson.dumps({"embeddings": vectors}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return orjson.dumps({"embeddings": [b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]})
+def dumped(answer: Any) -> bytes:
+    """JSON of an answer that may hold arrays of float32."""
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _bare(served: Served, inputs: str | list[str], asked: _Options) -> Response:
+    found = served.embed(
+        [inputs] if isinstance(inputs, str) else inputs,
+        prompt_name=asked.prompt_name,
+        normalize=asked.normalize is not False,
+        dimensions=None if asked.dimensions is None else int(asked.dimensions),
+        truncate=asked.truncate is not False,
+    )
+    return Response(dumped(found.rows), content_type=JSON)
+
+
+def _told(found: Embedded, began: float) -> dict[str, Any]:
+    return {
+        "model_name": found.description.model_name,
+        "dimension": found.rows.shape[1],
+        "processing_time_ms": round((time.perf_counter() - began) * 1e3, 3),
+    }
+
+
+def _in_base64(rows: np.ndarray) -> list[str]:
+    return [in_base64(row) for row in rows]
+
+
+def in_base64(row: np.ndarray) -> str:
+    """A vector as base64 of its little-endian float32 values."""
+    return b64encode(row.astype("<f4", copy=False).tobytes()).decode()

@@ -1,21 +1,32 @@
-"""One ladder from exception to HTTP status; every error is JSON, and none shows a stack trace."""
+"""One ladder from exception to HTTP status, and the one place that knows each API's form of an error.
+
+Every error is JSON, and none shows a stack trace.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
-from flask import Flask, Response
+from flask import Flask, Response, request
 from loguru import logger
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
-from embedshare.errors import EmbedshareError, TooLarge
+from embedshare.errors import DatabaseUnavailable, EmbedshareError, Overloaded, TooLarge, UnknownModel
 
 JSON = "application/json"
-#: On every answer: no browser is to take JSON for something that it would run.
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
 #: What any call of the model may raise, beside what its arguments may be wrong in.
-OF_THE_MODEL = tuple(kind for kind in EmbedshareError.__subclasses__() if kind.http_status >= 503)
+OF_THE_MODEL = tuple(
+    kind
+    for kind in EmbedshareError.__subclasses__()
+    if kind.http_status >= 503 and kind is not DatabaseUnavailable
+)
+#: The paths of text-embeddings-inference; `/embed` is this product's own as well.
+_OF_TEI = frozenset({"/", "/embed", "/info", "/tokenize"})
+#: OpenAI's own words for what its clients look for.
+_OPENAI_CODES = {UnknownModel.__name__: "model_not_found"}
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class Error(msgspec.Struct):
@@ -25,8 +36,31 @@ class Error(msgspec.Struct):
     type: str
 
 
+class TeiError(msgspec.Struct):
+    """The same, with text-embeddings-inference's kind of it beside."""
+
+    error: str
+    type: str
+    error_type: str
+
+
+class OpenAIErrorFields(msgspec.Struct):
+    """What went wrong; `code` is the name of its kind."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(msgspec.Struct):
+    """The same, as OpenAI's clients read it."""
+
+    error: OpenAIErrorFields
+
+
 def register(app: Flask) -> None:
-    """Turn what a view raises into `{"error": message, "type": name}` with its status."""
+    """Turn what a view raises into an error of its API, with its status."""
 
     @app.errorhandler(EmbedshareError)
     def ours(error: EmbedshareError) -> Response:
@@ -54,21 +88,41 @@ def register(app: Flask) -> None:
         logger.opt(exception=error).error("a request failed")
         return _response("the server failed to answer; its log says why", InternalServerError.__name__, 500)
 
-    @app.after_request
-    def no_sniffing(response: Response) -> Response:
-        response.headers.add(*NOSNIFF)
-        return response
-
 
 def body_too_large(limit: int) -> TooLarge:
     """A request's body is over `limit` bytes."""
     return TooLarge(f"the body is larger than EMBEDDING_MAX_MESSAGE_BYTES allows, {limit:,} bytes")
 
 
-def body(message: str, kind: str) -> bytes:
-    """An error as it goes out."""
-    return msgspec.json.encode(Error(message, kind))
+def form_of(path: str) -> type[msgspec.Struct]:
+    """How errors look under a path; everywhere else as `Error`, which is Ollama's form and more."""
+    if path == "/v1" or path.startswith("/v1/"):
+        return OpenAIError
+    return TeiError if path in _OF_TEI else Error
+
+
+def body(path: str, message: str, kind: str, status: int) -> bytes:
+    """An error as it goes out to who asked for `path`."""
+    form = form_of(path)
+    error: msgspec.Struct
+    if form is OpenAIError:
+        of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        code = _OPENAI_CODES.get(kind) or re.sub(r"\W+|(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+        error = OpenAIError(OpenAIErrorFields(message, of_type, None, code))
+    elif form is TeiError:
+        error = TeiError(message, kind, _tei_type(kind, status))
+    else:
+        error = Error(message, kind)
+    return msgspec.json.encode(error)
+
+
+def _tei_type(kind: str, status: int) -> str:
+    if kind == Overloaded.__name__ or status == 429:
+        return "Overloaded"
+    if status < 500:
+        return "Validation"
+    return "Unhealthy" if status == 503 else "Backend"
 
 
 def _response(message: str, kind: str, status: int) -> Response:
-    return Response(body(message, kind), status, content_type=JSON)
+    return Response(body(request.path, message, kind, status), status, content_type=JSON)

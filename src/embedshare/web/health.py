@@ -1,13 +1,20 @@
-"""Is this worker alive, and how is the model that it shares?"""
+"""Is this worker alive, how is the model that it shares, and which is it?"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
 from flask import Blueprint
 
+from embedshare import __version__
+from embedshare.identity import ModelDescription
 from embedshare.web import errors, openapi
+
+#: How what a worker depends on is, in a word: `connected`, `disconnected`, `off`, `unknown`.
+Dependencies = Mapping[str, Callable[[], str]]
 
 
 class Observed(Protocol):
@@ -15,12 +22,41 @@ class Observed(Protocol):
 
     def health(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, Any]: ...
+    def describe(self) -> ModelDescription: ...
 
 
 class Alive(msgspec.Struct):
-    """The worker answers."""
+    """The worker answers; how what it depends on was when it was last used.
+
+    Without its model server a worker answers by a local model, and without its database by what it last knew.
+    """
 
     status: Literal["ok"]
+    service: Literal["embedshare"]
+    version: str
+    uptime_seconds: float
+    dependencies: dict[str, str]
+
+
+class ModelInfo(msgspec.Struct):
+    """The model that answers.
+
+    `prompts` by their names; `similarity` is the function that its vectors are made for; `identity` is the
+    SHA-256 of what its vectors depend on: vectors of one identity can be compared.
+    """
+
+    status: Literal["loaded"]
+    model_name: str
+    identity: str
+    dimension: int
+    max_seq_length: int
+    device: str
+    dtype: str
+    runtime: str
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    similarity: str
+    uptime_seconds: float
 
 
 class ModelHealth(msgspec.Struct):
@@ -57,15 +93,21 @@ class Stats(msgspec.Struct):
     uptime: float
 
 
-def blueprint(model: Observed) -> Blueprint:
-    """`/health`, `/embedding/health` and `/embedding/stats`."""
+def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
+    """`/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
+
+    `dependencies` are asked in each `/health`: they tell what is known, and wait for nothing.
+    """
     routes = Blueprint("health", __name__)
+    born = time.monotonic()
 
     @routes.get("/health")
     @openapi.describe({200: Alive})
-    def health() -> dict[str, str]:
+    def health() -> dict[str, Any]:
         """Is this worker alive?"""
-        return {"status": "ok"}
+        known = {name: state() for name, state in dependencies.items()}
+        alive = Alive("ok", "embedshare", __version__, round(time.monotonic() - born, 3), known)
+        return msgspec.structs.asdict(alive)
 
     @routes.get("/embedding/health")
     @openapi.describe({200: ModelHealth, 503: DegradedHealth})
@@ -79,5 +121,14 @@ def blueprint(model: Observed) -> Blueprint:
     def embedding_stats() -> dict[str, Any]:
         """What has the model done?"""
         return {"status": "ok", **model.stats()}
+
+    @routes.get("/model/info")
+    @openapi.describe({200: ModelInfo}, errors=errors.OF_THE_MODEL)
+    def model_info() -> dict[str, Any]:
+        """Which model answers?"""
+        loaded_s = model.stats()["uptime"]  # raises where nobody answers now
+        described = msgspec.structs.asdict(model.describe())
+        similarity = described.pop("similarity_fn_name")
+        return {"status": "loaded", "uptime_seconds": loaded_s, "similarity": similarity, **described}
 
     return routes

@@ -19,6 +19,7 @@ from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaT
 
 from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
 from embedshare.web import body, errors, openapi
+from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
 from embedshare.web.index_files import IndexFiles
 
@@ -106,7 +107,7 @@ class Results(msgspec.Struct):
     results: list[Result]
 
 
-def blueprint(model: Indexer, max_texts: int, folder: Path) -> Blueprint:
+def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     """`/index` and what is below it; `folder`: where the workers of this machine keep their indexes."""
     routes = Blueprint("index", __name__)
 
@@ -136,7 +137,7 @@ def blueprint(model: Indexer, max_texts: int, folder: Path) -> Blueprint:
     def make_index() -> tuple[Response, int]:
         """An index over documents."""
         asked = body.read(of_index, example)
-        _check(asked, max_texts)
+        _check(asked, allowance)
         _check_size(asked, model.get_embedding_dimension())
         index, _, _ = model.build_vector_index(
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
@@ -153,6 +154,7 @@ def blueprint(model: Indexer, max_texts: int, folder: Path) -> Blueprint:
     def search_index(index: str) -> Response:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
+        allowance.check([asked.query], "queries")
         one = kept.open(index)
         if one is None:
             raise _unknown(index)
@@ -176,7 +178,7 @@ def blueprint(model: Indexer, max_texts: int, folder: Path) -> Blueprint:
     def add_documents(index: str) -> Response:
         """More documents for an index."""
         asked = body.read(of_documents, example)
-        _check(asked, max_texts)
+        _check(asked, allowance)
 
         def add(one: VectorIndex, size: int) -> None:
             _check_size(asked, one.dimension, size)
@@ -198,11 +200,8 @@ def blueprint(model: Indexer, max_texts: int, folder: Path) -> Blueprint:
     return routes
 
 
-def _check(asked: DocumentsRequest, max_texts: int) -> None:
-    if len(asked.documents) > max_texts:
-        raise TooLarge(
-            f"{len(asked.documents):,} documents came at once; EMBEDDING_MAX_TEXTS allows {max_texts:,}"
-        )
+def _check(asked: DocumentsRequest, allowance: Allowance) -> None:
+    allowance.check(asked.documents, "documents")
     if asked.urls is not None and len(asked.urls) != len(asked.documents):
         raise UnprocessableEntity(
             f"{len(asked.urls):,} URLs came for {len(asked.documents):,} documents: send one each, or none"

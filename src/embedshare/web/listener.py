@@ -2,36 +2,145 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
+from loguru import logger
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.server import BaseWSGIServer, MultiSocketServer, create_server
+from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
+from embedshare import platforms
+from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
-from embedshare.web import errors, load
+from embedshare.web import errors, headers, load
+
+#: Bytes of a request's line and headers together; clients send a few hundred.
+MOST_HEADER_BYTES = 32 * 1024
+#: Connections that are open at once. Those that send slowly take one each, and none of the threads.
+MOST_CONNECTIONS = 1000
+#: A request has so many seconds to arrive, and one more for each of so many bytes. Who is slower is cut off:
+#: connections that never finish would take all places in the end.
+ARRIVAL_S, ARRIVAL_BYTES_A_S = 30.0, 1000
 
 
-def listen(app: Flask, settings: Settings) -> BaseWSGIServer | MultiSocketServer:
-    """A server that listens where the settings say; its `run` serves `app`.
+class Listening:
+    """Serves an application, at first where the settings say."""
 
-    A body over the limit is refused by its Content-Length, or when as much has come of a chunked one.
-    Raises OSError where the address cannot be listened at.
-    """
-    sockets: dict[int, Any] = {}
-    server = create_server(
-        app, sockets, host=settings.web_host, port=settings.web_port, threads=settings.web_threads,
-        ident=None, max_request_body_size=settings.max_message_bytes + 1,  # the first size it refuses
-    )  # fmt: skip
-    for listener in sockets.values():
-        if isinstance(listener, BaseWSGIServer):
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        """Raises PortUnavailable.
+
+        A body over the limit is refused by its Content-Length, or when as much has come of a chunked one.
+        """
+        self._app = app
+        self._settings = settings
+        self._options: dict[str, Any] = {
+            "threads": settings.web_threads, "ident": None,
+            "max_request_body_size": settings.max_message_bytes + 1,  # the first size it refuses
+            "max_request_header_size": MOST_HEADER_BYTES,
+            "clear_untrusted_proxy_headers": False,  # the application decides whom it believes
+            "connection_limit": MOST_CONNECTIONS,
+            "asyncore_use_poll": True,  # select() ends at 1,024 files
+        }  # fmt: skip
+        self._sockets: dict[int, Any] = {}
+        self._moving = threading.Lock()
+        host, port = settings.web_host, settings.web_port
+        try:
+            self._server = create_server(app, self._sockets, host=host, port=port, **self._options)
+        except OSError as error:
+            raise _unavailable(host, port, error) from None
+        self.address = host, port
+        """Where it listens, or is about to."""
+        self._listeners = self._new_listeners(set())
+        tasks = self._server.task_dispatcher
+        app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
+
+    def run(self) -> None:
+        """Serve until SystemExit or KeyboardInterrupt; the requests under way are answered."""
+        self._server.run()
+
+    def prepare(self, host: str, port: int) -> Callable[[bool], None]:
+        """Listen there as well; the callable, told whether to move, ends listening at the old address, or at
+        this one again.
+
+        Requests that have come at the old one are answered. Raises PortUnavailable, and InvalidSetting where
+        who may call, or what for, would be another at such a host: that is decided once, at the start.
+        """
+        self._check_reach(host)
+        with self._moving:
+            before, old = self.address, self._listeners
+            if (host, port) == before:
+                return lambda moves: None
+            try:
+                sock = platforms.exclusive_listener(host, port, backlog=1024)
+            except OSError as error:
+                raise _unavailable(host, port, error) from None
+            known = set(self._sockets)
+            create_server(
+                self._app, self._sockets, _dispatcher=self._server.task_dispatcher, sockets=[sock],
+                **self._options,
+            )  # fmt: skip
+            self._listeners = new = self._new_listeners(known)
+            self.address = host, port
+            self._wake()
+
+        def settle(moves: bool) -> None:
+            with self._moving:
+                if not moves:
+                    self.address, self._listeners = before, old
+            self._wake(lambda: _close(old if moves else new))
+            if moves:
+                logger.info("listening at {}:{} now, and no more at {}:{}", host, port, *before)
+
+        return settle
+
+    def _check_reach(self, host: str) -> None:
+        now, there = self._settings, dataclasses.replace(self._settings, web_host=host)
+        for name, before, after in (
+            ("EMBEDDING_API_KEYS", now.asks_for_keys, there.asks_for_keys),
+            ("EMBEDDING_WEB_SEARCH", now.searches_the_web, there.searches_the_web),
+        ):
+            if before != after:
+                raise InvalidSetting(
+                    f"host is {host!r}: {name}=auto depends on whether that is this machine alone, and was "
+                    f"decided when the worker started; set {name} in the environment, or EMBEDDING_HOST, and "
+                    "start it again",
+                    name="host", value=host, allowed="a host of the same reach",
+                )  # fmt: skip
+
+    def _new_listeners(self, known: set[int]) -> list[BaseWSGIServer]:
+        new = [each for number, each in list(self._sockets.items()) if number not in known]
+        listeners = [each for each in new if isinstance(each, BaseWSGIServer)]
+        for listener in listeners:
             listener.channel_class = _Channel
-    tasks = server.task_dispatcher
-    app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
-    return server
+        return listeners
+
+    def _wake(self, then: Callable[[], None] | None = None) -> None:
+        """Have the loop look at its sockets anew, and do this."""
+        trigger: Any = self._listeners[0].trigger
+        trigger.pull_trigger(then)
+
+
+def _close(listeners: list[BaseWSGIServer]) -> None:
+    """Take no more connections; those there are end when they are idle, and use the trigger until then."""
+    for listener in listeners:
+        channels: dict[int, Any] = vars(listener)["active_channels"]
+        for channel in channels.values():
+            channel.will_close = channel.will_close or not channel.requests
+        listener.accepting = False
+        listener.del_channel()
+        vars(listener)["socket"].close()
+
+
+def _unavailable(host: str, port: int, error: OSError) -> PortUnavailable:
+    message = f"the worker cannot listen at {host}:{port}: {error.strerror or error}"
+    return PortUnavailable(message, host=host, port=port)
 
 
 class _Parser(HTTPRequestParser):
@@ -58,11 +167,13 @@ class _ErrorTask(ErrorTask):
         assert error is not None
         if isinstance(error, RequestEntityTooLarge):
             refusal = errors.body_too_large(self.channel.adj.max_request_body_size - 1)
-            body = errors.body(refusal.message, type(refusal).__name__)
+            message, kind = refusal.message, type(refusal).__name__
         else:
-            body = errors.body(error.body, error.reason)
+            message, kind = error.body, error.reason
+        path = getattr(self.request, "path", "")  # it has none where its head was not understood
+        body = errors.body(path, message, kind, error.code)
         self.status = f"{error.code} {error.reason}"
-        self.response_headers = [("Content-Type", errors.JSON), errors.NOSNIFF]
+        self.response_headers = [("Content-Type", errors.JSON), ("Cache-Control", "no-store"), *headers.FIXED]
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
@@ -71,3 +182,22 @@ class _ErrorTask(ErrorTask):
 class _Channel(HTTPChannel):
     parser_class = _Parser
     error_task_class = _ErrorTask
+    _arriving: HTTPRequestParser | None = None
+    _began = 0.0
+    _came = 0
+
+    def received(self, data: bytes) -> bool:
+        received = bool(super().received(data))
+        if self.request is not self._arriving:
+            self._arriving, self._began, self._came = self.request, time.monotonic(), 0
+        self._came += len(data)
+        return received
+
+    def readable(self) -> bool:
+        """Asked in each turn of the listener's loop, at least once a second."""
+        if self.request is not None:
+            if self.requests:  # nothing is read while another request of this connection is answered
+                self._began = time.monotonic()
+            limit_s = ARRIVAL_S + self._came / ARRIVAL_BYTES_A_S
+            self.will_close = self.will_close or time.monotonic() - self._began > limit_s
+        return bool(super().readable())

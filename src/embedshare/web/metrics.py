@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import (
     CollectorRegistry,
@@ -23,10 +24,13 @@ from prometheus_client import (
     multiprocess,
 )
 
+from embedshare.errors import EmbedshareError
 from embedshare.telemetry import memory
 from embedshare.telemetry.calls import Calls, Ended
 from embedshare.telemetry.histogram import MILLISECONDS
 from embedshare.web import openapi
+from embedshare.web.errors import JSON
+from embedshare.web.latest import Latest
 
 #: The states that `stats()["client"]["state"]` can have, all shown.
 STATES = ("connecting", "connected", "falling back", "refused", "local", "closed")
@@ -36,6 +40,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REFRESH_S = 1.0
 SECONDS = tuple(bound / 1e3 for bound in MILLISECONDS)
 TEXT = "text/plain"
+#: How long a summary waits for the model server's part of it, in seconds.
+PATIENCE_S = 1.0
 
 
 class Watched(Protocol):
@@ -44,6 +50,22 @@ class Watched(Protocol):
     calls: Calls
 
     def client_stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]: ...
+
+
+class Summary(msgspec.Struct):
+    """A worker since it began: requests (`requests_failed`: answered with 5xx), the vectors that it got, the
+    mean time of a request; and how often the model was changed, and how often that failed, since the model
+    server began."""
+
+    requests_total: int
+    requests_failed: int
+    success_rate: float
+    embeddings_generated: int
+    avg_latency_ms: float
+    model_reloads: int
+    model_reload_failures: int
+    uptime_seconds: float
 
 
 class Metrics:
@@ -79,6 +101,9 @@ class Metrics:
         self._stages = {
             stage: seconds.labels(stage) for stage in ("tokenize", "queue", "compute", "wire", "total")
         }
+        self._embeddings = Counter(
+            "embedshare_client_embeddings", "Vectors that this worker got", registry=registry
+        )
         self._state = _gauge(
             "embedshare_client_state", "Processes of this worker in this state", registry, "state"
         )
@@ -100,16 +125,54 @@ class Metrics:
         self._seen = dict.fromkeys(self._changes, 0)
         self._refreshing = threading.Lock()
         self._refresher: int | None = None
+        self._latest = Latest(lambda: model.stats())
+        self._known_swaps = 0, 0
         model.calls.listeners.append(self._count_call)
 
     def exposition(self) -> bytes:
         """All numbers in Prometheus' text format."""
+        return exposition.generate_latest(self._refreshed())
+
+    def summary(self) -> Summary:
+        """The few numbers of all that people ask for first."""
+        sums: dict[str, float] = defaultdict(float)
+        failed = 0.0
+        for family in self._refreshed().collect():
+            for sample in family.samples:
+                sums[sample.name] += sample.value
+                if sample.name == "embedshare_http_requests_total" and sample.labels["status"] >= "500":
+                    failed += sample.value
+        requests = sums["embedshare_http_requests_total"]
+        seconds, timed = (sums[f"embedshare_http_request_seconds_{part}"] for part in ("sum", "count"))
+        swaps = self._swaps()
+        return Summary(
+            requests_total=int(requests),
+            requests_failed=int(failed),
+            success_rate=round(1 - failed / requests, 6) if requests else 1.0,
+            embeddings_generated=int(sums["embedshare_client_embeddings_total"]),
+            avg_latency_ms=round(1e3 * seconds / timed, 3) if timed else 0.0,
+            model_reloads=swaps[0],
+            model_reload_failures=swaps[1],
+            uptime_seconds=round(time.time() - sums["embedshare_worker_start_time_seconds"], 3),
+        )
+
+    def _refreshed(self) -> CollectorRegistry:
+        """This process's numbers, or those of all that share a port."""
         self.refresh()
         if not self._shared:
-            return exposition.generate_latest(self._registry)
+            return self._registry
         everyone = CollectorRegistry()
         multiprocess.MultiProcessCollector(everyone, self._shared)  # type: ignore[no-untyped-call]
-        return exposition.generate_latest(everyone)
+        return everyone
+
+    def _swaps(self) -> tuple[int, int]:
+        """How often the model was changed, and how often that failed; as last known while nobody answers."""
+        try:
+            stats = self._latest.get(PATIENCE_S)
+            self._known_swaps = stats["swaps"], stats["failed_swaps"]
+        except (EmbedshareError, TimeoutError):
+            pass
+        return self._known_swaps
 
     def refresh(self) -> None:
         """Write what changes without a request or a call."""
@@ -150,6 +213,7 @@ class Metrics:
         self._calls.labels(call.method, call.outcome, call.source).inc()
         if call.timings is None:
             return
+        self._embeddings.inc(call.embeddings)
         wire_ms = call.total_ms - sum(call.timings)
         for stage, ms in zip(self._stages, (*call.timings, wire_ms, call.total_ms), strict=True):
             self._stages[stage].observe(max(0.0, ms) / 1e3)
@@ -168,15 +232,23 @@ class Metrics:
         threading.Thread(target=go_on, name="metrics", daemon=True).start()
 
 
-def blueprint(exposition: Callable[[], bytes]) -> Blueprint:
+def blueprint(measured: Metrics) -> Blueprint:
     """`GET /metrics`."""
     routes = Blueprint("metrics", __name__)
 
     @routes.get("/metrics")
-    @openapi.describe({200: {TEXT: str}})
+    @openapi.describe({200: {TEXT: str, JSON: Summary}})
     def metrics() -> Response:
-        """This worker's numbers, for Prometheus."""
-        return Response(exposition(), content_type=f"{TEXT}; version=0.0.4; charset=utf-8")
+        """This worker's numbers.
+
+        For Prometheus, or a few of them for who sends `Accept: application/json`.
+        """
+        if request.accept_mimetypes.best_match([TEXT, JSON], TEXT) == JSON:
+            response = Response(msgspec.json.encode(measured.summary()), content_type=JSON)
+        else:
+            response = Response(measured.exposition(), content_type=f"{TEXT}; version=0.0.4; charset=utf-8")
+        response.vary.add("Accept")
+        return response
 
     return routes
 

@@ -12,36 +12,72 @@ from typing import Any, TypeVar
 
 import msgspec
 from apispec import APISpec
-from flask import Blueprint, Flask, current_app
+from flask import Blueprint, Flask, Response, current_app
 from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.routing import Rule
 
 from embedshare import __version__
-from embedshare.errors import EmbedshareError, Overloaded
-from embedshare.web.errors import JSON, Error
+from embedshare.errors import EmbedshareError, Forbidden, Overloaded, RateLimited, Unauthenticated
+from embedshare.web import errors as forms
+from embedshare.web import pages
+from embedshare.web.errors import JSON
+from embedshare.web.gate import scopes_for
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
 #: A part of a path that stands for any text, as Flask writes it.
-_VARIABLE = re.compile("<(\\w+)>")
+_VARIABLE = re.compile("<(?:\\w+:)?(\\w+)>")
+_ABOUT = """
+One embedding model, shared by all workers of a machine. Where a worker asks for API keys, send one as
+`Authorization: Bearer KEY` or `X-API-Key: KEY`; each operation names the scopes of which a key needs one.
+Errors are JSON: what was wrong, and what is allowed.
+"""
+#: The topics of the operations, by the name of the blueprint that they are on.
+TAGS = {
+    "embed": "Embeddings",
+    "openai": "OpenAI's API",
+    "ollama": "Ollama's API",
+    "tei": "text-embeddings-inference's API",
+    "search": "Web search",
+    "index": "Vector indexes",
+    "model": "The model",
+    "settings": "Settings",
+    "health": "Health",
+    "metrics": "Figures",
+    "load": "Figures",
+    "dashboard": "Pages",
+    "docs": "Pages",
+    "openapi": "Pages",
+}
+#: How a caller shows its API key.
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
+}
 
 
 @dataclass(frozen=True)
 class _Operation:
-    answers: Mapping[int, Mapping[str, type]]
+    answers: Mapping[int, Mapping[str, Any]]
     errors: tuple[Raised, ...]
-    body: type | None
+    bodies: tuple[type, ...]
+    query: Mapping[str, Any]
+    example: Any
 
 
 def describe(
-    answers: Mapping[int, type | Mapping[str, type]],
+    answers: Mapping[int, Any],
     *,
     errors: tuple[Raised, ...] = (),
-    body: type | None = None,
+    body: type | tuple[type, ...] = (),
+    query: Mapping[str, Any] | None = None,
+    example: Any = None,
 ) -> Callable[[View], View]:
     """Declare what a view takes and gives, for its description; its docstring is the operation's text.
 
     `answers` holds by status what it returns: a type that goes out as JSON, or a type for each media type.
-    `errors` are what it may raise beside the unexpected, `body` is the type of its JSON body.
+    `errors` are what it may raise beside the unexpected; `body` is the type of its JSON body, or several that
+    it may be of, `example` one such body; `query` holds what may come in the address.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -49,14 +85,15 @@ def describe(
     }
 
     def declare(view: View) -> View:
-        vars(view)["operation"] = _Operation(by_media_type, errors, body)
+        bodies = body if isinstance(body, tuple) else (body,)
+        vars(view)["operation"] = _Operation(by_media_type, errors, bodies, query or {}, example)
         return view
 
     return declare
 
 
 def blueprint() -> Blueprint:
-    """`GET /openapi.json`."""
+    """`GET /openapi.json`, and the page at `/docs` where people read it and try it out."""
     routes = Blueprint("openapi", __name__)
     described = cache(lambda: _description(current_app))  # when it is asked for: then all routes are known
 
@@ -66,37 +103,69 @@ def blueprint() -> Blueprint:
         """This description, in OpenAPI 3.1."""
         return described()
 
+    @routes.get("/docs")
+    @describe({200: {"text/html": str}, 304: {}})
+    def docs_page() -> Response:
+        """A page where people read this description, and try out what it describes."""
+        return pages.page("docs", writes_styles=True)
+
     return routes
 
 
 def _description(app: Flask) -> dict[str, Any]:
-    views = {
-        (rule.rule, method): app.view_functions[rule.endpoint]
+    routes = [
+        (rule, method, app.view_functions[rule.endpoint])
         for rule in app.url_map.iter_rules()
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
-    }
-    types = _types(vars(view)["operation"] for view in views.values())
+    ]
+    types = _types(vars(view)["operation"] for _, _, view in routes)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(types, references, strict=True))
-    spec = APISpec("embedshare", __version__, "3.1.0")
+    info = {
+        "description": inspect.cleandoc(_ABOUT),
+        "license": {"name": "MIT", "identifier": "MIT"},
+    }
+    used = {_tag(rule) for rule, _, _ in routes}
+    spec = APISpec(
+        "embedshare", __version__, "3.1.0", info=info, servers=[{"url": "."}],
+        tags=[{"name": name} for name in dict.fromkeys(TAGS.values()) if name in used],
+    )  # fmt: skip
+    for name, scheme in _SCHEMES.items():
+        spec.components.security_scheme(name, scheme)
     for name, schema in components.items():
-        spec.components.schema(name, schema | {"description": inspect.cleandoc(schema["description"])})
-    for (path, method), view in views.items():
-        spec.path(_VARIABLE.sub(r"{\1}", path), operations={method.lower(): _described(view, path, schemas)})
+        spec.components.schema(name, _dedented(schema))
+    for rule, method, view in routes:
+        described = _described(view, rule.rule, method, schemas) | {"tags": [_tag(rule)]}
+        spec.path(_VARIABLE.sub(r"{\1}", rule.rule), operations={method.lower(): described})
     return spec.to_dict()
 
 
+def _tag(rule: Rule) -> str:
+    return TAGS[rule.endpoint.partition(".")[0]]
+
+
+def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose description is a docstring."""
+    described = schema.get("description")
+    return schema if described is None else schema | {"description": inspect.cleandoc(described)}
+
+
 def _types(operations: Iterable[_Operation]) -> list[Any]:
-    types: list[Any] = [Error]
+    types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError]
     for operation in operations:
         types += [kind for answer in operation.answers.values() for kind in answer.values()]
-        types += [operation.body] if operation.body else []
+        types += [*operation.bodies, *operation.query.values()]
     return list(dict.fromkeys(types))
 
 
-def _described(view: Callable[..., Any], path: str, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+def _described(
+    view: Callable[..., Any], path: str, method: str, schemas: Mapping[Any, Any]
+) -> dict[str, Any]:
     operation: _Operation = vars(view)["operation"]
     summary, _, text = (inspect.getdoc(view) or "").partition("\n\n")
+    scopes = scopes_for(path, method)
+    if scopes is not None:
+        text = f"{text}\n\nScope: {' or '.join(f'`{scope}`' for scope in scopes)}.".strip()
     responses: dict[int, Any] = {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -104,27 +173,38 @@ def _described(view: Callable[..., Any], path: str, schemas: Mapping[Any, Any]) 
         }
         for status, answer in operation.answers.items()
     }
-    for error in (*operation.errors, InternalServerError):
+    of_the_gate: tuple[Raised, ...] = () if scopes is None else (Unauthenticated, Forbidden, RateLimited)
+    for error in dict.fromkeys((*operation.errors, *of_the_gate, InternalServerError)):
         status = error.http_status if issubclass(error, EmbedshareError) else error.code or 500
         response = responses.setdefault(
-            status, {"description": "", "content": {JSON: {"schema": schemas[Error]}}}
+            status, {"description": "", "content": {JSON: {"schema": schemas[forms.form_of(path)]}}}
         )
         response["description"] += f"- {error.__name__}: {_sentence(error)}\n"
-        if error is Overloaded:
+        if error in (Overloaded, RateLimited):
             response["headers"] = {"Retry-After": _RETRY_AFTER}
-    described = {
+    described: dict[str, Any] = {
         "operationId": view.__name__,
         "summary": summary,
         "description": text,
         "responses": responses,
+        "security": [] if scopes is None else [{}, *({name: []} for name in _SCHEMES)],
     }
-    variables = _VARIABLE.findall(path)
-    if variables:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in variables
-        ]
-    if operation.body:
-        described["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[operation.body]}}}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _VARIABLE.findall(path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": schemas[kind]} for name, kind in operation.query.items()
+    ]
+    if parameters:
+        described["parameters"] = parameters
+    bodies = [schemas[kind] for kind in operation.bodies]
+    if bodies:
+        content: dict[str, Any] = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
+        if operation.example is not None:
+            content["example"] = operation.example
+        # what may come in the address need not come in the body
+        described["requestBody"] = {"required": not operation.query, "content": {JSON: content}}
     return described
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flask import Response, send_file
+from flask import Response, request, send_file
+from jinja2 import Environment, FileSystemLoader
 
 _STATIC = Path(__file__).with_name("static")
 #: By a file's ending. Not the machine's own table, which on Windows may call JavaScript plain text.
@@ -16,17 +17,27 @@ MEDIA_TYPES = {
 }
 #: What pages load, by name.
 FILES = {path.name: path for path in _STATIC.iterdir() if path.suffix in MEDIA_TYPES}
+_TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
+#: Asked for anew at each visit, and sent only where it has changed: an upgrade is seen at once.
+_CACHED = "no-cache"
 _CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'{style}; img-src 'self'{image}; font-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-def page(name: str) -> Response:
-    """A page of that name, which may load and ask nothing but this worker."""
-    response = _file(_STATIC / name, "text/html; charset=utf-8")
-    response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
-    response.headers["Referrer-Policy"] = "no-referrer"
+def page(name: str, *, writes_styles: bool = False) -> Response:
+    """A page of that name, which may load and ask nothing but this worker.
+
+    `writes_styles`: it sets styles, and pictures as data, by itself, as Swagger UI does.
+    """
+    text = _TEMPLATES.get_template(f"{name}.html").render(page=name)
+    response = Response(text, content_type="text/html; charset=utf-8")
+    own = (" 'unsafe-inline'", " data:") if writes_styles else ("", "")
+    response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY.format(style=own[0], image=own[1])
+    response.headers["Cache-Control"] = _CACHED
+    response.add_etag()
+    response.make_conditional(request)
     return response
 
 
@@ -36,7 +47,6 @@ def static(name: str) -> Response:
 
 
 def _file(path: Path, media_type: str) -> Response:
-    """Asked for anew at each visit, and sent only where it has changed: an upgrade is seen at once."""
     response = send_file(path, media_type, conditional=True, etag=True)
-    response.headers["Cache-Control"] = "no-cache"
+    response.headers["Cache-Control"] = _CACHED
     return response

@@ -115,7 +115,7 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def search_page() -> Response:
         """A page where people can try the web search."""
-        return pages.page("search.html")
+        return pages.page("search")
 
     @routes.post("/search")
     @openapi.describe(
@@ -145,6 +145,6 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
         passages = msgspec.convert(best_first[: int(asked.max_results)], list[Passage], from_attributes=True)
         timings = msgspec.convert(found.timings, Timings, from_attributes=True)
         answer = SearchAnswer(found.context, found.urls, passages, timings)
-        return Response(msgspec.json.encode(answer), content_type=JSON, headers={"Cache-Control": "no-store"})
+        return Response(msgspec.json.encode(answer), content_type=JSON)
 
     return routes

@@ -7,7 +7,6 @@ name which comes to mean something else meanwhile (DNS rebinding) gains nothing.
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,10 +14,12 @@ import idna
 import msgspec
 
 from embedshare.errors import AddressRefused, FetchFailed
+from embedshare.websearch.resolving import resolve
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: The addresses of a host and a port, as text. Raises OSError where there are none.
-Resolve = Callable[[str, int], list[str]]
+#: The addresses of a host and a port, as text, by a moment of `time.monotonic()`. Raises OSError where there
+#: are none, and FetchFailed where it takes longer to know.
+Resolve = Callable[[str, int, float], list[str]]
 
 #: Where web sites listen. Others would let a page's link speak to a mail server or a database.
 PORTS = frozenset({80, 443, 8000, 8080, 8443})
@@ -54,12 +55,6 @@ class Target(msgspec.Struct, frozen=True):
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def resolve(host: str, port: int) -> list[str]:
-    """What the system's resolver says."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
-
-
 class Addresses:
     """The rule, with the hosts that EMBEDDING_FETCH_ALLOWED_HOSTS names (`host` or `host:port`, commas)."""
 
@@ -67,15 +62,18 @@ class Addresses:
         self._resolve = resolve
         self._allowed = frozenset(filter(None, map(_allowed_entry, allowed_hosts.split(","))))
 
-    def target(self, url: str) -> Target:
-        """Where `url` leads. Raises AddressRefused, and FetchFailed for a name that has no address."""
+    def target(self, url: str, deadline: float) -> Target:
+        """Where `url` leads, by the moment `deadline` of `time.monotonic()`.
+
+        Raises AddressRefused, and FetchFailed for a name that has no address, or none in time.
+        """
         parts, host, port = _split(url)
         literal = _literal(host, url)
         allowed = not self._allowed.isdisjoint({(host, port), (host, None)})
         if not allowed and port not in PORTS:
             raise AddressRefused(f"port {port} is not one that pages are fetched from", url=url)
         try:
-            found = [str(literal)] if literal is not None else self._resolve(host, port)
+            found = [str(literal)] if literal is not None else self._resolve(host, port, deadline)
         except (OSError, UnicodeError) as error:
             raise FetchFailed(f"{host} has no address: {error}") from None
         if not found:
@@ -120,10 +118,10 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
         raise AddressRefused(f"{parts.scheme or 'no scheme'} is neither http nor https", url=url)
     if "@" in parts.netloc:
         raise AddressRefused("an address with a user name", url=url)
-    host = (parts.hostname or "").rstrip(".")
+    host = _ascii(parts.hostname or "", url).rstrip(".")
     if not host:
         raise AddressRefused("an address without a host", url=url)
-    return parts, _ascii(host, url), _DEFAULT_PORTS[parts.scheme] if port is None else port
+    return parts, host, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
 
 def _ascii(host: str, url: str) -> str:

@@ -9,18 +9,12 @@ import requests
 
 from embedshare.errors import InvalidSetting, SearchFailed
 from embedshare.settings import Settings
+from embedshare.websearch.asking import Asking
 from embedshare.websearch.connecting import AGENT
+from embedshare.websearch.result import Result
 
 #: Seconds that an engine has for its answer.
 ENGINE_S = 10.0
-
-
-class Result(msgspec.Struct, frozen=True):
-    """A link that an engine found."""
-
-    url: str
-    title: str = ""
-    snippet: str = ""
 
 
 class Engine(Protocol):
@@ -48,22 +42,10 @@ class Ddgs:
     """Public search engines, asked through the library ddgs."""
 
     def __init__(self) -> None:
-        import ddgs  # who searches with SearXNG needs it not
-
-        self._ddgs = ddgs
+        self._asking = Asking()
 
     def search(self, query: str, limit: int) -> list[Result]:
-        from ddgs.exceptions import DDGSException
-
-        try:
-            with self._ddgs.DDGS(timeout=int(ENGINE_S / 2)) as ddgs:
-                found = ddgs.text(query, max_results=limit)
-        except DDGSException as error:
-            if str(error) == "No results found.":
-                return []
-            raise SearchFailed(f"no search engine answered: {error}") from None
-        links = (Result(one.get("href", ""), one.get("title", ""), one.get("body", "")) for one in found)
-        return _distinct(list(links), limit)
+        return _distinct(self._asking.results(query, limit, ENGINE_S), limit)
 
 
 class _Found(msgspec.Struct):

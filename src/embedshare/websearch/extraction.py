@@ -5,22 +5,17 @@ from __future__ import annotations
 import codecs
 import html
 import re
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 
 import charset_normalizer
-import msgspec
 import trafilatura
 from loguru import logger
 
-from embedshare import platforms
-from embedshare.errors import FetchFailed
-from embedshare.websearch.fetching import Page
+from embedshare.websearch.page import Document, Page
 
 #: Characters of readable text that are taken of one page.
 MAX_CHARS = 100_000
+#: Of its title, which stands before each of its passages when they are embedded.
+MAX_TITLE_CHARS = 200
 #: With less than this trafilatura has as a rule missed the page, which may be a table or a list of links.
 MIN_CHARS = 200
 
@@ -47,58 +42,13 @@ _SPACES = re.compile(r"[^\S\n]+")
 _MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
 
 
-class Document(msgspec.Struct, frozen=True):
-    """What there is to read on a page; `text` is empty where there is nothing."""
-
-    title: str
-    text: str
-    """One paragraph a line."""
-
-
-_parser: ThreadPoolExecutor | None = None
-_parser_lock = threading.Lock()
-
-
-def readable(page: Page, deadline: float) -> Document:
-    """The page's title and its readable text, by the moment `deadline` of `time.monotonic()`.
-
-    Raises FetchFailed where that takes longer.
-    """
-    reading = _parsing().submit(_read, page)
-    try:
-        return reading.result(max(0.0, deadline - time.monotonic()))
-    except FutureTimeout:
-        reading.cancel()
-        raise FetchFailed("the page could not be read in time") from None
-
-
-def _parsing() -> ThreadPoolExecutor:
-    """The one thread of this process that parses pages.
-
-    lxml's memory has been seen to break (`double free`) with threads that come, parse and go side by side;
-    Python's lock leaves little to gain by several.
-    """
-    global _parser
-    with _parser_lock:
-        if _parser is None:
-            _parser = ThreadPoolExecutor(1, "embedshare-parse")
-        return _parser
-
-
-def _none_after_fork() -> None:
-    global _parser, _parser_lock
-    _parser, _parser_lock = None, threading.Lock()
-
-
-platforms.after_fork_in_child(_none_after_fork)
-
-
-def _read(page: Page) -> Document:
+def readable(page: Page) -> Document:
+    """The page's title and its readable text. `parsing` calls it in a process apart."""
     text = _CONTROLS.sub(" ", decoded(page.content, page.charset))
     if page.content_type == "text/plain":
         return Document("", _tidied(text))
     found = _TITLE.search(text)
-    title = " ".join(html.unescape(found[1]).split()) if found else ""
+    title = " ".join(html.unescape(found[1]).split())[:MAX_TITLE_CHARS] if found else ""
     return Document(title, _tidied(_main_text(text)))
 
 
@@ -126,7 +76,7 @@ def _strictly(content: bytes, encoding: str) -> str | None:
         name = codecs.lookup(encoding).name
         decoder = codecs.getincrementaldecoder(_MEANT.get(name, name))()
         text = decoder.decode(content)  # not final: the cut may stand in the middle of a character
-    except (LookupError, UnicodeError, AttributeError, TypeError):
+    except (LookupError, ValueError, AttributeError, TypeError):
         return None  # unknown, wrong, or a codec that is none of text
     return text if isinstance(text, str) else None
 

@@ -13,6 +13,7 @@ import requests
 from embedshare.errors import FetchFailed
 from embedshare.websearch.addresses import Addresses, Target
 from embedshare.websearch.connecting import answer, body
+from embedshare.websearch.page import Page
 from embedshare.websearch.robots import Robots
 
 MAX_BYTES = 2_000_000
@@ -21,18 +22,6 @@ ROBOTS_S = 3.0
 ROBOTS_BYTES = 500_000  # RFC 9309: a crawler reads at least so much
 CONTENT_TYPES = frozenset({"text/html", "application/xhtml+xml", "text/plain"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What a site sent."""
-
-    url: str
-    """Where it came from, after redirects."""
-    content: bytes
-    """At most MAX_BYTES, decompressed: the beginning of a longer page."""
-    content_type: str
-    charset: str | None
-    """What the header says, which need not be true."""
 
 
 _Read = Callable[[Target, requests.Response, float], Page]
@@ -48,10 +37,9 @@ class Fetcher:
     def fetch(self, url: str, deadline: float) -> Page:
         """The page at `url`, by the moment `deadline` of `time.monotonic()`.
 
-        Only a name's resolution may take longer, as long as the system's resolver does. Raises
-        AddressRefused, and FetchFailed for a page that is not to be had.
+        Raises AddressRefused, and FetchFailed for a page that is not to be had.
         """
-        return self._follow(self._addresses.target(url), deadline, _page, self._robots.check)
+        return self._follow(self._addresses.target(url, deadline), deadline, _page, self._robots.check)
 
     def _follow(
         self, target: Target, deadline: float, read: _Read, check: Callable[[Target, float], None]
@@ -62,7 +50,7 @@ class Fetcher:
                 location = response.headers.get("Location")
                 if response.status_code not in _REDIRECTS or not location:
                     return read(target, response, deadline)
-            target = self._addresses.target(_joined(target.url, location))
+            target = self._addresses.target(_joined(target.url, location), deadline)
         raise FetchFailed(f"more than {MAX_REDIRECTS} redirects")
 
     def _fetch_rules(self, target: Target, deadline: float) -> bytes:

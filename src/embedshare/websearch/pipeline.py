@@ -17,11 +17,13 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, InvalidInput, SearchFailed
 from embedshare.settings import Settings
-from embedshare.websearch import engines, extraction, passages, selection
+from embedshare.websearch import engines, passages, selection
 from embedshare.websearch.addresses import Addresses
-from embedshare.websearch.engines import ENGINE_S, Engine, Result
-from embedshare.websearch.extraction import Document
+from embedshare.websearch.engines import ENGINE_S, Engine
 from embedshare.websearch.fetching import Fetcher
+from embedshare.websearch.page import Document
+from embedshare.websearch.parsing import Parser
+from embedshare.websearch.result import Result
 
 #: Float32 (n, dimension) for n texts.
 Embed = Callable[[list[str]], np.ndarray]
@@ -31,6 +33,9 @@ Read = Callable[[str, float], Document]
 MAX_LINKS = 6
 #: Sources in an answer, each with its best passage.
 SOURCES = 3
+#: What a page's first passage counts beside its best one when the sources are chosen: a page that is about
+#: the question says so, and of a long page some passage is always near by chance.
+OPENING_WEIGHT = 0.3
 #: Characters of a passage that the context shows.
 SHOWN_CHARS = 800
 
@@ -160,7 +165,7 @@ class WebSearch:
                     return
                 done.put((number, self._document(results[number].url, deadline)))
 
-        # Daemons, since the system's resolver keeps to no time limit, and no exit should wait for it.
+        # Daemons: no exit should wait for a page.
         for _ in range(min(width, len(results))):
             threading.Thread(target=work, name="embedshare-fetch", daemon=True).start()
         read: dict[int, Document] = {}
@@ -190,8 +195,13 @@ class WebSearch:
 
 def reader(addresses: Addresses) -> Read:
     """Fetches a page and takes its readable text."""
-    fetcher = Fetcher(addresses)
-    return lambda url, deadline: extraction.readable(fetcher.fetch(url, deadline), deadline)
+    fetcher, parser = Fetcher(addresses), Parser()
+
+    def read(url: str, deadline: float) -> Document:
+        parser.prepare()  # it starts while the page comes
+        return parser.readable(fetcher.fetch(url, deadline), deadline)
+
+    return read
 
 
 def rank(
@@ -202,7 +212,7 @@ def rank(
     max_chars: int,
 ) -> tuple[list[Passage], list[Passage]]:
     """The best passage of each of the SOURCES best documents, and the others of these that were compared with
-    the query; the best first."""
+    the query; the nearest first."""
     cut = passages.cut([document.text for _, document in documents], count, max_chars)
     chosen = selection.select(cut, query)
     candidates = [(number, cut[number][at]) for number, positions in enumerate(chosen) for at in positions]
@@ -212,16 +222,20 @@ def rank(
     # With its page's title a passage says what it is about, which few passages repeat.
     rows = embed([query, *(f"{titles[number]}\n{text}".strip() for number, text in candidates)])
     distances = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
+    openings: dict[int, float] = {}
+    for (number, _), distance in zip(candidates, distances, strict=True):
+        openings.setdefault(number, float(distance))
     best: dict[int, Passage] = {}
-    others = []
+    others: dict[int, list[Passage]] = {number: [] for number in openings}
     for at in np.argsort(distances, kind="stable"):
         number, text = candidates[at]
         passage = Passage(documents[number][0].url, titles[number], text, float(distances[at]))
-        if number in best:
-            others.append(passage)
-        elif len(best) < SOURCES:
-            best[number] = passage
-    return list(best.values()), others
+        if best.setdefault(number, passage) is not passage:
+            others[number].append(passage)
+    sources = sorted(best, key=lambda number: best[number].score + OPENING_WEIGHT * openings[number])
+    sources = [number for number in best if number in sources[:SOURCES]]
+    rest = [passage for number in sources for passage in others[number]]
+    return [best[number] for number in sources], sorted(rest, key=lambda passage: passage.score)
 
 
 def _block(passage: Passage) -> str:

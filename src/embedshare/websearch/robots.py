@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from urllib.robotparser import RobotFileParser
+
+from protego import Protego
 
 from embedshare.errors import FetchFailed
 from embedshare.websearch.addresses import Target
@@ -14,9 +16,12 @@ from embedshare.websearch.connecting import AGENT
 
 KEPT_S = 3600.0
 MAX_SITES = 1024
+#: Rules times the programs that they may be for, which Protego goes through: about a second.
+MAX_WORK = 1_000_000
 #: The text of a site's rules, empty where it has none, by a moment of `time.monotonic()`. Raises FetchFailed
 #: where the site cannot say.
 FetchRules = Callable[[Target, float], bytes]
+_PROGRAM = re.compile(r"^\s*user[- ]?agent", re.IGNORECASE | re.MULTILINE)
 
 
 class Robots:
@@ -25,26 +30,29 @@ class Robots:
     def __init__(self, fetch: FetchRules) -> None:
         self._fetch = fetch
         self._lock = threading.Lock()
-        self._sites: OrderedDict[str, tuple[float, RobotFileParser]] = OrderedDict()
+        self._sites: OrderedDict[str, tuple[float, Protego]] = OrderedDict()
 
     def check(self, target: Target, deadline: float) -> None:
         """Raises FetchFailed where the site forbids the page, or cannot say what it forbids."""
-        if not self._rules(target, deadline).can_fetch(AGENT, target.url):
+        if not self._rules(target, deadline).can_fetch(target.url, AGENT):
             raise FetchFailed(f"{target.host} asks in its robots.txt not to fetch this page")
 
-    def _rules(self, target: Target, deadline: float) -> RobotFileParser:
+    def _rules(self, target: Target, deadline: float) -> Protego:
         with self._lock:
             until, rules = self._sites.get(target.origin, (0.0, None))
         if rules is not None and time.monotonic() < until:
             return rules
-        text = self._fetch(target, deadline).decode(
-            "utf-8", "replace"
-        )  # unlocked: sites do not wait for another
-        rules = RobotFileParser()
-        rules.parse(text.removeprefix("\ufeff").splitlines())
+        rules = _parsed(self._fetch(target, deadline), target.host)  # unlocked: no site waits for another
         with self._lock:
             self._sites[target.origin] = time.monotonic() + KEPT_S, rules
             self._sites.move_to_end(target.origin)
             while len(self._sites) > MAX_SITES:
                 self._sites.popitem(last=False)
         return rules
+
+
+def _parsed(content: bytes, host: str) -> Protego:
+    text = content.decode("utf-8", "replace").removeprefix("\ufeff")
+    if len(_PROGRAM.findall(text)) * len(text.splitlines()) > MAX_WORK:
+        raise FetchFailed(f"{host} has more rules in its robots.txt than are read")
+    return Protego.parse(text)

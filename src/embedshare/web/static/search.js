@@ -1,6 +1,7 @@
 // The search page: a question goes out, and what comes back, or what went wrong, is shown.
 
 import { duration } from "./format.js";
+import { keyed } from "./keyed.js";
 import { card, foldLong, skeletons } from "./results.js";
 
 const at = (id) => document.getElementById(id);
@@ -45,9 +46,9 @@ async function ask(query, signal) {
   const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ query }), signal };
   let answer;
   try {
-    answer = await fetch("search", options);
+    answer = await keyed("search", () => options);
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Error("This worker does not answer. Is it running?");
+    throw ["AbortError", "KeyWanted"].includes(error.name) ? error : new Error("This worker does not answer. Is it running?");
   }
   const said = await answer.json().catch(() => ({ error: `The worker answered ${answer.status}, and no JSON.` }));
   if (!answer.ok) throw new Error(said.error);

@@ -1,0 +1,79 @@
+"""API keys in the database: made, listed, revoked, and those that are valid now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, or_, select, update
+
+from embedshare import api_keys
+from embedshare.api_keys import Caller
+from embedshare.database.database import Database
+from embedshare.database.tables import ApiKey, now
+from embedshare.errors import InvalidInput
+
+
+class Keys:
+    """The table of API keys. Every method raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self, name: str, scopes: Iterable[str], expires_at: datetime | None = None
+    ) -> tuple[ApiKey, str]:
+        """A new key, as it is kept and as its caller sends it: that is known here and now alone.
+
+        Raises InvalidInput for a name that a valid key has already, and for scopes that are none.
+        """
+        key = api_keys.make()
+        made = ApiKey(
+            name=api_keys.checked_name(name), scopes=api_keys.checked_scopes(scopes),
+            key_hash=api_keys.digest(key), expires_at=expires_at,
+        )  # fmt: skip
+        with self._database.write() as session:
+            if session.scalar(select(ApiKey.id).where(ApiKey.name == name, _valid())) is not None:
+                raise InvalidInput(f"there is a valid key named {name!r} already; revoke it first")
+            session.add(made)
+        return made, key
+
+    def all(self) -> Sequence[ApiKey]:
+        """Every key that was ever made, the oldest first."""
+        with self._database.read() as session:
+            return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
+
+    def revoke(self, name_or_id: str) -> ApiKey:
+        """The key, which is valid no more. Raises InvalidInput where no valid key has that name or id."""
+        named = ApiKey.name == name_or_id
+        if name_or_id.isascii() and name_or_id.isdecimal() and len(name_or_id) < 10:
+            named = or_(named, ApiKey.id == int(name_or_id))
+        with self._database.write() as session:
+            found = session.scalars(select(ApiKey).where(named, _valid()).order_by(named)).first()
+            if found is None:
+                raise InvalidInput(f"there is no valid key with the name or id {name_or_id!r}")
+            found.revoked_at = now()
+        return found
+
+    def valid(self) -> dict[str, Caller]:
+        """Who may call, by their keys' digests."""
+        with self._database.read() as session:
+            rows = session.execute(
+                select(ApiKey.key_hash, ApiKey.name, ApiKey.scopes, ApiKey.id, ApiKey.expires_at).where(
+                    _valid()
+                )
+            ).all()
+        return {
+            key_hash: Caller(name, frozenset(scopes), number, expires.timestamp() if expires else None)
+            for key_hash, name, scopes, number, expires in rows
+        }
+
+    def used(self, ids: Iterable[int]) -> None:
+        """Note that keys were used by now."""
+        with self._database.write() as session:
+            session.execute(update(ApiKey).where(ApiKey.id.in_(list(ids))).values(last_used_at=now()))
+
+
+def _valid() -> ColumnElement[bool]:
+    lasting = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
+    return and_(ApiKey.revoked_at.is_(None), lasting)

@@ -1,0 +1,186 @@
+"""A change of the settings: applied first, and kept only where that went well."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from loguru import logger
+
+from embedshare.database import keys
+from embedshare.database.live import Current, Live
+from embedshare.errors import (
+    EmbedshareError,
+    InvalidInput,
+    InvalidSetting,
+    ModelNotFound,
+    PortUnavailable,
+    SettingsFixed,
+    SwapRefused,
+    UnsupportedModel,
+    WeightsCorrupted,
+)
+from embedshare.settings import Settings
+
+#: Seconds that a change waits for another one that is under way.
+PATIENCE_S = 10.0
+#: What is wrong with the value, and not with the moment.
+_OF_THE_VALUE = (ModelNotFound, WeightsCorrupted, UnsupportedModel, InvalidInput, PortUnavailable)
+Status = Literal["off", "connected", "disconnected"]
+
+
+class Kept(Protocol):
+    """What keeps the settings: stored.SettingsStore and watcher.Watcher."""
+
+    @property
+    def status(self) -> Literal["connected", "disconnected"]: ...
+    def look(self) -> None: ...
+    def change(self, changes: Mapping[str, Any], who: str) -> None: ...
+    def audit(self, limit: int) -> list[Any]: ...
+
+
+class Listener(Protocol):
+    """What listens for this worker's callers."""
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def prepare(self, host: str, port: int) -> Callable[[bool], None]:
+        """Listen there as well; the callable ends listening at one of both: True, at the old address.
+
+        Raises PortUnavailable.
+        """
+
+
+class SettingsChanges:
+    """What `/settings` answers and does.
+
+    `apply_model(settings, version)` has the model server serve what the settings say, or raises;
+    `kept` is None where the settings are the environment's.
+    """
+
+    def __init__(self, live: Live, kept: Kept | None, apply_model: Callable[[Settings, int], Any]) -> None:
+        self.live = live
+        self.listener: Listener | None = None
+        """Set where this process can listen elsewhere by itself."""
+        self.refused_address: tuple[str, int] | None = None
+        """Where it could not."""
+        self._kept = kept
+        self._apply_model = apply_model
+        self._changing = threading.Lock()
+
+    @property
+    def database_status(self) -> Status:
+        """Whether the database answers, or is not used."""
+        return "off" if self._kept is None else self._kept.status
+
+    def change(self, given: Mapping[str, Any], who: str) -> Current:
+        """Apply and keep all of these values, or none; what holds then.
+
+        Raises InvalidSetting for what is no value or cannot be applied, SettingsFixed, DatabaseUnavailable,
+        SwapRefused, and what else keeps the model server from changing its model.
+        """
+        kept = self._open()
+        values = {key: keys.value_of(key, value) for key, value in given.items()}
+        if "model_name" in values:
+            values["model_name"] = _full_name(values["model_name"])
+        return self._change(kept, values, set(), who)
+
+    def delete(self, key: str, who: str) -> Current:
+        """Have the environment's value hold again; likewise, and UnknownSetting."""
+        kept = self._open()
+        keys.check_known(key)
+        return self._change(kept, {}, {key}, who)
+
+    def audit(self, limit: int) -> list[Any]:
+        """The latest changes (tables.SettingChange), the last one first."""
+        return self._open().audit(limit)
+
+    def notes(self, changed: set[str]) -> dict[str, str]:
+        """What is to be said of keys that were changed and do not hold at once."""
+        if self.listener is not None:
+            return {}
+        later = "kept; it holds when the services are started again, since another program owns this port"
+        return dict.fromkeys(sorted(changed & keys.OF_THE_LISTENER), later)
+
+    def _open(self) -> Kept:
+        if self._kept is None:
+            raise SettingsFixed(
+                "the settings come from the environment; EMBEDDING_USE_DB_SETTINGS=true keeps them in a "
+                "database, where they can be changed"
+            )
+        return self._kept
+
+    def _change(self, kept: Kept, values: dict[str, Any], deleted: set[str], who: str) -> Current:
+        until = time.monotonic() + PATIENCE_S
+        if not self._changing.acquire(timeout=PATIENCE_S):
+            raise SwapRefused("another change of the settings is under way; ask again when it is over")
+        try:
+            while True:
+                try:
+                    self._apply_and_keep(kept, values, deleted, who)
+                    return self.live.now
+                except SwapRefused:  # as a rule another worker's change is under way
+                    if time.monotonic() >= until:
+                        raise
+                    time.sleep(0.25)
+        finally:
+            self._changing.release()
+
+    def _apply_and_keep(self, kept: Kept, values: dict[str, Any], deleted: set[str], who: str) -> None:
+        kept.look()  # a database that is away is found before anything is changed
+        before = self.live.now
+        stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
+        wanted = self.live.with_stored(stored)
+        with self._applied(before, wanted):
+            kept.change({**values, **dict.fromkeys(deleted, keys.DELETED)}, who)
+        kept.look()
+
+    @contextmanager
+    def _applied(self, before: Current, wanted: Settings) -> Iterator[None]:
+        """Within, the wanted settings are in force; what goes wrong there takes them back."""
+        switch: Callable[[bool], None] = lambda to_new: None  # noqa: E731
+        changed = {key for key in keys.FIELDS if _of(key, before.settings) != _of(key, wanted)}
+        try:
+            if changed & keys.OF_THE_LISTENER and self.listener is not None:
+                switch = self.listener.prepare(wanted.web_host, wanted.web_port)
+            if changed & keys.OF_THE_MODEL:
+                self._apply_model(wanted, before.version)
+        except _OF_THE_VALUE as error:
+            switch(False)
+            names = ", ".join(sorted(changed))
+            raise InvalidSetting(
+                f"{names} cannot be applied, and nothing was changed: {error.message}",
+                name=names, value="", allowed="what the services can serve",
+            ) from None  # fmt: skip
+        except BaseException:
+            switch(False)
+            raise
+        try:
+            yield
+        except BaseException:
+            switch(False)
+            if changed & keys.OF_THE_MODEL:
+                self._take_back(before)
+            raise
+        switch(True)
+
+    def _take_back(self, before: Current) -> None:
+        try:
+            self._apply_model(before.settings, before.version)
+        except EmbedshareError as error:  # then the model server does, when it sees that nothing was kept
+            logger.error("a change of the model was not kept and not taken back either: {}", error.message)
+
+
+def _of(key: str, settings: Settings) -> Any:
+    return getattr(settings, keys.FIELDS[key])
+
+
+def _full_name(model_name: str) -> str:
+    """A folder with its whole path: the model server may run in another working directory."""
+    folder = Path(os.path.expanduser(model_name))
+    return str(folder.resolve()) if folder.is_dir() else model_name

@@ -1,0 +1,189 @@
+"""One process's connections to the database: sessions to read and to write with, and whether it answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from loguru import logger
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from embedshare import platforms
+from embedshare.database.upgrade import upgrade
+from embedshare.database.urls import database_url
+from embedshare.errors import DatabaseUnavailable, MissingDependency
+from embedshare.settings import Settings
+
+#: Seconds to connect and for one answer, at most: a request must not wait long for a database that is away.
+TIMEOUT_S = 2
+#: Seconds after a failure in which nobody tries again: each try may take TIMEOUT_S of a request's thread.
+QUIET_S = 1.0
+#: Connections of a process: some that are kept, and more at need.
+_POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": TIMEOUT_S, "pool_recycle": 1800}
+
+Status = Literal["connected", "disconnected"]
+
+
+class Database:
+    """Connects and migrates when first used; safe to use from any number of threads, and after fork."""
+
+    def __init__(self, url: URL) -> None:
+        """Raises MissingDependency where the driver is not installed."""
+        self._url = url
+        self._engine = _engine(url)
+        self._migrated = False
+        self._migrating = threading.Lock()
+        self._failed: tuple[float, str] | None = None
+        reference = weakref.ref(self)
+        platforms.after_fork_in_child(lambda: _after_fork(reference))
+
+    @classmethod
+    def open(cls, settings: Settings, folder: Path) -> Database:
+        """The database that EMBEDDING_DB_URL names, else a SQLite file in `folder`. Nothing connects yet.
+
+        Raises InvalidSetting, MissingDependency.
+        """
+        return cls(database_url(settings, folder))
+
+    @property
+    def shown(self) -> str:
+        """Where it is, without the password."""
+        return self._url.render_as_string(hide_password=True)
+
+    @property
+    def status(self) -> Status:
+        """Whether it answered when it was last asked."""
+        return "connected" if self._migrated and self._failed is None else "disconnected"
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session to read with.
+
+        Raises DatabaseUnavailable where the database does not answer, at once where it did not a second ago.
+        """
+        with self._answering():
+            self._migrate()
+            with Session(self._engine, expire_on_commit=False) as session:
+                yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session to read and write with, in one transaction: all of it is kept at the end, or nothing.
+
+        Raises DatabaseUnavailable likewise; IntegrityError passes through.
+        """
+        with self._answering():
+            self._migrate()
+            writing = self._engine.execution_options(writes=True)
+            with Session(writing, expire_on_commit=False) as session, session.begin():
+                yield session
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def _migrate(self) -> None:
+        if self._migrated:
+            return
+        with self._migrating:
+            if not self._migrated:
+                if self._url.drivername.startswith("sqlite"):
+                    _make_file(Path(self._url.database or ""))
+                with self._engine.execution_options(writes=True).begin() as connection:
+                    upgrade(connection)
+                self._migrated = True
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        failed = self._failed
+        if failed is not None and time.monotonic() - failed[0] < QUIET_S:
+            raise DatabaseUnavailable(failed[1])
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except (DBAPIError, PoolTimeoutError, OSError) as error:
+            message = f"the database does not answer ({self.shown}): {self._reason(error)}"
+            if failed is None:
+                logger.error("{}", message)
+            self._failed = time.monotonic(), message
+            raise DatabaseUnavailable(message) from None
+        if failed is not None:
+            self._failed = None
+            logger.info("the database answers again ({})", self.shown)
+
+    def _reason(self, error: Exception) -> str:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        lines = str(cause).strip().splitlines()
+        reason = lines[0] if lines else type(cause).__name__
+        password = self._url.password
+        return reason.replace(str(password), "***") if password else reason
+
+
+def _engine(url: URL) -> Engine:
+    arguments: dict[str, Any] = {"connect_timeout": TIMEOUT_S}
+    pool: dict[str, Any] = dict(_POOL)
+    if url.drivername.startswith("sqlite"):
+        arguments = {"timeout": TIMEOUT_S}
+    elif not url.drivername.startswith("postgresql"):
+        # as on the others: what was committed meanwhile is seen, and not what the first look has seen
+        pool["isolation_level"] = "READ COMMITTED"
+        arguments |= {"read_timeout": TIMEOUT_S, "write_timeout": TIMEOUT_S, "charset": "utf8mb4"}
+    try:
+        engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, **pool)
+    except ImportError as error:
+        raise MissingDependency(
+            f"EMBEDDING_DB_URL needs a package that this installation does not have ({error.name}): "
+            "pip install 'embedshare[database]'"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "do_connect", _connect_postgresql)
+    return engine
+
+
+def _connect_postgresql(_: object, record: object, given: tuple[Any], options: dict[str, Any]) -> Any:
+    from embedshare.database.postgresql import TimedConnection
+
+    return TimedConnection.connect(*given, **options)
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin below, not where sqlite3 guesses that they should
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(f"PRAGMA busy_timeout={TIMEOUT_S * 1000}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Who is to write takes the writer's place at once: a reader that turns writer is refused when another
+    has written meanwhile."""
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _make_file(path: Path) -> None:
+    """The file, for this user alone, before SQLite makes it for everybody."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        platforms.write_private(path, "")
+    except FileExistsError:
+        pass
+
+
+def _after_fork(reference: weakref.ref[Database]) -> None:
+    """The child has connections and a lock of its own: those of its parent are the parent's."""
+    database = reference()
+    if database is not None:
+        database._migrating = threading.Lock()
+        database._engine.dispose(close=False)

@@ -1,0 +1,47 @@
+"""The settings that a process takes from the database: opened, watched, changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from embedshare.database.database import Database
+from embedshare.database.last_known import LastKnown
+from embedshare.database.live import Live
+from embedshare.database.stored import SettingsStore
+from embedshare.database.watcher import Watcher
+
+
+class KeptSettings:
+    """`live`, kept what the database says; files of this user's are in `folder`.
+
+    What the database has is taken at once, and looked for again once `watcher.start` was called.
+    Raises InvalidSetting, MissingDependency.
+    """
+
+    def __init__(self, live: Live, folder: Path) -> None:
+        self.live = live
+        settings = live.settings
+        self.database = Database.open(settings, folder)
+        self.store = SettingsStore(self.database)
+        last_known = LastKnown(folder / f"settings-{settings.server_port}.json")
+        self.watcher = Watcher(self.store, live, last_known)
+        self.watcher.first_look()
+
+    @property
+    def status(self) -> Literal["connected", "disconnected"]:
+        """Whether the database answered when it was last asked."""
+        return self.database.status
+
+    def look(self) -> None:
+        """See Watcher.look."""
+        self.watcher.look()
+
+    def change(self, changes: Mapping[str, Any], who: str) -> None:
+        """See SettingsStore.change."""
+        self.store.change(changes, who)
+
+    def audit(self, limit: int) -> list[Any]:
+        """See SettingsStore.audit."""
+        return self.store.audit(limit)

@@ -1,0 +1,47 @@
+"""The database's settings as they were last seen, in a file beside the key, for a process that starts while
+the database is away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from loguru import logger
+
+from embedshare import platforms
+from embedshare.database import keys
+from embedshare.errors import InvalidSetting
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    version: int
+    values: dict[str, Any]
+
+
+class LastKnown:
+    """The file at `path`, which only its owner can read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> tuple[dict[str, Any], int] | None:
+        """Values by key and their version, where there is a file to be trusted."""
+        try:
+            if not platforms.only_owner_can_read(self.path):
+                logger.error("{} is not heeded: others can read or own it", self.path)
+                return None
+            kept = msgspec.json.decode(self.path.read_bytes(), type=_Kept)
+            return {key: keys.value_of(key, value) for key, value in kept.values.items()}, kept.version
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, InvalidSetting) as error:
+            logger.error("{} is not heeded: {}", self.path, error)
+            return None
+
+    def write(self, values: dict[str, Any], version: int) -> None:
+        """Keep what was seen."""
+        try:
+            platforms.replace_private(self.path, msgspec.json.encode(_Kept(version, values)))
+        except OSError as error:
+            logger.error("{} was not written: {}", self.path, error)

@@ -1,0 +1,55 @@
+"""The settings that hold in this process now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from embedshare.database import keys
+from embedshare.settings import Settings
+
+Source = Literal["environment", "database"]
+
+
+class Current(NamedTuple):
+    """The settings of one moment."""
+
+    settings: Settings
+    """What holds: the environment's, with the stored values in place of its own."""
+
+    stored: Mapping[str, Any]
+    """The database's values by key."""
+
+    version: int
+    source: Source
+
+
+class Live:
+    """Read by every request and changed by one thread; a reader needs no lock, since all changes at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._environment = settings
+        source: Source = "database" if settings.use_db_settings else "environment"
+        self.now = Current(settings, {}, 0, source)
+
+    @property
+    def settings(self) -> Settings:
+        return self.now.settings
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the HTTP routes give vectors of length 1."""
+        return self.now.settings.normalize
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """Web pages that may call from a browser."""
+        return self.now.settings.cors_origins
+
+    def with_stored(self, stored: Mapping[str, Any]) -> Settings:
+        """What would hold with these values in the database."""
+        return keys.with_values(self._environment, stored)
+
+    def take(self, stored: Mapping[str, Any], version: int) -> None:
+        """From now on these values hold."""
+        self.now = Current(self.with_stored(stored), stored, version, self.now.source)

@@ -1,0 +1,122 @@
+"""The settings in the database, and who changed which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from loguru import logger
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from embedshare.database import keys
+from embedshare.database.database import Database
+from embedshare.database.tables import Setting, SettingChange, SettingsVersion, now
+from embedshare.errors import InvalidSetting
+
+#: The longest name that is kept of who changed something.
+_MAX_WHO = 255
+
+
+class Stored(NamedTuple):
+    """What a look at the database has found."""
+
+    values: dict[str, Any]
+    """Valid values by key."""
+
+    invalid: dict[str, tuple[Any, str]]
+    """The values of other rows, and what is wrong with them."""
+
+    version: int
+
+
+class SettingsStore:
+    """The tables `settings`, `settings_audit` and `settings_version`.
+
+    Every method raises DatabaseUnavailable.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def read(self) -> Stored:
+        """All values, those too that were written past this program."""
+        with self.database.read() as session:
+            rows = session.execute(select(Setting.key, Setting.raw)).all()
+            version = session.execute(select(SettingsVersion.version)).scalar_one()
+        values, invalid = {}, {}
+        for key, raw in rows:
+            given = keys.decoded(raw)
+            try:
+                values[key] = keys.value_of(key, given)
+            except InvalidSetting as error:
+                if key in keys.FIELDS:  # else it is of another version of this program
+                    invalid[key] = given, error.message
+        return Stored(values, invalid, version)
+
+    def change(self, changes: Mapping[str, Any], who: str) -> None:
+        """Keep all of these values (of keys.value_of, or keys.DELETED), or none; what is changed by that is
+        audited."""
+        with self.database.write() as session:
+            self._begin(session)
+            lines = [
+                self._put(session, key, value, who, "delete" if value is keys.DELETED else "set", None)
+                for key, value in changes.items()
+            ]
+        _log(lines)
+
+    def roll_back(self, failed: Mapping[str, Any], to: Mapping[str, Any], who: str, reason: str) -> None:
+        """Put the keys of `failed` back to what `to` has of them, else away; of each only where the database
+        still has the value that failed."""
+        lines = []
+        with self.database.write() as session:
+            self._begin(session)
+            for key, value in failed.items():
+                if _value(session.get(Setting, key)) == value:
+                    lines.append(
+                        self._put(session, key, to.get(key, keys.DELETED), who, "rolled back", reason)
+                    )
+        _log(lines)
+
+    def audit(self, limit: int) -> list[SettingChange]:
+        """The latest changes, the last one first."""
+        with self.database.read() as session:
+            latest = select(SettingChange).order_by(SettingChange.id.desc()).limit(limit)
+            return list(session.scalars(latest))
+
+    def _begin(self, session: Session) -> None:
+        """A new version; its row's lock lets one writer at a time look and change."""
+        session.execute(update(SettingsVersion).values(version=SettingsVersion.version + 1))
+
+    def _put(
+        self, session: Session, key: str, value: Any, who: str, action: str, reason: str | None
+    ) -> SettingChange | None:
+        """The line of the audit; None where nothing is changed."""
+        found, who = session.get(Setting, key), who[:_MAX_WHO]
+        old = _value(found)
+        if old == value:
+            return None
+        if found is None:
+            session.add(Setting(key=key, raw=keys.encoded(value), updated_by=who))
+        elif value is keys.DELETED:
+            session.delete(found)
+        else:
+            found.raw, found.updated_by, found.updated_at = keys.encoded(value), who, now()
+        old, new = (None if each is keys.DELETED else each for each in (old, value))
+        line = SettingChange(key=key, changed_by=who, old=old, new=new, action=action, reason=reason)
+        session.add(line)
+        return line
+
+
+def _value(found: Setting | None) -> Any:
+    return keys.DELETED if found is None else keys.decoded(found.raw)
+
+
+def _log(lines: Iterable[SettingChange | None]) -> None:
+    for line in lines:
+        if line is not None:
+            why = f": {line.reason}" if line.reason else ""
+            logger.info(
+                "setting {}: {!r} to {!r} ({} by {}){}",
+                line.key, line.old, line.new, line.action, line.changed_by, why,
+            )  # fmt: skip

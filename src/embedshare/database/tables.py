@@ -1,0 +1,111 @@
+"""The tables, as SQLAlchemy maps them. What is changed here needs a migration (`migrations/versions`)."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import DateTime, MetaData, String, Text
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+#: What MySQL and MariaDB are to make tables as.
+MYSQL_OPTIONS = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time with its zone; the database keeps it in UTC, to the microsecond, without one."""
+
+    impl = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(timezone.utc).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=timezone.utc)
+
+
+class JsonText(TypeDecorator[Any]):
+    """Any value that JSON has, as its text; no value at all is NULL.
+
+    Not the databases' own JSON types: these sort keys, turn numbers into others, or are not there.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value, ensure_ascii=False)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+def now() -> datetime:
+    """The time as it is written into the tables."""
+    return datetime.now(timezone.utc)
+
+
+class Base(DeclarativeBase):
+    """Holds what the tables share."""
+
+    metadata = MetaData()
+    __table_args__: Any = MYSQL_OPTIONS
+
+
+class Setting(Base):
+    """A setting that holds in place of the environment's."""
+
+    __tablename__ = "settings"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    raw: Mapped[str] = mapped_column("value", Text)
+    """JSON; the text as it is, since operators may write into this table too."""
+
+    updated_at: Mapped[datetime] = mapped_column(UtcTime, default=now, onupdate=now)
+    updated_by: Mapped[str] = mapped_column(String(255))
+
+
+class SettingsVersion(Base):
+    """One row: a number that grows with each change of the settings, which is how others learn of it."""
+
+    __tablename__ = "settings_version"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int]
+
+
+class SettingChange(Base):
+    """What was changed, when and by whom; rows are only ever added."""
+
+    __tablename__ = "settings_audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    changed_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
+    changed_by: Mapped[str] = mapped_column(String(255))
+    key: Mapped[str] = mapped_column(String(64))
+    old: Mapped[Any | None] = mapped_column(JsonText)
+    new: Mapped[Any | None] = mapped_column(JsonText)
+    action: Mapped[str] = mapped_column(String(16))
+    """set, delete or rolled back."""
+
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class ApiKey(Base):
+    """A key that a caller of the HTTP routes shows; only its hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    key_hash: Mapped[str] = mapped_column(String(128), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JsonText, nullable=False)
+    created_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcTime)

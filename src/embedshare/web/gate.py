@@ -1,0 +1,134 @@
+"""Who may call what, and how often: asked before any view."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import cache
+from typing import Protocol
+
+from flask import Flask, Response, g, request
+
+from embedshare.api_keys import Caller
+from embedshare.errors import Forbidden, RateLimited, Unauthenticated
+from embedshare.web.keys import KeyRing
+
+#: Pages without their data, the description of all routes, and the health check: open to everybody.
+OPEN = frozenset(("health", "openapi.json", "docs", "docs/static", "dashboard", "dashboard/static", "search"))
+#: By the first part of a route, or its first two: the scopes of which a caller's key needs one. `admin`
+#: stands for all of them, and is needed for what is not here.
+NEEDED = {
+    **dict.fromkeys(("", "embed", "v1", "api", "info", "tokenize", "model"), ("embed",)),
+    **dict.fromkeys(("search", "index"), ("search",)),
+    **dict.fromkeys(("dashboard", "metrics", "load", "embedding"), ("metrics",)),
+    "embedding/health": ("embed", "metrics"),
+    "settings": ("settings",),
+}
+_NO_KEY = (
+    "this needs an API key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`; `service_manager.py keys "
+    "create` makes one"
+)
+_UNKNOWN_KEY = "the API key that came is not valid: it is mistyped, was revoked or has expired"
+_READING = ("GET", "HEAD")
+#: Of an IPv6 address the part that a network has: its hosts choose the rest as they like.
+_IPV6_NETWORK_BITS = 64
+
+
+class Rates(Protocol):
+    """Counts requests; raises RateLimited with its fields."""
+
+    def count(self, subject: str) -> None: ...
+    def redis_status(self) -> str: ...
+
+
+def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
+    """Let the callers of `ring` in alone, and count requests by `rates`; None does neither.
+
+    `g.caller_name` is the key's name from then on. What is open to everybody is not counted.
+    """
+
+    @app.before_request
+    def enter() -> None:
+        if request.method == "OPTIONS" or request.url_rule is None:
+            return
+        needed = scopes_for(request.url_rule.rule, request.method)
+        if needed is None:
+            return
+        key = None if ring is None else _key()
+        caller = None if ring is None else ring.find(key)
+        if rates is not None and (caller is None or caller.id is not None):
+            _count(rates, _network(request.remote_addr) if caller is None else f"key {caller.id}")
+        if ring is not None:
+            g.caller_name = _admitted(caller, key, needed).name
+
+    @app.after_request
+    def explain(response: Response) -> Response:
+        for name, value in g.get("explanation", {}).items():
+            response.headers[name] = value
+        return response
+
+
+@cache
+def scopes_for(route: str, method: str) -> tuple[str, ...] | None:
+    """The scopes of which a route, as Flask writes it, needs one; None where it is open to everybody."""
+    parts = route.strip("/").split("/")
+    first_two = "/".join(parts[:2])
+    if method in _READING and (first_two in OPEN or parts == ["docs"]):
+        return None
+    return NEEDED.get(first_two) or NEEDED.get(parts[0]) or ("admin",)
+
+
+def _key() -> str | None:
+    """The key that a request came with, in one of the headers that clients use.
+
+    Never from its address, which logs and browsers keep.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    return request.headers.get("X-API-Key") or request.headers.get("api-key")
+
+
+def _admitted(caller: Caller | None, key: str | None, needed: tuple[str, ...]) -> Caller:
+    """The caller, where the key is one and good for this.
+
+    Raises Unauthenticated, Forbidden; the headers that tell of it are those of RFC 6750.
+    """
+    if caller is None:
+        fault = "" if key is None else ', error="invalid_token"'
+        g.explanation = {"WWW-Authenticate": f'Bearer realm="embedshare"{fault}'}
+        raise Unauthenticated(_NO_KEY if key is None else _UNKNOWN_KEY)
+    if not caller.scopes.intersection(("admin", *needed)):
+        scopes = " or ".join(needed)
+        g.explanation = {
+            "WWW-Authenticate": f'Bearer realm="embedshare", error="insufficient_scope", scope="{needed[0]}"'
+        }
+        raise Forbidden(
+            f"the API key {caller.name!r} is not for this, which needs the scope {scopes}; it has "
+            f"{', '.join(sorted(caller.scopes))}",
+            scopes=list(needed),
+        )
+    return caller
+
+
+def _count(rates: Rates, subject: str) -> None:
+    try:
+        rates.count(subject)
+    except RateLimited as error:
+        limit, _, _ = error.fields["limit"].partition("/")
+        g.explanation = {
+            "RateLimit-Limit": limit,
+            "RateLimit-Remaining": "0",
+            "RateLimit-Reset": str(error.fields["retry_after_s"]),
+        }
+        raise
+
+
+def _network(address: str | None) -> str:
+    """Who is counted together: an IPv4 address, or a network of IPv6 addresses."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return "address unknown"
+    if parsed.version == 6:
+        parsed = ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False).network_address
+    return f"address {parsed}"

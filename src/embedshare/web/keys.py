@@ -1,0 +1,113 @@
+"""The API keys that are valid now, known to every worker within two seconds."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Set
+
+from loguru import logger
+
+from embedshare.api_keys import Caller, digest
+from embedshare.errors import DatabaseUnavailable
+
+#: The keys are read anew so often, in seconds: one that was made or revoked is known by then.
+REFRESH_S = 1.0
+#: Which keys were used is told so often, in seconds.
+TELL_S = 30.0
+#: The first request waits so long for the first reading, in seconds.
+PATIENCE_S = 3.0
+#: No key is longer; what is need not be digested.
+MOST_CHARS = 256
+
+
+class KeyRing:
+    """Callers by their keys' digests, read again and again in a thread of its own.
+
+    `read` gives those of the database, `fixed` those that need none, and `used` is told the ids of keys that
+    were shown lately; `read` and `used` may raise DatabaseUnavailable. While they do, the keys that were
+    known go on being valid.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Mapping[str, Caller]],
+        fixed: Callable[[], Mapping[str, Caller]] = dict,
+        used: Callable[[Set[int]], None] = lambda ids: None,
+    ) -> None:
+        self._read, self._fixed, self._tell = read, fixed, used
+        self._stored: Mapping[str, Caller] = {}
+        self._others: Mapping[str, Caller] = {}
+        self._current = False
+        self._first = threading.Event()
+        self._starting = threading.Lock()
+        self._pid: int | None = None
+        self._used: set[int] = set()
+
+    def start(self) -> None:
+        """Begin to read, in this process: a forked child has no thread that would, and begins by itself."""
+        if self._pid == os.getpid():
+            return
+        with self._starting:
+            if self._pid != os.getpid():
+                self._first = threading.Event()
+                threading.Thread(target=self._follow, name="embedshare-keys", daemon=True).start()
+                self._pid = os.getpid()
+
+    def find(self, key: str | None) -> Caller | None:
+        """Whose key this is; None where there is none, or it is nobody's, was revoked or has expired.
+
+        Raises DatabaseUnavailable for a key that is not known while the database is away, since it may be
+        valid.
+        """
+        self.start()
+        if key is None or len(key) > MOST_CHARS:
+            return None
+        self._first.wait(PATIENCE_S)
+        hashed = digest(key)
+        caller = self._others.get(hashed) or self._stored.get(hashed)
+        if caller is None and not self._current:
+            raise DatabaseUnavailable(
+                "the database with the API keys does not answer, and this key is not known"
+            )
+        if caller is None or (caller.expires_at is not None and time.time() >= caller.expires_at):
+            return None
+        if caller.id is not None:
+            self._used.add(caller.id)
+        return caller
+
+    def _follow(self) -> None:
+        told = time.monotonic()
+        while True:
+            self._refresh()
+            if self._used and time.monotonic() - told >= TELL_S:
+                told = time.monotonic()
+                self._tell_used()
+            time.sleep(REFRESH_S)
+
+    def _refresh(self) -> None:
+        first, was_current = not self._first.is_set(), self._current
+        self._others = self._fixed()
+        try:
+            self._stored, self._current = self._read(), True
+        except DatabaseUnavailable as error:
+            self._current = False
+            if first or was_current:
+                logger.warning("{}; API keys that are known go on being valid", error.message)
+        else:
+            if not first and not was_current:
+                logger.info("the API keys are read from the database again")
+            if first and not self._stored and not any("admin" in one.scopes for one in self._others.values()):
+                logger.warning(
+                    "this worker answers callers with an API key alone, and there is none: "
+                    "`service_manager.py keys create --name NAME --scopes embed` makes one"
+                )
+        self._first.set()
+
+    def _tell_used(self) -> None:
+        used, self._used = self._used, set()
+        try:
+            self._tell(used)
+        except DatabaseUnavailable:
+            self._used |= used

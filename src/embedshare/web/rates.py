@@ -1,0 +1,115 @@
+"""How often one caller may call, counted over all workers where they have a Redis."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import cast
+
+from limits import RateLimitItem, parse_many
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage, SlidingWindowCounterSupport
+from limits.strategies import SlidingWindowCounterRateLimiter
+from loguru import logger
+
+from embedshare.errors import RateLimited
+
+#: What Redis may take for an answer, in seconds. One that is away costs a request this twice, once.
+PATIENCE_S = 0.25
+#: A Redis that is away is asked this often whether it is back, in seconds.
+PROBE_EVERY_S = 1.0
+
+
+class Rates:
+    """Counts requests in sliding windows; thread-safe.
+
+    With `redis_url` the windows are in Redis and hold for all workers together. While it is away, and without
+    one, each process counts for itself.
+    """
+
+    def __init__(self, rates: str, redis_url: str | None = None) -> None:
+        """`rates` as EMBEDDING_RATE_LIMIT has them: `100/second;5000/hour`."""
+        self._items = sorted(parse_many(rates), key=lambda item: item.get_expiry())
+        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._redis = _over_redis(redis_url) if redis_url else None
+        self._counting = self._redis or self._own
+        self._changing = threading.Lock()
+
+    def count(self, subject: str) -> None:
+        """Count a request of `subject`'s.
+
+        Raises RateLimited where there were too many: such a request does not count.
+        """
+        counting = self._counting
+        try:
+            self._count(counting, subject)
+        except StorageError as error:
+            self._leave_redis(error)
+            self._count(self._own, subject)
+
+    def redis_status(self) -> str:
+        """`off`, `connected` or `disconnected`, as it was last known."""
+        if self._redis is None:
+            return "off"
+        return "connected" if self._counting is self._redis else "disconnected"
+
+    def _count(self, counting: SlidingWindowCounterRateLimiter, subject: str) -> None:
+        for item in self._items:
+            if not counting.hit(item, subject):
+                raise _refused(item, counting, subject)
+
+    def _leave_redis(self, error: StorageError) -> None:
+        with self._changing:
+            if self._counting is self._own:
+                return
+            self._counting = self._own
+        logger.warning("Redis is away ({}): this worker counts requests for itself", error.storage_error)
+        threading.Thread(target=self._wait_for_redis, name="embedshare-redis", daemon=True).start()
+
+    def _wait_for_redis(self) -> None:
+        assert self._redis is not None
+        while True:
+            time.sleep(PROBE_EVERY_S)
+            if self._redis.storage.check():
+                self._counting = self._redis
+                logger.info("Redis is back: all workers count requests together")
+                return
+
+
+def _over_redis(url: str) -> SlidingWindowCounterRateLimiter:
+    """Nothing is connected to before the first request."""
+    from redis.backoff import NoBackoff  # only who has a Redis
+    from redis.retry import Retry
+
+    storage = RedisStorage(
+        url, key_prefix="embedshare", wrap_exceptions=True,
+        socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S,
+        retry=Retry(NoBackoff(), 1),  # type: ignore[arg-type]  # for connections that Redis has forgotten
+    )  # fmt: skip
+    return SlidingWindowCounterRateLimiter(storage)
+
+
+def _refused(item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, subject: str) -> RateLimited:
+    wait_s = max(1, math.ceil(_wait_s(item, counting, subject)))
+    name = item.GRANULARITY.name
+    return RateLimited(
+        f"more came from one caller than the {item.amount:,} requests in one {name} that "
+        f"EMBEDDING_RATE_LIMIT allows; send the next in {wait_s} s",
+        retry_after_s=wait_s, limit=f"{item.amount}/{name}",
+    )  # fmt: skip
+
+
+def _wait_s(item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, subject: str) -> float:
+    """Seconds until one more request has room.
+
+    The last window's requests count by the part of it that is not yet a window ago: they fade first, and
+    when this window is over its own do.
+    """
+    storage = cast(SlidingWindowCounterSupport, counting.storage)
+    window_s, most = item.get_expiry(), item.amount - 1
+    last, last_s, now, now_s = storage.get_sliding_window(item.key_for(subject), window_s)
+    if last and now <= most:
+        return last_s - (most - now) * window_s / last
+    fading_s = window_s * (1 - most / now) if now else 0.0
+    return now_s % window_s + max(0.0, fading_s)

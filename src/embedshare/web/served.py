@@ -1,0 +1,127 @@
+"""The model as every API of a worker serves it: how it is asked, and by which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from embedshare.errors import UnknownModel
+from embedshare.identity import ModelDescription
+from embedshare.settings import ANY_NAME, Settings
+from embedshare.web.allowance import Allowance
+
+#: What a request is about: texts, or sequences of the model's own token ids.
+Inputs = list[str] | list[list[int]]
+#: Ollama's word for a model's newest version, which a name may or may not end with.
+LATEST = ":latest"
+
+
+class Embedded(Protocol):
+    """Vectors, (n, dimension), how many tokens were read for them, and the model that made them."""
+
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def description(self) -> ModelDescription: ...
+
+
+class Model(Protocol):
+    """What these routes ask of the model."""
+
+    def embed(
+        self,
+        inputs: Any,
+        *,
+        prompt_name: str | None,
+        normalize: bool,
+        dimensions: int | None,
+        truncate: bool,
+    ) -> Embedded: ...
+    def tokens(
+        self, texts: list[str], *, prompt_name: str | None, special_tokens: bool
+    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]: ...
+    def describe(self) -> ModelDescription: ...
+
+
+class Served:
+    """The model behind the APIs.
+
+    `normalize` tells whether vectors are made of length 1 where a request does not say and its API does not
+    promise it.
+    """
+
+    def __init__(
+        self, model: Model, settings: Settings, allowance: Allowance, normalize: Callable[[], bool]
+    ) -> None:
+        self._model = model
+        self._normalize = normalize
+        self._allowance = allowance
+        self._aliases = settings.model_aliases
+        self.max_texts = settings.max_texts
+        self.threads = settings.web_threads
+
+    def embed(
+        self,
+        inputs: Inputs,
+        *,
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> Embedded:
+        """The vectors; None for `normalize` leaves it to the worker.
+
+        Raises TooLarge for more than a request may ask for, and what the model raises.
+        """
+        self._allowance.check(inputs)
+        return self._model.embed(
+            inputs,
+            prompt_name=prompt_name,
+            normalize=self._normalize() if normalize is None else normalize,
+            dimensions=dimensions,
+            truncate=truncate,
+        )
+
+    def tokens(
+        self, texts: list[str], prompt_name: str | None, special_tokens: bool
+    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]:
+        """Every token of each text: id, text, whether it is special, start, stop."""
+        self._allowance.check(texts)
+        return self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)
+
+    @property
+    def description(self) -> ModelDescription:
+        """The model that answers."""
+        return self._model.describe()
+
+    @property
+    def short_name(self) -> str:
+        """The model's name without what is before its last slash."""
+        return _short(self.description.model_name)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the model is listed by, its own first."""
+        own = self.description.model_name
+        return list(dict.fromkeys([own, *(name for name in self._aliases if name != ANY_NAME)]))
+
+    def check_name(self, name: str) -> None:
+        """Raise UnknownModel where a request may not call the model so."""
+        if ANY_NAME in self._aliases:
+            return
+        allowed = [*self.names, self.short_name]
+        if name.removesuffix(LATEST) not in [one.removesuffix(LATEST) for one in allowed]:
+            raise UnknownModel(
+                f"the model {name[:100]!r} is not served here; served: {', '.join(dict.fromkeys(allowed))} "
+                "(EMBEDDING_MODEL_ALIASES adds names)"
+            )
+
+
+def _short(name: str) -> str:
+    """The last part of a name, or of the path of a folder."""
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name

@@ -1,0 +1,86 @@
+"""What text-embeddings-inference has beside `/embed`: what the model is, and its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response
+
+from embedshare import __version__
+from embedshare.web import body, errors, openapi
+from embedshare.web.embed import REFUSED
+from embedshare.web.errors import JSON
+from embedshare.web.served import Served
+
+
+class Info(msgspec.Struct):
+    """The model and the limits of this worker; `model_sha` is the model's identity."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
+
+
+class TokenizeRequest(msgspec.Struct):
+    """Texts to be told the tokens of."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class SimpleToken(msgspec.Struct):
+    """A token and the characters of the text that it stands for; none for a special one."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+def blueprint(served: Served) -> Blueprint:
+    """`GET /info` and `POST /tokenize`."""
+    routes = Blueprint("tei", __name__)
+    decoder = msgspec.json.Decoder(TokenizeRequest)
+
+    @routes.get("/info")
+    @openapi.describe({200: Info}, errors=errors.OF_THE_MODEL)
+    def info() -> Response:
+        """What the model is."""
+        described = served.description
+        return _json(
+            Info(
+                model_id=described.model_name,
+                model_sha=described.identity,
+                model_dtype=described.dtype,
+                model_type={"embedding": {}},
+                max_concurrent_requests=served.threads,
+                max_input_length=described.max_seq_length,
+                max_client_batch_size=served.max_texts,
+                auto_truncate=True,
+                version=__version__,
+            )
+        )
+
+    @routes.post("/tokenize")
+    @openapi.describe({200: list[list[SimpleToken]]}, errors=REFUSED, body=TokenizeRequest)
+    def tokenize() -> Response:
+        """The tokens of texts, none of which is cut."""
+        asked = body.read(decoder, '{"inputs": ["a text"]}', untyped=True)
+        texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+        told = served.tokens(texts, asked.prompt_name, asked.add_special_tokens)
+        return _json([[SimpleToken(*token) for token in one] for one in told])
+
+    return routes
+
+
+def _json(answer: Any) -> Response:
+    return Response(msgspec.json.encode(answer), content_type=JSON)

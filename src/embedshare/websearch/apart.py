@@ -1,0 +1,219 @@
+"""Work on what strangers sent, in a child process: what crashes, hangs or fills the memory there ends that
+process, and the worker goes on.
+
+lxml crashes now and then where several threads use it (github.com/adbar/trafilatura, issues 840 and 925), and
+a page of two megabytes can be written so that reading it takes minutes; a thread cannot be ended, a process
+can. `multiprocessing`, and what builds on it, is no way to start one here: to spawn would run the worker's
+own script again, to fork would copy the locks of its threads, and it reads pickles, by which a child that was
+taken over would take over the worker. A child costs the start of an interpreter, and ends when it has had
+nothing to do for a minute.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib.util
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from loguru import logger
+
+from embedshare import children, platforms
+
+#: A child without work ends after so long.
+IDLE_S = 60.0
+#: A child ends itself after so long with one piece of work: its parent, which would be quicker, is gone.
+ORPHANED_S = 60.0
+#: Memory that a child may take, where the system holds it to a limit.
+MEMORY_BYTES = 1 << 30
+#: A longer message is none of ours: a page has two megabytes.
+LONGEST = 16 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class Lost(Exception):
+    """There is no answer: the child did not start, ended, or was ended when its time was over."""
+
+
+def require(package: str) -> None:
+    """Raises ImportError where a package that the child needs is not installed; nothing is imported."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"there is no package {package}", name=package)
+
+
+class Apart:
+    """At most `at_once` children, each of which does one piece of work at a time. Thread-safe.
+
+    `module` is what a child runs as its main module; it calls `serve`.
+    """
+
+    def __init__(self, module: str, at_once: int) -> None:
+        self._module = module
+        self._places = threading.BoundedSemaphore(at_once)
+        self._idle: deque[_Child] = deque()
+
+    def prepare(self) -> None:
+        """Start a child where none is waiting or working: there will be work when it is ready."""
+        if self._places.acquire(blocking=False):
+            try:
+                self._idle.append(self._child())
+            except OSError:
+                pass  # who asks it for work will be told
+            finally:
+                self._places.release()
+
+    def do(self, work: bytes, deadline: float, limit_s: float) -> bytes:
+        """The child's answer, by the moment `deadline` of `time.monotonic()`; the work itself may take
+        `limit_s` of that. Raises Lost."""
+        if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Lost("no process was free in time")
+        try:
+            return self._done(work, deadline, limit_s)
+        finally:
+            self._places.release()
+
+    def _done(self, work: bytes, deadline: float, limit_s: float) -> bytes:
+        while True:
+            try:
+                child = self._child()
+            except OSError as error:
+                raise Lost(f"no process could be started: {error}") from None
+            worked, until = child.worked, deadline
+            try:
+                if not worked:
+                    child.wait_until_ready(deadline)
+                until = min(deadline, time.monotonic() + limit_s)
+                answer = child.do(work, until)
+            except (OSError, EOFError):
+                code = child.end()
+                if time.monotonic() >= until:
+                    raise Lost("it took too long") from None
+                logger.warning("a process for what strangers sent ended with code {}", code)
+                if worked:
+                    continue  # idle for too long at this moment, or broken by what came before
+                raise Lost(f"it ended the process with code {code}") from None
+            except BaseException:
+                child.end()
+                raise
+            self._idle.append(child)
+            return answer
+
+    def _child(self) -> _Child:
+        """One that waits, else a new one."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.runs:
+                return child
+            child.end()
+        return _Child(self._module)
+
+
+class _Child:
+    def __init__(self, module: str) -> None:
+        self.worked = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": children.python_path(), "PYTHONSAFEPATH": "1"},
+            **platforms.own_process_group(),
+        )
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_until_ready(self, deadline: float) -> None:
+        """Raises OSError or EOFError where it ended, or the deadline ended it."""
+        self._exchange(None, deadline)
+
+    def do(self, work: bytes, deadline: float) -> bytes:
+        """Raises OSError or EOFError where it ended, or the deadline ended it."""
+        self.worked = True
+        return self._exchange(work, deadline)
+
+    def _exchange(self, work: bytes | None, deadline: float) -> bytes:
+        # A pipe has no timeout on every system; that its other end dies wakes its reader on all.
+        ending = threading.Timer(max(0.0, deadline - time.monotonic()), self._process.kill)
+        ending.daemon = True
+        ending.start()
+        try:
+            if work is not None:
+                _send(self._process.stdin, work)
+            answer = _receive(self._process.stdout)
+        finally:
+            ending.cancel()
+        if answer is None:
+            raise EOFError
+        return answer
+
+    def end(self) -> int:
+        """Its exit code."""
+        self._process.kill()
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return code
+
+
+def serve(work: Callable[[bytes], bytes]) -> None:
+    """The child's side: answers until its parent closes its input, or lets it wait for IDLE_S.
+
+    An exception of `work` ends the child, as a crash would.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer, which closes our input
+    platforms.limit_own_memory(MEMORY_BYTES)
+    asked, answers = (os.fdopen(os.dup(end), mode, 0) for end, mode in ((0, "rb"), (1, "wb")))
+    os.dup2(2, 1)  # what libraries print is no answer
+    _send(answers, b"")  # ready: the imports are done
+    while True:
+        _end_after(IDLE_S)
+        message = _receive(asked)
+        if message is None:
+            return
+        _end_after(ORPHANED_S)
+        _send(answers, work(message))
+
+
+def _end_after(seconds: float) -> None:
+    """From a thread of C's, which needs no turn of Python's."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+
+
+def _send(pipe: Any, message: bytes) -> None:
+    for part in (_LENGTH.pack(len(message)), message):
+        left = memoryview(part)
+        while left:
+            left = left[pipe.write(left) :]
+
+
+def _receive(pipe: Any) -> bytes | None:
+    """None where the other end has closed."""
+    head = _read(pipe, _LENGTH.size)
+    if head is None:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > LONGEST:
+        raise OSError(f"a message of {length:,} bytes")
+    return _read(pipe, length)
+
+
+def _read(pipe: Any, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = pipe.read(min(size - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,67 @@
+"""Public search engines' answers, in a process apart: ddgs reads them with lxml in several threads."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from embedshare.errors import SearchFailed
+from embedshare.websearch import apart
+from embedshare.websearch.result import Result
+
+#: Searches of one worker that ask at once.
+AT_ONCE = 4
+
+
+class _Question(msgspec.Struct):
+    query: str
+    limit: int
+    timeout_s: int
+    """Of each request of the library's, of which one may follow another."""
+
+
+class _Answer(msgspec.Struct):
+    results: list[Result]
+    failure: str | None = None
+
+
+class Asking:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        apart.require("ddgs")
+        self._apart = apart.Apart(__name__, AT_ONCE)
+
+    def results(self, query: str, limit: int, limit_s: float) -> list[Result]:
+        """At most about `limit` links within `limit_s` seconds. Raises SearchFailed."""
+        question = _Question(query, limit, max(1, int(limit_s / 3)))
+        try:
+            told = self._apart.do(msgspec.msgpack.encode(question), time.monotonic() + limit_s, limit_s)
+            answer = msgspec.msgpack.decode(told, type=_Answer)
+        except (apart.Lost, msgspec.DecodeError) as error:
+            raise SearchFailed(f"no search engine answered: {error}") from None
+        if answer.failure is not None:
+            raise SearchFailed(f"no search engine answered: {answer.failure}")
+        return answer.results
+
+
+def main() -> None:
+    """The process apart."""
+    import ddgs
+    from ddgs.exceptions import DDGSException
+
+    def ask(question: _Question) -> _Answer:
+        try:
+            with ddgs.DDGS(timeout=question.timeout_s) as engines:
+                found = engines.text(question.query, max_results=question.limit)
+        except DDGSException as error:
+            return _Answer([], None if str(error) == "No results found." else str(error))
+        links = (Result(one.get("href", ""), one.get("title", ""), one.get("body", "")) for one in found)
+        return _Answer(list(links))
+
+    apart.serve(lambda message: msgspec.msgpack.encode(ask(msgspec.msgpack.decode(message, type=_Question))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What a web worker is handed: its callers' keys, their rates, and settings that may change while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from loguru import logger
+
+from embedshare.api_keys import Caller, digest
+from embedshare.database.changes import SettingsChanges
+from embedshare.database.live import Live
+from embedshare.errors import EmbedshareError, InvalidSetting, PortUnavailable, missing_database
+from embedshare.ipc import authkey, codec
+from embedshare.settings import Settings
+from embedshare.web.gate import Rates
+from embedshare.web.keys import KeyRing
+
+
+class Model(Protocol):
+    """What is asked of the worker's client here."""
+
+    def client_stats(self) -> dict[str, Any]: ...
+    def swap_model(self, model_name: str, *, how: codec.ModelSettings) -> dict[str, Any]: ...
+
+
+def key_ring(settings: Settings) -> KeyRing | None:
+    """The API keys of the database, of EMBEDDING_ADMIN_KEY_FILE, and of who holds the model server's key."""
+    if not settings.asks_for_keys:
+        return None
+    try:
+        from embedshare.database.api_keys import Keys
+        from embedshare.database.database import Database  # SQLAlchemy, for who asks for keys
+    except ImportError as error:
+        raise missing_database(error) from None
+
+    administrator = {}
+    if settings.admin_key_file is not None:
+        key = authkey.handed_in(Path(settings.admin_key_file), "EMBEDDING_ADMIN_KEY_FILE")
+        administrator[digest(key)] = Caller("EMBEDDING_ADMIN_KEY_FILE", frozenset({"admin"}))
+
+    def without_database() -> dict[str, Caller]:
+        try:
+            operator = digest(authkey.operator_key(authkey.client_key(settings)))
+        except EmbedshareError:  # there is no such key yet
+            return administrator
+        return {**administrator, operator: Caller("operator", frozenset({"metrics"}))}
+
+    keys = Keys(Database.open(settings, authkey.key_file(settings).parent))
+    return KeyRing(keys.valid, without_database, keys.used)
+
+
+def rates(settings: Settings) -> Rates | None:
+    """What counts callers' requests, where the settings bound them."""
+    if not settings.rate_limit:
+        return None
+    from embedshare.web.rates import Rates  # with its libraries, for who counts
+
+    return Rates(settings.rate_limit, settings.redis_url)
+
+
+def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
+    """What `/settings` does; where a database keeps the settings, it is looked at from now on."""
+    live = Live(settings)
+
+    def apply_model(wanted: Settings, version: int) -> None:
+        how = codec.ModelSettings(wanted.device, wanted.max_batch_size, wanted.model_cache_dir, version)
+        model.swap_model(wanted.model_name, how=how)
+
+    if not settings.use_db_settings:
+        return SettingsChanges(live, None, apply_model)
+    try:
+        from embedshare.database.kept import KeptSettings
+    except ImportError as error:
+        raise missing_database(error) from None
+    kept = KeptSettings(live, authkey.key_file(settings).parent)
+    changes = SettingsChanges(live, kept, apply_model)
+    kept.watcher.start(lambda before, found: move(changes))
+    return changes
+
+
+def move(changes: SettingsChanges) -> None:
+    """Listen where the settings say now, where this process may."""
+    wanted = changes.live.settings
+    address = wanted.web_host, wanted.web_port
+    if changes.listener is None or address in (changes.listener.address, changes.refused_address):
+        return
+    try:
+        changes.listener.prepare(*address)(True)
+    except (PortUnavailable, InvalidSetting) as error:
+        changes.refused_address = address
+        logger.error("{}; it goes on at {}:{}", error.message, *changes.listener.address)
+
+
+def server_state(model: Model) -> str:
+    """How the model server is, as the last call found it, since a health check waits for nothing: `unknown`
+    before the first, `off` where none is used."""
+    stats = model.client_stats()
+    if stats["state"] == "local":
+        return "off"
+    if stats["state"] == "connecting" and not stats["calls"]:
+        return "unknown"
+    return "connected" if stats["state"] == "connected" else "disconnected"

@@ -1,0 +1,118 @@
+"""How often one caller may call: over workers, over a Redis that goes away, and in what is said of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from loguru import logger
+
+from embedshare.errors import RateLimited
+from embedshare.web.rates import PATIENCE_S, Rates
+from tests.processes import wait_for
+from tests.redis_server import RedisServer, needs_redis
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="INFO")
+    yield lines
+    logger.remove(sink)
+
+
+def let_through(rates: Rates, subject: str, tries: int) -> int:
+    count = 0
+    for _ in range(tries):
+        try:
+            rates.count(subject)
+        except RateLimited:
+            continue
+        count += 1
+    return count
+
+
+def test_as_many_as_are_allowed_go_through_and_each_caller_has_them() -> None:
+    rates = Rates("5/minute;100/hour")
+    assert let_through(rates, "one", 20) == 5
+    assert let_through(rates, "another", 3) == 3
+    assert rates.redis_status() == "off"
+
+
+def test_who_waits_as_long_as_is_said_goes_through() -> None:
+    rates = Rates("4/second")
+    let_through(rates, "one", 4)
+    with pytest.raises(
+        RateLimited, match="more came from one caller than the 4 requests in one second"
+    ) as caught:
+        rates.count("one")
+    assert caught.value.fields["limit"] == "4/second"
+    assert 1 <= caught.value.fields["retry_after_s"] <= 2
+    time.sleep(caught.value.fields["retry_after_s"])
+    rates.count("one")
+
+
+def test_a_refused_request_does_not_count_and_the_longer_limit_holds_too() -> None:
+    rates = Rates("3/second;5/hour")
+    assert let_through(rates, "one", 50) == 3
+    wait_for(lambda: let_through(rates, "one", 1), 5, "room in the next second")
+    wait_for(lambda: let_through(rates, "one", 1), 5, "room in the next second")
+    with pytest.raises(RateLimited) as caught:
+        wait_for(lambda: rates.count("one"), 3, "no room in this hour")
+    while caught.value.fields["limit"] == "3/second":
+        time.sleep(0.3)
+        with pytest.raises(RateLimited) as caught:
+            rates.count("one")
+    assert caught.value.fields["limit"] == "5/hour"
+    assert caught.value.fields["retry_after_s"] > 60
+
+
+@needs_redis
+def test_two_processes_count_together_over_redis(redis: RedisServer) -> None:
+    one, another = Rates("10/minute", redis.url), Rates("10/minute", redis.url)
+    assert let_through(one, "caller", 6) + let_through(another, "caller", 20) == 10
+    assert let_through(one, "caller", 5) == 0
+    assert one.redis_status() == another.redis_status() == "connected"
+
+
+@needs_redis
+def test_while_redis_is_away_each_counts_for_itself_and_comes_back(
+    redis: RedisServer, said: list[str]
+) -> None:
+    rates = Rates("10/minute", redis.url)
+    assert let_through(rates, "lonely", 4) == 4
+    redis.kill()
+    began = time.monotonic()
+    assert let_through(rates, "lonely", 20) == 10
+    assert time.monotonic() - began < 2
+    assert rates.redis_status() == "disconnected"
+    redis.start()
+    wait_for(lambda: rates.redis_status() == "connected", 10, "the return to Redis")
+    assert let_through(rates, "lonely", 20) == 10  # of the new Redis, which is empty
+    assert len([line for line in said if "Redis is away" in line]) == 1
+    assert len([line for line in said if "Redis is back" in line]) == 1
+
+
+@needs_redis
+def test_a_redis_that_hangs_holds_nobody_up_twice(redis: RedisServer) -> None:
+    rates = Rates("10/minute", redis.url)
+    rates.count("patient")
+    redis.stop()
+    try:
+        began = time.monotonic()
+        rates.count("patient")
+        assert time.monotonic() - began < 2 * PATIENCE_S + 1
+        began = time.monotonic()
+        assert let_through(rates, "patient", 9) == 9
+        assert time.monotonic() - began < PATIENCE_S
+    finally:
+        redis.go_on()
+    wait_for(lambda: rates.redis_status() == "connected", 10, "the return to Redis")

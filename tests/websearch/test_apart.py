@@ -1,0 +1,216 @@
+"""Work in a process that may crash, hang, fill the memory or be killed: real processes, real pages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+
+from embedshare.errors import FetchFailed
+from embedshare.settings import Settings
+from embedshare.websearch.apart import Apart, Lost
+from embedshare.websearch.page import Page
+from embedshare.websearch.parsing import Parser
+from embedshare.websearch.pipeline import WebSearch
+from embedshare.websearch.result import Result
+from tests.processes import ROOT, SRC, environment, wait_for
+from tests.websearch.site import Quiet, serving
+
+LIMIT_S = 60.0
+#: Two megabytes that the parser works at for longer than PARSE_S: each line is moved past those before it.
+FOR_EVER = b"<p>" + b"<b><p>" * 330_000
+ARTICLE = "<p>The mill stands at the river and grinds corn. It was built of oak in the year 1701.</p>" * 8
+
+
+@pytest.fixture(autouse=True)
+def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def troubled() -> Apart:
+    return Apart("tests.websearch.troubled", at_once=2)
+
+
+def do(process: Apart, work: str, limit_s: float = LIMIT_S) -> str:
+    return process.do(work.encode(), time.monotonic() + LIMIT_S, limit_s).decode()
+
+
+def test_one_process_does_one_piece_of_work_after_another(troubled: Apart) -> None:
+    first = do(troubled, "pid")
+    assert do(troubled, "say äöü") == "äöü"
+    assert do(troubled, "print not an answer") == "printed"
+    assert do(troubled, f"say {'x' * 3_000_000}") == "x" * 3_000_000
+    assert do(troubled, "pid") == first
+
+
+@pytest.mark.parametrize("work", ["crash", "fill", "flood", "unknown"])
+def test_who_ends_the_process_loses_and_the_next_has_another(troubled: Apart, work: str) -> None:
+    if work == "fill" and sys.platform != "linux":
+        pytest.skip("only Linux holds a process to a limit of memory")
+    first = do(troubled, "pid")
+    with pytest.raises(Lost, match="ended the process"):
+        do(troubled, work)
+    assert do(troubled, "pid") != first
+
+
+def test_who_takes_too_long_is_ended(troubled: Apart) -> None:
+    child = int(do(troubled, "pid"))
+    began = time.monotonic()
+    with pytest.raises(Lost, match="too long"):
+        do(troubled, "hang", limit_s=0.5)
+    assert time.monotonic() - began < LIMIT_S / 2
+    assert not psutil.pid_exists(child)
+    assert do(troubled, "say again") == "again"
+
+
+def test_a_process_that_ended_while_it_waited_costs_nothing(troubled: Apart) -> None:
+    psutil.Process(int(do(troubled, "pid"))).kill()
+    assert do(troubled, "say well") == "well"
+
+
+def test_no_more_processes_than_allowed_and_who_waits_too_long_is_told(troubled: Apart) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        pids = set(threads.map(lambda _: do(troubled, "pid"), range(40)))
+    assert 1 <= len(pids) <= 2
+
+    def hang() -> None:
+        with pytest.raises(Lost, match="too long"):
+            do(troubled, "hang", 1.0)
+
+    hung = [threading.Thread(target=hang) for _ in range(2)]
+    for thread in hung:
+        thread.start()
+    wait_for(lambda: not troubled._idle, LIMIT_S, "both processes at work")
+    with pytest.raises(Lost, match="free in time"):
+        troubled.do(b"say late", time.monotonic() + 0.2, LIMIT_S)
+    for thread in hung:
+        thread.join()
+    assert do(troubled, "say early") == "early"
+
+
+def test_a_program_that_is_not_there_is_told() -> None:
+    with pytest.raises(Lost, match="code 1"):
+        do(Apart("tests.websearch.no_such_module", 1), "say hello")
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_process_ends_with_its_parent() -> None:
+    parent = (
+        "import os, time\n"
+        "from embedshare.websearch.apart import Apart\n"
+        "process = Apart('tests.websearch.troubled', 1)\n"
+        "print(process.do(b'pid', time.monotonic() + 60, 60).decode(), flush=True)\n"
+        "os._exit(1)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", parent],
+        env=environment(PYTHONPATH=os.pathsep.join([str(SRC), str(ROOT)])),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    child = int(said.stdout)
+    wait_for(lambda: not psutil.pid_exists(child), LIMIT_S / 2, "the end of an orphan")
+
+
+def test_a_process_ends_when_it_has_had_nothing_to_do(
+    troubled: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TROUBLED_IDLE_S", "0.5")
+    child = psutil.Process(int(do(troubled, "pid")))
+    wait_for(lambda: ended(child), LIMIT_S / 2, "the end of the idle process")
+    assert do(troubled, "say well") == "well"
+
+
+@pytest.fixture(scope="module")
+def parser() -> Parser:
+    parser = Parser()
+    parser.prepare()
+    return parser
+
+
+def page(content: bytes) -> Page:
+    return Page("http://site.test/", content, "text/html", "utf-8")
+
+
+def test_a_page_is_read_apart(parser: Parser) -> None:
+    document = parser.readable(
+        page(f"<html><title>Mills</title><body>{ARTICLE}".encode()), time.monotonic() + LIMIT_S
+    )
+    assert document.title == "Mills"
+    assert "built of oak" in document.text
+
+
+def test_a_page_that_takes_for_ever_is_left_and_the_next_is_read(parser: Parser) -> None:
+    with pytest.raises(FetchFailed, match="too long"):
+        parser.readable(page(FOR_EVER), time.monotonic() + 1.0)
+    assert parser.readable(page(ARTICLE.encode()), time.monotonic() + LIMIT_S).text
+
+
+class Site(Quiet):
+    """Three pages worth reading, and one that is never done."""
+
+    def do_GET(self) -> None:
+        self.send(FOR_EVER if self.path == "/hostile" else f"{ARTICLE}{self.path}".encode())
+
+
+class Links:
+    """An engine that knows its answer."""
+
+    def __init__(self, *links: str) -> None:
+        self._links = links
+
+    def search(self, query: str, limit: int) -> list[Result]:
+        return [Result(link) for link in self._links]
+
+
+def flat(texts: list[str]) -> np.ndarray:
+    return np.arange(len(texts), dtype=np.float32).reshape(-1, 1)
+
+
+def own_parsers() -> list[psutil.Process]:
+    mine = psutil.Process().children()
+    return [each for each in mine if "embedshare.websearch.parsing" in " ".join(each.cmdline())]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_search_survives_a_page_that_hangs_or_kills_its_reader(
+    monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """The hostile page comes alone first (max_concurrent=1), so that all others stand behind it."""
+    monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", LIMIT_S / 2 if killed else 1.0)
+    before = set(own_parsers())
+    with serving(Site) as port:
+        site = f"http://127.0.0.1:{port}"
+        links = [f"{site}/{name}" for name in ("hostile", "a", "b", "c")]
+        settings = Settings(fetch_allowed_hosts=f"127.0.0.1:{port}")
+        search = WebSearch(settings, Links(*links), page_s=LIMIT_S, total_s=LIMIT_S)
+
+        def kill() -> None:
+            def busy() -> list[psutil.Process]:
+                found = set(own_parsers()) - before
+                return [each for each in found if each.cpu_times().user > 0.6]
+
+            wait_for(busy, LIMIT_S, "a process that reads the page")[0].kill()
+
+        killer = threading.Thread(target=kill)
+        if killed:
+            killer.start()
+        assert search.search("mills", flat, max_concurrent=1).urls == links[1:]
+        if killed:
+            killer.join()
+            monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", 1.0)
+        assert search.search("mills", flat).urls == links[1:]

@@ -1,0 +1,34 @@
+"""A process apart for tests: its work is a word that says what is to happen."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from embedshare.websearch import apart
+
+
+def work(message: bytes) -> bytes:
+    match message.decode().partition(" "):
+        case "say", _, said:
+            return said.encode()
+        case "pid", _, _:
+            return str(os.getpid()).encode()
+        case "print", _, said:
+            os.write(1, said.encode())
+            return b"printed"
+        case "crash", _, _:
+            os.abort()
+        case "hang", _, _:
+            while True:
+                time.sleep(1)
+        case "fill", _, _:
+            return b"%d" % len(bytes(apart.MEMORY_BYTES + (1 << 20)))
+        case "flood", _, _:
+            return bytes(apart.LONGEST + 1)
+    raise ValueError(message)
+
+
+if __name__ == "__main__":
+    apart.IDLE_S = float(os.environ.get("TROUBLED_IDLE_S", apart.IDLE_S))
+    apart.serve(work)
