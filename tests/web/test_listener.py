@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
@@ -18,6 +19,7 @@ from waitress.server import BaseWSGIServer
 
 from app import create_app
 from embeddingClient import EmbeddingClient
+from embedshare.errors import InvalidSetting
 from embedshare.settings import Settings
 from embedshare.web import listener
 from tests.processes import free_port
@@ -116,7 +118,7 @@ def test_a_length_beside_chunks_does_not_count(worker: Worker) -> None:
         connection.sendall(both + b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")
         answers = everything(connection)
     assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b"HTTP/1.1 ") == 2
-    assert answers.endswith(b'{"status":"ok"}\n')
+    assert json.loads(answers.splitlines()[-1])["status"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -134,15 +136,41 @@ def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """The port of a worker in this process, which gives a request a second to arrive."""
     monkeypatch.setattr(listener, "ARRIVAL_S", 1.0)
     settings = Settings(web_port=free_port(), web_threads=2)
-    server = listener.listen(create_app(model, settings), settings)
+    listening = listener.Listening(create_app(model, settings), settings)
+    server = listening._server
     assert isinstance(server, BaseWSGIServer)
-    serving = threading.Thread(target=server.run)
+    serving = threading.Thread(target=listening.run)
     serving.start()
     yield settings.web_port
     server.close()
     server.asyncore.close_all(server._map)
     serving.join(30)
     server.task_dispatcher.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        (Settings(), "EMBEDDING_API_KEYS"),
+        (Settings(api_keys="off"), "EMBEDDING_WEB_SEARCH"),
+        (Settings(api_keys="off", web_search="false"), None),
+    ],
+)
+def test_a_worker_that_runs_is_not_moved_where_others_may_call(
+    model: EmbeddingClient, settings: Settings, refused: str | None
+) -> None:
+    """From loopback, where nobody shows a key, to every address of the machine."""
+    settings = dataclasses.replace(settings, web_port=free_port())
+    listening = listener.Listening(create_app(model, settings), settings)
+    try:
+        if refused is None:
+            listening.prepare("0.0.0.0", free_port())(False)
+        else:
+            with pytest.raises(InvalidSetting, match=refused):
+                listening.prepare("0.0.0.0", free_port())
+        assert listening.address == ("127.0.0.1", settings.web_port)
+    finally:
+        listening._server.close()
 
 
 def test_who_sends_slower_than_a_request_may_arrive_is_cut_off(impatient: int) -> None:
