@@ -92,12 +92,9 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
     environment = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}
     settings = Settings.load({**environment, "EMBEDDING_FALLBACK": "none"}, dotenv=folder / "no.env")
     with EmbeddingClient(settings=settings) as client:
-        texts = _texts(count + QUERIES)
-        rows = _vectors(client, texts, kept)
-        queries, rows = rows[:QUERIES], np.ascontiguousarray(rows[QUERIES:])
-        asked = texts[:QUERIES]
-        for text in asked:
-            client.encode(text)  # the runtime has met the lengths
+        asked = corpus.load().queries[:QUERIES]
+        rows = _vectors(client, count, kept)
+        queries = np.stack([client.encode(text) for text in asked])  # the runtime has met the lengths
         before_mb = _server_mb(server)
         metadata = [{"id": number, "url": "", "content": ""} for number in range(len(rows))]
         identity = client.describe().identity
@@ -133,16 +130,18 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
             EXACT: lambda text: exact.search(client.encode(text)[None], AT),
         }
         took: dict[str, list[float]] = {name: [] for name in ways}
-        for text in asked:  # by turns, so that whatever the machine does befalls all of them
-            for name, way in ways.items():
-                began = time.perf_counter()
-                way(text)
-                took[name].append((time.perf_counter() - began) * 1e3)
+        for turn, text in enumerate(asked):  # by turns, so that whatever the machine does befalls all of them
+            names = [ENCODE, SHARED, GRAPH]
+            for name in names[turn % 3 :] + names[: turn % 3]:
+                took[name].append(_milliseconds(ways[name], text))
+        for text in asked:  # by itself: its threads spin on for a while, and would take the others' processor
+            took[EXACT].append(_milliseconds(ways[EXACT], text))
         index.save(folder / "shared")
         faiss.write_index(graph, str(folder / "own"))
         memory = {kind: _workers_mb(kind, folder / kind, asked[0], environment) for kind in ("shared", "own")}
         return {
             "vectors": list(rows.shape),
+            "queries": len(asked),
             "workers": WORKERS,
             "kind": described["kind"],
             "own_effort": graph.hnsw.efSearch,
@@ -162,6 +161,12 @@ def _recall(found: Sequence[Sequence[int]], truth: np.ndarray) -> float:
     return statistics.mean(len(set(a) & set(b)) / AT for a, b in zip(found, truth.tolist(), strict=True))
 
 
+def _milliseconds(way: Callable[[str], object], text: str) -> float:
+    began = time.perf_counter()
+    way(text)
+    return (time.perf_counter() - began) * 1e3
+
+
 def _texts(count: int) -> list[str]:
     """Paragraphs of the standard library and of all installed packages; the same order each time here."""
     found: dict[str, None] = {}
@@ -178,13 +183,13 @@ def _texts(count: int) -> list[str]:
     return list(itertools.islice(endless, count))
 
 
-def _vectors(client: Any, texts: list[str], kept: Path | None) -> np.ndarray:
+def _vectors(client: Any, count: int, kept: Path | None) -> np.ndarray:
     if kept is not None and kept.is_file():
         rows: np.ndarray = np.load(kept, allow_pickle=False)
-        if len(rows) == len(texts):
+        if len(rows) == count:
             return rows
-    print(f"embedding {len(texts):,} paragraphs", file=sys.stderr)
-    rows = client.encode(texts, show_progress_bar=sys.stderr.isatty())
+    print(f"embedding {count:,} paragraphs", file=sys.stderr)
+    rows = client.encode(_texts(count), show_progress_bar=sys.stderr.isatty())
     if kept is not None:
         np.save(kept, rows)
     return rows
