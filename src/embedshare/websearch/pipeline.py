@@ -33,9 +33,9 @@ Read = Callable[[str, float], Document]
 MAX_LINKS = 6
 #: Sources in an answer, each with its best passage.
 SOURCES = 3
-#: What a page's first passage counts beside its best one when the sources are chosen: a page that is about
-#: the question says so, and of a long page some passage is always near by chance.
-OPENING_WEIGHT = 0.3
+#: The beginning of a page, which stands for all of it. A source is chosen by its best passage and by its page,
+#: alike: of a long page some passage is near by chance, and a page that is about the question says so first.
+HEAD_CHARS = 2000
 #: Characters of a passage that the context shows.
 SHOWN_CHARS = 800
 
@@ -219,20 +219,21 @@ def rank(
     if not candidates:
         return [], []
     titles = [document.title or result.title for result, document in documents]
+    whole = [(number, documents[number][1].text[:HEAD_CHARS]) for number in dict(candidates)]
     # With its page's title a passage says what it is about, which few passages repeat.
-    rows = embed([query, *(f"{titles[number]}\n{text}".strip() for number, text in candidates)])
-    distances = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
-    openings: dict[int, float] = {}
-    for (number, _), distance in zip(candidates, distances, strict=True):
-        openings.setdefault(number, float(distance))
+    texts = [f"{titles[number]}\n{text}".strip() for number, text in [*whole, *candidates]]
+    rows = embed([query, *texts])
+    near = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
+    of_pages = {number: float(distance) for (number, _), distance in zip(whole, near, strict=False)}
+    distances = near[len(whole) :]
     best: dict[int, Passage] = {}
-    others: dict[int, list[Passage]] = {number: [] for number in openings}
+    others: dict[int, list[Passage]] = {number: [] for number in of_pages}
     for at in np.argsort(distances, kind="stable"):
         number, text = candidates[at]
         passage = Passage(documents[number][0].url, titles[number], text, float(distances[at]))
         if best.setdefault(number, passage) is not passage:
             others[number].append(passage)
-    sources = sorted(best, key=lambda number: best[number].score + OPENING_WEIGHT * openings[number])
+    sources = sorted(best, key=lambda number: best[number].score + of_pages[number])
     sources = [number for number in best if number in sources[:SOURCES]]
     rest = [passage for number in sources for passage in others[number]]
     return [best[number] for number in sources], sorted(rest, key=lambda passage: passage.score)
