@@ -33,7 +33,7 @@ Read = Callable[[str, float], Document]
 MAX_LINKS = 6
 #: Sources in an answer, each with its best passage.
 SOURCES = 3
-#: The beginning of a page, which stands for all of it. A source is chosen by its best passage and by its page,
+#: The beginning of a page stands for all of it. A source is chosen by its best passage and by its page,
 #: alike: of a long page some passage is near by chance, and a page that is about the question says so first.
 HEAD_CHARS = 2000
 #: Characters of a passage that the context shows.
