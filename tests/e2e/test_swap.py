@@ -25,7 +25,7 @@ from embedshare.errors import (
     SwapRefused,
     WeightsCorrupted,
 )
-from tests.processes import CACHE, ModelServer, wait_for
+from tests.processes import CACHE, ModelServer, long_form, wait_for
 
 DEFAULT = "all-MiniLM-L6-v2"
 TEXTS = [f"what a worker asks, number {number}" for number in range(8)]
@@ -326,6 +326,7 @@ def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_
         assert server.stop() == 0
 
 
+@long_form
 def test_models_that_were_swapped_out_are_released(server: ModelServer, other_model: Path) -> None:
     assert server.process is not None
     process = psutil.Process(server.process.pid)

@@ -131,7 +131,7 @@ def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path) -> None:
     warnings: list[str] = []
     sink = logger.add(lambda message: warnings.append(str(message)), level="WARNING")
     try:
-        for number, broken in enumerate(("graph.xml", "graph.bin", "facts.json"), 1):
+        for number, broken in enumerate(("graph.bin", "facts.json"), 1):
             (entry,) = (tmp_path / "cache" / "graphs").iterdir()
             (entry / broken).write_bytes(b"not what was kept")
             again = Engine.load(settings, "cpu").encode(TEXTS).rows

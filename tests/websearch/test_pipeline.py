@@ -279,11 +279,11 @@ def test_the_best_passage_of_a_page_wins_and_a_long_one_is_cut_for_the_context()
 
 
 def test_a_page_that_is_about_the_question_is_preferred_to_one_with_a_passage_that_is_hardly_nearer() -> None:
-    """Each line is a passage, and says how far it is."""
+    """Each line is a passage, and says how far it is; a page as a whole is what its first line says."""
     pages = {"near": "1.0\n0.1", "aside": "1.2\n0.48", "about": "0.6\n0.5", "nearest": "0.2\n0.05"}
 
     def embed(texts: list[str]) -> np.ndarray:
-        return np.array([[0.0], *([float(text)] for text in texts[1:])], np.float32)
+        return np.array([[0.0], *([float(text.split()[0])] for text in texts[1:])], np.float32)
 
     search = WebSearch(Settings(), Given(*pages), lambda url, deadline: Document("", pages[url]))
     found = search.search("query", embed, count=lambda texts: [100] * len(texts))
