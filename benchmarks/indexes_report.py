@@ -43,10 +43,10 @@ def _how(results: dict[str, Any]) -> str:
     return (
         f"Made by `python -m benchmarks.indexes`; do not edit. {count:,} paragraphs of Python packages' "
         f'docstrings, {dimension} dimensions, `metric="l2"`, `kind="auto"`, which takes '
-        f"{results['kind']}; the "
-        "queries are other paragraphs. Each query goes to all ways by turns. The index in this process is "
-        "FAISS's IndexHNSWFlat with the same links and build effort, at efSearch "
-        f"{results['own_effort']}, where its recall is the nearest to ours from below or equal. "
+        f"{results['kind']}; {results['queries']} short questions. Each goes to all ways by turns, but to "
+        "exact search, whose threads spin on for a while, and which comes last. The index in this process is "
+        "FAISS's IndexHNSWFlat with the same links and build effort, at the least efSearch that finds as "
+        f"much as ours, {results['own_effort']}. "
         f"Measured on {machine['cpu']}, {machine['cores']} cores, load average before "
         f"{machine['load_average_before']}, commit {machine['commit']}."
     )

@@ -52,8 +52,7 @@ def section(data: dict[str, Any]) -> Section:
         "OpenAI's client",
         "Each client process sends one query of at most 60 characters with the package `openai`, which asks "
         "for base64, waits for the vector, sends the next: to `/v1/embeddings` of one web worker of ours "
-        "(`src/app.py`, default settings), which asks the model server, and to infinity's `/embeddings`. The "
-        "client itself takes most of the time of a call to a fast server. "
+        "(`src/app.py`, default settings), which asks the model server, and to infinity's `/embeddings`. "
         f"{data['rounds']} x {data['window_s']:g} s each, by turns. {contest.LOAD_CPU}",
         [contest.table(results)],
         [
