@@ -36,6 +36,11 @@ if "EMBEDSHARE_TESTS_CACHE" not in os.environ:  # the first process of a run, wh
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
+def copy_converted(cache: Path) -> None:
+    """Put what this run has converted into another cache; a test that runs alone finds nothing, and converts."""
+    shutil.copytree(Path(CACHE), cache, dirs_exist_ok=True)
+
+
 def free_port(in_a_row: int = 1) -> int:
     """The first of so many ports in a row that nobody listens at now.
 

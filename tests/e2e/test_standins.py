@@ -17,7 +17,7 @@ import pytest
 
 from embedshare.engine import beside, weights
 from embedshare.errors import OutOfMemory
-from tests.processes import CACHE, ModelServer, long_form, wait_for
+from tests.processes import ModelServer, copy_converted, long_form, wait_for
 
 WORKER = """
 import json, sys, time
@@ -146,7 +146,7 @@ def test_while_one_process_loads_others_wait(tmp_path: Path) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     began = time.monotonic()
-    shutil.copytree(Path(CACHE) / "graphs", tmp_path / "graphs", dirs_exist_ok=True)
+    copy_converted(tmp_path)
     assert beside.load(settings, "cpu", None).encode(["text"]).rows.shape == (1, 384)
     assert time.monotonic() - began > 1.0
     assert holder.wait() == 0

@@ -25,7 +25,7 @@ from embedshare.errors import (
     SwapRefused,
     WeightsCorrupted,
 )
-from tests.processes import CACHE, ModelServer, long_form, wait_for
+from tests.processes import ModelServer, copy_converted, long_form, wait_for
 
 DEFAULT = "all-MiniLM-L6-v2"
 TEXTS = [f"what a worker asks, number {number}" for number in range(8)]
@@ -237,8 +237,13 @@ def test_what_does_not_load_changes_nothing_and_says_why(
 
 def converter_of(server: ModelServer) -> psutil.Process | None:
     assert server.process is not None
-    children = psutil.Process(server.process.pid).children()
-    return next((child for child in children if "embedshare.successor" in child.cmdline()), None)
+    for child in psutil.Process(server.process.pid).children():
+        try:
+            if "embedshare.successor" in child.cmdline():
+                return child
+        except psutil.Error:  # one that is just ending
+            pass
+    return None
 
 
 def attempt(call: Callable[[], Any], results: list[Any]) -> threading.Thread:
@@ -258,7 +263,7 @@ def test_a_conversion_that_is_killed_changes_nothing_and_a_second_swap_meanwhile
 ) -> None:
     graphs = tmp_path / "cache"
     server = ModelServer(tmp_path, EMBEDDING_CACHE_DIR=str(graphs))
-    shutil.copytree(Path(CACHE) / "graphs", graphs / "graphs")
+    copy_converted(graphs)
     results: list[Any] = []
     server.start()
     for known in (graphs / "graphs").iterdir():  # the other model is to be converted
