@@ -37,7 +37,7 @@ if "EMBEDSHARE_TESTS_CACHE" not in os.environ:  # the first process of a run, wh
 
 
 def copy_converted(cache: Path) -> None:
-    """Put what this run has converted into another cache; a test that runs alone finds nothing, and converts."""
+    """Put what this run has converted into another cache; a test that runs alone finds nothing there."""
     shutil.copytree(Path(CACHE), cache, dirs_exist_ok=True)
 
 
