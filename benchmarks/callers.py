@@ -177,7 +177,22 @@ class OpenAiClientCaller:
         return OpenAiClientSession(self.base_url)
 
 
-class OpenAiClientSession:
+class _OneText:
+    """A session that sends one text a call."""
+
+    def one(self, text: str) -> Any:
+        raise NotImplementedError
+
+    def each(self, texts: list[str]) -> Any:
+        """One call a text."""
+        return np.stack([self.one(text) for text in texts])
+
+    def check(self) -> None:
+        vector = self.one("Is this a vector?")
+        assert vector.shape == (DIMENSION,), vector.shape
+
+
+class OpenAiClientSession(_OneText):
     def __init__(self, base_url: str) -> None:
         import openai
 
@@ -188,19 +203,11 @@ class OpenAiClientSession:
         answer = self._client.embeddings.create(model=self._model, input=text)
         return np.asarray(answer.data[0].embedding, np.float32)
 
-    def each(self, texts: list[str]) -> Any:
-        """One call a text."""
-        return np.stack([self.one(text) for text in texts])
-
-    def check(self) -> None:
-        vector = self.one("Is this a vector?")
-        assert vector.shape == (DIMENSION,), vector.shape
-
     def close(self) -> None:
         self._client.close()
 
 
-class HttpSession:
+class HttpSession(_OneText):
     path, field = "/embed", "texts"
 
     def __init__(self, port: int) -> None:
@@ -210,14 +217,6 @@ class HttpSession:
 
     def one(self, text: str) -> Any:
         return np.asarray(self._vectors([text])[0], np.float32)
-
-    def each(self, texts: list[str]) -> Any:
-        """One call a text."""
-        return np.stack([self.one(text) for text in texts])
-
-    def check(self) -> None:
-        vector = self.one("Is this a vector?")
-        assert vector.shape == (DIMENSION,), vector.shape
 
     def close(self) -> None:
         self._connection.close()

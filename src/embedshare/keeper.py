@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.database.live import Live
 from embedshare.database.stored import SettingsStore, Stored
 from embedshare.database.watcher import Watcher
@@ -100,9 +100,9 @@ class ModelKeeper:
             logger.info("not now: {}", error.message)
         except EmbedshareError as error:
             changed = {
-                key: stored.get(key, keys.DELETED)
-                for key in keys.OF_THE_MODEL
-                if stored.get(key, keys.DELETED) != self._agreed.get(key, keys.DELETED)
+                key: stored.get(key, setting_keys.DELETED)
+                for key in setting_keys.OF_THE_MODEL
+                if stored.get(key, setting_keys.DELETED) != self._agreed.get(key, setting_keys.DELETED)
             }
             self._store.roll_back(changed, self._agreed, _WHO, error.message)
             self._retry_at = time.monotonic() + RETRY_S
@@ -114,7 +114,7 @@ class ModelKeeper:
 
 def roll_back_all(live: Live, store: SettingsStore, reason: str) -> None:
     """At a start, where the model that the database names does not load: the environment's is to serve."""
-    stored = {key: value for key, value in live.now.stored.items() if key in keys.OF_THE_MODEL}
+    stored = {key: value for key, value in live.now.stored.items() if key in setting_keys.OF_THE_MODEL}
     try:
         store.roll_back(stored, {}, _WHO, reason)
     except DatabaseUnavailable:
@@ -124,7 +124,9 @@ def roll_back_all(live: Live, store: SettingsStore, reason: str) -> None:
 def with_model(settings: Settings, wanted: Settings) -> Settings:
     """`settings` with the model of `wanted`, and how that is served."""
     fields: dict[str, Any] = {
-        field: getattr(wanted, field) for key, field in keys.FIELDS.items() if key in keys.OF_THE_MODEL
+        field: getattr(wanted, field)
+        for key, field in setting_keys.FIELDS.items()
+        if key in setting_keys.OF_THE_MODEL
     }
     return dataclasses.replace(settings, **fields)
 

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import OperationalError
 
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.database.changes import SettingsChanges
 from embedshare.database.database import QUIET_S, Database
 from embedshare.database.kept import KeptSettings
@@ -89,7 +89,7 @@ def test_what_one_keeps_the_other_reads_with_a_version_that_has_grown(stores: li
     found = other.read()
     assert found.values == values
     assert found.version == before.version + 1
-    other.change({"port": keys.DELETED, "cors_origins": []}, "10.0.0.1")
+    other.change({"port": setting_keys.DELETED, "cors_origins": []}, "10.0.0.1")
     assert one.read().values == {"model_name": "größe/模型", "normalize_embeddings": True, "cors_origins": []}
     latest = [(row.key, row.old, row.new, row.action, row.changed_by) for row in one.audit(2)]
     assert sorted(latest) == [

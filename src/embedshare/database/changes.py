@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from loguru import logger
 
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.database.live import Current, Live
 from embedshare.errors import (
     EmbedshareError,
@@ -84,7 +84,7 @@ class SettingsChanges:
         SwapRefused, and what else keeps the model server from changing its model.
         """
         kept = self._open()
-        values = {key: keys.value_of(key, value) for key, value in given.items()}
+        values = {key: setting_keys.value_of(key, value) for key, value in given.items()}
         if "model_name" in values:
             values["model_name"] = _full_name(values["model_name"])
         return self._change(kept, values, set(), who)
@@ -92,7 +92,7 @@ class SettingsChanges:
     def delete(self, key: str, who: str) -> Current:
         """Have the environment's value hold again; likewise, and UnknownSetting."""
         kept = self._open()
-        keys.check_known(key)
+        setting_keys.check_known(key)
         return self._change(kept, {}, {key}, who)
 
     def audit(self, limit: int) -> list[Any]:
@@ -104,7 +104,7 @@ class SettingsChanges:
         if self.listener is not None:
             return {}
         later = "kept; it holds when the services are started again, since another program owns this port"
-        return dict.fromkeys(sorted(changed & keys.OF_THE_LISTENER), later)
+        return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), later)
 
     def move(self) -> None:
         """Listen where the settings say now, where this process may: another one has changed them."""
@@ -152,18 +152,18 @@ class SettingsChanges:
         stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
         wanted = self.live.with_stored(stored)
         with self._applied(before, wanted):
-            kept.change({**values, **dict.fromkeys(deleted, keys.DELETED)}, who)
+            kept.change({**values, **dict.fromkeys(deleted, setting_keys.DELETED)}, who)
         kept.look()
 
     @contextmanager
     def _applied(self, before: Current, wanted: Settings) -> Iterator[None]:
         """Within, the wanted settings are in force; what goes wrong there takes them back."""
         switch: Callable[[bool], None] = lambda to_new: None  # noqa: E731
-        changed = {key for key in keys.FIELDS if _of(key, before.settings) != _of(key, wanted)}
+        changed = {key for key in setting_keys.FIELDS if _of(key, before.settings) != _of(key, wanted)}
         try:
-            if changed & keys.OF_THE_LISTENER and self.listener is not None:
+            if changed & setting_keys.OF_THE_LISTENER and self.listener is not None:
                 switch = self.listener.prepare(wanted.web_host, wanted.web_port)
-            if changed & keys.OF_THE_MODEL:
+            if changed & setting_keys.OF_THE_MODEL:
                 self._apply_model(wanted, before.version)
         except _OF_THE_VALUE as error:
             switch(False)
@@ -179,7 +179,7 @@ class SettingsChanges:
             yield
         except BaseException:
             switch(False)
-            if changed & keys.OF_THE_MODEL:
+            if changed & setting_keys.OF_THE_MODEL:
                 self._take_back(before)
             raise
         switch(True)
@@ -192,7 +192,7 @@ class SettingsChanges:
 
 
 def _of(key: str, settings: Settings) -> Any:
-    return getattr(settings, keys.FIELDS[key])
+    return getattr(settings, setting_keys.FIELDS[key])
 
 
 def _full_name(model_name: str) -> str:

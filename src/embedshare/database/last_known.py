@@ -10,7 +10,7 @@ import msgspec
 from loguru import logger
 
 from embedshare import platforms
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.errors import InvalidSetting
 
 
@@ -32,7 +32,9 @@ class LastKnown:
                 logger.error("{} is not heeded: others can read or own it", self.path)
                 return None
             kept = msgspec.json.decode(self.path.read_bytes(), type=_Kept)
-            return {key: keys.value_of(key, value) for key, value in kept.values.items()}, kept.version
+            return {
+                key: setting_keys.value_of(key, value) for key, value in kept.values.items()
+            }, kept.version
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError, InvalidSetting) as error:

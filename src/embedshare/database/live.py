@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.settings import Settings
 
 Source = Literal["environment", "database"]
@@ -48,7 +48,7 @@ class Live:
 
     def with_stored(self, stored: Mapping[str, Any]) -> Settings:
         """What would hold with these values in the database."""
-        return keys.with_values(self._environment, stored)
+        return setting_keys.with_values(self._environment, stored)
 
     def take(self, stored: Mapping[str, Any], version: int) -> None:
         """From now on these values hold."""

@@ -9,7 +9,7 @@ from loguru import logger
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.database.database import Database
 from embedshare.database.tables import Setting, SettingChange, SettingsVersion, now
 from embedshare.errors import InvalidSetting
@@ -46,21 +46,23 @@ class SettingsStore:
             version = session.execute(select(SettingsVersion.version)).scalar_one()
         values, invalid = {}, {}
         for key, raw in rows:
-            given = keys.decoded(raw)
+            given = setting_keys.decoded(raw)
             try:
-                values[key] = keys.value_of(key, given)
+                values[key] = setting_keys.value_of(key, given)
             except InvalidSetting as error:
-                if key in keys.FIELDS:  # else it is of another version of this program
+                if key in setting_keys.FIELDS:  # else it is of another version of this program
                     invalid[key] = given, error.message
         return Stored(values, invalid, version)
 
     def change(self, changes: Mapping[str, Any], who: str) -> None:
-        """Keep all of these values (of keys.value_of, or keys.DELETED), or none; what is changed by that is
-        audited."""
+        """Keep all of these values (of `setting_keys.value_of`, or its DELETED), or none; what is changed by
+        that is audited."""
         with self.database.write() as session:
             self._begin(session)
             lines = [
-                self._put(session, key, value, who, "delete" if value is keys.DELETED else "set", None)
+                self._put(
+                    session, key, value, who, "delete" if value is setting_keys.DELETED else "set", None
+                )
                 for key, value in changes.items()
             ]
         _log(lines)
@@ -74,7 +76,7 @@ class SettingsStore:
             for key, value in failed.items():
                 if _value(session.get(Setting, key)) == value:
                     lines.append(
-                        self._put(session, key, to.get(key, keys.DELETED), who, "rolled back", reason)
+                        self._put(session, key, to.get(key, setting_keys.DELETED), who, "rolled back", reason)
                     )
         _log(lines)
 
@@ -97,19 +99,19 @@ class SettingsStore:
         if old == value:
             return None
         if found is None:
-            session.add(Setting(key=key, raw=keys.encoded(value), updated_by=who))
-        elif value is keys.DELETED:
+            session.add(Setting(key=key, raw=setting_keys.encoded(value), updated_by=who))
+        elif value is setting_keys.DELETED:
             session.delete(found)
         else:
-            found.raw, found.updated_by, found.updated_at = keys.encoded(value), who, now()
-        old, new = (None if each is keys.DELETED else each for each in (old, value))
+            found.raw, found.updated_by, found.updated_at = setting_keys.encoded(value), who, now()
+        old, new = (None if each is setting_keys.DELETED else each for each in (old, value))
         line = SettingChange(key=key, changed_by=who, old=old, new=new, action=action, reason=reason)
         session.add(line)
         return line
 
 
 def _value(found: Setting | None) -> Any:
-    return keys.DELETED if found is None else keys.decoded(found.raw)
+    return setting_keys.DELETED if found is None else setting_keys.decoded(found.raw)
 
 
 def _log(lines: Iterable[SettingChange | None]) -> None:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.routing import BaseConverter
 
-from embedshare.database import keys
+from embedshare.database import setting_keys
 from embedshare.database.live import Current
 from embedshare.errors import (
     DatabaseUnavailable,
@@ -147,7 +147,11 @@ def blueprint(changes: Changes) -> Blueprint:
 
 def _answer(changes: Changes, now: Current, changed: set[str]) -> dict[str, Any]:
     answer = SettingsAnswer(
-        keys.shown(now.settings), list(keys.FIELDS), now.source, now.version, changes.notes(changed)
+        setting_keys.shown(now.settings),
+        list(setting_keys.FIELDS),
+        now.source,
+        now.version,
+        changes.notes(changed),
     )
     shown: dict[str, Any] = msgspec.to_builtins(answer)
     return shown
