@@ -133,6 +133,9 @@ class _Queue:
     def __iter__(self) -> Iterator[Request]:
         return (request for requests in self._by_caller.values() for request in requests)
 
+    def __len__(self) -> int:
+        return sum(map(len, self._by_caller.values()))
+
     def append(self, request: Request) -> None:
         if request.caller not in self._by_caller:
             self._by_caller[request.caller] = []
@@ -198,6 +201,10 @@ class Waiting:
     def of(self, lane: Lane) -> Iterator[Request]:
         """What waits in a lane, in the order of its turns."""
         return iter(self._queues[lane])
+
+    def calls(self, lane: Lane) -> int:
+        """How many calls wait in a lane."""
+        return len(self._queues[lane])
 
     def append(self, request: Request) -> None:
         """Let `request` wait."""

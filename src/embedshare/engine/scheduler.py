@@ -3,7 +3,8 @@
 A call that comes to an idle lane (interactive or bulk) is computed by the thread it came on, and pays for no
 hand-over. What comes meanwhile waits and is then computed by a thread of the scheduler's, batch after batch,
 for as long as anything waits: it goes straight from one batch to the next, while the callers' threads take
-their answers away.
+their answers away. Where callers come one after the other, an interactive batch is held back for a moment for
+the next of them (company.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from loguru import logger
 
 from embedshare.engine.batching import Batch, Lane, Request, Waiting
+from embedshare.engine.company import Company
 from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
 from embedshare.telemetry import request_ids
@@ -95,7 +97,11 @@ class Scheduler:
         self._lock = threading.Lock()
         self._waiting = Waiting(interactive_budget, bulk_budget)
         self._permits = permits
+        self._leaders = leaders
         self._leaders_left = dict.fromkeys(Lane, leaders)
+        self._company = Company()
+        self._company_came = threading.Condition(self._lock)
+        self._holds_back = False  # whether a leader waits for company
         self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
@@ -149,6 +155,10 @@ class Scheduler:
         with self._lock:
             self._admit(request)
             self._active += 1
+            if request.lane is Lane.INTERACTIVE:
+                self._company.arrived(now)
+                if self._holds_back and self._company_is_here():
+                    self._company_came.notify()
             ticket.leads = self._appoint(request.lane)
             if ticket.leads and request.tokens > self._waiting.budgets[request.lane]:
                 self._hand_over(request.lane)  # more than one batch: others of it can be computed beside
@@ -190,6 +200,8 @@ class Scheduler:
         """Whatever happened, an interrupt too: leave nothing waiting, and no permit held."""
         with self._lock:
             self._active -= 1
+            if request.lane is Lane.INTERACTIVE:
+                self._company.left()
             self._waiting.remove(request)
             if ticket.leads:
                 self._step_down(request.lane, ticket)
@@ -198,15 +210,19 @@ class Scheduler:
         """Compute the lane's batches until nothing waits, the ticket's call is done, or the other lane is to
         be served with the only permit."""
         while True:
+            if lane is Lane.INTERACTIVE:
+                self._hold_back()
             left = self._whose_caller_left()
             with self._lock:
                 now = self._clock()
                 self._drop_the_late(left, now)
-                ends = (ticket is not None and ticket.done) or self._other_lane_is_first(lane, now)
+                ends = (ticket is not None and ticket.done) or self._is_for_another(lane, now)
                 batch = None if ends else self._waiting.next_batch(lane, now)
                 if batch is None:
                     self._step_down(lane, ticket)
                     return
+                if self._waiting.calls(lane):  # who came while the batch was held back appointed nobody
+                    self._hand_over(lane)
             self._compute(batch)
 
     def _lead_on(self, lane: Lane) -> None:
@@ -218,8 +234,34 @@ class Scheduler:
                 self._step_down(lane, None)
             raise
 
-    def _other_lane_is_first(self, lane: Lane, now: float) -> bool:
-        """Whether the other lane has the better claim to the only permit."""
+    def _hold_back(self) -> None:
+        """Wait for those who are likely to come to the next interactive batch.
+
+        Not with a permit that bulk waits for.
+        """
+        with self._lock:
+            patience_s = self._company.patience_s
+            bulk_waits = not self._permits and self._waiting.calls(Lane.BULK)
+            if not patience_s or bulk_waits or self._holds_back:
+                return
+            first_deadline = min((each.deadline for each in self._waiting.of(Lane.INTERACTIVE)), default=0.0)
+            until = min(self._clock() + patience_s, first_deadline - patience_s)  # it is to be computed yet
+            self._holds_back = True
+            try:
+                while self._waiting.calls(Lane.INTERACTIVE) and not self._company_is_here():
+                    if not self._company_came.wait(max(0.0, until - self._clock())):
+                        break
+            finally:
+                self._holds_back = False
+
+    def _company_is_here(self) -> bool:
+        return self._company.is_here(self._waiting.calls(Lane.INTERACTIVE), self._leaders)
+
+    def _is_for_another(self, lane: Lane, now: float) -> bool:
+        """Whether another leader holds the lane's next batch back, or the other lane has the better claim to
+        the only permit."""
+        if lane is Lane.INTERACTIVE and self._holds_back:
+            return True
         first = next(iter(self._waiting.lanes(now)), lane)
         return first is not lane and not self._permits and self._leaders_left[first] > 0
 
@@ -248,8 +290,12 @@ class Scheduler:
             self._leaders_left[lane] += 1
 
     def _appoint(self, lane: Lane) -> bool:
-        """Take a permit to lead this lane, if there is one. Called with the lock held."""
-        if not self._permits or not self._leaders_left[lane]:
+        """Take a permit to lead this lane, if there is one and no leader holds the lane's next batch back.
+
+        Called with the lock held.
+        """
+        held_back = lane is Lane.INTERACTIVE and self._holds_back
+        if held_back or not self._permits or not self._leaders_left[lane]:
             return False
         self._permits -= 1
         self._leaders_left[lane] -= 1
@@ -344,6 +390,8 @@ class Scheduler:
             counts.compute_s += ended - started
             self._batch_sequences.observe(len(rows))
             self._batch_tokens.observe(batch.tokens)
+            if batch.parts[0][0].lane is Lane.INTERACTIVE:
+                self._company.computed(ended - started)
             callers = len({request.caller for request, _ in batch.parts})
             counts.shared_batches += callers > 1
             counts.largest_batch_callers = max(counts.largest_batch_callers, callers)
