@@ -31,12 +31,12 @@ def test_a_caller_who_comes_alone_is_never_held_back() -> None:
     assert company.is_here(waiting=1, leaders=2)
 
 
-def test_a_batch_is_held_back_for_as_long_as_one_takes_where_calls_come_faster() -> None:
-    assert after(200, at_once=8, every_s=0.002).patience_s == pytest.approx(BATCH_S, rel=0.01)
+def test_a_batch_is_held_back_for_as_long_as_two_take_where_calls_come_faster() -> None:
+    assert after(200, at_once=8, every_s=0.002).patience_s == pytest.approx(2 * BATCH_S, rel=0.01)
 
 
 def test_nothing_is_held_back_where_the_next_call_is_not_likely_to_come_in_that_time() -> None:
-    assert after(200, at_once=8, every_s=0.02).patience_s == 0.0
+    assert after(200, at_once=8, every_s=0.03).patience_s == 0.0
     assert Company().patience_s == 0.0
 
 

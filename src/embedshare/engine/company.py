@@ -1,13 +1,16 @@
 """Whether a small batch is worth holding back for a moment, because others are about to come.
 
-Pure: no threads, no clock, no model. A batch costs the same sum whatever is in it (OpenVINO, all-MiniLM-L6-v2
-on one core: 3 ms, and 1 ms for each short text), so that callers who come one after the other, and wait for
-their answers as long as others do, are all served sooner by fewer and fuller batches. It is like a ferry: it
-waits for those who are usually here, and not longer than a crossing takes.
+Pure: no threads, no clock, no model. Whatever is in a batch, it costs a fixed sum first (OpenVINO with
+all-MiniLM-L6-v2, one core: 3 ms, and 1 ms for each short text). So fewer and fuller batches serve callers who
+come one after the other, again and again, sooner, all of them. It is like a ferry: it waits for those who are
+usually here, and not longer than two crossings take.
 """
 
 from __future__ import annotations
 
+#: A batch is held back for as long as so many take. (Measured with 16 clients on two cores: twice a batch's
+#: time gave 5% more calls than once, three times no more than twice.)
+_PATIENCE_BATCHES = 2
 #: Nobody is kept waiting for others longer than this.
 MOST_PATIENCE_S = 0.03
 #: How fast what was seen is forgotten: calls after which a third of it is left.
@@ -47,9 +50,9 @@ class Company:
 
     @property
     def patience_s(self) -> float:
-        """How long a batch may be held back: as long as one takes, and not at all where nobody is likely to
+        """How long a batch may be held back: as long as two take, and not at all where nobody is likely to
         come in that time."""
-        patience_s = min(self._batch_s, MOST_PATIENCE_S)
+        patience_s = min(_PATIENCE_BATCHES * self._batch_s, MOST_PATIENCE_S)
         return patience_s if self._gap_s < patience_s else 0.0
 
     def is_here(self, waiting: int, leaders: int) -> bool:
