@@ -24,6 +24,7 @@ BUILTIN = {
     "InvalidSetting": ValueError,
     "Unauthenticated": PermissionError,
     "Forbidden": PermissionError,
+    "SearchDisabled": PermissionError,
     "ServerUnavailable": ConnectionError,
     "ModelSwapped": ConnectionError,
     "AuthenticationFailed": PermissionError,

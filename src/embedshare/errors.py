@@ -222,6 +222,12 @@ class DatabaseUnavailable(EmbedshareError, ConnectionError):
     http_status = 503
 
 
+class SearchDisabled(EmbedshareError, PermissionError):
+    """The worker does not search the web for those who ask it."""
+
+    http_status = 403
+
+
 class SearchFailed(EmbedshareError):
     """The search engine did not answer, or not with results."""
 

@@ -108,6 +108,7 @@ def test_a_worker_beyond_loopback_searches_only_where_it_is_told_to(
     browser = create_app(model, Settings(web_host=host, web_search=setting, api_keys="off")).test_client()
     answer = browser.post("/search", json={"query": "nothing"})
     assert answer.status_code == (200 if allowed else 403)
+    assert allowed or answer.json["type"] == "SearchDisabled"
     assert allowed or "EMBEDDING_WEB_SEARCH=true allows it" in answer.json["error"]
 
 

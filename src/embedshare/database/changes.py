@@ -103,7 +103,10 @@ class SettingsChanges:
         """What is to be said of keys that were changed and do not hold at once."""
         if self.listener is not None:
             return {}
-        later = "kept; it holds when the services are started again, since another program owns this port"
+        later = (
+            "kept; the supervisor says where this worker listens, and heeds this at its next start: a port "
+            "where it is started without --port"
+        )
         return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), later)
 
     def move(self) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from flask import Blueprint, Response
 from msgspec import Meta
-from werkzeug.exceptions import Forbidden, UnsupportedMediaType
+from werkzeug.exceptions import UnsupportedMediaType
 
-from embedshare.errors import InvalidInput, Overloaded, SearchFailed, TooLarge
+from embedshare.errors import InvalidInput, Overloaded, SearchDisabled, SearchFailed, TooLarge
 from embedshare.web import body, errors, openapi, pages
 from embedshare.web.errors import JSON
 
@@ -120,7 +120,14 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     @routes.post("/search")
     @openapi.describe(
         {200: SearchAnswer},
-        errors=(InvalidInput, TooLarge, UnsupportedMediaType, Forbidden, SearchFailed, *errors.OF_THE_MODEL),
+        errors=(
+            InvalidInput,
+            TooLarge,
+            UnsupportedMediaType,
+            SearchDisabled,
+            SearchFailed,
+            *errors.OF_THE_MODEL,
+        ),
         body=SearchRequest,
     )
     def search_web() -> Response:
@@ -131,7 +138,7 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
         """
         asked = body.read(decoder, '{"query": "what is asked"}')
         if model is None:
-            raise Forbidden(_OFF)
+            raise SearchDisabled(_OFF)
         if not places.acquire(blocking=False):
             raise Overloaded(
                 f"{at_once} searches are under way, as many as this worker makes at once",
