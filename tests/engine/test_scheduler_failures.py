@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -151,10 +151,14 @@ def test_no_permit_is_lost_in_hundreds_of_calls_that_fail_in_every_way(
     permits: int, threads: ThreadPoolExecutor
 ) -> None:
     runtime = Runtime(fits=3)
+    together, all_permits = 77, threading.Barrier(permits)
 
     def run(sequences: list[list[int]]) -> np.ndarray:
-        if SLOW in {ids[0] for ids in sequences}:
+        firsts = {ids[0] for ids in sequences}
+        if SLOW in firsts:
             threading.Event().wait(0.004)  # longer than some deadlines
+        if together in firsts:
+            all_permits.wait(LIMIT_S)
         return runtime(sequences)
 
     ours = scheduler(run, permits=permits, interactive_budget=40, max_waiting_tokens=400)
@@ -177,10 +181,9 @@ def test_no_permit_is_lost_in_hundreds_of_calls_that_fail_in_every_way(
     assert [said for found in threads.map(calls, range(24), timeout=60) for said in found] == []
     assert runtime.most_running <= permits
     assert_works(ours)
-    runtime.gate.clear()  # and all permits are there
-    held = []
-    for n in range(1, permits + 1):  # each by itself: after so many calls, some are held back for company
-        held.append(threads.submit(compute, ours, [[n]], caller=n))
-        until(lambda: runtime.running == len(held))
-    runtime.gate.set()
-    assert [call.result(LIMIT_S)[0, 2] for call in held] == list(range(1, permits + 1))
+    held: list[Future[np.ndarray]] = []
+    while len(held) < permits:  # each by itself: after so many calls, some are held back for company
+        until(lambda: all_permits.n_waiting == len(held))
+        held.append(threads.submit(compute, ours, [[together]], caller=len(held)))
+    for call in held:  # they met in the runtime, so all permits are there
+        np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[together]]))
