@@ -15,6 +15,7 @@ import json
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -41,7 +42,7 @@ from embedshare.errors import (  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
 from embedshare.operate import doctor, keys, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
-from embedshare.operate.services import MODEL_SERVER, Services  # noqa: E402
+from embedshare.operate.services import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
 from embedshare.supervise import rotation  # noqa: E402
 from embedshare.supervise.scaling import Scaling  # noqa: E402
@@ -80,9 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
 def start(options: argparse.Namespace, settings: Settings) -> None:
     """Run until a stop signal or the command `stop`."""
     least, most = options.workers
-    settings, port = _kept(settings, options.port)
+    where = _Where(settings, options.port)
     services = Services(
-        settings, port, _source_folder(options.src_dir), lambda: _why_no_answer(settings) is None
+        settings, where.now(), _source_folder(options.src_dir), lambda: _why_no_answer(settings) is None
     )
     supervisor = Supervisor(
         services.stages(least),
@@ -95,7 +96,7 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
     _refuse_a_second(file)
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, lambda *_: supervisor.stop())
-    channel = control.ControlServer(file, _Commands(supervisor, least, most))
+    channel = control.ControlServer(file, _Commands(supervisor, services, where, least, most))
     try:
         if most > least:
             Autoscaler(
@@ -107,16 +108,52 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
     logger.info("everything is stopped")
 
 
+class _Where:
+    """Where the workers listen: as the settings in a database say, where these are kept there; a port of the
+    command line stands above them."""
+
+    def __init__(self, settings: Settings, port: int | None) -> None:
+        self._settings = settings
+        self._port = port
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the port is the command line's."""
+        return self._port is not None
+
+    def by(self, host: str | None, port: int | None) -> Place:
+        """With these values stored, None for what is not."""
+        return Place(host or self._settings.web_host, self._port or port or FIRST_PORT)
+
+    def now(self) -> Place:
+        """With what is stored now."""
+        if not self._settings.use_db_settings:
+            return self.by(None, None)
+        try:
+            from embedshare.database.kept import KeptSettings
+        except ImportError as error:
+            raise missing_database(error) from None
+        live = Live(self._settings)
+        KeptSettings(live, authkey.key_file(self._settings).parent).database.close()
+        return self.by(live.now.stored.get("host"), live.now.stored.get("port"))
+
+
 class _Commands:
     """What the supervisor does for who asks over its channel."""
 
-    def __init__(self, supervisor: Supervisor, least: int, most: int) -> None:
+    def __init__(
+        self, supervisor: Supervisor, services: Services, where: _Where, least: int, most: int
+    ) -> None:
         self._supervisor = supervisor
+        self._services = services
+        self._where = where
+        self._placing = threading.Lock()
         self._least, self._most = least, most
         self._by_name: dict[str, Callable[[dict[str, Any], Callable[[str], None]], Any]] = {
             "status": lambda given, say: [report._asdict() for report in supervisor.report().result()],
             "restart": lambda given, say: self._wait(supervisor.restart(given["names"]), say),
             "scale": self._scale,
+            "place": self._place,
             "stop": lambda given, say: supervisor.stop(),
         }
 
@@ -136,6 +173,23 @@ class _Commands:
                 f"the number of workers follows the load from {self._least} to {self._most}: not {count}"
             )
         self._wait(self._supervisor.scale(count), say)
+
+    def _place(self, given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+        """Where the worker `name` listens if `host` and `port` are those of the settings, None where these
+        have none; with `take`, where all listen from now on."""
+        with self._placing:
+            wanted = self._where.by(given["host"], given["port"])
+            reports = self._supervisor.report().result()
+            workers = [report for report in reports if report.name != MODEL_SERVER]
+            if wanted != self._services.place:
+                self._services.check(wanted, len(workers), {worker.port for worker in workers if worker.pid})
+                if given["take"]:
+                    self._services.place = wanted
+                    self._supervisor.respecify(self._services.known_worker).result()
+                    logger.info("the workers listen at {}, from port {} on", *wanted)
+            number = [worker.name for worker in workers].index(given["name"]) + 1
+            host, port = self._services.address(wanted, number)
+            return {"host": host, "port": port, "pinned": self._where.pinned}
 
     def _wait(self, operation: futures.Future[None], say: Callable[[str], None]) -> None:
         while not futures.wait([operation], SAY_EVERY_S).done:
@@ -211,8 +265,9 @@ def stop(options: argparse.Namespace, settings: Settings) -> None:
 def examine(options: argparse.Namespace, settings: Settings) -> int:
     """What is wrong with this machine; 1 where something is."""
     findings = doctor.examine(
-        settings, options.workers[0], options.port or FIRST_PORT, lambda: _why_no_answer(settings)
-    )
+        settings, options.workers[0], Place(settings.web_host, options.port or FIRST_PORT),
+        lambda: _why_no_answer(settings),
+    )  # fmt: skip
     if options.json:
         _print_json([finding._asdict() for finding in findings])
     else:
@@ -224,21 +279,6 @@ def manage_keys(options: argparse.Namespace, settings: Settings) -> None:
     """Make, list and revoke API keys for the web workers."""
     answer = keys.carry_out(options, settings)
     _print_json(answer) if options.json else _console().print(answer)
-
-
-def _kept(settings: Settings, port: int | None) -> tuple[Settings, int]:
-    """Where the workers listen, as the settings in a database say, where they are kept there; a port of the
-    command line stands above these."""
-    if not settings.use_db_settings:
-        return settings, port or FIRST_PORT
-    try:
-        from embedshare.database.kept import KeptSettings
-    except ImportError as error:
-        raise missing_database(error) from None
-    live = Live(settings)
-    KeptSettings(live, authkey.key_file(settings).parent).database.close()
-    stored_port = live.settings.web_port if "port" in live.now.stored else FIRST_PORT
-    return dataclasses.replace(settings, web_host=live.settings.web_host), port or stored_port
 
 
 def _runs(pid: int) -> bool:

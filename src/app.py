@@ -9,7 +9,9 @@ from __future__ import annotations
 import _thread
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
 from loguru import logger
@@ -37,6 +39,7 @@ from embedshare.web import (
     ollama,
     openai,
     openapi,
+    placed,
     search,
     tei,
     tracing,
@@ -115,16 +118,24 @@ def _serve(settings: Settings) -> None:
     changes: SettingsChanges = app.extensions[CHANGES]
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, _leave)
-    supervised = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    name = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
     server = listener.Listening(app, settings)
-    if not supervised:  # else the supervisor gives each worker its port
-        changes.listener = server
-        changes.move()
+    changes.listener = server if name is None else placed.Placed(server, _asks_supervisor(settings, name))
+    changes.move()
     logger.info("ready: http://{}:{}", *server.address)
     if app.extensions[API_KEYS] is not None:
         app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
     server.run()  # returns after the SystemExit below, when the requests under way are answered
     logger.info("stopped")
+
+
+def _asks_supervisor(settings: Settings, name: str) -> Callable[[str | None, int | None, bool], Any]:
+    file = control.file_of(settings, authkey.key_file(settings))
+
+    def ask(host: str | None, port: int | None, take: bool) -> Any:
+        return control.ask(file, "place", {"name": name, "host": host, "port": port, "take": take})
+
+    return ask
 
 
 def _leave(*_: object) -> None:

@@ -254,6 +254,8 @@ class SupervisorError(EmbedshareError):
 class SupervisorUnavailable(EmbedshareError, ConnectionError):
     """No supervisor of this user runs, or it does not answer."""
 
+    http_status = 503
+
 
 def missing_database(error: ImportError) -> MissingDependency:
     """What to say where settings or API keys are kept in a database, and its packages are not installed."""

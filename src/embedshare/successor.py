@@ -76,7 +76,7 @@ def _convert(settings: Settings, check: Callable[[], None]) -> None:
         env={
             **os.environ,
             **settings.environment(),
-            **lifeline.environment(),
+            **lifeline.environment("successor"),
             "PYTHONPATH": children.python_path(),
         },
         stdin=subprocess.PIPE,

@@ -67,9 +67,10 @@ class Operator:
 class Load:
     """Callers of one worker, without pause; `outcomes` counts statuses and what else came of requests."""
 
-    def __init__(self, url: str, callers: int) -> None:
+    def __init__(self, url: str, callers: int, five_texts: dict[str, list[str]] | None = None) -> None:
         self.outcomes: Counter[Any] = Counter()
         self._url = url
+        self._body = five_texts or FIVE_TEXTS
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
         for thread in self._threads:
@@ -79,7 +80,7 @@ class Load:
         while not self._stop.is_set():
             try:
                 with requests.Session() as session:
-                    answer = session.post(f"{self._url}/embed", json=FIVE_TEXTS, timeout=60)
+                    answer = session.post(f"{self._url}/embed", json=self._body, timeout=60)
                 right = answer.status_code == 200 and len(answer.json()["embeddings"]) == 5
                 self.outcomes["right" if right else answer.status_code] += 1
             except requests.RequestException as error:
@@ -290,13 +291,16 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     services = operator.start("1-3")
     services.wait_until_running()
     reference = _vectors(operator.url(1))
-    loads = [Load(operator.url(1), 6)]
-    wait_for(lambda: "from 1 to 2 workers: " in services.output, 60, "a second worker")
-    wait_for(lambda: "worker-2 is ready" in services.output, 60, "its readiness")
-    loads.append(Load(operator.url(2), 6))  # as a proxy in front of them would
-    wait_for(lambda: "worker-3 is ready" in services.output, 60, "a third worker")
-    assert np.allclose(_vectors(operator.url(3)), reference, atol=1e-2)
-    outcomes = sum((load.stop() for load in loads), Counter())
+    long = {"texts": ["word " * 200] * 5}  # of which the model can answer few a second: callers wait for it
+    loads = [Load(operator.url(1), 6, long)]
+    try:
+        wait_for(lambda: "from 1 to 2 workers: " in services.output, 60, "a second worker")
+        wait_for(lambda: "worker-2 is ready" in services.output, 60, "its readiness")
+        loads.append(Load(operator.url(2), 6, long))  # as a proxy in front of them would
+        wait_for(lambda: "worker-3 is ready" in services.output, 60, "a third worker")
+        assert np.allclose(_vectors(operator.url(3)), reference, atol=1e-2)
+    finally:
+        outcomes = sum((load.stop() for load in loads), Counter())
     assert set(outcomes) == {"right"}
     wait_for(lambda: "from 2 to 1 workers: " in services.output, 90, "the way back")
     wait_for(lambda: list(operator.processes()) == ["model-server", "worker-1"], 30)

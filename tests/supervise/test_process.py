@@ -41,6 +41,7 @@ class Starter:
         spec = ProcessSpec(
             "child",
             [sys.executable, "-c", program],
+            host="127.0.0.1",
             port=0,
             log=self.log,
             ready=lambda: True,
@@ -92,7 +93,7 @@ def test_a_child_stops_when_its_supervisor_is_killed(start: Starter) -> None:
     supervisor = start(
         "import sys, time; from pathlib import Path; from embedshare.supervise.process import *\n"
         f"command, log = [sys.executable, '-c', {FOLLOW!r}], Path({str(start.log)!r})\n"
-        "child = Child(ProcessSpec('c', command, 0, log, bool))\n"
+        "child = Child(ProcessSpec('c', command, '127.0.0.1', 0, log, bool))\n"
         "print(child.pid); time.sleep(60)"
     )
     wait_for(lambda: len(start.said()) == 2, 20)

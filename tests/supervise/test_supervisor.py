@@ -61,7 +61,7 @@ class World:
 
     def spec(self, name: str) -> ProcessSpec:
         log = self.folder / f"{name}.log"
-        return ProcessSpec(name, [name], 5000, log, lambda: name not in self.not_ready)
+        return ProcessSpec(name, [name], "127.0.0.1", 5000, log, lambda: name not in self.not_ready)
 
     def more(self, number: int) -> ProcessSpec:
         if number > 5:
@@ -424,5 +424,6 @@ def test_a_report_tells_pid_state_uptime_and_how_it_last_ended(world: World) -> 
     world.now += 12.5
     model, web = world.supervisor.report().result(LIMIT_S)
     assert (model.name, model.restarts, model.last_end) == ("model", 0, None)
-    assert web[1:7] == (world.process("web1").pid, 5000, "ready", 12.5, 1, "signal 9")
+    where = (world.process("web1").pid, "127.0.0.1", 5000)
+    assert web[1:8] == (*where, "ready", 12.5, 1, "signal 9")
     assert world.finish() is None

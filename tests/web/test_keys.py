@@ -266,15 +266,16 @@ def test_an_address_of_ipv6_is_counted_with_its_network() -> None:
 
 def test_who_holds_the_model_server_s_key_may_ask_for_figures_alone(site: Site) -> None:
     key = authkey.operator_key(authkey.client_key(site.server.settings()))
-    assert site.ask(key, "/load").json()["threads"] == 8
+    assert site.ask(key, "/load").json()["threads"] == 16
     assert site.ask(key, "/embedding/stats").status_code == 200
     assert site.ask(key).status_code == 403
 
 
 def test_the_supervisor_and_its_commands_reach_workers_that_ask_for_keys(site: Site) -> None:
     settings = site.server.settings(**site.settings)
-    assert ask_worker(settings, site.workers[0].port, "/load", 30)["threads"] == 8
-    assert "client" in ask_worker(settings, site.workers[0].port, "/embedding/stats", 30)
+    where = ("127.0.0.1", site.workers[0].port)
+    assert ask_worker(settings, *where, "/load", 30)["threads"] == 16
+    assert "client" in ask_worker(settings, *where, "/embedding/stats", 30)
 
 
 def test_every_route_has_a_scope_that_was_chosen_for_it(site: Site) -> None:

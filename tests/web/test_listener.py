@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
 from typing import Any
 
@@ -19,7 +20,7 @@ from waitress.server import BaseWSGIServer
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.errors import InvalidSetting
+from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import listener
 from tests.processes import free_port
@@ -126,7 +127,7 @@ def test_a_length_beside_chunks_does_not_count(worker: Worker) -> None:
 )
 def test_clients_that_never_finish_their_requests_hold_nobody_up(worker: Worker, begun: bytes) -> None:
     with ExitStack() as slow:
-        for _ in range(200):  # of eight threads, and beyond waitress' own limit of 100 connections
+        for _ in range(200):  # of sixteen threads, and beyond waitress' own limit of 100 connections
             slow.enter_context(worker.connect()).sendall(begun)
         assert requests.post(f"{worker.url}/embed", data=TEXTS, timeout=10).status_code == 200
 
@@ -135,13 +136,19 @@ def test_clients_that_never_finish_their_requests_hold_nobody_up(worker: Worker,
 def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a worker in this process, which gives a request a second to arrive."""
     monkeypatch.setattr(listener, "ARRIVAL_S", 1.0)
-    settings = Settings(web_port=free_port(), web_threads=2)
+    with running(model, Settings(web_port=free_port(), web_threads=2)) as listening:
+        yield listening.address[1]
+
+
+@contextmanager
+def running(model: EmbeddingClient, settings: Settings) -> Iterator[listener.Listening]:
+    """A worker in this process."""
     listening = listener.Listening(create_app(model, settings), settings)
     server = listening._server
     assert isinstance(server, BaseWSGIServer)
     serving = threading.Thread(target=listening.run)
     serving.start()
-    yield settings.web_port
+    yield listening
     server.close()
     server.asyncore.close_all(server._map)
     serving.join(30)
@@ -171,6 +178,34 @@ def test_a_worker_that_runs_is_not_moved_where_others_may_call(
         assert listening.address == ("127.0.0.1", settings.web_port)
     finally:
         listening._server.close()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        return requests.get(f"http://{host}:{port}/health", timeout=10).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is this machine's on Linux alone")
+def test_a_host_that_includes_the_one_of_now_is_listened_at_on_the_same_port(model: EmbeddingClient) -> None:
+    settings = Settings(api_keys="off", web_search="false", web_port=free_port(), web_threads=2)
+    port = settings.web_port
+    with running(model, settings) as listening:
+        settle = listening.prepare("0.0.0.0", None)
+        assert answers("127.0.0.2", port)
+        settle(False)
+        assert (answers("127.0.0.1", port), answers("127.0.0.2", port)) == (True, False)
+        with pytest.raises(PortUnavailable, match=r"listen at 203\.0\.113\.9"):
+            listening.prepare("203.0.113.9", None)
+        with socket.create_server(("127.0.0.2", port)), pytest.raises(PortUnavailable, match="in use"):
+            listening.prepare("0.0.0.0", None)  # found when the old address has been left
+        assert answers("127.0.0.1", port)
+        listening.follow("0.0.0.0", None)
+        assert listening.address == ("0.0.0.0", port)
+        assert answers("127.0.0.2", port)
+        listening.follow(None, None)
+        assert (answers("127.0.0.1", port), answers("127.0.0.2", port)) == (True, False)
 
 
 def test_who_sends_slower_than_a_request_may_arrive_is_cut_off(impatient: int) -> None:

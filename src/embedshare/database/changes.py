@@ -49,11 +49,19 @@ class Listener(Protocol):
 
     @property
     def address(self) -> tuple[str, int]: ...
-    def prepare(self, host: str, port: int) -> Callable[[bool], None]:
-        """Listen there as well; the callable ends listening at one of both: True, at the old address.
+    @property
+    def pinned(self) -> bool:
+        """Whether the port is another's to say."""
 
-        Raises PortUnavailable.
+    def prepare(self, host: str | None, port: int | None) -> Callable[[bool], None]:
+        """See to it that one can listen there, None being as at the start; the callable is told whether that
+        holds, or is taken back.
+
+        Raises PortUnavailable, InvalidSetting.
         """
+
+    def follow(self, host: str | None, port: int | None) -> None:
+        """Listen there, and nowhere else. Raises as `prepare` does."""
 
 
 class SettingsChanges:
@@ -67,7 +75,8 @@ class SettingsChanges:
         self.live = live
         self.listener: Listener | None = None
         """Set where this process can listen elsewhere by itself."""
-        self._refused_address: tuple[str, int] | None = None
+        self._followed: tuple[str | None, int | None] | None = None
+        self._last_refusal = ""
         self._kept = kept
         self._apply_model = apply_model
         self._changing = threading.Lock()
@@ -101,29 +110,35 @@ class SettingsChanges:
 
     def notes(self, changed: set[str]) -> dict[str, str]:
         """What is to be said of keys that were changed and do not hold at once."""
-        if self.listener is not None:
-            return {}
-        later = (
-            "kept; the supervisor says where this worker listens, and heeds this at its next start: a port "
-            "where it is started without --port"
-        )
-        return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), later)
+        if self.listener is None:
+            later = "kept; where this worker listens is said by the program that serves it"
+            return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), later)
+        if self.listener.pinned and "port" in changed:
+            return {"port": "kept; the service manager was started with --port, which stands above this"}
+        return {}
 
     def move(self) -> None:
-        """Listen where the settings say now, where this process may: another one has changed them."""
-        if self.listener is None or not self._changing.acquire(blocking=False):
-            return  # a change of this process's own, which moves by itself
-        try:
-            wanted = self.live.settings.web_host, self.live.settings.web_port
-            if wanted in (self.listener.address, self._refused_address):
-                return
+        """Listen where the settings say now, if this process can: another one may have changed them."""
+        if self._changing.acquire(
+            blocking=False
+        ):  # else a change of this process's own, which moves by itself
             try:
-                self.listener.prepare(*wanted)(True)
-            except (PortUnavailable, InvalidSetting) as error:
-                self._refused_address = wanted
+                self._follow()
+            finally:
+                self._changing.release()
+
+    def _follow(self) -> None:
+        wanted = _place(self.live.now.stored)
+        if self._kept is None or self.listener is None or wanted == self._followed:
+            return
+        try:
+            self.listener.follow(*wanted)
+        except EmbedshareError as error:  # it is tried again: whoever holds the port may leave it
+            if error.message != self._last_refusal:
                 logger.error("{}; it goes on at {}:{}", error.message, *self.listener.address)
-        finally:
-            self._changing.release()
+            self._last_refusal = error.message
+        else:
+            self._followed, self._last_refusal = wanted, ""
 
     def _open(self) -> Kept:
         if self._kept is None:
@@ -141,6 +156,7 @@ class SettingsChanges:
             while True:
                 try:
                     self._apply_and_keep(kept, values, deleted, who)
+                    self._follow()
                     return self.live.now
                 except SwapRefused:  # as a rule another worker's change is under way
                     if time.monotonic() >= until:
@@ -154,23 +170,24 @@ class SettingsChanges:
         before = self.live.now
         stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
         wanted = self.live.with_stored(stored)
-        with self._applied(before, wanted):
+        with self._applied(before, wanted, stored):
             kept.change({**values, **dict.fromkeys(deleted, setting_keys.DELETED)}, who)
         kept.look()
 
     @contextmanager
-    def _applied(self, before: Current, wanted: Settings) -> Iterator[None]:
+    def _applied(self, before: Current, wanted: Settings, stored: Mapping[str, Any]) -> Iterator[None]:
         """Within, the wanted settings are in force; what goes wrong there takes them back."""
         switch: Callable[[bool], None] = lambda to_new: None  # noqa: E731
         changed = {key for key in setting_keys.FIELDS if _of(key, before.settings) != _of(key, wanted)}
+        moved = {key for key in setting_keys.OF_THE_LISTENER if before.stored.get(key) != stored.get(key)}
         try:
-            if changed & setting_keys.OF_THE_LISTENER and self.listener is not None:
-                switch = self.listener.prepare(wanted.web_host, wanted.web_port)
+            if moved and self.listener is not None:
+                switch = self.listener.prepare(*_place(stored))
             if changed & setting_keys.OF_THE_MODEL:
                 self._apply_model(wanted, before.version)
         except _OF_THE_VALUE as error:
             switch(False)
-            names = ", ".join(sorted(changed))
+            names = ", ".join(sorted(changed | moved))
             raise InvalidSetting(
                 f"{names} cannot be applied, and nothing was changed: {error.message}",
                 name=names, value="", allowed="what the services can serve",
@@ -192,6 +209,10 @@ class SettingsChanges:
             self._apply_model(before.settings, before.version)
         except EmbedshareError as error:  # then the model server does, when it sees that nothing was kept
             logger.error("a change of the model was not kept and not taken back either: {}", error.message)
+
+
+def _place(stored: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    return stored.get("host"), stored.get("port")
 
 
 def _of(key: str, settings: Settings) -> Any:

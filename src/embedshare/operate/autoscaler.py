@@ -63,7 +63,7 @@ class Autoscaler:
     def _load(self, worker: Report) -> Load:
         cores = self._cores(worker.pid)
         try:
-            told = ask_worker(self._settings, worker.port, "/load", PATIENCE_S)
+            told = ask_worker(self._settings, worker.host, worker.port, "/load", PATIENCE_S)
             return Load(told["in_flight"], told["threads"], cores)
         except (EmbedshareError, requests.RequestException, ValueError, KeyError):
             return Load(None, 1, cores)

@@ -23,7 +23,7 @@ from embedshare.engine import weights
 from embedshare.errors import EmbedshareError
 from embedshare.identity import identity_of
 from embedshare.ipc import authkey
-from embedshare.operate.services import port_holder, worker_port
+from embedshare.operate.services import Place, port_holder, worker_address
 from embedshare.settings import Settings
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
@@ -54,7 +54,7 @@ class Finding(NamedTuple):
 
 
 def examine(
-    settings: Settings, workers: int, first_port: int, server_answers: Callable[[], str | None]
+    settings: Settings, workers: int, place: Place, server_answers: Callable[[], str | None]
 ) -> list[Finding]:
     """Look at everything that the services need. `server_answers` tells why the model server does not answer,
     None where it does."""
@@ -63,7 +63,7 @@ def examine(
         *_packages(),
         *_key(settings),
         *_server(settings, server_answers),
-        *_worker_ports(settings, workers, first_port),
+        *_worker_ports(settings.server_port, workers, place),
         *_weights(settings),
         *_device(settings),
         *_room(settings),
@@ -150,9 +150,9 @@ def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Ite
         )  # fmt: skip
 
 
-def _worker_ports(settings: Settings, workers: int, first_port: int) -> Iterator[Finding]:
-    ports = [worker_port(first_port, number, settings.server_port) for number in range(1, workers + 1)]
-    taken = [port for port in ports if not _free(settings.web_host, port)]
+def _worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Finding]:
+    ports = [worker_address(place, number, server_port)[1] for number in range(1, workers + 1)]
+    taken = [port for port in ports if not _free(place.host, port)]
     if not taken:
         yield Finding("worker ports", GOOD, f"{', '.join(map(str, ports))} are free")
     for port in taken:

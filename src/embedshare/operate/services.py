@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import requests
 from loguru import logger
 
 from embedshare import platforms
-from embedshare.errors import PortUnavailable, SupervisorError
+from embedshare.errors import PortUnavailable
 from embedshare.ipc import authkey
 from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
@@ -21,22 +21,31 @@ from embedshare.supervise.process import ProcessSpec
 MODEL_SERVER = "model-server"
 
 
-@dataclass(frozen=True)
+class Place(NamedTuple):
+    """Where the workers listen: the first at `port`, the next at the next ports."""
+
+    host: str
+    port: int
+
+
 class Services:
     """The processes of one machine. `source` is the folder with modelServer.py and app.py; `server_answers`
-    tells whether a real embedding comes back."""
+    tells whether a real embedding comes back. `place` may change while they run."""
 
-    settings: Settings
-    first_port: int
-    source: Path
-    server_answers: Callable[[], bool]
+    def __init__(
+        self, settings: Settings, place: Place, source: Path, server_answers: Callable[[], bool]
+    ) -> None:
+        self.place = place
+        self._settings = settings
+        self._source = source
+        self._server_answers = server_answers
 
     def stages(self, workers: int) -> list[list[ProcessSpec]]:
         """The model server, where one is shared, then the workers.
 
-        Raises PortUnavailable, SupervisorError.
+        Raises PortUnavailable.
         """
-        settings = self.settings
+        settings = self._settings
         if settings.use_ipc:
             _check_port(settings.server_host, settings.server_port, "the model server")
         else:
@@ -46,57 +55,82 @@ class Services:
 
     def worker(self, number: int) -> ProcessSpec:
         """The nth worker, from 1. Raises PortUnavailable where its port is taken."""
-        settings, port = self.settings, worker_port(self.first_port, number, self.settings.server_port)
-        if port - 1 == settings.server_port and number > 1:
-            logger.info("port {} is the model server's; the next worker gets {}", port - 1, port)
-        _check_port(settings.web_host, port, f"worker {number}")
-        url = worker_url(settings, port)
+        spec = self.known_worker(number)
+        if spec.port - 1 == self._settings.server_port and number > 1:
+            logger.info("port {} is the model server's; the next worker gets {}", spec.port - 1, spec.port)
+        _check_port(spec.host, spec.port, f"worker {number}")
+        return spec
+
+    def known_worker(self, number: int) -> ProcessSpec:
+        """The nth worker, whose port is not looked at: it may listen there already."""
+        host, port = self.address(self.place, number)
+        name, url = f"worker-{number}", worker_url(host, port)
         return ProcessSpec(
-            f"worker-{number}",
-            [sys.executable, str(self.source / "app.py")],
+            name,
+            [sys.executable, str(self._source / "app.py")],
+            host,
             port,
-            Path(settings.log_dir) / f"worker-{number}.log",
+            Path(self._settings.log_dir) / f"{name}.log",
             lambda: _worker_answers(url),
-            {"PORT": str(port), "EMBEDDING_HOST": settings.web_host},
+            {"PORT": str(port), "EMBEDDING_HOST": host},
         )
+
+    def address(self, place: Place, number: int) -> tuple[str, int]:
+        """See worker_address."""
+        return worker_address(place, number, self._settings.server_port)
+
+    def check(self, place: Place, workers: int, held: Collection[int]) -> None:
+        """Find out whether so many workers can listen at `place`; ports that they `held` are theirs to take.
+
+        Raises PortUnavailable.
+        """
+        for number in range(1, workers + 1):
+            host, port = self.address(place, number)
+            _check_port(host, port, f"worker {number}", held=port in held)
 
     def _server(self) -> ProcessSpec:
         return ProcessSpec(
             MODEL_SERVER,
-            [sys.executable, str(self.source / "modelServer.py")],
-            self.settings.server_port,
-            Path(self.settings.log_dir) / f"{MODEL_SERVER}.log",
-            self.server_answers,
+            [sys.executable, str(self._source / "modelServer.py")],
+            self._settings.server_host,
+            self._settings.server_port,
+            Path(self._settings.log_dir) / f"{MODEL_SERVER}.log",
+            self._server_answers,
         )
 
 
-def worker_port(first: int, number: int, server_port: int) -> int:
-    """The nth worker's port: from `first` on, leaving out the model server's own."""
+def worker_address(place: Place, number: int, server_port: int) -> tuple[str, int]:
+    """Where the nth worker listens, which leaves out the model server's own port.
+
+    Raises PortUnavailable where there is no such port.
+    """
+    host, first = place
     port = first + number - 1
     if first <= server_port <= port:
         port += 1
     if port > 65535:
-        raise SupervisorError(f"{number} workers from port {first} on end beyond port 65535")
-    return port
+        message = f"{number} workers from port {first} on end beyond port 65535"
+        raise PortUnavailable(message, host=host, port=port)
+    return host, port
 
 
-def worker_url(settings: Settings, port: int) -> str:
-    """Where a worker of this machine is asked, without a path."""
-    host = settings.web_host
+def worker_url(host: str, port: int) -> str:
+    """Where a worker of this machine that listens at `host` is asked, without a path."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"
 
 
-def ask_worker(settings: Settings, port: int, path: str, timeout_s: float) -> Any:
-    """A worker's JSON answer, also where it asks for API keys: the model server's key stands for one.
+def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: float) -> Any:
+    """The JSON answer of the worker that listens there, also where it asks for API keys: the model server's
+    key stands for one.
 
     Raises requests.RequestException, ValueError where it is no JSON, EmbedshareError.
     """
     headers = {}
-    if settings.asks_for_keys:
+    if dataclasses.replace(settings, web_host=host).asks_for_keys:
         key = authkey.operator_key(authkey.client_key(settings))
         headers["Authorization"] = f"Bearer {key}"
-    return requests.get(f"{worker_url(settings, port)}{path}", headers=headers, timeout=timeout_s).json()
+    return requests.get(f"{worker_url(host, port)}{path}", headers=headers, timeout=timeout_s).json()
 
 
 def port_holder(port: int) -> int | None:
@@ -111,10 +145,11 @@ def port_holder(port: int) -> int | None:
     return None
 
 
-def _check_port(host: str, port: int, who: str) -> None:
-    """Find out before anything is started that a port is taken, and by whom."""
+def _check_port(host: str, port: int, who: str, *, held: bool = False) -> None:
+    """Find out before anything is started that a port is taken, and by whom; of one that is `held` by its own
+    user, whether the host is this machine's."""
     try:
-        platforms.exclusive_listener(host, port, backlog=1).close()
+        platforms.exclusive_listener(host, 0 if held else port, backlog=1).close()
     except OSError as error:
         holder = port_holder(port)
         listens = f" (process {holder} listens there)" if holder is not None else ""

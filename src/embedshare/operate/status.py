@@ -84,7 +84,8 @@ def _who_to_ask(
         return server_stats
 
     def worker_stats() -> Stats:
-        stats: Stats = ask_worker(settings, process["port"], "/embedding/stats", PATIENCE_S)["client"]
+        answer = ask_worker(settings, process["host"], process["port"], "/embedding/stats", PATIENCE_S)
+        stats: Stats = answer["client"]
         return stats
 
     return worker_stats

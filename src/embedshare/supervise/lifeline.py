@@ -18,26 +18,27 @@ VARIABLE = "EMBEDSHARE_LIFELINE"
 LOOK_EVERY_S = 0.5
 
 
-def environment() -> dict[str, str]:
-    """What a supervisor adds to the environment of a child."""
-    return {VARIABLE: str(os.getpid()) if platforms.WINDOWS else "stdin"}
+def environment(name: str) -> dict[str, str]:
+    """What a supervisor adds to the environment of the child that it calls `name`."""
+    return {VARIABLE: f"{os.getpid()} {name}"}
 
 
-def follow(stop: Callable[[], None]) -> bool:
-    """Call `stop` when the supervisor lets go of this process; False, and nothing is done, where it has
-    none."""
+def follow(stop: Callable[[], None]) -> str | None:
+    """Call `stop` when the supervisor lets go of this process, whose name there is returned; None, and
+    nothing is done, where it has none."""
     line = os.environ.pop(VARIABLE, None)
     if line is None:
-        return False
-    threading.Thread(target=_watch, args=(line, stop), name="lifeline", daemon=True).start()
-    return True
+        return None
+    pid, _, name = line.partition(" ")
+    threading.Thread(target=_watch, args=(int(pid), stop), name="lifeline", daemon=True).start()
+    return name
 
 
-def _watch(line: str, stop: Callable[[], None]) -> None:
-    if line == "stdin":
-        _wait_for_end_of_input()
+def _watch(supervisor: int, stop: Callable[[], None]) -> None:
+    if platforms.WINDOWS:
+        _wait_for_end_of(supervisor)
     else:
-        _wait_for_end_of(int(line))
+        _wait_for_end_of_input()
     stop()
 
 

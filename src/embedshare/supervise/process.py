@@ -20,6 +20,7 @@ class ProcessSpec:
 
     name: str
     command: list[str]
+    host: str
     port: int
     log: Path
     ready: Callable[[], bool]
@@ -37,7 +38,12 @@ class Child:
                 stdin=subprocess.PIPE,  # see lifeline.py
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **spec.environment, **lifeline.environment(), "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    **spec.environment,
+                    **lifeline.environment(spec.name),
+                    "PYTHONUNBUFFERED": "1",
+                },
                 **platforms.own_process_group(),
             )
         self.pid = self._process.pid

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from loguru import logger
 
@@ -63,6 +63,7 @@ class Report(NamedTuple):
 
     name: str
     pid: int | None
+    host: str
     port: int
     state: str
     uptime_s: float | None
@@ -102,8 +103,11 @@ class _Ready:
 
 
 @dataclass(frozen=True)
-class _Look:
-    report: Future[list[Report]]
+class _Call:
+    """What is done in the loop at once, whatever operation is under way."""
+
+    do: Callable[[], Any]
+    done: Future[Any]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class _Stop:
     pass
 
 
-_Event = _Ended | _Ready | _Look | _Operation | _Stop
+_Event = _Ended | _Ready | _Call | _Operation | _Stop
 
 
 class Supervisor:
@@ -154,9 +158,19 @@ class Supervisor:
 
     def report(self) -> Future[list[Report]]:
         """How every process is, asked of the loop."""
-        report: Future[list[Report]] = Future()
-        self._events.put(_Look(report))
-        return report
+        return self._in_loop(lambda: [self._reported(watched) for watched in self.watched])
+
+    def respecify(self, spec: Callable[[int], ProcessSpec]) -> Future[None]:
+        """Have the processes of the last stage be `spec(1)`, `spec(2)`, … from their next starts on.
+
+        Those that run go on; whether they are ready is asked as the new ones say.
+        """
+
+        def replace() -> None:
+            for number, watched in enumerate(self._stages[-1], 1):
+                watched.spec = spec(number)
+
+        return self._in_loop(replace)
 
     def restart(self, names: Sequence[str] | None = None) -> Future[None]:
         """Stop and start processes, one after another: each is ready before the next is asked to stop.
@@ -187,6 +201,11 @@ class Supervisor:
             self._keep_running()
         finally:
             self._stop_everything()
+
+    def _in_loop(self, do: Callable[[], Any]) -> Future[Any]:
+        call = _Call(do, Future())
+        self._events.put(call)
+        return call.done
 
     def _ask_for(self, steps: Iterator[Condition]) -> Future[None]:
         operation = _Operation(steps, Future())
@@ -237,8 +256,8 @@ class Supervisor:
             self._note_ready(event)
         elif isinstance(event, _Ended):
             self._ended(event)
-        elif isinstance(event, _Look):
-            event.report.set_result([self._reported(watched) for watched in self.watched])
+        elif isinstance(event, _Call):
+            event.done.set_result(event.do())
         elif isinstance(event, _Operation):
             self._operations.append(event)
 
@@ -319,6 +338,7 @@ class Supervisor:
         return Report(
             watched.spec.name,
             process.pid if process is not None else None,
+            watched.spec.host,
             watched.spec.port,
             watched.state,
             self._clock() - started if process is not None and started is not None else None,

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from flask import Flask
@@ -13,7 +14,7 @@ from loguru import logger
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, create_server
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
 from embedshare import platforms
@@ -28,10 +29,15 @@ MOST_CONNECTIONS = 1000
 #: A request has so many seconds to arrive, and one more for each of so many bytes. Who is slower is cut off:
 #: connections that never finish would take all places in the end.
 ARRIVAL_S, ARRIVAL_BYTES_A_S = 30.0, 1000
+#: A connection to an address that was left is answered for so long, in seconds: a request may be on its way.
+LEAVING_S = 1.0
+_MOVED = "listening at {}:{} now, and no more at {}:{}"
 
 
 class Listening:
     """Serves an application, at first where the settings say."""
+
+    pinned = False
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         """Raises PortUnavailable.
@@ -50,6 +56,7 @@ class Listening:
         }  # fmt: skip
         self._sockets: dict[int, Any] = {}
         self._moving = threading.Lock()
+        self._runs = False
         host, port = settings.web_host, settings.web_port
         try:
             self._server = create_server(app, self._sockets, host=host, port=port, **self._options)
@@ -63,32 +70,29 @@ class Listening:
 
     def run(self) -> None:
         """Serve until SystemExit or KeyboardInterrupt; the requests under way are answered."""
+        self._runs = True
         self._server.run()
 
-    def prepare(self, host: str, port: int) -> Callable[[bool], None]:
-        """Listen there as well; the callable, told whether to move, ends listening at the old address, or at
-        this one again.
+    def prepare(self, host: str | None, port: int | None) -> Callable[[bool], None]:
+        """Listen there as well, None being as at the start; the callable, told whether to move, ends
+        listening at the old address, or at this one again.
 
-        Requests that have come at the old one are answered. Raises PortUnavailable, and InvalidSetting where
-        who may call, or what for, would be another at such a host: that is decided once, at the start.
+        Requests that have come at the old one are answered. Where both are one port of two hosts that include
+        each other, such as 0.0.0.0 and 127.0.0.1, only one can be listened at: the other is left first.
+        Raises PortUnavailable, and what `check_reach` raises.
         """
-        self._check_reach(host)
+        host, port = host or self._settings.web_host, port or self._settings.web_port
+        self.check_reach(host)
         with self._moving:
             before, old = self.address, self._listeners
             if (host, port) == before:
                 return lambda moves: None
             try:
-                sock = platforms.exclusive_listener(host, port, backlog=1024)
-            except OSError as error:
-                raise _unavailable(host, port, error) from None
-            known = set(self._sockets)
-            create_server(
-                self._app, self._sockets, _dispatcher=self._server.task_dispatcher, sockets=[sock],
-                **self._options,
-            )  # fmt: skip
-            self._listeners = new = self._new_listeners(known)
-            self.address = host, port
-            self._wake()
+                new = self._listen(host, port)
+            except PortUnavailable:
+                if port != before[1]:
+                    raise
+                return self._replace(host, port)
 
         def settle(moves: bool) -> None:
             with self._moving:
@@ -96,11 +100,76 @@ class Listening:
                     self.address, self._listeners = before, old
             self._wake(lambda: _close(old if moves else new))
             if moves:
-                logger.info("listening at {}:{} now, and no more at {}:{}", host, port, *before)
+                logger.info(_MOVED, host, port, *before)
 
         return settle
 
-    def _check_reach(self, host: str) -> None:
+    def follow(self, host: str | None, port: int | None) -> None:
+        """Listen there, and no more at the address before; raises as `prepare` does."""
+        self.prepare(host, port)(True)
+
+    def _listen(self, host: str, port: int) -> list[BaseWSGIServer]:
+        try:
+            sock = platforms.exclusive_listener(host, port, backlog=1024)
+        except OSError as error:
+            raise _unavailable(host, port, error) from None
+        known = set(self._sockets)
+        create_server(
+            self._app, self._sockets, _dispatcher=self._server.task_dispatcher, sockets=[sock],
+            **self._options,
+        )  # fmt: skip
+        self._listeners = new = self._new_listeners(known)
+        self.address = host, port
+        self._wake()
+        return new
+
+    def _replace(self, host: str, port: int) -> Callable[[bool], None]:
+        """What `prepare` does where the old address must be left before the new one can be had."""
+        before = self.address
+        try:
+            platforms.exclusive_listener(host, 0, backlog=1).close()  # it is an address of this machine
+        except OSError as error:
+            raise _unavailable(host, port, error) from None
+
+        def go(to: tuple[str, int], back: tuple[str, int]) -> None:
+            _close(self._listeners)
+            try:
+                self._listen(*to)
+            except PortUnavailable:
+                self._listen(*back)
+                raise
+
+        self._in_loop(lambda: go((host, port), before))
+
+        def settle(moves: bool) -> None:
+            if moves:
+                logger.info(_MOVED, host, port, *before)
+                return
+            with self._moving:
+                self._in_loop(lambda: go(before, (host, port)))
+
+        return settle
+
+    def _in_loop(self, do: Callable[[], None]) -> None:
+        """Have the loop do this, and wait until it is done: a socket that it waits at would stay open."""
+        if not self._runs:
+            do()
+            return
+        done: Future[None] = Future()
+
+        def report() -> None:
+            try:
+                do()
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._wake(report)
+        done.result()
+
+    def check_reach(self, host: str) -> None:
+        """Raise InvalidSetting where who may call, or what for, would be another at such a host: that is
+        decided once, at the start."""
         now, there = self._settings, dataclasses.replace(self._settings, web_host=host)
         for name, before, after in (
             ("EMBEDDING_API_KEYS", now.asks_for_keys, there.asks_for_keys),
@@ -128,11 +197,19 @@ class Listening:
 
 
 def _close(listeners: list[BaseWSGIServer]) -> None:
-    """Take no more connections; those there are end when they are idle, and use the trigger until then."""
+    """Take no more connections than have come; these end when they are idle, and use the trigger until then.
+
+    Called by the loop.
+    """
+    ends = time.monotonic() + LEAVING_S
     for listener in listeners:
-        channels: dict[int, Any] = vars(listener)["active_channels"]
+        channels: dict[int, _Channel] = vars(listener)["active_channels"]
+        known = -1
+        while known < len(channels):
+            known = len(channels)
+            listener.handle_accept()
         for channel in channels.values():
-            channel.will_close = channel.will_close or not channel.requests
+            channel.ends = ends
         listener.accepting = False
         listener.del_channel()
         vars(listener)["socket"].close()
@@ -181,9 +258,30 @@ class _ErrorTask(ErrorTask):
         self.write(body)
 
 
+class _Task(WSGITask):
+    """An answer goes out in one piece: a proxy that has got the head alone of a worker that was killed cannot
+    ask another one instead."""
+
+    channel: _Channel
+
+    def write(self, data: bytes) -> None:
+        if data and self.complete and not self.wrote_header:
+            self.channel.head = self.build_response_header()
+            self.wrote_header = True
+        super().write(data)
+        self.channel.write_soon(b"")  # the head of an answer that has no body after all
+
+
 class _Channel(HTTPChannel):
     parser_class = _Parser
+    task_class = _Task
     error_task_class = _ErrorTask
+    head = b""
+    """What goes out before what is written next."""
+
+    ends = float("inf")
+    """When it is closed if it is idle."""
+
     _arriving: HTTPRequestParser | None = None
     _began = 0.0
     _came = 0
@@ -202,4 +300,12 @@ class _Channel(HTTPChannel):
                 self._began = time.monotonic()
             limit_s = ARRIVAL_S + self._came / ARRIVAL_BYTES_A_S
             self.will_close = self.will_close or time.monotonic() - self._began > limit_s
+        elif not self.requests and time.monotonic() >= self.ends:
+            self.will_close = True
         return bool(super().readable())
+
+    def write_soon(self, data: Any) -> int:
+        """Send a piece of an answer, or a file's."""
+        if self.head:
+            data, self.head = self.head + data, b""
+        return int(super().write_soon(data))

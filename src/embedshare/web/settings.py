@@ -21,6 +21,7 @@ from embedshare.errors import (
     OutOfMemory,
     ServerUnavailable,
     SettingsFixed,
+    SupervisorUnavailable,
     SwapRefused,
     TooLarge,
     UnknownSetting,
@@ -31,7 +32,7 @@ from embedshare.web import body, openapi
 MOST_CHANGES, CHANGES = 1000, 100
 _CHANGING = (
     SettingsFixed, InvalidSetting, DatabaseUnavailable, SwapRefused, ServerUnavailable, OutOfMemory,
-    DeadlineExceeded,
+    DeadlineExceeded, SupervisorUnavailable,
 )  # fmt: skip
 _SENT = (InvalidInput, TooLarge, UnsupportedMediaType)
 
