@@ -146,10 +146,10 @@ class EmbeddingClient(Searching):
             kept = self.truncate_dim if dimensions is None else dimensions
             if not texts:
                 rows = np.empty((0, min(described.dimension, kept or described.dimension)), np.float32)
-                return Embedded(rows, 0, Timings(0.0, 0.0, 0.0), described)
+                return Embedded(rows, [], Timings(0.0, 0.0, 0.0), described)
             part = self._embed_by(texts, Options(prompt, normalize, kept, truncate), False, float("inf"))
             if part.identity == described.identity:
-                return Embedded(part.rows, part.tokens, part.timings, described)
+                return Embedded(part.rows, part.token_counts, part.timings, described)
             # Another model was followed meanwhile, which may have other prompts and dimensions.
 
     def tokens(

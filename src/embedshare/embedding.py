@@ -29,11 +29,11 @@ class Options(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Rows of one model, and which; how many tokens it read for them."""
+    """Rows of one model, and which; how many tokens it read for each."""
 
     rows: np.ndarray
     identity: str
-    tokens: int
+    token_counts: list[int]
     timings: Timings
 
 
@@ -43,12 +43,17 @@ class Embedded(NamedTuple):
     rows: np.ndarray
     """Float32 (n, dimension)"""
 
-    tokens: int
-    """How many the model read, special tokens included."""
+    token_counts: list[int]
+    """How many tokens the model read for each, special ones included."""
 
     timings: Timings
     description: ModelDescription
     """The model that made them."""
+
+    @property
+    def tokens(self) -> int:
+        """How many were read for all of them."""
+        return sum(self.token_counts)
 
 
 #: A part, who answered, and where the time went.
@@ -76,7 +81,7 @@ def asked(inputs: Inputs, options: Options) -> Both[_Answered]:
     def read(answer: tuple[np.ndarray, codec.Rows, str]) -> _Answered:
         rows, told, identity = answer
         spent = Timings(told.timings.tokenize_ms, told.timings.queue_ms, told.timings.compute_ms)
-        return Part(rows, identity, told.tokens, spent), "server", spent
+        return Part(rows, identity, told.token_counts, spent), "server", spent
 
     def on_local(engine: Engine, deadline: float) -> _Answered:
         encoded = engine.encode(
@@ -88,7 +93,7 @@ def asked(inputs: Inputs, options: Options) -> Both[_Answered]:
             deadline=deadline,
         )
         spent = Timings(*encoded.stages_ms)
-        return Part(encoded.rows, engine.description.identity, encoded.tokens, spent), "local", spent
+        return Part(encoded.rows, engine.description.identity, encoded.token_counts, spent), "local", spent
 
     return Both(on_server, read, on_local)
 
@@ -100,6 +105,6 @@ def joined(parts: list[Part]) -> Part:
     return Part(
         np.concatenate([part.rows for part in parts]),
         parts[0].identity,
-        sum(part.tokens for part in parts),
+        [count for part in parts for count in part.token_counts],
         Timings(*map(sum, zip(*(part.timings for part in parts), strict=True))),
     )

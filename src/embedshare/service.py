@@ -97,7 +97,7 @@ class EmbeddingService:
         self._last_asked = time.monotonic()
         rows = encoded.rows
         timings = codec.Timings(*encoded.stages_ms)
-        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, encoded.tokens)
+        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, encoded.token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None
 
     def _tokenize(self, engine: Engine, call: codec.Tokenize) -> codec.Reply:

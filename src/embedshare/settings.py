@@ -468,7 +468,7 @@ class Settings:
         other_name="EMBEDDING_PORT",
     )
     web_threads: int = _setting(
-        "EMBEDDING_WEB_THREADS", _whole(1, 256), 8, "Requests a web worker answers at once"
+        "EMBEDDING_WEB_THREADS", _whole(1, 256), 16, "Requests a web worker answers at once"
     )
 
     api_keys: str = _setting(

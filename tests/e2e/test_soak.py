@@ -1,6 +1,6 @@
 """Many calls of mixed sizes for a long time: right vectors, and nothing that grows.
 
-Forty seconds as a test. The long form, which takes a quarter of an hour on two cores:
+Twenty seconds as a test. The long form, which takes a quarter of an hour on two cores:
 EMBEDSHARE_SOAK_CALLS=300000 python -m pytest -n 0 -s tests/e2e/test_soak.py
 """
 
@@ -24,7 +24,7 @@ from tests.processes import ModelServer
 
 #: Calls in all; without them the soak lasts SOAK_S.
 CALLS = int(os.environ.get("EMBEDSHARE_SOAK_CALLS", "0"))
-SOAK_S = 40.0
+SOAK_S = 20.0
 #: Workers, threads in each, and the pause after each call in seconds: the short form shares its machine.
 WORKERS, THREADS, PAUSE_S = (8, 2, 0.0) if CALLS else (2, 2, 0.01)
 EVERY_S = 1.0

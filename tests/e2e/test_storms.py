@@ -67,7 +67,7 @@ class Storm:
                 env=server.environment(EMBEDDING_LOG_LEVEL="error", **settings),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )
-            for _ in range(16 if STORM_S >= 60 else 8)
+            for _ in range(16 if STORM_S >= 60 else 4)
         ]  # fmt: skip
         for number, caller in enumerate(self.callers):
             assert caller.stdin is not None

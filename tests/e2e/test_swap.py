@@ -190,7 +190,7 @@ def test_those_who_refuse_get_model_mismatch_after_the_swap_and_no_other_error(
 def test_a_long_call_during_swaps_there_and_back_is_of_one_model(
     server: ModelServer, other_model: Path, reference: Any
 ) -> None:
-    texts = [f"paragraph {number} " + "word " * 40 for number in range(4000)]
+    texts = [f"paragraph {number} " + "word " * 40 for number in range(10_000)]
     result: list[np.ndarray] = []
     with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as client:
         bulk = threading.Thread(target=lambda: result.append(client.encode(texts)))
@@ -202,6 +202,7 @@ def test_a_long_call_during_swaps_there_and_back_is_of_one_model(
             wait_for(lambda: served(observer) > 0, what="a piece of the other model")
             assert bulk.is_alive()
             observer.swap_model(DEFAULT)
+            assert bulk.is_alive()
         bulk.join(200)
     picked = [0, 511, 512, 1023, 1024, 1536, 2048, 3000, 3999]
     expected = reference.encode([texts[number] for number in picked])

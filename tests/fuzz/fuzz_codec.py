@@ -49,7 +49,7 @@ SEEDS: list[Any] = [
     codec.Forget(15, 60.0, [b"i" * 16, b"j" * 16]),
     codec.EncodeTokens(17, 60.0, [[101, 102], [0, 2**31 - 1]], True, 8, "request-4"),
     codec.Hits(16, 3, codec.Timings(0.1, 0.2, 0.3)),
-    codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3), 42),
+    codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3), [40, 2]),
     codec.Reply(4, DESCRIPTION),
     codec.Reply(5, [[101, 102], {"status": "ok", "uptime": 1.25, "error": None}, b"raw", True]),
     codec.failure(6, Overloaded("full", retry_after_s=0.25)),

@@ -173,9 +173,9 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
         return found
 
     def embedded(found: Scrape) -> tuple[float, float]:
-        name = "embedshare_client_calls_total"
+        """Requests, and the vectors for them: requests that went together are one call of the client's."""
         return found("embedshare_http_requests_total", route="/embed", status="200"), found(
-            name, method="encode", outcome="ok", source="server"
+            "embedshare_client_embeddings_total"
         )
 
     try:

@@ -41,8 +41,8 @@ class Encoded(NamedTuple):
     tokenize_ms: float
     queue_ms: float
     compute_ms: float
-    tokens: int
-    """How many the model read."""
+    token_counts: list[int]
+    """How many tokens the model read for each text."""
 
     @property
     def stages_ms(self) -> tuple[float, float, float]:
@@ -217,8 +217,8 @@ class Engine:
         rows, waited_s, computed_s = self.scheduler.compute(
             sequences, deadline=deadline, caller=caller, is_gone=is_gone
         )
-        count = sum(map(len, sequences))
-        return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3, count)
+        counts = list(map(len, sequences))
+        return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3, counts)
 
     def _check_count(self, texts: Sequence[object]) -> None:
         if len(texts) > self._max_texts:

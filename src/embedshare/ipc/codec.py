@@ -16,8 +16,8 @@ from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
 
 QUERIES = ("describe", "health", "stats", "active_operations")
-#: What follows a request from worker to server, and into both logs.
-RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.FORM}\Z")]
+#: What follows a request, or several that go together, from worker to server, and into both logs.
+RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.SEVERAL}\Z")]
 #: A vector index's random id, which whoever does not know it does not guess.
 IndexName = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 #: A token's number in the vocabulary, whose own size the server checks.
@@ -207,14 +207,14 @@ class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """`count` x `dimension` float32 values follow this message as raw bytes.
 
-    `tokens`: how many the model read for them.
+    `token_counts`: how many tokens the model read for each.
     """
 
     id: int
     count: int
     dimension: int
     timings: Timings
-    tokens: int = 0
+    token_counts: list[int] = []
 
 
 class Reply(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):

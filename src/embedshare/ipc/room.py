@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 #: Smaller messages are let in unasked: all connections together cannot send many bytes of them.
 SMALL_BYTES = 64 * 1024
+_UNASKED = nullcontext()
 
 
 class Room:
@@ -21,16 +22,16 @@ class Room:
         self._freed = threading.Condition()
         self.held = 0
 
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Hold room for `size` bytes.
+    def of(self, size: int) -> AbstractContextManager[None]:
+        """Within, room for `size` bytes is held.
 
         Until there is some the message stays unread, so that its sender is slowed by the network and ends the
         call at its own deadline.
         """
-        if size <= SMALL_BYTES:
-            yield
-            return
+        return _UNASKED if size <= SMALL_BYTES else self._hold(size)
+
+    @contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
         with self._freed:
             self._freed.wait_for(lambda: not self.held or self.held + size <= self._limit)
             self.held += size

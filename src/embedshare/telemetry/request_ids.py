@@ -10,10 +10,12 @@ from contextvars import ContextVar
 
 #: What an id may be, as a regular expression.
 FORM = "[A-Za-z0-9._-]{1,128}"
-_form = re.compile(FORM)
-_current: ContextVar[str | None] = ContextVar("request_id", default=None)
 #: The ids of a batch that a log line names, at most.
 _MOST_NAMED = 8
+#: What the ids of several requests together may be, likewise.
+SEVERAL = f"{FORM}(?:,{FORM}){{0,{_MOST_NAMED - 1}}}"
+_form = re.compile(FORM)
+_current: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def current() -> str | None:

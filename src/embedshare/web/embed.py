@@ -17,7 +17,8 @@ from embedshare.errors import InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON
-from embedshare.web.served import Embedded, Served
+from embedshare.web.served import Served
+from embedshare.web.together import Share
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
 BASE64 = "application/json;embeddings=base64"
@@ -169,7 +170,7 @@ def _bare(served: Served, inputs: str | list[str], asked: _Options) -> Response:
     return Response(dumped(found.rows), content_type=JSON)
 
 
-def _told(found: Embedded, began: float) -> dict[str, Any]:
+def _told(found: Share, began: float) -> dict[str, Any]:
     return {
         "model_name": found.description.model_name,
         "dimension": found.rows.shape[1],

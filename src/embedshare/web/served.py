@@ -6,28 +6,17 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
+from flask import request
 
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.settings import ANY_NAME, Settings
+from embedshare.telemetry.processor import Processor
 from embedshare.web.allowance import Allowance
+from embedshare.web.together import Answer, Inputs, Options, Share, Together
 
-#: What a request is about: texts, or sequences of the model's own token ids.
-Inputs = list[str] | list[list[int]]
 #: Ollama's word for a model's newest version, which a name may or may not end with.
 LATEST = ":latest"
-
-
-class Embedded(Protocol):
-    """Vectors, (n, dimension), how many tokens were read for them, and the model that made them."""
-
-    @property
-    def rows(self) -> np.ndarray: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def description(self) -> ModelDescription: ...
 
 
 class Model(Protocol):
@@ -41,7 +30,7 @@ class Model(Protocol):
         normalize: bool,
         dimensions: int | None,
         truncate: bool,
-    ) -> Embedded: ...
+    ) -> Any: ...
     def tokens(
         self, texts: list[str], *, prompt_name: str | None, special_tokens: bool
     ) -> list[list[tuple[int, str, bool, int | None, int | None]]]: ...
@@ -61,6 +50,8 @@ class Served:
         self._model = model
         self._normalize = normalize
         self._allowance = allowance
+        processor = Processor()
+        self._together = Together(self._ask, settings.web_threads, lambda: processor.is_busy)
         self._aliases = settings.model_aliases
         self.max_texts = settings.max_texts
         self.threads = settings.web_threads
@@ -73,19 +64,27 @@ class Served:
         normalize: bool | None = None,
         dimensions: int | None = None,
         truncate: bool = True,
-    ) -> Embedded:
+    ) -> Share:
         """The vectors; None for `normalize` leaves it to the worker.
 
         Raises TooLarge for more than a request may ask for, and what the model raises.
         """
         self._allowance.check(inputs)
-        return self._model.embed(
-            inputs,
-            prompt_name=prompt_name,
-            normalize=self._normalize() if normalize is None else normalize,
-            dimensions=dimensions,
-            truncate=truncate,
+        options = Options(
+            prompt_name, self._normalize() if normalize is None else normalize, dimensions, truncate
         )
+        # A caller is known by its connection, which its port tells: also behind a proxy, that passes many on.
+        return self._together.ask(inputs, options, request.environ.get("REMOTE_PORT"))
+
+    def _ask(self, inputs: Inputs, options: Options) -> Answer:
+        answer: Answer = self._model.embed(
+            inputs,
+            prompt_name=options.prompt_name,
+            normalize=options.normalize,
+            dimensions=options.dimensions,
+            truncate=options.truncate,
+        )
+        return answer
 
     def tokens(
         self, texts: list[str], prompt_name: str | None, special_tokens: bool
