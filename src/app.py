@@ -62,7 +62,7 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     if model is None:
         model = get_embedding_model()
         model.program = "embedshare worker"
-    app = Flask(__name__, static_folder=None)
+    app = _Application(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
     if settings.trusted_proxies:
         trusted = settings.trusted_proxies
@@ -99,6 +99,14 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app
+
+
+class _Application(Flask):
+    """One whose views and hooks are plain functions: Flask looks a dozen times a request whether they are."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """See Flask."""
+        return func
 
 
 def main() -> int:

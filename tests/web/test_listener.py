@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from waitress import wasyncore
 from waitress.server import BaseWSGIServer
 
 from app import create_app
@@ -150,7 +151,7 @@ def running(model: EmbeddingClient, settings: Settings) -> Iterator[listener.Lis
     serving.start()
     yield listening
     server.close()
-    server.asyncore.close_all(server._map)
+    wasyncore.close_all(server._map)
     serving.join(30)
     server.task_dispatcher.shutdown()
 

@@ -21,6 +21,7 @@ from embedshare import platforms
 from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import errors, headers, load
+from embedshare.web.loop import Loop, Sockets
 
 #: Bytes of a request's line and headers together; clients send a few hundred.
 MOST_HEADER_BYTES = 32 * 1024
@@ -52,9 +53,8 @@ class Listening:
             "max_request_header_size": MOST_HEADER_BYTES,
             "clear_untrusted_proxy_headers": False,  # the application decides whom it believes
             "connection_limit": MOST_CONNECTIONS,
-            "asyncore_use_poll": True,  # select() ends at 1,024 files
         }  # fmt: skip
-        self._sockets: dict[int, Any] = {}
+        self._sockets = Sockets()
         self._moving = threading.Lock()
         self._runs = False
         host, port = settings.web_host, settings.web_port
@@ -62,6 +62,7 @@ class Listening:
             self._server = create_server(app, self._sockets, host=host, port=port, **self._options)
         except OSError as error:
             raise _unavailable(host, port, error) from None
+        self._server.asyncore = Loop(self._sockets)  # type: ignore[assignment]
         self.address = host, port
         """Where it listens, or is about to."""
         self._listeners = self._new_listeners(set())
@@ -272,6 +273,26 @@ class _Task(WSGITask):
         self.channel.write_soon(b"")  # the head of an answer that has no body after all
 
 
+class _Waking:
+    """What a connection knows of its listener: it wakes the loop only where something is left for that to do,
+    which after most answers is not so."""
+
+    def __init__(self, listener: BaseWSGIServer, channel: _Channel) -> None:
+        self._listener: Any = listener
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+    def pull_trigger(self) -> None:
+        """See BaseWSGIServer."""
+        channel = self._channel
+        number: int | None = vars(channel)["_fileno"]
+        if number is not None and (channel.rests or channel.writable()):
+            self._listener._map.changed.append(number)
+            self._listener.pull_trigger()
+
+
 class _Channel(HTTPChannel):
     parser_class = _Parser
     task_class = _Task
@@ -282,9 +303,16 @@ class _Channel(HTTPChannel):
     ends = float("inf")
     """When it is closed if it is idle."""
 
+    rests = False
+    """Whether the loop waits for nothing that it sends."""
+
     _arriving: HTTPRequestParser | None = None
     _began = 0.0
     _came = 0
+
+    def __init__(self, server: BaseWSGIServer, *arguments: Any, **options: Any) -> None:
+        super().__init__(server, *arguments, **options)
+        self.server: Any = _Waking(server, self)
 
     def received(self, data: bytes) -> bool:
         received = bool(super().received(data))

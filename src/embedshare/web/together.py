@@ -153,6 +153,7 @@ class Together:
         group.members.append(member)
         group.tokens += tokens
         if len(group.members) >= self._enough():
+            del self._open[options]  # more of them would leave the next group too few to be complete
             group.complete()
         return group, leads
 

@@ -1,0 +1,104 @@
+"""The loop that waits for a worker's connections: what one request costs does not grow with their number.
+
+waitress's own loop asks each connection, in every turn, what to wait for, and a turn is needed for each piece
+of a request and for each answer. Here a connection is asked when something came of it, when a thread of the
+worker has left something to do for the loop, and once a second for its time limits.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from waitress import wasyncore
+
+#: All connections are asked at least so often, in seconds: some end after a time.
+LOOK_EVERY_S = 1.0
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Sockets(dict[int, Any]):
+    """What is waited for, by its file number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: deque[int] = deque()
+        """The numbers that the loop is to ask in its next turn; any thread may add to them, and wake it."""
+
+    def __setitem__(self, number: int, each: Any) -> None:
+        super().__setitem__(number, each)
+        self.changed.append(number)
+
+    def __delitem__(self, number: int) -> None:
+        super().__delitem__(number)
+        self.changed.append(number)
+
+
+class Loop:
+    """Stands for waitress's module `wasyncore` in a server, which asks of it `loop` alone."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self._selector = selectors.DefaultSelector()
+        self._waited_for: Mapping[Any, selectors.SelectorKey] = self._selector.get_map()
+        self._next_look = 0.0
+
+    def loop(self, timeout: float, **_: object) -> None:
+        """Until there is nothing to wait for, with a turn in `timeout` seconds at the latest."""
+        while self._sockets:
+            self._turn(timeout)
+
+    def _turn(self, timeout: float) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_EVERY_S
+            for number in list(self._sockets):
+                self._ask(number)
+        while self._sockets.changed:
+            self._ask(self._sockets.changed.popleft())
+        for key, events in self._selector.select(timeout):
+            if self._has(key):
+                self._handle(key, events)
+
+    def _ask(self, number: int) -> None:
+        """Wait for what it wants."""
+        each = self._sockets.get(number)
+        wanted = 0
+        if each is not None:
+            each.rests = True  # said before it is asked: who ends its answer looks the other way round
+            wanted = _wanted(each)
+            each.rests = not wanted & _READ
+        key = self._waited_for.get(number)
+        if key is not None and (key.data is not each or not wanted):
+            self._selector.unregister(number)
+            key = None
+        if key is None and wanted:
+            self._selector.register(number, wanted, each)
+        elif key is not None and key.events != wanted:
+            self._selector.modify(number, wanted, each)
+
+    def _has(self, key: selectors.SelectorKey) -> bool:
+        """Whether it is still this one that has the number."""
+        return self._sockets.get(key.fd) is key.data
+
+    def _handle(self, key: selectors.SelectorKey, events: int) -> None:
+        number, each = key.fd, key.data
+        if events & _READ:
+            # One whose request is being answered is waited for all the same, and asked when something came:
+            # its next request comes after the answer as a rule, and nobody has to wake the loop in between.
+            if not each.readable():
+                self._ask(number)
+                return
+            wasyncore.read(each)
+        if events & _WRITE and self._has(key):
+            wasyncore.write(each)
+        if self._has(key) and bool(each.writable()) != bool(key.events & _WRITE):
+            self._ask(number)
+
+
+def _wanted(each: Any) -> int:
+    wanted = _READ if each.readable() else 0
+    return wanted | _WRITE if each.writable() and not each.accepting else wanted
