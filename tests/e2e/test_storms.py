@@ -27,7 +27,7 @@ from tests.processes import ModelServer, Services, free_port, wait_for
 
 #: The storms last this many seconds; the long form is
 #: EMBEDSHARE_STORM_S=60 python -m pytest -n 0 -s tests/e2e/test_storms.py
-STORM_S = float(os.environ.get("EMBEDSHARE_STORM_S", "10"))
+STORM_S = float(os.environ.get("EMBEDSHARE_STORM_S", "6"))
 TEXTS = [f"call {number} of a storm, " + "word " * (number % 40) for number in range(64)]
 
 CALLER = """
