@@ -322,7 +322,7 @@ class _Channel(HTTPChannel):
         return received
 
     def readable(self) -> bool:
-        """Asked in each turn of the listener's loop, at least once a second."""
+        """Asked by the loop when something has come, and once a second."""
         if self.request is not None:
             if self.requests:  # nothing is read while another request of this connection is answered
                 self._began = time.monotonic()
