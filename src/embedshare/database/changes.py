@@ -119,13 +119,12 @@ class SettingsChanges:
 
     def move(self) -> None:
         """Listen where the settings say now, if this process can: another one may have changed them."""
-        if self._changing.acquire(
-            blocking=False
-        ):  # else a change of this process's own, which moves by itself
-            try:
-                self._follow()
-            finally:
-                self._changing.release()
+        if not self._changing.acquire(blocking=False):
+            return  # a change of this process's own, which moves by itself
+        try:
+            self._follow()
+        finally:
+            self._changing.release()
 
     def _follow(self) -> None:
         wanted = _place(self.live.now.stored)

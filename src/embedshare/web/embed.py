@@ -16,9 +16,9 @@ from werkzeug.exceptions import UnprocessableEntity, UnsupportedMediaType
 from embedshare.errors import InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
+from embedshare.web.coalescing import Share
 from embedshare.web.errors import JSON
 from embedshare.web.served import Served
-from embedshare.web.together import Share
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
 BASE64 = "application/json;embeddings=base64"

@@ -11,10 +11,10 @@ from msgspec import Meta
 
 from embedshare.errors import InvalidInput, UnknownModel
 from embedshare.web import body, errors, openapi
+from embedshare.web.coalescing import Inputs
 from embedshare.web.embed import REFUSED, dumped, in_base64
 from embedshare.web.errors import JSON
 from embedshare.web.served import Served
-from embedshare.web.together import Inputs
 
 _Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _TOKENS: dict[str, Any] = {

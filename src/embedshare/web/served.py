@@ -13,7 +13,7 @@ from embedshare.identity import ModelDescription
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry.processor import Processor
 from embedshare.web.allowance import Allowance
-from embedshare.web.together import Answer, Inputs, Options, Share, Together
+from embedshare.web.coalescing import Answer, Coalescer, Inputs, Options, Share
 
 #: Ollama's word for a model's newest version, which a name may or may not end with.
 LATEST = ":latest"
@@ -51,7 +51,7 @@ class Served:
         self._normalize = normalize
         self._allowance = allowance
         processor = Processor()
-        self._together = Together(self._ask, settings.web_threads, lambda: processor.is_busy)
+        self._coalescer = Coalescer(self._ask, settings.web_threads, lambda: processor.is_busy)
         self._aliases = settings.model_aliases
         self.max_texts = settings.max_texts
         self.threads = settings.web_threads
@@ -74,7 +74,7 @@ class Served:
             prompt_name, self._normalize() if normalize is None else normalize, dimensions, truncate
         )
         # A caller is known by its connection, which its port tells: also behind a proxy, that passes many on.
-        return self._together.ask(inputs, options, request.environ.get("REMOTE_PORT"))
+        return self._coalescer.ask(inputs, options, request.environ.get("REMOTE_PORT"))
 
     def _ask(self, inputs: Inputs, options: Options) -> Answer:
         answer: Answer = self._model.embed(

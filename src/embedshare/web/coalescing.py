@@ -1,4 +1,4 @@
-"""Requests that come at about the same time ask the model together, where the processor has no time to spare.
+"""Coalesces requests: those that come at about the same time ask the model together, where cores are busy.
 
 A call of the model costs a fixed sum, whatever is in it: a round trip to the model server, and there a batch.
 So where many callers come again and again, the first of them waits for others, and one call answers all. It
@@ -96,7 +96,7 @@ class _Group:
         self._complete.acquire(timeout=PATIENCE_S)
 
 
-class Together:
+class Coalescer:
     """Asks `ask(texts, options)` for several requests at once, of which at most `threads` are here.
 
     `is_busy` tells whether the processor has no time to spare.

@@ -17,9 +17,9 @@ from embedshare.errors import InvalidInput, Overloaded
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
 from embedshare.telemetry import processor, request_ids
-from embedshare.web import crowd, together
+from embedshare.web import coalescing, crowd
+from embedshare.web.coalescing import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options, Share
 from embedshare.web.crowd import SOON_S, Crowd
-from embedshare.web.together import MOST_OWN_TOKENS, MOST_TOKENS, Options, Share, Together
 from tests.processes import free_port
 from tests.web.test_listener import running
 
@@ -63,7 +63,7 @@ def callers() -> Iterator[ThreadPoolExecutor]:
 
 
 def all_at_once(
-    callers: ThreadPoolExecutor, asking: Together, texts: list[str], options: Options = PLAIN
+    callers: ThreadPoolExecutor, asking: Coalescer, texts: list[str], options: Options = PLAIN
 ) -> list[Share | Exception]:
     """Each text asked for by a caller of its own, all at the same moment."""
     barrier = threading.Barrier(len(texts))
@@ -79,9 +79,9 @@ def all_at_once(
     return list(callers.map(ask, range(len(texts))))
 
 
-def known(callers: ThreadPoolExecutor, model: Model, threads: int = 16, count: int = 8) -> Together:
+def known(callers: ThreadPoolExecutor, model: Model, threads: int = 16, count: int = 8) -> Coalescer:
     """With so many callers who come again and again, and a clock that stands still: nobody is late."""
-    asking = Together(model, threads, lambda: True, clock=lambda: 1.0)
+    asking = Coalescer(model, threads, lambda: True, clock=lambda: 1.0)
     for _ in range(3):
         all_at_once(callers, asking, [f"text {number}" for number in range(count)])
     model.calls.clear()
@@ -126,7 +126,7 @@ def test_half_of_those_who_come_again_and_again_go_together_and_each_gets_its_ow
     callers: ThreadPoolExecutor,
 ) -> None:
     model = Model(takes_s=0.01)
-    asking = Together(model, 16, lambda: True, clock=lambda: 1.0)
+    asking = Coalescer(model, 16, lambda: True, clock=lambda: 1.0)
 
     def loop(caller: int) -> None:
         for turn in range(25):
@@ -142,7 +142,7 @@ def test_half_of_those_who_come_again_and_again_go_together_and_each_gets_its_ow
 
 def test_where_the_processor_has_time_to_spare_nobody_waits(callers: ThreadPoolExecutor) -> None:
     model = Model(takes_s=0.01)
-    asking = Together(model, 16, lambda: False)
+    asking = Coalescer(model, 16, lambda: False)
     for _ in range(3):
         all_at_once(callers, asking, [f"text {number}" for number in range(8)])
     assert model.sizes == [1] * 24
@@ -153,7 +153,7 @@ def test_nobody_waits_long_for_those_who_do_not_come(
 ) -> None:
     model = Model()
     asking = known(callers, model)
-    monkeypatch.setattr(together, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(coalescing, "PATIENCE_S", 0.2)
     began = time.monotonic()
     assert asking.ask(["text 3"], PLAIN, 0).rows.tolist() == [[3]]
     assert 0.15 < time.monotonic() - began < 5
