@@ -233,7 +233,7 @@ class Settings:
         "EMBEDDING_DTYPE",
         _choice("auto", "float32", "bfloat16", "float16"),
         "auto",
-        "What the model computes in; auto is half precision on a GPU or CPU that has it, else float32",
+        "What the model computes in; auto is half precision on a GPU or CPU that gains by it, else float32",
     )
     runtime: str = _setting(
         "EMBEDDING_RUNTIME",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import openvino as ov
 from loguru import logger
+from openvino import opset15 as ops
 
+from embedshare.engine.runtimes import precision
 from embedshare.engine.runtimes.packing import Layout, pack, row_width
 from embedshare.engine.runtimes.switch import with_fixed_shapes
 from embedshare.errors import OutOfMemory, UnsupportedModel
@@ -20,6 +23,8 @@ from embedshare.errors import OutOfMemory, UnsupportedModel
 VERSION = str(ov.__version__)
 #: Widths at which a text that comes alone has a graph of fixed shape: they hold nearly all short queries.
 SINGLE_WIDTHS = (8, 12, 16, 20, 24, 32)
+#: One batch at a time, with all cores.
+_LATENCY: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
 #: A batch has all cores where none has run beside another for so long: those that share the cores with others
 #: take less of their time with a part of them. (Measured with 16 callers of a web worker on the same two
 #: cores: 0.25 s gave 8% more calls than 0.05 s.)
@@ -27,16 +32,16 @@ _ALONE_AFTER_S = 0.25
 
 
 def resolve_dtype(dtype: str) -> str:
-    """The precision that "auto" means on this CPU.
+    """The precision that is meant on this CPU; "auto" is the faster one.
 
     Raises UnsupportedModel for one it does not compute in.
     """
     if dtype == "float16":
         raise UnsupportedModel("OpenVINO computes in float32 or bfloat16 on a CPU, not in float16")
-    if dtype == "auto":
-        capable = "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return "bfloat16" if capable else "float32"
-    return dtype
+    if dtype != "auto":
+        return dtype
+    capable = "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision.faster_on_cpu(_products) if capable else "float32"
 
 
 def write_graph(graph: ov.Model, path: Path) -> None:
@@ -58,6 +63,24 @@ def cpu_core() -> ov.Core:
 
     with ThreadPoolExecutor(1, "embedshare-plugin") as thread:
         return thread.submit(load).result()
+
+
+def _products() -> precision.Products:
+    core, random = cpu_core(), np.random.default_rng(0)
+    rows = ops.parameter([precision.ROWS, precision.INPUTS], np.float32)
+    weights = ops.constant(random.standard_normal((precision.OUTPUTS, precision.INPUTS), np.float32))
+    graph = ov.Model([ops.matmul(rows, weights, False, True)], [rows])
+    given = random.standard_normal((precision.ROWS, precision.INPUTS), np.float32)
+
+    def product(dtype: str) -> Callable[[], object]:
+        request = core.compile_model(graph, "CPU", _options(dtype, _LATENCY)).create_infer_request()
+        return lambda: request.infer([given])
+
+    return precision.Products(product("float32"), product("bfloat16"))
+
+
+def _options(dtype: str, others: dict[str, object]) -> dict[str, object]:
+    return {"INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32"} | others
 
 
 class _Compiled(NamedTuple):
@@ -95,9 +118,7 @@ class OpenVinoRuntime:
         self._layout = layout
         self._core = cpu_core()
         model = self._core.read_model(graph) if isinstance(graph, Path) else graph
-        whole = _Graph(
-            _Compiled(self._compile(model, {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request())
-        )
+        whole = _Graph(_Compiled(self._compile(model, _LATENCY).create_infer_request()))
         streams = self._compile(model, {"NUM_STREAMS": self.parallel})
         parts = [_Graph(_Compiled(streams.create_infer_request())) for _ in range(self.parallel)]
         self._whole = whole
@@ -154,15 +175,14 @@ class OpenVinoRuntime:
         return vectors, packed.input_ids.size - sum(map(len, sequences))
 
     def _compile(self, graph: ov.Model, options: dict[str, object]) -> ov.CompiledModel:
-        precision = {"INFERENCE_PRECISION_HINT": "bf16" if self.dtype == "bfloat16" else "f32"}
-        return self._core.compile_model(graph, "CPU", precision | options)
+        return self._core.compile_model(graph, "CPU", _options(self.dtype, options))
 
     def _fix_shapes(self, graph: ov.Model) -> None:
         """Give the graph that uses all cores a branch for each width of a short text: a second of work, in
         which calls are answered already."""
         try:
             shapes = [[(1, width)] * len(graph.inputs) for width in SINGLE_WIDTHS]
-            compiled = self._compile(with_fixed_shapes(graph, shapes), {"PERFORMANCE_HINT": "LATENCY"})
+            compiled = self._compile(with_fixed_shapes(graph, shapes), _LATENCY)
             self._whole.compiled = _Compiled(compiled.create_infer_request(), SINGLE_WIDTHS)
         except RuntimeError as error:
             logger.warning("short texts stay a little slower, their graph was not compiled: {}", error)

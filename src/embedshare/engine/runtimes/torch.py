@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from embedshare.engine.runtimes import precision
 from embedshare.engine.runtimes.embedder import Embedder
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import OutOfMemory, UnsupportedModel
@@ -33,15 +36,26 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """The precision that "auto" means on `device`: half where the hardware computes in it, else float32."""
+    """The precision that "auto" means on `device`: half where the hardware gains by it, else float32."""
     if dtype != "auto":
         return dtype
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+        capable = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        return precision.faster_on_cpu(_products) if capable else "float32"
     return "float32"
+
+
+def _products() -> precision.Products:
+    rows = torch.randn(precision.ROWS, precision.INPUTS)
+    weights = torch.randn(precision.OUTPUTS, precision.INPUTS)
+
+    def product(dtype: torch.dtype) -> Callable[[], object]:
+        return functools.partial(torch.nn.functional.linear, rows.to(dtype), weights.to(dtype))
+
+    return precision.Products(product(torch.float32), product(torch.bfloat16))
 
 
 def as_out_of_memory(error: BaseException, device: str, count: int) -> OutOfMemory | None:
