@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response, request
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 #: What holds for every answer: JSON is not taken for something to run, nothing is shown in another's frame,
 #: no address goes to another site, and no other site loads it as a picture, a script or the like.
@@ -23,14 +30,26 @@ _HSTS = ("Strict-Transport-Security", "max-age=31536000")
 
 def register(app: Flask) -> None:
     """Put them on every answer of the application."""
+    app.wsgi_app = _Protected(app.wsgi_app)  # type: ignore[method-assign]
 
-    @app.after_request
-    def protect(response: Response) -> Response:
-        headers = response.headers
-        for name, value in FIXED:
-            headers.add(name, value)
-        for name, value in _UNLESS_SAID:
-            headers.setdefault(name, value)
-        if request.is_secure:
-            headers.add(*_HSTS)
-        return response
+
+class _Protected:
+    """Adds them where an answer begins: a hook of Flask's, on each header by itself, takes much longer."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(
+            status: str,
+            headers: list[tuple[str, str]],
+            exc_info: OptExcInfo | None = None,
+            /,
+        ) -> Any:
+            said = {name.lower() for name, _ in headers}
+            headers = [*headers, *FIXED, *(each for each in _UNLESS_SAID if each[0].lower() not in said)]
+            if environ["wsgi.url_scheme"] == "https":
+                headers.append(_HSTS)
+            return start_response(status, headers, exc_info)
+
+        return self._app(environ, start)
