@@ -176,6 +176,45 @@ def test_another_name_version_or_model_is_unknown(name: bytes, version: int, ide
     assert search(shelf, b"a") == 2
 
 
+@pytest.mark.parametrize("moment", ["while it is changed", "between the look at its version and the search"])
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_a_search_never_sees_another_version_than_its_own(
+    monkeypatch: pytest.MonkeyPatch, change: str, moment: str
+) -> None:
+    shelf = shelf_of(9, 1 << 20)
+    put(shelf, b"a", 20)
+    method = change if moment == "while it is changed" else "search"
+    real, calls = getattr(Index, method), []
+
+    def alter() -> None:
+        if change == "add":
+            put(shelf, b"a", 1, start=20, version=1)
+        else:
+            shelf.remove(ME, b"a", MODEL, 0, 1, np.array([3]))
+
+    def searched_within(index: Index, *given: Any) -> Any:
+        result = real(index, *given)
+        with pytest.raises(UnknownIndex):
+            search(shelf, b"a", 0)
+        calls.append(search(shelf, b"a", 1))
+        return result
+
+    def altered_before(index: Index, *given: Any) -> Any:
+        monkeypatch.setattr(Index, method, real)
+        alter()
+        calls.append(search(shelf, b"a", 1))
+        return real(index, *given)
+
+    if method == "search":
+        monkeypatch.setattr(Index, method, altered_before)
+        with pytest.raises(UnknownIndex):
+            search(shelf, b"a", 0)
+    else:
+        monkeypatch.setattr(Index, method, searched_within)
+        alter()
+    assert calls == [21 if change == "add" else 19]
+
+
 def test_the_least_recently_used_goes_first_by_number() -> None:
     shelf = shelf_of(2, 1 << 20)
     put(shelf, b"a", 2)

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from embedshare.errors import InvalidInput
+from embedshare.errors import InvalidInput, UnknownIndex
 from embedshare.vectors import choice, exact
 from embedshare.vectors.approximate import Approximate
 
@@ -28,6 +28,8 @@ class Index:
         self.metric = metric
         self.kind = kind
         """As it was asked for, auto included."""
+        self.version: int | None = None
+        """Which of its client's versions it is, as the last change said; None where that is none."""
         self._lock = threading.Lock()
         self._base: Approximate | None = None
         self._rows = np.empty((0, dimension), np.float32)  # those that are not in the base
@@ -83,8 +85,8 @@ class Index:
             self._ids = _with_room(self._ids, self._count, count)
             self._dead = _with_room(self._dead, self._count, count)
 
-    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Add finite float32 (n, dimension) under int64 ids that grow.
+    def add(self, ids: np.ndarray, vectors: np.ndarray, version: int | None = None) -> None:
+        """Add finite float32 (n, dimension) under int64 ids that grow, by which it becomes that version.
 
         Raises InvalidInput, and then nothing was added.
         """
@@ -92,6 +94,7 @@ class Index:
         if len(ids) != len(rows):
             raise InvalidInput(f"{len(ids):,} ids came for {len(rows):,} vectors")
         if not len(ids):
+            self.version = version
             return
         with self._lock:
             last = self._ids[self._count - 1] if self._count else -1
@@ -105,9 +108,11 @@ class Index:
             self._ids[start:end] = ids
             self._dead[start:end] = False
             self._count = end
+            self.version = version
 
-    def remove(self, ids: np.ndarray) -> int:
-        """Leave these out of answers from now on; how many of them there were."""
+    def remove(self, ids: np.ndarray, version: int | None = None) -> int:
+        """Leave these out of answers from now on, by which it becomes that version; how many of them there
+        were."""
         with self._lock:
             known = self._ids[: self._count]
             at = np.unique(np.searchsorted(known, ids))
@@ -117,17 +122,23 @@ class Index:
             dead[at] = True
             self._dead = dead
             self._removed += len(at)
+            self.version = version
             return len(at)
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, vectors: np.ndarray, k: int, version: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best for each of the vectors (q, dimension), best first: int64 ids and float32 scores.
 
-        Both are (q, k), or (q, len(self)) where that is less. Raises InvalidInput.
+        Both are (q, k), or (q, len(self)) where that is less. Raises InvalidInput; UnknownIndex where it is
+        not of `version`, None being any.
         """
         queries = self._checked(vectors)
         if k < 1:
             raise InvalidInput(f"k is {k}; it must be at least 1")
         with self._lock:
+            if version not in (None, self.version):
+                raise UnknownIndex("the index was changed since its version was looked at")
             base, count, removed = self._base, self._count, self._removed
             rows = self._rows[: count - (base.count if base else 0)]
             ids, dead = self._ids[:count], self._dead[:count]

@@ -42,10 +42,13 @@ class _Kept:
         self.total = total
         self.sender = sender
         self.heard = 0.0
-        self.version: int | None = None
-        """None while some of what was announced has not come: nobody may search it."""
         self.users: set[Hashable] = {sender.process}
         self.unused_since: float | None = None
+
+    @property
+    def version(self) -> int | None:
+        """None while some of what was announced has not come: nobody may search it."""
+        return self.index.version
 
 
 class Shelf:
@@ -106,15 +109,15 @@ class Shelf:
                 raise InvalidInput(
                     f"vectors of {vectors.shape[1]} dimensions came to an index of {index.dimension}"
                 )
-            self._check_size(index, max(total, start + len(ids)))
-            index.add(ids, vectors)
+            end = start + len(ids)
+            self._check_size(index, max(total, end))
+            index.add(ids, vectors, version if end >= max(kept.total, total) else None)
         except InvalidInput:
             with self._lock:
                 self._give_up(name, kept)
             raise
         with self._lock:
             kept.total = max(kept.total, total)
-            kept.version = version if index.count >= kept.total else None
             kept.heard = self._clock()
             self._place(name, kept)
             self._make_room(kept)
@@ -128,16 +131,15 @@ class Shelf:
         Raises UnknownIndex where the index is not here, of another model, or another than the caller's;
         IndexIncomplete where it is just being sent.
         """
-        return self._find(process, name, identity, version).index.search(query, k)
+        return self._find(process, name, identity, version).index.search(query, k, version)
 
     def remove(
         self, process: Hashable, name: bytes, identity: str, before: int, version: int, ids: np.ndarray
     ) -> int:
         """Remove vectors, by which the index becomes that version; how many there were."""
         kept = self._find(process, name, identity, before)
-        removed = kept.index.remove(ids)
+        removed = kept.index.remove(ids, version)
         with self._lock:
-            kept.version = version
             self._drop_if_worn(name, kept)
         return removed
 
