@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from embeddingClient import EmbeddingClient
@@ -14,6 +15,8 @@ from embedshare.engine import weights
 from tests.processes import STARTED, ModelServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
+hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too
+hypothesis.settings.load_profile("shared machines")
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,7 @@ def test_deeply_nested_messages_are_refused(server: ModelServer) -> None:
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True,
+    max_examples=150, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(

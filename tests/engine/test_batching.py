@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedshare.engine.batching import BULK_PATIENCE_S, INTERACTIVE_TOKENS, Batch, Lane, Request, Waiting
@@ -190,6 +190,7 @@ def test_who_asks_for_little_goes_before_who_was_served_much() -> None:
     assert order[:3] == [[2], [3], [9, 1]]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_callers_who_always_wait_are_served_alike(sizes: list[int]) -> None:
     """However many texts each one's calls have, nobody gets ahead of another by more than a batch or two."""

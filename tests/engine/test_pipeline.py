@@ -62,7 +62,6 @@ def assert_works(ours: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("shapes", [FIXED, EXACT])
-@settings(deadline=None)
 @given(batches=batches_of_lengths)
 def test_each_text_gets_its_vector(shapes: Shapes, batches: list[list[int]]) -> None:
     ours = pipeline(shapes=shapes)
@@ -71,7 +70,7 @@ def test_each_text_gets_its_vector(shapes: Shapes, batches: list[list[int]]) -> 
         np.testing.assert_array_equal(vectors(ours, sequences, shapes), expected(sequences))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batches=batches_of_lengths, seed=st.integers(0, 10_000), callers=st.integers(1, 3))
 def test_vectors_are_right_whatever_order_a_device_works_in(
     batches: list[list[int]], seed: int, callers: int

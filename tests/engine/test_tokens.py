@@ -47,7 +47,7 @@ def test_odd_texts_have_the_ids_of_the_real_one(tokenizer: TextTokenizer, refere
     assert [tokenizer([text])[0] for text in TEXTS] == expected
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(texts=st.lists(valid_text, min_size=1, max_size=5))
 def test_any_texts_have_the_ids_of_the_real_one(
     tokenizer: TextTokenizer, reference: Any, texts: list[str]
@@ -55,7 +55,7 @@ def test_any_texts_have_the_ids_of_the_real_one(
     assert tokenizer(texts) == expected_ids(reference, texts)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     st.lists(valid_text, min_size=1, max_size=8), st.integers(2, 3000), st.sampled_from([" ", "  ", "\n", ""])
 )

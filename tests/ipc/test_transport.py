@@ -21,7 +21,7 @@ from tests.processes import wait_for
 BUFFER = 64 * 1024
 LIMIT_S = 10.0
 sizes = st.one_of(st.integers(0, 40), st.integers(BUFFER - 8, BUFFER + 8), st.integers(0, 4 * BUFFER))
-reuse = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+reuse = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def test_a_query_of_another_shape_or_none_wanted_is_refused() -> None:
 changes = st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.integers(1, 12)), max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(changes=changes, metric=st.sampled_from(METRICS), k=st.integers(1, 40), seed=st.integers(0, 99))
 def test_after_any_changes_it_finds_what_is_there(changes: Any, metric: str, k: int, seed: int) -> None:
     dice = np.random.default_rng(seed)

@@ -133,7 +133,7 @@ def test_an_archive_without_arrays_is_refused(tmp_path: Path) -> None:
         saved.read(tmp_path / "index")
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), put=st.binary(min_size=1, max_size=4), cut=st.booleans())
 def test_a_file_with_bytes_changed_is_the_index_or_refused(
     tmp_path: Path, at: int, put: bytes, cut: bool

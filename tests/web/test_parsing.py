@@ -125,7 +125,7 @@ _PIECES = st.sampled_from([
 
 
 @given(first=st.lists(_PIECES, max_size=6), then=st.lists(_PIECES, max_size=6))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_no_head_changes_how_the_next_one_is_read(first: list[bytes], then: list[bytes]) -> None:
     last = LastHead()
     start = b"POST /x HTTP/1.1\r\nContent-Length: 7"
