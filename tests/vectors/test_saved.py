@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,18 @@ def test_an_archive_without_arrays_is_refused(tmp_path: Path) -> None:
             archive.writestr(name, b"no array")
     with pytest.raises(IndexCorrupted):
         saved.read(tmp_path / "index")
+
+
+def test_an_archive_whose_parts_begin_before_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    saved.write(path, about(), IDS, ROWS)
+    data = bytearray(path.read_bytes())
+    end = data.rindex(b"PK\5\6")  # the record at an archive's end, which says where its directory begins
+    (begins,) = struct.unpack_from("<L", data, end + 16)
+    struct.pack_into("<L", data, end + 16, begins + 1)
+    path.write_bytes(data)
+    with pytest.raises(IndexCorrupted, match="begin before it"):
+        saved.read(path)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -92,6 +92,8 @@ def _check(archive: zipfile.ZipFile) -> None:
     """A saved index is not compressed, so that no small file becomes a large one in memory; and whole."""
     if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
         raise ValueError("its parts are compressed")
+    if any(part.header_offset < 0 for part in archive.infolist()):  # zipfile would look for them there
+        raise ValueError("its parts begin before it does")
     damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"{damaged} is damaged")
