@@ -12,7 +12,7 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.errors import ServerUnavailable
-from tests.processes import ROOT, ModelServer, environment, run_python
+from tests.processes import ROOT, ModelServer, environment, long_form, run_python
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
@@ -82,7 +82,13 @@ np.save(sys.argv[1], rows)
 """
 
 
-@pytest.mark.parametrize("version", sorted(INTERPRETERS))
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param(version, marks=() if version in (SUPPORTED[0], SUPPORTED[-1]) else long_form)
+        for version in sorted(INTERPRETERS)
+    ],
+)
 def test_a_base_install_encodes_through_the_server(
     version: str, server: ModelServer, model: EmbeddingClient, tmp_path: Path, installed: dict[str, str]
 ) -> None:

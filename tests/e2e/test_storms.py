@@ -141,7 +141,7 @@ def shape_of(server: ModelServer) -> tuple[int, int, int]:
 def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     key = (tmp_path / "authkey").read_bytes()
-    texts = [f"paragraph {number} " + "word " * 50 for number in range(300)]
+    texts = [f"paragraph {number} " + "word " * 20 for number in range(300)]
 
     def die(number: int) -> None:
         connection = Client(("127.0.0.1", server.port), key, time.monotonic() + 30)

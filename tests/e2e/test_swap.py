@@ -193,7 +193,7 @@ def test_those_who_refuse_get_model_mismatch_after_the_swap_and_no_other_error(
 def test_a_long_call_during_swaps_there_and_back_is_of_one_model(
     server: ModelServer, other_model: Path, reference: Any
 ) -> None:
-    texts = [f"paragraph {number} " + "word " * 40 for number in range(10_000)]
+    texts = [f"paragraph {number} " + "word " * 20 for number in range(10_000)]
     result: list[np.ndarray] = []
     with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as client:
         began = time.monotonic()
