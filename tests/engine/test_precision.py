@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -62,6 +63,14 @@ def test_the_products_are_computed_in_their_precisions(prepare: Callable[[], pre
     error = (exact - rounded).abs().max().item()
     if "BF16" in openvino.cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert 0.01 < error < 1.5  # eight bits of a number that is 20 on the average
+
+
+def test_measuring_leaves_a_worker_its_random_numbers() -> None:
+    pytorch.manual_seed(3)
+    expected = pytorch.rand(4)
+    pytorch.manual_seed(3)
+    precision.faster_on_cpu(torch._products, time.perf_counter)
+    assert pytorch.rand(4).equal(expected)
 
 
 def test_a_cpu_without_bfloat16_has_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
