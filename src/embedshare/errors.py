@@ -31,6 +31,10 @@ class InvalidInput(EmbedshareError, ValueError):
     http_status = 400
 
 
+class EmptyInput(InvalidInput):
+    """A list of texts is empty, under an API whose own servers refuse that."""
+
+
 class NotServed(InvalidInput):
     """A local SentenceTransformer can do this, a shared one cannot."""
 

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
-from embedshare.errors import TooLarge
+from embedshare.errors import InvalidInput, TooLarge
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -23,13 +23,20 @@ IN_FLIGHT = 2
 def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int) -> Iterator[range]:
     """Ranges of texts, or of sequences of token ids, that fit into one message each.
 
-    Raises TooLarge for a text that fits into none.
+    Raises TooLarge for a text that fits into none, InvalidInput for one that has no UTF-8 form (a lone
+    surrogate): both say which, by its place in the whole list.
     """
     allowed = max_message_bytes - 4096
     most = min(PIECE_TEXTS, max_texts)
     start, size = 0, 0
     for index, text in enumerate(texts):
-        length = _bytes_of(text)
+        try:
+            length = _bytes_of(text)
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"text {index} holds {error.object[error.start]!r} at position {error.start}, a lone "
+                "surrogate, which is no character; encode it with errors='replace' first"
+            ) from None
         if length > allowed:
             raise TooLarge(
                 f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
@@ -80,7 +87,7 @@ def each(
 
 def _bytes_of(text: str | list[int]) -> int:
     if isinstance(text, str):
-        return len(text) if text.isascii() else len(text.encode(errors="replace"))
+        return len(text) if text.isascii() else len(text.encode())
     return 5 * (len(text) + 1)  # a number's longest form, and the array's head
 
 

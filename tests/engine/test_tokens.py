@@ -102,10 +102,21 @@ def test_no_texts_have_no_ids(tokenizer: TextTokenizer) -> None:
     assert tokenizer([]) == []
 
 
-@pytest.mark.parametrize("texts", [["\ud800"], ["fine", "half \udc00"]])
-def test_a_lone_surrogate_is_the_callers_error(tokenizer: TextTokenizer, texts: list[str]) -> None:
-    with pytest.raises(InvalidInput, match="lone surrogate"):
-        tokenizer(texts)
+@pytest.mark.parametrize(
+    ("texts", "prompt", "says"),
+    [
+        (["\ud800"], "", "text 0 holds a lone surrogate at position 0"),
+        (["fine", "half \udc00"], "query: ", "text 1 holds a lone surrogate at position 5"),
+        (["fine"], "\ud83d", "the prompt holds a lone surrogate"),
+    ],
+)
+def test_a_lone_surrogate_is_the_callers_error_and_says_which_text(
+    tokenizer: TextTokenizer, texts: list[str], prompt: str, says: str
+) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        tokenizer(texts, prompt)
+    with pytest.raises(InvalidInput, match=says):
+        tokenizer.detailed(texts, prompt, True)
 
 
 def test_many_threads_get_the_ids_that_one_gets(tokenizer: TextTokenizer) -> None:

@@ -47,16 +47,33 @@ def vectors(answer: Any) -> list[Any]:
 def test_openai_embeds_texts_and_tokens_alike(
     gpt: openai.OpenAI, expected: np.ndarray, tokens: list[list[int]]
 ) -> None:
-    for given in (TEXTS, tokens):
-        answer = gpt.embeddings.create(model="text-embedding-3-small", input=given)
+    for name, given in (("text-embedding-3-small", TEXTS), ("all-MiniLM-L6-v2", tokens)):
+        answer = gpt.embeddings.create(model=name, input=given)
         assert alike(vectors(answer), expected)
         assert [one.index for one in answer.data] == [0, 1, 2]
         assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, tokens))
         assert answer.model == "all-MiniLM-L6-v2"
+    name = "all-MiniLM-L6-v2:latest"
     for one in (TEXTS[1], tokens[1]):
-        assert alike(vectors(gpt.embeddings.create(model="any", input=one, user="somebody")), expected[1:2])
+        assert alike(vectors(gpt.embeddings.create(model=name, input=one, user="somebody")), expected[1:2])
     plain = gpt.embeddings.create(model="any", input=TEXTS, encoding_format="float")
     assert alike(vectors(plain), expected)
+
+
+#: `hello world` and `Embeddings are useful` in OpenAI's cl100k_base: every id is one of the model's, too.
+OF_OPENAI = [[15339, 1917], [26566, 25624, 527, 5505]]
+
+
+@pytest.mark.parametrize(
+    "name", ["text-embedding-3-small", "any", "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"]
+)
+@pytest.mark.parametrize("ids", [OF_OPENAI, OF_OPENAI[0]], ids=["two texts", "one text"])
+def test_ids_of_openai_s_tokenizer_get_no_vectors_of_other_texts(
+    gpt: openai.OpenAI, name: str, ids: Any
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False") as caught:
+        gpt.embeddings.create(model=name, input=ids)
+    assert caught.value.code == "invalid_input"
 
 
 def test_openai_s_dimensions_are_cut_and_normalised_again(gpt: openai.OpenAI, expected: np.ndarray) -> None:
@@ -85,7 +102,8 @@ def test_openai_lists_the_model_and_finds_names_with_slashes(gpt: openai.OpenAI)
         ({"input": []}, "length >= 1"),
         ({"input": ["text", 101]}, "not a mixture"),
         ({"input": [[101], []]}, "length >= 1"),
-        ({"input": [101, 99_999]}, "token array 0 holds 99999"),
+        ({"input": [101, 99_999, 102], "model": "all-MiniLM-L6-v2"}, "token array 0 holds 99999"),
+        ({"input": [101, 2028, 102]}, "only where `model` is 'all-MiniLM-L6-v2'.*check_embedding_ctx_length"),
         ({"input": "a", "dimensions": 385}, "allows 1 to 384"),
         ({"input": "a", "dimensions": 0}, ">= 1.0"),
         ({"input": "a", "encoding_format": "hex"}, "Invalid enum value 'hex'"),
@@ -95,7 +113,7 @@ def test_what_openai_s_client_gets_wrong_is_its_bad_request(
     gpt: openai.OpenAI, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=says) as caught:
-        gpt.embeddings.create(model="any", **options)
+        gpt.embeddings.create(**{"model": "any", **options})
     body: Any = caught.value.body
     assert (body["type"], body["code"], body["param"]) == ("invalid_request_error", "invalid_input", None)
 
@@ -105,7 +123,7 @@ def test_openai_s_other_errors_have_its_form(gpt: openai.OpenAI, worker: Worker)
         gpt.chat.completions.create(model="any", messages=[])
     assert missing.value.code == "not_found"
     with pytest.raises(openai.APIStatusError) as too_long:
-        gpt.embeddings.create(model="any", input=[101] * 257)
+        gpt.embeddings.create(model="all-MiniLM-L6-v2", input=[101] * 256 + [102])
     assert (too_long.value.status_code, too_long.value.code) == (413, "too_large")
     with pytest.raises(openai.APIStatusError) as too_large:  # refused before Flask sees it
         gpt.embeddings.create(model="any", input="x" * 2 * worker.max_message_bytes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
@@ -113,3 +115,110 @@ def test_a_name_that_was_added_is_listed(model: EmbeddingClient) -> None:
     assert listed == ["all-MiniLM-L6-v2", "text-embedding-3-small"]
     tagged = [one["name"] for one in browser.get("/api/tags").json["models"]]
     assert tagged == ["all-MiniLM-L6-v2:latest", "text-embedding-3-small:latest"]
+
+
+@pytest.mark.parametrize("aliases", [("*",), ("text-embedding-3-small",), ("*", "mini")])
+def test_token_ids_are_taken_under_the_model_s_own_name_alone(
+    model: EmbeddingClient, aliases: tuple[str, ...]
+) -> None:
+    browser = create_app(model, Settings(model_aliases=aliases)).test_client()
+    ids = [101, 2028, 3793, 102]
+    for alias in (aliases[-1].replace("*", "any"), None):
+        answer = browser.post("/v1/embeddings", json={"model": alias, "input": ids})
+        assert (answer.status_code, answer.json["error"]["code"]) == (400, "invalid_input")
+        assert "check_embedding_ctx_length=False" in answer.json["error"]["message"]
+    for name in ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2:latest"):
+        found = browser.post("/v1/embeddings", json={"model": name, "input": [ids]})
+        np.testing.assert_allclose(
+            found.json["data"][0]["embedding"], model.encode("one text"), atol=2e-2, rtol=0
+        )
+
+
+@pytest.mark.parametrize("ids", [[101], [102], [2028, 3793], [101, 2028, 3793], [2028, 3793, 102]])
+def test_token_ids_without_the_model_s_own_special_tokens_are_another_tokenizer_s(
+    model: EmbeddingClient, ids: list[int]
+) -> None:
+    browser = create_app(model, Settings()).test_client()
+    sent = {"model": "all-MiniLM-L6-v2", "input": [[101, 2028, 102], ids]}
+    answer = browser.post("/v1/embeddings", json=sent)
+    assert answer.status_code == 400
+    assert "token array 1 is not of the served model's tokenizer" in answer.json["error"]["message"]
+    assert "begin with [101] and end with [102]" in answer.json["error"]["message"]
+
+
+#: Cut in an emoji: the first half, the second, and both in the wrong order.
+HALVES = ("cut \\ud83d", "\\uDE00 cut", "\\ude00\\ud83d")
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_an_emoji_is_read_as_openai_and_ollama_read_it(model: EmbeddingClient, half: str) -> None:
+    browser = create_app(model, Settings()).test_client()
+    others = '"fine", "\\ud83d\\ude00", "\\\\ud83d"'  # a whole emoji, and the letters of an escape
+    sent = f'{{"model": "m{half}", "input": ["{half}", {others}], "prompt": "{half}", "{half}": "{half}"}}'
+    read = re.sub(r"\\ud83d|\\ude00", "\ufffd", half, flags=re.IGNORECASE)
+    expected = model.encode([read, "fine", "\U0001f600", r"\ud83d"], normalize_embeddings=True)
+    rows = browser.post("/v1/embeddings", data=sent, content_type="application/json").json["data"]
+    np.testing.assert_allclose([one["embedding"] for one in rows], expected, atol=2e-2, rtol=0)
+    rows = browser.post("/api/embed", data=sent).json["embeddings"]
+    np.testing.assert_allclose(rows, expected, atol=2e-2, rtol=0)
+    row = browser.post("/api/embeddings", data=sent).json["embedding"]
+    np.testing.assert_allclose(row, expected[0], atol=2e-2, rtol=0)
+    assert browser.post("/api/show", data=f'{{"model": "{half}"}}').status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        ("/embed", '{"texts": ["fine", "%s", "fine"]}', "texts[1]"),
+        ("/embed", '{"inputs": ["fine", "fine", "%s"]}', "inputs[2]"),
+        ("/", '{"inputs": "%s"}', "inputs"),
+        ("/tokenize", '{"inputs": ["%s"]}', "inputs[0]"),
+        ("/embed", '{"inputs": "fine", "options": {"a": [1, {"b": "%s"}]}}', "options.a[1].b"),
+        ("/embed", '{"inputs": "fine", "x%s": 1}', "a field's name"),
+        ("/embed/single", '"%s"', "this one"),
+        ("/index", '{"documents": ["fine", "%s"]}', "documents[1]"),
+        ("/index", '{"documents": ["fine"], "urls": ["%s"]}', "urls[0]"),
+        ("/search", '{"query": "%s"}', "query"),
+    ],
+)
+@pytest.mark.parametrize("half", HALVES)
+def test_half_an_emoji_is_elsewhere_an_error_that_names_the_text(
+    model: EmbeddingClient, path: str, body: str, where: str, half: str
+) -> None:
+    browser = create_app(model, Settings()).test_client()
+    answer = browser.post(path, data=body % half, content_type="application/json")
+    assert (answer.status_code, answer.json["type"]) == (400, "InvalidInput")
+    assert f": {where} has half of a surrogate pair" in answer.json["error"]
+
+
+def test_a_text_in_the_address_that_is_no_utf_8_is_an_error(model: EmbeddingClient) -> None:
+    browser = create_app(model, Settings()).test_client()
+    answer = browser.post("/embed/single?text=cut%20%F0%9F%98")
+    assert (answer.status_code, answer.json["type"]) == (400, "InvalidInput")
+    assert "not UTF-8" in answer.json["error"]
+    found = browser.post("/embed/single?text=whole%20%F0%9F%98%80").json["embedding"]
+    np.testing.assert_allclose(found, model.encode("whole \U0001f600"), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/", "/tokenize"])
+def test_no_inputs_are_an_error_of_text_embeddings_inference(model: EmbeddingClient, path: str) -> None:
+    answer = create_app(model, Settings()).test_client().post(path, json={"inputs": []})
+    assert (answer.status_code, answer.json["type"], answer.json["error_type"]) == (
+        400,
+        "EmptyInput",
+        "Empty",
+    )
+    assert "`inputs` cannot be empty" in answer.json["error"]
+
+
+@pytest.mark.parametrize("aliases", [("*",), (), ("mini",)])
+@pytest.mark.parametrize("body", [{"input": "one text"}, {"input": "one text", "model": None}])
+def test_without_a_name_the_served_model_answers_openai_s_clients(
+    model: EmbeddingClient, aliases: tuple[str, ...], body: dict[str, Any]
+) -> None:
+    browser = create_app(model, Settings(model_aliases=aliases)).test_client()
+    answer = browser.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.json["model"]) == (200, "all-MiniLM-L6-v2")
+    np.testing.assert_allclose(
+        answer.json["data"][0]["embedding"], model.encode("one text"), atol=2e-2, rtol=0
+    )

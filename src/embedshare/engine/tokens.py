@@ -54,7 +54,7 @@ class TextTokenizer:
 
         Raises TooLarge where not `truncate` and a text would have to be cut.
         """
-        texts = self._prepared(texts, prompt)
+        given, texts = texts, self._prepared(texts, prompt)
         try:
             texts = [text if len(text) <= self._short else self._head(text) for text in texts]
             if len(texts) == 1:
@@ -62,7 +62,7 @@ class TextTokenizer:
             else:
                 encodings = self._tokenizer.encode_batch_fast(texts)
         except TypeError:
-            raise InvalidInput("a text holds a lone surrogate, which is no character") from None
+            raise _lone_surrogate(given) from None
         if not truncate:
             self._check_uncut(encodings)
         return [encoding.ids for encoding in encodings]
@@ -96,11 +96,11 @@ class TextTokenizer:
             raise TooLarge(
                 f"the texts have {size:,} characters; tokens are told of {MAX_DETAILED:,} in a call, at most"
             )
-        texts = self._prepared(texts, prompt)
+        given, texts = texts, self._prepared(texts, prompt)
         try:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)
         except TypeError:
-            raise InvalidInput("a text holds a lone surrogate, which is no character") from None
+            raise _lone_surrogate(given) from None
         return [_whole(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
 
     def _prepared(self, texts: list[str], prompt: str) -> list[str]:
@@ -128,6 +128,18 @@ class TextTokenizer:
                 return text[:cut]
             end *= 4
         return text
+
+
+def _lone_surrogate(texts: list[str]) -> InvalidInput:
+    """What the tokenizer refuses with a bare TypeError: a text, or the prompt, that has no UTF-8 form."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return InvalidInput(
+                f"text {number} holds a lone surrogate at position {error.start}, which is no character"
+            )
+    return InvalidInput("the prompt holds a lone surrogate, which is no character")
 
 
 def _whole(encoding: Encoding, text: str) -> list[Token]:

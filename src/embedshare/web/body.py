@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from flask import request
@@ -15,15 +17,27 @@ from embedshare.web.errors import JSON
 T = TypeVar("T")
 #: A whole number as JSON knows it, in which 3.0 is one.
 Whole = Annotated[float, msgspec.Meta(multiple_of=1)]
-_HIGH, _LOW = rb"\\u[dD][89abAB][\da-fA-F]{2}", rb"\\u[dD][c-fC-F][\da-fA-F]{2}"
-_LONE_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*(?:%b(?!%b)|(?<!%b)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
+#: One escape of a JSON text, whole surrogate pairs first; a surrogate without its other half is the group.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(u[dD][89a-fA-F][\da-fA-F]{2})|.)",
+    re.DOTALL,
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read(decoder: msgspec.json.Decoder[T], example: str, *, untyped: bool = False) -> T:
+def read(
+    decoder: msgspec.json.Decoder[T],
+    example: str,
+    *,
+    untyped: bool = False,
+    replaces_half_pairs: bool = False,
+) -> T:
     """The body, decoded; `untyped` takes one without a Content-Type as well.
 
     A page of another origin can have its visitor's browser send a body without a type, but JSON only where
     the worker allows it, which it never does: what changes or fetches anything therefore asks for the type.
+    With `replaces_half_pairs` half of a surrogate pair (an emoji cut in two) is read as U+FFFD; without,
+    it is an error that names the text.
     Raises UnsupportedMediaType, and InvalidInput with what is wrong and an `example` of what is right.
     """
     if not request.is_json and (request.mimetype or not untyped):
@@ -31,9 +45,22 @@ def read(decoder: msgspec.json.Decoder[T], example: str, *, untyped: bool = Fals
         raise UnsupportedMediaType(f"the body came {came}; send JSON, with the header Content-Type: {JSON}")
     body = request.get_data()
     try:
-        return decoder.decode(body)
+        return _decoded(decoder, body, replaces_half_pairs)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the body must be JSON such as {example}: {_reason(error, body)}") from None
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes, replaces_half_pairs: bool) -> T:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        if not replaces_half_pairs or isinstance(error, msgspec.ValidationError):
+            raise
+    return decoder.decode(_ESCAPE.sub(_replaced, body))
+
+
+def _replaced(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape[1] else escape[0]
 
 
 def _reason(error: Exception, body: bytes) -> str:
@@ -41,6 +68,29 @@ def _reason(error: Exception, body: bytes) -> str:
         return "this one is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "this one is not UTF-8"
-    if not isinstance(error, msgspec.ValidationError) and _LONE_SURROGATE.search(body):
-        return r"this one has half of a surrogate pair (\ud800 to \udfff), which is not a character"
+    if not isinstance(error, msgspec.ValidationError) and any(found[1] for found in _ESCAPE.finditer(body)):
+        where = _half_pair_in(body)
+        return rf"{where} has half of a surrogate pair (\ud800 to \udfff), which is not a character"
     return str(error)
+
+
+def _half_pair_in(body: bytes) -> str:
+    """Which string of the body has one, as `texts[1]`."""
+    try:
+        # The standard library's decoder, since it alone reads such strings.
+        return next(_with_surrogates(json.loads(body), ""), "this one")[:100]
+    except (ValueError, RecursionError):
+        return "this one"
+
+
+def _with_surrogates(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, str) and _SURROGATE.search(value):
+        yield path or "this one"
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _with_surrogates(one, f"{path}[{number}]")
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if _SURROGATE.search(name):
+                yield "a field's name"
+            yield from _with_surrogates(one, f"{path}.{name}" if path else name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from flask import Blueprint, Response, request
 from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import UnprocessableEntity, UnsupportedMediaType
 
-from embedshare.errors import InvalidInput, TooLarge
+from embedshare.errors import EmptyInput, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
 from embedshare.web.coalescing import Share
@@ -24,6 +25,8 @@ from embedshare.web.served import Served
 BASE64 = "application/json;embeddings=base64"
 #: What any of these routes may be refused for.
 REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
+#: What routes of text-embeddings-inference may be refused for.
+REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
 
 class EmbedRequest(msgspec.Struct):
@@ -98,7 +101,7 @@ def blueprint(served: Served) -> Blueprint:
     @routes.post("/embed")
     @openapi.describe(
         {200: {JSON: Embeddings | list[list[float]], BASE64: Base64Embeddings}},
-        errors=REFUSED,
+        errors=REFUSED_AS_TEI,
         body=(EmbedRequest, InputsRequest),
     )
     def embed() -> Response:
@@ -125,7 +128,7 @@ def blueprint(served: Served) -> Blueprint:
         return response
 
     @routes.post("/")
-    @openapi.describe({200: list[list[float]]}, errors=REFUSED, body=InputsRequest)
+    @openapi.describe({200: list[list[float]]}, errors=REFUSED_AS_TEI, body=InputsRequest)
     def embed_inputs() -> Response:
         """The embeddings of `inputs`, for clients of text-embeddings-inference that know a server's address
         alone."""
@@ -142,7 +145,7 @@ def blueprint(served: Served) -> Blueprint:
     def embed_single() -> Response:
         """The embedding of one text: `?text=…`, or a body that is a JSON string."""
         began = time.perf_counter()
-        asked, sent = request.args.get("text"), None
+        asked, sent = _text_in_address(), None
         if request.get_data():
             sent = body.read(one_text, '"a text"', untyped=True)
         text = sent if asked is None else asked
@@ -159,15 +162,37 @@ def dumped(answer: Any) -> bytes:
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _text_in_address() -> str | None:
+    """What came as `?text=…`.
+
+    Raises InvalidInput where it is not UTF-8, which Flask would leave as %XX: another text's vector.
+    """
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("the text in the address is not UTF-8") from None
+    return request.args.get("text")
+
+
 def _bare(served: Served, inputs: str | list[str], asked: _Options) -> Response:
     found = served.embed(
-        [inputs] if isinstance(inputs, str) else inputs,
+        listed(inputs),
         prompt_name=asked.prompt_name,
         normalize=asked.normalize is not False,
         dimensions=None if asked.dimensions is None else int(asked.dimensions),
         truncate=asked.truncate is not False,
     )
     return Response(dumped(found.rows), content_type=JSON)
+
+
+def listed(inputs: str | list[str]) -> list[str]:
+    """The texts of text-embeddings-inference's `inputs`.
+
+    Raises EmptyInput for an empty list, as that server does.
+    """
+    if not inputs and not isinstance(inputs, str):
+        raise EmptyInput("`inputs` cannot be empty: send one text or more")
+    return [inputs] if isinstance(inputs, str) else inputs
 
 
 def _told(found: Share, began: float) -> dict[str, Any]:

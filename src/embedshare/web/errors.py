@@ -13,7 +13,14 @@ from flask import Flask, Response, request
 from loguru import logger
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
-from embedshare.errors import DatabaseUnavailable, EmbedshareError, Overloaded, TooLarge, UnknownModel
+from embedshare.errors import (
+    DatabaseUnavailable,
+    EmbedshareError,
+    EmptyInput,
+    Overloaded,
+    TooLarge,
+    UnknownModel,
+)
 
 JSON = "application/json"
 #: What any call of the model may raise, beside what its arguments may be wrong in.
@@ -119,6 +126,8 @@ def body(path: str, message: str, kind: str, status: int) -> bytes:
 def _tei_type(kind: str, status: int) -> str:
     if kind == Overloaded.__name__ or status == 429:
         return "Overloaded"
+    if kind == EmptyInput.__name__:
+        return "Empty"
     if status < 500:
         return "Validation"
     return "Unhealthy" if status == 503 else "Backend"

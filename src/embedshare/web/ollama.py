@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from flask import Blueprint, Response
@@ -16,6 +16,8 @@ from embedshare.web import body, errors, openapi
 from embedshare.web.embed import REFUSED, dumped
 from embedshare.web.errors import JSON
 from embedshare.web.served import LATEST, Served
+
+T = TypeVar("T")
 
 
 class OllamaRequest(msgspec.Struct):
@@ -109,7 +111,7 @@ def blueprint(served: Served) -> Blueprint:
     def ollama_embed() -> Response:
         """The embeddings of texts, of length 1."""
         began = time.perf_counter_ns()
-        asked = body.read(of_input, '{"model": "any", "input": "a text"}', untyped=True)
+        asked = _read(of_input, '{"model": "any", "input": "a text"}')
         served.check_name(asked.model)
         texts = asked.input if isinstance(asked.input, list) else [asked.input] if asked.input else []
         found = served.embed(
@@ -131,7 +133,7 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: OllamaEmbedding}, errors=(*REFUSED, UnknownModel), body=OllamaPrompt)
     def ollama_embeddings() -> Response:
         """The embedding of one text, by Ollama's earlier route."""
-        asked = body.read(of_prompt, '{"model": "any", "prompt": "a text"}', untyped=True)
+        asked = _read(of_prompt, '{"model": "any", "prompt": "a text"}')
         served.check_name(asked.model)
         rows = served.embed([asked.prompt] if asked.prompt else []).rows
         return Response(dumped({"embedding": rows[0] if len(rows) else []}), content_type=JSON)
@@ -152,7 +154,7 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: OllamaShown}, errors=(*REFUSED, UnknownModel), body=OllamaName)
     def ollama_show() -> Response:
         """What there is to tell of the model."""
-        served.check_name(body.read(of_name, '{"model": "any"}', untyped=True).model)
+        served.check_name(_read(of_name, '{"model": "any"}').model)
         described = served.description
         info: dict[str, Any] = {
             "general.architecture": "embedshare",
@@ -169,6 +171,11 @@ def blueprint(served: Served) -> Blueprint:
         return _json(OllamaVersion(__version__))
 
     return routes
+
+
+def _read(decoder: msgspec.json.Decoder[T], example: str) -> T:
+    """The body as Ollama reads it."""
+    return body.read(decoder, example, untyped=True, replaces_half_pairs=True)
 
 
 def _tagged(name: str) -> str:

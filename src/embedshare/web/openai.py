@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import msgspec
 from flask import Blueprint, Response
@@ -30,17 +30,21 @@ _FORMS: list[dict[str, Any]] = [
 ]
 
 
+_SEND_TEXTS = "send the texts themselves (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+
+
 class OpenAIRequest(msgspec.Struct):
     """A text, several, a text's token ids, or those of several; `user` and other fields are ignored.
 
-    Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them.
+    Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them, and are taken only
+    where `model` is the served model's own name. Without `model` the served one answers.
     """
 
     input: Annotated[
         str | Annotated[list[str | _Token | Annotated[list[_Token], Meta(min_length=1)]], Meta(min_length=1)],
         Meta(extra_json_schema={"anyOf": _FORMS}),
     ]
-    model: str
+    model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
 
@@ -95,10 +99,16 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: OpenAIEmbeddings}, errors=(*REFUSED, UnknownModel), body=OpenAIRequest)
     def openai_embeddings() -> Response:
         """The embeddings of texts or token ids, of length 1."""
-        asked = body.read(decoder, '{"model": "any", "input": "a text"}', untyped=True)
-        served.check_name(asked.model)
+        asked = body.read(
+            decoder, '{"model": "any", "input": "a text"}', untyped=True, replaces_half_pairs=True
+        )
+        if asked.model is not None:
+            served.check_name(asked.model)
+        inputs = _inputs(asked.input)
+        if _are_tokens(inputs):
+            _check_tokens(inputs, asked.model, served)
         found = served.embed(
-            _inputs(asked.input),
+            inputs,
             normalize=True,
             dimensions=None if asked.dimensions is None else int(asked.dimensions),
         )
@@ -133,6 +143,32 @@ def blueprint(served: Served) -> Blueprint:
 
 def _model(name: str, created: int) -> OpenAIModel:
     return OpenAIModel(name, "model", created, "embedshare")
+
+
+def _are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
+    return not isinstance(inputs[0], str)
+
+
+def _check_tokens(sequences: list[list[int]], model: str | None, served: Served) -> None:
+    """Raise InvalidInput where token ids may be another tokenizer's: they would give other texts' vectors.
+
+    OpenAI's clients send ids of OpenAI's vocabulary under OpenAI's names, and LangChain under any name; most
+    of them are ids of the served model's vocabulary too. Its own sequences have the special tokens that its
+    tokenizer puts around each text. The model server is asked for these each time, since a model can change.
+    """
+    if model is None or not served.is_own_name(model):
+        raise InvalidInput(
+            f"`input` holds token ids, which are taken only where `model` is {served.short_name!r}, the "
+            f"served model, whose tokenizer they must be of; {_SEND_TEXTS}"
+        )
+    begin, end = served.special_tokens()
+    for number, ids in enumerate(sequences):
+        whole = len(ids) >= len(begin) + len(end)
+        if not whole or ids[: len(begin)] != begin or ids[len(ids) - len(end) :] != end:
+            raise InvalidInput(
+                f"token array {number} is not of the served model's tokenizer, as POST /tokenize gives it: "
+                f"it must begin with {begin} and end with {end}; {_SEND_TEXTS}"
+            )
 
 
 def _inputs(given: str | list[Any]) -> Inputs:

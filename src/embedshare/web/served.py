@@ -109,6 +109,21 @@ class Served:
         own = self.description.model_name
         return list(dict.fromkeys([own, *(name for name in self._aliases if name != ANY_NAME)]))
 
+    def is_own_name(self, name: str) -> bool:
+        """Whether a request names the model by its own name: with or without what is before its last slash,
+        and `:latest` after it. An alias is none: it is for clients that mean another model."""
+        own = self.description.model_name
+        return name.removesuffix(LATEST) in (own.removesuffix(LATEST), self.short_name.removesuffix(LATEST))
+
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """The ids that the model's tokenizer puts before and after each text."""
+        (tokens,) = self.tokens(["a"], None, True)
+        ids = [token[0] for token in tokens]
+        of_the_text = [place for place, token in enumerate(tokens) if not token[2]]
+        if not of_the_text:
+            return ids, []
+        return ids[: of_the_text[0]], ids[of_the_text[-1] + 1 :]
+
     def check_name(self, name: str) -> None:
         """Raise UnknownModel where a request may not call the model so."""
         if ANY_NAME in self._aliases:

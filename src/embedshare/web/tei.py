@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 
 from embedshare import __version__
 from embedshare.web import body, errors, openapi
-from embedshare.web.embed import REFUSED
+from embedshare.web.embed import REFUSED_AS_TEI, listed
 from embedshare.web.errors import JSON
 from embedshare.web.served import Served
 
@@ -71,12 +71,11 @@ def blueprint(served: Served) -> Blueprint:
         )
 
     @routes.post("/tokenize")
-    @openapi.describe({200: list[list[SimpleToken]]}, errors=REFUSED, body=TokenizeRequest)
+    @openapi.describe({200: list[list[SimpleToken]]}, errors=REFUSED_AS_TEI, body=TokenizeRequest)
     def tokenize() -> Response:
         """The tokens of texts, none of which is cut."""
         asked = body.read(decoder, '{"inputs": ["a text"]}', untyped=True)
-        texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-        told = served.tokens(texts, asked.prompt_name, asked.add_special_tokens)
+        told = served.tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
         return _json([[SimpleToken(*token) for token in one] for one in told])
 
     return routes

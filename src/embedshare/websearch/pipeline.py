@@ -252,6 +252,10 @@ def _timings(began: float, answered: float, fetched: float) -> Timings:
 def _check(query: str, max_concurrent: int, max_chars: int) -> None:
     if not isinstance(query, str) or not query.strip():
         raise InvalidInput("the query must be a text that is not blank")
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("the query holds a lone surrogate, which is no character") from None
     for name, value in (("max_concurrent", max_concurrent), ("max_chars", max_chars)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} must be a whole number from 1 on")
