@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +130,18 @@ def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: f
     if dataclasses.replace(settings, web_host=host).asks_for_keys:
         key = authkey.operator_key(authkey.client_key(settings))
         headers["Authorization"] = f"Bearer {key}"
-    return requests.get(f"{worker_url(host, port)}{path}", headers=headers, timeout=timeout_s).json()
+    return _get(f"{worker_url(host, port)}{path}", timeout_s, headers).json()
+
+
+def _get(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> requests.Response:
+    """The answer of a worker of this machine.
+
+    Nothing of the environment is used: a proxy that HTTP_PROXY names cannot reach this machine's loopback,
+    and would be sent the key.
+    """
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(url, headers=headers, timeout=timeout_s)
 
 
 def port_holder(port: int) -> int | None:
@@ -159,6 +170,6 @@ def _check_port(host: str, port: int, who: str, *, held: bool = False) -> None:
 
 def _worker_answers(url: str) -> bool:
     try:
-        return bool(requests.get(f"{url}/health", timeout=5).json()["status"] == "ok")
+        return bool(_get(f"{url}/health", 5.0).json()["status"] == "ok")
     except (requests.RequestException, ValueError, LookupError, TypeError):
         return False

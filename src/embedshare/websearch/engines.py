@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 import requests
@@ -64,11 +66,19 @@ class SearXNG:
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/search"
+        # A proxy of the environment is meant for the internet: an address of one's own is reached without it.
+        self._proxies = {"no_proxy": "*"} if _is_internal(urlsplit(url).hostname or "") else None
 
     def search(self, query: str, limit: int) -> list[Result]:
         asked: dict[str, Any] = {"q": query, "format": "json"}
         try:
-            reply = requests.get(self._url, params=asked, timeout=ENGINE_S, headers={"User-Agent": AGENT})
+            reply = requests.get(
+                self._url,
+                params=asked,
+                timeout=ENGINE_S,
+                headers={"User-Agent": AGENT},
+                proxies=self._proxies,
+            )
         except requests.RequestException as error:
             raise SearchFailed(f"SearXNG did not answer: {type(error).__name__}") from None
         if reply.status_code == 403:
@@ -80,6 +90,15 @@ class SearXNG:
         except (msgspec.DecodeError, UnicodeError) as error:
             raise SearchFailed(f"SearXNG answered what is no list of results: {error}") from None
         return _distinct([Result(one.url, one.title or "", one.content or "") for one in found], limit)
+
+
+def _is_internal(host: str) -> bool:
+    """Whether a host is plainly not on the internet: this machine, a private address, a name without a
+    domain, as a container's."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith(".localhost")
 
 
 def _distinct(results: list[Result], limit: int) -> list[Result]:
