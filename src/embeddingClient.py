@@ -41,7 +41,7 @@ from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections
 from embedshare.searching import Searching
-from embedshare.settings import Settings
+from embedshare.settings import Settings, tell_notes
 from embedshare.telemetry import memory, request_ids
 from embedshare.telemetry.calls import OK, Calls, Source, Timings
 
@@ -72,7 +72,9 @@ class EmbeddingClient(Searching):
         settings: Settings | None = None,
     ) -> None:
         super().__init__()
-        settings = settings or Settings.load()
+        if settings is None:
+            settings = Settings.load()
+            tell_notes()
         if address is not None:
             _check_address(address)
             settings = dataclasses.replace(settings, server_host=address[0], server_port=address[1])

@@ -1,7 +1,9 @@
-"""What Linux's control groups leave a process to take."""
+"""What Linux's control groups leave a process to take, and which files others can change."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,39 @@ def test_without_a_limit_there_is_none(tmp_path: Path) -> None:
     assert left(tmp_path, "/") is None
     assert left(tmp_path, "/../beside") is None
     assert platforms.container_memory_left(tmp_path / "groups", tmp_path / "nothing") is None
+
+
+def status_of(owner: int, group: int, mode: int) -> os.stat_result:
+    return os.stat_result((0o100000 | mode, 1, 1, 1, owner, group, 1, 0, 0, 0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are POSIX's")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "trusted"),
+    [
+        ("me", "nameless", 0o644, True),  # what others can read, they cannot change
+        ("root", "nameless", 0o644, True),
+        ("me", "nameless", 0o660, True),  # a pod's volume: its group has no name here
+        ("me", "me", 0o664, True),  # a group of the user's own, and umask 002
+        ("me", "users", 0o664, False),
+        ("me", "not mine", 0o664, False),
+        ("root", "root", 0o664, True),
+        ("stranger", "me", 0o600, False),
+        ("me", "me", 0o666, False),
+        ("me", "me", 0o602, False),
+    ],
+)
+def test_what_another_user_owns_or_can_write_is_not_to_be_believed(
+    monkeypatch: pytest.MonkeyPatch, owner: str, group: str, mode: int, trusted: bool
+) -> None:
+    numbers = {"me": 4711, "root": 0, "stranger": 4712, "nameless": 4713, "not mine": 4714}
+    import grp
+
+    numbers["users"] = grp.getgrnam("daemon").gr_gid  # one that has a name
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(os, "getegid", lambda: 4711)
+    monkeypatch.setattr(os, "getgroups", lambda: [4711, 4713, numbers["users"]])
+    fault = platforms.fault_of_trust(status_of(numbers[owner], numbers[group], mode))
+    assert (fault is None) is trusted
+    if fault is not None:
+        assert f"user {numbers[owner]}, its group {numbers[group]}, its mode {mode:04o}" in fault

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from embedshare.settings import Settings
+from embedshare.settings import Settings, tell_notes
 from embedshare.telemetry import request_ids
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def configure(settings: Settings, process: str) -> None:
         backtrace=False,
         diagnose=False,  # a traceback must not print the values of variables: texts and keys are among them
     )
+    tell_notes()
 
 
 def _note_request(record: Record) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
 import select
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -192,15 +194,77 @@ def append_only(path: Path) -> BinaryIO:
     return path.open("ab", buffering=0)
 
 
-def only_owner_can_read(path: Path) -> bool:
-    """Whether the file belongs to this user and nobody else can read or write it.
+class Exposed(PermissionError):
+    """Others can read, change or own a file that is to be this user's secret."""
 
+
+def read_secret(path: Path) -> bytes:
+    """The content of a file that others can neither read nor change.
+
+    Raises Exposed, whose text tells the file's owner and mode, and OSError. The file is opened once: what is
+    checked is what is read.
+    """
+    with path.open("rb", buffering=0) as file:
+        fault = fault_of_secret(os.fstat(file.fileno()))
+        if fault is not None:
+            raise Exposed(errno.EPERM, fault, str(path))
+        return file.readall()
+
+
+def fault_of_secret(status: os.stat_result) -> str | None:
+    """Who else can read or change a file like this; None where it is a secret of this process's.
+
+    It is one where its owner is this user and nobody else has a right to it (0600, 0400), or where its owner
+    is root and a group of this process's may read it (0440), as the secret of a Kubernetes pod is mounted.
     On Windows the file's access list was set when it was made, inside the user's own profile folder.
     """
     if sys.platform == "win32":
-        return True
-    status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o077
+        return None
+    rights = stat.S_IMODE(status.st_mode) & 0o077
+    if status.st_uid == os.geteuid() and not rights:
+        return None
+    handed_over = status.st_gid != 0 or os.geteuid() != 0  # root's own file needs no group to be read
+    if status.st_uid == 0 and rights == 0o040 and handed_over and _is_own_group(status.st_gid):
+        return None
+    return _shown(status)
+
+
+def fault_of_trust(status: os.stat_result, rights: int = 0o022) -> str | None:
+    """Who else can change a file or folder like this; None where only this user and root can.
+
+    `rights` are those that others must not have. A group that is this user's alone counts as this user: one
+    with the user's own number, and one of this process's without a name here, as a pod's `fsGroup`.
+    """
+    if sys.platform == "win32":
+        return None
+    left = stat.S_IMODE(status.st_mode) & rights
+    if status.st_gid == 0 or _is_private_group(status.st_gid):
+        left &= 0o007
+    return None if status.st_uid in (0, os.geteuid()) and not left else _shown(status)
+
+
+if sys.platform != "win32":
+
+    def _is_own_group(group: int) -> bool:
+        return group == os.getegid() or group in os.getgroups()
+
+    def _is_private_group(group: int) -> bool:
+        if not _is_own_group(group):
+            return False
+        if group == os.geteuid():
+            return True
+        import grp  # only where a group may write
+
+        try:
+            grp.getgrgid(group)
+        except KeyError:
+            return True
+        return False
+
+
+def _shown(status: os.stat_result) -> str:
+    mode = stat.S_IMODE(status.st_mode)
+    return f"its owner is user {status.st_uid}, its group {status.st_gid}, its mode {mode:04o}"
 
 
 def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:

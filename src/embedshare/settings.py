@@ -15,10 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
+from embedshare import platforms
 from embedshare.errors import InvalidSetting
 
 Parser = Callable[[str], Any]
 _RATE = re.compile(r"[1-9]\d{0,8}/(?:second|minute|hour|day)")
+#: What Kubernetes writes into NAME_PORT for a Service NAME.
+_SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://")
 #: A web origin: a scheme, a host and at most a port.
 _ORIGIN = re.compile(r"https?://(?:[a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 
@@ -544,10 +549,11 @@ class Settings:
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> Settings:
         """Read the settings from `environ` (the process's) and the `.env` file (the working directory's).
 
-        Raises InvalidSetting with the name, the value and what is allowed.
+        Raises InvalidSetting with the name, the value and what is allowed. What is read and not taken is
+        said by `tell_notes`.
         """
         given = _dotenv_values(dotenv or Path(".env"))
-        given.update(os.environ if environ is None else environ)
+        given.update(_without_service_links(os.environ if environ is None else environ))
         values = {}
         for field in dataclasses.fields(cls):
             name = field.metadata["name"]
@@ -617,16 +623,84 @@ def _parse(metadata: Mapping[str, Any], text: str, name: str) -> Any:
         raise InvalidSetting(message, name=name, value=shown, allowed=str(error)) from None
 
 
+def _without_service_links(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what Kubernetes puts into each pod for a Service of a setting's name: one that
+    is called embedding-server gives every pod EMBEDDING_SERVER_PORT=tcp://10.0.0.1:5002."""
+    kept = dict(environ)
+    for name in _names_in_use():
+        if name.endswith("_PORT") and _SERVICE_LINK.match(kept.get(name, "")):
+            _note(
+                f"ignoring {name}={kept.pop(name)}: Kubernetes sets it in every pod for a Service of that "
+                "name. To use the setting, set it in the pod's specification; enableServiceLinks: false "
+                "there ends this line"
+            )
+    return kept
+
+
+def _names_in_use() -> list[str]:
+    """Every name that a setting is read by."""
+    metadata = [field.metadata for field in dataclasses.fields(Settings)]
+    return [each[name] for each in metadata for name in ("name", "other_name") if each[name] is not None]
+
+
 def _dotenv_values(path: Path) -> dict[str, str]:
+    """What the file holds of our settings, where others cannot have put that there."""
     if not path.is_file():
         return {}
     from dotenv import dotenv_values  # only where there is such a file: a worker's import stays light
 
     try:
-        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+        with path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            values = dotenv_values(stream=file)
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path.resolve()} cannot be read as settings: {error}"
         raise InvalidSetting(message, name=".env", value=str(path), allowed="a text file in UTF-8") from None
+    names = _names_in_use()
+    ours = {name: value for name, value in values.items() if name in names and value is not None}
+    _check_others(path.resolve(), status, ours)
+    return ours
+
+
+def _check_others(path: Path, status: os.stat_result, found: Mapping[str, str]) -> None:
+    """Refuse settings that others can have written, and note secrets that they can read."""
+    fault = platforms.fault_of_trust(status) if found else None
+    if fault is not None:
+        allowed = "a file that root or this user owns, and nobody else can write to"
+        raise InvalidSetting(
+            f"{path} sets {', '.join(found)}, and others can write to it or own it ({fault}): chown it to "
+            "this user and chmod 600 it, or take these settings out of it",
+            name=".env", value=str(path), allowed=allowed,
+        )  # fmt: skip
+    secrets = [
+        field.metadata["name"]
+        for field in dataclasses.fields(Settings)
+        if field.metadata["secret"] and _is_secret(found.get(field.metadata["name"], ""))
+    ]
+    if secrets and status.st_mode & 0o004 and not platforms.WINDOWS:
+        _note(f"every user of this machine can read {path}, which holds {', '.join(secrets)}: chmod 600 it")
+
+
+def _is_secret(value: str) -> bool:
+    """A URL is one where it holds a password."""
+    return "@" in value if "://" in value else bool(value)
+
+
+#: What was noticed in the environment and is not yet said.
+_notes: list[str] = []
+_noted: set[str] = set()
+
+
+def _note(line: str) -> None:
+    if line not in _noted:
+        _noted.add(line)
+        _notes.append(line)
+
+
+def tell_notes() -> None:
+    """Log what `Settings.load` noticed, each thing once in a process: for when the log has its form."""
+    while _notes:
+        logger.warning("{}", _notes.pop(0))
 
 
 def markdown_table() -> str:

@@ -35,11 +35,11 @@ class SwapNote:
         It is void, and removed, once EMBEDDING_MODEL_NAME is another than it was then.
         """
         try:
-            if not platforms.only_owner_can_read(self.path):
-                logger.error("{} is not heeded: others can read or own it", self.path)
-                return None
-            note = msgspec.json.decode(self.path.read_bytes(), type=Note)
+            note = msgspec.json.decode(platforms.read_secret(self.path), type=Note)
         except FileNotFoundError:
+            return None
+        except platforms.Exposed as error:
+            logger.error("ignoring {}: others can read or own it ({})", self.path, error.strerror)
             return None
         except (OSError, msgspec.MsgspecError) as error:
             logger.error("{} is not heeded: {}", self.path, error)

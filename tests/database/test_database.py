@@ -60,7 +60,7 @@ def test_its_file_is_its_owners_alone(tmp_path: Path) -> None:
         session.flush()
         files = sorted((tmp_path / "made").iterdir())
         assert [path.name for path in files] == ["embedshare.db", "embedshare.db-shm", "embedshare.db-wal"]
-        assert all(platforms.only_owner_can_read(path) for path in files)
+        assert all(platforms.fault_of_secret(path.stat()) is None for path in files)
     database.close()
 
 

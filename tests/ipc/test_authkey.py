@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import platformdirs
 import pytest
 from loguru import logger
 
+from embedshare import platforms
 from embedshare.errors import InsecureKey, InvalidSetting, ServerUnavailable
 from embedshare.ipc import handshake
 from embedshare.ipc.authkey import PUBLISHED_KEYS, client_key, key_file, server_key
@@ -277,3 +280,124 @@ def test_without_a_setting_the_file_is_in_the_users_state_folder() -> None:
     path = key_file(Settings())
     assert path.parts[-2:] == ("embedshare", "authkey")
     assert path.is_absolute()
+
+
+def _as_user(user: int, groups: str, program: str, **given: str) -> str:
+    """What a program prints that runs as another user, without a home folder or a passwd entry."""
+    identity = (f"--reuid={user}", f"--regid={user}", f"--groups={groups}")
+    done = subprocess.run(
+        ["setpriv", *identity, sys.executable, "-c", program],
+        env={name: value for name, value in environment(**given).items() if not _names_a_home(name)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _names_a_home(name: str) -> bool:
+    return name == "HOME" or name.startswith("XDG_")
+
+
+as_root = pytest.mark.skipif(
+    sys.platform == "win32" or os.getuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root can be other users",
+)
+READ_KEY = """
+from embedshare.errors import EmbedshareError
+from embedshare.ipc.authkey import client_key
+from embedshare.settings import Settings
+try:
+    print(len(client_key(Settings.load())))
+except EmbedshareError as error:
+    print(type(error).__name__, error.message)
+"""
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that other users can look into, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "expected"),
+    [
+        (0, 10001, 0o440, "64"),  # as the secret of a pod with fsGroup is mounted
+        (0, 2000, 0o440, "64"),  # a supplementary group of the process
+        (0, 3000, 0o444, "InsecureKey"),  # everybody's
+        (0, 10001, 0o460, "InsecureKey"),
+        (10002, 10001, 0o440, "InsecureKey"),  # another user's, who can change it
+        (10001, 10001, 0o440, "InsecureKey"),  # its own user gave the group that right
+    ],
+)
+def test_a_key_that_root_hands_to_a_group_of_the_process_is_its_own(
+    shared_folder: Path, owner: int, group: int, mode: int, expected: str
+) -> None:
+    key = shared_folder / "authkey"
+    key.write_text(KEY)
+    os.chown(key, owner, group)
+    key.chmod(mode)
+    said = _as_user(10001, "2000", READ_KEY, EMBEDDING_AUTHKEY_FILE=str(key))
+    assert said.split()[0] == expected
+    if expected == "InsecureKey":
+        assert f"its owner is user {owner}, its group {group}, its mode {mode:04o}" in said
+        assert "chmod 600" in said
+        assert "mode 0440" in said
+
+
+@as_root
+def test_a_user_without_a_home_folder_has_the_key_among_the_temporary_files(shared_folder: Path) -> None:
+    make_and_read = READ_KEY.replace("print(len(", "server_key(Settings()); print(len(").replace(
+        "client_key\n", "client_key, server_key\n"
+    )
+    shared_folder.chmod(0o1777)
+    assert _as_user(10001, "10001", make_and_read, TMPDIR=str(shared_folder)) == "64"
+    folder = shared_folder / "embedshare-10001"
+    assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (10001, 0o700)
+    assert (folder / "state" / "authkey").exists()
+    folder.chmod(0o777)
+    said = _as_user(10001, "10001", READ_KEY, TMPDIR=str(shared_folder))
+    assert said.startswith("InsecureKey this user has no home folder")
+    assert "set EMBEDDING_AUTHKEY_FILE" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root can write to")
+def test_where_no_key_can_be_kept_the_setting_is_named_that_says_where_else() -> None:
+    with pytest.raises(InsecureKey, match="set EMBEDDING_AUTHKEY_FILE"):
+        server_key(Settings(authkey_file="/proc/embedshare/authkey"))
+
+
+@posix
+def test_too_many_open_files_are_no_fault_of_the_key_and_pass(ours: Settings) -> None:
+    write_key(ours)
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(ServerUnavailable, match="cannot be read now: Too many open files"):
+            client_key(ours)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert client_key(ours) == KEY.encode()
+
+
+@posix
+def test_what_is_checked_is_what_is_read_though_the_file_is_changed_for_another_meanwhile(
+    ours: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is given to another file as soon as the first is open."""
+    path = write_key(ours)
+    planted = path.with_name("planted")
+    planted.write_text("f" * 64)
+    check = platforms.fault_of_secret
+
+    def swapped(status: os.stat_result) -> str | None:
+        planted.rename(path)
+        return check(status)
+
+    monkeypatch.setattr(platforms, "fault_of_secret", swapped)
+    assert client_key(ours) == KEY.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import stat
@@ -74,6 +75,24 @@ def test_errors_come_back_as_what_they_are(file: Path) -> None:
     assert caught.value.fields == {"port": 5000}
     with pytest.raises(SupervisorError, match="break failed: ValueError: an error of the program"):
         control.ask(file, "break")
+
+
+def test_a_moment_without_free_file_descriptors_does_not_end_the_channel(
+    tmp_path: Path, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, failures = control.Listener.accept, [OSError(errno.EMFILE, "Too many open files")]
+
+    def short_of_files(listener: control.Listener) -> Any:
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(control.Listener, "accept", short_of_files)
+    server = control.ControlServer(tmp_path / "supervisor-5002.json", supervisor)
+    try:
+        assert control.ask(tmp_path / "supervisor-5002.json", "status") == {"given": {}}
+    finally:
+        server.close()
 
 
 def test_one_that_says_nothing_is_not_waited_for_without_end(file: Path, supervisor: Supervisor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,7 +177,25 @@ def test_ids_cannot_be_guessed_and_files_are_their_owner_s_alone(browser: FlaskC
     names = {made(browser)["index"] for _ in range(2)}
     assert all(len(bytes.fromhex(name)) == 16 for name in names)
     assert len(names) == 2
-    assert platforms.only_owner_can_read(folder)
+    assert platforms.fault_of_secret(folder.stat()) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has access lists in place of modes")
+@pytest.mark.parametrize("mode", [0o701, 0o704, 0o707, 0o777])
+def test_what_others_can_put_into_the_folder_or_read_there_is_no_index_of_ours(
+    browser: FlaskClient, folder: Path, mode: int
+) -> None:
+    name = made(browser)["index"]
+    folder.chmod(mode)
+    answers = [
+        browser.post("/index", json={"documents": ["a"]}),
+        browser.post(f"/index/{name}/search", json={"query": "a"}),
+        browser.post(f"/index/{name}/documents", json={"documents": ["a"]}),
+    ]
+    assert [(answer.status_code, answer.json["type"]) for answer in answers] == [(500, "IndexNotKept")] * 3
+    assert all("others can read or own the folder" in answer.json["error"] for answer in answers)
+    folder.chmod(0o700)
+    assert found(browser, name, "a")
 
 
 def test_a_damaged_file_is_no_index(browser: FlaskClient, other: FlaskClient, folder: Path) -> None:

@@ -28,14 +28,14 @@ class LastKnown:
     def read(self) -> tuple[dict[str, Any], int] | None:
         """Values by key and their version, where there is a file to be trusted."""
         try:
-            if not platforms.only_owner_can_read(self.path):
-                logger.error("{} is not heeded: others can read or own it", self.path)
-                return None
-            kept = msgspec.json.decode(self.path.read_bytes(), type=_Kept)
+            kept = msgspec.json.decode(platforms.read_secret(self.path), type=_Kept)
             return {
                 key: setting_keys.value_of(key, value) for key, value in kept.values.items()
             }, kept.version
         except FileNotFoundError:
+            return None
+        except platforms.Exposed as error:
+            logger.error("ignoring {}: others can read or own it ({})", self.path, error.strerror)
             return None
         except (OSError, msgspec.MsgspecError, InvalidSetting) as error:
             logger.error("{} is not heeded: {}", self.path, error)

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
 import psutil
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import folders, platforms
 from embedshare.engine import weights
 from embedshare.engine.model import Engine
 from embedshare.errors import EmbedshareError, OutOfMemory
@@ -40,7 +39,7 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
 
 @contextmanager
 def _turn(settings: Settings) -> Iterator[None]:
-    folder = Path(settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False))
+    folder = folders.cache(settings)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(folder / "local-model.lock", mode=0o600)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import platformdirs
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import folders, platforms
 from embedshare.engine import weights
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.graphs import GraphCache
@@ -158,8 +157,7 @@ def _wants_openvino(settings: Settings, device: str) -> bool:
 def _graph_cache(settings: Settings) -> GraphCache:
     from embedshare.engine.runtimes.openvino import VERSION
 
-    folder = settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False)
-    return GraphCache(Path(folder) / "graphs", VERSION)
+    return GraphCache(folders.cache(settings) / "graphs", VERSION)
 
 
 def _tokenizer(folder: Path, facts: ModelFacts) -> TextTokenizer:

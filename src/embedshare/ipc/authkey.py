@@ -3,16 +3,16 @@ read."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 import secrets
 from pathlib import Path
 
-import platformdirs
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import folders, platforms
 from embedshare.errors import InsecureKey, ServerUnavailable
 from embedshare.settings import Settings
 
@@ -20,12 +20,16 @@ from embedshare.settings import Settings
 PUBLISHED_KEYS = frozenset({"embedding_secret"})
 #: A shorter key of one's own can be guessed from a handshake that was listened to.
 LEAST_KEY_BYTES = 16
+#: What is wrong with the file or the way to it. Other errors, such as too many open files, pass.
+_WRONG_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)
 
 
 def client_key(settings: Settings) -> bytes:
     """The key to call the server with.
 
-    Raises ServerUnavailable where there is none yet, InsecureKey.
+    Raises ServerUnavailable where there is none yet or its file cannot be read now, InsecureKey.
     """
     if settings.authkey is not None:
         return settings.authkey.encode()
@@ -65,7 +69,10 @@ def server_key(settings: Settings) -> bytes:
     try:
         return _create(path)
     except OSError as error:
-        raise InsecureKey(f"no key can be kept at {path}: {error.strerror or error}") from None
+        raise InsecureKey(
+            f"no key can be kept at {path}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE to "
+            "a file in a folder that this user can write to, or to one that holds a key"
+        ) from None
 
 
 def operator_key(key: bytes) -> str:
@@ -83,10 +90,19 @@ def handed_in(path: Path, setting: str) -> str:
 
 
 def key_file(settings: Settings) -> Path:
-    """Where this user's key is kept."""
+    """Where this user's key is kept.
+
+    Raises InsecureKey where there is no such place.
+    """
     if settings.authkey_file is not None:
         return Path(settings.authkey_file)
-    return Path(platformdirs.user_state_dir("embedshare", appauthor=False)) / "authkey"
+    try:
+        return folders.state() / "authkey"
+    except OSError as error:
+        raise InsecureKey(
+            f"this user has no home folder, and no key can be kept in {error.filename}: {error.strerror}; "
+            "set EMBEDDING_AUTHKEY_FILE to a file in a folder that this user can write to"
+        ) from None
 
 
 def _check_own(settings: Settings, key: str) -> None:
@@ -104,16 +120,19 @@ def _check_own(settings: Settings, key: str) -> None:
 
 def _read(path: Path, remedy: str = "delete it and restart the model server for a new one") -> bytes:
     try:
-        private = platforms.only_owner_can_read(path)
-        key = path.read_bytes().strip()  # bytes: a codec would be imported here, see platforms.py on forks
+        key = platforms.read_secret(path).strip()  # bytes: a codec would be imported here, see platforms.py
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
-    if not private:
+    except platforms.Exposed as error:
         raise InsecureKey(
-            f"others can read or own {path}; make it this user's own and private (chmod 600), or {remedy}"
-        )
+            f"others can read or own {path} ({error.strerror}). A key is in a file of this user's own that "
+            "nobody else can read (chmod 600), or in one of root's that a group of this process's may read "
+            f"(mode 0440). Change its owner or mode, or {remedy}"
+        ) from None
+    except OSError as error:
+        if error.errno in _WRONG_PLACE:
+            raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
+        raise ServerUnavailable(f"{path}, the key's file, cannot be read now: {error.strerror}") from None
     if len(key) < 32 or not all(33 <= byte < 127 for byte in key):
         raise InsecureKey(f"{path} holds no key; {remedy}")
     return key

@@ -91,12 +91,14 @@ class ControlServer:
         self._carry_out = carry_out
         self._key = secrets.token_hex(32)
         self._lobby = Lobby(MAX_UNAUTHENTICATED)
+        self._closed = threading.Event()
         self._listener = Listener(("127.0.0.1", 0))
         _write(file, Whereabouts(self._listener.address[1], self._key, os.getpid()))
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def close(self) -> None:
         """Listen no more, and take the file away. Commands under way are still answered."""
+        self._closed.set()
         self._listener.close()
         self._file.unlink(missing_ok=True)
 
@@ -104,8 +106,11 @@ class ControlServer:
         while True:
             try:
                 connection = self._listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._closed.wait(0.1):  # out of file descriptors, as a rule: do not spin
+                    return
+                logger.error("a command could not be accepted: {}", error)
+                continue
             self._lobby.enter(connection)
             threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
 
@@ -203,17 +208,17 @@ def whereabouts(file: Path) -> Whereabouts:
     Raises SupervisorUnavailable, InsecureKey.
     """
     try:
-        private = platforms.only_owner_can_read(file)
-        where = msgspec.json.decode(file.read_bytes(), type=Whereabouts)
+        return msgspec.json.decode(platforms.read_secret(file), type=Whereabouts)
     except FileNotFoundError:
         raise SupervisorUnavailable(
             f"no supervisor of this user runs (there is no {file}); start one with: python service_manager.py"
         ) from None
+    except platforms.Exposed as error:
+        raise InsecureKey(
+            f"others can read or own {file} ({error.strerror}); restart the supervisor for a new one"
+        ) from None
     except (OSError, msgspec.MsgspecError) as error:
         raise SupervisorUnavailable(f"{file} cannot be read: {error}") from None
-    if not private:
-        raise InsecureKey(f"others can read or own {file}; restart the supervisor for a new one")
-    return where
 
 
 def _write(file: Path, where: Whereabouts) -> None:
@@ -223,4 +228,7 @@ def _write(file: Path, where: Whereabouts) -> None:
         platforms.write_private(draft, msgspec.json.encode(where).decode())
         draft.replace(file)
     except OSError as error:
-        raise InsecureKey(f"no key can be kept at {file}: {error.strerror or error}") from None
+        raise InsecureKey(
+            f"no key can be kept at {file}: {error.strerror or error}; its folder is that of "
+            "EMBEDDING_AUTHKEY_FILE"
+        ) from None

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import platformdirs
 import psutil
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from embedshare import platforms
+from embedshare import folders, platforms
 from embedshare.engine import weights
 from embedshare.errors import EmbedshareError
 from embedshare.identity import identity_of
@@ -211,14 +210,14 @@ def _room(settings: Settings) -> Iterator[Finding]:
     limited = platforms.container_memory_left()
     free = available if limited is None else min(available, limited)
     yield _enough("memory", free, "a first start takes 2 GB for a small model; end what is not needed")
-    folder = _existing(Path(settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False)))
+    folder = _existing(folders.cache(settings))
     yield _enough(
         "disk", shutil.disk_usage(folder).free, f"make room where {folder} is, or set EMBEDDING_CACHE_DIR"
     )
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
-    cache = Path(settings.cache_dir or platformdirs.user_cache_dir("embedshare", appauthor=False))
+    cache = folders.cache(settings)
     for about, folder, name in (
         ("logs", Path(settings.log_dir).resolve(), "EMBEDDING_LOG_DIR"),
         ("cache", cache, "EMBEDDING_CACHE_DIR"),

@@ -3,6 +3,7 @@ share, and which outlive them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -61,8 +62,7 @@ class IndexFiles(Generic[Kept]):
         name = secrets.token_hex(16)
         with self._told():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not platforms.only_owner_can_read(self._folder):
-                raise PermissionError(0, "others can read or own the folder")
+            self._check_folder()
             self._write(name, index)
         return name
 
@@ -76,6 +76,7 @@ class IndexFiles(Generic[Kept]):
         path = self._folder / name
         with self._told():
             try:
+                self._check_folder()
                 status = path.stat()
                 os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
                 stamp = _stamp(status)
@@ -123,6 +124,12 @@ class IndexFiles(Generic[Kept]):
             finally:
                 self._close_deleted()
         return True
+
+    def _check_folder(self) -> None:
+        """What others can put there is no index of ours, and what they can read is not theirs to read."""
+        fault = platforms.fault_of_trust(self._folder.stat(), 0o077)
+        if fault is not None:
+            raise PermissionError(errno.EPERM, f"others can read or own the folder ({fault}; chmod 700)")
 
     def _write(self, name: str, index: Kept) -> None:
         path = self._folder / name

@@ -1,0 +1,65 @@
+"""Where this user's files are, where the settings name no place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from embedshare import platforms
+from embedshare.errors import InvalidSetting
+from embedshare.settings import Settings
+
+
+def state() -> Path:
+    """The folder for the key and what stands beside it.
+
+    A user without a home folder (a container that runs under any number) has one among the temporary files.
+    Raises OSError where others can read or own that, or it cannot be made.
+    """
+    folder = _below_home(platformdirs.user_state_dir)
+    return _temporary() / "state" if folder is None else folder
+
+
+def cache(settings: Settings) -> Path:
+    """The folder for converted models: EMBEDDING_CACHE_DIR, else this user's.
+
+    Raises InvalidSetting where there is none.
+    """
+    if settings.cache_dir is not None:
+        return Path(settings.cache_dir)
+    folder = _below_home(platformdirs.user_cache_dir)
+    try:
+        return _temporary() / "cache" if folder is None else folder
+    except OSError as error:
+        allowed = "a folder that this user can write to"
+        raise InvalidSetting(
+            f"this user has no home folder, and {error.filename} cannot stand in for one: {error.strerror}; "
+            f"set EMBEDDING_CACHE_DIR to {allowed}",
+            name="EMBEDDING_CACHE_DIR", value="", allowed=allowed,
+        ) from None  # fmt: skip
+
+
+def _below_home(find: Callable[..., str]) -> Path | None:
+    try:
+        folder = Path(find("embedshare", appauthor=False))
+    except RuntimeError:  # a late platformdirs; others leave the ~ as it is
+        return None
+    return folder if folder.is_absolute() else None
+
+
+def _temporary() -> Path:
+    """A folder that is this user's alone, the same for all processes of this user."""
+    try:
+        folder = Path(tempfile.gettempdir(), f"embedshare-{os.getuid()}")
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, error.strerror, "the folder for temporary files") from None
+    folder.mkdir(mode=0o700, exist_ok=True)
+    fault = platforms.fault_of_secret(folder.lstat())
+    if fault is not None:
+        raise platforms.Exposed(errno.EPERM, f"others can read or own it ({fault})", str(folder))
+    return folder
