@@ -16,13 +16,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from embedshare import embedding, pieces, platforms
+from embedshare import embedding, pieces, platforms, threads
 from embedshare.drop_in import as_texts
 from embedshare.embedding import Embedded, Inputs, Options, Part
 from embedshare.errors import (
@@ -279,7 +279,7 @@ class EmbeddingClient(Searching):
         """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
         made = self._async_pool  # without a lock, which a child that is forked meanwhile would inherit closed
         if made is None or made[0] != os.getpid():
-            made = os.getpid(), ThreadPoolExecutor(self._settings.async_threads, "embedshare-async")
+            made = os.getpid(), threads.Threads(self._settings.async_threads, "embedshare-async")
             self._async_pool = made
         return made[1]
 

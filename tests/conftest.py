@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ def model(server: ModelServer) -> Iterator[EmbeddingClient]:
     """A client of the default server, which must not fall back."""
     with server.client(EMBEDDING_FALLBACK="none") as client:
         yield client
+
+
+@pytest.fixture
+def no_new_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread can be started any more, as in an atexit handler of Python 3.12 and later."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
 
 
 @pytest.fixture(scope="session")

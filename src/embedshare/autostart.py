@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import platforms, threads
 from embedshare.ipc import authkey
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline, rotation
@@ -86,7 +85,7 @@ class Autostart:
             msgspec.json.encode(Starting(process.pid, psutil.Process(process.pid).create_time()))
         )
         # Its end is to be noticed, or it would stay a zombie for as long as this process lives.
-        threading.Thread(target=process.wait, name="embedshare-server-end", daemon=True).start()
+        threads.start(process.wait, "embedshare-server-end", daemon=True)
         logger.info("no model server runs; one is started, process {}; its log is {}", process.pid, self.log)
         return True
 

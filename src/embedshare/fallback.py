@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import platforms, threads
 from embedshare.errors import (
     AuthenticationFailed,
     ClientClosed,
@@ -262,7 +262,7 @@ class Failover:
             if self.state in (State.FALLING_BACK, State.CLOSED) or self._stand_in.failure is not None:
                 return
             # Before the state changes: an interrupt here must not leave it without a way back.
-            threading.Thread(target=self._find_the_way_back, name="embedshare-probe", daemon=True).start()
+            threads.start(self._find_the_way_back, "embedshare-probe", daemon=True)
             self.state = State.FALLING_BACK
             self.fallbacks += 1
             if self._release is not None:
@@ -329,9 +329,7 @@ class Failover:
     def _return_to_server(self) -> None:
         self._change(State.CONNECTED)
         with self._lock:
-            self._release = threading.Timer(self._local_release_s, self._release_local)
-            self._release.daemon = True
-            self._release.start()
+            self._release = threads.later(self._local_release_s, self._release_local)
 
     def _see_whether_it_hangs(self) -> None:
         """A call got no answer in time: fall back for the next where a new connection gets none either."""
@@ -347,7 +345,7 @@ class Failover:
                 self._start_fallback(error)
 
         if self.state is State.CONNECTED and self._fall_back and not self._suspects:
-            threading.Thread(target=look, name="embedshare-look", daemon=True).start()
+            threads.start(look, "embedshare-look", daemon=True)
 
     def _release_local(self) -> None:
         with self._lock:

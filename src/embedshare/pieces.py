@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
+from embedshare import threads
 from embedshare.errors import InvalidInput, TooLarge
 
 T = TypeVar("T")
@@ -51,9 +52,14 @@ def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int
 def each(
     texts: Sequence[X], pieces: list[range], call: Callable[[Sequence[X]], T], show_progress_bar: bool
 ) -> list[T]:
-    """`call` for the texts of each piece, several at once, each in a thread (and so on a connection) of its
-    own; the results in the pieces' order."""
+    """`call` for the texts of each piece; the results in the pieces' order.
+
+    IN_FLIGHT pieces are under way at once: one in this thread, the others each in a thread (and so on a
+    connection) of its own, unless no thread can be started any more. An error or an interrupt is raised when
+    the pieces that are under way have ended; no further one begins.
+    """
     results: dict[int, T] = {}
+    errors: list[BaseException] = []
     left = enumerate(pieces)
     next_piece = threading.Lock()
 
@@ -67,21 +73,35 @@ def each(
             results[number] = call(part)
             advance(len(part))
 
-    with (
-        _progress(len(texts), show_progress_bar) as advance,
-        ThreadPoolExecutor(IN_FLIGHT, "embedshare-piece") as threads,
-    ):
-        running = [
-            threads.submit(contextvars.copy_context().run, work, advance)
-            for _ in range(min(IN_FLIGHT, len(pieces)))
-        ]
+    def stop() -> None:
+        nonlocal left
+        with next_piece:
+            left = enumerate([])
+
+    def help_out(advance: Callable[[int], object]) -> None:
         try:
-            wait(running, return_when=FIRST_EXCEPTION)
+            work(advance)
+        except BaseException as error:
+            errors.append(error)
+            stop()
+
+    with _progress(len(texts), show_progress_bar) as advance:
+        helpers: list[threading.Thread | None] = []
+        try:
+            for _ in range(min(IN_FLIGHT, len(pieces)) - 1):
+                context = contextvars.copy_context()
+                helper = partial(context.run, help_out, advance)
+                helpers.append(threads.start(helper, "embedshare-piece", daemon=False))
+            work(advance)
         finally:
-            with next_piece:
-                left = enumerate([])  # on an error or an interrupt: begin no further piece
-        for future in running:
-            future.result()
+            stop()
+            for thread in filter(None, helpers):
+                thread.join()
+    try:
+        if errors:
+            raise errors[0]
+    finally:
+        errors.clear()  # an error that holds this frame while the frame holds it would keep the texts
     return [results[number] for number in range(len(pieces))]
 
 

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from embedshare import threads
 from embedshare.errors import DeadlineExceeded, EmbedshareError
 from embedshare.identity import ModelDescription
 
@@ -48,17 +50,20 @@ class StandIn:
 
         Raises DeadlineExceeded, and the EmbedshareError that keeps it from loading.
         """
+        here: Callable[[], None] | None = None
         with self._lock:
             failure = self.failure
             if failure is not None:
                 raise failure
             if self._loading is None:
                 self._loading = futures.Future()
+                load = partial(self._fulfil, self._loading, expected)
                 # Not a daemon: a process must not end while OpenVINO compiles, which would abort it.
-                threading.Thread(
-                    target=self._fulfil, args=(self._loading, expected), name="embedshare-load", daemon=False
-                ).start()
+                if threads.start(load, "embedshare-load", daemon=False) is None:
+                    here = load
             loading = self._loading
+        if here is not None:
+            here()
         while not futures.wait([loading], timeout=0.05).done:
             if not still_wanted():
                 return None
@@ -79,7 +84,7 @@ class StandIn:
             engine = self._load(expected)
         except Exception as error:
             failure = _failure(error)
-            logger.error("no local model can stand in: {}", failure.message)
+            _tell(failure)
             with self._lock:
                 if self._loading is loading:  # else it was let go meanwhile
                     self._loading = None
@@ -90,8 +95,22 @@ class StandIn:
             logger.info("a local model is loaded, after {:.1f} s", time.monotonic() - started)
 
 
+def _tell(failure: EmbedshareError) -> None:
+    if _process_ends():
+        logger.info("loading a local model stopped: {}", failure.message)
+    else:
+        logger.error("no local model can stand in: {}", failure.message)
+
+
+def _process_ends() -> bool:
+    """Whether the main thread has ended: libraries that load models then fail wherever they use executors."""
+    return not threading.main_thread().is_alive()
+
+
 def _failure(error: Exception) -> EmbedshareError:
     if isinstance(error, EmbedshareError):
         return error
+    if _process_ends():
+        return EmbedshareError(f"the process ends, and loads no model any more ({error})")
     logger.opt(exception=error).error("the local model did not load")
     return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")

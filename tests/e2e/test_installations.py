@@ -12,6 +12,7 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.errors import ServerUnavailable
+from tests.e2e.test_after_main import WARM
 from tests.processes import ROOT, ModelServer, environment, long_form, run_python
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
@@ -105,6 +106,8 @@ def test_a_base_install_encodes_through_the_server(
     assert done.returncode == 0, done.stderr
     expected = model.encode(["from another Python", "twice"])
     assert (np.load(tmp_path / "rows.npy") * expected).sum(1).min() > 0.9999
+    late = run_python(WARM, env, python=python)
+    assert late.splitlines() == ["a thread connected", "a thread connected", "atexit connected"]
     _says_what_to_do_without_a_server(python, tmp_path)
 
 

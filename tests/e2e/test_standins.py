@@ -114,13 +114,21 @@ with EmbeddingClient(max_retries=1) as client:
 
 
 def test_a_worker_that_ends_while_its_local_model_loads_ends_well(tmp_path: Path) -> None:
-    """An interpreter that ends under a thread in OpenVINO aborts the process."""
+    """An interpreter that ends under a thread in OpenVINO aborts the process; one that ends under a library's
+    executor makes that fail, which is no error of the model's."""
+    empty = tmp_path / "empty"
+    converting = ModelServer(tmp_path, EMBEDDING_CACHE_DIR=str(empty)).environment()
+    _ends_well(converting, "0.35")
     env = ModelServer(tmp_path).environment()
     for timeout in ("0.35", "0.6", "0.8", "1.1"):
-        done = subprocess.run(
-            [sys.executable, "-c", ENDING, timeout], env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (timeout, done.stderr)
+        _ends_well(env, timeout)
+
+
+def _ends_well(env: dict[str, str], timeout: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, timeout], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, (timeout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 4, done.stderr
 
 
 def test_a_model_without_room_is_not_loaded_and_the_server_is_waited_for(tmp_path: Path) -> None:

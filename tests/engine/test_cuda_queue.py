@@ -137,3 +137,12 @@ def test_an_error_leaves_nothing_of_the_batch_behind(cuda: Cuda) -> None:
         assert kept[0]() is None
     finally:
         gc.enable()
+
+
+def test_once_the_main_thread_has_ended_the_thread_that_asks_runs_the_model(cuda: Cuda) -> None:
+    model = ModelThread("cuda:0")
+    model._thread.shutdown()  # as the interpreter does then
+    assert model.do(lambda: (threading.current_thread(), torch.is_inference_mode_enabled())) == (
+        threading.current_thread(),
+        True,
+    )

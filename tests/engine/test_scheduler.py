@@ -183,3 +183,20 @@ def test_where_no_thread_starts_any_more_callers_compute_for_themselves(threads:
     sequences = [[number] * 60 for number in range(1, 9)]
     np.testing.assert_array_equal(compute(ours, sequences), rows_of(sequences))
     assert_works(ours)
+
+
+def test_where_no_thread_starts_any_more_those_who_wait_lead_one_after_another(
+    threads: ThreadPoolExecutor,
+) -> None:
+    runtime = Runtime()
+    ours = scheduler(runtime, permits=3, leaders=2, interactive_budget=64, bulk_budget=64)
+    ours._threads.shutdown()
+    held = [hold(runtime, ours, threads, number) for number in (1, 2)]
+    calls = {n: threads.submit(compute, ours, [[n] * 60] * (n % 4 + 1), caller=n) for n in range(3, 9)}
+    until(lambda: ours.active == 8)
+    runtime.gate.set()
+    for number, call in calls.items():
+        np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[number] * 60] * (number % 4 + 1)))
+    for one in held:
+        one.result(LIMIT_S)
+    assert_works(ours)

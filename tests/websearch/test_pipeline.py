@@ -224,6 +224,11 @@ def test_with_enough_pages_the_slow_ones_are_not_waited_for() -> None:
     assert found.timings.total_s < 30
 
 
+def test_a_search_at_the_end_of_the_process_needs_no_thread(no_new_threads: None) -> None:
+    search = WebSearch(Settings(), Given("a", "bb", "c"), lambda url, _: Document("", f"text of {url}"))
+    assert search.search("query", flat).urls == ["a", "c", "bb"]
+
+
 def test_a_page_that_fails_costs_the_others_nothing() -> None:
     def read(url: str, deadline: float) -> Document:
         if url == "refused":

@@ -186,10 +186,12 @@ class Scheduler:
         self._waiting.append(request)
 
     def _wait(self, request: Request, ticket: _Ticket) -> None:
-        """Until the request is done: lead if appointed, then sleep."""
-        if ticket.leads:
-            self._lead(request.lane, ticket)
+        """Until the request is done: lead whenever appointed, else sleep."""
         while not ticket.done:
+            if ticket.leads:
+                ticket.wake.acquire(blocking=False)  # it is open where this thread was appointed while awake
+                self._lead(request.lane, ticket)
+                continue
             left_s = min(max(0.0, request.deadline - self._clock()), threading.TIMEOUT_MAX)
             if not ticket.wake.acquire(timeout=left_s):
                 with self._lock:
@@ -283,11 +285,20 @@ class Scheduler:
             return
         try:
             self._threads.submit(self._lead_on, lane)
-        except (
-            RuntimeError
-        ):  # the interpreter is ending and starts no thread; callers' own threads still lead
+        except RuntimeError:  # the interpreter is ending: its executors take no work, callers still come
+            self._hand_over_to_a_caller(lane)
+
+    def _hand_over_to_a_caller(self, lane: Lane) -> None:
+        """Let the thread of a call that waits lead, with the permit that was taken for it; give that back
+        where none waits. Called with the lock held."""
+        tickets = (request.ticket for request in self._waiting.of(lane))
+        ticket: _Ticket | None = next((each for each in tickets if not each.leads), None)
+        if ticket is None:
             self._permits += 1
             self._leaders_left[lane] += 1
+            return
+        ticket.leads = True
+        ticket.wake.release()
 
     def _appoint(self, lane: Lane) -> bool:
         """Take a permit to lead this lane, if there is one and no leader holds the lane's next batch back.

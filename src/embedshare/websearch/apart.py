@@ -26,7 +26,7 @@ from typing import Any
 
 from loguru import logger
 
-from embedshare import children, platforms
+from embedshare import children, platforms, threads
 
 #: A child without work ends after so long.
 IDLE_S = 60.0
@@ -144,15 +144,14 @@ class _Child:
 
     def _exchange(self, work: bytes | None, deadline: float) -> bytes:
         # A pipe has no timeout on every system; that its other end dies wakes its reader on all.
-        ending = threading.Timer(max(0.0, deadline - time.monotonic()), self._process.kill)
-        ending.daemon = True
-        ending.start()
+        ending = threads.later(max(0.0, deadline - time.monotonic()), self._process.kill)
         try:
             if work is not None:
                 _send(self._process.stdin, work)
             answer = _receive(self._process.stdout)
         finally:
-            ending.cancel()
+            if ending is not None:
+                ending.cancel()
         if answer is None:
             raise EOFError
         return answer

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from loguru import logger
 
+from embedshare import threads
 from embedshare.errors import EmbedshareError, InvalidInput, SearchFailed
 from embedshare.settings import Settings
 from embedshare.websearch import engines, passages, selection
@@ -140,7 +141,7 @@ class WebSearch:
             except Exception as error:  # a library of others: whatever it raises is a failed search
                 answers.put(SearchFailed(f"the search engine failed: {type(error).__name__}: {error}"))
 
-        threading.Thread(target=ask, name="embedshare-engine", daemon=True).start()
+        threads.do(ask, "embedshare-engine")
         try:
             answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -167,7 +168,7 @@ class WebSearch:
 
         # Daemons: no exit should wait for a page.
         for _ in range(min(width, len(results))):
-            threading.Thread(target=work, name="embedshare-fetch", daemon=True).start()
+            threads.do(work, "embedshare-fetch")
         read: dict[int, Document] = {}
         for _ in results:
             try:

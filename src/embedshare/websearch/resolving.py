@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from embedshare import platforms
+from embedshare import platforms, threads
 from embedshare.errors import FetchFailed
 
 #: Names that are asked for at once, those that nobody waits for any more included.
@@ -35,7 +35,7 @@ def resolve(host: str, port: int, deadline: float) -> list[str]:
             places.release()
 
     # A daemon, since nothing ends a thread that the resolver holds, and no exit should wait for it.
-    threading.Thread(target=ask, name="embedshare-resolve", daemon=True).start()
+    threads.do(ask, "embedshare-resolve")
     try:
         answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -30,10 +31,19 @@ class ModelThread:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self._thread = ThreadPoolExecutor(1, "model", torch.cuda.set_device, (self.device,))
+        self._ending = threading.Lock()
 
     def do(self, work: Callable[[], Any]) -> Any:
-        """`work()`, there; an interrupt comes through when it is done."""
-        future = self._thread.submit(self._run, work)
+        """`work()`, there; an interrupt comes through when it is done.
+
+        Once the main thread has ended, and this thread with it, in the thread that asks.
+        """
+        try:
+            future: Future[Any] = self._thread.submit(self._run, work)
+        except RuntimeError:
+            with self._ending:
+                torch.cuda.set_device(self.device)
+                return self._run(work)
         try:
             return future.result()
         except BaseException:

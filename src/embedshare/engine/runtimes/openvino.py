@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import openvino as ov
 from loguru import logger
 from openvino import opset15 as ops
 
+from embedshare import threads
 from embedshare.engine.runtimes import precision
 from embedshare.engine.runtimes.packing import Layout, pack, row_width
 from embedshare.engine.runtimes.switch import with_fixed_shapes
@@ -56,13 +58,22 @@ def cpu_core() -> ov.Core:
     itself. A signal in that thread would then end the process.
     """
 
-    def load() -> ov.Core:
-        core = ov.Core()
-        core.get_property("CPU", "FULL_DEVICE_NAME")
-        return core
+    loaded: Future[ov.Core] = Future()
 
-    with ThreadPoolExecutor(1, "embedshare-plugin") as thread:
-        return thread.submit(load).result()
+    def load() -> None:
+        try:
+            core = ov.Core()
+            core.get_property("CPU", "FULL_DEVICE_NAME")
+            loaded.set_result(core)
+        except Exception as error:
+            loaded.set_exception(error)
+
+    thread = threads.start(load, "embedshare-plugin", daemon=False)
+    if thread is None:  # the interpreter is ending
+        load()
+    else:
+        thread.join()
+    return loaded.result()
 
 
 def _products() -> precision.Products:
@@ -127,14 +138,12 @@ class OpenVinoRuntime:
         self.padding_tokens = 0
         self._freed = threading.Condition()
         # Not a daemon, whoever loads the model: a process must not end while OpenVINO compiles.
-        self._shapes = threading.Thread(
-            target=self._fix_shapes, args=(model,), name="embedshare-shapes", daemon=False
-        )
-        self._shapes.start()
+        self._shapes = threads.start(partial(self._fix_shapes, model), "embedshare-shapes", daemon=False)
 
     def settle(self) -> None:
         """See interface.Runtime."""
-        self._shapes.join()
+        if self._shapes is not None:
+            self._shapes.join()
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See interface.Runtime."""
