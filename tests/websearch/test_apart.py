@@ -16,6 +16,7 @@ import pytest
 from embedshare.errors import FetchFailed
 from embedshare.settings import Settings
 from embedshare.websearch.apart import Apart, Lost
+from embedshare.websearch.asking import Asking
 from embedshare.websearch.page import Page
 from embedshare.websearch.parsing import Parser
 from embedshare.websearch.pipeline import WebSearch
@@ -36,7 +37,7 @@ def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def troubled() -> Apart:
-    return Apart("tests.websearch.troubled", at_once=2)
+    return Apart("tests.websearch.troubled", at_once=2, environment=("TROUBLED_",))
 
 
 def do(process: Apart, work: str, limit_s: float = LIMIT_S) -> str:
@@ -140,6 +141,29 @@ def parser() -> Parser:
     parser = Parser()
     parser.prepare()
     return parser
+
+
+@pytest.mark.parametrize("kind", [Parser, Asking])
+def test_a_process_for_what_strangers_sent_has_neither_the_keys_nor_the_passwords_of_its_worker(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Parser] | type[Asking]
+) -> None:
+    secrets = {
+        "EMBEDDING_AUTHKEY": "the-operator's-key",
+        "EMBEDDING_DB_URL": "postgresql://user:the-password@localhost/test",
+        "EMBEDDING_REDIS_URL": "redis://:the-redis-password@localhost",
+        "AWS_SECRET_ACCESS_KEY": "the-cloud's-key",
+        "HTTPS_PROXY": "http://user:the-proxy-password@localhost:9",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    apart = kind()._apart
+    apart.prepare()
+    child = psutil.Process(apart._idle[0]._process.pid)
+    given = wait_for(lambda: "PYTHONPATH" in child.environ() and child.environ(), what="its environment")
+    assert given["PYTHONPATH"].startswith(str(SRC))
+    way_out = {"HTTPS_PROXY"} if kind is Asking else set()  # who asks public engines goes through the proxy
+    assert {name for name, value in secrets.items() if value in given.values()} == way_out
+    apart._idle[0].end()
 
 
 def page(content: bytes) -> Page:

@@ -147,3 +147,17 @@ def test_without_a_network_the_search_fails(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DDGS_PROXY", "http://127.0.0.1:9")
     with pytest.raises(SearchFailed, match="no search engine answered"):
         Ddgs().search("bread", 6)
+
+
+@pytest.mark.parametrize("answers", [None, lambda asked: asked.send(b"<html>no JSON")])
+def test_why_engines_fail_is_told_without_the_query(
+    ddgs: Ddgs, monkeypatch: pytest.MonkeyPatch, answers: Callable[[Engines], Any] | None
+) -> None:
+    if answers is None:
+        monkeypatch.setenv("DDGS_PROXY", "http://127.0.0.1:9")
+        ddgs = Ddgs()
+    else:
+        Engines.answers["en.wikipedia.org"] = answers
+    with pytest.raises(SearchFailed) as failed:
+        ddgs.search("marked-query-4711", 6)
+    assert failed.value.message == "no search engine answered: they failed"

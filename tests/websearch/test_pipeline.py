@@ -7,10 +7,14 @@ import os
 import re
 import threading
 import time
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
+from loguru import logger
 
 from embeddingClient import EmbeddingClient, fast_web_search_with_embeddings
 from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchFailed
@@ -326,6 +330,109 @@ def test_a_searxng_that_gives_no_results_is_a_failed_search(status: int, content
 
     with site.serving(Wrong) as port, pytest.raises(SearchFailed):
         SearXNG(f"http://127.0.0.1:{port}").search("query", 6)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_searxng_whose_answer_does_not_end_is_read_up_to_a_bound(encoding: str) -> None:
+    squeeze = zlib.compressobj(wbits=31)
+    sent = 0
+
+    class Endless(site.Quiet):
+        def do_GET(self) -> None:
+            nonlocal sent
+            self.send_response(200)
+            self.send_header("Content-Encoding", encoding)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    block = b" " * 65_536
+                    if encoding == "gzip":
+                        block = squeeze.compress(block) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+                    self.wfile.write(block)
+                    sent += 65_536
+
+    with site.serving(Endless) as port, pytest.raises(SearchFailed, match="more than 4,000,000 bytes"):
+        SearXNG(f"http://127.0.0.1:{port}").search("query", 6)
+    # beyond the bound there is what was on its way: compressed, that stands for a thousand times as much
+    assert encoding == "gzip" or sent < 40_000_000
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n[", b"HTTP/1.1 200 OK\r\nX-Long: "])
+def test_a_searxng_that_drips_has_the_time_of_an_answer_and_no_more(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    class Drips(site.Quiet):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                self.wfile.write(head)
+                while not ended.wait(0.05):
+                    self.wfile.write(b" ")
+
+    monkeypatch.setattr(engines, "ENGINE_S", 0.5)
+    began = time.monotonic()
+    with site.serving(Drips) as port, pytest.raises(SearchFailed, match=r"in time|too long"):
+        SearXNG(f"http://127.0.0.1:{port}").search("query", 6)
+    assert time.monotonic() - began < 5
+    ended.set()
+
+
+def test_a_searxng_is_followed_where_it_redirects_to_and_not_for_ever() -> None:
+    class Moved(site.Quiet):
+        def do_GET(self) -> None:
+            if self.path.startswith("/new/"):
+                self.send(b'{"results": [{"url": "%b"}]}' % self.path.encode())
+                return
+            self.send_response(301)
+            self.send_header("Location", self.path if self.path.startswith("/loop") else f"/new{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with site.serving(Moved) as port:
+        found = SearXNG(f"http://127.0.0.1:{port}").search("two words", 6)
+        assert found == [Result("/new/search?q=two+words&format=json")]
+        with pytest.raises(SearchFailed, match="redirects more than 3 times"):
+            SearXNG(f"http://127.0.0.1:{port}/loop").search("query", 6)
+
+
+QUERY = "marked-query-4711"
+
+
+@pytest.mark.parametrize(
+    "address", ["http://no-such-host.invalid", "http://127.0.0.1:9", "http://127.0.0.1:99999", "http://["]
+)
+def test_why_a_searxng_does_not_answer_is_told_without_the_query(address: str) -> None:
+    with pytest.raises(SearchFailed) as failed:
+        SearXNG(address).search(QUERY, 6)
+    assert QUERY not in failed.value.message
+    assert "HTTPConnectionPool" not in failed.value.message
+
+
+def test_what_an_engine_s_library_or_a_page_raises_is_named_and_not_quoted() -> None:
+    lines: list[str] = []
+    handler = logger.add(lines.append, level="DEBUG")
+
+    class Quotes:
+        def search(self, query: str, limit: int) -> list[Result]:
+            raise KeyError(query)
+
+    class Finds:
+        def search(self, query: str, limit: int) -> list[Result]:
+            return [Result("http://site.test/")]
+
+    def read(url: str, deadline: float) -> Any:
+        raise ValueError(QUERY)
+
+    try:
+        with pytest.raises(SearchFailed) as failed:
+            WebSearch(Settings(), Quotes()).search(QUERY, flat)
+        WebSearch(Settings(), Finds(), read).search(QUERY, flat)
+    finally:
+        logger.remove(handler)
+    assert failed.value.message == "the search engine failed: KeyError"
+    assert any("ValueError" in line for line in lines)
+    assert QUERY not in "".join(lines)
 
 
 def test_searxng_gives_each_link_once_and_no_more_than_asked_for(searxng: str) -> None:

@@ -75,7 +75,7 @@ class Addresses:
         try:
             found = [str(literal)] if literal is not None else self._resolve(host, port, deadline)
         except (OSError, UnicodeError) as error:
-            raise FetchFailed(f"{host} has no address: {error}") from None
+            raise FetchFailed(f"{host} has no address ({type(error).__name__})") from None
         if not found:
             raise FetchFailed(f"{host} has no address")
         for address in found:
@@ -113,7 +113,7 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise AddressRefused(f"no web address: {error}", url=url) from None
+        raise AddressRefused(f"no web address ({type(error).__name__})", url=url) from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise AddressRefused(f"{parts.scheme or 'no scheme'} is neither http nor https", url=url)
     if "@" in parts.netloc:

@@ -52,11 +52,12 @@ def require(package: str) -> None:
 class Apart:
     """At most `at_once` children, each of which does one piece of work at a time. Thread-safe.
 
-    `module` is what a child runs as its main module; it calls `serve`.
+    `module` is what a child runs as its main module; it calls `serve`. Of this process's environment it has
+    what an interpreter needs, and what begins with one of `environment`: no keys, and no passwords.
     """
 
-    def __init__(self, module: str, at_once: int) -> None:
-        self._module = module
+    def __init__(self, module: str, at_once: int, environment: tuple[str, ...] = ()) -> None:
+        self._module, self._environment = module, environment
         self._places = threading.BoundedSemaphore(at_once)
         self._idle: deque[_Child] = deque()
 
@@ -113,11 +114,11 @@ class Apart:
             if child.runs:
                 return child
             child.end()
-        return _Child(self._module)
+        return _Child(self._module, self._environment)
 
 
 class _Child:
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, environment: tuple[str, ...]) -> None:
         self.worked = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
@@ -125,7 +126,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": children.python_path(), "PYTHONSAFEPATH": "1"},
+            env={**children.bare_environment(environment), "PYTHONSAFEPATH": "1"},
             **platforms.own_process_group(),
         )
 

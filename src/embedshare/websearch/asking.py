@@ -14,6 +14,11 @@ from embedshare.websearch.result import Result
 AT_ONCE = 4
 
 
+#: How the environment names the way out to the web: proxies, and the certificates to trust.
+_ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_", "DDGS_", "PRIMP_")
+_REASONS = {"RatelimitException": "they take no more queries now", "TimeoutException": "they took too long"}
+
+
 class _Question(msgspec.Struct):
     query: str
     limit: int
@@ -31,7 +36,7 @@ class Asking:
 
     def __init__(self) -> None:
         apart.require("ddgs")
-        self._apart = apart.Apart(__name__, AT_ONCE)
+        self._apart = apart.Apart(__name__, AT_ONCE, _ENVIRONMENT)
 
     def results(self, query: str, limit: int, limit_s: float) -> list[Result]:
         """At most about `limit` links within `limit_s` seconds. Raises SearchFailed."""
@@ -55,8 +60,9 @@ def main() -> None:
         try:
             with ddgs.DDGS(timeout=question.timeout_s) as engines:
                 found = engines.text(question.query, max_results=question.limit)
-        except DDGSException as error:
-            return _Answer([], None if str(error) == "No results found." else str(error))
+        except DDGSException as error:  # its message quotes the address that was asked, and so the query
+            nothing = str(error) == "No results found."
+            return _Answer([], None if nothing else _REASONS.get(type(error).__name__, "they failed"))
         links = (Result(one.get("href", ""), one.get("title", ""), one.get("body", "")) for one in found)
         return _Answer(list(links))
 

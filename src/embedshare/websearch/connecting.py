@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import socket
+import ssl
 import time
 import zlib
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def answer(target: Target, deadline: float) -> Iterator[requests.Response]:
     Redirects are not followed. Raises FetchFailed.
     """
     request = _prepared(target)
-    reason: Exception | str = "no time is left"
+    reason = "no time is left"
     for address in target.addresses[:MAX_ADDRESSES]:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -60,7 +61,7 @@ def answer(target: Target, deadline: float) -> Iterator[requests.Response]:
                     verify=os.environ.get("REQUESTS_CA_BUNDLE") or True,
                 )
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                reason = error
+                reason = reason_of(error)
                 continue
             with response:
                 yield response
@@ -82,15 +83,52 @@ def body(response: requests.Response, deadline: float, max_bytes: int) -> bytes:
             read += len(chunk)
             content += inflate(chunk, max_bytes - len(content))
     except (urllib3.exceptions.HTTPError, OSError, zlib.error) as error:
-        raise FetchFailed(f"the page broke off: {error}") from None
+        raise FetchFailed(f"the page broke off: {reason_of(error)}") from None
     return bytes(content)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a site could not be asked or read, in a few words.
+
+    Libraries quote the whole address, which may hold the query of a search.
+    """
+    kinds = [type(one) for one in _causes(error)]
+    for said, of in _REASONS:
+        if any(issubclass(kind, of) for kind in kinds):
+            return said
+    return type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that its libraries have wrapped into it."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        one = left.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            inner = (*one.args, one.__cause__, one.__context__, getattr(one, "reason", None))
+            left.extend(each for each in inner if isinstance(each, BaseException))
+
+
+_REASONS: tuple[tuple[str, tuple[type[BaseException], ...]], ...] = (
+    ("its certificate is not trusted (CERTIFICATE_VERIFY_FAILED)", (ssl.SSLCertVerificationError,)),
+    ("TLS failed", (ssl.SSLError, requests.exceptions.SSLError)),
+    ("its name has no address", (socket.gaierror, urllib3.exceptions.NameResolutionError)),
+    ("the proxy did not answer", (requests.exceptions.ProxyError, urllib3.exceptions.ProxyError)),
+    ("it took too long", (TimeoutError, requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)),
+    ("the connection was refused", (ConnectionRefusedError,)),
+    ("the connection broke off", (ConnectionError, urllib3.exceptions.ProtocolError)),
+    ("its data is damaged", (zlib.error,)),
+)
 
 
 def _prepared(target: Target) -> requests.PreparedRequest:
     try:
         return requests.Request("GET", target.url, headers={**_HEADERS, "Host": target.netloc}).prepare()
     except (requests.RequestException, ValueError) as error:
-        raise FetchFailed(f"no address of a page: {error}") from None
+        raise FetchFailed(f"no address of a page ({type(error).__name__})") from None
 
 
 class _Inflate:
@@ -118,18 +156,32 @@ class _Inflate:
         return data
 
 
-class _Pinned(HTTPAdapter):
-    """Connects to one address, whatever the name means by now; TLS still asks for the name and checks it."""
+class Timed(HTTPAdapter):
+    """Sends one request, whose answer is over by a moment of `time.monotonic()`."""
 
-    def __init__(self, target: Target, address: str, deadline: float) -> None:
+    def __init__(self, deadline: float) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-        self._target, self._address, self._deadline = target, address, deadline
+        self._deadline = deadline
 
-    def __enter__(self) -> _Pinned:
+    def __enter__(self) -> Timed:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        kind = _TimedHTTPS if pool.scheme == "https" else _TimedHTTP
+        pool.ConnectionCls = functools.partial(kind, deadline=self._deadline)
+        return pool
+
+
+class _Pinned(Timed):
+    """Connects to one address, whatever the name means by now; TLS still asks for the name and checks it."""
+
+    def __init__(self, target: Target, address: str, deadline: float) -> None:
+        super().__init__(deadline)
+        self._target, self._address = target, address
 
     def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
         host: Any
@@ -139,12 +191,6 @@ class _Pinned(HTTPAdapter):
         if self._target.scheme == "https":
             tls["server_hostname"] = self._target.host
         return host, tls
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        kind = _TimedHTTPS if self._target.scheme == "https" else _TimedHTTP
-        pool.ConnectionCls = functools.partial(kind, deadline=self._deadline)
-        return pool
 
 
 class _TimedHTTP(HTTPConnection):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 import requests
+import urllib3
 
-from embedshare.errors import InvalidSetting, SearchFailed
+from embedshare.errors import FetchFailed, InvalidSetting, SearchFailed
 from embedshare.settings import Settings
+from embedshare.websearch import connecting
 from embedshare.websearch.asking import Asking
-from embedshare.websearch.connecting import AGENT
 from embedshare.websearch.result import Result
 
 #: Seconds that an engine has for its answer.
 ENGINE_S = 10.0
+#: A SearXNG's answer has some tens of kilobytes.
+MAX_ANSWER_BYTES = 4_000_000
+#: A SearXNG may be known by an address that leads to its own, as from http to https.
+MAX_REDIRECTS = 3
+_HEADERS = {"User-Agent": connecting.AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
 
 
 class Engine(Protocol):
@@ -66,30 +73,48 @@ class SearXNG:
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/search"
-        # A proxy of the environment is meant for the internet: an address of one's own is reached without it.
-        self._proxies = {"no_proxy": "*"} if _is_internal(urlsplit(url).hostname or "") else None
 
     def search(self, query: str, limit: int) -> list[Result]:
-        asked: dict[str, Any] = {"q": query, "format": "json"}
+        asked = urlencode({"q": query, "format": "json"})
+        content = self._get(f"{self._url}?{asked}", time.monotonic() + ENGINE_S, MAX_REDIRECTS)
         try:
-            reply = requests.get(
-                self._url,
-                params=asked,
-                timeout=ENGINE_S,
-                headers={"User-Agent": AGENT},
-                proxies=self._proxies,
-            )
-        except requests.RequestException as error:
-            raise SearchFailed(f"SearXNG did not answer: {type(error).__name__}") from None
-        if reply.status_code == 403:
-            raise SearchFailed("SearXNG refuses the format json: its settings.yml must name it under formats")
-        if reply.status_code != 200:
-            raise SearchFailed(f"SearXNG answered {reply.status_code}")
-        try:
-            found = msgspec.json.decode(reply.content, type=_Reply).results
+            found = msgspec.json.decode(content, type=_Reply).results
         except (msgspec.DecodeError, UnicodeError) as error:
             raise SearchFailed(f"SearXNG answered what is no list of results: {error}") from None
         return _distinct([Result(one.url, one.title or "", one.content or "") for one in found], limit)
+
+    def _get(self, url: str, deadline: float, redirects: int) -> bytes:
+        """The answer, by the deadline. Raises SearchFailed, also for one over MAX_ANSWER_BYTES."""
+        session = requests.Session()
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            request = session.prepare_request(requests.Request("GET", url, headers=_HEADERS))
+            # A proxy of the environment is meant for the internet: an address of one's own is reached without.
+            proxies = {"no_proxy": "*"} if _is_internal(urlsplit(url).hostname or "") else {}
+            around: dict[str, Any] = {**session.merge_environment_settings(url, proxies, True, True, None)}
+            with (
+                connecting.Timed(deadline) as adapter,
+                adapter.send(request, timeout=(left, left), **around) as reply,
+            ):
+                location = reply.headers.get("Location")
+                if reply.is_redirect and location:
+                    if not redirects:
+                        raise SearchFailed(f"SearXNG redirects more than {MAX_REDIRECTS} times")
+                    return self._get(urljoin(url, location), deadline, redirects - 1)
+                if reply.status_code == 403:
+                    raise SearchFailed(
+                        "SearXNG refuses the format json: its settings.yml must name it under formats"
+                    )
+                if reply.status_code != 200:
+                    raise SearchFailed(f"SearXNG answered {reply.status_code}")
+                content = connecting.body(reply, deadline, MAX_ANSWER_BYTES + 1)
+        except FetchFailed as error:
+            raise SearchFailed(f"SearXNG's answer was not read: {error.message}") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise SearchFailed(f"SearXNG did not answer: {connecting.reason_of(error)}") from None
+        if len(content) > MAX_ANSWER_BYTES:
+            raise SearchFailed(f"SearXNG answered with more than {MAX_ANSWER_BYTES:,} bytes")
+        return content
 
 
 def _is_internal(host: str) -> bool:

@@ -67,7 +67,7 @@ def _joined(base: str, location: str) -> str:
     except UnicodeError:
         return urljoin(base, location)
     except ValueError as error:
-        raise FetchFailed(f"a redirect to what is no address: {error}") from None
+        raise FetchFailed(f"a redirect to what is no address ({type(error).__name__})") from None
 
 
 def _page(target: Target, response: requests.Response, deadline: float) -> Page:

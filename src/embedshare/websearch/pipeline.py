@@ -139,7 +139,8 @@ class WebSearch:
             except EmbedshareError as error:
                 answers.put(error)
             except Exception as error:  # a library of others: whatever it raises is a failed search
-                answers.put(SearchFailed(f"the search engine failed: {type(error).__name__}: {error}"))
+                # its message may quote the query, which no log may hold
+                answers.put(SearchFailed(f"the search engine failed: {type(error).__name__}"))
 
         threads.do(ask, "embedshare-engine")
         try:
@@ -189,7 +190,7 @@ class WebSearch:
             logger.debug("a page was left out: {}", error.message)
             return None
         except Exception as error:  # the thread of one page: its failure must not cost the others
-            logger.warning("a page was left out: {}: {}", type(error).__name__, error)
+            logger.warning("a page was left out: {}", type(error).__name__)  # more may quote the page
             return None
         return document if document.text else None
 
