@@ -61,11 +61,14 @@ SWAP_S = 1800.0
 def main(arguments: list[str] | None = None) -> int:
     """Carry out one command; 0 where it went well, 1 with one line on what is wrong."""
     options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
+    logs.begin("service-manager", prints=True)
     try:
         settings = Settings.load()
         quiet = options.run is not start and settings.log_level == "info"  # its answer is what it says
         logs.configure(
-            dataclasses.replace(settings, log_level="warning") if quiet else settings, "service-manager"
+            dataclasses.replace(settings, log_level="warning") if quiet else settings,
+            "service-manager",
+            prints=True,
         )
         return int(options.run(options, settings) or 0)
     except EmbedshareError as error:

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from embedshare import logs
@@ -50,6 +52,15 @@ keepalive = 75
 # prometheus_client is first imported, which preloading does.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix=_METRICS_FOLDER)
+
+
+class logger_class(Logger):  # noqa: N801 - the name is gunicorn's setting
+    """Writes what gunicorn says as lines of embedshare's log, and to the files that its own settings name."""
+
+    def setup(self, cfg: Any) -> None:
+        """Called at the start, and when gunicorn reads its settings again."""
+        super().setup(cfg)
+        logs.configure(_settings, "gunicorn")
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -111,6 +111,7 @@ class _Application(Flask):
 
 def main() -> int:
     """Serve until a stop signal; 0 after a clean stop, 1 with one line on what is wrong."""
+    logs.begin("worker")
     try:
         settings = Settings.load()
         logs.configure(settings, "worker")

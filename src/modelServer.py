@@ -254,6 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--autostarted", action="store_true", help="end when idle, as one that EMBEDDING_AUTOSTART started"
     )
     options = parser.parse_args(arguments or [])
+    logs.begin("model-server")
     try:
         settings = Settings.load()
         logs.configure(settings, "model-server")

@@ -6,12 +6,15 @@ A line that concerns a request names its id (telemetry/request_ids.py).
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
 
 from loguru import logger
 
+from embedshare import library_logs
 from embedshare.settings import Settings, tell_notes
 from embedshare.telemetry import request_ids
 
@@ -21,21 +24,42 @@ if TYPE_CHECKING:
 _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {extra[process]}[{process.id}] "
 
 
-def configure(settings: Settings, process: str) -> None:
-    """Send this process's log to standard error in the form that the settings ask for.
+def begin(process: str, *, prints: bool = False) -> None:
+    """As `configure`, before the settings are read: an error in them is logged in the right form too."""
+    form = os.environ.get("EMBEDDING_LOG_FORMAT", "").strip().lower()
+    configure(Settings(log_format="json" if form == "json" else "text"), process, prints=prints)
 
-    For programs, not libraries.
+
+def configure(settings: Settings, process: str, *, prints: bool = False) -> None:
+    """Send this process's log, and what libraries say, to standard error in the settings' form.
+
+    `prints`: standard output is the program's own, and stays as it is. For programs, not libraries.
     """
+    stream = library_logs.original(sys.stderr)
+    library_logs.take_over(*(["stderr"] if prints else ["stdout", "stderr"]))
     logger.remove()
     logger.configure(extra={"process": process}, patcher=_note_request)
     logger.add(
-        sys.stderr,
+        _to(stream),
         level=settings.log_level.upper(),
         format=_json if settings.log_format == "json" else _text,
         backtrace=False,
         diagnose=False,  # a traceback must not print the values of variables: texts and keys are among them
     )
     tell_notes()
+
+
+def _to(stream: TextIO) -> Callable[[str], None]:
+    """Writes there. Where that fails, as on a full disk, the line is lost: whoever logs goes on."""
+
+    def write(line: str) -> None:
+        try:
+            stream.write(line)
+            stream.flush()
+        except (OSError, ValueError):  # a closed stream raises ValueError
+            pass
+
+    return write
 
 
 def _note_request(record: Record) -> None:

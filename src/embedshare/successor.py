@@ -57,6 +57,7 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to the log
     lifeline.follow(lambda: os._exit(1))
+    logs.begin("converter")
     settings = Settings.load()
     logs.configure(settings, "converter")
     code = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,22 @@ def test_its_workers_embed_and_one_that_is_killed_is_replaced(gunicorn: Gunicorn
     said = gunicorn.said.read_text()
     assert "Traceback" not in said
     assert "Using worker: gthread" in said
+
+
+def test_every_line_of_its_log_is_json_where_that_is_asked_for(tmp_path: Path, server: ModelServer) -> None:
+    running = Gunicorn(tmp_path, server, EMBEDDING_LOG_FORMAT="json")
+    try:
+        wait_for(lambda: len(running.workers()) == 2, 60, "two workers")
+        assert requests.post(f"{running.url}/embed", json={"texts": ["one"]}, timeout=60).ok
+    finally:
+        assert running.stop() == 0
+    records = [json.loads(line) for line in running.said.read_text().splitlines()]
+    messages = [record["message"] for record in records]
+    assert (
+        f"gunicorn.error: Listening at: http://127.0.0.1:{running.port} ({running.process.pid})" in messages
+    )
+    assert sum("Booting worker with pid" in message for message in messages) == 2
+    assert {record["process"] for record in records} == {"gunicorn", "worker"}
 
 
 def test_it_takes_the_settings_and_leaves_a_given_metrics_folder_alone(
