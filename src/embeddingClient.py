@@ -32,6 +32,7 @@ from embedshare.errors import (
     MissingDependency,
     ModelMismatch,
     ModelNotFound,
+    Overloaded,
     SwapRefused,
 )
 from embedshare.fallback import Both, Failover, State
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 #: A health check has its answer after so many seconds: a load balancer's own check often waits five.
 HEALTH_S = 3.0
+#: It embeds a text of its own where this process has read no vectors from the server for so many seconds.
+FRESH_S = 2.0
+_WELL = "Is the model well?"
 _T = TypeVar("_T")
 #: What came back, who answered, and for vectors where the time went.
 _Answered = tuple[_T, Source, Timings | None]
@@ -85,12 +89,14 @@ class EmbeddingClient(Searching):
         """What this process is called among the server's callers, where its file's name does not say it."""
         self.calls = Calls()
         """What this client has asked for, and how that went."""
+        self._last_read = float("-inf")  # when vectors last came from the server
         self._async_pool: tuple[int, Executor] | None = None
+        falls_back = settings.fallback == "local"
         self._failover = Failover(
-            self._connections,
+            lambda on_connect: self._connections(on_connect, notice_hang=falls_back),
             lambda expected: _load_engine(settings, expected),
             use_server=settings.use_ipc,
-            fall_back=settings.fallback == "local",
+            fall_back=falls_back,
             follow=settings.on_model_change == "follow",
             max_retries=max(1, max_retries),
             retry_delay_s=retry_delay,
@@ -178,17 +184,18 @@ class EmbeddingClient(Searching):
     def health(self) -> dict[str, Any]:
         """How the model that answers is, without raising and without falling back, within HEALTH_S.
 
-        `status` is "ok" where a real embedding went through lately, else "degraded"; `embedding_server`
-        "connected" or "disconnected", `state` who answers calls (fallback.State); with `error` where
-        something is wrong.
+        `status` is "ok" where this process has read a real embedding lately, else "degraded";
+        `embedding_server` "connected" or "disconnected", `state` who answers calls (fallback.State); with
+        `error` where something is wrong.
         """
         deadline = time.monotonic() + min(HEALTH_S, self._settings.timeout_s)
         server, report = "disconnected", {}
         try:
             if self._settings.use_ipc:
+                self._read_an_embedding(deadline)
                 report, server = self._failover.ask_server("health", deadline), "connected"
             else:
-                self._embed_piece(["Is the model well?"], Options(), deadline)
+                self._embed_piece([_WELL], Options(), deadline)
         except EmbedshareError as error:
             report = {"status": "degraded", "error": error.message}
         return {
@@ -265,7 +272,9 @@ class EmbeddingClient(Searching):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connections(self, on_connect: Callable[[ModelDescription], None]) -> Connections:
+    def _connections(
+        self, on_connect: Callable[[ModelDescription], None], notice_hang: bool = False
+    ) -> Connections:
         settings = self._settings
         return Connections(
             settings.server_address,
@@ -273,6 +282,7 @@ class EmbeddingClient(Searching):
             on_connect,
             settings.max_message_bytes,
             lambda: this_process(self.program),
+            notice_hang,
         )
 
     def _async_threads(self) -> Executor:
@@ -321,6 +331,17 @@ class EmbeddingClient(Searching):
         deadline = min(limit, time.monotonic() + self._settings.timeout_s)
         return self._call("encode", embedding.asked(texts, options), deadline, len(texts))
 
+    def _read_an_embedding(self, deadline: float) -> None:
+        """See that this process can read the server's vectors, unless it has just done so."""
+        if time.monotonic() - self._last_read <= FRESH_S:
+            return
+        try:
+            self._failover.ask_server_for(embedding.asked([_WELL], Options()), deadline)
+        except Overloaded:
+            pass  # it answers, and has too much to do
+        else:
+            self._last_read = time.monotonic()
+
     def _call(self, method: str, both: Both[_Answered[_T]], deadline: float, embeddings: int = 0) -> _T:
         """The answer to a call, which is counted."""
         began = self.calls.begin()
@@ -330,6 +351,8 @@ class EmbeddingClient(Searching):
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
         self.calls.end(began, method, OK, source, timings, embeddings)
+        if source == "server" and embeddings:
+            self._last_read = time.monotonic()
         return answer
 
     def _counted(self, method: str, both: Both[_T], deadline: float) -> _T:

@@ -84,6 +84,18 @@ class ServerUnavailable(EmbedshareError, ConnectionError):
     http_status = 503
 
 
+class ServerHung(ServerUnavailable):
+    """The model server does not answer, neither on this connection nor on a new one: it is stopped, stuck or
+    out of reach."""
+
+
+class IncompatibleVersion(ServerUnavailable):
+    """The client and the model server are of releases that do not understand each other.
+
+    The message says which of them to upgrade. Fields: client, server (versions of the protocol).
+    """
+
+
 class ModelSwapped(ServerUnavailable):
     """The model that a connection was met with is served no more, and nothing was done: the client sends the
     call again on a new connection, by itself."""

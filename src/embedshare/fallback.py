@@ -23,9 +23,11 @@ from embedshare.errors import (
     ClientClosed,
     DeadlineExceeded,
     EmbedshareError,
+    IncompatibleVersion,
     InsecureKey,
     ModelMismatch,
     Overloaded,
+    ServerHung,
     ServerUnavailable,
 )
 from embedshare.identity import ModelDescription, check_identity
@@ -174,6 +176,13 @@ class Failover:
         self._answered()
         return answer
 
+    def ask_server_for(self, both: Both[T], deadline: float) -> T:
+        """The server's own answer to a call, tried once; no local model is asked."""
+        self._check_open()
+        answer = both.read(self._connections.call(both.on_server, deadline, both.raw))
+        self._answered()
+        return answer
+
     def tell_server(self, build: Callable[[int, float], Call], deadline: float) -> None:
         """Send a call to the server, once, where that answers calls now; what comes of it is nobody's
         matter."""
@@ -240,7 +249,8 @@ class Failover:
         self.last_error = error.message
         first_retry = tries == 1 and self.state is State.CONNECTED  # as a rule it was restarted: go at once
         pause_s = 0.0 if first_retry else self._retry_delay_s * random.uniform(0.5, 1.0)
-        if tries >= self._max_retries or time.monotonic() + pause_s >= deadline:
+        no_retry_helps = isinstance(error, ServerHung | IncompatibleVersion)
+        if no_retry_helps or tries >= self._max_retries or time.monotonic() + pause_s >= deadline:
             no_local = self._stand_in.failure if self._fall_back else _FALLBACK_OFF
             if no_local is None:
                 self._start_fallback(error)
@@ -331,12 +341,17 @@ class Failover:
         with self._lock:
             self._release = threads.later(self._local_release_s, self._release_local)
 
+    @property
+    def _asks_server(self) -> bool:
+        """Whether calls go to the server now, met before or not."""
+        return self.state in (State.CONNECTING, State.CONNECTED, State.REFUSED)
+
     def _see_whether_it_hangs(self) -> None:
         """A call got no answer in time: fall back for the next where a new connection gets none either."""
 
         def look() -> None:
             with self._lock:
-                if self.state is not State.CONNECTED or not self._fall_back or self._suspects:
+                if not self._asks_server or self._suspects:
                     return
                 self._suspects = True
             error = self._probe()
@@ -344,7 +359,7 @@ class Failover:
             if isinstance(error, ServerUnavailable | DeadlineExceeded):
                 self._start_fallback(error)
 
-        if self.state is State.CONNECTED and self._fall_back and not self._suspects:
+        if self._fall_back and self._asks_server and not self._suspects:
             threads.start(look, "embedshare-look", daemon=True)
 
     def _release_local(self) -> None:

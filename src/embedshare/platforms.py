@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import math
 import os
@@ -35,6 +36,15 @@ CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 KEEPS_MAPPED_FILES = WINDOWS
 #: Likewise one that a process has open, for as long as it reads it.
 _READING_S = 2.0
+
+#: After this many idle seconds the system asks whether the other end of a connection is there, so often, and
+#: gives the connection up after so many questions without an answer.
+_KEEPALIVE_IDLE_S = 10
+_KEEPALIVE_INTERVAL_S = 5
+_KEEPALIVE_PROBES = 3
+#: A connection whose data is not acknowledged for this long is given up. So is one to a server that leaves a
+#: large message unread until there is room, for which a few seconds would be too short.
+_UNACKNOWLEDGED_S = 30
 
 
 def replace(source: Path, target: Path) -> None:
@@ -278,6 +288,44 @@ def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None
         microseconds = math.ceil(seconds * 1e6)
         value = struct.pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
     sock.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+def waits_in_kernel(sock: socket.socket) -> bool:
+    """Whether reads and writes of a socket wait in the kernel, where its time-outs hold.
+
+    The sockets of gevent and eventlet do not: they wait in their scheduler's loop, which knows Python's
+    time-outs alone.
+    """
+    return isinstance(sock, _socket.socket)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the system find out within half a minute that a connection's other end is unreachable.
+
+    Probes also keep an idle connection in the tables of firewalls and NATs, which forget one after minutes.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    values = {
+        "TCP_KEEPIDLE": _KEEPALIVE_IDLE_S,
+        "TCP_KEEPALIVE": _KEEPALIVE_IDLE_S,  # its name on macOS
+        "TCP_KEEPINTVL": _KEEPALIVE_INTERVAL_S,
+        "TCP_KEEPCNT": _KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": _UNACKNOWLEDGED_S * 1000,  # Linux
+    }
+    for name, value in values.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            with suppress(OSError):  # older Windows knows the names, and not all of the options
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def connection_given_up(error: OSError) -> bool:
+    """Whether an error of a read or write means that the system gave the connection up, and not that the wait
+    is over.
+
+    Windows tells both in the same way: there it counts as the wait, and the next one brings another error.
+    """
+    return error.errno == errno.ETIMEDOUT and not WINDOWS
 
 
 def peer_closed(sock: socket.socket) -> bool:

@@ -11,11 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.errors import EmbedshareError, ModelSwapped, ProtocolError, ServerUnavailable, TooLarge
+from embedshare.errors import (
+    DeadlineExceeded,
+    EmbedshareError,
+    InvalidInput,
+    ModelSwapped,
+    ProtocolError,
+    ServerHung,
+    ServerUnavailable,
+    TooLarge,
+)
 from embedshare.identity import ModelDescription
-from embedshare.ipc import codec
+from embedshare.ipc import codec, protocol
+from embedshare.ipc.liveness import Liveness
 from embedshare.ipc.transport import Client, Connection
 
+#: A connection that was idle for so many seconds is asked whether it still leads to the server, before a call
+#: with a long deadline is trusted to it: a firewall or NAT may have forgotten it without a word.
+IDLE_S = 2.0
+#: It has so many seconds to answer; then a new one takes its place.
+PROOF_S = 2.0
 #: The largest message that is read from a server: its rows come separately, so answers are small.
 MAX_ANSWER_BYTES = 64 << 20
 #: What follows an answer: rows, or the ids and scores of hits.
@@ -27,7 +42,8 @@ class Connections:
 
     `key` is asked for at each new connection, so that a key that was replaced is found. `on_connect` sees the
     server's description before the connection is used and may refuse it by raising. `caller` is who
-    this process says there that it is.
+    this process says there that it is. `notice_hang`: a call whose answer is long in coming ends with
+    ServerHung where a new connection is not answered either; without it each call waits until its deadline.
     """
 
     def __init__(
@@ -37,6 +53,7 @@ class Connections:
         on_connect: Callable[[ModelDescription], None],
         max_message_bytes: int,
         caller: Callable[[], codec.Caller],
+        notice_hang: bool = False,
     ) -> None:
         self._address = address
         self._key = key
@@ -46,6 +63,8 @@ class Connections:
         self.reconnects = 0
         """Connections that took the place of one that had ended."""
         self._ids = itertools.count(1)
+        self._notice_hang = notice_hang
+        self._liveness = Liveness(self._ask_anew)
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._open_lock = threading.Lock()
@@ -79,6 +98,8 @@ class Connections:
         reused = getattr(self._local, "connection", None) is not None
         try:
             connection, answer, rows = self._send(call, message, deadline, raw)
+        except ServerHung:
+            raise
         except ServerUnavailable:
             if not reused:
                 raise
@@ -102,8 +123,9 @@ class Connections:
         # this one, nor a signal handler that calls meanwhile.
         self._local.connection = None
         try:
-            connection.set_deadline(deadline)
+            connection.set_deadline(deadline, self._liveness.check if self._notice_hang else None)
             answer, rows = _exchange(connection, call, message, raw)
+            self._liveness.answered(connection.last_answer)
         except EmbedshareError:
             connection.close()
             raise
@@ -135,9 +157,14 @@ class Connections:
         self._open = weakref.WeakSet()
         self._open_lock = threading.Lock()
         self._local = threading.local()
+        self._liveness = Liveness(self._ask_anew)
 
     def _connection(self, deadline: float) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is not None and time.monotonic() - connection.last_answer > IDLE_S:
+            self._local.connection = None
+            connection = self._proved(connection, deadline)
+            self._local.connection = connection
         if connection is None:
             connection = self._connect(deadline)
             self._local.connection = connection
@@ -147,17 +174,59 @@ class Connections:
             self._local.had_one = True
         return connection
 
+    def _proved(self, connection: Connection, deadline: float) -> Connection | None:
+        """An idle connection, where it still leads to the server; else it is closed."""
+        limit = min(deadline, time.monotonic() + PROOF_S)
+        try:
+            connection.set_deadline(limit)
+            self._ask(connection, "active_operations", limit)
+        except (EmbedshareError, EOFError, OSError):
+            connection.close()
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded("no answer in time") from None
+            return None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _ask_anew(self, deadline: float) -> None:
+        """Ask the server something on a connection of its own; see Liveness."""
+        try:
+            self._connect(deadline).close()
+        except (ServerUnavailable, DeadlineExceeded):
+            raise
+        except EmbedshareError:
+            pass  # it lives; the next call is told what it has against this client
+
+    def _ask(
+        self, connection: Connection, what: str, deadline: float, caller: codec.Caller | None = None
+    ) -> codec.Reply:
+        """The server's reply to a question. Raises the error that it answers."""
+        query = codec.Query(next(self._ids), max(0.0, deadline - time.monotonic()), what, caller)
+        answer, _ = _exchange(connection, query, codec.encode(query))
+        if isinstance(answer, codec.Failure):
+            raise codec.error_in(answer)
+        if not isinstance(answer, codec.Reply):
+            raise ProtocolError("the server answered a question with vectors")
+        return answer
+
+    def _agree(self, connection: Connection, deadline: float) -> ModelDescription:
+        """Agree with the server on a version of the protocol; its model."""
+        caller = self._caller()
+        try:
+            reply = self._ask(connection, protocol.question(protocol.VERSION), deadline, caller)
+        except InvalidInput:  # a server of version 1 does not know the question
+            connection.protocol = protocol.agreed(1)
+            return codec.description_in(self._ask(connection, protocol.question(1), deadline, caller))
+        welcome = protocol.welcome_in(reply.value)
+        connection.protocol = protocol.agreed(welcome.protocol)
+        return welcome.model
+
     def _connect(self, deadline: float) -> Connection:
         connection = Client(self._address, self._key(), deadline)
         try:
-            left_s = max(0.0, deadline - time.monotonic())
-            query = codec.Query(next(self._ids), left_s, "describe", self._caller())
-            answer, _ = _exchange(connection, query, codec.encode(query))
-            if isinstance(answer, codec.Failure):
-                raise codec.error_in(answer)
-            if not isinstance(answer, codec.Reply):
-                raise ProtocolError("the server answered a question with vectors")
-            description = codec.description_in(answer)
+            description = self._agree(connection, deadline)
             connection.met = description.identity
             self._on_connect(description)
         except EmbedshareError:
@@ -181,6 +250,7 @@ def _exchange(
 ) -> tuple[codec.Answer, _Raw]:
     connection.send_bytes(message, raw)
     answer = codec.decode_answer(connection.recv_bytes(MAX_ANSWER_BYTES))
+    connection.last_answer = time.monotonic()
     if answer.id != call.id and not (isinstance(answer, codec.Failure) and answer.id == 0):
         raise ProtocolError(f"the answer to call {answer.id} came for call {call.id}")
     if isinstance(answer, codec.Hits):

@@ -24,7 +24,7 @@ from embedshare.errors import (
     Overloaded,
     ProtocolError,
 )
-from embedshare.ipc import codec, handshake
+from embedshare.ipc import codec, handshake, protocol
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.lobby import Lobby
 from embedshare.ipc.room import Room
@@ -234,7 +234,13 @@ class CallServer(managers.Server):
         elif call.caller is not None:
             self._callers.introduce(caller, call.caller)
         try:
+            version = protocol.offered(call.what) if isinstance(call, codec.Query) else None
+            if version is not None:
+                protocol.check_client(version)
+                call = codec.Query(call.id, call.time_left_s, protocol.DESCRIBE)
             answer, rows = session.answer(call, raw, received, caller, connection.peer_closed)
+            if version is not None and version > 1 and isinstance(answer, codec.Reply):
+                answer.value = {"protocol": protocol.VERSION, "model": answer.value}
         except ModelSwapped:
             raise
         except EmbedshareError as error:
@@ -290,5 +296,6 @@ class CallServer(managers.Server):
 def _method_of(call: codec.Call) -> str:
     """What a call asks for, out of a few names."""
     if isinstance(call, codec.Query):
-        return call.what if call.what in codec.QUERIES else "unknown"
+        what = protocol.DESCRIBE if protocol.offered(call.what) else call.what
+        return what if what in codec.QUERIES else "unknown"
     return type(call).__name__.lower()

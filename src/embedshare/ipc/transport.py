@@ -12,9 +12,16 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 from embedshare import platforms
-from embedshare.errors import AuthenticationFailed, DeadlineExceeded, ProtocolError, ServerUnavailable
+from embedshare.errors import (
+    AuthenticationFailed,
+    DeadlineExceeded,
+    ProtocolError,
+    ServerHung,
+    ServerUnavailable,
+)
 from embedshare.ipc import handshake
 
 _LENGTH = struct.Struct("!i")
@@ -25,6 +32,8 @@ _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one sys
 
 #: A server that is there accepts a connection and proves its key within this many seconds.
 MEETING_S = 5.0
+#: After so many seconds in which the other end neither sent nor took anything, `on_silence` is called.
+PATIENCE_S = 2.0
 #: Where one reaches what listens on every address.
 _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -39,21 +48,31 @@ class Connection:
         self.peer = peer
         """The address at the other end of a connection that was accepted."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        platforms.keep_alive(sock)
         sock.settimeout(None)
         self._sock = sock
-        self._meets_signals = meets_signals
+        self._kernel_waits = not meets_signals and platforms.waits_in_kernel(sock)
         self.met: str | None = None
         """At the client's end: the identity of the model that answers on this connection, and no other."""
+        self.protocol = 1
+        """At the client's end: the version of the messages on this connection, see protocol.py."""
+        self.last_answer = time.monotonic()
+        """At the client's end: when the server last answered here."""
         self._deadline: float | None = None
+        self._on_silence: Callable[[float], None] | None = None
         self._timeouts = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
         self._buffer = memoryview(bytearray(_READ_AHEAD))
         self._start = self._end = 0
 
-    def set_deadline(self, deadline: float | None) -> None:
+    def set_deadline(self, deadline: float | None, on_silence: Callable[[float], None] | None = None) -> None:
         """Reads and writes raise DeadlineExceeded after this moment of `time.monotonic()`; None waits for
-        ever."""
+        ever.
+
+        Before that, `on_silence(deadline)` is called after each PATIENCE_S in which nothing came or went; the
+        wait ends with what it raises.
+        """
         self._deadline = deadline
+        self._on_silence = on_silence
 
     def send_bytes(self, data: bytes | memoryview, rows: memoryview | None = None) -> None:
         """Send one message, and the raw rows that it announces."""
@@ -159,41 +178,54 @@ class Connection:
             self._end += received
 
     def _receive(self, into: memoryview) -> int:
-        self._limit(socket.SO_RCVTIMEO)
-        try:
-            return self._sock.recv_into(into)
-        except (BlockingIOError, TimeoutError):
-            raise DeadlineExceeded("no answer in time") from None
+        while True:
+            self._limit(socket.SO_RCVTIMEO)
+            try:
+                return self._sock.recv_into(into)
+            except (BlockingIOError, TimeoutError) as error:
+                self._after_silence(error, "no answer in time")
 
     def _send(self, data: bytes | memoryview) -> None:
         while True:
             self._limit(socket.SO_SNDTIMEO)
             try:
                 sent = self._sock.send(data)
-            except (BlockingIOError, TimeoutError):
-                raise DeadlineExceeded("the message could not be sent in time") from None
+            except (BlockingIOError, TimeoutError) as error:
+                self._after_silence(error, "the message could not be sent in time")
+                continue
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
 
+    def _after_silence(self, waited: OSError, too_late: str) -> None:
+        """Go on waiting, or raise what ends the wait."""
+        if platforms.connection_given_up(waited):
+            raise waited
+        deadline = self._deadline
+        if self._on_silence is None or deadline is None or time.monotonic() >= deadline:
+            raise DeadlineExceeded(too_late) from None
+        self._on_silence(deadline)
+
     def _limit(self, option: int) -> None:
-        """Let the kernel end the next wait at the deadline.
+        """Let the kernel end the next wait at the deadline, or where silence is to be told of.
 
         Python's own socket timeouts cost two system calls an operation, the kernel's one when they change.
         Between calls with about the same time to go they stay: a wait may end up to 1% and 20 ms late. A wait
         that a signal breaks off begins anew with all of the kernel's time, so a thread that signals come to
-        has Python's.
+        has Python's; so has a greenlet, whose waits are not the kernel's.
         """
         left = _time_left(self._deadline) or 0.0
+        if self._on_silence is not None:
+            left = min(left, PATIENCE_S)
         current = self._timeouts[option]
         if left <= current <= left * 1.01 + 0.02 if left else current == 0.0:
             return
-        if self._meets_signals:
-            self._sock.settimeout(left or None)
-            self._timeouts = dict.fromkeys(self._timeouts, left)
-        else:
+        if self._kernel_waits:
             platforms.set_kernel_timeout(self._sock, option, left)
             self._timeouts[option] = left
+        else:
+            self._sock.settimeout(left or None)
+            self._timeouts = dict.fromkeys(self._timeouts, left)
 
 
 def _time_left(deadline: float | None) -> float | None:
@@ -267,11 +299,11 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
     return connection
 
 
-def _not_met(host: str, port: int, deadline: float | None) -> ServerUnavailable | DeadlineExceeded:
+def _not_met(host: str, port: int, deadline: float | None) -> ServerHung | DeadlineExceeded:
     """A server that hangs is away; only a call whose own time is over has exceeded its deadline."""
     if deadline is not None and time.monotonic() >= deadline:
         return DeadlineExceeded(f"no connection to the model server at {host}:{port} in time")
-    return ServerUnavailable(f"the model server at {host}:{port} does not answer", host=host, port=port)
+    return ServerHung(f"the model server at {host}:{port} does not answer", host=host, port=port)
 
 
 def _connect(host: str, port: int, deadline: float | None) -> socket.socket:

@@ -1,0 +1,68 @@
+"""Whether the server lives: asked on a second connection once an answer is long in coming.
+
+A caller that waits cannot tell a server that computes from one that hangs. Answers to this process's other
+calls show that the server lives; without any, one thread asks on a connection of its own, and what it learns
+holds for all threads that wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from embedshare.errors import DeadlineExceeded, ServerHung, ServerUnavailable
+from embedshare.ipc import transport
+
+#: A server that has not answered the question within so many seconds hangs. It takes a thread of the server's
+#: a millisecond, on a machine with hundreds of busy processes up to two seconds.
+PROBE_S = 4.0
+
+
+class Liveness:
+    """What is known of the server's life; `probe(deadline)` asks it on a new connection.
+
+    `probe` raises ServerUnavailable or DeadlineExceeded where it gets no answer. Safe to use from any number
+    of threads.
+    """
+
+    def __init__(self, probe: Callable[[float], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._probe = probe
+        self._clock = clock
+        self._probing = threading.Lock()
+        self._last_answer = self._last_failure = float("-inf")
+
+    def answered(self, now: float) -> None:
+        """The server has answered a call."""
+        self._last_answer = now
+
+    def check(self, deadline: float) -> None:
+        """Return where the server lives.
+
+        Raises ServerHung where it does not, and DeadlineExceeded where that is not known by `deadline`.
+        """
+        asked = self._clock()
+        if asked - self._last_answer < transport.PATIENCE_S:
+            return
+        if not self._probing.acquire(timeout=max(0.0, deadline - asked)):
+            raise DeadlineExceeded("no answer in time")
+        try:
+            if self._last_answer >= asked:
+                return
+            if self._last_failure < asked:
+                self._ask(deadline)
+            if self._last_failure >= asked:
+                raise ServerHung("the model server hangs: it answers neither this call nor a new connection")
+        finally:
+            self._probing.release()
+
+    def _ask(self, deadline: float) -> None:
+        limit = self._clock() + PROBE_S
+        try:
+            self._probe(min(limit, deadline))
+        except (ServerUnavailable, DeadlineExceeded):
+            if self._clock() >= deadline:  # it was given less time than it may take
+                raise DeadlineExceeded("no answer in time") from None
+            self._last_failure = self._clock()
+        else:
+            self._last_answer = self._clock()

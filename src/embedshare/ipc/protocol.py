@@ -1,0 +1,84 @@
+"""Versions of the wire's messages: what a client and a server of different releases agree on.
+
+A client opens each connection with the question `describe/N`, where N is the newest version that it speaks.
+The server answers with the newest version of its own and a description of its model, and the client speaks
+the newest version that both know. Each release speaks its own version and the one before it, so that a
+rolling upgrade loses no call. Two versions apart is IncompatibleVersion, which says which side to upgrade.
+
+Version 1 had no such exchange: its clients ask `describe`, and its servers know no other form of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from embedshare.errors import IncompatibleVersion, ProtocolError, ServerUnavailable
+from embedshare.identity import ModelDescription
+
+#: The newest version that this release speaks, and the oldest.
+VERSION = 2
+OLDEST = VERSION - 1
+#: The question of version 1, without a number.
+DESCRIBE = "describe"
+_NUMBERED = re.compile(rf"{DESCRIBE}/([1-9][0-9]{{0,3}})\Z")
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """The value of a server's answer to `describe/N`; later versions may add fields."""
+
+    protocol: int
+    """The newest version that the server speaks; it speaks the one before it as well."""
+
+    model: ModelDescription
+
+
+def question(version: int) -> str:
+    """What a client of `version` opens a connection with."""
+    return DESCRIBE if version == 1 else f"{DESCRIBE}/{version}"
+
+
+def offered(what: str) -> int | None:
+    """The version that a client opens a connection with; None for any other question."""
+    numbered = _NUMBERED.match(what)
+    if numbered:
+        return int(numbered[1])
+    return 1 if what == DESCRIBE else None
+
+
+def check_client(version: int) -> None:
+    """Raise ServerUnavailable, which every version knows, for a client that is too old for this release.
+
+    A newer client decides by itself, from the server's Welcome.
+    """
+    if version < OLDEST:
+        raise ServerUnavailable(_too_far_apart(version, VERSION, "client"))
+
+
+def agreed(server: int) -> int:
+    """The version that a client of this release speaks with a server whose newest version is `server`.
+
+    Raises IncompatibleVersion where they are two or more apart.
+    """
+    if server < OLDEST:
+        raise IncompatibleVersion(_too_far_apart(VERSION, server, "server"), client=VERSION, server=server)
+    if server - 1 > VERSION:
+        raise IncompatibleVersion(_too_far_apart(VERSION, server, "client"), client=VERSION, server=server)
+    return min(VERSION, server)
+
+
+def welcome_in(value: Any) -> Welcome:
+    """The Welcome in a reply's value. Raises ProtocolError where it is none."""
+    try:
+        return msgspec.convert(value, Welcome)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"not a server's welcome: {error}") from None
+
+
+def _too_far_apart(client: int, server: int, older: str) -> str:
+    return (
+        f"the client speaks version {client} of the protocol and the model server version {server}, "
+        f"which are too far apart: upgrade the {older}"
+    )
