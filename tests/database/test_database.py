@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from loguru import logger
 from sqlalchemy import text
 
 from embedshare import platforms
@@ -16,6 +18,9 @@ from embedshare.database.tables import ApiKey, SettingsVersion
 from embedshare.database.urls import database_url
 from embedshare.errors import DatabaseUnavailable, InvalidSetting
 from embedshare.settings import Settings
+from tests.processes import wait_for
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are POSIX's")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,67 @@ def test_its_file_is_its_owners_alone(tmp_path: Path) -> None:
         assert [path.name for path in files] == ["embedshare.db", "embedshare.db-shm", "embedshare.db-wal"]
         assert all(platforms.fault_of_secret(path.stat()) is None for path in files)
     database.close()
+
+
+@posix
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+@pytest.mark.parametrize("fault", ["mode", "owner"])
+def test_a_file_that_others_can_write_or_own_is_not_believed(tmp_path: Path, suffix: str, fault: str) -> None:
+    """Such as one in which somebody else has put an API key."""
+    if fault == "owner" and os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    made = Database.open(Settings(), tmp_path)
+    with made.write() as session:
+        session.add(ApiKey(name="planted", key_hash="h", scopes=["admin"]))
+    made.close()
+    file = tmp_path / f"embedshare.db{suffix}"
+    file.touch()
+    if fault == "mode":
+        file.chmod(0o666)
+    else:
+        os.chown(file, 65534, 65534)
+    database = Database.open(Settings(), tmp_path)
+    with pytest.raises(DatabaseUnavailable, match="is not used") as caught, database.read():
+        pass
+    assert str(file) in caught.value.message
+    assert "chown it to this user and chmod 600 it" in caught.value.message
+    file.chmod(0o600)
+    os.chown(file, os.getuid(), os.getgid())
+    wait_for(lambda: names_in(database) == ["planted"], 10, "the database's return")
+    database.close()
+
+
+def names_in(database: Database) -> list[str]:
+    try:
+        with database.read() as session:
+            return [key.name for key in session.query(ApiKey)]
+    except DatabaseUnavailable:
+        return []
+
+
+@posix
+def test_a_file_that_others_can_read_and_a_folder_that_they_can_write_to_are_warned_of(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    for file_mode, folder_mode in ((0o600, 0o700), (0o644, 0o777)):
+        folder.chmod(folder_mode)
+        (folder / "embedshare.db").touch()
+        (folder / "embedshare.db").chmod(file_mode)
+        database = Database.open(Settings(), folder)
+        with database.read():
+            pass
+        database.close()
+        if file_mode == 0o600:
+            assert lines == []
+    logger.remove(sink)
+    assert [line.split()[:3] for line in lines] == [
+        ["WARNING", "every", "user"],
+        ["WARNING", "others", "can"],
+    ]
 
 
 def test_a_transaction_that_fails_keeps_nothing(tmp_path: Path) -> None:

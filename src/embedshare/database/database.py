@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 import weakref
@@ -97,6 +98,7 @@ class Database:
             if not self._migrated:
                 if self._url.drivername.startswith("sqlite"):
                     _make_file(Path(self._url.database or ""))
+                    _tell_exposure(Path(self._url.database or "").resolve())
                 with self._engine.execution_options(writes=True).begin() as connection:
                     upgrade(connection)
                 self._migrated = True
@@ -111,7 +113,9 @@ class Database:
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeoutError, OSError) as error:
-            message = f"the database does not answer ({self.shown}): {self._reason(error)}"
+            refused = isinstance(error, platforms.Exposed)
+            says = "is not used" if refused else "does not answer"
+            message = f"the database {says} ({self.shown}): {self._reason(error)}"
             if failed is None:
                 logger.error("{}", message)
             self._failed = time.monotonic(), message
@@ -122,7 +126,8 @@ class Database:
 
     def _reason(self, error: Exception) -> str:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        lines = str(cause).strip().splitlines()
+        text = str(cause.strerror if isinstance(cause, platforms.Exposed) else cause)
+        lines = text.strip().splitlines()
         reason = lines[0] if lines else type(cause).__name__
         password = self._url.password
         return reason.replace(str(password), "***") if password else reason
@@ -145,6 +150,8 @@ def _engine(url: URL) -> Engine:
             "pip install 'embedshare[database]'"
         ) from None
     if engine.dialect.name == "sqlite":
+        file = Path(url.database or "").resolve()
+        event.listen(engine, "do_connect", lambda *_: _check_files(file))
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     elif engine.dialect.name == "postgresql":
@@ -179,6 +186,32 @@ def _make_file(path: Path) -> None:
         platforms.write_private(path, "")
     except FileExistsError:
         pass
+
+
+def _check_files(path: Path) -> None:
+    """Raise Exposed where others can write to the database or own it: a row that they put there would be an
+    API key or a setting. SQLite takes over what it finds in its journals, so they count as the database."""
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
+        try:
+            fault = platforms.fault_of_trust(file.lstat())
+        except FileNotFoundError:
+            continue
+        if fault is not None:
+            reason = f"others can write to {file} or own it ({fault}); chown it to this user and chmod 600 it"
+            raise platforms.Exposed(errno.EPERM, reason)
+
+
+def _tell_exposure(path: Path) -> None:
+    """Warn of what is no reason not to use the database."""
+    if platforms.WINDOWS:
+        return
+    if path.stat().st_mode & 0o004:
+        logger.warning("every user of this machine can read {}: chmod 600 it", path)
+    if platforms.fault_of_trust(path.parent.stat()) is not None:
+        logger.warning(
+            "others can write to {}, and so take away the database in it: move it to a folder of this user's",
+            path.parent,
+        )
 
 
 def _after_fork(reference: weakref.ref[Database]) -> None:
