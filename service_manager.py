@@ -93,7 +93,7 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
         on_ready=_show,
         drain_s=settings.drain_s,
         more=services.worker,
-        rotate=lambda log: rotation.rotate(log, settings.log_max_bytes, settings.log_keep),
+        rotate=rotation.Logs(settings.log_max_bytes, settings.log_keep),
     )
     file = _control_file(settings)
     _refuse_a_second(file)

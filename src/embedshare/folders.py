@@ -44,6 +44,19 @@ def cache(settings: Settings) -> Path:
         ) from None  # fmt: skip
 
 
+def check_temporary(who: str) -> None:
+    """Raise InvalidSetting where there is no folder for temporary files, which `who` needs."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        allowed = "a folder that this user can write to"
+        raise InvalidSetting(
+            f"{who} needs a folder for temporary files, and can write to none: mount a tmpfs at /tmp, "
+            "or set TMPDIR",
+            name="TMPDIR", value="", allowed=allowed,
+        ) from None  # fmt: skip
+
+
 def _below_home(find: Callable[..., str]) -> Path | None:
     try:
         folder = Path(find("embedshare", appauthor=False))

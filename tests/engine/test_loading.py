@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from loguru import logger
 
 from embedshare.engine import weights
+from embedshare.engine.facts import ModelFacts
+from embedshare.engine.graphs import GraphCache
 from embedshare.engine.model import Engine
 from embedshare.errors import ModelMismatch, UnsupportedModel
 from embedshare.settings import Settings
@@ -140,6 +144,22 @@ def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path) -> None:
     finally:
         logger.remove(sink)
     assert Engine.load(settings, "cpu").description.runtime == "openvino"
+
+
+def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = GraphCache(tmp_path, "1")
+    facts = ModelFacts(2, 128, False, {}, None, "cosine", ["input_ids"], 0, None)
+    cache.keep("identity", facts, lambda path: path.touch())
+
+    def read_only(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "utime", read_only)
+    found = cache.find("identity")
+    assert found is not None
+    assert found[1] == facts
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
+from loguru import logger
+from openvino import opset15 as ops
 
 from embedshare.engine import loading
-from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime
+from embedshare.engine.facts import ModelFacts
+from embedshare.engine.graphs import GraphCache
+from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, write_graph
 from embedshare.settings import Settings
 from tests.processes import CACHE
 
@@ -73,3 +80,28 @@ def test_more_callers_than_graphs_get_their_own_rows(loaded: loading.LoadedModel
     with ThreadPoolExecutor(8) as threads:
         for _ in threads.map(call, range(200)):
             pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit for the size of files stands for a full disk")
+def test_a_disk_without_room_for_the_graph_costs_the_next_start_its_time_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    import resource
+
+    rows = ops.parameter([1, 100_000], np.float32)
+    graph = ov.Model([ops.add(rows, np.ones((1, 100_000), np.float32))], [rows])
+    facts = ModelFacts(2, 128, False, {}, None, "cosine", ["input_ids"], 0, None)
+    cache = GraphCache(tmp_path / "graphs", "1")
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{level} {message}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        cache.keep("identity", facts, lambda path: write_graph(graph, path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        logger.remove(sink)
+    (line,) = lines
+    assert line.startswith(f"WARNING could not keep the converted graph in {tmp_path / 'graphs'}")
+    assert "EMBEDDING_CACHE_DIR names another folder" in line
+    assert list((tmp_path / "graphs").iterdir()) == []  # not half of one either

@@ -159,3 +159,9 @@ def test_whatever_a_log_holds_it_can_be_read(tmp_path: Path, content: bytes, lin
 
 def test_a_log_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "missing.log") == []
+
+
+def test_a_log_that_cannot_be_opened_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="EMBEDDING_LOG_DIR names another folder"):
+        Starter(tmp_path)("print()")

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from embedshare import platforms
 from embedshare.supervise.rotation import rotate
-from tests.processes import wait_for
+from tests.processes import environment, run_python, wait_for
 
 
 def test_a_log_moves_on_when_it_is_too_large_and_the_oldest_goes(tmp_path: Path) -> None:
@@ -65,3 +67,43 @@ def test_a_log_that_cannot_be_copied_goes_on(tmp_path: Path) -> None:
     (tmp_path / "worker.log.1" / "in the way").touch()
     rotate(log, 10, keep=1)
     assert log.read_text() == "x" * 11
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit for the size of files stands for a full disk")
+def test_logs_that_cannot_be_written_are_told_once_and_so_is_their_return(tmp_path: Path) -> None:
+    program = f"""
+import resource, signal
+from pathlib import Path
+from loguru import logger
+from embedshare.supervise.process import last_lines
+from embedshare.supervise.rotation import Logs
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+logger.remove()
+logger.add(lambda line: print(line, end=""), format="{{level}} {{message}}")
+now, log = 0.0, Path({str(tmp_path)!r}, "worker.log")
+log.write_text("last words\\n")
+logs = Logs(5, 1, clock=lambda: now)
+for limit in (0, 0, resource.RLIM_INFINITY, resource.RLIM_INFINITY):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    now += 11
+    print("looks", flush=True)
+    logs(log)
+    if limit == 0:
+        print(last_lines(log, 1), flush=True)
+"""
+    said = run_python(program, environment()).splitlines()
+    lost = f"['last words', '(nothing more can be written to {tmp_path}/worker.log: File too large)']"
+    told = f"ERROR cannot write logs to {tmp_path} (File too large): the services go on, and what they say"
+    assert [line[: len(told)] for line in said] == [
+        "looks",
+        told,
+        lost[: len(told)],
+        "looks",
+        lost[: len(told)],
+        "looks",
+        f"INFO logs are written to {tmp_path} again",
+        "looks",
+    ]
+    assert lost in said
+    assert (tmp_path / "worker.log.1").read_text() == "last words\n"  # kept short again

@@ -33,13 +33,16 @@ class GraphCache:
         entry = self._entry(identity)
         try:
             facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=ModelFacts)
-            os.utime(entry)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
             logger.warning("the converted graph in {} cannot be read and is made anew: {}", entry, error)
             self.forget(identity)
             return None
+        try:
+            os.utime(entry)
+        except OSError:
+            pass  # in a cache that cannot be written to, as in a read-only image, nothing is ever dropped
         return entry / "graph.xml", facts
 
     def keep(self, identity: str, facts: ModelFacts, write: Callable[[Path], None]) -> None:
@@ -59,7 +62,12 @@ class GraphCache:
             self._drop_oldest()
         except OSError as error:
             if not self._entry(identity).is_dir():  # else another process was first
-                logger.warning("the converted graph could not be kept in {}: {}", self._folder, error)
+                logger.warning(
+                    "could not keep the converted graph in {}, and the next start converts it again ({}); "
+                    "EMBEDDING_CACHE_DIR names another folder",
+                    self._folder,
+                    error,
+                )
 
     def forget(self, identity: str) -> None:
         """Remove a graph that turned out not to work."""

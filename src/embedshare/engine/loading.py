@@ -110,6 +110,7 @@ def _kept(settings: Settings, device: str, identity: str) -> tuple[Runtime, Mode
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple[Runtime, ModelFacts]:
     """A runtime over the model itself, loaded with torch."""
     _require("torch", "sentence_transformers")
+    folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
     from embedshare.engine.runtimes.padded import PaddedRuntime
     from embedshare.engine.runtimes.torch import TorchRuntime, resolve_device, resolve_dtype

@@ -229,6 +229,6 @@ def _write(file: Path, where: Whereabouts) -> None:
         draft.replace(file)
     except OSError as error:
         raise InsecureKey(
-            f"no key can be kept at {file}: {error.strerror or error}; its folder is that of "
-            "EMBEDDING_AUTHKEY_FILE"
+            f"no key can be kept at {file}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE to "
+            "a file in a folder that this user can write to"
         ) from None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
 from embedshare import platforms
 from embedshare.supervise import lifeline
+
+#: What is written to see whether something can be: a block of most file systems.
+_PROBE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,7 @@ class Child:
     """A started process. Its output goes to its log file, its end can be waited for."""
 
     def __init__(self, spec: ProcessSpec) -> None:
-        spec.log.parent.mkdir(parents=True, exist_ok=True)
-        with platforms.append_only(spec.log) as log:
+        with _opened(spec.log) as log:
             self._process = subprocess.Popen(
                 spec.command,
                 stdin=subprocess.PIPE,  # see lifeline.py
@@ -74,10 +78,33 @@ class Child:
 
 
 def last_lines(log: Path, count: int = 10) -> list[str]:
-    """The end of a log file."""
+    """The end of a log file, and one line more where what came after could not be written to it."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 64 * 1024))
-            return file.read().decode(errors="replace").splitlines()[-count:]
+            lines = file.read().decode(errors="replace").splitlines()[-count:]
     except FileNotFoundError:
-        return []
+        lines = []
+    fault = write_fault(log.parent)
+    return lines if fault is None else [*lines, f"(nothing more can be written to {log}: {fault})"]
+
+
+def write_fault(folder: Path) -> str | None:
+    """Why nothing can be written in a folder, such as a full disk; None where it can, or is not there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(_PROBE_BYTES))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _opened(log: Path) -> BinaryIO:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return platforms.append_only(log)
+    except OSError as error:
+        reason = f"its log cannot be written to ({error.strerror}); EMBEDDING_LOG_DIR names another folder"
+        raise OSError(error.errno, reason, str(log)) from None

@@ -9,9 +9,50 @@ that stalls.
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from loguru import logger
+
+from embedshare.supervise.process import write_fault
+
+#: Whether there is room for logs is looked at so often, in seconds.
+LOOK_EVERY_S = 10.0
+
+
+class Logs:
+    """Keeps logs short, and says when nothing can be written to their folder and when it can again: the
+    processes themselves could say that nowhere."""
+
+    def __init__(self, max_bytes: int, keep: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes, self._keep = max_bytes, keep
+        self._clock = clock
+        self._look_at: dict[Path, float] = {}
+        self._faults: dict[Path, str] = {}
+
+    def __call__(self, log: Path) -> None:
+        """Look at one log; to be called often."""
+        folder = log.parent
+        if self._clock() >= self._look_at.get(folder, 0.0):
+            self._look_at[folder] = self._clock() + LOOK_EVERY_S
+            self._look(folder)
+        if folder not in self._faults:  # a log is copied to make it short
+            rotate(log, self._max_bytes, self._keep)
+
+    def _look(self, folder: Path) -> None:
+        fault, before = write_fault(folder), self._faults.pop(folder, None)
+        if fault is not None:
+            self._faults[folder] = fault
+        if fault is not None and fault != before:
+            logger.error(
+                "cannot write logs to {} ({}): the services go on, and what they say is lost. Make room "
+                "there, or restart with another EMBEDDING_LOG_DIR",
+                folder,
+                fault,
+            )
+        elif fault is None and before is not None:
+            logger.info("logs are written to {} again", folder)
 
 
 def rotate(log: Path, max_bytes: int, keep: int) -> None:

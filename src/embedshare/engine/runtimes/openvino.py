@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -47,8 +48,17 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def write_graph(graph: ov.Model, path: Path) -> None:
-    """Write a graph in full precision; its weights go beside it."""
-    ov.save_model(graph, path, compress_to_fp16=False)
+    """Write a graph in full precision; its weights go beside it.
+
+    Raises OSError, which OpenVINO does not: a full disk is a RuntimeError of a C++ stream there.
+    """
+    try:
+        ov.save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        left = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"OpenVINO could not write it, {left / 2**20:,.0f} MiB are free there: {error}"
+        ) from None
 
 
 def cpu_core() -> ov.Core:
