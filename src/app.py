@@ -26,6 +26,7 @@ from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 from embedshare.web import (
     cors,
+    cross_site,
     dashboard,
     embed,
     errors,
@@ -39,6 +40,7 @@ from embedshare.web import (
     ollama,
     openai,
     openapi,
+    paths,
     placed,
     search,
     tei,
@@ -70,12 +72,15 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     tracing.register(app)
     errors.register(app)
     headers.register(app)
+    paths.register(app)
     measured = metrics.Metrics(model)
     measured.watch(app)
     changes = app.extensions[CHANGES] = worker.settings_changes(model, settings)
     live = changes.live
-    cors.register(app, lambda: live.cors_origins)
     ring = app.extensions[API_KEYS] = worker.key_ring(settings)
+    if ring is None:
+        cross_site.register(app, lambda: live.settings)
+    cors.register(app, lambda: live.cors_origins)
     rates = worker.rates(settings)
     gate.register(app, ring, rates)
     allowance = Allowance.of(settings)

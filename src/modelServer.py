@@ -217,7 +217,7 @@ def _show_metrics(settings: Settings, look: Callable[[], Any]) -> None:
         ) from None
     host, port = settings.metrics_host, settings.metrics_port
     try:
-        prometheus.serve(host, port, look)
+        prometheus.serve(host, port, look, settings.allowed_hosts)
     except OSError as error:
         raise _port_unavailable(_METRICS, host, port, error) from None
     logger.info("metrics at http://{}:{}/metrics", host, port)

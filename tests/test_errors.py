@@ -24,6 +24,8 @@ BUILTIN = {
     "InvalidSetting": ValueError,
     "Unauthenticated": PermissionError,
     "Forbidden": PermissionError,
+    "HostRefused": PermissionError,
+    "OriginRefused": PermissionError,
     "SearchDisabled": PermissionError,
     "ServerUnavailable": ConnectionError,
     "ModelSwapped": ConnectionError,
@@ -78,7 +80,7 @@ def test_an_error_is_caught_as_the_builtin_that_a_local_model_would_raise(cls: t
 
 @each_class
 def test_an_error_has_a_status_of_its_own_kind(cls: type[EmbedshareError]) -> None:
-    assert cls.http_status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503, 504)
+    assert cls.http_status in (400, 401, 403, 404, 409, 413, 421, 422, 429, 500, 502, 503, 504)
     if issubclass(cls, errors.InvalidInput):
         assert cls.http_status < 500
 

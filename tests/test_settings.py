@@ -133,6 +133,14 @@ GOOD = [
     ("EMBEDDING_REDIS_URL", "", None),
     *(("EMBEDDING_DB_URL", url, url) for url in ("sqlite:///a.db", "mysql+aiomysql://a:b@c/d")),
     ("EMBEDDING_DB_URL", "", None),
+    ("EMBEDDING_ALLOWED_HOSTS", "", ()),
+    (
+        "EMBEDDING_ALLOWED_HOSTS",
+        "Embed.example., *.internal,worker",
+        ("embed.example", "*.internal", "worker"),
+    ),
+    ("EMBEDDING_ALLOWED_HOSTS", "*", ("*",)),
+    ("CORS_ORIGINS", "app://obsidian.md,chrome-extension://a", ("app://obsidian.md", "chrome-extension://a")),
     ("CORS_ORIGINS", "", ()),
     ("CORS_ORIGINS", "*", ("*",)),
     ("CORS_ORIGINS", "https://a.example, http://[::1]:3000/,", ("https://a.example", "http://[::1]:3000")),
@@ -154,6 +162,10 @@ BAD = [
     *((name, text) for name in SECONDS for text in ("", "soon", "nan", "inf", "-inf", "5s")),
     *((name, text) for name in TEXTS for text in ("", "  ")),
     *((name, text) for name in HOSTS for text in ("", "two words", "hôte.example")),
+    *(
+        ("EMBEDDING_ALLOWED_HOSTS", text)
+        for text in ("a.example:80", "https://a.example", "*example", "a.*", "[::1]", "two words", "..")
+    ),
     *(
         ("CORS_ORIGINS", text)
         for text in ("a.example", "https://a.example/path", "https://*.example", "null")

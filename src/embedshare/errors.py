@@ -60,6 +60,24 @@ class Forbidden(EmbedshareError, PermissionError):
     http_status = 403
 
 
+class HostRefused(EmbedshareError, PermissionError):
+    """The worker asks for no API key, and the request came under a host that is none of its machine's names.
+
+    Field `host`.
+    """
+
+    http_status = 421
+
+
+class OriginRefused(EmbedshareError, PermissionError):
+    """The worker asks for no API key, and a page of another site sent the request by a browser.
+
+    Field `origin`.
+    """
+
+    http_status = 403
+
+
 class RateLimited(EmbedshareError):
     """The caller sent more requests than EMBEDDING_RATE_LIMIT allows.
 

@@ -24,8 +24,9 @@ Parser = Callable[[str], Any]
 _RATE = re.compile(r"[1-9]\d{0,8}/(?:second|minute|hour|day)")
 #: What Kubernetes writes into NAME_PORT for a Service NAME.
 _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://")
-#: A web origin: a scheme, a host and at most a port.
-_ORIGIN = re.compile(r"https?://(?:[a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
+#: An origin: a scheme (a browser extension or a program has one of its own), a host and at most a port.
+_ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://(?:[a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
+_ALLOWED_HOST = re.compile(r"\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 
 def _boolean(text: str) -> bool:
@@ -107,6 +108,13 @@ def _origins(text: str) -> tuple[str, ...]:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ValueError("origins as https://app.example or http://localhost:3000, and commas; or *")
     return origins
+
+
+def _allowed_hosts(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip().lower().removesuffix(".") for part in text.split(",") if part.strip())
+    if not all(_ALLOWED_HOST.fullmatch(name) for name in names):
+        raise ValueError("names without ports, as embed.example,*.svc.cluster.local, and commas; or *")
+    return names
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -514,6 +522,13 @@ class Settings:
         _boolean,
         False,
         "The HTTP routes give vectors of length 1, also of a model that does not by itself",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "EMBEDDING_ALLOWED_HOSTS",
+        _allowed_hosts,
+        (),
+        "Names besides localhost, IP addresses and `EMBEDDING_HOST` under which a worker without API keys is "
+        "called, as `embed.example,*.internal`; `*` is any",
     )
     cors_origins: tuple[str, ...] = _setting(
         "CORS_ORIGINS",

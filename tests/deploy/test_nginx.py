@@ -226,6 +226,18 @@ def test_what_is_for_operators_is_shown_to_local_networks_alone(site: Site, path
         assert answer.status_code != 403
 
 
+def test_workers_without_keys_see_the_caller_s_host_and_port_and_refuse_other_sites(site: Site) -> None:
+    port = site.nginx.port
+
+    def status(**headers: str) -> int:
+        sent = {"texts": ["a"]}
+        return requests.post(f"{site.nginx.url}/embed", json=sent, headers=headers, timeout=30).status_code
+
+    assert status(Host=f"localhost:{port}", Origin=f"http://localhost:{port}") == 200
+    assert status(Host=f"localhost:{port}", Origin=f"http://localhost:{port + 1}") == 403
+    assert status(Host=f"evil.example:{port}", Origin=f"http://evil.example:{port}") == 421
+
+
 @pytest.mark.parametrize("path", ["/health", "/embedding/health", "/openapi.json"])
 def test_the_rest_is_shown_to_all(site: Site, path: str) -> None:
     assert requests.get(f"{site.nginx.url}{path}", headers={ADDRESS: "203.0.113.7"}, timeout=10).ok
@@ -255,8 +267,8 @@ def _announce(site: Site, size: int) -> bytes:
     """What nginx says to a request with a body of so many bytes, before any of them is sent."""
     with socket.create_connection(("127.0.0.1", site.nginx.port), timeout=60) as sock:
         sock.sendall(
-            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
-            b"Content-Length: %d\r\n\r\n" % size
+            b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size
         )
         return sock.recv(65536)
 

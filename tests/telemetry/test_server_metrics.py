@@ -35,7 +35,9 @@ class MeasuredServer(ModelServer):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeasuredServer]:
-    running = MeasuredServer(tmp_path_factory.mktemp("measured"), EMBEDDING_MAX_TEXTS="64")
+    running = MeasuredServer(
+        tmp_path_factory.mktemp("measured"), EMBEDDING_MAX_TEXTS="64", EMBEDDING_ALLOWED_HOSTS="server"
+    )
     running.start()
     yield running
     assert running.stop() == 0
@@ -175,3 +177,15 @@ def test_without_the_setting_no_port_is_opened(server: ModelServer) -> None:
         if one.status == psutil.CONN_LISTEN
     ]
     assert listening == [server.port]
+
+
+def test_metrics_are_shown_under_this_machine_s_names_and_allowed_ones_alone(
+    own: MeasuredServer,
+) -> None:
+    def status(host: str) -> int:
+        url = f"http://127.0.0.1:{own.metrics}/metrics"
+        return requests.get(url, headers={"Host": host}, timeout=30).status_code
+
+    for host in (f"localhost:{own.metrics}", "127.0.0.1", "10.1.2.3:9101", "server:9101"):
+        assert status(host) == 200
+    assert status(f"evil.example:{own.metrics}") == 421

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from typing import Any
 
 import numpy as np
@@ -163,12 +165,76 @@ def test_ollama_lists_and_shows_the_model(worker: Worker) -> None:
     assert listed.model == "all-MiniLM-L6-v2:latest"
     assert listed.digest is not None
     assert len(listed.digest) == 64
+    assert listed.modified_at is not None
+    assert 0 < time.time() - listed.modified_at.timestamp() < 3600  # the server was started by these tests
+    assert listed.size is not None
+    assert 1e6 < listed.size < 1e9
+    assert listed.details is not None
+    assert listed.details.families == ["embedshare"]
+    assert client.list().models[0].modified_at == listed.modified_at
+    (running,) = client.ps().models
+    assert (running.name, running.size, running.size_vram) == (listed.model, listed.size, 0)
+    assert running.context_length == 256
+    assert running.expires_at is not None
+    assert running.expires_at.year > 2300
     shown = client.show(listed.model)
     assert shown.capabilities == ["embedding"]
+    assert shown.modified_at == listed.modified_at
+    assert (shown.template, shown.modelfile) == ("", "")
     assert shown.modelinfo is not None
     assert shown.modelinfo["embedshare.context_length"] == 256
     assert shown.modelinfo["embedshare.embedding_length"] == 384
     assert requests.get(f"{worker.url}/api/version", timeout=30).json()["version"]
+
+
+#: Of each Ollama answer, the fields that typed clients demand, and their JSON types (Go's api structs).
+DETAILS = {
+    "parent_model": str, "format": str, "family": str, "families": list, "parameter_size": str,
+    "quantization_level": str,
+}  # fmt: skip
+DEMANDED = {
+    "/api/tags": {"name": str, "model": str, "modified_at": str, "size": int, "digest": str},
+    "/api/ps": {
+        "name": str, "model": str, "size": int, "digest": str, "expires_at": str, "size_vram": int,
+        "context_length": int,
+    },
+    "/api/show": {
+        "modelfile": str, "parameters": str, "template": str, "model_info": dict, "capabilities": list,
+        "modified_at": str,
+    },
+}  # fmt: skip
+RFC_3339 = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|\+\d\d:\d\d)"
+
+
+@pytest.mark.parametrize("path", DEMANDED)
+def test_ollama_s_answers_have_what_typed_clients_demand(worker: Worker, path: str) -> None:
+    if path == "/api/show":
+        told = requests.post(f"{worker.url}{path}", json={"name": "any"}, timeout=30).json()
+    else:
+        (told,) = requests.get(f"{worker.url}{path}", timeout=30).json()["models"]
+    assert {name: type(told.get(name)) for name in DEMANDED[path]} == DEMANDED[path]
+    assert {name: type(value) for name, value in told["details"].items()} == DETAILS
+    for name in {"modified_at", "expires_at"} & set(told):
+        assert re.fullmatch(RFC_3339, told[name])
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8", "application/json", None]
+)
+def test_ollama_s_routes_read_json_whatever_its_type(worker: Worker, kind: str | None) -> None:
+    for path in ("/api/embed", "/api/embeddings", "/api/show"):
+        answer = requests.post(
+            f"{worker.url}{path}", data=b'{"model": "m", "input": "a", "prompt": "a"}',
+            headers={"Content-Type": kind} if kind else {}, timeout=30,
+        )  # fmt: skip
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_base_address_tells_that_something_runs(worker: Worker, method: str) -> None:
+    answer = requests.request(method, f"{worker.url}/", timeout=30)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert answer.text.startswith("embedshare is running" if method == "GET" else "")
 
 
 def test_ollama_s_errors_are_its_client_s(worker: Worker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
@@ -115,6 +116,27 @@ def test_a_name_that_was_added_is_listed(model: EmbeddingClient) -> None:
     assert listed == ["all-MiniLM-L6-v2", "text-embedding-3-small"]
     tagged = [one["name"] for one in browser.get("/api/tags").json["models"]]
     assert tagged == ["all-MiniLM-L6-v2:latest", "text-embedding-3-small:latest"]
+
+
+@pytest.mark.parametrize(
+    ("own", "listed"),
+    [
+        ("all-MiniLM-L6-v2", ["all-MiniLM-L6-v2:latest"]),
+        ("BAAI/bge-m3", ["bge-m3:latest", "BAAI/bge-m3:latest"]),
+        ("/models/mine", ["mine:latest"]),
+        ("C:\\models\\mine", ["mine:latest"]),
+        ("nomic:v1.5", ["nomic:v1.5"]),
+    ],
+)
+def test_ollama_s_clients_find_the_model_by_each_name_that_it_has(
+    model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch, own: str, listed: list[str]
+) -> None:
+    described = msgspec.structs.replace(model.describe(), model_name=own)
+    monkeypatch.setattr(model, "describe", lambda: described)
+    browser = create_app(model, Settings(model_aliases=("*", "nomic-embed-text"))).test_client()
+    models = browser.get("/api/tags").json["models"]
+    assert [one["name"] for one in models] == [*listed, "nomic-embed-text:latest"]
+    assert [one["model"] for one in models] == [one["name"] for one in models]
 
 
 @pytest.mark.parametrize("aliases", [("*",), ("text-embedding-3-small",), ("*", "mini")])

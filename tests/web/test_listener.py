@@ -27,7 +27,7 @@ from embedshare.web import listener
 from tests.processes import free_port
 from tests.web.conftest import Worker
 
-HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\n"
+HEAD = b"POST /embed HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 TEXTS = b'{"texts": ["a"]}'
 
@@ -95,7 +95,7 @@ def test_a_client_that_sends_all_of_a_large_body_hears_why_it_is_refused(worker:
         (HEAD + b"Content-Length : 16\r\n\r\n" + TEXTS, 400),
         (CHUNKED + b"0x10\r\n" + TEXTS + b"\r\n0\r\n\r\n", 400),
         (CHUNKED + b"-1\r\n\r\n", 400),
-        (b"POST /embed HTTP/1.1\nHost: a\r\n\r\n", 400),
+        (b"POST /embed HTTP/1.1\nHost: localhost\r\n\r\n", 400),
         (b"GET http://[::1/health HTTP/1.1\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nX: ".ljust(32 * 1024, b"x"), 431),
@@ -245,7 +245,7 @@ def test_every_answer_says_what_it_is_and_nothing_of_the_server(
     worker: Worker, method: str, path: str, status: int
 ) -> None:
     with worker.connect() as connection:
-        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         response, body = answer(connection, method)
     assert response.status == status
     assert response.headers["X-Content-Type-Options"] == "nosniff"

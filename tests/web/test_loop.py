@@ -23,7 +23,7 @@ from tests.processes import free_port
 from tests.web.test_listener import answer, running, sized
 
 LIMIT_S = 20
-HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST = HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 LONG = sized(json.dumps({"texts": [f"text {number}" for number in range(300)]}).encode())
 

@@ -6,7 +6,7 @@ There is one server process, so nothing is kept here: each scrape reads the coun
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from embedshare import platforms
+from embedshare import hosts, platforms
 from embedshare.telemetry import memory
 from embedshare.telemetry.histogram import Snapshot
 
@@ -104,28 +104,34 @@ class ServerCollector(Collector):
         yield InfoMetricFamily("embedshare_server_model", "The model that is served", value=dict(model))
 
 
-def serve(host: str, port: int, look: Callable[[], View]) -> None:
+def serve(host: str, port: int, look: Callable[[], View], allowed_hosts: Sequence[str] = ()) -> None:
     """Answer `GET /metrics` at an address until the process ends, in threads of its own.
+
+    There is no key before it, so it answers under this machine's names, `host` and `allowed_hosts` alone.
 
     Raises OSError where the address cannot be listened at.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(ServerCollector(look))
     listener = platforms.exclusive_listener(host, port, backlog=16)
-    server = ThreadingHTTPServer((host, port), _handler(registry), bind_and_activate=False)
+    server = ThreadingHTTPServer(
+        (host, port), _handler(registry, (host, *allowed_hosts)), bind_and_activate=False
+    )
     server.socket.close()
     server.socket = listener
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
-def _handler(over: CollectorRegistry) -> type[MetricsHandler]:
+def _handler(over: CollectorRegistry, allowed: Sequence[str]) -> type[MetricsHandler]:
     class Handler(MetricsHandler):
         registry = over
         timeout = SCRAPER_S
 
         def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
-            if self.path.partition("?")[0] == "/metrics":
+            if not hosts.means_this_machine(self.headers.get("Host", ""), allowed):
+                self.send_error(421, explain="put this host's name into EMBEDDING_ALLOWED_HOSTS")
+            elif self.path.partition("?")[0] == "/metrics":
                 super().do_GET()
             else:
                 self.send_error(404, explain="the metrics are at /metrics")

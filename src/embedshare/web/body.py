@@ -30,17 +30,19 @@ def read(
     example: str,
     *,
     untyped: bool = False,
+    any_type: bool = False,
     replaces_half_pairs: bool = False,
 ) -> T:
-    """The body, decoded; `untyped` takes one without a Content-Type as well.
+    """The body, decoded; `untyped` takes one without a Content-Type as well, `any_type` one of any.
 
-    A page of another origin can have its visitor's browser send a body without a type, but JSON only where
-    the worker allows it, which it never does: what changes or fetches anything therefore asks for the type.
+    A page of another origin can have its visitor's browser send a body of most types without asking first,
+    but JSON only where the worker allows it: what changes or fetches anything therefore takes JSON alone,
+    beside the guard of cross_site.py, which a worker with API keys does not have.
     With `replaces_half_pairs` half of a surrogate pair (an emoji cut in two) is read as U+FFFD; without,
     it is an error that names the text.
     Raises UnsupportedMediaType, and InvalidInput with what is wrong and an `example` of what is right.
     """
-    if not request.is_json and (request.mimetype or not untyped):
+    if not request.is_json and not any_type and (request.mimetype or not untyped):
         came = f"as {request.mimetype}" if request.mimetype else "without a type"
         raise UnsupportedMediaType(f"the body came {came}; send JSON, with the header Content-Type: {JSON}")
     body = request.get_data()

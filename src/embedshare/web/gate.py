@@ -12,8 +12,11 @@ from embedshare.api_keys import Caller
 from embedshare.errors import Forbidden, RateLimited, Unauthenticated
 from embedshare.web.keys import KeyRing
 
-#: Pages without their data, the description of all routes, and the health check: open to everybody.
-OPEN = frozenset(("health", "openapi.json", "docs", "docs/static", "dashboard", "dashboard/static", "search"))
+#: Pages without their data, the description of all routes, and what tells that a worker is there: open to
+#: everybody.
+OPEN = frozenset(
+    ("", "health", "openapi.json", "docs", "docs/static", "dashboard", "dashboard/static", "search")
+)
 #: By the first part of a route, or its first two: the scopes of which a caller's key needs one. `admin`
 #: stands for all of them, and is needed for what is not here.
 NEEDED = {

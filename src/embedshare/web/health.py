@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
-from flask import Blueprint
+from flask import Blueprint, Response
 
 from embedshare import __version__
 from embedshare.identity import ModelDescription
@@ -93,13 +93,24 @@ class Stats(msgspec.Struct):
     uptime: float
 
 
+_RUNNING = (
+    "embedshare is running\n\n/docs       its routes\n/dashboard  what it does\n/search     a web search\n"
+)
+
+
 def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
-    """`/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
+    """`GET /`, `/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
 
     `dependencies` are asked in each `/health`: they tell what is known, and wait for nothing.
     """
     routes = Blueprint("health", __name__)
     born = time.monotonic()
+
+    @routes.get("/")
+    @openapi.describe({200: {"text/plain": str}})
+    def running() -> Response:
+        """Does anything answer here? Clients of Ollama ask so, by GET or HEAD."""
+        return Response(_RUNNING, content_type="text/plain; charset=utf-8")
 
     @routes.get("/health")
     @openapi.describe({200: Alive})

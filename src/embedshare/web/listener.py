@@ -21,7 +21,7 @@ from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarg
 from embedshare import platforms
 from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
-from embedshare.web import errors, headers, load
+from embedshare.web import errors, headers, load, paths
 from embedshare.web.loop import Loop, Sockets
 from embedshare.web.parsing import LastHead, Parser
 
@@ -239,7 +239,7 @@ class _ErrorTask(ErrorTask):
         # It has none where its head was not understood; of one that was too long waitress makes up "/".
         unknown = isinstance(error, RequestHeaderFieldsTooLarge)
         path = "" if unknown else getattr(self.request, "path", "")
-        body = errors.body(path, message, kind, error.code)
+        body = errors.body(paths.normalized(path), message, kind, error.code)
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [("Content-Type", errors.JSON), ("Cache-Control", "no-store"), *headers.FIXED]
         self.set_close_on_finish()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -10,14 +12,20 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from embedshare import __version__
-from embedshare.errors import UnknownModel
+from embedshare.errors import InvalidInput, TooLarge, UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
-from embedshare.web.embed import REFUSED, dumped
+from embedshare.web.embed import dumped
 from embedshare.web.errors import JSON
 from embedshare.web.served import LATEST, Served
 
 T = TypeVar("T")
+_REFUSED: tuple[openapi.Raised, ...] = (InvalidInput, TooLarge, UnknownModel, *errors.OF_THE_MODEL)
+#: The family of models, as Ollama calls an architecture. A worker knows no more of it than that it embeds.
+_FAMILY = "embedshare"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+#: Until when the model stays loaded, since a client wants a time: it never goes by itself.
+_NEVER = "2318-01-01T00:00:00Z"
 
 
 class OllamaRequest(msgspec.Struct):
@@ -58,23 +66,37 @@ class OllamaEmbedding(msgspec.Struct):
 
 
 class OllamaName(msgspec.Struct):
-    """The name of a model; other fields are ignored."""
+    """The name of a model, which earlier clients send as `name`; other fields are ignored."""
 
-    model: str
+    model: str | None = None
+    name: str | None = None
 
 
 class OllamaDetails(msgspec.Struct):
-    """What runs the model, and what it computes in."""
+    """What runs the model (`format`), and what it computes in (`quantization_level`).
 
+    How many parameters it has, a worker does not know: `parameter_size` is empty.
+    """
+
+    parent_model: str
     format: str
+    family: str
+    families: list[str]
+    parameter_size: str
     quantization_level: str
 
 
 class OllamaModel(msgspec.Struct):
-    """A name that the model can be asked for by; the digest is its identity."""
+    """A name that the model can be asked for by; the digest is its identity.
+
+    `modified_at` is when the model was loaded, `size` the bytes of memory that loading it took, 0 where that
+    is not known.
+    """
 
     name: str
     model: str
+    modified_at: str
+    size: int
     digest: str
     details: OllamaDetails
 
@@ -85,12 +107,35 @@ class OllamaModels(msgspec.Struct):
     models: list[OllamaModel]
 
 
-class OllamaShown(msgspec.Struct):
-    """What there is to tell of the model."""
+class OllamaRunning(msgspec.Struct):
+    """The model, which is always loaded; `size_vram` is `size` on a GPU and else 0."""
 
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: OllamaDetails
+    expires_at: str
+    size_vram: int
+    context_length: int
+
+
+class OllamaProcesses(msgspec.Struct):
+    """The model, under its own name."""
+
+    models: list[OllamaRunning]
+
+
+class OllamaShown(msgspec.Struct):
+    """What there is to tell of the model; it has no modelfile, parameters or template."""
+
+    modelfile: str
+    parameters: str
+    template: str
     details: OllamaDetails
     model_info: dict[str, str | int]
     capabilities: list[Literal["embedding"]]
+    modified_at: str
 
 
 class OllamaVersion(msgspec.Struct):
@@ -107,7 +152,7 @@ def blueprint(served: Served) -> Blueprint:
     of_name = msgspec.json.Decoder(OllamaName)
 
     @routes.post("/api/embed")
-    @openapi.describe({200: OllamaEmbeddings}, errors=(*REFUSED, UnknownModel), body=OllamaRequest)
+    @openapi.describe({200: OllamaEmbeddings}, errors=_REFUSED, body=OllamaRequest)
     def ollama_embed() -> Response:
         """The embeddings of texts, of length 1."""
         began = time.perf_counter_ns()
@@ -130,7 +175,7 @@ def blueprint(served: Served) -> Blueprint:
         return Response(dumped(answer), content_type=JSON)
 
     @routes.post("/api/embeddings")
-    @openapi.describe({200: OllamaEmbedding}, errors=(*REFUSED, UnknownModel), body=OllamaPrompt)
+    @openapi.describe({200: OllamaEmbedding}, errors=_REFUSED, body=OllamaPrompt)
     def ollama_embeddings() -> Response:
         """The embedding of one text, by Ollama's earlier route."""
         asked = _read(of_prompt, '{"model": "any", "prompt": "a text"}')
@@ -142,27 +187,44 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: OllamaModels}, errors=errors.OF_THE_MODEL)
     def ollama_tags() -> Response:
         """The names that the model is listed by."""
-        described, own = served.description, served.description.model_name
-        tagged = [_tagged(served.short_name if name == own else name) for name in served.names]
+        loaded, described = served.loaded, served.description
+        at, digest, details = _time(loaded.at), described.identity, _details(described)
         return _json(
             OllamaModels(
-                [OllamaModel(name, name, described.identity, _details(described)) for name in tagged]
+                [OllamaModel(name, name, at, loaded.bytes, digest, details) for name in _tags(served)]
             )
         )
 
+    @routes.get("/api/ps")
+    @openapi.describe({200: OllamaProcesses}, errors=errors.OF_THE_MODEL)
+    def ollama_ps() -> Response:
+        """The model, which is always loaded."""
+        size, described = served.loaded.bytes, served.description
+        name = _tags(served)[0]
+        on_gpu = not described.device.startswith("cpu")
+        running = OllamaRunning(
+            name, name, size, described.identity, _details(described), _NEVER, size if on_gpu else 0,
+            described.max_seq_length,
+        )  # fmt: skip
+        return _json(OllamaProcesses([running]))
+
     @routes.post("/api/show")
-    @openapi.describe({200: OllamaShown}, errors=(*REFUSED, UnknownModel), body=OllamaName)
+    @openapi.describe({200: OllamaShown}, errors=_REFUSED, body=OllamaName)
     def ollama_show() -> Response:
         """What there is to tell of the model."""
-        served.check_name(_read(of_name, '{"model": "any"}').model)
-        described = served.description
+        asked = _read(of_name, '{"model": "any"}')
+        name = asked.name if asked.model is None else asked.model
+        if name is None:
+            raise InvalidInput('the body must name a model: {"model": "any"}')
+        served.check_name(name)
+        loaded, described = served.loaded, served.description
         info: dict[str, Any] = {
-            "general.architecture": "embedshare",
+            "general.architecture": _FAMILY,
             "general.basename": described.model_name,
-            "embedshare.context_length": described.max_seq_length,
-            "embedshare.embedding_length": described.dimension,
+            f"{_FAMILY}.context_length": described.max_seq_length,
+            f"{_FAMILY}.embedding_length": described.dimension,
         }
-        return _json(OllamaShown(_details(described), info, ["embedding"]))
+        return _json(OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded.at)))
 
     @routes.get("/api/version")
     @openapi.describe({200: OllamaVersion})
@@ -174,8 +236,20 @@ def blueprint(served: Served) -> Blueprint:
 
 
 def _read(decoder: msgspec.json.Decoder[T], example: str) -> T:
-    """The body as Ollama reads it."""
-    return body.read(decoder, example, untyped=True, replaces_half_pairs=True)
+    """The body as Ollama reads it: JSON whatever its type, since `curl -d` and `fetch` name others."""
+    return body.read(decoder, example, any_type=True, replaces_half_pairs=True)
+
+
+def _tags(served: Served) -> list[str]:
+    """The names of the model, its own first, each with a tag. Of a folder's path the last part names it."""
+    own, *aliases = served.names
+    hub_name = [own] if _HUB_NAME.fullmatch(own) else []
+    return list(dict.fromkeys(map(_tagged, [served.short_name, *hub_name, *aliases])))
+
+
+def _time(seconds: float) -> str:
+    """RFC 3339, as typed clients read it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
 def _tagged(name: str) -> str:
@@ -183,7 +257,7 @@ def _tagged(name: str) -> str:
 
 
 def _details(described: ModelDescription) -> OllamaDetails:
-    return OllamaDetails(described.runtime, described.dtype)
+    return OllamaDetails("", described.runtime, _FAMILY, [_FAMILY], "", described.dtype)
 
 
 def _json(answer: msgspec.Struct) -> Response:

@@ -17,7 +17,15 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import Rule
 
 from embedshare import __version__
-from embedshare.errors import EmbedshareError, Forbidden, Overloaded, RateLimited, Unauthenticated
+from embedshare.errors import (
+    EmbedshareError,
+    Forbidden,
+    HostRefused,
+    OriginRefused,
+    Overloaded,
+    RateLimited,
+    Unauthenticated,
+)
 from embedshare.web import errors as forms
 from embedshare.web import pages
 from embedshare.web.errors import JSON
@@ -174,7 +182,8 @@ def _described(
         for status, answer in operation.answers.items()
     }
     of_the_gate: tuple[Raised, ...] = () if scopes is None else (Unauthenticated, Forbidden, RateLimited)
-    for error in dict.fromkeys((*operation.errors, *of_the_gate, InternalServerError)):
+    of_no_keys: tuple[Raised, ...] = (HostRefused, OriginRefused)
+    for error in dict.fromkeys((*operation.errors, *of_the_gate, *of_no_keys, InternalServerError)):
         status = error.http_status if issubclass(error, EmbedshareError) else error.code or 500
         response = responses.setdefault(
             status, {"description": "", "content": {JSON: {"schema": schemas[forms.form_of(path)]}}}

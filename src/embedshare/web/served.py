@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flask import request
 
@@ -17,6 +18,8 @@ from embedshare.web.coalescing import Answer, Coalescer, Inputs, Options, Share
 
 #: Ollama's word for a model's newest version, which a name may or may not end with.
 LATEST = ":latest"
+#: Times that differ by less, in seconds, are of one event.
+_SAME_TIME_S = 2.0
 
 
 class Model(Protocol):
@@ -35,6 +38,14 @@ class Model(Protocol):
         self, texts: list[str], *, prompt_name: str | None, special_tokens: bool
     ) -> list[list[tuple[int, str, bool, int | None, int | None]]]: ...
     def describe(self) -> ModelDescription: ...
+    def stats(self) -> dict[str, Any]: ...
+
+
+class Loaded(NamedTuple):
+    """When the model was loaded, in Unix time, and the bytes that this added to memory, 0 where unknown."""
+
+    at: float
+    bytes: int
 
 
 class Served:
@@ -53,6 +64,7 @@ class Served:
         processor = Processor()
         self._coalescer = Coalescer(self._ask, settings.web_threads, lambda: processor.is_busy)
         self._aliases = settings.model_aliases
+        self._loaded_at = 0.0
         self.max_texts = settings.max_texts
         self.threads = settings.web_threads
 
@@ -97,6 +109,18 @@ class Served:
     def description(self) -> ModelDescription:
         """The model that answers."""
         return self._model.describe()
+
+    @property
+    def loaded(self) -> Loaded:
+        """What is known of the loading of the model that answers.
+
+        The time is the same in every answer, though the uptime that it is read from is not known so exactly.
+        """
+        stats = self._model.stats()
+        at = time.time() - stats["uptime"]
+        if abs(at - self._loaded_at) > _SAME_TIME_S:
+            self._loaded_at = at
+        return Loaded(self._loaded_at, round((stats["model_mb"] or 0) * 1e6))
 
     @property
     def short_name(self) -> str:

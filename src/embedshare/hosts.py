@@ -1,0 +1,55 @@
+"""Which hosts in a request's Host header mean this machine.
+
+A page can have its own name resolve to this machine's address (DNS rebinding): its visitor's browser then
+takes what listens here for the page's own site, and lets the page read all of it. Such a request has the
+page's name as its host. A host that is an address has no name that anybody could resolve to another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from functools import cache
+
+#: Any host, in a list of those that are allowed.
+ANY_HOST = "*"
+_HEADER = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::[0-9]*)?")
+#: RFC 6761: resolvers make these this machine's loopback, and no registry gives them away.
+_LOCALHOST = "localhost"
+
+
+def means_this_machine(header: str, allowed: Sequence[str] = ()) -> bool:
+    """Whether a Host header names this machine, or one of the `allowed` hosts.
+
+    This machine is an IP address, localhost or a name below it, and what the system calls itself. An allowed
+    host `*.example` is each name below it, `*` any. An empty header is of HTTP/1.0, which no browser sends.
+    """
+    found = _HEADER.fullmatch(header.strip().lower())
+    if found is None or ANY_HOST in allowed:
+        return ANY_HOST in allowed
+    if found[1] is not None:
+        return _is_address(found[1])
+    name = found[2].removesuffix(".")
+    own = ("", _LOCALHOST, _machine_name())
+    return name in own or _is_address(name) or name.endswith(f".{_LOCALHOST}") or _is_among(name, allowed)
+
+
+def _is_among(name: str, allowed: Sequence[str]) -> bool:
+    return any(
+        name == one or (one.startswith("*.") and name.endswith(one[1:])) for one in map(str.lower, allowed)
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def _machine_name() -> str:
+    return socket.gethostname().lower()

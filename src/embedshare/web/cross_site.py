@@ -1,0 +1,89 @@
+"""Refuses what a page of another site has its visitor's browser send to a worker that asks for no API key.
+
+Such a worker trusts everybody on its machine, and a browser there runs what any page tells it to. Two guards
+stand before every route, embedding too: the host must mean this machine, since a page can make its own name
+lead here; and the origin, where a browser names one, must be the worker's own or an allowed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flask import Flask, request
+
+from embedshare import hosts
+from embedshare.errors import HostRefused, OriginRefused
+from embedshare.settings import Settings
+
+#: What a browser says of a request that no other site has caused.
+_OWN = ("same-origin", "none")
+#: Origins of programs that were installed on this machine, as Ollama takes them too; no page has one.
+_OF_PROGRAMS = ("app://", "file://", "tauri://", "vscode-file://", "vscode-webview://")
+_ANY = "*"
+_SHOWN_CHARS = 100
+
+
+def register(app: Flask, settings: Callable[[], Settings]) -> None:
+    """Put the guards before every request; `settings` are asked for each time, since they may change."""
+
+    @app.before_request
+    def refuse_others() -> None:
+        now = settings()
+        host = request.environ.get("HTTP_HOST", "")
+        check_host(host, (*now.allowed_hosts, now.web_host))
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return  # the browser asks whether a page may: cors.py answers
+        check_origin(
+            request.headers.get("Origin"),
+            request.headers.get("Sec-Fetch-Site"),
+            follows_link=request.method in ("GET", "HEAD")
+            and request.headers.get("Sec-Fetch-Mode") == "navigate"
+            and request.headers.get("Sec-Fetch-Dest") == "document",
+            host=host,
+            allowed=now.cors_origins,
+        )
+
+
+def check_host(host: str, allowed: Sequence[str]) -> None:
+    """Raise HostRefused where a Host header names neither this machine nor one of the `allowed` hosts."""
+    if hosts.means_this_machine(host, allowed):
+        return
+    shown = host[:_SHOWN_CHARS]
+    raise HostRefused(
+        f"the host {shown!r} is none of this machine's names, and this worker asks for no API key: it "
+        "answers localhost, IP addresses and EMBEDDING_HOST. Where a proxy or a name server sends callers "
+        "here by another name, put that name into EMBEDDING_ALLOWED_HOSTS, or ask for keys "
+        "(EMBEDDING_API_KEYS=required)",
+        host=shown,
+    )
+
+
+def check_origin(
+    origin: str | None, site: str | None, *, follows_link: bool, host: str, allowed: Sequence[str]
+) -> None:
+    """Raise OriginRefused where a browser says that another site's page sent a request.
+
+    `site` is Sec-Fetch-Site, which pages cannot set. A proxy may have changed `host`, so the browser's word
+    that both are one origin counts first. A person who follows a link to a page here is let in: the other
+    site does not see the answer. Programs that are no browsers send none of these headers.
+    """
+    if site == "same-origin" or _ANY in allowed:
+        return
+    if origin:
+        origin = origin.lower()
+        is_own = origin.partition("://")[2] == host.lower()
+        if is_own or origin.startswith(_OF_PROGRAMS) or origin in map(str.lower, allowed):
+            return
+    elif site is None or site in _OWN or follows_link:
+        return
+    shown = (origin or "another site")[:_SHOWN_CHARS]
+    remedy = (
+        f"CORS_ORIGINS={shown} allows it"
+        if origin and "://" in origin
+        else "CORS_ORIGINS allows pages by their origin"
+    )
+    raise OriginRefused(
+        f"a page of {shown} sent this, and this worker, which asks for no API key, answers its own pages and "
+        f"programs alone; {remedy}",
+        origin=shown,
+    )
