@@ -83,6 +83,23 @@ def test_a_path_that_is_no_folder_is_refused_without_asking_a_hub(no_hub: Path, 
         weights.find(name)
 
 
+@pytest.mark.parametrize("kind", ["absolute", "relative", "a name"])
+def test_what_is_said_of_a_folder_without_a_model_does_not_tell_whether_it_exists(
+    no_hub: Path, kind: str
+) -> None:
+    there, link, absent = no_hub / "real", no_hub / "link", no_hub / "gone"
+    (there / "deeper").mkdir(parents=True)
+    link.symlink_to(there, target_is_directory=True)
+    said = set()
+    for folder in (there, link, absent):
+        name = {"absolute": str(folder), "relative": f"./{folder.name}", "a name": folder.name}[kind]
+        assert weights.full_name(name) == name
+        with pytest.raises(ModelNotFound) as caught:
+            weights.find(name)
+        said.add(caught.value.message.replace(folder.name, "NAME"))
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("name", [NAME, f"sentence-transformers/{NAME}"])
 def test_the_default_model_comes_from_its_package_which_is_not_imported(name: str) -> None:
     program = (

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import requests
 from flask.testing import FlaskClient
+from loguru import logger
 
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare import platforms
+from embedshare.api_keys import Caller, digest
 from embedshare.settings import Settings
 from embedshare.web import index
+from embedshare.web.keys import KeyRing
 from tests.processes import ModelServer, wait_for
 from tests.web.conftest import Worker
 
@@ -216,12 +219,65 @@ def test_a_folder_that_cannot_be_written_is_told(model: EmbeddingClient, tmp_pat
 
 def test_what_a_killed_worker_left_half_written_goes(browser: FlaskClient, folder: Path) -> None:
     made(browser)
-    old, new = folder / ".aa.1.1", folder / ".bb.2.2"
-    for left in (old, new):
+    name = "0123456789abcdef" * 2
+    old = [folder / f".{name}.1.1", folder / f"..{name}.1.1.1.1"]
+    new = folder / f".{name}.2.2"
+    for left in (*old, new):
         left.touch()
-    os.utime(old, (0, 0))
+    for left in old:
+        os.utime(left, (0, 0))
     made(browser)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert [left.exists() for left in (*old, new)] == [False, False, True]
+
+
+def test_what_is_not_ours_in_the_folder_is_told_and_stays_and_the_quota_holds(
+    model: EmbeddingClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(mode=0o700)
+    digest = "d41d8cd98f00b204e9800998ecf8427e"  # caches name their files so
+    others = [
+        folder / "notes.txt",
+        folder / ".hidden.1.1",
+        folder / digest,
+        folder / f".{digest}",
+        folder / "sub",
+    ]
+    for other in others[:-1]:
+        other.write_text("an operator's own")
+    (folder / "sub").mkdir()
+    (folder / "sub" / f".{digest}.1.1").touch()
+    drafty = folder / f".{digest}.1.1"
+    drafty.mkdir()
+    others += [folder / "sub" / f".{digest}.1.1", drafty]
+    for other in others:
+        os.utime(other, (0, 0))
+    lines: list[str] = []
+    handler = logger.add(lines.append, level="WARNING", format="{message}")
+    try:
+        browser = create_app(model, Settings(index_dir=str(folder))).test_client()
+    finally:
+        logger.remove(handler)
+    [line] = [line for line in lines if "the folder of indexes" in line]
+    assert "6 other things" in line
+    assert ".hidden.1.1" in line
+    monkeypatch.setattr(index, "MOST_INDEXES", 2)
+    browser = create_app(model, Settings(index_dir=str(folder))).test_client()
+    names = [made(browser)["index"] for _ in range(4)]
+    assert [(folder / name).exists() for name in names] == [False, False, True, True]
+    assert browser.delete(f"/index/{digest}").status_code == 404
+    assert browser.post(f"/index/{digest}/search", json={"query": "a"}).status_code == 404
+    assert all(other.exists() for other in others)
+
+
+def test_a_folder_of_indexes_alone_is_not_remarked_on(browser: FlaskClient, folder: Path, model: Any) -> None:
+    made(browser)
+    lines: list[str] = []
+    handler = logger.add(lines.append, level="WARNING", format="{message}")
+    try:
+        create_app(model, Settings(index_dir=str(folder)))
+    finally:
+        logger.remove(handler)
+    assert not [line for line in lines if "the folder of indexes" in line]
 
 
 def test_the_index_that_was_used_longest_ago_gives_way(
@@ -233,6 +289,33 @@ def test_the_index_that_was_used_longest_ago_gives_way(
         browser.post("/index", json={"documents": ["one"]})
     assert browser.post(f"/index/{second}/search", json={"query": "a"}).status_code == 404
     assert found(browser, first, "a", top_k=1)
+
+
+def test_a_key_that_makes_index_after_index_pushes_out_none_of_another_s(
+    model: EmbeddingClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers = {
+        name: Caller(name, frozenset({"search"}), number) for number, name in enumerate(("one", "two"))
+    }
+    ring = KeyRing(lambda: {digest(name): caller for name, caller in callers.items()})
+    monkeypatch.setattr("embedshare.worker.key_ring", lambda settings: ring)
+    monkeypatch.setattr(index, "MOST_INDEXES", 6)
+    browser = create_app(model, Settings(index_dir=str(folder))).test_client()
+
+    def make(key: str) -> str:
+        answer = browser.post("/index", json={"documents": ["a text"]}, headers={"X-API-Key": key})
+        assert answer.status_code == 201, answer.json
+        return str(answer.json["index"])
+
+    ours = [make("one") for _ in range(2)]
+    theirs = [make("two") for _ in range(10)]
+    assert all((folder / name).exists() for name in ours)
+    assert [(folder / name).exists() for name in theirs] == [False] * 6 + [True] * 4
+    more = {"documents": ["another"]}
+    added = browser.post(f"/index/{ours[0]}/documents", json=more, headers={"X-API-Key": "two"})
+    assert added.status_code == 200
+    ours += [make("one")]  # which two's addition has left this key's own
+    assert [(folder / name).exists() for name in ours] == [True] * 3
 
 
 @pytest.mark.parametrize(

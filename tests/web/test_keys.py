@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import requests
+from flask import Flask
 from loguru import logger
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embedshare.api_keys import Caller, digest
 from embedshare.errors import DatabaseUnavailable
 from embedshare.ipc import authkey
 from embedshare.operate.services import ask_worker
-from embedshare.web import gate
+from embedshare.web import errors, gate
 from embedshare.web.keys import KeyRing
+from embedshare.web.rates import Rates
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.redis_server import PROGRAM as REDIS
 from tests.redis_server import RedisServer
@@ -262,6 +265,44 @@ def test_an_address_of_ipv6_is_counted_with_its_network() -> None:
     )
     assert gate._network("192.0.2.1") == "address 192.0.2.1"
     assert gate._network("unknown\r\n") == gate._network(None) == "address unknown"
+
+
+@pytest.mark.parametrize(
+    ("written", "counted"),
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::ffff:c000:201", "192.0.2.1"),
+        ("64:ff9b::192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1:5678", "192.0.2.1"),
+        ("[::ffff:192.0.2.1]:5678", "192.0.2.1"),
+        (" 192.0.2.1 ", "192.0.2.1"),
+        ("[2001:db8:1:2::9]:443", "2001:db8:1:2::"),
+        ("[2001:db8:1:2::9]", "2001:db8:1:2::"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::1", "::"),
+        ("192.0.2.1:x", "192.0.2.1"),
+        ("192.0.2.300", "unknown"),
+        ("[", "unknown"),
+        ("_hidden", "unknown"),
+    ],
+)
+def test_a_caller_is_counted_by_its_own_address_however_a_proxy_writes_it(written: str, counted: str) -> None:
+    assert gate._network(written) == f"address {counted}"
+
+
+@pytest.mark.parametrize("write", ["::ffff:{}", "{}:5678", "[2001:db8:0:{}::1]:443"])
+def test_callers_beyond_a_proxy_do_not_share_their_rates(write: str) -> None:
+    rates, app = Rates("1/minute"), Flask(__name__)
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)  # type: ignore[method-assign]
+    errors.register(app)
+    gate.register(app, None, rates)
+    app.add_url_rule("/embed", view_func=lambda: "embedded")
+    parts = ("1", "2") if "db8" in write else ("192.0.2.71", "192.0.2.72")
+    asked = [write.format(part) for part in (*parts, *parts)]
+    client = app.test_client()
+    found = [client.get("/embed", headers={"X-Forwarded-For": each}).status_code for each in asked]
+    assert found == [200, 200, 429, 429]
 
 
 def test_who_holds_the_model_server_s_key_may_ask_for_figures_alone(site: Site) -> None:

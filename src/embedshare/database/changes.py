@@ -219,6 +219,9 @@ def _of(key: str, settings: Settings) -> Any:
 
 
 def _full_name(model_name: str) -> str:
-    """A folder with its whole path: the model server may run in another working directory."""
+    """A model's folder with its whole path: the model server may run in another working directory.
+
+    Any other name stays as it is: an error must not tell which folders exist, and where links lead.
+    """
     folder = Path(os.path.expanduser(model_name))
-    return str(folder.resolve()) if folder.is_dir() else model_name
+    return str(folder.resolve()) if os.path.isfile(folder / "modules.json") else model_name

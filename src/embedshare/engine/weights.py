@@ -56,13 +56,15 @@ def find(name: str, cache_dir: str | None = None) -> Path:
     that are not the published ones.
     """
     folder = Path(os.path.expanduser(name))  # which leaves an unknown user's ~ as it is
-    if folder.is_dir():
-        if not (folder / "modules.json").is_file():
-            raise ModelNotFound(f"{folder} is a folder, but no SentenceTransformer's: it has no modules.json")
+    if _holds_model(folder):
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")):
-        raise ModelNotFound(f"there is no folder {folder}, which EMBEDDING_MODEL_NAME names")
-    looked = [f"a folder {folder.resolve()}"]
+        # One message whether the folder exists or not: callers who may name a model are not to map the disk.
+        raise ModelNotFound(
+            f"there is no folder {name} with a SentenceTransformer: no modules.json is found in it "
+            "(EMBEDDING_MODEL_NAME)"
+        )
+    looked = [f"a folder {os.path.abspath(folder)}"]
     packaged = PACKAGED.get(name.removeprefix(_DEFAULT_ORGANISATION))
     if packaged is not None:
         found = _in_package(packaged)
@@ -75,7 +77,12 @@ def find(name: str, cache_dir: str | None = None) -> Path:
 def full_name(name: str) -> str:
     """`name` as it means the same model in any working directory: a folder with its whole path."""
     folder = Path(os.path.expanduser(name))
-    return str(folder.resolve()) if folder.is_dir() else name
+    return str(folder.resolve()) if _holds_model(folder) else name
+
+
+def _holds_model(folder: Path) -> bool:
+    # os.path: pathlib raises for a folder that may not be looked into, which then differs from none
+    return os.path.isfile(folder / "modules.json")
 
 
 def _in_package(model: PackagedModel) -> Path | None:

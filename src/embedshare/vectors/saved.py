@@ -41,6 +41,10 @@ class About(msgspec.Struct, forbid_unknown_fields=True):
     version: int = 0
 
 
+#: What the archive begins with, and where a zip file's first header has its name.
+_FIRST, _NAME_AT = b"embeddings.npy", 30
+
+
 def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embeddings: np.ndarray) -> None:
     """Write the file, whole or not at all.
 
@@ -59,6 +63,16 @@ def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embedding
         platforms.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file begins as `write` writes it, also where the rest is missing or damaged."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_NAME_AT + len(_FIRST))
+    except OSError:
+        return False
+    return head.startswith(b"PK\x03\x04") and head[_NAME_AT:] == _FIRST
 
 
 def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:

@@ -34,6 +34,8 @@ _UNKNOWN_KEY = "the API key that came is not valid: it is mistyped, was revoked 
 _READING = ("GET", "HEAD")
 #: Of an IPv6 address the part that a network has: its hosts choose the rest as they like.
 _IPV6_NETWORK_BITS = 64
+#: IPv4 callers of a network that speaks IPv6 alone are seen there, each by its own address.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Rates(Protocol):
@@ -127,11 +129,31 @@ def _count(rates: Rates, subject: str) -> None:
 
 
 def _network(address: str | None) -> str:
-    """Who is counted together: an IPv4 address, or a network of IPv6 addresses."""
+    """Who is counted together: an IPv4 address, however it is written, or a network of IPv6 addresses.
+
+    Proxies write `address:port` and `[address]:port` too, and a socket that takes both kinds shows an IPv4
+    caller as an IPv6 address.
+    """
     try:
-        parsed = ipaddress.ip_address(address or "")
+        parsed = ipaddress.ip_address(_without_port(address or ""))
     except ValueError:
         return "address unknown"
-    if parsed.version == 6:
-        parsed = ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False).network_address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped
+        if inner is None and parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if inner is not None:
+            return f"address {inner}"
+        network = ipaddress.ip_network((int(parsed), _IPV6_NETWORK_BITS), strict=False)
+        return f"address {network.network_address}"
     return f"address {parsed}"
+
+
+def _without_port(address: str) -> str:
+    """The address alone, without a port, brackets, or the zone of a link-local one."""
+    address = address.strip()
+    if address.startswith("["):
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
+    return address.partition("%")[0]

@@ -13,17 +13,18 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 from msgspec import Meta
 from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaType
 
 from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
+from embedshare.vectors import saved
 from embedshare.web import body, errors, openapi
 from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
 from embedshare.web.index_files import IndexFiles
 
-#: What the workers of a machine keep together, at most; what was used longest ago goes first.
+#: What the workers of a machine keep together, at most, in equal shares of the API keys that use it.
 MOST_INDEXES = 64
 MOST_BYTES = 256 << 20
 #: What a document takes beside its vector and its text, about: its metadata's own beginning of the text, and
@@ -115,7 +116,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
         index: VectorIndex = model.load_vector_index(path)[0]
         return index
 
-    kept = IndexFiles(folder, load, MOST_INDEXES, MOST_BYTES)
+    kept = IndexFiles(folder, load, saved.is_ours, MOST_INDEXES, MOST_BYTES)
     of_index, of_documents, of_query = map(
         msgspec.json.Decoder, (IndexRequest, DocumentsRequest, QueryRequest)
     )
@@ -142,7 +143,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
         index, _, _ = model.build_vector_index(
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
         )
-        name = kept.keep(index)
+        name = kept.keep(index, g.get("caller_name", ""))
         return _json(IndexMade(name, len(index), index.dimension)), 201
 
     @routes.post("/index/<index>/search")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import threading
 import time
@@ -19,14 +18,12 @@ from filelock import FileLock, Timeout
 from loguru import logger
 
 from embedshare import platforms
-from embedshare.errors import EmbedshareError, IndexCorrupted, IndexNotKept, Overloaded
+from embedshare.errors import EmbedshareError, IndexCorrupted, IndexNotKept, Overloaded, TooLarge
+from embedshare.web.index_folder import ID, IndexFolder
+from embedshare.web.index_quota import Held, victims
 
-#: An id: 128 random bits. Nothing else becomes part of a path.
-_ID = re.compile(r"[0-9a-f]{32}")
 #: Who would change an index that others change waits for so many seconds at most.
 _TURN_S = 30.0
-#: What a worker that was killed has left half-written goes after so many seconds.
-_LEFT_S = 3600.0
 
 
 class SavedIndex(Protocol):
@@ -40,30 +37,40 @@ _Stamp = tuple[int, int, int]
 
 
 class IndexFiles(Generic[Kept]):
-    """Indexes by ids that nobody guesses, bounded in number and bytes; the one used longest ago goes first.
+    """Indexes by ids that cannot be guessed, bounded in number and bytes: index_quota.py says which give way.
 
     Safe to use from any number of threads and processes. A file is replaced as a whole, and each process
-    opens it anew when it was.
+    opens it again when it was.
     """
 
-    def __init__(self, folder: Path, load: Callable[[Path], Kept], most: int, most_bytes: int) -> None:
-        """`load` reads what an index's `save` wrote."""
+    def __init__(
+        self,
+        folder: Path,
+        load: Callable[[Path], Kept],
+        is_index: Callable[[Path], bool],
+        most: int,
+        most_bytes: int,
+    ) -> None:
+        """`load` reads what an index's `save` wrote, which `is_index` knows by its beginning."""
         self._folder = folder
+        self._files = IndexFolder(folder, is_index)
+        self._is_index = is_index
         self._load = load
         self._most, self._most_bytes = most, most_bytes
         self._opened: OrderedDict[str, tuple[_Stamp, Kept]] = OrderedDict()
         self._lock = threading.Lock()
+        self._files.tell_of_others()
 
-    def keep(self, index: Kept) -> str:
-        """Keep a new index; its id.
+    def keep(self, index: Kept, owner: str = "") -> str:
+        """Keep a new index, which counts as `owner`'s; its id.
 
-        Raises IndexNotKept.
+        Raises IndexNotKept; TooLarge where it takes more than its owner's share and the others use theirs.
         """
         name = secrets.token_hex(16)
         with self._told():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_folder()
-            self._write(name, index)
+            self._write(name, index, owner)
         return name
 
     def open(self, name: str) -> Kept | None:
@@ -71,7 +78,7 @@ class IndexFiles(Generic[Kept]):
 
         Raises IndexNotKept, and what `load` raises for one of another model.
         """
-        if not _ID.fullmatch(name):
+        if not ID.fullmatch(name):
             return None
         path = self._folder / name
         with self._told():
@@ -90,8 +97,9 @@ class IndexFiles(Generic[Kept]):
                 self._close_deleted()
                 return None
             except IndexCorrupted as error:
-                logger.warning("an index is let go: {}", error.message)
-                path.unlink(missing_ok=True)
+                if self._is_index(path):
+                    logger.warning("deleted a damaged index ({})", type(error).__name__)
+                    self._files.delete(name)
                 return None
         self._remember(name, stamp, index)
         return index
@@ -109,15 +117,17 @@ class IndexFiles(Generic[Kept]):
                 path = self._folder / name
                 index = self._load(path)
                 change(index, path.stat().st_size)
-                self._write(name, index)
+                self._write(name, index, "")
         return index
 
     def delete(self, name: str) -> bool:
         """Let an index go, for all workers; whether there was one."""
-        if not _ID.fullmatch(name):
+        if not ID.fullmatch(name):
             return False
         with self._alone(name), self._told():
             try:
+                if not self._is_index(self._folder / name):
+                    return False
                 (self._folder / name).unlink()
             except FileNotFoundError:
                 return False
@@ -131,33 +141,34 @@ class IndexFiles(Generic[Kept]):
         if fault is not None:
             raise PermissionError(errno.EPERM, f"others can read or own the folder ({fault}; chmod 700)")
 
-    def _write(self, name: str, index: Kept) -> None:
-        path = self._folder / name
-        index.save(path)
-        self._remember(name, _stamp(path.stat()), index)
-        with FileLock(self._folder / ".room.lock", mode=0o600, timeout=_TURN_S):
-            self._make_room(name)
+    def _write(self, name: str, index: Kept, owner: str) -> None:
+        """Give the index its place once it is known to have room; before that nothing has changed."""
+        draft = self._files.draft(name)
+        try:
+            index.save(draft)
+            with FileLock(self._folder / ".room.lock", mode=0o600, timeout=_TURN_S):
+                self._make_room(name, owner, draft.stat().st_size)
+                platforms.replace(draft, self._folder / name)
+            self._remember(name, _stamp((self._folder / name).stat()), index)
+        finally:
+            draft.unlink(missing_ok=True)
         self._close_deleted()
 
-    def _make_room(self, newest: str) -> None:
-        """Of all files; what another process deletes meanwhile is gone too."""
-        found: list[tuple[int, int, Path]] = []
-        for path in self._folder.iterdir():
-            try:
-                status = path.stat()
-                if _ID.fullmatch(path.name):
-                    found.append((status.st_atime_ns, status.st_size, path))
-                elif path.suffix != ".lock" and time.time() - status.st_mtime > _LEFT_S:
-                    path.unlink()
-            except FileNotFoundError:
-                pass
-        count, held = len(found), sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if count <= self._most and held <= self._most_bytes:
-                return
-            if path.name != newest:
-                path.unlink(missing_ok=True)
-                count, held = count - 1, held - size
+    def _make_room(self, name: str, owner: str, size: int) -> None:
+        self._files.delete_old_drafts()
+        held = [one for one in self._files.held() if one.name != name]
+        noted = self._files.owner(name)
+        newest = Held(name, owner if noted is None else noted, size, time.time())
+        gone = victims(held, newest, self._most, self._most_bytes, newest.used_s)
+        if gone is None:
+            raise TooLarge(
+                f"an index of {size:,} bytes is more than this key's share of the {self._most:,} indexes and "
+                f"{self._most_bytes:,} bytes that workers keep, and other keys use theirs: delete others of "
+                "this key's, or make a smaller one"
+            )
+        for one in gone:
+            self._files.delete(one.name)
+        self._files.note_owners({one.name: one.owner for one in [*held, newest] if one not in gone})
 
     def _remember(self, name: str, stamp: _Stamp, index: Kept) -> None:
         with self._lock:
@@ -175,7 +186,7 @@ class IndexFiles(Generic[Kept]):
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """Of all threads and processes; indexes of one first digit share a lock: few files lie there so."""
-        if not _ID.fullmatch(name) or not self._folder.exists():
+        if not ID.fullmatch(name) or not self._folder.exists():
             yield
             return
         lock = FileLock(self._folder / f".{name[0]}.lock", mode=0o600, timeout=_TURN_S)
