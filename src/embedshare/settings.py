@@ -510,6 +510,13 @@ class Settings:
         "The Redis in which all workers count these together; without one each counts for itself",
         secret=True,
     )
+    redis_prefix: str | None = _setting(
+        "EMBEDDING_REDIS_PREFIX",
+        _optional_text,
+        None,
+        "Name of this deployment in that Redis: workers with one name count together. Default: made of the "
+        "model server's key",
+    )
     trusted_proxies: int = _setting(
         "EMBEDDING_TRUSTED_PROXIES",
         _whole(0, 10),

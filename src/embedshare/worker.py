@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +56,23 @@ def rates(settings: Settings) -> Rates | None:
         return None
     from embedshare.web.rates import Rates  # with its libraries, for who counts
 
-    return Rates(settings.rate_limit, settings.redis_url)
+    return Rates(settings.rate_limit, settings.redis_url, lambda: deployment(settings))
+
+
+def deployment(settings: Settings) -> str | None:
+    """The name that all workers of one model server share, and no others; None while its key is missing.
+
+    It is a digest of the key, which cannot be found from it.
+    """
+    if settings.redis_prefix is not None:
+        return settings.redis_prefix
+    if not settings.use_ipc:
+        return "local"  # such workers share nothing that would name them
+    try:
+        key = authkey.client_key(settings)
+    except EmbedshareError:
+        return None
+    return hmac.new(key, b"embedshare deployment", hashlib.sha256).hexdigest()[:16]
 
 
 def settings_changes(model: Model, settings: Settings) -> SettingsChanges:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from loguru import logger
 
+from embedshare import platforms, worker
 from embedshare.errors import RateLimited
+from embedshare.settings import Settings
 from embedshare.web.rates import PATIENCE_S, Rates
 from tests.processes import wait_for
 from tests.redis_server import RedisServer, needs_redis
@@ -81,6 +85,34 @@ def test_two_processes_count_together_over_redis(redis: RedisServer) -> None:
     assert let_through(one, "caller", 6) + let_through(another, "caller", 20) == 10
     assert let_through(one, "caller", 5) == 0
     assert one.redis_status() == another.redis_status() == "connected"
+
+
+@needs_redis
+def test_two_deployments_on_one_redis_do_not_count_together(redis: RedisServer, tmp_path: Path) -> None:
+    def settings(key: str | None, **more: Any) -> Settings:
+        return Settings(authkey=key, rate_limit="5/minute", redis_url=redis.url, **more)
+
+    workers = [worker.rates(settings(key * 32)) for key in "aab"]
+    assert [let_through(rates, "203.0.113.5", 4) for rates in workers] == [4, 1, 4]
+    named = [worker.rates(settings(key * 32, redis_prefix="shop")) for key in "ab"]
+    assert [let_through(rates, "203.0.113.5", 4) for rates in named] == [4, 1]
+    local = worker.rates(settings(None, use_ipc=False, authkey_file=str(tmp_path / "none")))
+    assert let_through(local, "203.0.113.5", 9) == 5
+
+
+@needs_redis
+def test_before_the_key_is_there_a_worker_counts_for_itself_and_then_with_the_others(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    given = Settings(authkey_file=str(tmp_path / "key"), rate_limit="5/minute", redis_url=redis.url)
+    early = worker.rates(given)
+    assert let_through(early, "early", 9) == 5
+    assert early.redis_status() == "unknown"
+    platforms.replace_private(tmp_path / "key", b"k" * 40)
+    late = worker.rates(given)
+    assert let_through(late, "early", 3) == 3
+    assert let_through(early, "early", 9) == 2
+    assert early.redis_status() == "connected"
 
 
 @needs_redis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import cast
 
 from limits import RateLimitItem, parse_many
@@ -24,16 +25,26 @@ PROBE_EVERY_S = 1.0
 class Rates:
     """Counts requests in sliding windows; thread-safe.
 
-    With `redis_url` the windows are in Redis and hold for all workers together. While it is away, and without
-    one, each process counts for itself.
+    With `redis_url` the windows are in Redis and hold for all workers of one deployment together. While it is
+    away, and without one, each process counts for itself.
     """
 
-    def __init__(self, rates: str, redis_url: str | None = None) -> None:
-        """`rates` as EMBEDDING_RATE_LIMIT has them: `100/second;5000/hour`."""
+    def __init__(
+        self,
+        rates: str,
+        redis_url: str | None = None,
+        deployment: Callable[[], str | None] = lambda: "default",
+    ) -> None:
+        """`rates` as EMBEDDING_RATE_LIMIT has them: `100/second;5000/hour`.
+
+        `deployment` names this one among others that use the Redis; while it returns None it is asked again
+        with each request.
+        """
         self._items = sorted(parse_many(rates), key=lambda item: item.get_expiry())
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._redis = _over_redis(redis_url) if redis_url else None
-        self._counting = self._redis or self._own
+        self._url, self._deployment = redis_url, deployment
+        self._redis: SlidingWindowCounterRateLimiter | None = None
+        self._counting = self._own
         self._changing = threading.Lock()
 
     def count(self, subject: str) -> None:
@@ -41,6 +52,8 @@ class Rates:
 
         Raises RateLimited where there were too many: such a request does not count.
         """
+        if self._url is not None and self._redis is None:
+            self._begin(self._url)
         counting = self._counting
         try:
             self._count(counting, subject)
@@ -49,15 +62,21 @@ class Rates:
             self._count(self._own, subject)
 
     def redis_status(self) -> str:
-        """`off`, `connected` or `disconnected`, as it was last known."""
+        """`off`, `unknown` before the first request, `connected` or `disconnected`, as it was last known."""
         if self._redis is None:
-            return "off"
+            return "off" if self._url is None else "unknown"
         return "connected" if self._counting is self._redis else "disconnected"
 
     def _count(self, counting: SlidingWindowCounterRateLimiter, subject: str) -> None:
         for item in self._items:
             if not counting.hit(item, subject):
                 raise _refused(item, counting, subject)
+
+    def _begin(self, url: str) -> None:
+        name = self._deployment()
+        with self._changing:
+            if self._redis is None and name is not None:
+                self._counting = self._redis = _over_redis(url, name)
 
     def _leave_redis(self, error: StorageError) -> None:
         with self._changing:
@@ -77,13 +96,13 @@ class Rates:
                 return
 
 
-def _over_redis(url: str) -> SlidingWindowCounterRateLimiter:
+def _over_redis(url: str, deployment: str) -> SlidingWindowCounterRateLimiter:
     """Nothing is connected to before the first request."""
     from redis.backoff import NoBackoff  # only who has a Redis
     from redis.retry import Retry
 
     storage = RedisStorage(
-        url, key_prefix="embedshare", wrap_exceptions=True,
+        url, key_prefix=f"embedshare:{deployment}", wrap_exceptions=True,
         socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S,
         retry=Retry(NoBackoff(), 1),  # type: ignore[arg-type]  # for connections that Redis has forgotten
     )  # fmt: skip
