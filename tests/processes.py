@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import random
 import shutil
@@ -87,6 +88,23 @@ def environment(**settings: str) -> dict[str, str]:
 
 #: Servers that were started; conftest.py ends those that a failed test has left.
 STARTED: list[ModelServer] = []
+
+
+def add_own_code(model: Path) -> Path:
+    """Have a model's folder name Python code of its own; the file that this gives is there once it ran."""
+    ran = model / "its code ran"
+    (model / "own_code.py").write_text(
+        "from pathlib import Path\n"
+        "from sentence_transformers.sentence_transformer.modules import Normalize\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class Own(Normalize): pass\n"
+    )
+    modules = json.loads((model / "modules.json").read_text())
+    (model / "own").mkdir()
+    (model / "own" / "config.json").write_text("{}")
+    modules.append({"idx": len(modules), "name": "own", "path": "own", "type": "own_code.Own"})
+    (model / "modules.json").write_text(json.dumps(modules))
+    return ran
 
 
 class ModelServer:

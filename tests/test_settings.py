@@ -69,7 +69,7 @@ CHOICES = {
     "EMBEDDING_WEB_SEARCH": ("auto", "true", "false"),
 }
 BOOLEANS = (
-    "EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP", "EMBEDDING_TRUST_REMOTE_CODE",
+    "EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP",
     "EMBEDDING_USE_DB_SETTINGS", "EMBEDDING_NORMALIZE",
 )  # fmt: skip
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
@@ -148,6 +148,18 @@ GOOD = [
         ("EMBEDDING_MODEL_ALIASES", text, names)
         for text, names in {"": (), "*": ("*",), "a, b/c:latest": ("a", "b/c:latest")}.items()
     ),
+    *(
+        ("EMBEDDING_TRUST_REMOTE_CODE", text, names)
+        for text, names in {
+            "false": (),
+            "no": (),
+            "0": (),
+            "true": ("all-MiniLM-L6-v2",),
+            "ON": ("all-MiniLM-L6-v2",),
+            "org/a, /models/b": ("org/a", "/models/b"),
+            "True,org/a": ("all-MiniLM-L6-v2", "org/a"),
+        }.items()
+    ),
     ("PORT", " 8080 ", 8080),
     ("PORT", "+80", 80),
     ("EMBEDDING_TIMEOUT_S", "1e1", 10.0),
@@ -175,6 +187,7 @@ BAD = [
         for text in ("localhost:8080", "ftp://a.example", "http://a b", "http://ä")
     ),
     *(("EMBEDDING_MODEL_ALIASES", text) for text in (",", "a,,b", "a\nb")),
+    *(("EMBEDDING_TRUST_REMOTE_CODE", text) for text in ("", ",", "a,,b", "a\nb")),
     *(
         ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")
@@ -253,6 +266,17 @@ def test_another_process_reads_the_same_values_from_the_environment_that_it_is_g
     assert Settings.load(settings.environment(), NOWHERE) == settings
 
 
+def test_code_is_trusted_by_the_name_of_a_model_which_another_one_does_not_inherit() -> None:
+    given = {"EMBEDDING_MODEL_NAME": "org/a", "EMBEDDING_TRUST_REMOTE_CODE": "true"}
+    settings = Settings.load(given, NOWHERE)
+    assert settings.trust_remote_code == ("org/a",)
+    swapped = dataclasses.replace(settings, model_name="org/b")
+    assert Settings.load(swapped.environment(), NOWHERE) == swapped  # the process that converts org/b
+    assert Settings.load({**swapped.environment(), "EMBEDDING_TRUST_REMOTE_CODE": "false"}, NOWHERE) == (
+        dataclasses.replace(swapped, trust_remote_code=())
+    )
+
+
 def test_without_any_value_the_defaults_hold() -> None:
     assert Settings.load({}, NOWHERE) == Settings()
 
@@ -322,6 +346,7 @@ def test_the_readme_table_has_a_line_for_each_setting_and_shows_no_key() -> None
     assert "| `PORT` | `5000` |" in markdown_table()
     assert "| `USE_IPC_EMBEDDING` | `true` |" in markdown_table()
     assert "| `EMBEDDING_AUTHKEY` |  |" in markdown_table()
+    assert "| `EMBEDDING_TRUST_REMOTE_CODE` | `false` |" in markdown_table()
 
 
 @pytest.mark.parametrize("link", ["tcp://10.0.0.1:5002", "udp://10.0.0.1:53", "sctp://[fd00::1]:5002"])

@@ -128,6 +128,9 @@ def with_model(settings: Settings, wanted: Settings) -> Settings:
         for key, field in setting_keys.FIELDS.items()
         if key in setting_keys.OF_THE_MODEL
     }
+    if wanted.model_cache_dir != settings.model_cache_dir:
+        # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
+        fields["trust_remote_code"] = ()
     return dataclasses.replace(settings, **fields)
 
 

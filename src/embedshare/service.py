@@ -221,9 +221,12 @@ class EmbeddingService:
         served = self._serving.settings
         if given is None:
             return dataclasses.replace(served, model_name=name)
+        # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
+        same_cache = given.model_cache_dir == self._settings.model_cache_dir
         return dataclasses.replace(
             served,
             model_name=name,
+            trust_remote_code=self._settings.trust_remote_code if same_cache else (),
             device=parse("device", given.device, "device"),
             max_batch_size=parse("max_batch_size", str(given.max_batch_size), "max_batch_size"),
             model_cache_dir=given.model_cache_dir,

@@ -124,6 +124,18 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _trusted(text: str) -> tuple[str, ...]:
+    """Names of models; CONFIGURED stands for the one that EMBEDDING_MODEL_NAME names."""
+    try:
+        return (CONFIGURED,) if _boolean(text) else ()
+    except ValueError:
+        pass
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(name and name.isprintable() for name in names):
+        raise ValueError("true, false, or names and folders of models with commas between them")
+    return tuple(CONFIGURED if name.lower() == CONFIGURED else name for name in names)
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -169,11 +181,18 @@ def _device(text: str) -> str:
 
 
 def _setting(
-    name: str, parse: Parser, default: Any, meaning: str, secret: bool = False, other_name: str | None = None
+    name: str,
+    parse: Parser,
+    default: Any,
+    meaning: str,
+    secret: bool = False,
+    other_name: str | None = None,
+    shown: str | None = None,
 ) -> Any:
-    """`other_name` is read where `name` is not given."""
+    """`other_name` is read where `name` is not given; `shown` is the default as a person writes it."""
     metadata = {
         "name": name, "parse": parse, "meaning": meaning, "secret": secret, "other_name": other_name,
+        "shown": shown,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
@@ -181,6 +200,8 @@ def _setting(
 _MIB = 1 << 20
 #: Among the names of a model: whatever a request calls it.
 ANY_NAME = "*"
+#: Among the models whose code is run: the one that EMBEDDING_MODEL_NAME names.
+CONFIGURED = "true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +257,13 @@ class Settings:
         "Names that OpenAI and Ollama clients may ask for the model by, beside its own; `*` is any name, "
         "nothing its own alone",
     )
-    trust_remote_code: bool = _setting(
-        "EMBEDDING_TRUST_REMOTE_CODE", _boolean, False, "Run Python code that comes with the model's weights"
+    trust_remote_code: tuple[str, ...] = _setting(
+        "EMBEDDING_TRUST_REMOTE_CODE",
+        _trusted,
+        (),
+        "Models whose own Python code is run: names and folders with commas between them, or true for that "
+        "of `EMBEDDING_MODEL_NAME`. A swap to another model runs none",
+        shown="false",
     )
     device: str = _setting(
         "EMBEDDING_DEVICE", _device, "auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, …, mps"
@@ -584,14 +610,22 @@ class Settings:
             text = given.get(name)
             if text is not None:
                 values[field.name] = _parse(field.metadata, text.strip(), name)
+        if CONFIGURED in values.get("trust_remote_code", ()):  # by its name: another may be swapped in
+            configured = values.get("model_name", cls.model_name)
+            trusted = (configured if name == CONFIGURED else name for name in values["trust_remote_code"])
+            values["trust_remote_code"] = tuple(trusted)
         if values.get("use_db_settings"):  # the model is meant to change then
             values.setdefault("on_model_change", "follow")
         return cls(**values)
 
     def environment(self) -> dict[str, str]:
         """These values for the environment of another process, which `load` reads there; no secrets."""
-        values = {field.metadata["name"]: getattr(self, field.name) for field in _public_fields()}
-        return {name: _written(value) for name, value in values.items() if value is not None}
+        values = {field: getattr(self, field.name) for field in _public_fields()}
+        return {
+            field.metadata["name"]: _written(value) or field.metadata["shown"] or ""
+            for field, value in values.items()
+            if value is not None
+        }
 
     @property
     def server_address(self) -> tuple[str, int]:
@@ -729,7 +763,8 @@ def markdown_table() -> str:
     """The settings as the README shows them."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(Settings):
-        shown = "" if field.default in (None, ()) else f"`{_written(field.default)}`"
+        default = field.metadata["shown"] or ("" if field.default is None else _written(field.default))
+        shown = f"`{default}`" if default or isinstance(field.default, str) else ""
         lines.append(f"| `{field.metadata['name']}` | {shown} | {field.metadata['meaning']} |")
     return "\n".join(lines)
 

@@ -24,9 +24,10 @@ from embedshare.errors import (
     ModelMismatch,
     ModelNotFound,
     SwapRefused,
+    UnsupportedModel,
     WeightsCorrupted,
 )
-from tests.processes import ModelServer, copy_converted, long_form, wait_for
+from tests.processes import ModelServer, add_own_code, copy_converted, long_form, wait_for
 
 DEFAULT = "all-MiniLM-L6-v2"
 TEXTS = [f"what a worker asks, number {number}" for number in range(8)]
@@ -242,6 +243,21 @@ def test_what_does_not_load_changes_nothing_and_says_why(
         assert (stats["swaps"], stats["failed_swaps"]) == (0, 3)
     assert server.said().decode().count("goes on serving: ") == 3
     assert not list(tmp_path.glob("model-*.json"))
+
+
+def test_trust_in_the_configured_model_s_code_does_not_pass_to_one_that_is_swapped_in(
+    tmp_path: Path, other_model: Path, references: dict[str, np.ndarray]
+) -> None:
+    coded = tmp_path / "coded"
+    shutil.copytree(other_model, coded)
+    ran = add_own_code(coded)
+    what_to_set = "EMBEDDING_TRUST_REMOTE_CODE names: add its name there"
+    server = ModelServer(tmp_path, EMBEDDING_TRUST_REMOTE_CODE="true").start()
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        refusal(client, str(coded), UnsupportedModel, what_to_set)
+        assert model_of(client, references) == "first"
+    assert not ran.exists()
+    assert server.stop() == 0
 
 
 def converter_of(server: ModelServer) -> psutil.Process | None:

@@ -19,7 +19,7 @@ from embedshare.engine.graphs import GraphCache
 from embedshare.engine.model import Engine
 from embedshare.errors import ModelMismatch, UnsupportedModel
 from embedshare.settings import Settings
-from tests.processes import environment, run_python
+from tests.processes import add_own_code, environment, run_python
 
 TEXTS = [
     "model",
@@ -185,3 +185,19 @@ def test_what_a_runtime_cannot_do_is_refused(tmp_path: Path, changes: dict[str, 
     settings = settings_for(tmp_path, "all-MiniLM-L6-v2", **changes)
     with pytest.raises(UnsupportedModel, match=says):
         Engine.load(settings, settings.device)
+
+
+def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_model(tmp_path, "Bert", "mean")
+    ran = add_own_code(folder)
+    settings = settings_for(tmp_path, str(folder), runtime="torch")
+    for trusted in ((), ("all-MiniLM-L6-v2",), (f"{folder}-2", str(folder.parent))):
+        with pytest.raises(UnsupportedModel, match="EMBEDDING_TRUST_REMOTE_CODE names: add its name there"):
+            Engine.load(dataclasses.replace(settings, trust_remote_code=trusted), "cpu")
+        assert not ran.exists()
+    monkeypatch.chdir(folder.parent)
+    engine = Engine.load(dataclasses.replace(settings, trust_remote_code=("other", folder.name)), "cpu")
+    assert ran.exists()
+    np.testing.assert_allclose(np.linalg.norm(engine.encode(TEXTS).rows, axis=1), 1.0, atol=1e-5)

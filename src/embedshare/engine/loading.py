@@ -118,7 +118,8 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple
     device = resolve_device(device)
     if settings.runtime == "openvino" and device != "cpu":
         raise UnsupportedModel(f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}")
-    model = embedders.load(folder, device, settings.trust_remote_code)
+    trusted = weights.is_among(settings.model_name, settings.trust_remote_code)
+    model = embedders.load(folder, device, trusted)
     facts = embedders.facts_of(model)
     if device.startswith("cuda"):
         return PaddedRuntime(model, resolve_dtype(settings.dtype, device)), facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,15 @@ def full_name(name: str) -> str:
 def _holds_model(folder: Path) -> bool:
     # os.path: pathlib raises for a folder that may not be looked into, which then differs from none
     return os.path.isfile(folder / "modules.json")
+
+
+def is_among(name: str, names: Collection[str]) -> bool:
+    """Whether `name` means the same model as one of `names`."""
+    return _meant(name) in {_meant(one) for one in names}
+
+
+def _meant(name: str) -> str:
+    return full_name(name).removeprefix(_DEFAULT_ORGANISATION)
 
 
 def _in_package(model: PackagedModel) -> Path | None:

@@ -73,6 +73,11 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
     except SafetensorError as error:
         raise WeightsCorrupted(f"the weights in {folder} cannot be read: {error}") from None
     except (ValueError, KeyError, OSError, ImportError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise UnsupportedModel(
+                f"the model in {folder} needs Python code of its own, which is run only for the models that "
+                "EMBEDDING_TRUST_REMOTE_CODE names: add its name there if you trust it, and restart"
+            ) from None
         raise UnsupportedModel(f"the model in {folder} does not load: {error}") from error
     if not isinstance(model[0], Transformer) or model.tokenizer is None:
         raise UnsupportedModel(

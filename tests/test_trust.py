@@ -1,0 +1,58 @@
+"""Whose Python code is run: that of models which the operator names, in the cache that the operator names."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from embedshare import keeper
+from embedshare.engine import weights
+from embedshare.errors import SwapRefused
+from embedshare.ipc import codec
+from embedshare.ipc.callers import Callers
+from embedshare.service import EmbeddingService
+from embedshare.settings import Settings
+
+SETTINGS = Settings(model_name="org/a", trust_remote_code=("org/a",), model_cache_dir="/ours")
+
+
+def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
+    """Whoever may change the settings would else say whose code is run."""
+    wanted: list[Settings] = []
+
+    class Keeper:
+        def check_swap(self, one: Settings, version: int | None) -> None:
+            wanted.append(one)
+            raise SwapRefused("it is enough to see what would be loaded")
+
+    serving: Any = SimpleNamespace(settings=SETTINGS)
+    service = EmbeddingService(serving, SETTINGS, threading.Event(), Callers())
+    service.keeper = Keeper()
+    for cache in ("/ours", "/theirs", None):
+        how = codec.ModelSettings("cpu", 0, cache, 1)
+        with pytest.raises(SwapRefused, match="enough"):
+            service.swap("org/a", how, float("inf"), lambda: False)
+    assert [one.trust_remote_code for one in wanted] == [("org/a",), (), ()]
+
+
+def test_nor_in_one_that_the_database_names() -> None:
+    for cache, trusted in (("/ours", ("org/a",)), ("/theirs", ()), (None, ())):
+        stored = Settings(model_name="org/a", model_cache_dir=cache)
+        assert keeper.with_model(SETTINGS, stored).trust_remote_code == trusted
+
+
+def test_two_spellings_of_one_model_are_trusted_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "./model", str(tmp_path / "link")):
+        assert weights.is_among(name, (str(tmp_path / "model"),))
+    assert weights.is_among("sentence-transformers/all-MiniLM-L6-v2", ("all-MiniLM-L6-v2",))
+    assert not weights.is_among("org/all-MiniLM-L6-v2", ("all-MiniLM-L6-v2",))
+    assert not weights.is_among("org/a", ())
