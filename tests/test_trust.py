@@ -49,6 +49,7 @@ def test_two_spellings_of_one_model_are_trusted_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "modules.json").touch()
     (tmp_path / "link").symlink_to(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     for name in ("model", "./model", str(tmp_path / "link")):
