@@ -267,15 +267,22 @@ def stop(options: argparse.Namespace, settings: Settings) -> None:
 
 def examine(options: argparse.Namespace, settings: Settings) -> int:
     """What is wrong with this machine; 1 where something is."""
-    findings = doctor.examine(
-        settings, options.workers[0], Place(settings.web_host, options.port or FIRST_PORT),
-        lambda: _why_no_answer(settings),
-    )  # fmt: skip
+    findings = doctor.examine(settings, _ports(options, settings), lambda: _why_no_answer(settings))
     if options.json:
         _print_json([finding._asdict() for finding in findings])
     else:
         _console().print(doctor.render(findings))
     return int(any(finding.state == doctor.BAD for finding in findings))
+
+
+def _ports(options: argparse.Namespace, settings: Settings) -> list[doctor.Finding]:
+    """What there is to say of the workers' ports: of those where they run, or could be started."""
+    try:
+        return list(doctor.running_workers(control.ask(_control_file(settings), "status")))
+    except EmbedshareError:  # none runs
+        # What a database says is not asked for: that would make its tables.
+        place = _Where(settings, options.port).by(None, None)
+    return list(doctor.worker_ports(settings.server_port, options.workers[0], place))
 
 
 def manage_keys(options: argparse.Namespace, settings: Settings) -> None:

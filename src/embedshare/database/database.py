@@ -87,6 +87,16 @@ class Database:
             with Session(writing, expire_on_commit=False) as session, session.begin():
                 yield session
 
+    def check(self) -> str:
+        """Connect and change nothing; where the database is, in words.
+
+        Raises DatabaseUnavailable.
+        """
+        if self._url.drivername.startswith("sqlite") and not Path(self._url.database or "").exists():
+            return f"none yet; it is made at the first start: {self.shown}"
+        with self._answering(), self._engine.connect():
+            return f"answers: {self.shown}"
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from rich import box
@@ -19,10 +20,10 @@ from rich.text import Text
 
 from embedshare import folders, platforms
 from embedshare.engine import weights
-from embedshare.errors import EmbedshareError
+from embedshare.errors import EmbedshareError, missing_database
 from embedshare.identity import identity_of
 from embedshare.ipc import authkey
-from embedshare.operate.services import Place, port_holder, worker_address
+from embedshare.operate.services import MODEL_SERVER, Place, port_holder, worker_address
 from embedshare.settings import Settings
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
@@ -53,20 +54,27 @@ class Finding(NamedTuple):
 
 
 def examine(
-    settings: Settings, workers: int, place: Place, server_answers: Callable[[], str | None]
+    settings: Settings,
+    ports: Sequence[Finding],
+    server_answers: Callable[[], str | None],
 ) -> list[Finding]:
-    """Look at everything that the services need. `server_answers` tells why the model server does not answer,
-    None where it does."""
+    """Look at everything that the services need.
+
+    `ports` are what `running_workers` or `worker_ports` found. `server_answers` tells why the model server
+    does not answer, None where it does.
+    """
     return [
         *_python(),
         *_packages(),
         *_key(settings),
         *_server(settings, server_answers),
-        *_worker_ports(settings.server_port, workers, place),
+        *ports,
         *_weights(settings),
         *_device(settings),
         *_room(settings),
         *_folders(settings),
+        *_indexes(settings),
+        *_database(settings),
     ]
 
 
@@ -149,7 +157,23 @@ def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Ite
         )  # fmt: skip
 
 
-def _worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Finding]:
+def running_workers(processes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """The workers of the supervisor's report, at the ports where they run."""
+    for process in processes:
+        if process["name"] == MODEL_SERVER:
+            continue
+        found = f"{process['port']} is {process['name']}'s, which is {process['state']}"
+        if process["pid"] is not None:
+            found += f", process {process['pid']}"
+        if process["state"] in ("hung", "given up", "restarting"):
+            remedy = f"see its log, {process['log']}"
+            yield Finding("worker ports", BAD, found, remedy)
+        else:
+            yield Finding("worker ports", GOOD, found)
+
+
+def worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Finding]:
+    """Whether so many workers could be started at `place`."""
     ports = [worker_address(place, number, server_port)[1] for number in range(1, workers + 1)]
     taken = [port for port in ports if not _free(place.host, port)]
     if not taken:
@@ -222,12 +246,62 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         ("logs", Path(settings.log_dir).resolve(), "EMBEDDING_LOG_DIR"),
         ("cache", cache, "EMBEDDING_CACHE_DIR"),
     ):
+        yield _writable(about, folder, name)
+    logs = Path(settings.log_dir).resolve()
+    for log in sorted(logs.glob("*.log")):
         try:
-            with tempfile.TemporaryFile(dir=_existing(folder)):
-                yield Finding(about, GOOD, str(folder))
+            log.open("ab").close()
         except OSError as error:
-            found = f"{folder} cannot be written to: {error.strerror}"
-            yield Finding(about, BAD, found, f"give this user the right, or set {name}")
+            found = f"{log} cannot be written to: {error.strerror}"
+            yield Finding("logs", BAD, found, f"give this user the right, or remove {log}")
+    kept = settings.log_max_bytes * (settings.log_keep + 1)
+    free = shutil.disk_usage(_existing(logs)).free
+    if free < kept:
+        found = f"{free / 2**20:,.0f} MB free at {logs}; one process's logs may take {kept / 2**20:,.0f} MB"
+        yield Finding(
+            "logs", WARNING, found, "make room, or set EMBEDDING_LOG_MAX_BYTES or EMBEDDING_LOG_KEEP"
+        )
+
+
+def _indexes(settings: Settings) -> Iterator[Finding]:
+    folder = Path(settings.index_dir or authkey.key_file(settings).with_name("indexes"))
+    writable = _writable("indexes", folder, "EMBEDDING_INDEX_DIR")
+    fault = platforms.fault_of_trust(folder.stat(), 0o077) if folder.is_dir() else None
+    if writable.state == GOOD and fault is not None:
+        found = f"{folder} is not this user's alone ({fault}): POST /index is refused"
+        yield Finding("indexes", BAD, found, f"chmod 700 {folder}, as its owner, or set EMBEDDING_INDEX_DIR")
+    else:
+        yield writable
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    if not settings.use_db_settings and not settings.asks_for_keys:
+        return
+    try:
+        from embedshare.database.database import Database  # SQLAlchemy, for who keeps anything there
+    except ImportError as error:
+        yield Finding("database", BAD, missing_database(error).message, "run that command")
+        return
+    try:
+        database = Database.open(settings, authkey.key_file(settings).parent)
+        found = database.check()
+    except EmbedshareError as error:
+        remedy = "start it, or mend EMBEDDING_DB_URL; see docs/operations.md, Settings in a database"
+        yield Finding("database", BAD, error.message, remedy)
+        return
+    yield Finding("database", GOOD, found)
+
+
+def _writable(about: str, folder: Path, name: str) -> Finding:
+    """Whether files can be made in the folder that the setting `name` names, or where it would be made."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            return Finding(about, GOOD, str(folder))
+    except OSError as error:
+        found = f"{folder} cannot be written to: {error.strerror}"
+        return Finding(about, BAD, found, f"give this user the right, or set {name}")
 
 
 def _enough(about: str, free: int, remedy: str) -> Finding:
