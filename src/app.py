@@ -23,7 +23,7 @@ from embedshare.database.changes import SettingsChanges
 from embedshare.errors import EmbedshareError
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
-from embedshare.supervise import lifeline
+from embedshare.supervise import held_port, lifeline
 from embedshare.web import (
     cors,
     cross_site,
@@ -128,18 +128,21 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> None:
+    inherited = held_port.take(settings.web_host, settings.web_port)
     app = create_app(settings=settings)
     changes: SettingsChanges = app.extensions[CHANGES]
     for number in platforms.STOP_SIGNALS:
-        signal.signal(number, _leave)
+        signal.signal(number, _end)
     name = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
-    server = listener.Listening(app, settings)
+    server = listener.Listening(app, settings, inherited)
+    for number in platforms.STOP_SIGNALS:
+        signal.signal(number, lambda *_: server.leave())
     changes.listener = server if name is None else placed.Placed(server, _asks_supervisor(settings, name))
     changes.move()
     logger.info("ready: http://{}:{}", *server.address)
     if app.extensions[API_KEYS] is not None:
         app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
-    server.run()  # returns after the SystemExit below, when the requests under way are answered
+    server.run()
     logger.info("stopped")
 
 
@@ -152,7 +155,7 @@ def _asks_supervisor(settings: Settings, name: str) -> Callable[[str | None, int
     return ask
 
 
-def _leave(*_: object) -> None:
+def _end(*_: object) -> None:
     raise SystemExit(0)
 
 

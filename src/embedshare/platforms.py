@@ -131,6 +131,15 @@ def limit_own_memory(size: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (allowed, highest))
 
 
+#: Whether a child can be started with a socket of this process's.
+PASSES_SOCKETS = not WINDOWS
+
+
+def with_socket(listener: socket.socket | None) -> dict[str, Any]:
+    """Arguments for subprocess.Popen: a child that has this socket, under the same number."""
+    return {} if listener is None else {"pass_fds": (listener.fileno(),)}
+
+
 def own_process_group() -> dict[str, Any]:
     """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
     itself."""
@@ -340,6 +349,17 @@ def peer_closed(sock: socket.socket) -> bool:
         return True
 
 
+def address_family(host: str) -> socket.AddressFamily | None:
+    """The family of an IP address; None for a host's name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return family
+    return None
+
+
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     """The socket addresses of a host, the preferred one first. Raises OSError for an unknown name.
 
@@ -348,11 +368,8 @@ def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[An
     """
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
+    family = address_family(host)
+    if family is not None:
         return [(family, (host, port))]
     found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]

@@ -367,7 +367,7 @@ class Settings:
         "EMBEDDING_DRAIN_S",
         _seconds(0, 600),
         10.0,
-        "Seconds the server finishes accepted work for when told to stop",
+        "Seconds the server, or a web worker, finishes accepted work for when told to stop",
     )
     timeout_s: float = _setting(
         "EMBEDDING_TIMEOUT_S",

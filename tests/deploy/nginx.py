@@ -8,7 +8,13 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+import requests
 
 from tests.processes import ROOT, free_port, wait_for
 
@@ -17,6 +23,8 @@ FILES = ROOT / "deploy" / "nginx"
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 #: A caller names the address it comes from in this header, so that a test can be a stranger.
 ADDRESS = "X-Test-Address"
+#: How many call at once.
+CALLERS = 8
 
 _MAIN = """
 {user}
@@ -41,7 +49,7 @@ http {{
 
 
 class Nginx:
-    """Sends to workers at `ports`, in the places of the three in embedshare-upstream.conf."""
+    """Sends to workers at `ports`, which stand where embedshare-upstream.conf lists three."""
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         assert PROGRAM is not None
@@ -51,13 +59,7 @@ class Nginx:
         (folder / "conf.d").mkdir(parents=True)
         user = f"user {getpass.getuser()} {_group()};" if os.getuid() == 0 else ""
         (folder / "nginx.conf").write_text(_MAIN.format(user=user, address=ADDRESS))
-        upstream = (FILES / "embedshare-upstream.conf").read_text()
-        for port, ours in zip((5000, 5001, 5003), ports, strict=True):
-            upstream, replaced = re.subn(
-                rf"server 127\.0\.0\.1:{port} ", f"server 127.0.0.1:{ours} ", upstream
-            )
-            assert replaced == 2
-        (folder / "conf.d" / "embedshare-upstream.conf").write_text(upstream)
+        (folder / "conf.d" / "embedshare-upstream.conf").write_text(_listing(ports))
         server = (FILES / "embedshare.conf").read_text()
         assert server.count("\n    listen 80;\n") == 1
         server = server.replace("\n    listen 80;\n", f"\n    listen 127.0.0.1:{self.port};\n")
@@ -104,6 +106,64 @@ class Nginx:
     def _listens(self) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class Load:
+    """Callers that post one text after the other through nginx, and what they got."""
+
+    def __init__(self, url: str) -> None:
+        self.good = 0
+        self.failures: list[str] = []
+        self._url = url
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(CALLERS)]
+
+    @contextmanager
+    def running(self) -> Iterator[Load]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join(90)
+
+    def more(self, count: int) -> None:
+        """Wait for so many more answers."""
+        aim = self.good + count
+        wait_for(lambda: self.good >= aim or self.failures, 90, f"{count} more answers")
+
+    def _call(self, number: int) -> None:
+        session, call = requests.Session(), 0
+        while not self._stop.is_set():
+            call += 1
+            texts = [f"caller {number}, text {call}"]
+            try:
+                response = session.post(f"{self._url}/embed", json={"texts": texts}, timeout=60)
+                fault = (
+                    "" if response.status_code == 200 else f"{response.status_code}: {response.text[:300]}"
+                )
+                if not fault and np.array(response.json()["embeddings"]).shape != (1, 384):
+                    fault = response.text[:300]
+            except requests.RequestException as error:
+                fault = repr(error)
+            with self._lock:
+                self.good += not fault
+                self.failures += [fault] if fault else []
+
+
+def _listing(ports: list[int]) -> str:
+    """The upstream file with these ports in place of its own."""
+    upstream = (FILES / "embedshare-upstream.conf").read_text()
+    ours = r"(?:    server 127\.0\.0\.1:\d+ .*\n)+"
+    line = re.search(r"    server 127\.0\.0\.1:5000 .*\n", upstream)
+    assert line is not None
+    lines = "".join(line[0].replace(":5000 ", f":{port} ") for port in ports)
+    listing, replaced = re.subn(ours, lines, upstream)
+    assert replaced == 2
+    return listing
 
 
 def _group() -> str:

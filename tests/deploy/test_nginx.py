@@ -7,24 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import requests
 
 from embedshare.settings import Settings
 from tests.deploy import nginx as nginx_program
-from tests.deploy.nginx import ADDRESS, Nginx
+from tests.deploy.nginx import ADDRESS, Load, Nginx
 from tests.processes import ROOT, Services, environment, free_port, wait_for
 
 pytestmark = pytest.mark.skipif(nginx_program.PROGRAM is None, reason="nginx is not installed")
-CALLERS = 8
 
 
 @dataclass
@@ -65,52 +61,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         lone.wait()
         services.process.send_signal(signal.SIGTERM)
         services.process.wait(60)
-
-
-class Load:
-    """Callers that post one text after the other through nginx, and what they got."""
-
-    def __init__(self, url: str) -> None:
-        self.good = 0
-        self.failures: list[str] = []
-        self._url = url
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(CALLERS)]
-
-    @contextmanager
-    def running(self) -> Iterator[Load]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            for thread in self._threads:
-                thread.join(90)
-
-    def more(self, count: int) -> None:
-        """Wait for so many more answers."""
-        aim = self.good + count
-        wait_for(lambda: self.good >= aim or self.failures, 90, f"{count} more answers")
-
-    def _call(self, number: int) -> None:
-        session, call = requests.Session(), 0
-        while not self._stop.is_set():
-            call += 1
-            texts = [f"caller {number}, text {call}"]
-            try:
-                response = session.post(f"{self._url}/embed", json={"texts": texts}, timeout=60)
-                fault = (
-                    "" if response.status_code == 200 else f"{response.status_code}: {response.text[:300]}"
-                )
-                if not fault and np.array(response.json()["embeddings"]).shape != (1, 384):
-                    fault = response.text[:300]
-            except requests.RequestException as error:
-                fault = repr(error)
-            with self._lock:
-                self.good += not fault
-                self.failures += [fault] if fault else []
 
 
 def test_nginx_finds_no_fault_in_the_files_and_warns_of_nothing(tmp_path: Path) -> None:

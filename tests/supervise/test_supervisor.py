@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,18 @@ class FakeProcess:
         self.end(-9)
 
 
+class FakeListener(socket.socket):
+    """A port that the supervisor keeps open, as `World.open_ports` shows."""
+
+    def __init__(self, world: World, port: int) -> None:
+        super().__init__()
+        self.world, self.port = world, port
+
+    def close(self) -> None:
+        super().close()
+        self.world.open_ports.pop(self.port, None)
+
+
 class World:
     """Fake processes, their readiness and the time; `story` is what happened, in order."""
 
@@ -56,21 +70,33 @@ class World:
         self.stubborn: set[str] = set()
         self.missing: set[str] = set()
         self.not_ready: set[str] = set()
+        self.keep_ports = False
+        self.open_ports: dict[int, FakeListener] = {}
         self.all_ready = threading.Event()
         self.error: BaseException | None = None
 
     def spec(self, name: str) -> ProcessSpec:
         log = self.folder / f"{name}.log"
-        return ProcessSpec(name, [name], "127.0.0.1", 5000, log, lambda: name not in self.not_ready)
+        keeps_port = self.keep_ports and name.startswith("web")
+        port = 5000 + int(name.removeprefix("web")) if keeps_port else 5000
+        return ProcessSpec(
+            name, [name], "127.0.0.1", port, log, lambda: name not in self.not_ready, keeps_port=keeps_port
+        )
+
+    def hold(self, host: str, port: int) -> FakeListener:
+        assert port not in self.open_ports
+        self.open_ports[port] = FakeListener(self, port)
+        return self.open_ports[port]
 
     def more(self, number: int) -> ProcessSpec:
         if number > 5:
             raise PortUnavailable(f"port {5000 + number} is taken")
         return self.spec(f"web{number}")
 
-    def start(self, spec: ProcessSpec) -> FakeProcess:
+    def start(self, spec: ProcessSpec, listener: socket.socket | None) -> FakeProcess:
         if spec.name in self.missing:
             raise FileNotFoundError(2, "No such file or directory", spec.name)
+        assert listener is self.open_ports.get(spec.port) if spec.keeps_port else listener is None
         self.story.append(f"{spec.name} started")
         process = FakeProcess(self, spec.name, 100 + len(self.story))
         self.running.add(process)
@@ -83,7 +109,8 @@ class World:
 
         self.supervisor = Supervisor(
             [[self.spec(name) for name in stage] for stage in stages],
-            on_ready=on_ready, drain_s=0.0, more=self.more, start=self.start, clock=lambda: self.now,
+            on_ready=on_ready, drain_s=0.0, more=self.more, start=self.start, hold=self.hold,
+            clock=lambda: self.now,
         )  # fmt: skip
 
         def run() -> None:
@@ -427,4 +454,51 @@ def test_a_report_tells_pid_state_uptime_and_how_it_last_ended(world: World) -> 
     assert (model.name, model.restarts, model.last_end) == ("model", 0, None)
     where = (world.process("web1").pid, "127.0.0.1", 5000)
     assert web[1:8] == (*where, "ready", 12.5, 1, "signal 9")
+    assert world.finish() is None
+
+
+def test_a_port_stays_open_through_a_restart_and_no_longer_than_its_worker_otherwise(world: World) -> None:
+    world.keep_ports = True
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    assert set(world.open_ports) == {5001, 5002}
+    first = world.open_ports[5001]
+    world.stubborn = {"web1"}
+    restarted = world.supervisor.restart(["web1"])
+    world.becomes("web1", "stopping")
+    assert world.open_ports[5001] is first
+    world.process("web1").end(0)
+    restarted.result(LIMIT_S)
+    assert world.open_ports[5001] is first
+    world.stubborn.clear()
+    world.process("web1").end(-9)  # callers are refused while it is away, and ask another one
+    watched = world.becomes("web1", "restarting")
+    assert set(world.open_ports) == {5002}
+    world.now = watched.restart_at or 0.0
+    world.becomes("web1", "ready")
+    assert set(world.open_ports) == {5001, 5002}
+    world.supervisor.scale(1).result(LIMIT_S)
+    assert set(world.open_ports) == {5001}
+    world.supervisor.respecify(lambda number: dataclasses.replace(world.spec("web1"), port=6001)).result(
+        LIMIT_S
+    )
+    assert world.open_ports == {}
+    assert world.finish() is None
+
+
+def test_a_worker_whose_port_cannot_be_kept_open_is_restarted_when_proxies_trust_the_last_one_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "hold", lambda host, port: None)
+    world.keep_ports = True
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.story.clear()
+    restarted = world.supervisor.restart()
+    wait_for(lambda: "web1 started" in world.story, LIMIT_S)
+    world.becomes("web1", "ready")
+    world.now += module.PROXY_RETURN_S * 0.9
+    world.pass_event(world.watched("web1"), world.process("web2"))
+    assert "web2 asked" not in world.story
+    world.now += module.PROXY_RETURN_S * 0.2
+    restarted.result(LIMIT_S)
+    assert world.story[-3:] == ["web2 asked", "web2 ended", "web2 started"]
     assert world.finish() is None

@@ -24,7 +24,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import listener
-from tests.processes import free_port
+from tests.processes import free_port, wait_for
 from tests.web.conftest import Worker
 
 HEAD = b"POST /embed HTTP/1.1\r\nHost: localhost\r\n"
@@ -264,3 +264,44 @@ def test_a_worker_listens_on_loopback_unless_it_is_told_otherwise(worker: Worker
         one.laddr for one in psutil.Process(worker.process.pid).net_connections() if one.status == "LISTEN"
     ]
     assert listening == [("127.0.0.1", worker.port)]
+
+
+def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connect_elsewhere(
+    model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LEAVING_S", 2.0)
+    settings = Settings(web_port=free_port(), web_threads=2)
+    health = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    with running(model, settings) as listening, ExitStack() as connections:
+        idle, kept, late = (
+            connections.enter_context(socket.create_connection(listening.address, timeout=20))
+            for _ in range(3)
+        )
+        for each in (idle, kept, late):
+            each.sendall(health)
+            assert answer(each)[0].headers["Connection"] is None
+        late.sendall(sized(TEXTS)[:-3])
+        listening.leave()
+        wait_for(lambda: any(each.ends < float("inf") for each in listening._channels()), 10)
+        for each in (kept, connections.enter_context(socket.create_connection(listening.address, 20))):
+            each.sendall(health)
+            response, _ = answer(each)
+            assert (response.status, response.headers["Connection"]) == (200, "close")
+            assert each.recv(1) == b""
+        assert everything(idle) == b""
+        late.sendall(sized(TEXTS)[-3:])  # a request that had begun before, and is whole after the second
+        assert answer(late)[0].status == 200
+        wait_for(lambda: not listening._server.task_dispatcher.threads, 10, "the end of `run`")
+        assert not answers(*listening.address)
+        with pytest.raises(SystemExit):
+            listening.leave()  # by a second signal, at once
+
+
+def test_a_worker_that_leaves_waits_no_longer_than_it_may(model: EmbeddingClient) -> None:
+    settings = Settings(web_port=free_port(), web_threads=2, drain_s=0.5)
+    address = ("127.0.0.1", settings.web_port)
+    with running(model, settings) as listening, socket.create_connection(address, timeout=20) as slow:
+        slow.sendall(sized(TEXTS)[:-3])
+        wait_for(listening._channels, 10)
+        listening.leave()
+        wait_for(lambda: not listening._server.task_dispatcher.threads, 5, "the end of `run`")

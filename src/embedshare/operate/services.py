@@ -12,6 +12,7 @@ import psutil
 import requests
 from loguru import logger
 
+import embedshare
 from embedshare import platforms
 from embedshare.errors import PortUnavailable
 from embedshare.ipc import authkey
@@ -19,6 +20,8 @@ from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
 
 MODEL_SERVER = "model-server"
+#: The folder with this version's app.py, which takes an open port; one of another folder may not.
+OWN_SOURCE = Path(embedshare.__file__).resolve().parent.parent
 
 
 class Place(NamedTuple):
@@ -73,6 +76,7 @@ class Services:
             Path(self._settings.log_dir) / f"{name}.log",
             lambda: _worker_answers(url),
             {"PORT": str(port), "EMBEDDING_HOST": host},
+            keeps_port=self._source == OWN_SOURCE,
         )
 
     def address(self, place: Place, number: int) -> tuple[str, int]:

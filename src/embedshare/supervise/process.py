@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import BinaryIO
 import psutil
 
 from embedshare import platforms
-from embedshare.supervise import lifeline
+from embedshare.supervise import held_port, lifeline
 
 #: What is written to see whether something can be: a block of most file systems.
 _PROBE_BYTES = 4096
@@ -30,12 +31,14 @@ class ProcessSpec:
     log: Path
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
+    keeps_port: bool = False
+    """Whether it can be started with a listening socket, see held_port.py"""
 
 
 class Child:
     """A started process. Its output goes to its log file, its end can be waited for."""
 
-    def __init__(self, spec: ProcessSpec) -> None:
+    def __init__(self, spec: ProcessSpec, listener: socket.socket | None = None) -> None:
         with _opened(spec.log) as log:
             self._process = subprocess.Popen(
                 spec.command,
@@ -46,9 +49,11 @@ class Child:
                     **os.environ,
                     **spec.environment,
                     **lifeline.environment(spec.name),
+                    **held_port.environment(listener),
                     "PYTHONUNBUFFERED": "1",
                 },
                 **platforms.own_process_group(),
+                **platforms.with_socket(listener),
             )
         self.pid = self._process.pid
 

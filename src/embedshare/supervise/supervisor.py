@@ -7,6 +7,7 @@ an event in one queue. The clock and the way to start a process are arguments, s
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from loguru import logger
 
 from embedshare.errors import EmbedshareError, SupervisorError
+from embedshare.supervise import held_port
 from embedshare.supervise.policy import RestartPolicy
 from embedshare.supervise.process import Child, ProcessSpec, last_lines
 
@@ -28,6 +30,9 @@ READY_S = 600.0
 READY_EVERY_S = 0.1
 #: A process that is asked to stop is killed after this many seconds more than it says it needs.
 STOP_GRACE_S = 5.0
+#: A restart waits this many seconds before the next worker where a worker's port was closed meanwhile, since
+#: proxies avoid a worker for 2 s after refused connections (fail_timeout in deploy/nginx).
+PROXY_RETURN_S = 3.0
 #: The loop looks at least so often whether something is due. Windows runs signal handlers between its waits.
 TICK_S = 0.5
 
@@ -56,6 +61,7 @@ class Watched:
     restart_at: float | None = None
     kill_at: float | None = None
     last_end: str | None = None
+    listener: socket.socket | None = None
 
 
 class Report(NamedTuple):
@@ -133,7 +139,8 @@ class Supervisor:
         drain_s: float,
         more: Callable[[int], ProcessSpec] | None = None,
         rotate: Callable[[Path], None] = lambda log: None,
-        start: Callable[[ProcessSpec], Process] = Child,
+        start: Callable[[ProcessSpec, socket.socket | None], Process] = Child,
+        hold: Callable[[str, int], socket.socket | None] = held_port.hold,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stages = [[Watched(spec) for spec in stage] for stage in stages]
@@ -142,6 +149,7 @@ class Supervisor:
         self._more = more
         self._rotate = rotate
         self._start_process = start
+        self._hold = hold
         self._clock = clock
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._operations: deque[_Operation] = deque()
@@ -168,7 +176,9 @@ class Supervisor:
 
         def replace() -> None:
             for number, watched in enumerate(self._stages[-1], 1):
-                watched.spec = spec(number)
+                before, watched.spec = watched.spec, spec(number)
+                if (before.host, before.port) != (watched.spec.host, watched.spec.port):
+                    _release_port(watched)
 
         return self._in_loop(replace)
 
@@ -280,7 +290,9 @@ class Supervisor:
             if watched not in self.watched:
                 continue  # it was scaled away meanwhile
             logger.info("{} is restarted, as was asked", watched.spec.name)
-            yield self._begin_to_stop(watched)
+            if watched.spec.keeps_port and watched.listener is None and watched is not chosen[0]:
+                yield self._after(PROXY_RETURN_S)
+            yield self._begin_to_stop(watched, keeps_port=True)
             watched.policy, watched.restarts = RestartPolicy(), watched.restarts + 1
             self._start(watched)
             yield self._has_started(watched)
@@ -319,9 +331,15 @@ class Supervisor:
         there = ", ".join(watched.spec.name for watched in self.watched)
         raise SupervisorError(f"there is no process {name!r}; there are {there}")
 
-    def _begin_to_stop(self, watched: Watched) -> Condition:
+    def _after(self, seconds: float) -> Condition:
+        limit = self._clock() + seconds
+        return lambda: self._clock() >= limit
+
+    def _begin_to_stop(self, watched: Watched, *, keeps_port: bool = False) -> Condition:
         """Ask a process to stop, and not to be started again; true when it has ended."""
         watched.restart_at = None
+        if not keeps_port:
+            _release_port(watched)
         if watched.process is None:
             watched.state = "stopped"
         else:
@@ -348,9 +366,13 @@ class Supervisor:
         )
 
     def _start(self, watched: Watched) -> None:
+        spec = watched.spec
+        if spec.keeps_port and watched.listener is None:
+            watched.listener = self._hold(spec.host, spec.port)
         try:
-            watched.process = process = self._start_process(watched.spec)
+            watched.process = process = self._start_process(spec, watched.listener)
         except OSError as error:
+            _release_port(watched)
             raise SupervisorError(f"{watched.spec.name} cannot be started: {error}") from None
         watched.state, watched.restart_at, watched.ready_since = "starting", None, None
         watched.started, watched.kill_at = self._clock(), None
@@ -393,6 +415,7 @@ class Supervisor:
             watched.state = "stopped"
             logger.info("{} stopped ({})", watched.spec.name, watched.last_end)
         else:
+            _release_port(watched)  # it did not end as asked: callers are refused, and try another worker
             self._plan_restart(watched, f"{watched.spec.name} ended ({watched.last_end})")
 
     def _plan_restart(self, watched: Watched, what: str) -> None:
@@ -458,6 +481,13 @@ class Supervisor:
 
 
 _STOPPING = SupervisorError("the supervisor stops everything")
+
+
+def _release_port(watched: Watched) -> None:
+    """Keep a process's port open no longer than it does itself."""
+    if watched.listener is not None:
+        watched.listener.close()
+        watched.listener = None
 
 
 def _how(code: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,10 @@ MOST_CONNECTIONS = 1000
 ARRIVAL_S, ARRIVAL_BYTES_A_S = 30.0, 1000
 #: A connection to an address that was left is answered for so long, in seconds: a request may be on its way.
 LEAVING_S = 1.0
+#: A worker that ends looks this often whether its last requests are answered, in seconds.
+LOOK_EVERY_S = 0.02
+#: Threads that still answer when EMBEDDING_DRAIN_S is over have this many seconds more.
+LAST_S = 1
 _MOVED = "listening at {}:{} now, and no more at {}:{}"
 
 
@@ -42,10 +47,11 @@ class Listening:
 
     pinned = False
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, app: Flask, settings: Settings, inherited: socket.socket | None = None) -> None:
         """Raises PortUnavailable.
 
-        A body over the limit is refused by its Content-Length, or when as much has come of a chunked one.
+        `inherited` listens at the settings' address already, and another process keeps it open. A body over
+        the limit is refused by its Content-Length, or when as much has come of a chunked one.
         """
         self._app = app
         self._settings = settings
@@ -58,13 +64,15 @@ class Listening:
         }  # fmt: skip
         self._sockets = Sockets()
         self._moving = threading.Lock()
-        self._runs = False
+        self._runs = self._leaves = False
         host, port = settings.web_host, settings.web_port
+        where = {"host": host, "port": port} if inherited is None else {"sockets": [inherited]}
         try:
-            self._server = create_server(app, self._sockets, host=host, port=port, **self._options)
+            self._server = create_server(app, self._sockets, **where, **self._options)
         except OSError as error:
             raise _unavailable(host, port, error) from None
-        self._server.asyncore = Loop(self._sockets)  # type: ignore[assignment]
+        self._loop = Loop(self._sockets)
+        self._server.asyncore = self._loop  # type: ignore[assignment]
         self.address = host, port
         """Where it listens, or is about to."""
         self._listeners = self._new_listeners(set())
@@ -72,9 +80,46 @@ class Listening:
         app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
 
     def run(self) -> None:
-        """Serve until SystemExit or KeyboardInterrupt; the requests under way are answered."""
+        """Serve until `leave` has answered what came, or until SystemExit or KeyboardInterrupt."""
         self._runs = True
         self._server.run()
+        self._server.task_dispatcher.shutdown(timeout=LAST_S)
+
+    def leave(self) -> None:
+        """Have `run` return when the requests that have come are answered, after EMBEDDING_DRAIN_S at most.
+
+        For a second every answer tells its client to open another connection. A proxy then keeps no
+        connection to this worker on which its next request would fail. May be called from a signal handler;
+        raises SystemExit where nothing is served yet, and the second time.
+        """
+        if self._leaves or not self._runs:
+            raise SystemExit(0)
+        self._leaves = True
+        threading.Thread(target=self._leave, name="leaving", daemon=True).start()
+
+    def _leave(self) -> None:
+        began, drain_s = time.monotonic(), self._settings.drain_s
+        self._in_loop(self._say_goodbye)
+        while self._channels() and time.monotonic() < began + min(LEAVING_S, drain_s):
+            time.sleep(LOOK_EVERY_S)
+        self._in_loop(lambda: _close(self._listeners))
+        while self._channels() and time.monotonic() < began + drain_s:
+            self._in_loop(self._close_idle)
+            time.sleep(LOOK_EVERY_S)
+        self._wake(self._loop.end)
+
+    def _say_goodbye(self) -> None:
+        for listener in self._listeners:
+            listener.channel_class = _LeavingChannel
+        for channel in self._channels():
+            channel.ends = time.monotonic() + LEAVING_S
+
+    def _close_idle(self) -> None:
+        """Have the loop look at every connection, and not only once a second."""
+        self._sockets.changed.extend(list(self._sockets))
+
+    def _channels(self) -> list[_Channel]:
+        return [each for each in list(self._sockets.values()) if isinstance(each, _Channel)]
 
     def prepare(self, host: str | None, port: int | None) -> Callable[[bool], None]:
         """Listen there as well, None being as at the start; the callable, told whether to move, ends
@@ -206,13 +251,14 @@ def _close(listeners: list[BaseWSGIServer]) -> None:
     """
     ends = time.monotonic() + LEAVING_S
     for listener in listeners:
+        listener.channel_class = _LeavingChannel
         channels: dict[int, _Channel] = vars(listener)["active_channels"]
         known = -1
         while known < len(channels):
             known = len(channels)
             listener.handle_accept()
         for channel in channels.values():
-            channel.ends = ends
+            channel.ends = min(channel.ends, ends)
         listener.accepting = False
         listener.del_channel()
         vars(listener)["socket"].close()
@@ -252,6 +298,13 @@ class _Task(WSGITask):
     ask another one instead."""
 
     channel: _Channel
+    request: HTTPRequestParser  # type: ignore[assignment]  # as above
+
+    def build_response_header(self) -> bytes:
+        """See Task."""
+        if self.channel.ends < float("inf"):  # the client is told to open another connection
+            self.request.headers = {**self.request.headers, "CONNECTION": "close"}
+        return bytes(super().build_response_header())
 
     def write(self, data: bytes) -> None:
         if data and self.complete and not self.wrote_header:
@@ -316,7 +369,7 @@ class _Channel(HTTPChannel):
                 self._began = time.monotonic()
             limit_s = ARRIVAL_S + self._came / ARRIVAL_BYTES_A_S
             self.will_close = self.will_close or time.monotonic() - self._began > limit_s
-        elif not self.requests and time.monotonic() >= self.ends:
+        elif not self.requests and not self.total_outbufs_len and time.monotonic() >= self.ends:
             self.will_close = True
         return bool(super().readable())
 
@@ -325,3 +378,11 @@ class _Channel(HTTPChannel):
         if self.head:
             data, self.head = self.head + data, b""
         return int(super().write_soon(data))
+
+
+class _LeavingChannel(_Channel):
+    """A connection to an address that is being left."""
+
+    def __init__(self, server: BaseWSGIServer, *arguments: Any, **options: Any) -> None:
+        super().__init__(server, *arguments, **options)
+        self.ends = time.monotonic() + LEAVING_S

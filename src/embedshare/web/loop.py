@@ -45,11 +45,16 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._waited_for: Mapping[Any, selectors.SelectorKey] = self._selector.get_map()
         self._next_look = 0.0
+        self._ended = False
 
     def loop(self, timeout: float, **_: object) -> None:
-        """Until there is nothing to wait for, with a turn in `timeout` seconds at the latest."""
-        while self._sockets:
+        """Until `end` or there is nothing to wait for, with a turn in `timeout` seconds at the latest."""
+        while self._sockets and not self._ended:
             self._turn(timeout)
+
+    def end(self) -> None:
+        """Make the turn that calls this the last one."""
+        self._ended = True
 
     def _turn(self, timeout: float) -> None:
         now = time.monotonic()

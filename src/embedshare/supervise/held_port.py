@@ -1,0 +1,48 @@
+"""A worker's listening socket, which the supervisor opens and keeps open while it restarts the worker.
+
+Connections that arrive between the old process and the new one wait in the socket's queue. Without it their
+port would be closed for a second: a proxy would answer 502, and avoid the worker for a while afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from embedshare import platforms
+
+VARIABLE = "EMBEDSHARE_LISTENER"
+#: Connections that the socket's queue holds.
+BACKLOG = 1024
+
+
+def hold(host: str, port: int) -> socket.socket | None:
+    """The socket that a worker at this address is started with.
+
+    None where there is none: on Windows, for a host name (a worker listens at all of its addresses), and
+    where the port cannot be had. The worker then listens by itself, or says why it cannot.
+    """
+    if not platforms.PASSES_SOCKETS or platforms.address_family(host) is None:
+        return None
+    try:
+        return platforms.exclusive_listener(host, port, BACKLOG)
+    except OSError:
+        return None
+
+
+def environment(listener: socket.socket | None) -> dict[str, str]:
+    """What a supervisor adds to the environment of the child that it starts with this socket."""
+    return {} if listener is None else {VARIABLE: str(listener.fileno())}
+
+
+def take(host: str, port: int) -> socket.socket | None:
+    """The socket that this process was started with; None where there is none, or it is another address's."""
+    given = os.environ.pop(VARIABLE, None)
+    if given is None:
+        return None
+    listener = socket.socket(fileno=int(given))
+    listener.set_inheritable(False)
+    if listener.getsockname()[:2] != (host, port):
+        listener.close()
+        return None
+    return listener
