@@ -271,7 +271,7 @@ def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connec
 ) -> None:
     monkeypatch.setattr(listener, "LEAVING_S", 2.0)
     settings = Settings(web_port=free_port(), web_threads=2)
-    health = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with running(model, settings) as listening, ExitStack() as connections:
         idle, kept, late = (
             connections.enter_context(socket.create_connection(listening.address, timeout=20))
