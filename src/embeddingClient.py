@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from embedshare import embedding, pieces, platforms, threads
-from embedshare.drop_in import as_texts
+from embedshare.client.sentence_transformers import as_texts
 from embedshare.embedding import Embedded, Inputs, Options, Part
 from embedshare.errors import (
     EmbedshareError,
@@ -66,6 +66,9 @@ class EmbeddingClient(Searching):
     `address` and `authkey` stand above the settings; `max_retries` is how often a call is tried on the
     server before a local model answers it, with `retry_delay` seconds between tries.
     """
+
+    #: Libraries look for `sentence_transformers` here; see that module.
+    __module__ = "embedshare.client.sentence_transformers"
 
     def __init__(
         self,

@@ -35,8 +35,12 @@ class EmptyInput(InvalidInput):
     """A list of texts is empty, under an API whose own servers refuse that."""
 
 
-class NotServed(InvalidInput):
-    """A local SentenceTransformer can do this, a shared one cannot."""
+class NotServed(InvalidInput, AttributeError):
+    """A local SentenceTransformer can do this, a shared one cannot.
+
+    An AttributeError too: to who asks for a property by `hasattr`, or `getattr` with a default, it is not
+    there.
+    """
 
 
 class TooLarge(InvalidInput):

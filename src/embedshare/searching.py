@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedshare.drop_in import DropIn, wants_progress
+from embedshare.client.sentence_transformers import DropIn, wants_progress
 from embedshare.embedding import Inputs, Options, Part
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency
 from embedshare.fallback import Both, Failover

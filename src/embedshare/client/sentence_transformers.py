@@ -2,15 +2,21 @@
 
 Names, arguments, defaults, shapes and types are SentenceTransformer's. What an argument asks that a shared
 model cannot do (token embeddings, pairs, another tokenizer) is refused with NotServed, and says so.
+
+Libraries that take a model look for `sentence_transformers` in its type's name (KeyBERT, BERTopic), which is
+why this module is called so and EmbeddingClient is found here; and for an instance of SentenceTransformer,
+which `DropIn.__class__` answers.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
+import importlib
 import importlib.util
 import logging
 import operator
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +26,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 from loguru import logger
 
+from embedshare.client.unserved import Unserved
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
 from embedshare.quantization import PRECISIONS, quantize
@@ -65,10 +72,11 @@ class Device(str):
         return int(number) if number else None
 
 
-class DropIn(abc.ABC):
+class DropIn(Unserved):
     """The SentenceTransformer half of the client."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.truncate_dim: int | None = None
         self._prompts: dict[str, str] | None = None
         self._prompts_of: str | None = None
@@ -76,9 +84,16 @@ class DropIn(abc.ABC):
         self._similarity_fn_name: str | None = None
         self._told_about_device = False
 
-    @abc.abstractmethod
-    def _describe(self) -> ModelDescription:
-        """The model that answers."""
+    @property  # type: ignore[misc]  # it is never set
+    def __class__(self) -> type[Any]:
+        """SentenceTransformer in a process that has imported it, for `isinstance`; else this object's type.
+
+        An object that stands for another answers so (unittest.mock's specs, lazy objects of frameworks).
+        `type(model)` is the client's own, and so `isinstance(model, EmbeddingClient)` holds too. Nothing is
+        imported for it: a process that could ask has the class.
+        """
+        theirs = getattr(sys.modules.get("sentence_transformers"), "SentenceTransformer", None)
+        return theirs if isinstance(theirs, type) else type(self)
 
     @abc.abstractmethod
     def _embed(
@@ -426,3 +441,11 @@ def _features(ids: list[list[int]], described: ModelDescription) -> dict[str, An
 
         features = {name: torch.from_numpy(array) for name, array in features.items()}
     return features | {"modality": "text"}
+
+
+def __getattr__(name: str) -> Any:
+    """EmbeddingClient, which calls this module its own (see the beginning) and is defined where users import
+    it from: pickles of the class look for it here."""
+    if name == "EmbeddingClient":
+        return importlib.import_module("embeddingClient").EmbeddingClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

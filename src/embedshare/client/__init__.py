@@ -1,0 +1,1 @@
+"""What stands in a worker where a SentenceTransformer stood."""
