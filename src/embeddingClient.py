@@ -55,6 +55,15 @@ HEALTH_S = 3.0
 FRESH_S = 2.0
 _WELL = "Is the model well?"
 _T = TypeVar("_T")
+#: What a copy takes over of a client, beside its settings and what a subclass has added.
+_COPIED = {
+    "program",
+    "truncate_dim",
+    "_prompts",
+    "_prompts_of",
+    "_default_prompt_name",
+    "_similarity_fn_name",
+}
 #: What came back, who answered, and for vectors where the time went.
 _Answered = tuple[_T, Source, Timings | None]
 
@@ -65,6 +74,10 @@ class EmbeddingClient(Searching):
     Thread-safe: each thread has a connection of its own. A forked child opens its own connections too.
     `address` and `authkey` stand above the settings; `max_retries` is how often a call is tried on the
     server before a local model answers it, with `retry_delay` seconds between tries.
+
+    A copy is a new client with the same settings, prompts and truncation. A pickle never holds the key: the
+    client that is loaded from it looks for the key as a new one does, in EMBEDDING_AUTHKEY and the key's
+    file, even if this one was given `authkey`.
     """
 
     #: Libraries look for `sentence_transformers` here; see that module.
@@ -78,6 +91,7 @@ class EmbeddingClient(Searching):
         retry_delay: float = 1.0,
         settings: Settings | None = None,
     ) -> None:
+        before = vars(self).keys() | _COPIED
         super().__init__()
         if settings is None:
             settings = Settings.load()
@@ -88,6 +102,7 @@ class EmbeddingClient(Searching):
         if authkey is not None:
             settings = dataclasses.replace(settings, authkey=_key_text(authkey))
         self._settings = settings
+        self._tries = max_retries, retry_delay
         self.program: str | None = None
         """What this process is called among the server's callers, where its file's name does not say it."""
         self.calls = Calls()
@@ -106,6 +121,13 @@ class EmbeddingClient(Searching):
             local_release_s=settings.local_release_s,
             start_server=_starter(settings),
         )
+        self._not_copied = {"_not_copied", *vars(self)} - before
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For copies and pickles: see the class."""
+        state = {name: value for name, value in vars(self).items() if name not in self._not_copied}
+        state["_prompts"] = None if self._prompts is None else dict(self._prompts)
+        return _copied, (type(self), self._settings, *self._tries), state
 
     def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
         """Float32 (n, dimension) for a list of n texts; (1, dimension) for one text, (0, dimension) for
@@ -416,6 +438,15 @@ class EmbeddingClient(Searching):
             "runtime": described.runtime if described else None,
             "dimension": described.dimension if described else None,
         }
+
+
+def _copied(
+    kind: type[EmbeddingClient], settings: Settings, max_retries: int, retry_delay: float
+) -> EmbeddingClient:
+    """A new client; pickles name this function."""
+    client = kind.__new__(kind)
+    EmbeddingClient.__init__(client, None, None, max_retries, retry_delay, settings)
+    return client
 
 
 _client: EmbeddingClient | None = None

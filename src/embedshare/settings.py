@@ -618,6 +618,18 @@ class Settings:
             values.setdefault("on_model_change", "follow")
         return cls(**values)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds no secret: they are read where it is loaded, as `load` reads them there."""
+        return _from_pickle, ({field.name: getattr(self, field.name) for field in _public_fields()},)
+
+    def __copy__(self) -> Settings:
+        """The same object, which never changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Settings:
+        """The same object, which never changes."""
+        return self
+
     def environment(self) -> dict[str, str]:
         """These values for the environment of another process, which `load` reads there; no secrets."""
         values = {field: getattr(self, field.name) for field in _public_fields()}
@@ -662,6 +674,15 @@ def _is_loopback(host: str) -> bool:
 
 def _public_fields() -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(Settings) if not field.metadata["secret"]]
+
+
+def _from_pickle(public: dict[str, Any]) -> Settings:
+    """These settings, and the environment's for what a pickle does not hold: secrets, and settings that are
+    newer than it."""
+    known = Settings.__dataclass_fields__
+    return dataclasses.replace(
+        Settings.load(), **{name: value for name, value in public.items() if name in known}
+    )
 
 
 def parse(field: str, text: str, name: str) -> Any:

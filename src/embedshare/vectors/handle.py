@@ -86,6 +86,23 @@ class VectorIndex:
     def _begin(self) -> None:
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: a handle of the same index in the server, until either is changed."""
+        return _copied, self._parts()
+
+    def __copy__(self) -> VectorIndex:
+        model, embedded, metadata, *others = self._parts()
+        return _copied(model, embedded, list(metadata), *others)
+
+    def _parts(self) -> tuple[Any, ...]:
+        with self._alone(self._model.deadline()):
+            contents = self._contents
+            return (
+                self._model, (contents.embeddings, self.identity), self.metadata, contents.documents,
+                self.metric, self.kind, self._truncate_dim, self._copy.share(), contents.version,
+                contents.ids, self._next_id,
+            )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self._contents.ids)
 
@@ -333,6 +350,29 @@ class VectorIndex:
             yield
         finally:
             self._lock.release()
+
+
+def _copied(
+    model: Model,
+    embedded: tuple[np.ndarray, str],
+    metadata: list[dict[str, Any]],
+    documents: list[dict[str, Any]],
+    metric: str,
+    kind: str,
+    truncate_dim: int | None,
+    name: bytes,
+    version: int,
+    ids: np.ndarray,
+    next_id: int,
+) -> VectorIndex:
+    """A handle; pickles name this function."""
+    index = VectorIndex(
+        model, Embedded(*embedded), metadata, metric=metric, kind=kind, truncate_dim=truncate_dim,
+        shared_name=name,
+    )  # fmt: skip
+    index._contents = Contents(version, ids, embedded[0], documents)
+    index._next_id = next_id
+    return index
 
 
 def _positive(top_k: Any) -> int:
