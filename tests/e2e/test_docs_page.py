@@ -19,6 +19,13 @@ LIMIT_MS = 60_000
 PICTURES = os.environ.get("EMBEDSHARE_PICTURES")
 
 
+#: What is beyond the right edge of the screen, unless it scrolls, and texts in columns of a few letters.
+CUT = """() => [...document.querySelectorAll("#api *")].filter((one) => one.checkVisibility()
+    && !one.closest("pre, .highlight-code") && (one.getBoundingClientRect().right > innerWidth + 1
+    || (one.matches("td.response-col_description, td.parameters-col_description") && one.clientWidth < 200)))
+    .map((one) => one.outerHTML.slice(0, 80))"""
+
+
 @pytest.fixture(scope="module")
 def worker(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     running = Worker(server, tmp_path_factory.mktemp("worker"))
@@ -68,3 +75,23 @@ def test_it_is_readable_on_a_phone(chromium: Browser, worker: Worker, scheme: st
     picture(page, f"docs-phone-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     context.close()
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_an_open_operation_and_its_answer_fit_the_screen(
+    chromium: Browser, worker: Worker, width: int
+) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(LIMIT_MS)
+    page.goto(f"{worker.url}/docs")
+    for name in ("Embeddings-embed", "Settings-audit"):
+        operation = page.locator(f"#operations-{name}")
+        operation.locator(".opblock-summary-control").click()
+        expect(operation.locator(".responses-table").last).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        operation.locator("button.execute").click()
+        expect(operation.locator(".live-responses-table tbody .response-col_status")).to_be_visible()
+        picture(page, f"docs-open-{name}-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(CUT) == []
+    page.close()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -114,3 +115,41 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
     assert "Retry-After" in embed["responses"]["503"]["headers"]
     texts = description["components"]["schemas"]["EmbedRequest"]["properties"]["texts"]
     assert texts == {"type": "array", "items": {"type": "string"}}
+
+
+def shape(value: Any) -> Any:
+    """What a JSON value consists of, whatever its texts and numbers, and however long its vectors."""
+    if isinstance(value, dict):
+        return {name: shape(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return "vector" if value and isinstance(value[0], float) else [shape(one) for one in value]
+    return "number" if isinstance(value, int | float) else type(value)
+
+
+def test_an_example_of_an_answer_is_what_the_example_of_a_body_is_answered_with(worker: Worker) -> None:
+    paths = requests.get(f"{worker.url}/openapi.json", timeout=30).json()["paths"]
+    tried = []
+    for path, operations in paths.items():
+        for operation in operations.values():
+            sent = examples(operation.get("requestBody", {}))
+            answered = examples(operation["responses"].get("200", {}))
+            assert sent.keys() == answered.keys()
+            for name, body in sent.items():
+                answer = requests.post(f"{worker.url}{path}", json=body, timeout=30)
+                assert answer.status_code == 200, answer.text
+                assert shape(answer.json()) == shape(answered[name]), path
+                tried.append((path, name))
+    assert len(tried) == 7
+    assert {
+        ("/embed", "own form"),
+        ("/embed", "text-embeddings-inference"),
+        ("/v1/embeddings", "only"),
+    } <= set(tried)
+
+
+def examples(part: dict[str, Any]) -> dict[str, Any]:
+    """The examples of a body or an answer, by name."""
+    content = part.get("content", {}).get(JSON, {})
+    if "example" in content:
+        return {"only": content["example"]}
+    return {name: one["value"] for name, one in content.get("examples", {}).items()}

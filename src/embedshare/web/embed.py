@@ -29,6 +29,13 @@ REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
 REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
 
+_TEXTS = ["one model", "many workers"]
+#: Shown in place of the vectors of these texts, which are longer.
+_VECTORS = [[0.0132, -0.0417, 0.0908], [-0.0564, 0.0231, 0.0175]]
+_TOLD = {"dimension": 3, "model_name": "all-MiniLM-L6-v2", "processing_time_ms": 4.2}
+_INPUTS = {"inputs": _TEXTS}, _VECTORS
+
+
 class EmbedRequest(msgspec.Struct):
     """Texts to embed.
 
@@ -103,6 +110,13 @@ def blueprint(served: Served) -> Blueprint:
         {200: {JSON: Embeddings | list[list[float]], BASE64: Base64Embeddings}},
         errors=REFUSED_AS_TEI,
         body=(EmbedRequest, InputsRequest),
+        examples={
+            "own form": (
+                {"texts": _TEXTS},
+                {"embeddings": _VECTORS, **_TOLD, "request_id": "5f0c2e9a41b7d386"},
+            ),
+            "text-embeddings-inference": _INPUTS,
+        },
     )
     def embed() -> Response:
         """The embeddings of texts.
@@ -128,7 +142,9 @@ def blueprint(served: Served) -> Blueprint:
         return response
 
     @routes.post("/")
-    @openapi.describe({200: list[list[float]]}, errors=REFUSED_AS_TEI, body=InputsRequest)
+    @openapi.describe(
+        {200: list[list[float]]}, errors=REFUSED_AS_TEI, body=InputsRequest, examples={"inputs": _INPUTS}
+    )
     def embed_inputs() -> Response:
         """The embeddings of `inputs`, for clients of text-embeddings-inference that know a server's address
         alone."""
@@ -141,6 +157,7 @@ def blueprint(served: Served) -> Blueprint:
         errors=(*REFUSED, UnprocessableEntity),
         body=str,
         query={"text": str},
+        examples={"text": (_TEXTS[0], {"embedding": _VECTORS[0], **_TOLD})},
     )
     def embed_single() -> Response:
         """The embedding of one text: `?text=…`, or a body that is a JSON string."""

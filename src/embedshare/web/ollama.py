@@ -144,6 +144,16 @@ class OllamaVersion(msgspec.Struct):
     version: str
 
 
+_NAMED = {"model": "all-MiniLM-L6-v2"}
+_TIMES = {"total_duration": 4200000, "load_duration": 0, "prompt_eval_count": 8}
+#: Bodies and their answers, whose vectors are longer.
+_OF_TEXTS = (
+    {**_NAMED, "input": ["one model", "many workers"]},
+    {**_NAMED, "embeddings": [[0.0132, -0.0417, 0.0908], [-0.0564, 0.0231, 0.0175]], **_TIMES},
+)
+_OF_PROMPT = {**_NAMED, "prompt": "one model"}, {"embedding": [0.0132, -0.0417, 0.0908]}
+
+
 def blueprint(served: Served) -> Blueprint:
     """What is below `/api`."""
     routes = Blueprint("ollama", __name__)
@@ -152,7 +162,9 @@ def blueprint(served: Served) -> Blueprint:
     of_name = msgspec.json.Decoder(OllamaName)
 
     @routes.post("/api/embed")
-    @openapi.describe({200: OllamaEmbeddings}, errors=_REFUSED, body=OllamaRequest)
+    @openapi.describe(
+        {200: OllamaEmbeddings}, errors=_REFUSED, body=OllamaRequest, examples={"texts": _OF_TEXTS}
+    )
     def ollama_embed() -> Response:
         """The embeddings of texts, of length 1."""
         began = time.perf_counter_ns()
@@ -175,7 +187,9 @@ def blueprint(served: Served) -> Blueprint:
         return Response(dumped(answer), content_type=JSON)
 
     @routes.post("/api/embeddings")
-    @openapi.describe({200: OllamaEmbedding}, errors=_REFUSED, body=OllamaPrompt)
+    @openapi.describe(
+        {200: OllamaEmbedding}, errors=_REFUSED, body=OllamaPrompt, examples={"prompt": _OF_PROMPT}
+    )
     def ollama_embeddings() -> Response:
         """The embedding of one text, by Ollama's earlier route."""
         asked = _read(of_prompt, '{"model": "any", "prompt": "a text"}')

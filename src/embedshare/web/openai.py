@@ -89,6 +89,18 @@ class OpenAIModels(msgspec.Struct):
     data: list[OpenAIModel]
 
 
+_EXAMPLE = {"model": "all-MiniLM-L6-v2", "input": ["one model", "many workers"]}
+_EXAMPLE_ANSWER = {
+    "object": "list",
+    "data": [
+        {"object": "embedding", "index": 0, "embedding": [0.0132, -0.0417, 0.0908]},
+        {"object": "embedding", "index": 1, "embedding": [-0.0564, 0.0231, 0.0175]},
+    ],
+    "model": "all-MiniLM-L6-v2",
+    "usage": {"prompt_tokens": 8, "total_tokens": 8},
+}
+
+
 def blueprint(served: Served) -> Blueprint:
     """`POST /v1/embeddings`, `GET /v1/models` and `GET /v1/models/{name}`."""
     routes = Blueprint("openai", __name__)
@@ -96,7 +108,12 @@ def blueprint(served: Served) -> Blueprint:
     created = int(time.time())
 
     @routes.post("/v1/embeddings")
-    @openapi.describe({200: OpenAIEmbeddings}, errors=(*REFUSED, UnknownModel), body=OpenAIRequest)
+    @openapi.describe(
+        {200: OpenAIEmbeddings},
+        errors=(*REFUSED, UnknownModel),
+        body=OpenAIRequest,
+        examples={"texts": (_EXAMPLE, _EXAMPLE_ANSWER)},
+    )
     def openai_embeddings() -> Response:
         """The embeddings of texts or token ids, of length 1."""
         asked = body.read(

@@ -70,7 +70,7 @@ class _Operation:
     errors: tuple[Raised, ...]
     bodies: tuple[type, ...]
     query: Mapping[str, Any]
-    example: Any
+    examples: Mapping[str, tuple[Any, Any]]
 
 
 def describe(
@@ -79,13 +79,14 @@ def describe(
     errors: tuple[Raised, ...] = (),
     body: type | tuple[type, ...] = (),
     query: Mapping[str, Any] | None = None,
-    example: Any = None,
+    examples: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Callable[[View], View]:
     """Declare what a view takes and gives, for its description; its docstring is the operation's text.
 
     `answers` holds by status what it returns: a type that goes out as JSON, or a type for each media type.
     `errors` are what it may raise beside the unexpected; `body` is the type of its JSON body, or several that
-    it may be of, `example` one such body; `query` holds what may come in the address.
+    it may be of; `query` holds what may come in the address. `examples` are bodies, each with its JSON
+    answer, by the names of their forms.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -94,7 +95,7 @@ def describe(
 
     def declare(view: View) -> View:
         bodies = body if isinstance(body, tuple) else (body,)
-        vars(view)["operation"] = _Operation(by_media_type, errors, bodies, query or {}, example)
+        vars(view)["operation"] = _Operation(by_media_type, errors, bodies, query or {}, examples or {})
         return view
 
     return declare
@@ -181,6 +182,9 @@ def _described(
         }
         for status, answer in operation.answers.items()
     }
+    if operation.examples:
+        shown = {name: answer for name, (_, answer) in operation.examples.items()}
+        responses[min(responses)]["content"][JSON] |= _shown(shown)
     of_the_gate: tuple[Raised, ...] = () if scopes is None else (Unauthenticated, Forbidden, RateLimited)
     of_no_keys: tuple[Raised, ...] = (HostRefused, OriginRefused)
     for error in dict.fromkeys((*operation.errors, *of_the_gate, *of_no_keys, InternalServerError)):
@@ -210,8 +214,7 @@ def _described(
     bodies = [schemas[kind] for kind in operation.bodies]
     if bodies:
         content: dict[str, Any] = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
-        if operation.example is not None:
-            content["example"] = operation.example
+        content |= _shown({name: asked for name, (asked, _) in operation.examples.items()})
         # what may come in the address need not come in the body
         described["requestBody"] = {"required": not operation.query, "content": {JSON: content}}
     return described
@@ -221,6 +224,14 @@ _RETRY_AFTER = {
     "description": "Seconds until there should be room.",
     "schema": {"type": "integer", "minimum": 0},
 }
+
+
+def _shown(examples: Mapping[str, Any]) -> dict[str, Any]:
+    """One example as such; of several, each under its name."""
+    if len(examples) == 1:
+        [only] = examples.values()
+        return {"example": only}
+    return {"examples": {name: {"value": value} for name, value in examples.items()}} if examples else {}
 
 
 def _sentence(error: Raised) -> str:
