@@ -100,7 +100,9 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
     app.register_blueprint(load.blueprint(settings.web_threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
-    app.register_blueprint(dashboard.blueprint(model, lambda: control.ask(supervisor, "status")))
+    app.register_blueprint(
+        dashboard.blueprint(model, lambda: control.ask(supervisor, "status"), measured.requests)
+    )
     app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app

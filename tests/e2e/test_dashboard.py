@@ -58,6 +58,8 @@ def test_the_figures_follow_the_load_and_the_history_stays(watched: Watched, tmp
             lambda: made() > 2 and 0.7 < watched.figure("#calls") / made() < 1.4, "the load that is made"
         )
         watched.wait_for(lambda: watched.figure("#texts") > watched.figure("#calls"), "two texts a call")
+        watched.wait_for(lambda: 0.7 < watched.figure("#requests") / made() < 1.4, "the requests")
+        assert watched.figure("#errors") == 0
         assert watched.figure("#p50") > 0
         assert watched.figure("#p99") >= watched.figure("#p50")
         assert watched.page.is_hidden("#empty")
@@ -188,7 +190,9 @@ def sample(
         "histograms": {"total_ms": {"bounds": [1, 2, 4], "counts": latencies or [0] * 4, "sum": 0}},
     }  # fmt: skip
     memory = {"processes": 1, "shared_mb": None, "unshared_mb": None, "model_mb": None}
-    return {"time": time, "worker": {"state": "connected"}, "server": server, "memory": memory}
+    http = {"since": pid, "answered": 3 * calls, "failed": failed, "refused": 2 * failed}
+    worker = {"state": "connected"}
+    return {"time": time, "worker": worker, "server": server, "memory": memory, "http": http}
 
 
 def test_a_difference_of_samples_is_what_happened_between_them(watched: Watched) -> None:
@@ -196,6 +200,19 @@ def test_a_difference_of_samples_is_what_happened_between_them(watched: Watched)
     found = module(watched.page, "interval.js", "it.difference(...argument)", samples)
     assert [found[name] for name in ("counted", "calls", "failed", "texts")] == [2, 60, 4, 120]
     assert found["histograms"]["total_ms"]["counts"] == [0, 10, 50, 0]
+    assert [found[name] for name in ("served", "requests", "errors", "refused")] == [2, 180, 4, 8]
+
+
+def test_requests_are_counted_while_the_model_server_is_away_and_from_a_worker_s_start(
+    watched: Watched,
+) -> None:
+    away = {**sample(12, 160, failed=60), "server": None}
+    found = module(watched.page, "interval.js", "it.difference(...argument)", [sample(10, 100), away])
+    assert [found[name] for name in ("counted", "calls")] == [0, 0]
+    assert [found[name] for name in ("served", "requests", "errors")] == [2, 180, 60]
+    for later in (sample(12, 160, pid=2), {**sample(12, 160), "http": None}):
+        found = module(watched.page, "interval.js", "it.difference(...argument)", [sample(10, 100), later])
+        assert [found[name] for name in ("served", "requests")] == [0, 0]
 
 
 @pytest.mark.parametrize("later", [sample(12, 5), sample(12, 160, pid=2), {**sample(12, 0), "server": None}])

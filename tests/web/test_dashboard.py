@@ -85,6 +85,30 @@ def test_the_data_are_the_server_s_figures_its_processes_and_their_memory(
     assert memory["unshared_mb"] == pytest.approx(of_callers + len(callers) * after["server"]["model_mb"])
 
 
+def test_the_data_count_this_worker_s_requests_and_errors_without_checks_and_pages(worker: Worker) -> None:
+    def http() -> dict[str, Any]:
+        return dict(requests.get(f"{worker.url}/dashboard/data", timeout=30).json()["http"])
+
+    before = http()
+    for body in ({"texts": ["one"]}, {"texts": 1}, {"texts": ["two"]}):
+        requests.post(f"{worker.url}/embed", json=body, timeout=30)
+    assert requests.post(f"{worker.url}/search", json={"query": "a failure"}, timeout=30).status_code == 502
+    for path in (
+        "/health",
+        "/embedding/health",
+        "/load",
+        "/metrics",
+        "/dashboard",
+        "/dashboard/static/page.js",
+    ):
+        assert requests.get(f"{worker.url}{path}", timeout=30).ok
+    after = http()
+    assert after["since"] == before["since"]
+    assert {name: after[name] - before[name] for name in ("answered", "failed", "refused")} == {
+        "answered": 4, "failed": 1, "refused": 1,
+    }  # fmt: skip
+
+
 def test_while_nobody_answers_the_data_say_why_and_tell_of_this_worker(server: ModelServer) -> None:
     nobody = {"EMBEDDING_SERVER_PORT": str(free_port()), "EMBEDDING_FALLBACK": "none"}
     with server.client(**nobody) as client:

@@ -13,6 +13,7 @@ from werkzeug.exceptions import NotFound
 from embedshare.errors import EmbedshareError
 from embedshare.web import openapi, pages
 from embedshare.web.latest import Latest
+from embedshare.web.metrics import Requests
 
 
 class Observed(Protocol):
@@ -49,7 +50,11 @@ class Memory(msgspec.Struct):
 
 
 class DashboardData(msgspec.Struct):
-    """Figures at `time` (seconds since 1970): counters and histograms add up since their process began."""
+    """Figures at `time` (seconds since 1970): counters and histograms add up since their process began.
+
+    `http` counts this worker's requests, `server` the calls of the model that all workers make: requests that
+    go together are one call.
+    """
 
     time: float
     worker: dict[str, Any]
@@ -57,17 +62,22 @@ class DashboardData(msgspec.Struct):
     processes: list[Process]
     memory: Memory
     error: str | None = None
+    http: Requests | None = None
 
 
 #: What a page waits for the figures, in seconds; then it is told that nobody answers.
 PATIENCE_S = 2.0
 
 
-def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = list) -> Blueprint:
+def blueprint(
+    model: Observed,
+    supervised: Callable[[], list[dict[str, Any]]] = list,
+    requests: Callable[[], Requests] | None = None,
+) -> Blueprint:
     """`/dashboard`, its files and its data.
 
     `supervised` lists a supervisor's processes, with the fields of Process; it may raise where there is none.
-    Who else is connected to the server is listed after them.
+    Who else is connected to the server is listed after them. `requests` counts this worker's.
     """
     routes = Blueprint("dashboard", __name__)
     latest, latest_supervised = Latest(lambda: model.stats()), Latest(supervised)
@@ -94,6 +104,7 @@ def blueprint(model: Observed, supervised: Callable[[], list[dict[str, Any]]] = 
     def dashboard_data() -> Response:
         """The figures of the live page, now."""
         data = _data(model, latest, latest_supervised)
+        data.http = None if requests is None else requests()
         return Response(msgspec.json.encode(data), content_type="application/json")
 
     return routes

@@ -40,6 +40,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REFRESH_S = 1.0
 SECONDS = tuple(bound / 1e3 for bound in MILLISECONDS)
 TEXT = "text/plain"
+#: The first parts of the routes that programs and people who watch a worker ask for again and again.
+_OPERATORS = frozenset({"dashboard", "embedding", "health", "load", "metrics"})
 #: How long a summary waits for the model server's part of it, in seconds.
 PATIENCE_S = 1.0
 
@@ -66,6 +68,18 @@ class Summary(msgspec.Struct):
     model_reloads: int
     model_reload_failures: int
     uptime_seconds: float
+
+
+class Requests(msgspec.Struct):
+    """HTTP requests since `since` (seconds since 1970); `failed` were answered with 5xx, `refused` with 4xx.
+
+    Checks, figures and pages for operators are left out.
+    """
+
+    since: float
+    answered: int
+    failed: int
+    refused: int
 
 
 class Metrics:
@@ -155,6 +169,18 @@ class Metrics:
             model_reload_failures=swaps[1],
             uptime_seconds=round(time.time() - sums["embedshare_worker_start_time_seconds"], 3),
         )
+
+    def requests(self) -> Requests:
+        """Those of this worker's callers, in all processes behind its port that share their numbers."""
+        found = Requests(0.0 if self._shared else self._born, 0, 0, 0)
+        for family in self._refreshed().collect() if self._shared else self._requests.collect():
+            for sample in family.samples:
+                if sample.name != "embedshare_http_requests_total" or _is_operators(sample.labels["route"]):
+                    continue
+                found.answered += int(sample.value)
+                found.failed += int(sample.value) if sample.labels["status"] >= "500" else 0
+                found.refused += int(sample.value) if "400" <= sample.labels["status"] < "500" else 0
+        return found
 
     def _refreshed(self) -> CollectorRegistry:
         """This process's numbers, or those of all that share a port."""
@@ -251,6 +277,10 @@ def blueprint(measured: Metrics) -> Blueprint:
         return response
 
     return routes
+
+
+def _is_operators(route: str) -> bool:
+    return route.strip("/").partition("/")[0] in _OPERATORS
 
 
 def _gauge(name: str, meaning: str, registry: CollectorRegistry, *labels: str) -> Gauge:

@@ -12,6 +12,10 @@ const COUNTERS = {
   padding: "padding_tokens",
 };
 
+/** Counters of this worker's HTTP requests, likewise. */
+const HTTP_COUNTERS = { requests: "answered", errors: "failed", refused: "refused" };
+const ALL = [...Object.keys(COUNTERS), ...Object.keys(HTTP_COUNTERS)];
+
 /** The value that a share `q` of those counted lies below, interpolated within its bucket; null of nothing.
  *  `counts` has one more than `bounds`: what is over the last bound is taken to be at it. */
 export function quantile(bounds, counts, q) {
@@ -41,12 +45,14 @@ export function standing(sample) {
 }
 
 /** What happened from sample `before` to `after`. `counted` is the seconds of it that counters are known for:
- *  0 where another process answers, or the same one anew, since then nobody knows what went before. */
+ *  0 where another process answers, or the same one anew, since then nobody knows what went before; `served`
+ *  is the same for this worker's own requests, which go on while the model server is away. */
 export function difference(before, after) {
   const interval = {
     from: before.time,
     to: after.time,
     counted: 0,
+    served: 0,
     histograms: {},
     standing: standing(after),
     waiting: after.server?.waiting_tokens ?? null,
@@ -54,13 +60,15 @@ export function difference(before, after) {
     shared: after.memory.shared_mb,
     unshared: after.memory.unshared_mb,
   };
-  for (const name of Object.keys(COUNTERS)) interval[name] = 0;
+  for (const name of ALL) interval[name] = 0;
+  const http = before.http && before.http.since === after.http?.since ? added(HTTP_COUNTERS, before.http, after.http) : null;
+  if (http) Object.assign(interval, http, { served: after.time - before.time });
   const [was, is] = [before.server, after.server];
   const continued = was && is && was.pid === is.pid && was.identity === is.identity && was.uptime <= is.uptime;
   if (!continued) return interval;
-  const added = Object.entries(COUNTERS).map(([name, key]) => [name, (is[key] ?? 0) - (was[key] ?? 0)]);
-  if (added.some(([, count]) => count < 0)) return interval;
-  Object.assign(interval, Object.fromEntries(added));
+  const counts = added(COUNTERS, was, is);
+  if (!counts) return interval;
+  Object.assign(interval, counts);
   for (const [name, histogram] of Object.entries(is.histograms ?? {})) {
     const since = subtract(histogram, was.histograms?.[name]);
     if (since) interval.histograms[name] = since;
@@ -69,13 +77,20 @@ export function difference(before, after) {
   return interval;
 }
 
+/** What was added to the counters, by an interval's names for them; null where one has begun again. */
+function added(counters, was, is) {
+  const found = Object.entries(counters).map(([name, key]) => [name, (is[key] ?? 0) - (was[key] ?? 0)]);
+  return found.some(([, count]) => count < 0) ? null : Object.fromEntries(found);
+}
+
 /** One interval for several that follow each other. */
 export function merge(intervals) {
-  const merged = { ...intervals[intervals.length - 1], from: intervals[0].from, counted: 0, histograms: {} };
-  for (const name of Object.keys(COUNTERS)) merged[name] = 0;
+  const merged = { ...intervals[intervals.length - 1], from: intervals[0].from, counted: 0, served: 0, histograms: {} };
+  for (const name of ALL) merged[name] = 0;
   for (const one of intervals) {
     merged.counted += one.counted;
-    for (const name of Object.keys(COUNTERS)) merged[name] += one[name];
+    merged.served += one.served;
+    for (const name of ALL) merged[name] += one[name];
     for (const [name, histogram] of Object.entries(one.histograms)) {
       merged.histograms[name] = add(merged.histograms[name], histogram);
     }

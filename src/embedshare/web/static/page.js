@@ -24,6 +24,7 @@ const ANSWERS = {
 };
 
 const rate = (one, count) => (one?.counted ? one[count] / one.counted : null);
+const httpRate = (one, count) => (one?.served ? one[count] / one.served : null);
 const latency = (q) => (one) => percentile(one, "total_ms", q);
 const padding = (one) => (one?.tokens ? one.padding / (one.tokens + one.padding) : null);
 function percentile(one, name, q) {
@@ -81,6 +82,8 @@ const CHARTS = {
 };
 
 const SPARKS = {
+  "requests-spark": ["--accent", (one) => httpRate(one, "requests")],
+  "errors-spark": ["--bad", (one) => httpRate(one, "errors")],
   "calls-spark": ["--accent", (one) => rate(one, "calls")],
   "texts-spark": ["--accent", (one) => rate(one, "texts")],
   "p50-spark": ["--accent", latency(0.5)],
@@ -161,8 +164,13 @@ function bands() {
 function showNow(sample) {
   const now = history.recent(NOW_S);
   const [calls, failed] = [rate(now, "calls"), rate(now, "failed")];
+  const [errors, refused] = [httpRate(now, "errors"), httpRate(now, "refused")];
+  at("requests").textContent = number(httpRate(now, "requests"));
+  at("errors").textContent = number(errors);
+  at("errors-note").textContent = refused ? `5xx; ${number(refused)}/s refused: 4xx` : "of these requests: 5xx";
+  at("errors-note").classList.toggle("bad", Boolean(errors));
   at("calls").textContent = number(calls);
-  at("calls-note").textContent = failed ? `${number(failed)} per second fail` : calls === null ? "\u00a0" : "none fails";
+  at("calls-note").textContent = failed ? `${number(failed)} per second fail` : "all workers, coalesced";
   at("calls-note").classList.toggle("bad", Boolean(failed));
   at("texts").textContent = number(rate(now, "texts"));
   at("texts-note").textContent = now?.counted ? `${short(rate(now, "tokens"))} tokens/s` : "\u00a0";
