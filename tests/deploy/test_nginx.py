@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -19,6 +21,7 @@ from embedshare.settings import Settings
 from tests.deploy import nginx as nginx_program
 from tests.deploy.nginx import ADDRESS, Load, Nginx
 from tests.processes import ROOT, Services, environment, free_port, wait_for
+from tests.websearch import site as site_handlers
 
 pytestmark = pytest.mark.skipif(nginx_program.PROGRAM is None, reason="nginx is not installed")
 
@@ -200,6 +203,51 @@ def test_a_body_over_the_limit_is_refused_unread_in_the_words_of_the_workers(sit
     assert refused.startswith(b"HTTP/1.1 413 ")
     assert b"Content-Type: application/json" in refused
     assert b'"type":"TooLarge"' in refused
+
+
+class Dies(site_handlers.Quiet):
+    """A worker that reads a request and ends before it answers."""
+
+    read: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:  # noqa: N802
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Dies.read.append(self.path)
+        self.close_connection = True
+
+
+class Answers(site_handlers.Quiet):
+    """A worker that answers."""
+
+    def do_POST(self) -> None:  # noqa: N802
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send(b"{}", "application/json")
+
+
+def test_what_adds_documents_is_not_sent_again_where_a_worker_may_have_carried_it_out(tmp_path: Path) -> None:
+    with ExitStack() as workers:
+        ports = [workers.enter_context(site_handlers.serving(Dies)) for _ in range(3)]
+        front = Nginx(tmp_path / "nginx", ports).start()
+        workers.callback(front.stop)
+        documents = f"/index/{'0' * 32}/documents"
+        for path, times in (("/embed", 3), ("/indexed", 3), ("/index", 1), (documents, 1)):
+            Dies.read.clear()
+            assert sent(front, path) == 502
+            assert Dies.read == [path] * times
+
+
+def test_what_adds_documents_goes_to_the_next_worker_where_the_first_is_not_there(tmp_path: Path) -> None:
+    with site_handlers.serving(Answers) as port:
+        front = Nginx(tmp_path / "nginx", [free_port(), free_port(), port]).start()
+        try:
+            assert [sent(front, "/index") for _ in range(6)] == [200] * 6
+        finally:
+            front.stop()
+        assert max(len(tried) for _, tried in front.answered()) > 1
+
+
+def sent(front: Nginx, path: str) -> int:
+    return requests.post(f"{front.url}{path}", json={"documents": ["a"]}, timeout=30).status_code
 
 
 def test_where_no_worker_is_the_answer_is_json(tmp_path: Path) -> None:
