@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -200,6 +201,24 @@ def test_a_key_file_that_others_can_read_is_refused(server: ModelServer, tmp_pat
         pytest.raises(InsecureKey, match="others can read"),
     ):
         client.encode("text")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of open files are POSIX's")
+def test_a_call_without_free_file_descriptors_waits_for_them_and_is_answered(server: ModelServer) -> None:
+    """They lack for the key's file as well as for the socket, at a client that has met no server yet."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = server.settings(EMBEDDING_FALLBACK="none")
+    with EmbeddingClient(settings=settings, max_retries=100, retry_delay=0.1) as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        returned = threading.Timer(0.5, resource.setrlimit, (resource.RLIMIT_NOFILE, limits))
+        returned.start()
+        try:
+            assert client.encode("text").shape == (384,)
+        finally:
+            returned.join()
+        assert client.health()["state"] == "connected"
 
 
 def test_a_second_server_on_the_same_port_says_so_and_ends(server: ModelServer, tmp_path: Path) -> None:
