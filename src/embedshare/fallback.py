@@ -123,6 +123,7 @@ class Failover:
         self._stand_in = StandIn(self._load)
         self._release: threading.Timer | None = None
         self._suspects = False
+        self._way_back: threading.Thread | None = None
         self.state = State.CONNECTING if self._use_server else State.LOCAL
 
     @property
@@ -140,6 +141,7 @@ class Failover:
         while True:
             self._check_open()
             if self.state in (State.FALLING_BACK, State.LOCAL):
+                self._see_to_the_way_back()
                 engine = self._local(deadline)
                 if engine is not None:
                     return both.on_local(engine, deadline)
@@ -272,7 +274,7 @@ class Failover:
             if self.state in (State.FALLING_BACK, State.CLOSED) or self._stand_in.failure is not None:
                 return
             # Before the state changes: an interrupt here must not leave it without a way back.
-            threads.start(self._find_the_way_back, "embedshare-probe", daemon=True)
+            self._way_back = threads.start(self._find_the_way_back, "embedshare-probe", daemon=True)
             self.state = State.FALLING_BACK
             self.fallbacks += 1
             if self._release is not None:
@@ -280,6 +282,14 @@ class Failover:
         logger.warning(
             "the model server is away ({}); a local model stands in until it is back", error.message
         )
+
+    def _see_to_the_way_back(self) -> None:
+        """Start the probe where none could be started before, as in a process that had too many threads."""
+        if self.state is not State.FALLING_BACK or self._way_back is not None:
+            return
+        with self._lock:
+            if self.state is State.FALLING_BACK and self._way_back is None:
+                self._way_back = threads.start(self._find_the_way_back, "embedshare-probe", daemon=True)
 
     def _local(self, deadline: float) -> Engine | None:
         """The local model; each caller waits for it no longer than its deadline.
@@ -389,10 +399,10 @@ class Failover:
 
 
 def _nobody_answers(server: ServerUnavailable, local: EmbedshareError) -> ServerUnavailable:
-    return ServerUnavailable(
-        f"{server.message}; and no local model can stand in: {local.message}. "
-        "Start the server with: python start_embedding_server.py"
-    )
+    message = f"{server.message}; and no local model can stand in: {local.message}"
+    if isinstance(server, ServerHung | IncompatibleVersion):  # there is a server: to start one is no remedy
+        return type(server)(message, **server.fields)
+    return ServerUnavailable(f"{message}. Start the server with: python start_embedding_server.py")
 
 
 _living: weakref.WeakSet[Failover] = weakref.WeakSet()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import platformdirs
 from embedshare import platforms
 from embedshare.errors import InvalidSetting
 from embedshare.settings import Settings
+
+_ALLOWED = "a folder that this user can write to"
 
 
 def state() -> Path:
@@ -36,12 +37,11 @@ def cache(settings: Settings) -> Path:
     try:
         return _temporary() / "cache" if folder is None else folder
     except OSError as error:
-        allowed = "a folder that this user can write to"
-        raise InvalidSetting(
+        raise _needed(
+            "EMBEDDING_CACHE_DIR",
             f"this user has no home folder, and {error.filename} cannot stand in for one: {error.strerror}; "
-            f"set EMBEDDING_CACHE_DIR to {allowed}",
-            name="EMBEDDING_CACHE_DIR", value="", allowed=allowed,
-        ) from None  # fmt: skip
+            f"set EMBEDDING_CACHE_DIR to {_ALLOWED}",
+        ) from None
 
 
 def check_temporary(who: str) -> None:
@@ -49,12 +49,15 @@ def check_temporary(who: str) -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        allowed = "a folder that this user can write to"
-        raise InvalidSetting(
+        raise _needed(
+            "TMPDIR",
             f"{who} needs a folder for temporary files, and can write to none: mount a tmpfs at /tmp, "
-            "or set TMPDIR",
-            name="TMPDIR", value="", allowed=allowed,
-        ) from None  # fmt: skip
+            f"or set TMPDIR to {_ALLOWED}",
+        ) from None
+
+
+def _needed(name: str, message: str) -> InvalidSetting:
+    return InvalidSetting(message, name=name, value="", allowed=_ALLOWED)
 
 
 def _below_home(find: Callable[..., str]) -> Path | None:
@@ -68,7 +71,7 @@ def _below_home(find: Callable[..., str]) -> Path | None:
 def _temporary() -> Path:
     """A folder that is this user's alone, the same for all processes of this user."""
     try:
-        folder = Path(tempfile.gettempdir(), f"embedshare-{os.getuid()}")
+        folder = Path(tempfile.gettempdir(), f"embedshare-{platforms.user_mark()}")
     except FileNotFoundError as error:
         raise OSError(errno.ENOENT, error.strerror, "the folder for temporary files") from None
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -38,7 +38,8 @@ class Repeats:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        # Reentrant: an object that is collected within it may log, as an abandoned asyncio task does.
+        self._lock = threading.RLock()
         self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
         """By kind: when its period began, and how many have come since."""
 
@@ -95,7 +96,7 @@ class Lines(io.TextIOBase):
         self._name = name
         self.original = stream
         self._repeats = repeats
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as that of Repeats
         self._begun = ""
         atexit.register(self.end)
 

@@ -213,8 +213,15 @@ def append_only(path: Path) -> BinaryIO:
     return path.open("ab", buffering=0)
 
 
+def user_mark() -> str:
+    """Part of a name that keeps this user's files apart from others' in a shared folder."""
+    if sys.platform == "win32":
+        return "own"  # each user has a folder for temporary files there
+    return str(os.getuid())
+
+
 class Exposed(PermissionError):
-    """Others can read, change or own a file that is to be this user's secret."""
+    """Others can read, change or own a file that only this user may."""
 
 
 def read_secret(path: Path) -> bytes:

@@ -11,7 +11,9 @@ import ipaddress
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -764,7 +766,7 @@ def _is_secret(value: str) -> bool:
 
 
 #: What was noticed in the environment and is not yet said.
-_notes: list[str] = []
+_notes: deque[str] = deque()
 _noted: set[str] = set()
 
 
@@ -776,8 +778,9 @@ def _note(line: str) -> None:
 
 def tell_notes() -> None:
     """Log what `Settings.load` noticed, each thing once in a process: for when the log has its form."""
-    while _notes:
-        logger.warning("{}", _notes.pop(0))
+    with suppress(IndexError):  # several threads may be here
+        while True:
+            logger.warning("{}", _notes.popleft())
 
 
 def markdown_table() -> str:

@@ -21,7 +21,9 @@ from embedshare.errors import (
     InsecureKey,
     ServerUnavailable,
 )
+from tests.e2e.conftest import check
 from tests.processes import ModelServer, wait_for
+from tests.proxy import Proxy, Reset, cut
 
 
 def test_killed_in_mid_load_with_fallback_no_call_is_lost_or_wrong(tmp_path: Path, reference: Any) -> None:
@@ -219,6 +221,29 @@ def test_a_call_without_free_file_descriptors_waits_for_them_and_is_answered(ser
         finally:
             returned.join()
         assert client.health()["state"] == "connected"
+
+
+def test_a_client_that_could_not_start_its_probe_starts_it_later_and_comes_back(
+    server: ModelServer, proxy: Proxy, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a process that has as many threads as it may, for a moment."""
+    start = threading.Thread.start
+
+    def no_probe(thread: threading.Thread) -> None:
+        if thread.name == "embedshare-probe":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with server.client(EMBEDDING_SERVER_PORT=str(proxy.port)) as client:
+        proxy.on_request, proxy.persists = cut(0, Reset), True
+        monkeypatch.setattr(threading.Thread, "start", no_probe)
+        check(client, expected, 0)
+        assert client.client_stats()["state"] == "falling back"
+        monkeypatch.undo()
+        proxy.heal()
+        check(client, expected, 1)
+        wait_for(lambda: client.client_stats()["state"] == "connected", 60, "the return")
+        check(client, expected, 2)
 
 
 def test_a_second_server_on_the_same_port_says_so_and_ends(server: ModelServer, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.errors import DeadlineExceeded
+from embedshare.errors import DeadlineExceeded, ServerHung
 from embedshare.ipc import connection as client_end
-from embedshare.ipc import transport
+from embedshare.ipc import handshake, transport
 from tests.e2e.conftest import TEXTS, check
 from tests.processes import ModelServer, wait_for
 from tests.proxy import Proxy, Stall
@@ -70,6 +70,33 @@ def test_a_client_whose_deadlines_are_short_falls_back_from_one_that_it_never_me
             client.encode(TEXTS[0], timeout=0.5)
         wait_for(lambda: client.client_stats()["state"] == "falling back", SECONDS, "the fallback")
         check(client, expected, 0)
+
+
+def test_a_server_that_only_shakes_hands_hangs_and_is_named_so(
+    tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MEETING_S", 0.5)
+    key = Path(server.given["EMBEDDING_AUTHKEY_FILE"]).read_bytes().strip()
+    listener = transport.Listener(("127.0.0.1", 0))
+    kept: list[transport.Connection] = []
+
+    def shake_hands() -> None:
+        connection = listener.accept()
+        kept.append(connection)
+        handshake.demand_proof(connection, key)
+        handshake.prove(connection, key)
+
+    thread = threading.Thread(target=shake_hands)
+    thread.start()
+    port = str(listener.address[1])
+    with (
+        server.client(EMBEDDING_SERVER_PORT=port, EMBEDDING_FALLBACK="none") as client,
+        pytest.raises(ServerHung, match="accepts connections and does not answer"),
+    ):
+        client.encode("text")
+    thread.join(30)
+    kept[0].close()
+    listener.close()
 
 
 @needs_sigstop

@@ -61,6 +61,17 @@ def test_a_process_takes_no_socket_of_another_address(tmp_path: Path) -> None:
     assert held_port.take("127.0.0.1", 5000) is None  # of a process without a supervisor
 
 
+def test_an_address_is_the_same_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = held_port.hold("::1", free_port())
+    if listener is None:
+        pytest.skip("no IPv6 here")
+    port = listener.getsockname()[1]
+    monkeypatch.setenv(held_port.VARIABLE, str(listener.detach()))
+    taken = held_port.take("0:0:0:0:0:0:0:1", port)
+    assert taken is not None
+    taken.close()
+
+
 def test_a_port_that_is_taken_or_belongs_to_a_name_is_left_to_the_worker() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert held_port.hold("127.0.0.1", other.getsockname()[1]) is None

@@ -8,11 +8,13 @@ too: `hasattr(model, "tokenizer")` is False, and `getattr` with a default gives 
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
 
 from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
+from embedshare.similarity import NAMES
 
 _WEIGHTS = "the weights are in the model server; load a SentenceTransformer of your own to work on them"
 _TRAINING = (
@@ -79,7 +81,7 @@ METHODS: dict[str, str] = {
     **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], _TRAINING),
     **dict.fromkeys(["push_to_hub", "save", "save_pretrained", "save_to_hub"], _SAVING),
 }
-#: Properties, likewise.
+#: Properties that need it, and what to do instead.
 PROPERTIES: dict[str, str] = {
     **dict.fromkeys(["T_destination", "config", "model_card_data_class", "transformers_model"], _WEIGHTS),
     "processor": _TOKENIZER,
@@ -115,7 +117,7 @@ class ModelCardData:
 class Unserved(abc.ABC):
     """The names of SentenceTransformer that are no part of embedding."""
 
-    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar = ("cosine", "dot", "euclidean", "manhattan")
+    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar = NAMES
     default_huggingface_organization: ClassVar = "sentence-transformers"
     model_type: ClassVar = "SentenceTransformer"
     call_super_init: ClassVar = False
@@ -181,8 +183,6 @@ class Unserved(abc.ABC):
     def evaluate(self, evaluator: Callable[[Any, str | None], Any], output_path: str | None = None) -> Any:
         """What the evaluator says of this model; it writes into the folder `output_path`."""
         if output_path is not None:
-            import os
-
             os.makedirs(output_path, exist_ok=True)
         return evaluator(self, output_path)
 

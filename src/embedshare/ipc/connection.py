@@ -229,6 +229,11 @@ class Connections:
             description = self._agree(connection, deadline)
             connection.met = description.identity
             self._on_connect(description)
+        except DeadlineExceeded:
+            connection.close()
+            if time.monotonic() >= deadline:
+                raise
+            raise ServerHung("the model server accepts connections and does not answer on them") from None
         except EmbedshareError:
             connection.close()
             raise

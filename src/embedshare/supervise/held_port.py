@@ -6,6 +6,7 @@ port would be closed for a second: a proxy would answer 502, and avoid the worke
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 
@@ -42,7 +43,16 @@ def take(host: str, port: int) -> socket.socket | None:
         return None
     listener = socket.socket(fileno=int(given))
     listener.set_inheritable(False)
-    if listener.getsockname()[:2] != (host, port):
+    if not _is_at(listener, host, port):
         listener.close()
         return None
     return listener
+
+
+def _is_at(listener: socket.socket, host: str, port: int) -> bool:
+    """Whether a socket listens there; an IPv6 address has several spellings."""
+    own_host, own_port = listener.getsockname()[:2]
+    try:
+        return bool(own_port == port and ipaddress.ip_address(own_host) == ipaddress.ip_address(host))
+    except ValueError:  # a host's name
+        return False

@@ -41,5 +41,5 @@ class _Normalized:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ["PATH_INFO"] = normalized(environ["PATH_INFO"])
+        environ["PATH_INFO"] = normalized(environ.get("PATH_INFO", ""))  # absent where it is empty
         return self._app(environ, start_response)

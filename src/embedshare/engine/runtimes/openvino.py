@@ -75,7 +75,7 @@ def cpu_core() -> ov.Core:
             core = ov.Core()
             core.get_property("CPU", "FULL_DEVICE_NAME")
             loaded.set_result(core)
-        except Exception as error:
+        except BaseException as error:
             loaded.set_exception(error)
 
     thread = threads.start(load, "embedshare-plugin", daemon=False)
