@@ -276,11 +276,11 @@ def examine(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _ports(options: argparse.Namespace, settings: Settings) -> list[doctor.Finding]:
-    """What there is to say of the workers' ports: of those where they run, or could be started."""
+    """Findings on the workers' ports: where they run, else where they could be started."""
     try:
         return list(doctor.running_workers(control.ask(_control_file(settings), "status")))
     except EmbedshareError:  # none runs
-        # What a database says is not asked for: that would make its tables.
+        # Without a look at the database, which would make its tables.
         place = _Where(settings, options.port).by(None, None)
     return list(doctor.worker_ports(settings.server_port, options.workers[0], place))
 

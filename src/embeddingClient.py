@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 #: A health check has its answer after so many seconds: a load balancer's own check often waits five.
 HEALTH_S = 3.0
-#: It embeds a text of its own where this process has read no vectors from the server for so many seconds.
+#: A health check embeds a text of its own where this process has read no vectors for this many seconds.
 FRESH_S = 2.0
 _WELL = "Is the model well?"
 _T = TypeVar("_T")
-#: What a copy takes over of a client, beside its settings and what a subclass has added.
+#: Attributes that a copy of a client keeps. It also keeps the settings, and attributes of a subclass.
 _COPIED = {
     "program",
     "truncate_dim",

@@ -1,4 +1,4 @@
-"""What libraries and Python itself say is a line of the program's own log, and bounded."""
+"""Output of libraries and of Python itself: lines of the program's own log, and bounded."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SILENT = (
 
 
 def said(what: str, form: str = "json") -> list[str]:
-    """What a program writes, on both streams, where this is all it does."""
+    """The lines of a program on both streams, where this is all it does."""
     program = PROGRAM.replace("{form}", form).replace("{what}", what)
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(EMBEDDING_LOG_FORMAT=form),
@@ -70,7 +70,7 @@ def said(what: str, form: str = "json") -> list[str]:
 
 
 @pytest.mark.parametrize("what", SAYS)
-def test_whatever_a_library_says_is_one_record_of_the_log(what: str) -> None:
+def test_each_output_of_a_library_is_one_record_of_the_log(what: str) -> None:
     records = [json.loads(line) for line in said(what)]
     assert [(record["level"], record["message"]) for record in records] == [SAYS[what]]
     assert ("1 / 0" in what) == ("ZeroDivisionError" in records[0].get("exception", ""))
@@ -91,7 +91,7 @@ def test_as_text_each_line_is_dated_and_names_the_process() -> None:
 
 
 @pytest.mark.parametrize("what", SILENT)
-def test_what_may_quote_a_caller_is_not_said(what: str) -> None:
+def test_library_output_that_may_quote_a_caller_is_not_logged(what: str) -> None:
     assert said(what) == []
 
 
@@ -189,7 +189,7 @@ def test_kinds_without_end_are_bounded_as_well() -> None:
     assert repeats.left_out("library", "another") == 0
 
 
-def test_what_is_written_in_pieces_is_logged_by_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_in_pieces_is_logged_by_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from embedshare import library_logs
 
     logged: list[str] = []

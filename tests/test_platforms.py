@@ -1,4 +1,4 @@
-"""What Linux's control groups leave a process to take, and which files others can change."""
+"""The memory that Linux's control groups leave a process, and files that others can change."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def status_of(owner: int, group: int, mode: int) -> os.stat_result:
 @pytest.mark.parametrize(
     ("owner", "group", "mode", "trusted"),
     [
-        ("me", "nameless", 0o644, True),  # what others can read, they cannot change
+        ("me", "nameless", 0o644, True),  # others can read it, and not change it
         ("root", "nameless", 0o644, True),
         ("me", "nameless", 0o660, True),  # a pod's volume: its group has no name here
         ("me", "me", 0o664, True),  # a group of the user's own, and umask 002
@@ -67,7 +67,7 @@ def status_of(owner: int, group: int, mode: int) -> os.stat_result:
         ("me", "me", 0o602, False),
     ],
 )
-def test_what_another_user_owns_or_can_write_is_not_to_be_believed(
+def test_a_file_that_another_user_owns_or_can_write_is_not_trusted(
     monkeypatch: pytest.MonkeyPatch, owner: str, group: str, mode: int, trusted: bool
 ) -> None:
     numbers = {"me": 4711, "root": 0, "stranger": 4712, "nameless": 4713, "not mine": 4714}

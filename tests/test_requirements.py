@@ -1,4 +1,4 @@
-"""What is installed: the same bounds in both places that name them, and no version with a known advisory."""
+"""Bounds of dependencies: the same in all places, and none admits a version with a known advisory."""
 
 from __future__ import annotations
 

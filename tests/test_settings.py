@@ -350,7 +350,7 @@ def test_the_readme_table_has_a_line_for_each_setting_and_shows_no_key() -> None
 
 
 @pytest.mark.parametrize("link", ["tcp://10.0.0.1:5002", "udp://10.0.0.1:53", "sctp://[fd00::1]:5002"])
-def test_what_kubernetes_sets_for_a_service_of_a_setting_s_name_is_as_if_not_set_and_told_once(
+def test_a_value_that_kubernetes_sets_for_a_service_of_a_setting_s_name_is_ignored_and_logged_once(
     link: str, tmp_path: Path, logged: list[str]
 ) -> None:
     names = ("EMBEDDING_SERVER_PORT", "EMBEDDING_PORT", "EMBEDDING_METRICS_PORT")

@@ -51,7 +51,7 @@ def test_without_any_new_thread_the_one_that_submits_does_the_work(
     assert future.result() is threading.current_thread()
 
 
-def test_what_was_cancelled_while_it_waited_is_not_done(refused: threads.Threads) -> None:
+def test_work_that_was_cancelled_while_it_waited_is_not_done(refused: threads.Threads) -> None:
     gate, done = threading.Event(), []
     held = [refused.submit(gate.wait, LIMIT_S) for _ in range(2)]
     dropped, kept = refused.submit(done.append, "dropped"), refused.submit(done.append, "kept")

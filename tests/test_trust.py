@@ -1,4 +1,4 @@
-"""Whose Python code is run: that of models which the operator names, in the cache that the operator names."""
+"""Python code of models runs only for those that the operator names, in the cache that the operator names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = Settings(model_name="org/a", trust_remote_code=("org/a",), model_cach
 
 
 def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
-    """Whoever may change the settings would else say whose code is run."""
+    """Else a caller that may change the settings could choose the code that runs."""
     wanted: list[Settings] = []
 
     class Keeper:

@@ -1,4 +1,4 @@
-"""What a child process needs of this one's environment, and to find this package."""
+"""The environment of child processes: how they find this package, and what they do without."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def python_path() -> str:
     return os.pathsep.join([ours, inherited] if inherited else [ours])
 
 
-#: What an interpreter needs to start and to find its packages, and what says where temporary files and which
-#: language are: by name, in capitals, and by how a name begins.
+#: Variables that an interpreter needs to start, to find its packages and temporary files, and to know the
+#: language: by name in capitals, and by a name's beginning.
 _NEEDED = frozenset(
     (
         "PATH", "HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "VIRTUAL_ENV", "CONDA_PREFIX",
@@ -25,9 +25,9 @@ _NEEDED_PREFIXES = ("PYTHON", "LC_", "LD_LIBRARY_", "DYLD_LIBRARY_")
 
 
 def bare_environment(prefixes: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without what a child has no use for: keys and passwords are in it.
+    """This process's environment without keys, passwords and all else that a child has no use for.
 
-    `prefixes` are beginnings of further names, in capitals, that the child is to have.
+    `prefixes` are beginnings of further names, in capitals, that the child keeps.
     """
     kept = (*_NEEDED_PREFIXES, *prefixes)
     found = {

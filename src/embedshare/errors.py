@@ -32,14 +32,13 @@ class InvalidInput(EmbedshareError, ValueError):
 
 
 class EmptyInput(InvalidInput):
-    """A list of texts is empty, under an API whose own servers refuse that."""
+    """A list of texts is empty, under an API whose own servers refuse an empty list."""
 
 
 class NotServed(InvalidInput, AttributeError):
     """A local SentenceTransformer can do this, a shared one cannot.
 
-    An AttributeError too: to who asks for a property by `hasattr`, or `getattr` with a default, it is not
-    there.
+    An AttributeError too, so that `hasattr` says False and `getattr` gives its default.
     """
 
 

@@ -1,8 +1,8 @@
-"""Which hosts in a request's Host header mean this machine.
+"""Tells whether a request's Host header means this machine: the guard against DNS rebinding.
 
-A page can have its own name resolve to this machine's address (DNS rebinding): its visitor's browser then
-takes what listens here for the page's own site, and lets the page read all of it. Such a request has the
-page's name as its host. A host that is an address has no name that anybody could resolve to another.
+A page can have its own name resolve to this machine's address. Its visitor's browser then takes a server here
+for the page's own site, and lets the page read all of it. Such a request has the page's name as its host. An
+IP address as the host is safe: a page cannot have one resolve to another machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What libraries say, turned into lines of this program's own log.
+"""Turns the output of libraries into lines of this program's own log.
 
 Libraries write with `logging`, `warnings` and `print`, and Python prints the tracebacks of errors that
-nothing caught. All of it goes through loguru here: each line is dated, and is JSON where the log is. What C
-code writes to the file descriptor stays as it is, since a process that crashes must still say why.
+nothing caught. All of it goes through loguru here: each line has a date, and is JSON where the log is. Output
+of C code to the file descriptor stays as it is, since a process that crashes must still say why.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, TextIO
 
 from loguru import logger
 
-#: Warnings of one kind that are logged in so many seconds; the next one after that says how many were not.
+#: Warnings of one kind that are logged in a period of this many seconds. The next one says how many were not.
 MOST_OF_A_KIND, PERIOD_S = 3, 60.0
 #: Kinds that are told apart in that time. Further ones count as one kind, which bounds all lines.
 MOST_KINDS = 100
 #: Characters that are printed without an end of the line, at most: then it is ended here.
 LONGEST_LINE = 10_000
-#: What a kind is known by: the beginning of its message, all numbers alike.
+#: Characters of a message that tell its kind; all numbers count as one.
 _KIND_CHARS = 80
 _NUMBER = re.compile(r"\d+")
 _LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO")
@@ -65,9 +65,9 @@ class Repeats:
 
 
 def take_over(*streams: str) -> None:
-    """Have loguru log what libraries of this process say, and what is printed to these streams of `sys`.
+    """Have loguru log the output of this process's libraries, and of these streams of `sys`.
 
-    For programs: in a process of a user's all of it is the user's.
+    For programs alone: in a user's own process the output is the user's.
     """
     repeats = Repeats()
     _take_logging(_Handler(repeats))
@@ -83,7 +83,7 @@ def take_over(*streams: str) -> None:
 
 
 def original(stream: TextIO) -> TextIO:
-    """What `take_over` has put itself before, or the stream itself."""
+    """The stream that `take_over` replaced, or the stream itself."""
     return stream.original if isinstance(stream, Lines) else stream
 
 
@@ -126,12 +126,12 @@ class Lines(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
-        """Of the stream itself: children that are given it write there."""
+        """The stream's own: children that inherit it write there."""
         return self.original.fileno()
 
     @property
     def buffer(self) -> Any:
-        """Of the stream itself."""
+        """The stream's own."""
         return self.original.buffer
 
 
@@ -146,7 +146,7 @@ class _Handler(logging.Handler):
         except Exception as error:  # a library's own mistake in a line that it logs
             message = f"{record.msg} ({type(error).__name__} in this line of the library's)"
         level = next((name for name in _LEVELS if record.levelno >= getattr(logging, name)), "DEBUG")
-        # What is below a warning comes of those alone who were told to say it.
+        # Below a warning only loggers speak that were told to.
         bounded = self._repeats if record.levelno >= logging.WARNING else None
         _say(level, record.name, message, bounded, record.exc_info)
 

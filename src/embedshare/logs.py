@@ -50,7 +50,7 @@ def configure(settings: Settings, process: str, *, prints: bool = False) -> None
 
 
 def _to(stream: TextIO) -> Callable[[str], None]:
-    """Writes there. Where that fails, as on a full disk, the line is lost: whoever logs goes on."""
+    """A sink that writes there. Where that fails, as on a full disk, the line is lost and nothing else."""
 
     def write(line: str) -> None:
         try:

@@ -37,8 +37,8 @@ KEEPS_MAPPED_FILES = WINDOWS
 #: Likewise one that a process has open, for as long as it reads it.
 _READING_S = 2.0
 
-#: After this many idle seconds the system asks whether the other end of a connection is there, so often, and
-#: gives the connection up after so many questions without an answer.
+#: TCP keepalive: idle seconds before the first probe, seconds between probes, and probes without an answer
+#: after which the system gives the connection up.
 _KEEPALIVE_IDLE_S = 10
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_PROBES = 3
@@ -238,11 +238,11 @@ def read_secret(path: Path) -> bytes:
 
 
 def fault_of_secret(status: os.stat_result) -> str | None:
-    """Who else can read or change a file like this; None where it is a secret of this process's.
+    """Why others can read or change a file like this; None where it is a secret of this process.
 
-    It is one where its owner is this user and nobody else has a right to it (0600, 0400), or where its owner
-    is root and a group of this process's may read it (0440), as the secret of a Kubernetes pod is mounted.
-    On Windows the file's access list was set when it was made, inside the user's own profile folder.
+    A secret's owner is this user, and others have no right to it (0600, 0400). Or its owner is root, and a
+    group of this process may read it (0440), as the secret of a Kubernetes pod is mounted. On Windows the
+    file's access list was set when it was made, inside the user's own profile folder.
     """
     if sys.platform == "win32":
         return None
@@ -256,10 +256,10 @@ def fault_of_secret(status: os.stat_result) -> str | None:
 
 
 def fault_of_trust(status: os.stat_result, rights: int = 0o022) -> str | None:
-    """Who else can change a file or folder like this; None where only this user and root can.
+    """Why others can change a file or folder like this; None where only this user and root can.
 
     `rights` are those that others must not have. A group that is this user's alone counts as this user: one
-    with the user's own number, and one of this process's without a name here, as a pod's `fsGroup`.
+    with the user's own number, and one of this process without a name here, as a pod's `fsGroup`.
     """
     if sys.platform == "win32":
         return None

@@ -542,8 +542,8 @@ class Settings:
         "EMBEDDING_REDIS_PREFIX",
         _optional_text,
         None,
-        "Name of this deployment in that Redis: workers with one name count together. Default: made of the "
-        "model server's key",
+        "Name of this deployment in that Redis: workers with one name count together. Default: derived from "
+        "the model server's key",
     )
     trusted_proxies: int = _setting(
         "EMBEDDING_TRUSTED_PROXIES",
@@ -599,8 +599,8 @@ class Settings:
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> Settings:
         """Read the settings from `environ` (the process's) and the `.env` file (the working directory's).
 
-        Raises InvalidSetting with the name, the value and what is allowed. What is read and not taken is
-        said by `tell_notes`.
+        Raises InvalidSetting with the name, the value and what is allowed. `tell_notes` logs which values
+        were ignored.
         """
         given = _dotenv_values(dotenv or Path(".env"))
         given.update(_without_service_links(os.environ if environ is None else environ))
@@ -723,7 +723,7 @@ def _names_in_use() -> list[str]:
 
 
 def _dotenv_values(path: Path) -> dict[str, str]:
-    """What the file holds of our settings, where others cannot have put that there."""
+    """Our settings in the file. Raises InvalidSetting where others can have written them."""
     if not path.is_file():
         return {}
     from dotenv import dotenv_values  # only where there is such a file: a worker's import stays light
@@ -745,7 +745,7 @@ def _check_others(path: Path, status: os.stat_result, found: Mapping[str, str]) 
     """Refuse settings that others can have written, and note secrets that they can read."""
     fault = platforms.fault_of_trust(status) if found else None
     if fault is not None:
-        allowed = "a file that root or this user owns, and nobody else can write to"
+        allowed = "a file that root or this user owns, and that others cannot write to"
         raise InvalidSetting(
             f"{path} sets {', '.join(found)}, and others can write to it or own it ({fault}): chown it to "
             "this user and chmod 600 it, or take these settings out of it",
@@ -765,7 +765,7 @@ def _is_secret(value: str) -> bool:
     return "@" in value if "://" in value else bool(value)
 
 
-#: What was noticed in the environment and is not yet said.
+#: Remarks on the environment that are not logged yet, and all that were made.
 _notes: deque[str] = deque()
 _noted: set[str] = set()
 

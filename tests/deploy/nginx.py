@@ -131,7 +131,7 @@ class Load:
                 thread.join(90)
 
     def more(self, count: int) -> None:
-        """Wait for so many more answers."""
+        """Wait for this many more answers."""
         aim = self.good + count
         wait_for(lambda: self.good >= aim or self.failures, 90, f"{count} more answers")
 

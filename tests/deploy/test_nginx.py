@@ -224,7 +224,9 @@ class Answers(site_handlers.Quiet):
         self.send(b"{}", "application/json")
 
 
-def test_what_adds_documents_is_not_sent_again_where_a_worker_may_have_carried_it_out(tmp_path: Path) -> None:
+def test_an_addition_of_documents_is_not_sent_again_where_a_worker_may_have_carried_it_out(
+    tmp_path: Path,
+) -> None:
     with ExitStack() as workers:
         ports = [workers.enter_context(site_handlers.serving(Dies)) for _ in range(3)]
         front = Nginx(tmp_path / "nginx", ports).start()
@@ -236,7 +238,9 @@ def test_what_adds_documents_is_not_sent_again_where_a_worker_may_have_carried_i
             assert Dies.read == [path] * times
 
 
-def test_what_adds_documents_goes_to_the_next_worker_where_the_first_is_not_there(tmp_path: Path) -> None:
+def test_an_addition_of_documents_goes_to_the_next_worker_where_the_first_is_not_there(
+    tmp_path: Path,
+) -> None:
     with site_handlers.serving(Answers) as port:
         front = Nginx(tmp_path / "nginx", [free_port(), free_port(), port]).start()
         try:

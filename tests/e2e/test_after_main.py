@@ -56,12 +56,12 @@ def test_long_lists_and_awaited_calls_are_answered_by_the_server(server: ModelSe
 def test_a_local_model_answers_too_and_loads_even_then(
     server: ModelServer, tmp_path: Path, program: str
 ) -> None:
-    copy_converted(tmp_path)  # what the server has converted
+    copy_converted(tmp_path)  # the graph that the server has converted
     env = ModelServer(tmp_path, EMBEDDING_CACHE_DIR=str(tmp_path)).environment(USE_IPC_EMBEDDING="false")
     assert lines(run_python(program, env)) == ["a thread local", "a thread local", "atexit local"]
 
 
 def test_an_unreachable_server_is_stood_in_for_at_exit(server: ModelServer, tmp_path: Path) -> None:
-    copy_converted(tmp_path)  # what the server has converted
+    copy_converted(tmp_path)  # the graph that the server has converted
     env = ModelServer(tmp_path, EMBEDDING_CACHE_DIR=str(tmp_path)).environment()
     assert lines(run_python(COLD, env))[-1] == "atexit falling back"

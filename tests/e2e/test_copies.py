@@ -32,7 +32,7 @@ DOCS = [
 
 
 class Holder:
-    """What libraries do: a model among other things."""
+    """An object of a library, with a model among its attributes."""
 
     def __init__(self, model: EmbeddingClient) -> None:
         self.model = model
@@ -82,7 +82,7 @@ def test_a_copy_is_a_new_client_of_the_same_settings(model: EmbeddingClient, way
 
 @pytest.mark.parametrize("way", list(WAYS)[1:])
 @pytest.mark.usefixtures("given")
-def test_what_holds_a_client_holds_one_copy(model: EmbeddingClient, way: str) -> None:
+def test_an_object_with_a_client_has_one_copy_of_it(model: EmbeddingClient, way: str) -> None:
     twin = WAYS[way](Holder(model))
     assert twin.model is twin.again[0]
     assert twin.model is not model

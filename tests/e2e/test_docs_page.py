@@ -19,7 +19,7 @@ LIMIT_MS = 60_000
 PICTURES = os.environ.get("EMBEDSHARE_PICTURES")
 
 
-#: What is beyond the right edge of the screen, unless it scrolls, and texts in columns of a few letters.
+#: Elements beyond the right edge of the screen, unless they scroll, and texts in columns of a few letters.
 CUT = """() => [...document.querySelectorAll("#api *")].filter((one) => one.checkVisibility()
     && !one.closest("pre, .highlight-code") && (one.getBoundingClientRect().right > innerWidth + 1
     || (one.matches("td.response-col_description, td.parameters-col_description") && one.clientWidth < 200)))

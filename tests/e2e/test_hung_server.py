@@ -28,7 +28,7 @@ from tests.proxy import Proxy, Stall
 needs_sigstop = pytest.mark.skipif(
     not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process and let it go on"
 )
-#: What a call to a server that hangs may take: patience, a probe and the load of a local model.
+#: Seconds that a call to a server that hangs may take: patience, a probe and the load of a local model.
 SECONDS = 40.0
 
 

@@ -214,7 +214,7 @@ def test_logs_show_the_last_lines_and_go_on_with_those_that_come(operator: Opera
     assert following.stdout is not None
     following.stdout.readline()
     assert operator.json("restart", "worker-1") == {"status": "ok"}
-    # Others may come between: a local model of an earlier fallback is let go a minute later.
+    # Other lines may come between: a local model of an earlier fallback is unloaded a minute later.
     ends = (line for line in following.stdout if "stopped" in line or "ready" in line)
     lines = [next(ends) for _ in range(2)]
     following.terminate()

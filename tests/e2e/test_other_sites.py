@@ -67,7 +67,7 @@ def answered(worker: Worker, route: str) -> dict[str, int]:
     return {line.split('status="')[1][:3]: int(float(line.split()[-1])) for line in lines}
 
 
-def test_what_a_page_sends_without_asking_is_refused(visited: Page, worker: Worker) -> None:
+def test_requests_that_a_page_sends_without_asking_are_refused(visited: Page, worker: Worker) -> None:
     sent = '{"model": "m", "input": "a", "texts": ["a"]}'
     for route in ("/api/embed", "/embed", "/v1/embeddings"):
         visited.evaluate(SEND, [worker.url + route, sent])

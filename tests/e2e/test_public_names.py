@@ -40,7 +40,7 @@ GIVE_THE_MODEL: dict[str, list[tuple[Any, ...]]] = {
     "requires_grad_": [(False,)], "share_memory": [()], "apply": [(print,)],
     "smart_apply": [(print,)],
 }  # fmt: skip
-#: What the same methods refuse.
+#: Arguments that the same methods refuse.
 REFUSE: dict[str, list[tuple[Any, ...]]] = {
     "to": [("cuda",), (torch.device("cuda", 1),), (torch.float16,), ("cpu", torch.bfloat16)],
     "type": [(torch.half,)], "requires_grad_": [(), (True,)], "cuda": [(), (1,), ("cuda:1",)], "half": [()],
@@ -104,7 +104,7 @@ def test_methods_give_what_the_reference_gives(exact: EmbeddingClient, reference
             assert getattr(exact, name)(*given) == getattr(copy.copy(reference), name)(*given), (name, given)
 
 
-def test_what_needs_the_model_itself_says_what_to_do_instead(exact: EmbeddingClient) -> None:
+def test_names_that_need_the_model_itself_say_what_to_do_instead(exact: EmbeddingClient) -> None:
     for name, instead in unserved.METHODS.items():
         with pytest.raises(NotServed) as raised:
             getattr(exact, name)("any", argument=1)

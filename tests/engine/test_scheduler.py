@@ -185,7 +185,7 @@ def test_where_no_thread_starts_any_more_callers_compute_for_themselves(threads:
     assert_works(ours)
 
 
-def test_where_no_thread_starts_any_more_those_who_wait_lead_one_after_another(
+def test_where_no_thread_starts_any_more_waiting_callers_lead_one_after_another(
     threads: ThreadPoolExecutor,
 ) -> None:
     runtime = Runtime()

@@ -84,7 +84,7 @@ def test_a_path_that_is_no_folder_is_refused_without_asking_a_hub(no_hub: Path, 
 
 
 @pytest.mark.parametrize("kind", ["absolute", "relative", "a name"])
-def test_what_is_said_of_a_folder_without_a_model_does_not_tell_whether_it_exists(
+def test_the_error_for_a_folder_without_a_model_does_not_tell_whether_it_exists(
     no_hub: Path, kind: str
 ) -> None:
     there, link, absent = no_hub / "real", no_hub / "link", no_hub / "gone"

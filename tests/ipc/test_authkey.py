@@ -283,7 +283,7 @@ def test_without_a_setting_the_file_is_in_the_users_state_folder() -> None:
 
 
 def _as_user(user: int, groups: str, program: str, **given: str) -> str:
-    """What a program prints that runs as another user, without a home folder or a passwd entry."""
+    """The output of a program that runs as another user, without a home folder or a passwd entry."""
     identity = (f"--reuid={user}", f"--regid={user}", f"--groups={groups}")
     done = subprocess.run(
         ["setpriv", *identity, sys.executable, "-c", program],
@@ -386,7 +386,7 @@ def test_too_many_open_files_are_no_fault_of_the_key_and_pass(ours: Settings) ->
 
 
 @posix
-def test_what_is_checked_is_what_is_read_though_the_file_is_changed_for_another_meanwhile(
+def test_the_file_that_is_checked_is_the_one_that_is_read_though_another_takes_its_name(
     ours: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name is given to another file as soon as the first is open."""

@@ -13,7 +13,7 @@ from tests.processes import wait_for
 
 
 class Server:
-    """What `probe` asks: it takes `takes_s` of a clock that the test turns."""
+    """Stands for the server that `probe` asks: it takes `takes_s` of a clock that the test turns."""
 
     def __init__(self, takes_s: float = 0.0, alive: bool = True) -> None:
         self.now = 100.0
@@ -39,11 +39,11 @@ def test_a_server_that_answered_another_call_lately_is_not_asked() -> None:
     assert server.asked == []
 
 
-def test_a_server_that_answered_nobody_is_asked_and_lives() -> None:
+def test_a_server_that_answered_no_call_lately_is_asked_and_lives() -> None:
     server = Server(takes_s=0.5)
     server.liveness.check(server.now + 60)
     assert server.asked == [PROBE_S]
-    server.liveness.check(server.now + 60)  # what was learnt holds for a while
+    server.liveness.check(server.now + 60)  # the result holds for a while
     assert server.asked == [PROBE_S]
 
 

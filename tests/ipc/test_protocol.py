@@ -87,7 +87,7 @@ def test_a_client_too_old_for_a_server_gets_an_error_that_its_version_knows(
 
 
 @pytest.mark.parametrize("value", [None, {}, {"protocol": 2}, {"protocol": "2", "model": {}}, [2, {}]])
-def test_what_is_no_welcome_is_refused(value: object) -> None:
+def test_an_answer_that_is_no_welcome_is_refused(value: object) -> None:
     with pytest.raises(ProtocolError):
         protocol.welcome_in(value)
 
@@ -98,7 +98,7 @@ def be_version(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
 
 
 def test_a_client_of_version_1_is_answered_to_the_byte(server: ModelServer) -> None:
-    """Whoever sends what the release before sent reads what it read."""
+    """A client of the release before reads the same bytes as from its own server."""
     connection = Client(("127.0.0.1", server.port), (server.folder / "authkey").read_bytes().strip())
     connection.set_deadline(time.monotonic() + 30)
     described = codec.decode_answer(ask(connection, CALLS["describe"][1]))

@@ -187,7 +187,7 @@ def test_ollama_lists_and_shows_the_model(worker: Worker) -> None:
     assert requests.get(f"{worker.url}/api/version", timeout=30).json()["version"]
 
 
-#: Of each Ollama answer, the fields that typed clients demand, and their JSON types (Go's api structs).
+#: The fields of Ollama's answers that typed clients demand, and their JSON types (Go's api structs).
 DETAILS = {
     "parent_model": str, "format": str, "family": str, "families": list, "parameter_size": str,
     "quantization_level": str,

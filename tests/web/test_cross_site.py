@@ -1,4 +1,4 @@
-"""What pages of other sites have a browser send to a worker without API keys: none of it is answered."""
+"""Pages of other sites that have a browser call a worker without API keys get no answer."""
 
 from __future__ import annotations
 

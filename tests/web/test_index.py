@@ -185,7 +185,7 @@ def test_ids_cannot_be_guessed_and_files_are_their_owner_s_alone(browser: FlaskC
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has access lists in place of modes")
 @pytest.mark.parametrize("mode", [0o701, 0o704, 0o707, 0o777])
-def test_what_others_can_put_into_the_folder_or_read_there_is_no_index_of_ours(
+def test_a_folder_that_others_can_read_or_write_is_not_used(
     browser: FlaskClient, folder: Path, mode: int
 ) -> None:
     name = made(browser)["index"]
@@ -230,7 +230,7 @@ def test_what_a_killed_worker_left_half_written_goes(browser: FlaskClient, folde
     assert [left.exists() for left in (*old, new)] == [False, False, True]
 
 
-def test_what_is_not_ours_in_the_folder_is_told_and_stays_and_the_quota_holds(
+def test_other_files_in_the_folder_are_logged_and_stay_and_the_quota_holds(
     model: EmbeddingClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.mkdir(mode=0o700)

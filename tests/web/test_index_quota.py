@@ -31,7 +31,7 @@ def test_one_owner_alone_has_all_and_loses_what_it_used_longest_ago() -> None:
     assert gone(held("a", 8, size=100), new("a", 250)) == ["a0", "a1", "a2"]
 
 
-def test_who_makes_index_after_index_pushes_out_its_own() -> None:
+def test_an_owner_that_makes_index_after_index_evicts_its_own() -> None:
     before = held("quiet", 2, used_s=NOW - 1000)
     for number in range(20):
         newest = Held(f"flood{number}", "flood", 10, NOW + number)
@@ -41,20 +41,20 @@ def test_who_makes_index_after_index_pushes_out_its_own() -> None:
     assert Counter(one.owner for one in before) == {"quiet": 2, "flood": 6}
 
 
-def test_an_owner_that_comes_later_has_its_share_from_who_holds_most() -> None:
+def test_an_owner_that_comes_later_has_its_share_from_the_one_that_holds_most() -> None:
     assert gone([*held("most", 6), *held("few", 2, used_s=NOW - 1000)], new("late")) == ["most0"]
     bytes_held = [*held("large", 2, size=300), *held("few", 2, size=100, used_s=NOW - 1000)]
     assert gone(bytes_held, new("late", 100)) == ["large0"]
 
 
-def test_what_is_larger_than_its_owner_s_share_is_refused_while_others_use_theirs() -> None:
+def test_an_index_larger_than_its_owner_s_share_is_refused_while_others_use_theirs() -> None:
     others = held("other", 4, size=100)
     assert gone(others, new("large", 401)) is None
     assert gone(others, new("large", 400)) == []
     assert gone(held("other", 5, size=100), new("large", 400)) == ["other0"]
 
 
-def test_what_nobody_used_for_a_day_goes_first_whosever_it_is() -> None:
+def test_an_index_without_use_for_a_day_is_evicted_first_whoever_owns_it() -> None:
     forgotten = held("gone", 3, size=200, used_s=NOW - UNUSED_S - 10)
     assert gone([*forgotten, *held("a", 2, size=50)], new("b", 600)) == ["gone0", "gone1", "gone2"]
 
@@ -65,7 +65,7 @@ ITEMS = st.lists(
 
 
 @given(ITEMS, st.sampled_from("abcd"), st.integers(1, MOST_BYTES))
-def test_the_bounds_hold_and_who_holds_no_more_than_a_share_loses_nothing_that_it_uses(
+def test_the_bounds_hold_and_an_owner_of_no_more_than_a_share_loses_nothing_that_it_uses(
     items: list[tuple[str, int, int]], owner: str, size: int
 ) -> None:
     before: list[Held] = []

@@ -269,7 +269,7 @@ def test_a_worker_listens_on_loopback_unless_it_is_told_otherwise(worker: Worker
 def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connect_elsewhere(
     model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "LEAVING_S", 2.0)
+    monkeypatch.setattr(listener, "LEAVING_S", 4.0)
     settings = Settings(web_port=free_port(), web_threads=2)
     health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with running(model, settings) as listening, ExitStack() as connections:

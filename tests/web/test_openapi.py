@@ -38,7 +38,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 
 #: What any operation that needs a scope may answer: who is it, may they, how often, and what went wrong.
 GATED = ("401", "429", "500", "403", "421")
-#: What any operation of a worker without keys may: who sent a browser, and by which name?
+#: Answers of any operation of a worker without keys: another site's page, another host, a fault.
 OPEN = ("403", "421", "500")
 OF_THE_MODEL = ("503", "504")
 
@@ -118,7 +118,7 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
 
 
 def shape(value: Any) -> Any:
-    """What a JSON value consists of, whatever its texts and numbers, and however long its vectors."""
+    """The structure of a JSON value, whatever its texts and numbers, and however long its vectors."""
     if isinstance(value, dict):
         return {name: shape(one) for name, one in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What callers send, and their keys, stand in no log, error or metric: tried on every route."""
+"""Texts of callers, and their keys, are in no log, error or metric: tried on every route."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_process_for_what_strangers_sent_has_neither_the_keys_nor_the_password
     child = psutil.Process(apart._idle[0]._process.pid)
     given = wait_for(lambda: "PYTHONPATH" in child.environ() and child.environ(), what="its environment")
     assert given["PYTHONPATH"].startswith(str(SRC))
-    way_out = {"HTTPS_PROXY"} if kind is Asking else set()  # who asks public engines goes through the proxy
+    way_out = {"HTTPS_PROXY"} if kind is Asking else set()  # public engines are asked through the proxy
     assert {name for name, value in secrets.items() if value in given.values()} == way_out
     apart._idle[0].end()
 

@@ -409,7 +409,7 @@ def test_why_a_searxng_does_not_answer_is_told_without_the_query(address: str) -
     assert "HTTPConnectionPool" not in failed.value.message
 
 
-def test_what_an_engine_s_library_or_a_page_raises_is_named_and_not_quoted() -> None:
+def test_an_error_of_an_engine_s_library_or_of_a_page_is_named_and_not_quoted() -> None:
     lines: list[str] = []
     handler = logger.add(lines.append, level="DEBUG")
 

@@ -1,1 +1,1 @@
-"""What stands in a worker where a SentenceTransformer stood."""
+"""The client's side that stands in for a SentenceTransformer."""

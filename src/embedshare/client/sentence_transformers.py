@@ -4,8 +4,8 @@ Names, arguments, defaults, shapes and types are SentenceTransformer's. What an 
 model cannot do (token embeddings, pairs, another tokenizer) is refused with NotServed, and says so.
 
 Libraries that take a model look for `sentence_transformers` in its type's name (KeyBERT, BERTopic), which is
-why this module is called so and EmbeddingClient is found here; and for an instance of SentenceTransformer,
-which `DropIn.__class__` answers.
+why this module has that name and EmbeddingClient is found here. Others look for an instance of
+SentenceTransformer, which `DropIn.__class__` answers.
 """
 
 from __future__ import annotations

@@ -144,11 +144,11 @@ class Unserved(abc.ABC):
 
     @property
     def modalities(self) -> list[str]:
-        """What can be embedded: text."""
+        """The kinds of input that can be embedded: text."""
         return ["text"]
 
     def supports(self, modality: Any) -> bool:
-        """Whether that can be embedded: text alone."""
+        """Whether a modality can be embedded: text alone."""
         return bool(modality == "text")
 
     def is_singular_input(self, inputs: Any) -> bool:
@@ -166,7 +166,7 @@ class Unserved(abc.ABC):
 
     @property
     def backend(self) -> str:
-        """What runs the model: openvino or torch."""
+        """The runtime of the model: openvino or torch."""
         return self._describe().runtime
 
     def get_backend(self) -> str:
@@ -175,13 +175,13 @@ class Unserved(abc.ABC):
 
     @property
     def dtype(self) -> Any:
-        """What the model computes in, a torch.dtype; the vectors are float32 in any case."""
-        import torch  # whose type it is
+        """The precision that the model computes in, a torch.dtype. The vectors are always float32."""
+        import torch  # for its type of a precision
 
         return getattr(torch, self._describe().dtype)
 
     def evaluate(self, evaluator: Callable[[Any, str | None], Any], output_path: str | None = None) -> Any:
-        """What the evaluator says of this model; it writes into the folder `output_path`."""
+        """The evaluator's result for this model; it writes into the folder `output_path`."""
         if output_path is not None:
             os.makedirs(output_path, exist_ok=True)
         return evaluator(self, output_path)

@@ -131,7 +131,7 @@ class TextTokenizer:
 
 
 def _lone_surrogate(texts: list[str]) -> InvalidInput:
-    """What the tokenizer refuses with a bare TypeError: a text, or the prompt, that has no UTF-8 form."""
+    """The error for a text or prompt without a UTF-8 form, which the tokenizer refuses with a TypeError."""
     for number, text in enumerate(texts):
         try:
             text.encode()

@@ -60,7 +60,7 @@ def find(name: str, cache_dir: str | None = None) -> Path:
     if _holds_model(folder):
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")):
-        # One message whether the folder exists or not: callers who may name a model are not to map the disk.
+        # One message whether the folder exists or not: a caller that names models must not map the disk.
         raise ModelNotFound(
             f"there is no folder {name} with a SentenceTransformer: no modules.json is found in it "
             "(EMBEDDING_MODEL_NAME)"

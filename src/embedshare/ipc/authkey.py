@@ -20,7 +20,7 @@ from embedshare.settings import Settings
 PUBLISHED_KEYS = frozenset({"embedding_secret"})
 #: A shorter key of one's own can be guessed from a handshake that was listened to.
 LEAST_KEY_BYTES = 16
-#: What is wrong with the file or the way to it. Other errors, such as too many open files, pass.
+#: Errors of the file itself or of its path. Others, such as too many open files, are over after a while.
 _WRONG_PLACE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 )
@@ -125,9 +125,9 @@ def _read(path: Path, remedy: str = "delete it and restart the model server for 
         raise
     except platforms.Exposed as error:
         raise InsecureKey(
-            f"others can read or own {path} ({error.strerror}). A key is in a file of this user's own that "
-            "nobody else can read (chmod 600), or in one of root's that a group of this process's may read "
-            f"(mode 0440). Change its owner or mode, or {remedy}"
+            f"others can read or own {path} ({error.strerror}). A key's file belongs to this user, "
+            "and others cannot read it (chmod 600); or it belongs to root, and a group of this process may "
+            f"read it (mode 0440). Change its owner or mode, or {remedy}"
         ) from None
     except OSError as error:
         if error.errno in _WRONG_PLACE:

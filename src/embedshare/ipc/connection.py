@@ -26,10 +26,10 @@ from embedshare.ipc import codec, protocol
 from embedshare.ipc.liveness import Liveness
 from embedshare.ipc.transport import Client, Connection
 
-#: A connection that was idle for so many seconds is asked whether it still leads to the server, before a call
-#: with a long deadline is trusted to it: a firewall or NAT may have forgotten it without a word.
+#: After this many idle seconds a connection is checked before a call uses it: a firewall or NAT may have
+#: forgotten it without a word.
 IDLE_S = 2.0
-#: It has so many seconds to answer; then a new one takes its place.
+#: The check waits this many seconds for an answer; then a new connection takes its place.
 PROOF_S = 2.0
 #: The largest message that is read from a server: its rows come separately, so answers are small.
 MAX_ANSWER_BYTES = 64 << 20
@@ -42,8 +42,8 @@ class Connections:
 
     `key` is asked for at each new connection, so that a key that was replaced is found. `on_connect` sees the
     server's description before the connection is used and may refuse it by raising. `caller` is who
-    this process says there that it is. `notice_hang`: a call whose answer is long in coming ends with
-    ServerHung where a new connection is not answered either; without it each call waits until its deadline.
+    this process says there that it is. `notice_hang`: a call whose answer is late ends with ServerHung
+    where a new connection gets no answer either. Without it each call waits until its deadline.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Connections:
         """Connections that took the place of one that had ended."""
         self._ids = itertools.count(1)
         self._notice_hang = notice_hang
-        self._liveness = Liveness(self._ask_anew)
+        self._liveness = Liveness(self._probe_server)
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._open_lock = threading.Lock()
@@ -157,7 +157,7 @@ class Connections:
         self._open = weakref.WeakSet()
         self._open_lock = threading.Lock()
         self._local = threading.local()
-        self._liveness = Liveness(self._ask_anew)
+        self._liveness = Liveness(self._probe_server)
 
     def _connection(self, deadline: float) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
@@ -190,14 +190,14 @@ class Connections:
             raise
         return connection
 
-    def _ask_anew(self, deadline: float) -> None:
+    def _probe_server(self, deadline: float) -> None:
         """Ask the server something on a connection of its own; see Liveness."""
         try:
             self._connect(deadline).close()
         except (ServerUnavailable, DeadlineExceeded):
             raise
         except EmbedshareError:
-            pass  # it lives; the next call is told what it has against this client
+            pass  # it lives, and the next call raises this error
 
     def _ask(
         self, connection: Connection, what: str, deadline: float, caller: codec.Caller | None = None

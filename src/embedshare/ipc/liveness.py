@@ -1,8 +1,7 @@
-"""Whether the server lives: asked on a second connection once an answer is long in coming.
+"""Tells a slow server from one that hangs: once an answer is late, a second connection is tried.
 
-A caller that waits cannot tell a server that computes from one that hangs. Answers to this process's other
-calls show that the server lives; without any, one thread asks on a connection of its own, and what it learns
-holds for all threads that wait.
+Answers to this process's other calls show that the server lives. Without any, one thread probes it on a
+connection of its own, and the result holds for all threads that wait.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from collections.abc import Callable
 from embedshare.errors import DeadlineExceeded, ServerHung, ServerUnavailable
 from embedshare.ipc import transport
 
-#: A server that has not answered the question within so many seconds hangs. It takes a thread of the server's
-#: a millisecond, on a machine with hundreds of busy processes up to two seconds.
+#: A server hangs that does not answer the probe within this many seconds. It answers in a millisecond, and in
+#: up to two seconds on a machine with hundreds of busy processes.
 PROBE_S = 4.0
 
 
 class Liveness:
-    """What is known of the server's life; `probe(deadline)` asks it on a new connection.
+    """Whether the server lives; `probe(deadline)` asks it on a new connection.
 
     `probe` raises ServerUnavailable or DeadlineExceeded where it gets no answer. Safe to use from any number
     of threads.

@@ -36,7 +36,7 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 def question(version: int) -> str:
-    """What a client of `version` opens a connection with."""
+    """The question that a client of `version` opens a connection with."""
     return DESCRIBE if version == 1 else f"{DESCRIBE}/{version}"
 
 

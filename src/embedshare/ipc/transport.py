@@ -32,7 +32,7 @@ _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one sys
 
 #: A server that is there accepts a connection and proves its key within this many seconds.
 MEETING_S = 5.0
-#: After so many seconds in which the other end neither sent nor took anything, `on_silence` is called.
+#: `on_silence` is called after each this many seconds in which the other end neither sent nor took a byte.
 PATIENCE_S = 2.0
 #: Where one reaches what listens on every address.
 _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -207,7 +207,7 @@ class Connection:
         self._on_silence(deadline)
 
     def _limit(self, option: int) -> None:
-        """Let the kernel end the next wait at the deadline, or where silence is to be told of.
+        """Let the kernel end the next wait at the deadline, or when `on_silence` is due.
 
         Python's own socket timeouts cost two system calls an operation, the kernel's one when they change.
         Between calls with about the same time to go they stay: a wait may end up to 1% and 20 ms late. A wait

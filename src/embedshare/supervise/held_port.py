@@ -32,7 +32,7 @@ def hold(host: str, port: int) -> socket.socket | None:
 
 
 def environment(listener: socket.socket | None) -> dict[str, str]:
-    """What a supervisor adds to the environment of the child that it starts with this socket."""
+    """Variables by which the child that is started with this socket finds it."""
     return {} if listener is None else {VARIABLE: str(listener.fileno())}
 
 

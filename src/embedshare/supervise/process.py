@@ -16,7 +16,7 @@ import psutil
 from embedshare import platforms
 from embedshare.supervise import held_port, lifeline
 
-#: What is written to see whether something can be: a block of most file systems.
+#: Bytes that are written to find out whether the disk has room: a block of most file systems.
 _PROBE_BYTES = 4096
 
 

@@ -41,7 +41,7 @@ class About(msgspec.Struct, forbid_unknown_fields=True):
     version: int = 0
 
 
-#: What the archive begins with, and where a zip file's first header has its name.
+#: The archive's first member, and the offset of a member's name in a zip file's header.
 _FIRST, _NAME_AT = b"embeddings.npy", 30
 
 

@@ -36,10 +36,10 @@ def read(
     """The body, decoded; `untyped` takes one without a Content-Type as well, `any_type` one of any.
 
     A page of another origin can have its visitor's browser send a body of most types without asking first,
-    but JSON only where the worker allows it: what changes or fetches anything therefore takes JSON alone,
-    beside the guard of cross_site.py, which a worker with API keys does not have.
-    With `replaces_half_pairs` half of a surrogate pair (an emoji cut in two) is read as U+FFFD; without,
-    it is an error that names the text.
+    but JSON only where the worker allows it. Routes that change or fetch anything therefore take JSON alone:
+    a worker with API keys has no other guard, see cross_site.py.
+    With `replaces_half_pairs` half of a surrogate pair (an emoji cut in two) is read as U+FFFD. Without, it
+    is an error that names the text.
     Raises UnsupportedMediaType, and InvalidInput with what is wrong and an `example` of what is right.
     """
     if not request.is_json and not any_type and (request.mimetype or not untyped):
@@ -77,7 +77,7 @@ def _reason(error: Exception, body: bytes) -> str:
 
 
 def _half_pair_in(body: bytes) -> str:
-    """Which string of the body has one, as `texts[1]`."""
+    """The place of the first string with half a pair, as `texts[1]`."""
     try:
         # The standard library's decoder, since it alone reads such strings.
         return next(_with_surrogates(json.loads(body), ""), "this one")[:100]

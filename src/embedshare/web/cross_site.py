@@ -1,8 +1,8 @@
-"""Refuses what a page of another site has its visitor's browser send to a worker that asks for no API key.
+"""Refuses requests that a page of another site has a browser send to a worker that asks for no API key.
 
-Such a worker trusts everybody on its machine, and a browser there runs what any page tells it to. Two guards
-stand before every route, embedding too: the host must mean this machine, since a page can make its own name
-lead here; and the origin, where a browser names one, must be the worker's own or an allowed one.
+Such a worker trusts everybody on its machine, and a browser there obeys any page. Two guards stand before
+every route, embedding too. The host must mean this machine, since a page can have its own name lead here. The
+origin, where a browser names one, must be the worker's own or an allowed one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from embedshare import hosts
 from embedshare.errors import HostRefused, OriginRefused
 from embedshare.settings import Settings
 
-#: What a browser says of a request that no other site has caused.
+#: Values of Sec-Fetch-Site for a request that no other site has caused.
 _OWN = ("same-origin", "none")
 #: Origins of programs that were installed on this machine, as Ollama takes them too; no page has one.
 _OF_PROGRAMS = ("app://", "file://", "tauri://", "vscode-file://", "vscode-webview://")

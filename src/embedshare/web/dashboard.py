@@ -77,7 +77,7 @@ def blueprint(
     """`/dashboard`, its files and its data.
 
     `supervised` lists a supervisor's processes, with the fields of Process; it may raise where there is none.
-    Who else is connected to the server is listed after them. `requests` counts this worker's.
+    Other processes that are connected to the server are listed after them. `requests` counts this worker's.
     """
     routes = Blueprint("dashboard", __name__)
     latest, latest_supervised = Latest(lambda: model.stats()), Latest(supervised)

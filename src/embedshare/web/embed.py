@@ -25,7 +25,7 @@ from embedshare.web.served import Served
 BASE64 = "application/json;embeddings=base64"
 #: What any of these routes may be refused for.
 REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
-#: What routes of text-embeddings-inference may be refused for.
+#: Errors of the routes of text-embeddings-inference.
 REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
 
@@ -180,9 +180,9 @@ def dumped(answer: Any) -> bytes:
 
 
 def _text_in_address() -> str | None:
-    """What came as `?text=…`.
+    """The text of `?text=…`.
 
-    Raises InvalidInput where it is not UTF-8, which Flask would leave as %XX: another text's vector.
+    Raises InvalidInput where it is not UTF-8: Flask would leave it as %XX, and embed that.
     """
     try:
         unquote_to_bytes(request.query_string).decode()

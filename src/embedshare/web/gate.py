@@ -129,7 +129,7 @@ def _count(rates: Rates, subject: str) -> None:
 
 
 def _network(address: str | None) -> str:
-    """Who is counted together: an IPv4 address, however it is written, or a network of IPv6 addresses.
+    """The subject of a caller's rate: an IPv4 address, however it is written, or a network of IPv6 addresses.
 
     Proxies write `address:port` and `[address]:port` too, and a socket that takes both kinds shows an IPv4
     caller as an IPv6 address.

@@ -24,7 +24,7 @@ from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
 from embedshare.web.index_files import IndexFiles
 
-#: What the workers of a machine keep together, at most, in equal shares of the API keys that use it.
+#: Limits of all indexes of a machine's workers together, in equal shares of the API keys that have some.
 MOST_INDEXES = 64
 MOST_BYTES = 256 << 20
 #: What a document takes beside its vector and its text, about: its metadata's own beginning of the text, and

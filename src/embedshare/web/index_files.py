@@ -136,7 +136,7 @@ class IndexFiles(Generic[Kept]):
         return True
 
     def _check_folder(self) -> None:
-        """What others can put there is no index of ours, and what they can read is not theirs to read."""
+        """Raise PermissionError where others can put an index there or read one."""
         fault = platforms.fault_of_trust(self._folder.stat(), 0o077)
         if fault is not None:
             raise PermissionError(errno.EPERM, f"others can read or own the folder ({fault}; chmod 700)")

@@ -1,6 +1,6 @@
-"""The folder that indexes are kept in: which of its files are ours, and whose each of them is.
+"""The folder that indexes are kept in: tells our files from others, and notes the owner of each index.
 
-Nothing else there is ever changed or deleted: an operator may have named a folder that holds other things.
+No other file there is ever changed or deleted: an operator may have named a folder that holds other things.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from embedshare.web.index_quota import Held
 
 #: An id: 128 random bits. Nothing else becomes part of a path.
 ID = re.compile(r"[0-9a-f]{32}")
-#: What is being written: a draft of `draft`, and what saving an index to it writes before.
+#: Files that are being written: a draft of `draft`, and the draft that saving an index to it makes first.
 _DRAFT = re.compile(r"\.{1,2}[0-9a-f]{32}(?:\.\d+\.\d+){1,2}")
 _LOCK = re.compile(r"\.(?:room|[0-9a-f])\.lock")
-#: Whose the indexes are, by their ids.
+#: The owners of the indexes, by their ids.
 _OWNERS = ".owners.json"
-#: What a worker that was killed has left half-written goes after so many seconds.
+#: Drafts of a worker that was killed are deleted after this many seconds.
 _LEFT_S = 3600.0
 #: Other things in the folder that a line of the log names.
 _NAMED = 3
@@ -52,11 +52,11 @@ class IndexFolder:
         ]
 
     def owner(self, name: str) -> str | None:
-        """Whose an index is; None where that was not noted."""
+        """The owner of an index; None where that was not noted."""
         return self._owners().get(name)
 
     def note_owners(self, owners: dict[str, str]) -> None:
-        """Whose the indexes are from now on."""
+        """Keep the owners of the indexes, in place of those noted before."""
         if owners != self._owners():
             platforms.replace_private(self.path / _OWNERS, msgspec.json.encode(owners))
 
@@ -65,13 +65,13 @@ class IndexFolder:
         self._delete(self.path / name)
 
     def delete_old_drafts(self) -> None:
-        """Those that a process which has ended has left."""
+        """Delete drafts that a process left when it ended."""
         for entry, status in self._files():
             if _DRAFT.fullmatch(entry.name) and time.time() - status.st_mtime > _LEFT_S:
                 self._delete(Path(entry.path))
 
     def tell_of_others(self) -> None:
-        """Log what else is in the folder: it is left alone."""
+        """Log which other things are in the folder; they stay as they are."""
         try:
             with os.scandir(self.path) as entries:
                 others = [entry.name for entry in entries if not self._is_ours(entry)]
@@ -79,9 +79,9 @@ class IndexFolder:
             return  # it is made with the first index; what is wrong with it is told then
         if others:
             logger.warning(
-                "the folder of indexes {} holds {:,} other things, which stay as they are (such as {}); "
+                "ignoring {:,} other things in the folder of indexes {} (such as {}); "
                 "EMBEDDING_INDEX_DIR names a folder for indexes alone",
-                self.path, len(others), ", ".join(sorted(others)[:_NAMED]),
+                len(others), self.path, ", ".join(sorted(others)[:_NAMED]),
             )  # fmt: skip
 
     def _is_ours(self, entry: os.DirEntry[str]) -> bool:
@@ -106,7 +106,7 @@ class IndexFolder:
         try:
             return msgspec.json.decode((self.path / _OWNERS).read_bytes(), type=dict[str, str])
         except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-            return {}  # those of an earlier version, or noted nowhere: they are of one owner without a name
+            return {}  # indexes of an earlier version count as those of one owner without a name
 
     def _delete(self, path: Path) -> None:
         try:

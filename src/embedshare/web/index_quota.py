@@ -1,4 +1,4 @@
-"""Which of the kept indexes give way to a new one, so that no caller pushes out what the others use."""
+"""Chooses the indexes to evict for a new one, so that no caller evicts those that others use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: An index that nobody used for so many seconds goes before any other, whosever it is.
+#: An index without any use for this many seconds is evicted first, whoever owns it.
 UNUSED_S = 24 * 3600.0
 
 
 class Held(NamedTuple):
-    """An index that is kept: its id, whose it is, its bytes, and the time of its last use in seconds."""
+    """An index that is kept: its id, its owner, its bytes, and the time of its last use in seconds."""
 
     name: str
     owner: str
@@ -22,11 +22,11 @@ class Held(NamedTuple):
 def victims(
     held: Sequence[Held], newest: Held, most: int, most_bytes: int, now_s: float
 ) -> list[Held] | None:
-    """What goes so that `newest` has its place among at most `most` indexes of at most `most_bytes`.
+    """The indexes to evict so that `newest` fits among at most `most` indexes of at most `most_bytes`.
 
-    Owners have equal shares. What one of them leaves free the others may use. Room is taken from the owner
-    that holds most, and there from the index that was used longest ago. None where every other owner holds no
-    more than its share: then `newest` is what is too much.
+    Owners have equal shares, and may use what others leave free of theirs. Room is taken from the owner that
+    holds most, and there from the index that was used longest ago. None where no other owner holds more than
+    its share: then `newest` itself is too large.
     """
     kept, gone = [*held, newest], []
     while len(kept) > most or sum(one.size for one in kept) > most_bytes:

@@ -73,9 +73,9 @@ class OllamaName(msgspec.Struct):
 
 
 class OllamaDetails(msgspec.Struct):
-    """What runs the model (`format`), and what it computes in (`quantization_level`).
+    """The model's runtime (`format`) and precision (`quantization_level`).
 
-    How many parameters it has, a worker does not know: `parameter_size` is empty.
+    A worker does not know how many parameters the model has: `parameter_size` is empty.
     """
 
     parent_model: str
@@ -127,7 +127,7 @@ class OllamaProcesses(msgspec.Struct):
 
 
 class OllamaShown(msgspec.Struct):
-    """What there is to tell of the model; it has no modelfile, parameters or template."""
+    """A description of the model; it has no modelfile, parameters or template."""
 
     modelfile: str
     parameters: str
@@ -255,7 +255,7 @@ def _read(decoder: msgspec.json.Decoder[T], example: str) -> T:
 
 
 def _tags(served: Served) -> list[str]:
-    """The names of the model, its own first, each with a tag. Of a folder's path the last part names it."""
+    """The names of the model, its own first, each with a tag. A folder's is the last part of its path."""
     own, *aliases = served.names
     hub_name = [own] if _HUB_NAME.fullmatch(own) else []
     return list(dict.fromkeys(map(_tagged, [served.short_name, *hub_name, *aliases])))

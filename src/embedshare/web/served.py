@@ -112,9 +112,9 @@ class Served:
 
     @property
     def loaded(self) -> Loaded:
-        """What is known of the loading of the model that answers.
+        """When and into how much memory the model that answers was loaded.
 
-        The time is the same in every answer, though the uptime that it is read from is not known so exactly.
+        The time is the same in every answer, though the uptime behind it is known less exactly.
         """
         stats = self._model.stats()
         at = time.time() - stats["uptime"]

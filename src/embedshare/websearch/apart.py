@@ -52,8 +52,9 @@ def require(package: str) -> None:
 class Apart:
     """At most `at_once` children, each of which does one piece of work at a time. Thread-safe.
 
-    `module` is what a child runs as its main module; it calls `serve`. Of this process's environment it has
-    what an interpreter needs, and what begins with one of `environment`: no keys, and no passwords.
+    `module` is what a child runs as its main module; it calls `serve`. Its environment
+    holds the variables that an interpreter needs and those that begin with one of `environment`, so no keys
+    and no passwords.
     """
 
     def __init__(self, module: str, at_once: int, environment: tuple[str, ...] = ()) -> None:

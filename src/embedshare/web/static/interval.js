@@ -12,7 +12,7 @@ const COUNTERS = {
   padding: "padding_tokens",
 };
 
-/** Counters of this worker's HTTP requests, likewise. */
+/** Counters of this worker's HTTP requests, by the names of an interval. */
 const HTTP_COUNTERS = { requests: "answered", errors: "failed", refused: "refused" };
 const ALL = [...Object.keys(COUNTERS), ...Object.keys(HTTP_COUNTERS)];
 
