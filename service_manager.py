@@ -40,7 +40,7 @@ from embedshare.errors import (  # noqa: E402
     missing_database,
 )
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import doctor, keys, status, tail  # noqa: E402
+from embedshare.operate import doctor, keys, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.services import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -86,12 +86,18 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
     least, most = options.workers
     where = _Where(settings, options.port)
     services = Services(
-        settings, where.now(), _source_folder(options.src_dir), lambda: _why_no_answer(settings) is None
+        settings,
+        where.now(),
+        _source_folder(options.src_dir),
+        lambda: _why_no_answer(settings) is None,
+        probes.ServerProbe(settings),
+        probes.WorkerProbe,
     )
     supervisor = Supervisor(
         services.stages(least),
         on_ready=_show,
         drain_s=settings.drain_s,
+        stuck_s=settings.stuck_s,
         more=services.worker,
         rotate=rotation.Logs(settings.log_max_bytes, settings.log_keep),
     )

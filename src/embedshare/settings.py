@@ -413,7 +413,8 @@ class Settings:
         "EMBEDDING_STUCK_S",
         _seconds(1, 86_400),
         120.0,
-        "Seconds that one batch may be in the runtime; then the server ends, to be started again",
+        "Seconds that one batch may be in the runtime; then the server ends, to be started again. Also "
+        "seconds that a process may answer nothing; then the supervisor kills and restarts it",
     )
     async_threads: int = _setting(
         "EMBEDDING_ASYNC_THREADS",

@@ -170,9 +170,7 @@ def test_the_number_of_workers_can_be_changed(operator: Operator) -> None:
 
 
 def test_a_port_that_is_taken_keeps_the_workers_that_there_are(operator: Operator) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", operator.first_port + 2))
-        sock.listen()
+    with socket.create_server(("127.0.0.1", operator.first_port + 2)):
         code, said, _ = operator.run("scale", "3", "--json")
     assert code == 1
     assert json.loads(said)["type"] == "PortUnavailable"

@@ -6,12 +6,14 @@ import dataclasses
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from embedshare.errors import PortUnavailable, SupervisorError
+from embedshare.supervise import liveness
 from embedshare.supervise import supervisor as module
 from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP
 from embedshare.supervise.process import ProcessSpec
@@ -72,6 +74,11 @@ class World:
         self.not_ready: set[str] = set()
         self.keep_ports = False
         self.open_ports: dict[int, FakeListener] = {}
+        self.asks = self.broken = False
+        self.silent: set[str] = set()
+        self.asking_s = liveness.ANSWER_S
+        self.asked = 0
+        self.misses = float("inf")
         self.all_ready = threading.Event()
         self.error: BaseException | None = None
 
@@ -80,8 +87,21 @@ class World:
         keeps_port = self.keep_ports and name.startswith("web")
         port = 5000 + int(name.removeprefix("web")) if keeps_port else 5000
         return ProcessSpec(
-            name, [name], "127.0.0.1", port, log, lambda: name not in self.not_ready, keeps_port=keeps_port
-        )
+            name, [name], "127.0.0.1", port, log, lambda: name not in self.not_ready,
+            keeps_port=keeps_port, lives=(lambda: self.lives(name)) if self.asks else None,
+        )  # fmt: skip
+
+    def lives(self, name: str) -> bool:
+        self.asked += 1
+        while name in self.silent and not self.misses:
+            time.sleep(0.005)  # as many questions have failed as the test wants to
+        if name not in self.silent:
+            return True
+        self.misses -= 1
+        if self.broken:
+            raise ValueError("the question is wrong")
+        self.now += self.asking_s
+        return False
 
     def hold(self, host: str, port: int) -> FakeListener:
         assert port not in self.open_ports
@@ -102,14 +122,14 @@ class World:
         self.running.add(process)
         return process
 
-    def supervise(self, *stages: tuple[str, ...]) -> Supervisor:
+    def supervise(self, *stages: tuple[str, ...], drain_s: float = 0.0) -> Supervisor:
         def on_ready(watched: list[Watched]) -> None:
             self.story.append("all ready: " + " ".join(one.spec.name for one in watched))
             self.all_ready.set()
 
         self.supervisor = Supervisor(
             [[self.spec(name) for name in stage] for stage in stages],
-            on_ready=on_ready, drain_s=0.0, more=self.more, start=self.start, hold=self.hold,
+            on_ready=on_ready, drain_s=drain_s, stuck_s=9.0, more=self.more, start=self.start, hold=self.hold,
             clock=lambda: self.now,
         )  # fmt: skip
 
@@ -123,8 +143,8 @@ class World:
         self.thread.start()
         return self.supervisor
 
-    def supervise_until_ready(self, *stages: tuple[str, ...]) -> None:
-        self.supervise(*stages)
+    def supervise_until_ready(self, *stages: tuple[str, ...], drain_s: float = 0.0) -> None:
+        self.supervise(*stages, drain_s=drain_s)
         assert self.all_ready.wait(LIMIT_S), self.story
 
     def process(self, name: str) -> FakeProcess:
@@ -501,4 +521,74 @@ def test_a_worker_whose_port_cannot_be_kept_open_is_restarted_when_proxies_trust
     world.now += module.PROXY_RETURN_S * 0.2
     restarted.result(LIMIT_S)
     assert world.story[-3:] == ["web2 asked", "web2 ended", "web2 started"]
+    assert world.finish() is None
+
+
+@pytest.fixture
+def asking(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Processes are asked whether they live, 100 times a second.
+
+    Those in `world.silent` do not answer the next `world.misses` questions, of `world.asking_s` seconds each.
+    """
+    monkeypatch.setattr(liveness, "ASK_EVERY_S", 0.01)
+    world.asks = True
+    return world
+
+
+def test_a_process_that_does_not_answer_is_hung_then_killed_and_started_again(asking: World) -> None:
+    world = asking
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.misses, world.silent = 3, {"web1"}
+    world.becomes("web1", "hung")
+    world.silent.clear()
+    world.becomes("web1", "ready")
+    assert "web1 killed" not in world.story
+    world.misses, world.silent = 5, {"web1"}
+    wait_for(lambda: "web1 killed" in world.story, LIMIT_S)
+    watched = world.becomes("web1", "restarting")
+    assert (watched.last_end or "").startswith("signal 9, it had not answered for 1")
+    world.silent.clear()
+    world.now = (watched.restart_at or 0.0) + 1
+    world.becomes("web1", "ready")
+    assert world.story.count("web1 killed") == 1
+    assert [world.watched(name).restarts for name in ("model", "web1", "web2")] == [0, 1, 0]
+    assert world.finish() is None
+
+
+def test_a_supervisor_that_was_stopped_kills_nothing(asking: World) -> None:
+    world = asking
+    world.asking_s = 1000.0  # more than any question may take: it was this process that did not run
+    world.supervise_until_ready(("model",), ("web1",))
+    world.silent = {"model", "web1"}
+    asked = world.asked
+    wait_for(lambda: world.asked > asked + 50, LIMIT_S)
+    assert {watched.state for watched in world.supervisor.watched} == {"ready"}
+    assert not [line for line in world.story if "killed" in line]
+    assert world.finish() is None
+
+
+def test_a_question_that_fails_by_itself_costs_no_process_its_life(asking: World) -> None:
+    world = asking
+    world.supervise_until_ready(("model",), ("web1",))
+    world.broken = True
+    world.silent = {"web1"}
+    asked = world.asked
+    wait_for(lambda: world.asked > asked + 50, LIMIT_S)
+    assert world.watched("web1").state == "ready"
+    assert world.finish() is None
+
+
+def test_a_hung_process_is_not_waited_for_when_it_is_asked_to_stop(asking: World) -> None:
+    world = asking
+    world.stubborn = {"web1"}
+    world.supervise_until_ready(("model",), ("web1",), drain_s=1000.0)
+    world.misses, world.silent = 3, {"web1"}
+    world.becomes("web1", "hung")
+    restarted = world.supervisor.restart(["web1"])
+    world.becomes("web1", "stopping")
+    world.silent.clear()
+    world.now += module.STOP_GRACE_S
+    restarted.result(LIMIT_S)
+    assert world.story[-4:] == ["web1 asked", "web1 killed", "web1 ended", "web1 started"]
+    world.stubborn.clear()
     assert world.finish() is None

@@ -22,7 +22,9 @@ from waitress.server import BaseWSGIServer
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.errors import InvalidSetting, PortUnavailable
+from embedshare.operate.probes import WorkerProbe
 from embedshare.settings import Settings
+from embedshare.supervise.liveness import ANSWER_S, SLACK_S
 from embedshare.web import listener
 from tests.processes import free_port, wait_for
 from tests.web.conftest import Worker
@@ -149,11 +151,13 @@ def running(model: EmbeddingClient, settings: Settings) -> Iterator[listener.Lis
     assert isinstance(server, BaseWSGIServer)
     serving = threading.Thread(target=listening.run)
     serving.start()
-    yield listening
-    server.close()
-    wasyncore.close_all(server._map)
-    serving.join(30)
-    server.task_dispatcher.shutdown()
+    try:
+        yield listening
+    finally:
+        server.close()
+        wasyncore.close_all(server._map)
+        serving.join(30)
+        server.task_dispatcher.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -295,6 +299,29 @@ def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connec
         assert not answers(*listening.address)
         with pytest.raises(SystemExit):
             listening.leave()  # by a second signal, at once
+
+
+def test_a_worker_whose_threads_are_all_busy_answers_the_supervisor(model: EmbeddingClient) -> None:
+    settings = Settings(web_port=free_port(), web_threads=1)
+    done = threading.Event()
+    with running(model, settings) as listening:
+        listening._app.add_url_rule("/busy", view_func=lambda: {"done": done.wait(60)})
+        lives = WorkerProbe(*listening.address)
+        with socket.create_connection(listening.address, timeout=20) as busy:
+            busy.sendall(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_for(lambda: listening._server.task_dispatcher.active_count, 10)
+            assert all(lives() for _ in range(3))
+            assert len(listening._channels()) == 2  # one connection for all questions
+            done.set()
+            assert answer(busy, "GET")[0].status == 200
+    assert lives() is False
+
+
+def test_a_silent_or_stopped_program_at_a_worker_s_port_does_not_live() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        began = time.monotonic()
+        assert WorkerProbe(*silent.getsockname())() is False
+        assert ANSWER_S <= time.monotonic() - began < ANSWER_S + SLACK_S
 
 
 def test_a_worker_that_leaves_waits_no_longer_than_it_may(model: EmbeddingClient) -> None:

@@ -16,6 +16,10 @@ from embedshare.telemetry import memory
 Process = tuple[str | None, int | None, str | None]
 
 
+#: The program that the supervisor says it is.
+SUPERVISOR = "service_manager.py"
+
+
 @dataclass(slots=True)
 class _Process:
     connections: int = 0
@@ -74,9 +78,16 @@ class Callers:
         return host is None and pid is not None and memory.of_process(pid) is not None
 
     def stats(self) -> list[dict[str, Any]]:
-        """One entry a process, those with the most calls first; `memory_mb` for those of this machine."""
+        """One entry a process, those with the most calls first; `memory_mb` for those of this machine.
+
+        The supervisor is left out, since it only asks whether the server lives.
+        """
         with self._lock:
-            found = [(key, one.connections, one.calls) for key, one in self._processes.items()]
+            found = [
+                (key, one.connections, one.calls)
+                for key, one in self._processes.items()
+                if one.calls or key[2] != SUPERVISOR
+            ]
         return [
             {
                 "pid": pid,

@@ -32,16 +32,28 @@ class Place(NamedTuple):
 
 
 class Services:
-    """The processes of one machine. `source` is the folder with modelServer.py and app.py; `server_answers`
-    tells whether a real embedding comes back. `place` may change while they run."""
+    """The processes of one machine. `source` is the folder with modelServer.py and app.py; `place` may change
+    while they run.
+
+    `server_answers` tells whether a real embedding comes back, `server_lives` whether the server answers
+    anything. `worker_lives(host, port)` makes what tells the latter of a worker.
+    """
 
     def __init__(
-        self, settings: Settings, place: Place, source: Path, server_answers: Callable[[], bool]
+        self,
+        settings: Settings,
+        place: Place,
+        source: Path,
+        server_answers: Callable[[], bool],
+        server_lives: Callable[[], bool] | None = None,
+        worker_lives: Callable[[str, int], Callable[[], bool]] | None = None,
     ) -> None:
         self.place = place
         self._settings = settings
         self._source = source
         self._server_answers = server_answers
+        self._server_lives = server_lives
+        self._worker_lives = worker_lives
 
     def stages(self, workers: int) -> list[list[ProcessSpec]]:
         """The model server, where one is shared, then the workers.
@@ -77,6 +89,7 @@ class Services:
             lambda: _worker_answers(url),
             {"PORT": str(port), "EMBEDDING_HOST": host},
             keeps_port=self._source == OWN_SOURCE,
+            lives=self._worker_lives(host, port) if self._worker_lives is not None else None,
         )
 
     def address(self, place: Place, number: int) -> tuple[str, int]:
@@ -100,6 +113,7 @@ class Services:
             self._settings.server_port,
             Path(self._settings.log_dir) / f"{MODEL_SERVER}.log",
             self._server_answers,
+            lives=self._server_lives,
         )
 
 
@@ -120,8 +134,13 @@ def worker_address(place: Place, number: int, server_port: int) -> tuple[str, in
 
 def worker_url(host: str, port: int) -> str:
     """Where a worker of this machine that listens at `host` is asked, without a path."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
+    host = reached_at(host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def reached_at(host: str) -> str:
+    """The address of this machine at which a worker that listens at `host` is reached."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: float) -> Any:

@@ -33,6 +33,9 @@ class ProcessSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     keeps_port: bool = False
     """Whether it can be started with a listening socket, see held_port.py"""
+    lives: Callable[[], bool] | None = None
+    """Asked from a thread each second once it is ready: whether it answers, within liveness.ANSWER_S. None: a
+    process that hangs is not noticed"""
 
 
 class Child:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, Protocol
 from loguru import logger
 
 from embedshare.errors import EmbedshareError, SupervisorError
-from embedshare.supervise import held_port
+from embedshare.supervise import held_port, liveness
+from embedshare.supervise.liveness import Liveness
 from embedshare.supervise.policy import RestartPolicy
 from embedshare.supervise.process import Child, ProcessSpec, last_lines
 
@@ -54,7 +55,7 @@ class Watched:
     spec: ProcessSpec
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     process: Process | None = None
-    state: str = "waiting"  # waiting, starting, ready, restarting, stopping, stopped, given up
+    state: str = "waiting"  # waiting, starting, ready, hung, restarting, stopping, stopped, given up
     restarts: int = 0
     started: float | None = None
     ready_since: float | None = None
@@ -62,6 +63,8 @@ class Watched:
     kill_at: float | None = None
     last_end: str | None = None
     listener: socket.socket | None = None
+    liveness: Liveness | None = None
+    killed_for: str | None = None
 
 
 class Report(NamedTuple):
@@ -109,6 +112,16 @@ class _Ready:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A process was asked whether it lives."""
+
+    watched: Watched
+    process: Process
+    answered: bool
+    waited_s: float
+
+
+@dataclass(frozen=True)
 class _Call:
     """What is done in the loop at once, whatever operation is under way."""
 
@@ -121,7 +134,7 @@ class _Stop:
     pass
 
 
-_Event = _Ended | _Ready | _Call | _Operation | _Stop
+_Event = _Ended | _Ready | _Asked | _Call | _Operation | _Stop
 
 
 class Supervisor:
@@ -137,6 +150,7 @@ class Supervisor:
         *,
         on_ready: Callable[[list[Watched]], None],
         drain_s: float,
+        stuck_s: float = float("inf"),
         more: Callable[[int], ProcessSpec] | None = None,
         rotate: Callable[[Path], None] = lambda log: None,
         start: Callable[[ProcessSpec, socket.socket | None], Process] = Child,
@@ -146,6 +160,7 @@ class Supervisor:
         self._stages = [[Watched(spec) for spec in stage] for stage in stages]
         self._on_ready = on_ready
         self._stop_s = drain_s + STOP_GRACE_S
+        self._stuck_s = stuck_s
         self._more = more
         self._rotate = rotate
         self._start_process = start
@@ -264,6 +279,8 @@ class Supervisor:
     def _handle(self, event: _Event | None) -> None:
         if isinstance(event, _Ready):
             self._note_ready(event)
+        elif isinstance(event, _Asked):
+            self._note_answer(event)
         elif isinstance(event, _Ended):
             self._ended(event)
         elif isinstance(event, _Call):
@@ -343,7 +360,8 @@ class Supervisor:
         if watched.process is None:
             watched.state = "stopped"
         else:
-            watched.state, watched.kill_at = "stopping", self._clock() + self._stop_s
+            limit_s = STOP_GRACE_S if watched.state == "hung" else self._stop_s
+            watched.state, watched.kill_at = "stopping", self._clock() + limit_s
             watched.process.ask_to_stop()
         return lambda: watched.process is None
 
@@ -375,7 +393,8 @@ class Supervisor:
             _release_port(watched)
             raise SupervisorError(f"{watched.spec.name} cannot be started: {error}") from None
         watched.state, watched.restart_at, watched.ready_since = "starting", None, None
-        watched.started, watched.kill_at = self._clock(), None
+        watched.started, watched.kill_at, watched.killed_for = self._clock(), None, None
+        watched.liveness = Liveness(self._stuck_s)
         logger.info("{} starts, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
         name = watched.spec.name
         threading.Thread(
@@ -384,8 +403,22 @@ class Supervisor:
             daemon=True,
         ).start()
         threading.Thread(
-            target=self._ask_until_ready, args=(watched, process), name=f"{name}-ready", daemon=True
+            target=self._follow, args=(watched, process), name=f"{name}-answers", daemon=True
         ).start()
+
+    def _follow(self, watched: Watched, process: Process) -> None:
+        """Ask a process whether it is ready, and then whether it lives, for as long as it runs."""
+        self._ask_until_ready(watched, process)
+        while watched.process is process and not self._stopping.wait(liveness.ASK_EVERY_S):
+            lives, began = watched.spec.lives, self._clock()
+            if lives is None or watched.state == "stopping":
+                return
+            try:
+                answered = lives()
+            except Exception as error:  # of the question: it must not cost a process its life
+                logger.opt(exception=error).warning("{} could not be asked", watched.spec.name)
+                answered = True
+            self._events.put(_Asked(watched, process, answered, self._clock() - began))
 
     def _ask_until_ready(self, watched: Watched, process: Process) -> None:
         said = ""
@@ -406,11 +439,31 @@ class Supervisor:
             event.watched.state, event.watched.ready_since = "ready", self._clock()
             logger.info("{} is ready, pid {}", event.watched.spec.name, event.process.pid)
 
+    def _note_answer(self, event: _Asked) -> None:
+        watched, known = event.watched, event.watched.liveness
+        if watched.process is not event.process or watched.state not in ("ready", "hung") or known is None:
+            return
+        known.note(event.answered, event.waited_s)
+        if known.is_hung and watched.state == "ready":
+            watched.state = "hung"
+            silent_s = known.silent_s
+            pid = event.process.pid
+            logger.warning("{} has not answered for {:.0f} s, pid {}", watched.spec.name, silent_s, pid)
+        elif not known.is_hung and watched.state == "hung":
+            watched.state = "ready"
+            logger.info("{} answers again, pid {}", watched.spec.name, event.process.pid)
+        if known.is_stuck and watched.killed_for is None:
+            watched.killed_for = f"it had not answered for {known.silent_s:.0f} s"
+            logger.error("killing {}: {} (EMBEDDING_STUCK_S)", watched.spec.name, watched.killed_for)
+            event.process.kill()
+
     def _ended(self, event: _Ended) -> None:
         watched = event.watched
         if watched.process is not event.process:
             return
         watched.process, watched.kill_at, watched.last_end = None, None, _how(event.code)
+        if watched.killed_for is not None:
+            watched.last_end += f", {watched.killed_for}"
         if watched.state == "stopping":
             watched.state = "stopped"
             logger.info("{} stopped ({})", watched.spec.name, watched.last_end)

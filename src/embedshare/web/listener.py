@@ -39,6 +39,8 @@ LEAVING_S = 1.0
 LOOK_EVERY_S = 0.02
 #: Threads that still answer when EMBEDDING_DRAIN_S is over have this many seconds more.
 LAST_S = 1
+#: The answer to a ping, OPTIONS *, see operate/probes.py.
+_PONG = b"HTTP/1.1 204 No Content\r\n\r\n"
 _MOVED = "listening at {}:{} now, and no more at {}:{}"
 
 
@@ -112,7 +114,8 @@ class Listening:
         for listener in self._listeners:
             listener.channel_class = _LeavingChannel
         for channel in self._channels():
-            channel.ends = time.monotonic() + LEAVING_S
+            channel.ends = time.monotonic() + (0.0 if channel.pinged else LEAVING_S)
+        self._close_idle()
 
     def _close_idle(self) -> None:
         """Have the loop look at every connection, and not only once a second."""
@@ -325,6 +328,20 @@ class _Waking:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
 
+    def add_task(self, channel: _Channel) -> None:
+        """See BaseWSGIServer.
+
+        The loop answers a ping by itself: a worker whose threads are all busy does not hang.
+        """
+        request: Any = channel.requests[0]
+        if not request.error and (request.command, request.path) == ("OPTIONS", "*"):
+            channel.requests = []
+            request.close()
+            channel.pinged = True
+            channel.write_soon(_PONG)
+        else:
+            self._listener.add_task(channel)
+
     def pull_trigger(self) -> None:
         """See BaseWSGIServer."""
         channel = self._channel
@@ -342,6 +359,9 @@ class _Channel(HTTPChannel):
 
     ends = float("inf")
     """When it is closed if it is idle."""
+
+    pinged = False
+    """Whether the supervisor asks here whether this worker lives."""
 
     rests = False
     """Whether the loop waits for nothing that it sends."""

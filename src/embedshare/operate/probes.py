@@ -1,0 +1,94 @@
+"""Questions by which the supervisor learns whether its processes live; busy ones answer them too."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+
+from embedshare.errors import DeadlineExceeded, EmbedshareError, ServerUnavailable
+from embedshare.ipc import authkey
+from embedshare.ipc.callers import SUPERVISOR, this_process
+from embedshare.ipc.connection import Connections
+from embedshare.operate.services import reached_at
+from embedshare.settings import Settings
+from embedshare.supervise.liveness import ANSWER_S
+
+#: OPTIONS * is HTTP's ping (RFC 9110, 9.3.7). A worker's loop answers it by itself, also while all of its
+#: threads are busy.
+_PING = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_PONG = b"HTTP/1.1 204 "
+#: What keeps this process, and not the one that it asks, from connecting.
+_OWN_FAULTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class WorkerProbe:
+    """Asks one web worker, on a connection that stays open: a worker that holds as many connections as it
+    may takes no new ones, and lives."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = reached_at(host), port
+        self._socket: socket.socket | None = None
+
+    def __call__(self) -> bool:
+        limit = time.monotonic() + ANSWER_S
+        try:
+            if self._socket is not None:
+                try:
+                    return self._ask(self._socket, limit)
+                except TimeoutError:
+                    raise
+                except OSError:
+                    self._close()  # the worker may close what was idle: a new connection tells
+            self._socket = socket.create_connection(self._address, timeout=limit - time.monotonic())
+            return self._ask(self._socket, limit)
+        except OSError as error:
+            self._close()
+            return _is_own(error)
+
+    def _ask(self, sock: socket.socket, limit: float) -> bool:
+        """Whether it answers; raises OSError where the connection does not lead to it."""
+        sock.settimeout(max(0.001, limit - time.monotonic()))
+        sock.sendall(_PING)
+        answer = sock.recv(4096)
+        if not answer:
+            raise ConnectionResetError
+        if not answer.startswith(_PONG):
+            self._close()  # another program's answer, of which more may follow
+        return answer.startswith(b"HTTP/")
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class ServerProbe:
+    """Asks the model server how many calls are under way, which a thread of its own answers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connections = Connections(
+            settings.server_address,
+            lambda: authkey.client_key(settings),
+            lambda description: None,  # whatever it serves
+            settings.max_message_bytes,
+            lambda: this_process(SUPERVISOR),
+        )
+
+    def __call__(self) -> bool:
+        try:
+            self._connections.probe(time.monotonic() + ANSWER_S)
+        except (ServerUnavailable, DeadlineExceeded) as error:
+            return _is_own(error)
+        except EmbedshareError:
+            pass  # it answered: with another key, or that it has too many connections
+        return True
+
+
+def _is_own(error: BaseException | None) -> bool:
+    """Whether this process could not ask, which says nothing of the other one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
+            return True
+        error = error.__context__
+    return False

@@ -1,0 +1,68 @@
+"""Services that hang: their supervisor tells of them, ends them and starts them again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embedshare.supervise.liveness import HUNG_S
+from tests.e2e.test_operators import Operator, _vectors
+from tests.processes import long_form, wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal stops a process there")
+
+
+def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path: Path) -> None:
+    operator = Operator(tmp_path, EMBEDDING_STUCK_S="12")
+    services = operator.start("2")
+    services.wait_until_running()
+    before = operator.processes()
+    _vectors(operator.url(2))
+    for name in ("model-server", "worker-1"):
+        os.kill(before[name]["pid"], signal.SIGSTOP)
+    try:
+        wait_for(lambda: services.output.count("has not answered for") == 2, 60, "both to hang")
+        states = {name: process["state"] for name, process in operator.processes().items()}
+        assert states == {"model-server": "hung", "worker-1": "hung", "worker-2": "ready"}
+        wait_for(lambda: services.output.count("is ready, pid") == 5, 60, "both to start again")
+    finally:
+        for name in ("model-server", "worker-1"):
+            if psutil.pid_exists(before[name]["pid"]):
+                os.kill(before[name]["pid"], signal.SIGCONT)
+    after = operator.processes()
+    for name in ("model-server", "worker-1"):
+        assert after[name]["pid"] != before[name]["pid"]
+        assert after[name]["state"] == "ready"
+        assert after[name]["last_end"].startswith("signal 9, it had not answered for 1")
+    assert after["worker-2"]["pid"] == before["worker-2"]["pid"]
+    assert _vectors(operator.url(1)).shape == (5, 384)
+    assert operator.json("stop") == {"status": "ok"}
+    assert services.process.wait(30) == 0
+
+
+@long_form
+def test_a_supervisor_that_was_stopped_leaves_its_services_alone(tmp_path: Path) -> None:
+    operator = Operator(tmp_path, EMBEDDING_STUCK_S="1")
+    services = operator.start("1")
+    services.wait_until_running()
+    before = operator.processes()
+    family = [services.process.pid, *(process["pid"] for process in before.values())]
+    for pid in family:  # as a machine that is suspended
+        os.kill(pid, signal.SIGSTOP)
+    stopped = psutil.Process(services.process.pid)
+    wait_for(lambda: stopped.status() == psutil.STATUS_STOPPED, 10)
+    with pytest.raises(AssertionError):  # longer than a question may take, and than is too long
+        wait_for(lambda: "killing" in services.output, HUNG_S + 2)
+    for pid in reversed(family):  # the supervisor first, which then asks who cannot answer yet
+        os.kill(pid, signal.SIGCONT)
+    assert {name: process["pid"] for name, process in operator.processes().items()} == {
+        name: process["pid"] for name, process in before.items()
+    }
+    assert "killing" not in services.output
+    assert operator.json("stop") == {"status": "ok"}
+    assert services.process.wait(30) == 0
