@@ -188,6 +188,17 @@ def test_half_an_emoji_is_read_as_openai_and_ollama_read_it(model: EmbeddingClie
     assert browser.post("/api/show", data=f'{{"model": "{half}"}}').status_code == 200
 
 
+def test_beside_half_an_emoji_the_error_of_a_body_is_its_own(model: EmbeddingClient) -> None:
+    browser = create_app(model, Settings()).test_client()
+    for path in ("/v1/embeddings", "/api/embed"):
+        answer = browser.post(
+            path, data='{"model": "m", "input": "cut \\ud83d"', content_type="application/json"
+        )
+        assert answer.status_code == 400
+        assert "truncated" in answer.text
+        assert "surrogate" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "body", "where"),
     [

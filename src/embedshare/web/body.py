@@ -47,18 +47,15 @@ def read(
         raise UnsupportedMediaType(f"the body came {came}; send JSON, with the header Content-Type: {JSON}")
     body = request.get_data()
     try:
-        return _decoded(decoder, body, replaces_half_pairs)
+        try:
+            return decoder.decode(body)
+        except msgspec.DecodeError as error:
+            if not replaces_half_pairs or isinstance(error, msgspec.ValidationError):
+                raise
+        body = _ESCAPE.sub(_replaced, body)
+        return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the body must be JSON such as {example}: {_reason(error, body)}") from None
-
-
-def _decoded(decoder: msgspec.json.Decoder[T], body: bytes, replaces_half_pairs: bool) -> T:
-    try:
-        return decoder.decode(body)
-    except msgspec.DecodeError as error:
-        if not replaces_half_pairs or isinstance(error, msgspec.ValidationError):
-            raise
-    return decoder.decode(_ESCAPE.sub(_replaced, body))
 
 
 def _replaced(escape: re.Match[bytes]) -> bytes:
