@@ -45,6 +45,8 @@ _KEEPALIVE_PROBES = 3
 #: A connection whose data is not acknowledged for this long is given up. So is one to a server that leaves a
 #: large message unread until there is room, for which a few seconds would be too short.
 _UNACKNOWLEDGED_S = 30
+#: Too many open files, here or on the whole machine, and no memory for sockets.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def replace(source: Path, target: Path) -> None:
@@ -342,6 +344,18 @@ def connection_given_up(error: OSError) -> bool:
     Windows tells both in the same way: there it counts as the wait, and the next one brings another error.
     """
     return error.errno == errno.ETIMEDOUT and not WINDOWS
+
+
+def is_own_shortage(error: BaseException | None) -> bool:
+    """Whether an error, or one that it stands for, means that this process could not open a connection.
+
+    Such an error says nothing of the other end.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            return True
+        error = error.__context__
+    return False
 
 
 def peer_closed(sock: socket.socket) -> bool:

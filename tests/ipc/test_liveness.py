@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 
 import pytest
 
 from embedshare.errors import DeadlineExceeded, ServerHung, ServerUnavailable
+from embedshare.ipc.codec import Caller
+from embedshare.ipc.connection import Connections
 from embedshare.ipc.liveness import PROBE_S, Liveness
 from embedshare.ipc.transport import PATIENCE_S
 from tests.processes import wait_for
@@ -100,3 +104,21 @@ def test_of_many_that_wait_one_asks_and_all_are_told() -> None:
     for thread in threads:
         thread.join(30)
     assert (len(told), len(probes)) == (8, 1)
+
+
+@pytest.mark.parametrize(("number", "counts"), [(errno.EMFILE, False), (errno.ECONNREFUSED, True)])
+def test_a_process_that_can_open_no_connection_takes_no_slow_server_for_a_hung_one(
+    number: int, counts: bool
+) -> None:
+    def key() -> bytes:
+        try:
+            raise OSError(number, "no connection")
+        except OSError:
+            raise ServerUnavailable("no connection") from None
+
+    connections = Connections(("127.0.0.1", 9), key, lambda _: None, 1 << 20, lambda: Caller(1, "test"), True)
+    if counts:
+        with pytest.raises(ServerHung):
+            connections._liveness.check(time.monotonic() + 60)
+    else:
+        connections._liveness.check(time.monotonic() + 60)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from embedshare import platforms
 from embedshare.errors import (
     DeadlineExceeded,
     EmbedshareError,
@@ -194,8 +195,9 @@ class Connections:
         """Ask the server something on a connection of its own; see Liveness."""
         try:
             self._connect(deadline).close()
-        except (ServerUnavailable, DeadlineExceeded):
-            raise
+        except (ServerUnavailable, DeadlineExceeded) as error:
+            if not platforms.is_own_shortage(error):
+                raise
         except EmbedshareError:
             pass  # it lives, and the next call raises this error
 

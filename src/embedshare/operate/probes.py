@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import time
 
+from embedshare import platforms
 from embedshare.errors import DeadlineExceeded, EmbedshareError, ServerUnavailable
 from embedshare.ipc import authkey
 from embedshare.ipc.callers import SUPERVISOR, this_process
@@ -18,8 +18,6 @@ from embedshare.supervise.liveness import ANSWER_S
 #: threads are busy.
 _PING = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _PONG = b"HTTP/1.1 204 "
-#: What keeps this process, and not the one that it asks, from connecting.
-_OWN_FAULTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class WorkerProbe:
@@ -44,7 +42,7 @@ class WorkerProbe:
             return self._ask(self._socket, limit)
         except OSError as error:
             self._close()
-            return _is_own(error)
+            return platforms.is_own_shortage(error)
 
     def _ask(self, sock: socket.socket, limit: float) -> bool:
         """Whether it answers; raises OSError where the connection does not lead to it."""
@@ -79,16 +77,7 @@ class ServerProbe:
         try:
             self._connections.probe(time.monotonic() + ANSWER_S)
         except (ServerUnavailable, DeadlineExceeded) as error:
-            return _is_own(error)
+            return platforms.is_own_shortage(error)
         except EmbedshareError:
             pass  # it answered: with another key, or that it has too many connections
         return True
-
-
-def _is_own(error: BaseException | None) -> bool:
-    """Whether this process could not ask, which says nothing of the other one."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
-            return True
-        error = error.__context__
-    return False
