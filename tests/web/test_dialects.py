@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from collections import Counter
+from random import Random
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.errors import EmbedshareError, Overloaded
 from embedshare.settings import Settings
+from embedshare.web import body as request_body
 
 TEI = ("/", "/embed", "/info", "/tokenize")
 OWN = ("/api/embed", "/index", "/v1x", "/embedding/health")
@@ -222,6 +228,32 @@ def test_half_an_emoji_is_elsewhere_an_error_that_names_the_text(
     answer = browser.post(path, data=body % half, content_type="application/json")
     assert (answer.status_code, answer.json["type"]) == (400, "InvalidInput")
     assert f": {where} has half of a surrogate pair" in answer.json["error"]
+
+
+def _as_read(body: bytes) -> list[str]:
+    with Flask(__name__).test_request_context(data=body, content_type="application/json"):
+        return request_body.read(msgspec.json.Decoder(list[str]), "[]", replaces_half_pairs=True)
+
+
+def test_half_pairs_among_other_escapes_are_told_from_whole_ones() -> None:
+    parts = [r"\ud83d", r"\uDE00", r"\uD83D", r"\ude00", r"\\", r"\"", r"\n", r"\u0061", "ud83d", "é"]
+    random = Random(0)
+    for _ in range(3000):
+        sent = '["{}"]'.format("".join(random.choices(parts, k=random.randrange(8))))
+        expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(sent)[0])  # json makes pairs of halves
+        assert _as_read(sent.encode()) == [expected], sent
+
+
+def test_a_body_of_many_escapes_is_read_without_code_for_each() -> None:
+    calls = Counter[str]()
+    sent = rb'["%b\ud83d"]' % (rb"\\\n\ud83d" * 10_000)
+    sys.setprofile(lambda frame, event, argument: calls.update((event,)))
+    try:
+        read = _as_read(sent)
+    finally:
+        sys.setprofile(None)
+    assert read == ["\\\n\ufffd" * 10_000 + "\ufffd"]
+    assert calls["call"] < 10_000
 
 
 def test_a_text_in_the_address_that_is_no_utf_8_is_an_error(model: EmbeddingClient) -> None:

@@ -17,11 +17,13 @@ from embedshare.web.errors import JSON
 T = TypeVar("T")
 #: A whole number as JSON knows it, in which 3.0 is one.
 Whole = Annotated[float, msgspec.Meta(multiple_of=1)]
-#: One escape of a JSON text, whole surrogate pairs first; a surrogate without its other half is the group.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(u[dD][89a-fA-F][\da-fA-F]{2})|.)",
-    re.DOTALL,
+#: An escape of half of a surrogate pair: a first half without its second, or a second without its first.
+_HALF_PAIR = re.compile(
+    rb"\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2}"
 )
+#: An escaped backslash, and what stands for it while escapes are searched for; no JSON holds that byte.
+_BACKSLASH, _PLACEHOLDER = rb"\\", b"\0"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -52,14 +54,25 @@ def read(
         except msgspec.DecodeError as error:
             if not replaces_half_pairs or isinstance(error, msgspec.ValidationError):
                 raise
-        body = _ESCAPE.sub(_replaced, body)
+        body = _without_half_pairs(body)
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the body must be JSON such as {example}: {_reason(error, body)}") from None
 
 
-def _replaced(escape: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if escape[1] else escape[0]
+def _without_half_pairs(body: bytes) -> bytes:
+    """The body with U+FFFD in place of each half; a body that is no JSON may stay as it is."""
+    if _PLACEHOLDER in body:
+        return body
+    return _HALF_PAIR.sub(rb"\\ufffd", _searchable(body)).replace(_PLACEHOLDER, _BACKSLASH)
+
+
+def _searchable(body: bytes) -> bytes:
+    """The body in which each backslash begins an escape other than its own.
+
+    A body of millions of escapes must not hold the worker: no Python code runs for each of them.
+    """
+    return body.replace(_BACKSLASH, _PLACEHOLDER)
 
 
 def _reason(error: Exception, body: bytes) -> str:
@@ -67,7 +80,7 @@ def _reason(error: Exception, body: bytes) -> str:
         return "this one is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "this one is not UTF-8"
-    if not isinstance(error, msgspec.ValidationError) and any(found[1] for found in _ESCAPE.finditer(body)):
+    if not isinstance(error, msgspec.ValidationError) and _HALF_PAIR.search(_searchable(body)):
         where = _half_pair_in(body)
         return rf"{where} has half of a surrogate pair (\ud800 to \udfff), which is not a character"
     return str(error)
