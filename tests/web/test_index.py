@@ -20,6 +20,7 @@ from embedshare import platforms
 from embedshare.api_keys import Caller, digest
 from embedshare.settings import Settings
 from embedshare.web import index
+from embedshare.web.index_folder import IndexFolder
 from embedshare.web.keys import KeyRing
 from tests.processes import ModelServer, wait_for
 from tests.web.conftest import Worker
@@ -267,6 +268,20 @@ def test_other_files_in_the_folder_are_logged_and_stay_and_the_quota_holds(
     assert browser.delete(f"/index/{digest}").status_code == 404
     assert browser.post(f"/index/{digest}/search", json={"query": "a"}).status_code == 404
     assert all(other.exists() for other in others)
+
+
+def test_an_index_that_cannot_be_deleted_is_logged_without_its_id(tmp_path: Path) -> None:
+    name = "0123456789abcdef" * 2
+    (tmp_path / name).mkdir()  # which no system deletes as a file
+    lines: list[str] = []
+    handler = logger.add(lines.append, format="{message}")
+    try:
+        IndexFolder(tmp_path, Path.is_file).delete(name)
+    finally:
+        logger.remove(handler)
+    [line] = lines
+    assert line.startswith(f"could not delete an index in {tmp_path} (")
+    assert name not in line
 
 
 def test_a_folder_of_indexes_alone_is_not_remarked_on(browser: FlaskClient, folder: Path, model: Any) -> None:

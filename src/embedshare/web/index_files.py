@@ -54,7 +54,6 @@ class IndexFiles(Generic[Kept]):
         """`load` reads what an index's `save` wrote, which `is_index` knows by its beginning."""
         self._folder = folder
         self._files = IndexFolder(folder, is_index)
-        self._is_index = is_index
         self._load = load
         self._most, self._most_bytes = most, most_bytes
         self._opened: OrderedDict[str, tuple[_Stamp, Kept]] = OrderedDict()
@@ -97,7 +96,7 @@ class IndexFiles(Generic[Kept]):
                 self._close_deleted()
                 return None
             except IndexCorrupted as error:
-                if self._is_index(path):
+                if self._files.is_index(path):
                     logger.warning("deleted a damaged index ({})", type(error).__name__)
                     self._files.delete(name)
                 return None
@@ -126,7 +125,7 @@ class IndexFiles(Generic[Kept]):
             return False
         with self._alone(name), self._told():
             try:
-                if not self._is_index(self._folder / name):
+                if not self._files.is_index(self._folder / name):
                     return False
                 (self._folder / name).unlink()
             except FileNotFoundError:

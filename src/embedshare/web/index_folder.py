@@ -36,7 +36,7 @@ class IndexFolder:
 
     def __init__(self, path: Path, is_index: Callable[[Path], bool]) -> None:
         self.path = path
-        self._is_index = is_index
+        self.is_index = is_index
 
     def draft(self, name: str) -> Path:
         """Where this thread writes an index before it has its place."""
@@ -48,7 +48,7 @@ class IndexFolder:
         return [
             Held(entry.name, owners.get(entry.name, ""), status.st_size, status.st_atime)
             for entry, status in self._files()
-            if ID.fullmatch(entry.name) and self._is_index(Path(entry.path))
+            if ID.fullmatch(entry.name) and self.is_index(Path(entry.path))
         ]
 
     def owner(self, name: str) -> str | None:
@@ -61,7 +61,7 @@ class IndexFolder:
             platforms.replace_private(self.path / _OWNERS, msgspec.json.encode(owners))
 
     def delete(self, name: str) -> None:
-        """Delete an index, or say why that cannot be done."""
+        """Delete an index, or log why that failed."""
         self._delete(self.path / name)
 
     def delete_old_drafts(self) -> None:
@@ -90,7 +90,7 @@ class IndexFolder:
         name = entry.name
         if _DRAFT.fullmatch(name) or _LOCK.fullmatch(name) or name.startswith(_OWNERS):
             return True
-        return bool(ID.fullmatch(name)) and self._is_index(Path(entry.path))
+        return bool(ID.fullmatch(name)) and self.is_index(Path(entry.path))
 
     def _files(self) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Plain files; what another process deletes meanwhile is gone too."""
@@ -112,4 +112,7 @@ class IndexFolder:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("could not delete {} ({})", path, error.strerror or error)
+            # Without its name: an index's id is all that one needs to read it.
+            logger.warning(
+                "could not delete an index in {} ({})", self.path, error.strerror or type(error).__name__
+            )
