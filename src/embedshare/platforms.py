@@ -296,25 +296,23 @@ def _shown(status: os.stat_result) -> str:
 
 
 def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:
-    """Set SO_RCVTIMEO or SO_SNDTIMEO; 0 waits for ever.
+    """Set SO_RCVTIMEO or SO_SNDTIMEO, where `waits_in_kernel`; 0 waits for ever.
 
-    A wait that is over raises BlockingIOError, on Windows TimeoutError.
+    A wait that is over raises BlockingIOError.
     """
-    if sys.platform == "win32":
-        value = struct.pack("L", math.ceil(seconds * 1e3))
-    else:
-        microseconds = math.ceil(seconds * 1e6)
-        value = struct.pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
+    microseconds = math.ceil(seconds * 1e6)
+    value = struct.pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
     sock.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def waits_in_kernel(sock: socket.socket) -> bool:
-    """Whether reads and writes of a socket wait in the kernel, where its time-outs hold.
+    """Whether reads and writes of a socket may wait in the kernel, with its time-outs.
 
     The sockets of gevent and eventlet do not: they wait in their scheduler's loop, which knows Python's
-    time-outs alone.
+    time-outs alone. On Windows a socket is good for nothing once such a time-out is over (Microsoft's page on
+    SO_RCVTIMEO), and here it is waited on again.
     """
-    return isinstance(sock, _socket.socket)
+    return not WINDOWS and isinstance(sock, _socket.socket)
 
 
 def keep_alive(sock: socket.socket) -> None:
@@ -339,11 +337,8 @@ def keep_alive(sock: socket.socket) -> None:
 
 def connection_given_up(error: OSError) -> bool:
     """Whether an error of a read or write means that the system gave the connection up, and not that the wait
-    is over.
-
-    Windows tells both in the same way: there it counts as the wait, and the next one brings another error.
-    """
-    return error.errno == errno.ETIMEDOUT and not WINDOWS
+    is over: the same class, and a number that a wait of Python's or the kernel's does not have."""
+    return error.errno == errno.ETIMEDOUT
 
 
 def is_own_shortage(error: BaseException | None) -> bool:
