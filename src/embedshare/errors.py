@@ -202,7 +202,10 @@ class WeightsCorrupted(EmbedshareError):
 
 
 class UnsupportedModel(EmbedshareError):
-    """The model is not one that can be shared: it does not turn texts into one vector each."""
+    """The model is not one that can be shared: it does not turn texts into one vector each.
+
+    Field `setting`: `device`, where another device could run it.
+    """
 
 
 class MissingDependency(EmbedshareError, ImportError):

@@ -199,7 +199,6 @@ def test_model_batches_device_and_normalizing_change_under_load_and_no_call_fail
         ("port", 0, "a whole number from 1 to 65535"),
         ("cors_origins", ["nonsense"], "origins as https://app.example"),
         ("cors_origins", [1], "a list of texts"),
-        ("EMBEDDING_AUTHKEY", "x", "allowed: model_name, device"),
     ],
 )
 def test_what_is_no_value_or_cannot_be_applied_is_refused_and_not_kept(
@@ -215,16 +214,30 @@ def test_what_is_no_value_or_cannot_be_applied_is_refused_and_not_kept(
 
 def test_of_a_bulk_change_nothing_is_kept_where_one_value_cannot_be_applied(workers: list[Worker]) -> None:
     before = requests.get(f"{workers[0].url}/settings", timeout=30).json()
-    for bad in ({"port": 0}, {"model_name": "no-such-model"}):
+    for bad in (
+        {"port": 0},
+        {"model_name": "no-such-model"},
+        {"device": "cuda:99"},
+        {"port": workers[1].port},
+    ):
         bulk = {"settings": {"normalize_embeddings": True, "max_batch_size": 3, **bad}}
         answer = requests.post(f"{workers[0].url}/settings/bulk", json=bulk, timeout=60)
         assert answer.status_code == 422, answer.text
+        assert answer.json()["error"].startswith(f"{next(iter(bad))} ")  # and no key whose value is good
         assert requests.get(f"{workers[0].url}/settings", timeout=30).json() == before
 
 
-def test_a_key_that_there_is_not_is_404_to_delete(workers: list[Worker]) -> None:
-    answer = delete(workers[0], "authkey")
-    assert (answer.status_code, answer.json()["type"]) == (404, "UnknownSetting")
+def test_a_key_that_there_is_not_is_404(workers: list[Worker]) -> None:
+    before = requests.get(f"{workers[0].url}/settings", timeout=30).json()
+    bulk = {"settings": {"normalize_embeddings": True, "authkey": "x"}}
+    for answer in (
+        delete(workers[0], "authkey"),
+        post(workers[0], "authkey", "x"),
+        requests.post(f"{workers[0].url}/settings/bulk", json=bulk, timeout=60),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (404, "UnknownSetting")
+        assert "no setting 'authkey' to change; there are model_name, device" in answer.json()["error"]
+    assert requests.get(f"{workers[0].url}/settings", timeout=30).json() == before
 
 
 def test_what_is_changed_in_the_database_itself_is_followed_or_rolled_back_with_the_reason(

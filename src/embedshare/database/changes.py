@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -89,10 +89,12 @@ class SettingsChanges:
     def change(self, given: Mapping[str, Any], who: str) -> Current:
         """Apply and keep all of these values, or none; what holds then.
 
-        Raises InvalidSetting for what is no value or cannot be applied, SettingsFixed, DatabaseUnavailable,
-        SwapRefused, and what else keeps the model server from changing its model.
+        Raises UnknownSetting, InvalidSetting for what is no value or cannot be applied, SettingsFixed,
+        DatabaseUnavailable, SwapRefused, and what else keeps the model server from changing its model.
         """
         kept = self._open()
+        for key in given:
+            setting_keys.check_known(key)
         values = {key: setting_keys.value_of(key, value) for key, value in given.items()}
         if "model_name" in values:
             values["model_name"] = _full_name(values["model_name"])
@@ -186,7 +188,7 @@ class SettingsChanges:
                 self._apply_model(wanted, before.version)
         except _OF_THE_VALUE as error:
             switch(False)
-            names = ", ".join(sorted(changed | moved))
+            names = ", ".join(sorted(_blamed(error, changed | moved)))
             raise InvalidSetting(
                 f"{names} cannot be applied, and nothing was changed: {error.message}",
                 name=names, value="", allowed="what the services can serve",
@@ -208,6 +210,17 @@ class SettingsChanges:
             self._apply_model(before.settings, before.version)
         except EmbedshareError as error:  # then the model server does, when it sees that nothing was kept
             logger.error("a change of the model was not kept and not taken back either: {}", error.message)
+
+
+def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
+    """Of the keys that were changed together, those whose values the services refuse."""
+    if isinstance(error, PortUnavailable):
+        likely: Set[str] = setting_keys.OF_THE_LISTENER
+    elif "setting" in error.fields:
+        likely = {error.fields["setting"]}
+    else:
+        likely = {"model_name"} if "model_name" in changed else setting_keys.OF_THE_MODEL - {"max_batch_size"}
+    return changed & likely or changed
 
 
 def _place(stored: Mapping[str, Any]) -> tuple[str | None, int | None]:

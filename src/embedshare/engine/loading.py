@@ -117,7 +117,8 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple
 
     device = resolve_device(device)
     if settings.runtime == "openvino" and device != "cpu":
-        raise UnsupportedModel(f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}")
+        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
+        raise UnsupportedModel(message, setting="device")
     trusted = weights.is_among(settings.model_name, settings.trust_remote_code)
     model = embedders.load(folder, device, trusted)
     facts = embedders.facts_of(model)

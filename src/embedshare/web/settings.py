@@ -31,8 +31,8 @@ from embedshare.web import body, openapi
 #: Changes that `/settings/audit` shows, at most and where nothing else is asked for.
 MOST_CHANGES, CHANGES = 1000, 100
 _CHANGING = (
-    SettingsFixed, InvalidSetting, DatabaseUnavailable, SwapRefused, ServerUnavailable, OutOfMemory,
-    DeadlineExceeded, SupervisorUnavailable,
+    UnknownSetting, SettingsFixed, InvalidSetting, DatabaseUnavailable, SwapRefused, ServerUnavailable,
+    OutOfMemory, DeadlineExceeded, SupervisorUnavailable,
 )  # fmt: skip
 _SENT = (InvalidInput, TooLarge, UnsupportedMediaType)
 
@@ -127,7 +127,7 @@ def blueprint(changes: Changes) -> Blueprint:
         return _answer(changes, changes.change(asked, _who()), set(asked))
 
     @routes.delete("/settings/<setting:key>")
-    @openapi.describe({200: SettingsAnswer}, errors=(UnknownSetting, *_CHANGING))
+    @openapi.describe({200: SettingsAnswer}, errors=_CHANGING)
     def delete(key: str) -> dict[str, Any]:
         """Have the environment's value hold again."""
         return _answer(changes, changes.delete(key, _who()), {key})

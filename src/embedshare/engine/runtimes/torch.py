@@ -25,9 +25,10 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda"):
         count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
         if index >= count:
-            raise UnsupportedModel(f"EMBEDDING_DEVICE is {device}; this machine has {count} CUDA devices")
+            message = f"EMBEDDING_DEVICE is {device}; this machine has {count} CUDA devices"
+            raise UnsupportedModel(message, setting="device")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UnsupportedModel("EMBEDDING_DEVICE is mps, which this machine does not have")
+        raise UnsupportedModel("EMBEDDING_DEVICE is mps, which this machine does not have", setting="device")
     if device != "auto":
         return device
     if torch.cuda.is_available():
