@@ -76,7 +76,7 @@ class IndexFolder:
             with os.scandir(self.path) as entries:
                 others = [entry.name for entry in entries if not self._is_ours(entry)]
         except OSError:
-            return  # it is made with the first index; what is wrong with it is told then
+            return  # the first index makes it, or raises what is wrong with it
         if others:
             logger.warning(
                 "ignoring {:,} other things in the folder of indexes {} (such as {}); "

@@ -40,7 +40,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REFRESH_S = 1.0
 SECONDS = tuple(bound / 1e3 for bound in MILLISECONDS)
 TEXT = "text/plain"
-#: The first parts of the routes that programs and people who watch a worker ask for again and again.
+#: The first parts of the routes for programs and people that watch a worker.
 _OPERATORS = frozenset({"dashboard", "embedding", "health", "load", "metrics"})
 #: How long a summary waits for the model server's part of it, in seconds.
 PATIENCE_S = 1.0

@@ -89,7 +89,7 @@ class SearXNG:
         left = max(0.001, deadline - time.monotonic())
         try:
             request = session.prepare_request(requests.Request("GET", url, headers=_HEADERS))
-            # The environment's proxies are for the internet: an address of one's own is reached without.
+            # The environment's proxies are for the internet: a private address is asked without one.
             proxies = {"no_proxy": "*"} if _is_internal(urlsplit(url).hostname or "") else {}
             around: dict[str, Any] = {**session.merge_environment_settings(url, proxies, True, True, None)}
             with (
