@@ -24,7 +24,7 @@ from embedshare.errors import (
 )
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec, protocol
-from embedshare.ipc.liveness import Liveness
+from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
 
 #: After this many idle seconds a connection is checked before a call uses it: a firewall or NAT may have
@@ -65,7 +65,7 @@ class Connections:
         """Connections that took the place of one that had ended."""
         self._ids = itertools.count(1)
         self._notice_hang = notice_hang
-        self._liveness = Liveness(self._probe_server)
+        self._hang_detector = HangDetector(self._probe_server)
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._open_lock = threading.Lock()
@@ -124,9 +124,9 @@ class Connections:
         # this one, nor a signal handler that calls meanwhile.
         self._local.connection = None
         try:
-            connection.set_deadline(deadline, self._liveness.check if self._notice_hang else None)
+            connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
             answer, rows = _exchange(connection, call, message, raw)
-            self._liveness.answered(connection.last_answer)
+            self._hang_detector.answered(connection.last_answer)
         except EmbedshareError:
             connection.close()
             raise
@@ -158,7 +158,7 @@ class Connections:
         self._open = weakref.WeakSet()
         self._open_lock = threading.Lock()
         self._local = threading.local()
-        self._liveness = Liveness(self._probe_server)
+        self._hang_detector = HangDetector(self._probe_server)
 
     def _connection(self, deadline: float) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
@@ -192,7 +192,7 @@ class Connections:
         return connection
 
     def _probe_server(self, deadline: float) -> None:
-        """Ask the server something on a connection of its own; see Liveness."""
+        """Ask the server something on a connection of its own; see HangDetector."""
         try:
             self._connect(deadline).close()
         except (ServerUnavailable, DeadlineExceeded) as error:

@@ -18,7 +18,7 @@ from embedshare.ipc import transport
 PROBE_S = 4.0
 
 
-class Liveness:
+class HangDetector:
     """Whether the server lives; `probe(deadline)` asks it on a new connection.
 
     `probe` raises ServerUnavailable or DeadlineExceeded where it gets no answer. Safe to use from any number

@@ -11,7 +11,7 @@ import pytest
 from embedshare.errors import DeadlineExceeded, ServerHung, ServerUnavailable
 from embedshare.ipc.codec import Caller
 from embedshare.ipc.connection import Connections
-from embedshare.ipc.liveness import PROBE_S, Liveness
+from embedshare.ipc.hang_detector import PROBE_S, HangDetector
 from embedshare.ipc.transport import PATIENCE_S
 from tests.processes import wait_for
 
@@ -24,7 +24,7 @@ class Server:
         self.takes_s = takes_s
         self.alive = alive
         self.asked: list[float] = []
-        self.liveness = Liveness(self.probe, lambda: self.now)
+        self.hang_detector = HangDetector(self.probe, lambda: self.now)
 
     def probe(self, deadline: float) -> None:
         self.asked.append(deadline - self.now)
@@ -38,16 +38,16 @@ class Server:
 
 def test_a_server_that_answered_another_call_lately_is_not_asked() -> None:
     server = Server()
-    server.liveness.answered(server.now - PATIENCE_S / 2)
-    server.liveness.check(server.now + 60)
+    server.hang_detector.answered(server.now - PATIENCE_S / 2)
+    server.hang_detector.check(server.now + 60)
     assert server.asked == []
 
 
 def test_a_server_that_answered_no_call_lately_is_asked_and_lives() -> None:
     server = Server(takes_s=0.5)
-    server.liveness.check(server.now + 60)
+    server.hang_detector.check(server.now + 60)
     assert server.asked == [PROBE_S]
-    server.liveness.check(server.now + 60)  # the result holds for a while
+    server.hang_detector.check(server.now + 60)  # the result holds for a while
     assert server.asked == [PROBE_S]
 
 
@@ -55,13 +55,13 @@ def test_a_server_that_answered_no_call_lately_is_asked_and_lives() -> None:
 def test_a_server_that_does_not_answer_hangs(silent: dict[str, float]) -> None:
     server = Server(**silent)  # type: ignore[arg-type]
     with pytest.raises(ServerHung):
-        server.liveness.check(server.now + 60)
+        server.hang_detector.check(server.now + 60)
 
 
 def test_a_deadline_before_the_probe_s_end_is_no_verdict() -> None:
     server = Server(takes_s=60.0)
     with pytest.raises(DeadlineExceeded) as raised:
-        server.liveness.check(server.now + 1)
+        server.hang_detector.check(server.now + 1)
     assert not isinstance(raised.value, ServerUnavailable)
     assert server.asked == [1.0]
 
@@ -69,10 +69,10 @@ def test_a_deadline_before_the_probe_s_end_is_no_verdict() -> None:
 def test_a_failure_of_the_past_does_not_count() -> None:
     server = Server(alive=False)
     with pytest.raises(ServerHung):
-        server.liveness.check(server.now + 60)
+        server.hang_detector.check(server.now + 60)
     server.now += 10
     server.alive = True
-    server.liveness.check(server.now + 60)
+    server.hang_detector.check(server.now + 60)
     assert len(server.asked) == 2
 
 
@@ -86,11 +86,11 @@ def test_of_many_that_wait_one_asks_and_all_are_told() -> None:
         assert go_on.wait(30)
         raise ServerUnavailable("gone")
 
-    liveness, told, clock = Liveness(probe, lambda: clock[0]), [], [100.0]
+    hang_detector, told, clock = HangDetector(probe, lambda: clock[0]), [], [100.0]
 
     def wait() -> None:
         try:
-            liveness.check(200.0)
+            hang_detector.check(200.0)
         except ServerHung as error:
             told.append(error)
 
@@ -98,7 +98,7 @@ def test_of_many_that_wait_one_asks_and_all_are_told() -> None:
     for thread in threads:
         thread.start()
     assert asked.wait(30)
-    wait_for(lambda: liveness._probing.locked(), what="the probe")
+    wait_for(lambda: hang_detector._probing.locked(), what="the probe")
     clock[0] += 1
     go_on.set()
     for thread in threads:
@@ -119,6 +119,6 @@ def test_a_process_that_can_open_no_connection_takes_no_slow_server_for_a_hung_o
     connections = Connections(("127.0.0.1", 9), key, lambda _: None, 1 << 20, lambda: Caller(1, "test"), True)
     if counts:
         with pytest.raises(ServerHung):
-            connections._liveness.check(time.monotonic() + 60)
+            connections._hang_detector.check(time.monotonic() + 60)
     else:
-        connections._liveness.check(time.monotonic() + 60)
+        connections._hang_detector.check(time.monotonic() + 60)
