@@ -76,6 +76,49 @@ def test_of_a_huge_text_only_the_head_is_read(tokenizer: TextTokenizer, text: st
     assert len(ids) <= 256
 
 
+class _Recorded:
+    """A tokenizer that notes the length of each text that it is given, by the method."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.alone: list[int] = []
+        self.in_batches: list[int] = []
+
+    def encode(self, text: str) -> Any:
+        self.alone.append(len(text))
+        return self._tokenizer.encode(text)
+
+    def encode_batch_fast(self, texts: list[str]) -> Any:
+        self.in_batches += map(len, texts)
+        return self._tokenizer.encode_batch_fast(texts)
+
+
+@pytest.fixture
+def recorded(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> _Recorded:
+    recorded = _Recorded(tokenizer._tokenizer)
+    monkeypatch.setattr(tokenizer, "_tokenizer", recorded)
+    return recorded
+
+
+@pytest.mark.parametrize("text", ["\\", "\u4e2d", "a\n", "word\u00a0", "a()=>{};"])
+@pytest.mark.parametrize("start", ["", "x ", "y" * 200])
+def test_of_a_huge_text_without_spaces_only_the_head_is_read(
+    tokenizer: TextTokenizer, reference: Any, recorded: _Recorded, text: str, start: str
+) -> None:
+    huge = start + text * 40_000
+    assert tokenizer([huge]) == expected_ids(reference, [huge])
+    assert sum(recorded.alone + recorded.in_batches) < 20_000
+
+
+@pytest.mark.parametrize("text", ["y" * 100_000, " " * 100_000 + "word", "word\u0301" * 20_000])
+def test_no_long_text_holds_the_interpreters_lock(
+    tokenizer: TextTokenizer, reference: Any, recorded: _Recorded, text: str
+) -> None:
+    """Of the tokenizer's methods `encode` holds it, `encode_batch_fast` does not."""
+    assert tokenizer([text]) == expected_ids(reference, [text])
+    assert max(recorded.alone) <= 10_000
+
+
 def test_what_is_too_long_is_cut_with_its_special_tokens_kept(tokenizer: TextTokenizer) -> None:
     (ids,) = tokenizer(["word " * 600])
     assert len(ids) == tokenizer.max_seq_length == 256

@@ -1,7 +1,7 @@
 """Texts to token ids, with one tokenizer whose truncation is set once.
 
 The fast tokenizers are not safe for threads that change truncation or padding between calls; here nothing
-changes after the start. They work outside the interpreter's lock.
+changes after the start. They work outside the interpreter's lock where they are given a batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from embedshare.errors import InvalidInput, TooLarge, UnsupportedModel
 
 #: Characters whose tokens can be had one by one in a call, at most.
 MAX_DETAILED = 1 << 18
+#: A single text of so many characters, at most, goes the tokenizer's quickest way, which holds the
+#: interpreter's lock: a text of 2 MB would keep all other threads of the server for seconds.
+_QUICK_CHARS = 1 << 13
+#: No text of so many characters is cut before it is tokenized.
+_SHORT_CHARS = 1 << 12
 
 
 class Token(NamedTuple):
@@ -45,7 +50,8 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=max_seq_length)
         self._lowercase = lowercase
-        self._short = 16 * max_seq_length  # characters
+        # Characters. Half of them is more than the longest word that a tokenizer divides into tokens.
+        self._short = max(_SHORT_CHARS, 16 * max_seq_length)
         self.max_seq_length = max_seq_length
         self.vocabulary_size = self._tokenizer.get_vocab_size()
 
@@ -57,10 +63,7 @@ class TextTokenizer:
         given, texts = texts, self._prepared(texts, prompt)
         try:
             texts = [text if len(text) <= self._short else self._head(text) for text in texts]
-            if len(texts) == 1:
-                encodings = [self._tokenizer.encode(texts[0])]
-            else:
-                encodings = self._tokenizer.encode_batch_fast(texts)
+            encodings = self._encodings(texts)
         except TypeError:
             raise _lone_surrogate(given) from None
         if not truncate:
@@ -116,15 +119,22 @@ class TextTokenizer:
                     "tokens, and was not to be truncated"
                 )
 
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
+        if len(texts) == 1 and len(texts[0]) <= _QUICK_CHARS:
+            return [self._tokenizer.encode(texts[0])]
+        return self._tokenizer.encode_batch_fast(texts)
+
     def _head(self, text: str) -> str:
         """As much of a long text as fills the longest sequence, so that 20 MB do not take half a minute.
 
-        It is cut at a space, and half of it is enough, so that no tokenizer would cut what counts otherwise.
-        A text without spaces is left whole.
+        Half of it is enough, so that no tokenizer would cut what counts otherwise. It is cut at a space,
+        where there is one in its second half: base64, minified code and Chinese have none.
         """
         end = self._short
-        while (cut := text.rfind(" ", 0, end)) > 0 and end < len(text):
-            if len(self._tokenizer.encode(text[: cut // 2]).ids) == self.max_seq_length:
+        while end < len(text):
+            space = text.rfind(" ", end // 2, end)
+            cut = space if space > 0 else end
+            if len(self._encodings([text[: cut // 2]])[0].ids) == self.max_seq_length:
                 return text[:cut]
             end *= 4
         return text
