@@ -40,7 +40,7 @@ from embedshare.errors import (  # noqa: E402
     missing_database,
 )
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import doctor, keys, probes, status, tail  # noqa: E402
+from embedshare.operate import doctor, following, keys, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.services import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -163,6 +163,8 @@ class _Commands:
             "restart": lambda given, say: self._wait(supervisor.restart(given["names"]), say),
             "scale": self._scale,
             "place": self._place,
+            "follows": lambda given, say: self._services.workers_follow,
+            "follow": self._follow,
             "stop": lambda given, say: supervisor.stop(),
         }
 
@@ -182,6 +184,14 @@ class _Commands:
                 f"the number of workers follows the load from {self._least} to {self._most}: not {count}"
             )
         self._wait(self._supervisor.scale(count), say)
+
+    def _follow(self, given: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Restart the workers such that they go over to any model that the server changes to."""
+        if not self._services.workers_follow:
+            self._services.workers_follow = True
+            self._supervisor.respecify(self._services.known_worker).result()
+            self._wait(self._supervisor.restart(), say)
+            logger.info("the workers follow changes of the model from now on")
 
     def _place(self, given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         """Where the worker `name` listens if `host` and `port` are those of the settings, None where these
@@ -250,15 +260,48 @@ def scale(options: argparse.Namespace, settings: Settings) -> None:
 
 def swap(options: argparse.Namespace, settings: Settings) -> None:
     """Have the model server change its model while it serves."""
+    file = _control_file(settings)
+    if options.follow:
+        control.ask(file, "follow", timeout_s=SILENCE_S, on_said=_progress(options))
+    else:
+        _warn_of_workers_that_will_refuse(file)
     with (
         _client(settings) as client,
         Console(stderr=True).status(f"loading {options.model} beside the old model"),
     ):
         described = client.swap_model(options.model, timeout=SWAP_S)
+    described["refusing"] = _refusing(file, settings)
     if options.json:
         _print_json(described)
     else:
         _console().print(f"{described['model_name']} ({described['identity'][:12]}) serves now")
+
+
+def _warn_of_workers_that_will_refuse(file: Path) -> None:
+    try:
+        follows = control.ask(file, "follows")
+    except EmbedshareError:
+        return  # without a supervisor nothing is known of the workers
+    if not follows:
+        logger.warning(
+            "the workers refuse any other model than they have met, and answer 503 after this swap "
+            "(EMBEDDING_ON_MODEL_CHANGE is refuse); swap --follow lets them go over to it"
+        )
+
+
+def _refusing(file: Path, settings: Settings) -> list[str]:
+    """The workers that refuse the model that serves now, each of which is told."""
+    try:
+        refusing = following.refusing(control.ask(file, "status"), settings)
+    except EmbedshareError:
+        return []
+    if refusing:
+        logger.warning(
+            "{} of the workers refuse this model and answer 503: {}. Restart them with: "
+            "python service_manager.py restart",
+            len(refusing), ", ".join(refusing),
+        )  # fmt: skip
+    return refusing
 
 
 def stop(options: argparse.Namespace, settings: Settings) -> None:
@@ -306,11 +349,13 @@ def _runs(pid: int) -> bool:
 
 
 def _command(options: argparse.Namespace, settings: Settings, do: str, given: dict[str, Any]) -> None:
-    control.ask(
-        _control_file(settings), do, given, timeout_s=SILENCE_S,
-        on_said=lambda line: None if options.json else _console().print(line),
-    )  # fmt: skip
+    control.ask(_control_file(settings), do, given, timeout_s=SILENCE_S, on_said=_progress(options))
     _done(options, f"{do}: done")
+
+
+def _progress(options: argparse.Namespace) -> Callable[[str], None]:
+    """Shows how a command goes, to people."""
+    return lambda line: None if options.json else _console().print(line)
 
 
 def _done(options: argparse.Namespace, line: str) -> None:
@@ -365,13 +410,21 @@ def _restart_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="one process (default: all workers, one after another)")
 
 
+def _swap_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a folder or a name")
+    parser.add_argument(
+        "--follow", action="store_true",
+        help="first restart the workers one after another, so that they go over to the new model",
+    )  # fmt: skip
+
+
 _COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.ArgumentParser], Any]]] = {
     "start": (start, _services_arguments),
     "status": (show_status, lambda parser: None),
     "logs": (show_logs, _logs_arguments),
     "restart": (restart, _restart_arguments),
     "scale": (scale, lambda parser: parser.add_argument("workers", type=lambda text: _workers(text)[0])),
-    "swap": (swap, lambda parser: parser.add_argument("--model", required=True, help="a folder or a name")),
+    "swap": (swap, _swap_arguments),
     "stop": (stop, lambda parser: None),
     "doctor": (examine, _services_arguments),
     "keys": (manage_keys, keys.add_arguments),

@@ -28,7 +28,7 @@ class Site:
         self.first = free_port(in_a_row=MOST)
         self.environment = environment(
             EMBEDDING_SERVER_PORT=str(free_port()), EMBEDDING_AUTHKEY_FILE=str(folder / "authkey"),
-            EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow",
+            EMBEDDING_FALLBACK="none",
             EMBEDDING_LOG_DIR=str(folder / "logs"),
         )  # fmt: skip
         given = {name: value for name, value in self.environment.items() if name.startswith("EMBEDDING_")}
@@ -87,7 +87,7 @@ def test_no_request_fails_while_workers_come_and_go_and_the_model_is_swapped(
         load.more(20)
         site.command("scale", "1")
         load.more(20)
-        site.command("swap", "--model", str(other_model))
+        site.command("swap", "--follow", "--model", str(other_model))  # of workers that refuse by themselves
         load.more(20)
         site.command("scale", "2")
         load.more(20)

@@ -191,7 +191,14 @@ def test_what_is_asked_wrongly_is_refused_with_what_there_is(operator: Operator)
 
 def test_the_model_is_swapped_and_swapped_back(operator: Operator, other_model: Path) -> None:
     named = operator.json("status")["server"]["model"]
-    swapped = operator.json("swap", "--model", str(other_model))
+    for number in (1, 2):
+        _vectors(operator.url(number))  # both have met the first model
+    code, said, complained = operator.run("swap", "--model", str(other_model), "--json")
+    assert code == 0, complained
+    assert "swap --follow lets them go over" in complained
+    assert "2 of the workers refuse this model and answer 503: worker-1, worker-2" in complained
+    swapped = json.loads(said)
+    assert swapped["refusing"] == ["worker-1", "worker-2"]
     assert swapped["model_name"] == str(other_model)
     server = operator.json("status")["server"]
     assert (server["model"], server["identity"]) == (str(other_model), swapped["identity"])
@@ -200,7 +207,8 @@ def test_the_model_is_swapped_and_swapped_back(operator: Operator, other_model: 
     assert code == 1
     assert json.loads(said)["type"] == "ModelNotFound"
     assert operator.json("status")["server"]["identity"] == swapped["identity"]
-    assert operator.json("swap", "--model", named)["model_name"] == named
+    back = operator.json("swap", "--model", named)
+    assert (back["model_name"], back["refusing"]) == (named, [])
 
 
 def test_logs_show_the_last_lines_and_go_on_with_those_that_come(operator: Operator) -> None:

@@ -49,6 +49,8 @@ class Services:
         worker_lives: Callable[[str, int], Callable[[], bool]] | None = None,
     ) -> None:
         self.place = place
+        self.workers_follow = settings.on_model_change == "follow"
+        """Whether workers that are started from now on follow changes of the model."""
         self._settings = settings
         self._source = source
         self._server_answers = server_answers
@@ -80,6 +82,7 @@ class Services:
         """The nth worker, whose port is not looked at: it may listen there already."""
         host, port = self.address(self.place, number)
         name, url = f"worker-{number}", worker_url(host, port)
+        changes = {"EMBEDDING_ON_MODEL_CHANGE": "follow"} if self.workers_follow else {}
         return ProcessSpec(
             name,
             [sys.executable, str(self._source / "app.py")],
@@ -87,7 +90,7 @@ class Services:
             port,
             Path(self._settings.log_dir) / f"{name}.log",
             lambda: _worker_answers(url),
-            {"PORT": str(port), "EMBEDDING_HOST": host},
+            {"PORT": str(port), "EMBEDDING_HOST": host, **changes},
             keeps_port=self._source == OWN_SOURCE,
             lives=self._worker_lives(host, port) if self._worker_lives is not None else None,
         )

@@ -1,0 +1,32 @@
+"""Which workers do not go over to the model that the server serves now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+
+from embedshare.errors import EmbedshareError, ModelMismatch
+from embedshare.operate.services import MODEL_SERVER, ask_worker
+from embedshare.settings import Settings
+
+#: A worker tells within this many seconds.
+PATIENCE_S = 10.0
+
+
+def refusing(processes: Sequence[Mapping[str, Any]], settings: Settings) -> list[str]:
+    """The names of the workers that refuse the server's model, of the supervisor's report."""
+    workers = [process for process in processes if process["name"] != MODEL_SERVER]
+    with ThreadPoolExecutor(max(1, len(workers))) as threads:
+        refuses = list(threads.map(lambda worker: _refuses(worker, settings), workers))
+    return [str(worker["name"]) for worker, refused in zip(workers, refuses, strict=True) if refused]
+
+
+def _refuses(worker: Mapping[str, Any], settings: Settings) -> bool:
+    try:
+        answer = ask_worker(settings, worker["host"], worker["port"], "/embedding/stats", PATIENCE_S)
+    except (EmbedshareError, requests.RequestException, ValueError):
+        return False  # it does not tell, which `status` shows
+    return isinstance(answer, dict) and answer.get("type") == ModelMismatch.__name__
