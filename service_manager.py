@@ -95,7 +95,7 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
     )
     supervisor = Supervisor(
         services.stages(least),
-        on_ready=_show,
+        on_ready=_log if settings.log_format == "json" else _show,
         drain_s=settings.drain_s,
         stuck_s=settings.stuck_s,
         more=services.worker,
@@ -494,6 +494,12 @@ def _console() -> Console:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))  # noqa: T201
+
+
+def _log(watched: list[Watched]) -> None:
+    """What `_show` shows, as one line of the log."""
+    running = [f"{each.spec.name} on port {each.spec.port}" for each in watched]
+    logger.info("embedshare is running ({})", ", ".join(running))
 
 
 def _show(watched: list[Watched]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal stops
 
 
 def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path: Path) -> None:
-    operator = Operator(tmp_path, EMBEDDING_STUCK_S="12")
+    """Each line that the supervisor writes meanwhile is one of its log, as the format JSON has it."""
+    operator = Operator(tmp_path, EMBEDDING_STUCK_S="12", EMBEDDING_LOG_FORMAT="json")
     services = operator.start("2")
     services.wait_until_running()
     before = operator.processes()
@@ -43,6 +45,8 @@ def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path
     assert _vectors(operator.url(1)).shape == (5, 384)
     assert operator.json("stop") == {"status": "ok"}
     assert services.process.wait(30) == 0
+    said = [json.loads(line)["message"] for line in services.output.splitlines()]
+    assert sum(message.startswith("embedshare is running (model-server on port ") for message in said) == 1
 
 
 @long_form
