@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from embedshare import model_files
 from embedshare.errors import ModelMismatch, WeightsCorrupted
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
-    "tokenizer.model",
-)  # fmt: skip
-_CONFIGURATIONS = (
-    "modules.json", "config.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-    "tokenizer_config.json",
-)  # fmt: skip
 # Facts about how a folder was written, which copies of one model differ in; they do not move a vector.
 _VOLATILE_KEYS = frozenset(
     {
@@ -60,12 +52,13 @@ def identity_of(folder: Path) -> str:
     """The identity of the model in `folder` (a SentenceTransformer's): 64 hexadecimal digits.
 
     Reads every weight once: about 0.1 s for 100 MB. What a vector depends on goes in (weights, tokenizer,
-    configurations); precision does not (bf16 and fp32 of one model agree to a cosine of 0.9999).
+    configurations, code: see model_files); precision does not (bf16 and fp32 of one model agree to a cosine
+    of 0.9999).
     """
     digest = hashlib.sha256()
-    for path in _relevant_files(folder):
+    for path in model_files.counted(folder):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        if path.suffix == ".json" and path.name not in TOKENIZER_FILES:
+        if path.suffix == ".json" and path.name not in model_files.TOKENIZER_FILES:
             try:
                 stable = _without_volatile(json.loads(path.read_text(encoding="utf8")))
             except ValueError as error:
@@ -74,6 +67,7 @@ def identity_of(folder: Path) -> str:
         else:
             digest.update(file_sha256(path).encode())
         digest.update(b"\0")
+    digest.update(_converted_from(folder))
     return digest.hexdigest()
 
 
@@ -97,18 +91,15 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _relevant_files(folder: Path) -> Iterator[Path]:
-    """Weights, tokenizer and configurations of the modules, in an order that does not depend on the disk.
-
-    Where a folder has safetensors, other formats of the same weights beside them do not count.
-    """
-    modules = [folder, *sorted(path.parent for path in folder.glob("*_*/config.json"))]
-    for module in modules:
-        weights = sorted(module.glob("*.safetensors")) or sorted(module.glob("*.bin"))
-        tokenizer = module / "tokenizer.json"
-        vocabulary = [tokenizer] if tokenizer.is_file() else [module / name for name in TOKENIZER_FILES]
-        configurations = [module / name for name in _CONFIGURATIONS]
-        yield from (path for path in [*configurations, *vocabulary, *weights] if path.is_file())
+def _converted_from(folder: Path) -> bytes:
+    """The kind of model in `folder`, where it is another than a SentenceTransformer, which loads it with a
+    pooling of its own and not with the folder's modules."""
+    try:
+        said = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf8"))
+    except OSError:
+        return b""
+    kind = said.get("model_type", "SentenceTransformer") if isinstance(said, dict) else ""
+    return b"" if kind == "SentenceTransformer" else str(kind).encode()
 
 
 def _without_volatile(value: Any) -> Any:
