@@ -20,6 +20,7 @@ from embedshare.engine.runtimes.padded import PaddedRuntime
 from embedshare.engine.runtimes.pipeline import Pipeline
 from embedshare.errors import OutOfMemory
 from embedshare.settings import Settings
+from tests.engine.test_loading import smallest_cosine
 from tests.engine.test_padded import mixed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -71,7 +72,7 @@ def test_half_precision_agrees(reference: Any, dtype: str) -> None:
     sequences = mixed(5, most=256, count=50)
     found = [runtime.run(sequences) for _ in range(2)][-1]
     assert np.isfinite(found).all()
-    assert embedders.smallest_cosine(found, embedders.plain_forward(reference, sequences)) > 0.999
+    assert smallest_cosine(found, embedders.plain_forward(reference, sequences)) > 0.999
 
 
 def test_threads_with_small_and_large_batches_get_what_one_gets(runtime: PaddedRuntime) -> None:
@@ -131,7 +132,7 @@ def test_the_engine_chooses_half_precision_and_agrees(reference: Any) -> None:
     assert engine.description.dtype in ("bfloat16", "float16")
     texts = ["one model, many workers", "word " * 300, "a"]
     expected = embedders.plain_forward(reference, engine.tokenize(texts))
-    assert embedders.smallest_cosine(engine.encode(texts).rows, expected) > 0.999
+    assert smallest_cosine(engine.encode(texts).rows, expected) > 0.999
 
 
 def test_an_engine_that_nobody_holds_gives_its_memory_back() -> None:

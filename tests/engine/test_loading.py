@@ -63,6 +63,11 @@ def small_model(folder: Path, architecture: str, pooling: str, max_seq_length: i
     return folder / "model"
 
 
+def smallest_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((found * expected).sum(1) / norms).min())
+
+
 def settings_for(folder: Path, model: str, **changes: Any) -> Settings:
     given = Settings(model_name=model, cache_dir=str(folder / "cache"), dtype="float32", device="cpu")
     return dataclasses.replace(given, **changes)
@@ -150,8 +155,8 @@ def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = GraphCache(tmp_path, "1")
-    facts = ModelFacts(2, 128, False, {}, None, "cosine", ["input_ids"], 0, None)
-    cache.keep("identity", facts, lambda path: path.touch())
+    facts = ModelFacts(2, 2, 128, {}, None, "cosine", ["input_ids"], 0, None)
+    cache.keep("identity", facts, "{}", lambda path: path.touch())
 
     def read_only(path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -159,7 +164,7 @@ def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
     monkeypatch.setattr(os, "utime", read_only)
     found = cache.find("identity")
     assert found is not None
-    assert found[1] == facts
+    assert found.facts == facts
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:

@@ -90,14 +90,14 @@ def test_a_disk_without_room_for_the_graph_costs_the_next_start_its_time_and_not
 
     rows = ops.parameter([1, 100_000], np.float32)
     graph = ov.Model([ops.add(rows, np.ones((1, 100_000), np.float32))], [rows])
-    facts = ModelFacts(2, 128, False, {}, None, "cosine", ["input_ids"], 0, None)
+    facts = ModelFacts(2, 2, 128, {}, None, "cosine", ["input_ids"], 0, None)
     cache = GraphCache(tmp_path / "graphs", "1")
     lines: list[str] = []
     sink = logger.add(lambda line: lines.append(str(line)), format="{level} {message}")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
-        cache.keep("identity", facts, lambda path: write_graph(graph, path))
+        cache.keep("identity", facts, "{}", lambda path: write_graph(graph, path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         logger.remove(sink)

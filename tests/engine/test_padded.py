@@ -18,7 +18,7 @@ from embedshare.engine.runtimes.padded import PaddedForward, PaddedRuntime, Size
 from embedshare.engine.runtimes.pipeline import Pipeline
 from embedshare.errors import OutOfMemory
 from tests.engine.device_fake import TapeQueue
-from tests.engine.test_loading import TEXTS, settings_for, small_model
+from tests.engine.test_loading import TEXTS, settings_for, small_model, smallest_cosine
 
 #: As on a GPU: fixed shapes, two batches at once.
 AS_ON_GPU = Sizes(parallel=2, interactive_budget=128, bulk_budget=1024, free_tokens=64, fixed=True)
@@ -63,9 +63,9 @@ def test_texts_longer_than_a_models_local_attention_are_right(tmp_path: Path) ->
     everywhere = embedders.plain_forward(model, sequences)
     model[0].auto_model.config.local_attention = 8
     expected = embedders.plain_forward(model, sequences)
-    assert embedders.smallest_cosine(everywhere, expected) < 0.99
+    assert smallest_cosine(everywhere, expected) < 0.99
     found = PaddedRuntime(model, "float32", AS_ON_GPU).run(sequences)
-    assert embedders.smallest_cosine(found, expected) > 0.99999
+    assert smallest_cosine(found, expected) > 0.99999
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -76,7 +76,7 @@ def test_the_default_model_agrees_in_fixed_shapes_and_in_exact_ones(default_mode
         model = embedders.load(weights.find("all-MiniLM-L6-v2"), "cpu", trust_remote_code=False)
         runtime = PaddedRuntime(model, dtype, sizes)
         least = 0.99999 if dtype == "float32" else 0.999
-        assert embedders.smallest_cosine(runtime.run(sequences), expected) > least
+        assert smallest_cosine(runtime.run(sequences), expected) > least
 
 
 def test_the_shapes_of_queries_are_captured_before_the_first_comes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedshare.engine import weights
-from embedshare.engine.tokens import TextTokenizer
-from embedshare.errors import InvalidInput, UnsupportedModel
+from embedshare.engine.tokens import TextTokenizer, with_truncation
+from embedshare.errors import InvalidInput
 
 TEXTS = [
     "one model, many workers",
@@ -31,9 +30,14 @@ TEXTS = [
 valid_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
+def cutting_at(length: int, side: str = "right") -> TextTokenizer:
+    text = (weights.find("all-MiniLM-L6-v2") / "tokenizer.json").read_text(encoding="utf8")
+    return TextTokenizer(with_truncation(text, length, side))
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return TextTokenizer(weights.find("all-MiniLM-L6-v2"), 256, lowercase=False)
+    return cutting_at(256)
 
 
 def expected_ids(reference: Any, texts: list[str], **options: Any) -> list[list[int]]:
@@ -84,13 +88,13 @@ class _Recorded:
         self.alone: list[int] = []
         self.in_batches: list[int] = []
 
-    def encode(self, text: str) -> Any:
+    def encode(self, text: str, **options: Any) -> Any:
         self.alone.append(len(text))
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode(text, **options)
 
-    def encode_batch_fast(self, texts: list[str]) -> Any:
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
         self.in_batches += map(len, texts)
-        return self._tokenizer.encode_batch_fast(texts)
+        return self._tokenizer.encode_batch_fast(texts, **options)
 
 
 @pytest.fixture
@@ -127,18 +131,12 @@ def test_what_is_too_long_is_cut_with_its_special_tokens_kept(tokenizer: TextTok
 
 @pytest.mark.parametrize("length", [3, 16, 512])
 def test_the_longest_sequence_is_what_was_asked_for(reference: Any, length: int) -> None:
-    short = TextTokenizer(weights.find("all-MiniLM-L6-v2"), length, lowercase=False)
+    short = cutting_at(length)
     assert short(TEXTS) == expected_ids(reference, TEXTS, max_length=length)
 
 
 def test_a_prompt_goes_before_each_text(tokenizer: TextTokenizer) -> None:
     assert tokenizer(["a", "b c"], "query: ") == tokenizer(["query: a", "query: b c"])
-
-
-def test_lower_case_is_applied_to_prompt_and_text() -> None:
-    lowering = TextTokenizer(weights.find("all-MiniLM-L6-v2"), 256, lowercase=True)
-    assert lowering(["Some WORDS [SEP]"], "Query: ") == lowering(["query: some words [sep]"])
-    assert lowering(["[SEP]"]) != TextTokenizer(weights.find("all-MiniLM-L6-v2"), 256, False)(["[SEP]"])
 
 
 def test_no_texts_have_no_ids(tokenizer: TextTokenizer) -> None:
@@ -169,6 +167,21 @@ def test_many_threads_get_the_ids_that_one_gets(tokenizer: TextTokenizer) -> Non
         assert list(threads.map(tokenizer, calls)) == expected
 
 
-def test_a_model_without_a_fast_tokenizer_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="save the model with a fast tokenizer"):
-        TextTokenizer(tmp_path, 256, lowercase=False)
+@pytest.mark.parametrize("length", [3, 16, 200])
+def test_a_model_that_reads_the_end_of_a_text_has_the_ids_of_the_real_one(
+    reference: Any, length: int
+) -> None:
+    texts = [*TEXTS, " ".join(map(str, range(20_000))), "x" + "y" * 20_000]
+    reference.tokenizer.truncation_side = "left"
+    try:
+        expected = expected_ids(reference, texts, max_length=length)
+    finally:
+        reference.tokenizer.truncation_side = "right"
+    assert cutting_at(length, "left")(texts) == expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_token_of_a_text_is_told_of_in_its_order_whichever_end_is_cut(side: str) -> None:
+    text = " ".join(map(str, range(100, 160)))
+    (tokens,) = cutting_at(16, side).detailed([text], "", True)
+    assert [token.text for token in tokens] == ["[CLS]", *text.split(), "[SEP]"]

@@ -39,7 +39,7 @@ class Request:
     Times are seconds of one monotonic clock.
     """
 
-    sequences: list[list[int]]
+    sequences: list[Any]
     caller: int
     enqueued: float
     deadline: float
@@ -91,7 +91,7 @@ class Batch:
     tokens: int
 
     @property
-    def sequences(self) -> list[list[int]]:
+    def sequences(self) -> list[Any]:
         return [request.sequences[position] for request, positions in self.parts for position in positions]
 
     def without(self, ended: Callable[[Request], bool]) -> Batch:

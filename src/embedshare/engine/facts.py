@@ -12,8 +12,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """A SentenceTransformer's own word on itself, and the layout that its transformer takes."""
 
     dimension: int
+    full_dimension: int
+    """What the model computes, of which callers get the first `dimension` unless they ask for others."""
+
     max_seq_length: int
-    lowercase: bool
     prompts: dict[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from loguru import logger
@@ -16,9 +17,18 @@ from embedshare.engine.facts import ModelFacts
 
 #: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, or is
 #: verified otherwise.
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 #: Graphs that are kept; the one used longest ago goes first. One takes as much room as the model's weights.
 KEPT = 4
+
+
+class Kept(NamedTuple):
+    """What is kept of a model."""
+
+    graph: Path
+    facts: ModelFacts
+    tokenizer: str
+    """The text of the tokenizer that sentence-transformers uses for it."""
 
 
 class GraphCache:
@@ -28,14 +38,15 @@ class GraphCache:
         self._folder = folder
         self._version = f"{GRAPH_VERSION} {converter_version}"
 
-    def find(self, identity: str) -> tuple[Path, ModelFacts] | None:
-        """The graph of the model with this identity, and the facts about it."""
+    def find(self, identity: str) -> Kept | None:
+        """What is kept of the model with this identity."""
         entry = self._entry(identity)
+        if not (entry / "facts.json").exists():
+            return None
         try:
             facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=ModelFacts)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
+            tokenizer = (entry / "tokenizer.json").read_text(encoding="utf8")
+        except (OSError, ValueError) as error:
             logger.warning("the converted graph in {} cannot be read and is made anew: {}", entry, error)
             self.forget(identity)
             return None
@@ -43,9 +54,9 @@ class GraphCache:
             os.utime(entry)
         except OSError:
             pass  # in a cache that cannot be written to, as in a read-only image, nothing is ever dropped
-        return entry / "graph.xml", facts
+        return Kept(entry / "graph.xml", facts, tokenizer)
 
-    def keep(self, identity: str, facts: ModelFacts, write: Callable[[Path], None]) -> None:
+    def keep(self, identity: str, facts: ModelFacts, tokenizer: str, write: Callable[[Path], None]) -> None:
         """Keep what `write(path of graph.xml)` writes.
 
         A folder that cannot be written to costs the next start its time, and nothing else.
@@ -55,6 +66,7 @@ class GraphCache:
             draft = Path(tempfile.mkdtemp(dir=self._folder))
             try:
                 write(draft / "graph.xml")
+                (draft / "tokenizer.json").write_text(tokenizer, encoding="utf8")
                 (draft / "facts.json").write_bytes(msgspec.json.encode(facts))
                 draft.rename(self._entry(identity))
             finally:

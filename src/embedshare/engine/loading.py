@@ -1,14 +1,16 @@
 """Settings to a loaded model: where its weights are, what it is, and which runtime is to run it.
 
 On a CPU OpenVINO runs the model: from a graph that an earlier start kept, which takes about a second and no
-torch, else from one that is converted now. Everything else is torch's.
+torch, else from one that is converted now. Everything else is torch's: packed, padded, or
+sentence-transformers itself for a model whose vectors no faster form has.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from loguru import logger
@@ -18,10 +20,16 @@ from embedshare.engine import weights
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.graphs import GraphCache
 from embedshare.engine.runtimes.interface import Runtime
+from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.tokens import TextTokenizer
 from embedshare.errors import MissingDependency, UnsupportedModel
 from embedshare.identity import ModelDescription, check_identity, identity_of
 from embedshare.settings import Settings
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedshare.engine.runtimes.proof import Proof
 
 #: What a runtime is warmed up with: lengths from one word to several lines.
 SAMPLE = [
@@ -30,17 +38,16 @@ SAMPLE = [
     "How is an embedding shared between processes? " * 3,
     "vector " * 60,
 ]
-#: What a layout proves itself on: a long text as well, since some models see only so far, and one whose words
-#: differ, since among equal ones it does not show.
-_PROOF = [*SAMPLE, " ".join(map(str, range(320)))]
 
 
 class LoadedModel(NamedTuple):
     """What an engine is made of."""
 
     runtime: Runtime
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizing
     description: ModelDescription
+    full_dimension: int
+    """What the runtime computes: `description.dimension`, or more."""
 
 
 def load(settings: Settings, device: str, expected_identity: str | None) -> LoadedModel:
@@ -53,9 +60,9 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Load
     identity = identity_of(folder)
     check_identity(expected_identity, identity, f"the model in {folder}")
     device = _known(device)
-    runtime, facts = _kept(settings, device, identity) or _made(settings, device, identity, folder)
+    runtime, tokenizer, facts = _kept(settings, device, identity) or _made(settings, device, identity, folder)
     described = facts.description(identity, settings.model_name, runtime.device, runtime.dtype, runtime.name)
-    return LoadedModel(runtime, _tokenizer(folder, facts), described)
+    return LoadedModel(runtime, tokenizer, described, facts.full_dimension)
 
 
 def needs_conversion(settings: Settings, device: str) -> bool:
@@ -68,7 +75,7 @@ def needs_conversion(settings: Settings, device: str) -> bool:
     found = _graph_cache(settings).find(
         identity_of(weights.find(settings.model_name, settings.model_cache_dir))
     )
-    return found is None or found[1].layout is None
+    return found is None
 
 
 def same_device(one: str, other: str) -> bool:
@@ -81,23 +88,31 @@ def _known(device: str) -> str:
     return "cpu" if device == "auto" and not platforms.may_have_gpu() else device
 
 
-def _kept(settings: Settings, device: str, identity: str) -> tuple[Runtime, ModelFacts] | None:
-    """A runtime over the graph that an earlier start has kept."""
+class _Parts(NamedTuple):
+    """A model that is ready to run."""
+
+    runtime: Runtime
+    tokenizer: Tokenizing
+    facts: ModelFacts
+
+
+def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
+    """A runtime over what an earlier start has kept."""
     if not _wants_openvino(settings, device):
         return None
     from embedshare.engine.runtimes.openvino import OpenVinoRuntime
 
     cache = _graph_cache(settings)
-    found = cache.find(identity)
-    if found is None:
-        return None
-    graph, facts = found
-    if facts.layout is None:
+    kept = cache.find(identity)
+    if kept is None or kept.facts.layout is None:
         return None
     try:
-        return OpenVinoRuntime(graph, facts.layout, settings.dtype), facts
+        runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.dtype)
+        return _Parts(runtime, TextTokenizer(kept.tokenizer), kept.facts)
     except RuntimeError as error:
-        logger.warning("the converted graph in {} does not load and is made anew: {}", graph.parent, error)
+        logger.warning(
+            "the converted graph in {} does not load and is made anew: {}", kept.graph.parent, error
+        )
         cache.forget(identity)
         return None
     except UnsupportedModel as error:
@@ -107,13 +122,14 @@ def _kept(settings: Settings, device: str, identity: str) -> tuple[Runtime, Mode
         return None
 
 
-def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple[Runtime, ModelFacts]:
-    """A runtime over the model itself, loaded with torch."""
+def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
+    """A runtime over the model itself, loaded with torch, in the fastest form that agrees with it."""
     _require("torch", "sentence_transformers")
     folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes.padded import PaddedRuntime
-    from embedshare.engine.runtimes.torch import TorchRuntime, resolve_device, resolve_dtype
+    from embedshare.engine.runtimes.proof import prove
+    from embedshare.engine.runtimes.torch import resolve_device
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
 
     device = resolve_device(device)
     if settings.runtime == "openvino" and device != "cpu":
@@ -121,32 +137,82 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> tuple
         raise UnsupportedModel(message, setting="device")
     trusted = weights.is_among(settings.model_name, settings.trust_remote_code)
     model = embedders.load(folder, device, trusted)
-    facts = embedders.facts_of(model)
+    proof = prove(model)
+    facts = embedders.facts_of(model, proof)
+    model.truncate_dim = None
+    try:
+        if type(model[0]).__name__ == "StaticEmbedding":
+            return _static(model, proof, facts)
+        return _fast(settings, device, identity, model, proof, facts)
+    except UnsupportedModel as error:
+        if settings.runtime == "openvino":
+            raise
+        logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model_name, error)
+    runtime = WholeRuntime(model, facts.full_dimension)
+    return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
+
+
+def _fast(
+    settings: Settings,
+    device: str,
+    identity: str,
+    model: SentenceTransformer,
+    proof: Proof,
+    facts: ModelFacts,
+) -> _Parts:
+    """The model's modules over token ids, in the first form that agrees with the proof.
+
+    Raises UnsupportedModel where none does.
+    """
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.padded import PaddedRuntime
+    from embedshare.engine.runtimes.proof import in_batches
+    from embedshare.engine.runtimes.torch import TorchRuntime, resolve_dtype
+
+    serialized = embedders.tokenizer_of(model)
+    tokenizer = TextTokenizer(serialized)
+    sequences = [tokenizer([sample.text], sample.prompt)[0] for sample in proof.samples]
+    proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
     if device.startswith("cuda"):
-        return PaddedRuntime(model, resolve_dtype(settings.dtype, device)), facts
+        return _Parts(PaddedRuntime(model, resolve_dtype(settings.dtype, device)), tokenizer, facts)
     embedder = embedders.Embedder(model).eval()
-    sample = _tokenizer(folder, facts)(_PROOF)
-    facts = msgspec.structs.replace(facts, layout=embedders.find_layout(model, embedder, sample))
+    layout = embedders.find_layout(model, embedder, proof, sequences)
+    facts = msgspec.structs.replace(facts, layout=layout)
     if _wants_openvino(settings, device):
         from embedshare.engine.runtimes.conversion import convert
         from embedshare.engine.runtimes.openvino import OpenVinoRuntime, write_graph
 
         try:
-            if facts.layout is None:
+            if layout is None:
                 raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
-            graph = convert(model, embedder, facts.layout, sample)
-            runtime = OpenVinoRuntime(graph, facts.layout, settings.dtype)
-            _graph_cache(settings).keep(identity, facts, lambda path: write_graph(graph, path))
-            return runtime, facts
+            graph = convert(embedder, layout, proof, sequences)
+            runtime = OpenVinoRuntime(graph, layout, settings.dtype)
+            _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path))
+            return _Parts(runtime, tokenizer, facts)
         except UnsupportedModel as error:
             if settings.runtime == "openvino":
                 raise
             logger.info("{}; torch runs it instead", error)
     dtype = resolve_dtype(settings.dtype, device)
-    if facts.layout is None:
+    if layout is None:
         logger.info("the model does not take packed batches; they are padded instead")
-        return PaddedRuntime(model, dtype), facts
-    return TorchRuntime(embedder, device, facts.layout, dtype), facts
+        return _Parts(PaddedRuntime(model, dtype), tokenizer, facts)
+    return _Parts(TorchRuntime(embedder, device, layout, dtype), tokenizer, facts)
+
+
+def _static(model: SentenceTransformer, proof: Proof, facts: ModelFacts) -> _Parts:
+    """A StaticEmbedding in NumPy. Raises UnsupportedModel where that does not agree with the proof."""
+    from embedshare.engine.runtimes.static import StaticRuntime
+
+    tokenizer = TextTokenizer(model.tokenizer.to_str(), special_tokens=False)
+    others = [type(module).__name__ for module in model][1:]
+    if others not in ([], ["Normalize"]):
+        raise UnsupportedModel(f"{others[0]} follows its StaticEmbedding")
+    runtime = StaticRuntime(model[0].embedding.weight.detach().cpu().numpy(), bool(others))
+    proof.check(
+        runtime.run([tokenizer([text], prompt)[0] for text, prompt, _ in proof.samples]), "means of rows"
+    )
+    return _Parts(runtime, tokenizer, msgspec.structs.replace(facts, max_seq_length=tokenizer.max_seq_length))
 
 
 def _wants_openvino(settings: Settings, device: str) -> bool:
@@ -161,10 +227,6 @@ def _graph_cache(settings: Settings) -> GraphCache:
     from embedshare.engine.runtimes.openvino import VERSION
 
     return GraphCache(folders.cache(settings) / "graphs", VERSION)
-
-
-def _tokenizer(folder: Path, facts: ModelFacts) -> TextTokenizer:
-    return TextTokenizer(folder, facts.max_seq_length, facts.lowercase)
 
 
 def _require(*packages: str) -> None:

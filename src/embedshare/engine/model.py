@@ -10,23 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
 
 from embedshare import platforms
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
+from embedshare.engine.sequences import Token, Tokenizing
 from embedshare.engine.vitals import Vitals
 from embedshare.errors import DeadlineExceeded, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
 from embedshare.telemetry import memory
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
-
-if TYPE_CHECKING:
-    from embedshare.engine.tokens import TextTokenizer, Token
-
 
 #: Where a call's time goes in the engine.
 STAGES = ("tokenize", "queue", "compute")
@@ -57,12 +54,18 @@ class Engine:
     """
 
     def __init__(
-        self, runtime: Runtime, tokenizer: TextTokenizer, description: ModelDescription, settings: Settings
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizing,
+        description: ModelDescription,
+        full_dimension: int,
+        settings: Settings,
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
         self._max_texts = settings.max_texts
         self.description = description
+        self._own_dimension = description.dimension if description.dimension < full_dimension else None
         self._loaded = time.monotonic()
         self._last_embedded = float("-inf")
         self._lock = threading.Lock()
@@ -73,7 +76,7 @@ class Engine:
         """What loading the model added to this process's memory."""
         self.scheduler = Scheduler(
             runtime.run,
-            description.dimension,
+            full_dimension,
             permits=min(settings.max_concurrent_operations, runtime.slots),
             leaders=runtime.parallel,
             interactive_budget=min(
@@ -130,6 +133,7 @@ class Engine:
             raise
         self._count(encoded, started)
         rows = encoded.rows
+        truncate_dim = self._own_dimension if truncate_dim is None else truncate_dim
         if truncate_dim is not None:
             rows = np.ascontiguousarray(rows[:, :truncate_dim])
         if normalize:
@@ -139,7 +143,7 @@ class Engine:
     def tokenize(self, texts: list[str], prompt: str = "") -> list[list[int]]:
         """The token ids of each text, special tokens included, cut at the model's longest sequence."""
         self._check_count(texts)
-        return self._tokenizer(texts, prompt)
+        return self._tokenizer.ids(texts, prompt)
 
     def tokens(self, texts: list[str], prompt: str = "", special_tokens: bool = True) -> list[list[Token]]:
         """Every token of each text, uncut, and where in the text it is."""

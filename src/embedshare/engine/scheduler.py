@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from loguru import logger
@@ -27,7 +28,7 @@ from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, O
 from embedshare.telemetry import request_ids
 from embedshare.telemetry.histogram import SEQUENCES, TOKENS, Histogram, Snapshot
 
-RunBatch = Callable[[list[list[int]]], np.ndarray]
+RunBatch = Callable[[list[Any]], np.ndarray]
 
 #: A request that has waited longer is asked whether its caller is still there before it is computed.
 _CHECK_CALLER_AFTER_S = 0.02
@@ -75,7 +76,8 @@ class Counts:
 class Scheduler:
     """Computes rows for sequences through `run`, at most `permits` batches at once, `leaders` of one lane.
 
-    `run` takes token ids and returns float32 rows of shape (n, dimension).
+    `run` takes token ids, or what else has a length in tokens, and returns float32 rows of shape
+    (n, dimension).
     """
 
     def __init__(
@@ -135,7 +137,7 @@ class Scheduler:
 
     def compute(
         self,
-        sequences: list[list[int]],
+        sequences: list[Any],
         *,
         deadline: float,
         caller: int = 0,

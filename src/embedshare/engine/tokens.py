@@ -6,12 +6,12 @@ changes after the start. They work outside the interpreter's lock where they are
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+import sys
 
 from tokenizers import Encoding, Tokenizer
 
-from embedshare.errors import InvalidInput, TooLarge, UnsupportedModel
+from embedshare.engine.sequences import Token
+from embedshare.errors import InvalidInput, TooLarge
 
 #: Characters whose tokens can be had one by one in a call, at most.
 MAX_DETAILED = 1 << 18
@@ -22,53 +22,58 @@ _QUICK_CHARS = 1 << 13
 _SHORT_CHARS = 1 << 12
 
 
-class Token(NamedTuple):
-    """One token of a text, and the characters that it stands for.
+#: Where a model names no longest sequence, as T5 does, its texts are cut at this many tokens, far beyond what
+#: attention can be computed over.
+LONGEST = 1 << 17
 
-    A special token that the tokenizer added stands for none: `start` and `stop` are None.
-    """
 
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
+def with_truncation(tokenizer: str, max_seq_length: int, side: str = "right") -> str:
+    """The text of a tokenizer that cuts what is longer, and does not pad."""
+    made = Tokenizer.from_str(tokenizer)
+    made.no_padding()
+    made.enable_truncation(max_length=min(max_seq_length, LONGEST), direction=side)
+    text: str = made.to_str()
+    return text
 
 
 class TextTokenizer:
-    """The model's own tokenizer, for texts alone.
+    """A model's fast tokenizer, for texts alone.
 
-    `max_seq_length`: tokens in a sequence at most, special tokens included; what is longer is cut, as
-    SentenceTransformer does.
+    `serialized`: its text, as in a tokenizer.json; what is longer than its truncation allows is cut, special
+    tokens included. `special_tokens`: whether they are added.
     """
 
-    def __init__(self, folder: Path, max_seq_length: int, lowercase: bool) -> None:
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise UnsupportedModel(f"{folder} has no tokenizer.json; save the model with a fast tokenizer")
-        self._tokenizer = Tokenizer.from_file(str(file))
+    def __init__(self, serialized: str, special_tokens: bool = True) -> None:
+        self._tokenizer = Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=max_seq_length)
-        self._lowercase = lowercase
+        self._special_tokens = special_tokens
+        truncation = self._tokenizer.truncation
+        self.max_seq_length: int = truncation["max_length"] if truncation else LONGEST
+        self._cuts_left = truncation is not None and truncation["direction"] == "left"
         # Characters. Half of them is more than the longest word that a tokenizer divides into tokens.
-        self._short = max(_SHORT_CHARS, 16 * max_seq_length)
-        self.max_seq_length = max_seq_length
+        self._short = max(_SHORT_CHARS, 16 * self.max_seq_length) if truncation else sys.maxsize
         self.vocabulary_size = self._tokenizer.get_vocab_size()
 
-    def __call__(self, texts: list[str], prompt: str = "", truncate: bool = True) -> list[list[int]]:
-        """The token ids of each text with `prompt` before it, special tokens included.
+    def __call__(
+        self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
+    ) -> list[list[int]]:
+        """The token ids of each text with `prompt` before it; `task` makes no difference to them.
 
         Raises TooLarge where not `truncate` and a text would have to be cut.
         """
-        given, texts = texts, self._prepared(texts, prompt)
+        given, texts = texts, _prepared(texts, prompt)
         try:
-            texts = [text if len(text) <= self._short else self._head(text) for text in texts]
+            texts = [text if len(text) <= self._short else self._kept(text) for text in texts]
             encodings = self._encodings(texts)
         except TypeError:
-            raise _lone_surrogate(given) from None
+            raise lone_surrogate(given) from None
         if not truncate:
             self._check_uncut(encodings)
         return [encoding.ids for encoding in encodings]
+
+    def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
+        """The token ids that the model reads of each text."""
+        return self(texts, prompt)
 
     def checked(self, sequences: list[list[int]]) -> list[list[int]]:
         """`sequences` of token ids, if the model can embed them as they are.
@@ -99,17 +104,12 @@ class TextTokenizer:
             raise TooLarge(
                 f"the texts have {size:,} characters; tokens are told of {MAX_DETAILED:,} in a call, at most"
             )
-        given, texts = texts, self._prepared(texts, prompt)
+        given, texts = texts, _prepared(texts, prompt)
         try:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)
         except TypeError:
-            raise _lone_surrogate(given) from None
+            raise lone_surrogate(given) from None
         return [_whole(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
-
-    def _prepared(self, texts: list[str], prompt: str) -> list[str]:
-        if prompt:
-            texts = [prompt + text for text in texts]
-        return [text.lower() for text in texts] if self._lowercase else texts
 
     def _check_uncut(self, encodings: list[Encoding]) -> None:
         for number, encoding in enumerate(encodings):
@@ -121,26 +121,41 @@ class TextTokenizer:
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
         if len(texts) == 1 and len(texts[0]) <= _QUICK_CHARS:
-            return [self._tokenizer.encode(texts[0])]
-        return self._tokenizer.encode_batch_fast(texts)
+            return [self._tokenizer.encode(texts[0], add_special_tokens=self._special_tokens)]
+        return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special_tokens)
 
-    def _head(self, text: str) -> str:
+    def _kept(self, text: str) -> str:
         """As much of a long text as fills the longest sequence, so that 20 MB do not take half a minute.
 
         Half of it is enough, so that no tokenizer would cut what counts otherwise. It is cut at a space,
         where there is one in its second half: base64, minified code and Chinese have none.
         """
-        end = self._short
-        while end < len(text):
-            space = text.rfind(" ", end // 2, end)
-            cut = space if space > 0 else end
-            if len(self._encodings([text[: cut // 2]])[0].ids) == self.max_seq_length:
-                return text[:cut]
-            end *= 4
+        size = self._short
+        while size < len(text):
+            kept = _end(text, size) if self._cuts_left else _head(text, size)
+            half = kept[-(len(kept) // 2) :] if self._cuts_left else kept[: len(kept) // 2]
+            if len(self._encodings([half])[0].ids) == self.max_seq_length:
+                return kept
+            size *= 4
         return text
 
 
-def _lone_surrogate(texts: list[str]) -> InvalidInput:
+def _head(text: str, size: int) -> str:
+    space = text.rfind(" ", size // 2, size)
+    return text[: space if space > 0 else size]
+
+
+def _end(text: str, size: int) -> str:
+    start = len(text) - size
+    space = text.find(" ", start, start + size // 2)
+    return text[space if space > 0 else start :]
+
+
+def _prepared(texts: list[str], prompt: str) -> list[str]:
+    return [prompt + text for text in texts] if prompt else texts
+
+
+def lone_surrogate(texts: list[str]) -> InvalidInput:
     """The error for a text or prompt without a UTF-8 form, which the tokenizer refuses with a TypeError."""
     for number, text in enumerate(texts):
         try:
@@ -155,11 +170,14 @@ def _lone_surrogate(texts: list[str]) -> InvalidInput:
 def _whole(encoding: Encoding, text: str) -> list[Token]:
     """The tokens of an encoding and of what was cut from it, with the special tokens at the ends once."""
     first = _tokens(encoding, text)
-    rest = [token for cut in encoding.overflowing for token in _tokens(cut, text) if not token.special]
-    end = len(first)
-    while end and first[end - 1].special:
-        end -= 1
-    return first[:end] + rest + first[end:]
+    parts = [first, *(_tokens(cut, text) for cut in encoding.overflowing)]
+    words = [[token for token in part if token.start is not None] for part in parts]
+    words.sort(key=lambda part: part[0].start or 0 if part else 0)
+    before = next((at for at, token in enumerate(first) if token.start is not None), len(first))
+    after = len(first)
+    while after > before and first[after - 1].special:
+        after -= 1
+    return first[:before] + [token for part in words for token in part] + first[after:]
 
 
 def _tokens(encoding: Encoding, text: str) -> list[Token]:

@@ -7,30 +7,24 @@ import warnings
 import numpy as np
 import openvino as ov
 import torch
-from sentence_transformers import SentenceTransformer
 
-from embedshare.engine.runtimes.embedder import Embedder, plain_forward, smallest_cosine
+from embedshare.engine.runtimes.embedder import Embedder
 from embedshare.engine.runtimes.openvino import cpu_core
 from embedshare.engine.runtimes.packing import Layout, pack
+from embedshare.engine.runtimes.proof import SHORT, Proof, in_batches
 from embedshare.errors import UnsupportedModel
 
-#: The smallest cosine in float32 between the graph and the model.
-_SAME = 0.99999
 
+def convert(embedder: Embedder, layout: Layout, proof: Proof, sequences: list[list[int]]) -> ov.Model:
+    """The graph of `embedder` for batches in `layout`, held against the proof in float32.
 
-def convert(
-    model: SentenceTransformer, embedder: Embedder, layout: Layout, sample: list[list[int]]
-) -> ov.Model:
-    """The graph of `embedder` for batches in `layout`.
-
-    Raises UnsupportedModel where it cannot be made, or differs from the model.
+    `sequences`: the token ids of the proof's samples. Raises UnsupportedModel where it cannot be made, or
+    differs from the model.
     """
-    arrays = pack(sample, layout)
+    arrays = pack([ids for ids in sequences if len(ids) <= SHORT], layout)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # tracing tells of every Python branch; the result is verified instead
+            warnings.simplefilter("ignore")  # tracing tells of every branch; the result is verified instead
             graph = ov.convert_model(
                 embedder,
                 example_input=tuple(torch.from_numpy(array) for array in arrays),
@@ -39,8 +33,10 @@ def convert(
     except Exception as error:  # the converter raises whatever the traced model does
         raise UnsupportedModel(f"OpenVINO does not convert the model: {error}") from error
     compiled = cpu_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found: np.ndarray = compiled(list(pack(sample[::-1], layout)))[0]
-    cosine = smallest_cosine(found[::-1], plain_forward(model, sample))
-    if cosine < _SAME:
-        raise UnsupportedModel(f"the converted graph differs from the model: cosine {cosine:.6f}")
+
+    def run(batch: list[list[int]]) -> np.ndarray:
+        rows: np.ndarray = compiled(list(pack(batch, layout)))[0]
+        return rows.copy()
+
+    proof.check(in_batches(sequences, run), "the converted graph's vectors")
     return graph

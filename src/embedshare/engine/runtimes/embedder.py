@@ -1,9 +1,9 @@
 """A SentenceTransformer as one module from packed token ids to vectors: transformer, pooling, dense,
 normalise.
 
-Every runtime runs this module, or what it was converted to. Whether a model's attention can be packed is not
-guessed from its name: each layout is tried against SentenceTransformer's own forward on a few texts, and the
-first that agrees is used.
+The fast runtimes run this module, or what it was converted to. Whether a model's attention can be packed is
+not guessed from its name: each layout is held against the proof (see `proof`), and the first that agrees is
+used.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from loguru import logger
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.utils import logging as transformers_logging
 
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.runtimes.packing import Layout, pack
+from embedshare.engine.runtimes.proof import Proof, in_batches, set_longest, shows_windows
+from embedshare.engine.tokens import LONGEST, with_truncation
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
-#: The smallest cosine between two forms of one model in float32.
-_SAME = 0.99999
 _MASKED = -30000.0  # as good as minus infinity, and finite in float16 too
 
 
@@ -69,7 +68,7 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             model_kwargs={"torch_dtype": "float32"},
-        ).eval()
+        )
     except SafetensorError as error:
         raise WeightsCorrupted(f"the weights in {folder} cannot be read: {error}") from None
     except (ValueError, KeyError, OSError, ImportError) as error:
@@ -79,56 +78,74 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
                 "EMBEDDING_TRUST_REMOTE_CODE names: add its name there if you trust it, and restart"
             ) from None
         raise UnsupportedModel(f"the model in {folder} does not load: {error}") from error
-    if not isinstance(model[0], Transformer) or model.tokenizer is None:
-        raise UnsupportedModel(
-            f"the model in {folder} begins with {type(model[0]).__name__}, not a text transformer"
-        )
-    if any(isinstance(module, Pooling) and not module.include_prompt for module in model):
-        raise UnsupportedModel(
-            f"the model in {folder} leaves prompts out of its pooling, which is not served"
-        )
+    model.float().eval()
+    set_longest(model)
     return model
 
 
-def facts_of(model: SentenceTransformer) -> ModelFacts:
-    """What the model says of itself; its layout is not known yet.
+def tokenizer_of(model: SentenceTransformer) -> str:
+    """The text of the tokenizer that sentence-transformers uses, cutting where the model does.
 
-    Raises UnsupportedModel where it says too little.
+    Raises UnsupportedModel for a model that is not a text transformer with a fast tokenizer.
     """
-    max_seq_length, dimension = model.max_seq_length, model.get_embedding_dimension()
-    if max_seq_length is None or dimension is None:
-        raise UnsupportedModel("the model does not say its longest sequence or its dimensions")
+    if not isinstance(model[0], Transformer):
+        raise UnsupportedModel(f"the model begins with {type(model[0]).__name__}, not with a transformer")
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsupportedModel(f"the model's {type(tokenizer).__name__} is not a fast tokenizer")
+    try:
+        return with_truncation(
+            tokenizer.backend_tokenizer.to_str(), model.max_seq_length, tokenizer.truncation_side
+        )
+    except Exception as error:  # parts of a tokenizer that are written in Python have no text
+        raise UnsupportedModel(f"the model's tokenizer has no form without Python: {error}") from None
+
+
+def facts_of(model: SentenceTransformer, proof: Proof) -> ModelFacts:
+    """What the model says of itself; its layout is not known yet."""
+    longest, tokenizer = model.max_seq_length, model.tokenizer
     return ModelFacts(
-        dimension=dimension,
-        max_seq_length=max_seq_length,
-        lowercase=bool(getattr(model[0], "do_lower_case", False)),
+        dimension=proof.expected.shape[1],
+        full_dimension=proof.full_dimension,
+        max_seq_length=LONGEST if longest is None else int(min(longest, LONGEST)),
         prompts={name: prompt or "" for name, prompt in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
-        tokenizer_inputs=list(model.tokenizer.model_input_names),
-        padding_token_id=getattr(model.tokenizer, "pad_token_id", None) or 0,
+        tokenizer_inputs=list(getattr(tokenizer, "model_input_names", ["input_ids"])),
+        padding_token_id=getattr(tokenizer, "pad_token_id", None) or 0,
         layout=None,
     )
 
 
-def find_layout(model: SentenceTransformer, embedder: Embedder, sample: list[list[int]]) -> Layout | None:
-    """The layout in which `embedder` agrees with the model's own forward, packed if possible; None if none
-    does."""
-    expected = plain_forward(model, sample)
+def find_layout(
+    model: SentenceTransformer, embedder: Embedder, proof: Proof, sequences: list[list[int]]
+) -> Layout | None:
+    """The layout in which `embedder` agrees with the proof, packed if possible; None if none does.
+
+    `sequences`: the token ids of the proof's samples.
+    """
+    if not shows_windows(model):
+        return None
     padding_id = getattr(model[0].auto_model.config, "pad_token_id", None) or 0
     for one_text_a_row in (False, True):
         for first_position in dict.fromkeys((0, padding_id + 1)):
             layout = Layout(first_position, one_text_a_row)
-            try:
+
+            def run(batch: list[list[int]], layout: Layout = layout) -> np.ndarray:
+                arrays = [torch.from_numpy(array).to(model.device) for array in pack(batch, layout)]
                 with torch.inference_mode():
-                    found = embedder(
-                        *(torch.from_numpy(array).to(model.device) for array in pack(sample, layout))
-                    )
-            except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+                    rows: np.ndarray = embedder(*arrays).float().cpu().numpy()
+                return rows
+
+            try:
+                proof.check(in_batches(sequences, run), "packed batches")
+            except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
                 logger.debug("layout {} does not run: {}", layout, error)
                 continue
-            if smallest_cosine(found.cpu().numpy(), expected) >= _SAME:
-                return layout
+            except UnsupportedModel as error:
+                logger.debug("layout {} is not taken: {}", layout, error)
+                continue
+            return layout
     return None
 
 
@@ -148,10 +165,3 @@ def plain_forward(model: SentenceTransformer, sequences: list[list[int]]) -> np.
     with torch.inference_mode():
         vectors: np.ndarray = model(features)["sentence_embedding"].float().cpu().numpy()
     return vectors
-
-
-def smallest_cosine(found: np.ndarray, expected: np.ndarray) -> float:
-    """The least cosine between rows of the same number; -1 where a value is not finite."""
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = float(((found * expected).sum(1) / np.maximum(norms, 1e-12)).min())
-    return cosine if np.isfinite(cosine) else -1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,8 +26,8 @@ class Runtime(Protocol):
     padding_tokens: int
     """Places in all batches so far that were computed and held no token."""
 
-    def run(self, sequences: list[list[int]]) -> np.ndarray:
-        """Token ids to float32 vectors of shape (n, dimension), contiguous, the caller's own.
+    def run(self, sequences: list[Any]) -> np.ndarray:
+        """Sequences to float32 vectors of shape (n, dimension), contiguous, the caller's own.
 
         Raises OutOfMemory where the device has no room for this many.
         """

@@ -1,0 +1,219 @@
+"""What sentence-transformers itself makes of some texts: every faster form of a model is held against it.
+
+It starts from texts, as callers do: whatever a folder asks for on a text's way to its vector, such as a chat
+template, truncation at the left, or a prompt that pooling leaves out, shows in the vectors.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from loguru import logger
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+
+from embedshare.engine.tokens import LONGEST
+from embedshare.errors import UnsupportedModel
+
+#: The largest difference between two forms of one model in float32, for vectors of length 1.
+MOST = 1e-4
+#: Tokens of the longest text, or as many as the model reads, or as the widest window of its attention asks.
+_LONG = 512
+#: A window that asks for a longer text than this is not tried: see `shows_windows`.
+_LONGEST_TRIED = 2048
+#: Sequences of up to this many tokens are held against it in one batch, longer ones each in its own.
+SHORT = 128
+_WORDS = "The QUICK brown Fox: Café São Ünïcödé ÇA — 漢字 😀"
+_TEXTS = ["model", "one model, many workers", "", " \n", _WORDS, "How is an embedding shared? " * 3]
+#: A prompt as a caller may send it, whatever those of the model are.
+_PROMPT = "Some Prompt: "
+TASKS = ("query", "document")
+
+
+class Sample(NamedTuple):
+    """One text as a caller sends it."""
+
+    text: str
+    prompt: str = ""
+    task: str | None = None
+
+
+class Proof(NamedTuple):
+    """Texts and their vectors."""
+
+    samples: list[Sample]
+    expected: np.ndarray
+    """Float32 (samples, dimensions that the model gives where a caller asks for none)"""
+
+    full_dimension: int
+    """Dimensions that the model computes."""
+
+    def difference(self, rows: np.ndarray) -> float:
+        """The largest difference of `rows` (samples, at least those dimensions), for vectors of length 1."""
+        return float(self._differences(rows).max())
+
+    def check(self, rows: np.ndarray, what: str) -> None:
+        """Raise UnsupportedModel where `rows`, which `what` has made, are not the model's."""
+        differences = self._differences(rows)
+        worst = int(differences.argmax())
+        if differences[worst] > MOST:
+            text, prompt, task = self.samples[worst]
+            raise UnsupportedModel(
+                f"{what} differ from sentence-transformers by {differences[worst]:.1e} "
+                f"(text {text[:20]!r}, prompt {prompt[:20]!r}, task {task})"
+            )
+
+    def _differences(self, rows: np.ndarray) -> np.ndarray:
+        rows = rows[:, : self.expected.shape[1]]
+        largest = np.abs(self.expected).max(axis=1)
+        size = np.minimum(np.linalg.norm(self.expected, axis=1), np.maximum(largest, 1.0))
+        apart = np.abs(rows - self.expected).max(axis=1) / np.maximum(size, 1e-3)
+        same = np.isnan(self.expected).any(axis=1)  # a text of no tokens has no mean, there as here
+        return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+
+
+def prove(model: SentenceTransformer) -> Proof:
+    """The vectors of the model in the precision that it is loaded in, each computed by itself.
+
+    What a model cannot embed is left out. Raises UnsupportedModel for one that embeds no text.
+    """
+    samples, rows = [], []
+    failure: Exception | None = None
+    for sample in _samples(model):
+        try:
+            rows.append(_vector(model, *sample))
+        except Exception as error:  # whatever the model raises
+            logger.debug("sentence-transformers does not embed {!r}: {}", sample, error)
+            failure = failure or error
+            continue
+        samples.append(sample)
+    if not rows:
+        raise UnsupportedModel(f"the model does not turn a text into a vector: {failure}")
+    whole = _vector(model, *samples[0], truncate_dim=1 << 30)
+    return Proof(samples, np.stack(rows), len(whole))
+
+
+def set_longest(model: SentenceTransformer) -> None:
+    """Bound the texts of a model that names no longest sequence, or one beyond its positions.
+
+    sentence-transformers cuts at what the folder names, and then fails.
+    """
+    named = model.max_seq_length
+    if not isinstance(model[0], Transformer) or model.tokenizer is None or named is None:
+        return
+    model.max_seq_length = min(named, LONGEST)
+    positions = _positions(model)
+    if positions is None or named + 2 <= positions:
+        return
+    text = " ".join(map(str, range(positions + 2)))
+
+    def runs(longest: int) -> bool:
+        model.max_seq_length = longest
+        try:
+            _vector(model, text)
+        except (IndexError, RuntimeError, ValueError):
+            return False
+        return True
+
+    longest = min(named, positions)
+    if not runs(longest):
+        longest = bisect_left(range(longest), True, key=lambda length: not runs(length + 1))
+    model.max_seq_length = longest or named
+    if longest < named:
+        logger.warning(
+            "cuts texts at {} tokens (the folder names {}, beyond the model's positions)", longest, named
+        )
+
+
+def shows_windows(model: SentenceTransformer) -> bool:
+    """Whether the longest sample is longer than every window that the model's attention may have."""
+    return _window(model) <= _LONGEST_TRIED or (model.max_seq_length or 0) <= _LONGEST_TRIED
+
+
+def in_batches(sequences: list[list[int]], run: Callable[[list[list[int]]], np.ndarray]) -> np.ndarray:
+    """Rows of `run` for the sequences, short ones together."""
+    short = [at for at, ids in enumerate(sequences) if len(ids) <= SHORT]
+    batches = [short] if short else []
+    batches += [[at] for at, ids in enumerate(sequences) if len(ids) > SHORT]
+    order = [at for batch in batches for at in batch]
+    rows = np.concatenate([run([sequences[at] for at in batch]) for batch in batches])
+    return rows[np.argsort(order)]
+
+
+def _samples(model: SentenceTransformer) -> Iterator[Sample]:
+    special = getattr(model.tokenizer, "all_special_tokens", None) or []
+    texts = [*_TEXTS, " word ".join(special[:8]), _long_text(model)]
+    yield from map(Sample, texts)
+    prompts = list(dict.fromkeys(prompt for prompt in [_PROMPT, *model.prompts.values()] if prompt))
+    for prompt in prompts:
+        yield Sample(_WORDS, prompt)
+    yield Sample(texts[-1], prompts[-1])
+    if _may_read_task(model):
+        for task in TASKS:
+            yield Sample(_WORDS, "", task)
+            yield Sample(texts[-1], model.prompts.get(task) or "", task)
+
+
+def _vector(
+    model: SentenceTransformer, text: str, prompt: str = "", task: str | None = None, **options: Any
+) -> np.ndarray:
+    if task is not None:
+        options["task"] = task
+    vector: np.ndarray = model.encode(text, prompt=prompt, show_progress_bar=False, **options)
+    return vector.astype(np.float32)
+
+
+def _long_text(model: SentenceTransformer) -> str:
+    """Words that differ, since among equal ones it does not show how far a token sees."""
+    longest = model.max_seq_length or _LONG
+    tokens = int(min(longest, max(_LONG, min(_window(model), _LONGEST_TRIED)))) + 8
+    words = [f"{number} {'Wörter' if number % 2 else 'words'}" for number in range(tokens)]
+    try:
+        counted = model.tokenizer.encode if callable(getattr(model.tokenizer, "encode", None)) else str.split
+        per_word = len(counted(" ".join(words[:64]))) / 64
+    except Exception:  # a tokenizer of the model's own
+        per_word = 1.0
+    return " ".join(words[: max(1, int(tokens / max(per_word, 1.0)))])
+
+
+def _window(model: SentenceTransformer) -> int:
+    """Tokens of a text in which the widest window of the model's attention, as its configuration tells of
+    it, shows; 0 for one that tells of none."""
+    if not isinstance(model[0], Transformer):
+        return 0
+    config = model[0].auto_model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    widest = 0
+    for name, value in config.to_dict().items():
+        sizes = [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]
+        if "block_size" in name:  # BigBird's attention is whole up to eleven blocks
+            widest = max([widest, *(12 * size for size in sizes)])
+        elif any(part in name for part in ("window", "local_", "radius", "attention_chunk")):
+            widest = max([widest, *(size + size // 4 + 64 for size in sizes if size > 1)])
+    return widest
+
+
+def _positions(model: SentenceTransformer) -> int | None:
+    """How many positions the model has learned, where it has learned any."""
+    named = getattr(model[0].auto_model.config, "max_position_embeddings", None)
+    tables = [
+        table.num_embeddings
+        for name, table in model[0].auto_model.named_modules()
+        if "position" in name and isinstance(table, torch.nn.Embedding)
+    ]
+    return named if named in tables else None
+
+
+def _may_read_task(model: SentenceTransformer) -> bool:
+    """Whether encode_query may differ from encode by more than the prompt."""
+    first = model[0]
+    plain = type(first) is Transformer and not getattr(first, "query_expansion", None)
+    if plain and first.query_length is None and first.document_length is None:
+        kwargs = [name for names in (model.module_kwargs or {}).values() for name in names]
+        kwargs += [name for module in model for name in getattr(module, "forward_kwargs", ())]
+        return "task" in kwargs or "message" in first.modality_config
+    return type(first).__name__ not in ("StaticEmbedding", "WordEmbeddings", "BoW", "CLIPModel")

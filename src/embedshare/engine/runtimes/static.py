@@ -1,0 +1,35 @@
+"""StaticEmbedding: a row for each token of the vocabulary, and their mean. NumPy alone, no model to run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class StaticRuntime:
+    """Looks tokens up. `normalize`: the model has a Normalize module."""
+
+    name = "static"
+    device = "cpu"
+    dtype = "float32"
+    parallel = 2
+    slots = 3
+    interactive_budget = 4096
+    bulk_budget = 1 << 16
+    padding_tokens = 0
+
+    def __init__(self, table: np.ndarray, normalize: bool) -> None:
+        self._table = table
+        self._normalize = normalize
+
+    def settle(self) -> None:
+        """See interface.Runtime."""
+
+    def run(self, sequences: list[list[int]]) -> np.ndarray:
+        """See interface.Runtime. A text of no tokens is zeros."""
+        rows = np.zeros((len(sequences), self._table.shape[1]), np.float32)
+        for row, ids in zip(rows, sequences, strict=True):
+            if ids:
+                np.mean(self._table[ids], axis=0, out=row)
+        if self._normalize:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return rows

@@ -1,0 +1,171 @@
+"""The last runtime: `encode` of sentence-transformers itself, for a model that no faster form agrees with.
+
+It serves whatever sentence-transformers loads, at its speed. The model's own code reads the texts, so texts
+wait in the scheduler and not token ids.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+
+from embedshare.engine.runtimes.embedder import tokenizer_of
+from embedshare.engine.runtimes.torch import as_out_of_memory
+from embedshare.engine.sequences import Text, Token
+from embedshare.engine.tokens import LONGEST, TextTokenizer, lone_surrogate
+from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedModel
+
+#: Texts that are tokenized at once to count their tokens, padded to the longest.
+_AT_ONCE = 64
+
+
+class WholeRuntime:
+    """Runs one batch at a time: a model's own tokenizer is not safe for threads."""
+
+    name = "sentence-transformers"
+    dtype = "float32"
+    parallel = 1
+    slots = 1
+    interactive_budget = 512
+    bulk_budget = 4096
+    padding_tokens = 0
+
+    def __init__(self, model: SentenceTransformer, full_dimension: int) -> None:
+        self.device = str(model.device)
+        self._model = model
+        self._dimension = full_dimension
+
+    def settle(self) -> None:
+        """See interface.Runtime."""
+
+    def run(self, sequences: list[Text]) -> np.ndarray:
+        """See interface.Runtime."""
+        rows = np.empty((len(sequences), self._dimension), np.float32)
+
+        def call(at: int) -> tuple[str, str]:
+            return sequences[at].prompt, sequences[at].task or ""
+
+        try:
+            for (prompt, task), group in groupby(sorted(range(len(sequences)), key=call), call):
+                places = list(group)
+                rows[places] = self._model.encode(
+                    [sequences[at].text for at in places],
+                    prompt=prompt,
+                    truncate_dim=self._dimension,
+                    show_progress_bar=False,
+                    **({"task": task} if task else {}),
+                )
+            return rows
+        except (RuntimeError, MemoryError) as error:
+            failure = as_out_of_memory(error, self.device, len(sequences))
+            if failure is None:
+                raise
+        raise failure
+
+
+class WholeTokenizer:
+    """Tells how long texts are by the tokens that the model's own code makes of them."""
+
+    def __init__(self, model: SentenceTransformer, max_seq_length: int) -> None:
+        self._model = _with_own_tokenizer(model)
+        self._lock = threading.Lock()
+        self.max_seq_length = max_seq_length
+        self._cuts = isinstance(model[0], Transformer)
+        self._detailed: TextTokenizer | None = None
+        try:
+            if "message" not in getattr(model[0], "modality_config", ()):
+                self._detailed = TextTokenizer(tokenizer_of(model))
+        except UnsupportedModel:
+            pass
+
+    def __call__(
+        self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
+    ) -> list[Text]:
+        """See sequences.Tokenizing."""
+        counts: list[int] = []
+        for at in range(0, len(texts), _AT_ONCE):
+            chunk = texts[at : at + _AT_ONCE]
+            counts += _counts(self._features(chunk, prompt, task), chunk)
+        if not truncate:
+            self._check_uncut(texts, prompt, task, counts)
+        return [Text(text, prompt, task, count) for text, count in zip(texts, counts, strict=True)]
+
+    def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
+        """See sequences.Tokenizing."""
+        found = []
+        for text in texts:
+            features = self._features([text], prompt, None)
+            if "input_ids" not in features:
+                raise NotServed("the served model does not turn texts into tokens")
+            ids = features["input_ids"].flatten()
+            present = features.get("attention_mask", torch.ones_like(ids)).flatten()
+            found.append(ids[present.bool()].tolist())
+        return found
+
+    def checked(self, sequences: list[list[int]]) -> list[list[int]]:
+        """See sequences.Tokenizing."""
+        raise NotServed(
+            "the served model is run by sentence-transformers, which takes texts and no token ids"
+        )
+
+    def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
+        """See sequences.Tokenizing."""
+        if self._detailed is None:
+            raise NotServed("the served model's tokenizer does not tell where in a text its tokens are")
+        return self._detailed.detailed(texts, prompt, special_tokens)
+
+    def _features(self, texts: list[str], prompt: str, task: str | None, **options: Any) -> dict[str, Any]:
+        for text in (*texts, prompt):
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise lone_surrogate(texts)
+        if task is not None:
+            options["task"] = task
+        try:
+            with self._lock:
+                features: dict[str, Any] = self._model.preprocess(texts, prompt=prompt, **options)
+        except ValueError as error:
+            raise InvalidInput(f"the served model does not take this: {error}") from None
+        return features
+
+    def _check_uncut(self, texts: list[str], prompt: str, task: str | None, counts: list[int]) -> None:
+        if not self._cuts:
+            return
+        uncut = {"text": {"truncation": False}}
+        for number, text in enumerate(texts):
+            features = self._features([text], prompt, task, processing_kwargs=uncut)
+            (whole,) = _counts(features, [text])
+            if whole > counts[number]:
+                raise TooLarge(
+                    f"text {number} is longer than the model's longest sequence, {counts[number]:,} tokens, "
+                    "and was not to be truncated"
+                )
+
+
+def longest_of(model: SentenceTransformer) -> int:
+    """Tokens that the model reads of a text, at most."""
+    longest = model.max_seq_length
+    return LONGEST if longest is None else int(min(longest, LONGEST))
+
+
+def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
+    """Tokens in each text; words where the model counts none."""
+    if "attention_mask" in features:
+        counts: list[int] = features["attention_mask"].sum(dim=1).tolist()
+        return counts
+    if "offsets" in features:
+        ends = [*features["offsets"].tolist()[1:], len(features["input_ids"])]
+        return [end - start for start, end in pairwise([0, *ends])]
+    return [len(text.split()) for text in texts]
+
+
+def _with_own_tokenizer(model: SentenceTransformer) -> SentenceTransformer:
+    """The model once more, with the same weights in memory: texts are counted while it computes others."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,55 @@
+"""What waits for a runtime: the tokens of a text, or the text itself where the model's own code reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text for a model that tokenizes by itself. Its length is that of the tokens."""
+
+    text: str
+    prompt: str
+    task: str | None
+    tokens: int
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+class Token(NamedTuple):
+    """One token of a text, and the characters that it stands for.
+
+    A special token that the tokenizer added stands for none: `start` and `stop` are None.
+    """
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Tokenizing(Protocol):
+    """How texts become what a runtime takes."""
+
+    max_seq_length: int
+
+    def __call__(
+        self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
+    ) -> list[Any]:
+        """A sequence for each text with `prompt` before it, as long as its tokens.
+
+        Raises TooLarge where not `truncate` and a text would have to be cut.
+        """
+
+    def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
+        """The token ids that the model reads of each text."""
+
+    def checked(self, sequences: list[list[int]]) -> list[list[int]]:
+        """`sequences` of token ids, if the model can embed them as they are."""
+
+    def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text with `prompt` before it, also beyond the longest sequence."""
