@@ -8,6 +8,7 @@ out. A file that says nothing beyond those is not among the latter, and most fol
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -70,6 +71,24 @@ def counted(folder: Path) -> Iterator[Path]:
         yield path
     left_out = {path for path in _read(folder) if path.is_file()} - set(seen)
     yield from sorted(left_out, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether sentence-transformers loads `folder`: by its modules.json, or as a plain transformer."""
+    # os.path: pathlib raises for a folder that may not be looked into, which then differs from none
+    if os.path.isfile(folder / "modules.json"):
+        return True
+    config = _json(folder / "config.json")
+    return isinstance(config, dict) and isinstance(config.get("model_type"), str)
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Where in `folder` the model's modules are, "" for the folder itself; a Router's parts among them."""
+    paths = [path for path, _ in _modules(folder)] or ["."]
+    parts = [
+        (PurePosixPath(path) / part).as_posix() for path in paths for part in _parts_of_router(folder / path)
+    ]
+    return ["" if path == "." else f"{path}/" for path in dict.fromkeys([".", *paths, *parts])]
 
 
 def _counted_before(folder: Path) -> Iterator[Path]:

@@ -137,6 +137,9 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         raise UnsupportedModel(message, setting="device")
     trusted = weights.is_among(settings.model_name, settings.trust_remote_code)
     model = embedders.load(folder, device, trusted)
+    if not (folder / "modules.json").is_file():
+        pooling = getattr(model[-1], "pooling_mode", "the model itself")
+        logger.warning("Pooling tokens by {} ({} has no modules.json that says how)", pooling, folder)
     proof = prove(model)
     facts = embedders.facts_of(model, proof)
     model.truncate_dim = None

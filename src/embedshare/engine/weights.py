@@ -11,18 +11,23 @@ from typing import NamedTuple
 
 from loguru import logger
 
+from embedshare import model_files
 from embedshare.errors import ModelNotFound, WeightsCorrupted
 from embedshare.identity import file_sha256
 
-#: What a SentenceTransformer is loaded from; other formats of the same weights stay on the hub.
+#: What a SentenceTransformer is loaded from, in any folder; other formats of the same weights stay on the
+#: hub, but for modules that have no safetensors (see `_fetch`).
 _HUB_PATTERNS = [
     "*.json",
     "*.txt",
     "*.model",
     "*.safetensors",
-    "*/config.json",
-    "*/model.safetensors",
     "*.py",
+    "*.jinja",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "*.tiktoken",
 ]
 
 
@@ -57,13 +62,13 @@ def find(name: str, cache_dir: str | None = None) -> Path:
     that are not the published ones.
     """
     folder = Path(os.path.expanduser(name))  # which leaves an unknown user's ~ as it is
-    if _holds_model(folder):
+    if model_files.holds_model(folder):
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")):
         # One message whether the folder exists or not: a caller that names models must not map the disk.
         raise ModelNotFound(
-            f"there is no folder {name} with a SentenceTransformer: no modules.json is found in it "
-            "(EMBEDDING_MODEL_NAME)"
+            f"there is no folder {name} with a SentenceTransformer: no modules.json is found in it, and no "
+            "config.json of a transformer (EMBEDDING_MODEL_NAME)"
         )
     looked = [f"a folder {os.path.abspath(folder)}"]
     packaged = PACKAGED.get(name.removeprefix(_DEFAULT_ORGANISATION))
@@ -78,12 +83,7 @@ def find(name: str, cache_dir: str | None = None) -> Path:
 def full_name(name: str) -> str:
     """`name` as it means the same model in any working directory: a folder with its whole path."""
     folder = Path(os.path.expanduser(name))
-    return str(folder.resolve()) if _holds_model(folder) else name
-
-
-def _holds_model(folder: Path) -> bool:
-    # os.path: pathlib raises for a folder that may not be looked into, which then differs from none
-    return os.path.isfile(folder / "modules.json")
+    return str(folder.resolve()) if model_files.holds_model(folder) else name
 
 
 def is_among(name: str, names: Collection[str]) -> bool:
@@ -124,7 +124,9 @@ def _from_hub(name: str, looked: list[str], cache_dir: str | None) -> Path:
                 repository, cache_dir=cache_dir, local_files_only=True, allow_patterns=_HUB_PATTERNS
             )
         )
-        if (found / "modules.json").is_file() and any(found.glob("*.safetensors")):
+        if model_files.holds_model(found) and any(
+            any(found.rglob(f"*{suffix}")) for suffix in (".safetensors", ".bin")
+        ):
             return found
         looked.append(f"{cache} (incomplete)")
     except LocalEntryNotFoundError:
@@ -134,7 +136,7 @@ def _from_hub(name: str, looked: list[str], cache_dir: str | None) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on"):
         logger.info("model {} is not on this machine yet; asking the Hugging Face hub", repository)
         try:
-            return Path(snapshot_download(repository, cache_dir=cache_dir, allow_patterns=_HUB_PATTERNS))
+            return _fetch(repository, cache_dir)
         except Exception as error:  # the hub's client raises many kinds: no network, no such name, no access
             looked.append(f"the Hugging Face hub ({type(error).__name__})")
     raise ModelNotFound(
@@ -143,3 +145,17 @@ def _from_hub(name: str, looked: list[str], cache_dir: str | None) -> Path:
         name=name,
         looked=looked,
     )
+
+
+def _fetch(repository: str, cache_dir: str | None) -> Path:
+    """The model's files from the hub, weights in torch's own format where a module has no others."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repository, cache_dir=cache_dir, allow_patterns=_HUB_PATTERNS))
+    lacking = [
+        part for part in model_files.module_folders(folder) if not any((folder / part).glob("*.safetensors"))
+    ]
+    if lacking:
+        patterns = [f"{part}pytorch_model*.bin" for part in lacking]
+        snapshot_download(repository, cache_dir=cache_dir, allow_patterns=patterns)
+    return folder

@@ -1,0 +1,74 @@
+"""Every family of models has the vectors that sentence-transformers has, whichever runtime serves it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedshare.engine.model import Engine
+from tests.engine.small_models import BATCHES_MATTER, FAMILIES, MORE, more
+from tests.engine.test_loading import settings_for
+
+LONG = os.environ.get("EMBEDSHARE_LONG", "") not in ("", "0")
+WORDS = " ".join(f"Wörd{number}" for number in range(260))
+TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many workers. " * 8, WORDS[:900], WORDS]
+
+CONVERTED = {"BERT, a tokenizer of cased letters", "BERT, truncate_dim"}
+
+
+def reference(folder: Path) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    size = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * size)
+
+
+def assert_serves(engine: Engine, real: Any, one_by_one: bool = False) -> None:
+    if engine.description.runtime != "static" and isinstance(real.max_seq_length, int):
+        real.max_seq_length = engine.description.max_seq_length
+
+    def ours(prompt: str = "", **options: Any) -> np.ndarray:
+        calls = [[text] for text in TEXTS] if one_by_one else [TEXTS]
+        return np.concatenate([engine.encode(texts, prompt, **options).rows for texts in calls])
+
+    def theirs(prompt: str = "", **options: Any) -> np.ndarray:
+        return np.stack([real.encode(text, prompt=prompt, **options) for text in TEXTS])
+
+    assert_same(ours(), theirs())
+    assert_same(ours("Some Prompt: "), theirs("Some Prompt: "))
+    for prompt in filter(None, real.prompts.values()):
+        assert_same(ours(prompt), theirs(prompt))
+    assert_same(ours(truncate_dim=12), theirs(truncate_dim=12))
+    assert engine.description.dimension == real.encode("").shape[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
+    make, runtime = FAMILIES[name]
+    folder = make(tmp_path)
+    settings = settings_for(tmp_path, str(folder))
+    if runtime == "openvino" and not LONG and name not in CONVERTED:  # which takes seconds for each
+        settings, runtime = dataclasses.replace(settings, runtime="torch"), "torch"
+    engine = Engine.load(settings, "cpu")
+    assert engine.description.runtime == runtime
+    assert_serves(engine, reference(folder), name in BATCHES_MATTER)
+    engine.close()
+
+
+@pytest.mark.skipif(not LONG, reason="EMBEDSHARE_LONG=1 runs the whole list")
+@pytest.mark.parametrize("name", MORE)
+def test_more_of_a_family_have_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
+    folder = more(tmp_path, name)
+    engine = Engine.load(settings_for(tmp_path, str(folder)), "cpu")
+    assert_serves(engine, reference(folder))
+    engine.close()
