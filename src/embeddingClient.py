@@ -326,8 +326,10 @@ class EmbeddingClient(Searching):
         truncate_dim: int | None,
         show_progress_bar: bool,
         limit: float,
+        task: str | None,
     ) -> np.ndarray:
-        return self._embed_by(texts, Options(prompt, normalize, truncate_dim), show_progress_bar, limit).rows
+        options = Options(prompt, normalize, truncate_dim, task=task)
+        return self._embed_by(texts, options, show_progress_bar, limit).rows
 
     def _embed_by(self, texts: Inputs, options: Options, show_progress_bar: bool, limit: float) -> Part:
         """Rows for all texts, of one model, and which."""

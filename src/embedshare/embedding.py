@@ -26,6 +26,7 @@ class Options(NamedTuple):
     normalize: bool = False
     truncate_dim: int | None = None
     truncate: bool = True
+    task: str | None = None
 
 
 class Part(NamedTuple):
@@ -69,13 +70,13 @@ def asked(inputs: Inputs, options: Options) -> Both[_Answered]:
     """The call that embeds `inputs`."""
 
     def on_server(call_id: int, time_left_s: float) -> codec.Call:
-        prompt, normalize, truncate_dim, truncate = options
+        prompt, normalize, truncate_dim, truncate, task = options
         request_id = request_ids.current()
         if are_tokens(inputs):
             return codec.EncodeTokens(call_id, time_left_s, inputs, normalize, truncate_dim, request_id)
         texts: Any = inputs
         return codec.Encode(
-            call_id, time_left_s, texts, prompt, normalize, truncate_dim, request_id, truncate
+            call_id, time_left_s, texts, prompt, normalize, truncate_dim, request_id, truncate, task
         )
 
     def read(answer: tuple[np.ndarray, codec.Rows, str]) -> _Answered:
@@ -90,6 +91,7 @@ def asked(inputs: Inputs, options: Options) -> Both[_Answered]:
             normalize=options.normalize,
             truncate_dim=options.truncate_dim,
             truncate=options.truncate,
+            task=options.task,
             deadline=deadline,
         )
         spent = Timings(*encoded.stages_ms)

@@ -145,7 +145,7 @@ class Searching(DropIn):
                 rows, identity = np.empty((0, self.get_embedding_dimension()), np.float32), None
             else:
                 shown = wants_progress(show_progress_bar)
-                options = Options(prompt, False, self.truncate_dim)
+                options = Options(prompt, False, self.truncate_dim, task="document")
                 rows, identity, *_ = self._embed_by(docs, options, shown, limit)
             if prompt == self._prompt_of("document", "passage", "corpus"):
                 return Embedded(rows, identity or self._describe().identity)

@@ -79,9 +79,10 @@ class EmbeddingService:
         if isinstance(call, codec.Tokenize):
             return self._tokenize(engine, call), None
         texts: list[str] | list[list[int]]
+        task = None
         if isinstance(call, codec.Encode):
             self._check_prompt(call)
-            texts, prompt, truncate = call.texts, call.prompt, call.truncate
+            texts, prompt, truncate, task = call.texts, call.prompt, call.truncate, call.task
         else:
             texts, prompt, truncate = call.sequences, "", True
         encoded = engine.encode(
@@ -90,6 +91,7 @@ class EmbeddingService:
             normalize=call.normalize,
             truncate_dim=call.truncate_dim,
             truncate=truncate,
+            task=task,
             deadline=deadline,
             caller=caller,
             is_gone=is_gone,
@@ -158,6 +160,7 @@ class EmbeddingService:
         encoded = engine.encode(
             [call.text],
             call.prompt,
+            task="query",
             truncate_dim=call.truncate_dim,
             deadline=deadline,
             caller=caller,

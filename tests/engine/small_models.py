@@ -189,6 +189,10 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "BERT, processing_kwargs": (
         lambda at: saved(at, pooled(bert(at, processing_kwargs={"text": {"max_length": 20}}))), _SENTENCES,
     ),
+    "BERT, query_length and document_length": (
+        lambda at: saved(at, pooled(bert(at, query_length=8, document_length=24)), prompts=PROMPTS),
+        _SENTENCES,
+    ),
     "BERT, CNN": (lambda at: saved(at, [bert(at), _cnn(), modules().Pooling(32)]), _SENTENCES),
     "RoBERTa, more tokens than positions": (
         lambda at: saved(at, pooled(trunk(at, "Roberta", _ROBERTA, max_seq_length=66))), "openvino",

@@ -49,6 +49,8 @@ def assert_serves(engine: Engine, real: Any, one_by_one: bool = False) -> None:
     for prompt in filter(None, real.prompts.values()):
         assert_same(ours(prompt), theirs(prompt))
     assert_same(ours(truncate_dim=12), theirs(truncate_dim=12))
+    for task in ("query", "document"):
+        assert_same(ours(task=task), theirs(task=task))
     assert engine.description.dimension == real.encode("").shape[0]
 
 

@@ -40,6 +40,13 @@ def test_an_answer_of_version_1_is_what_it_was_to_the_byte(name: str) -> None:
     assert codec.decode_answer(bytes.fromhex(data)) == answer
 
 
+def test_a_task_goes_to_a_server_of_version_2_and_is_left_out_for_one_of_version_1() -> None:
+    plain, data = CALLS["encode"]
+    asked = msgspec.structs.replace(plain, task="query")
+    assert codec.decode_call(codec.encode(asked)) == asked
+    assert codec.encode(codec.for_version_1(asked)).hex() == data
+
+
 def test_every_message_has_its_bytes_of_version_1() -> None:
     assert {type(call) for call, _ in CALLS.values()} == set(codec.Call.__args__)
     assert {type(answer) for answer, _ in ANSWERS.values()} == set(codec.Answer.__args__)
@@ -155,7 +162,7 @@ class ServerOfVersion1:
                 self._answer(connection, call, what)
 
     def _answer(self, connection: Connection, call: codec.Call, what: str) -> None:
-        if isinstance(call, codec.Encode):
+        if isinstance(call, codec.Encode) and call.task is None:
             rows = np.ones((len(call.texts), 384), np.float32)
             told = codec.Rows(call.id, *rows.shape, codec.Timings(), [3] * len(rows))
             connection.send_bytes(codec.encode(told), rows.data.cast("B"))
@@ -187,6 +194,7 @@ def test_a_server_of_version_1_is_spoken_to_in_its_version(
 ) -> None:
     with client_of(server_of_version_1, tmp_path) as client:
         assert client.encode(["one", "two"]).tolist() == np.ones((2, 384)).tolist()
+        assert client.encode_query(["one"]).tolist() == np.ones((1, 384)).tolist()
         (connection,) = client._failover._connections._open
         assert connection.protocol == 1
     assert server_of_version_1.asked[:2] == ["describe/2", "describe"]

@@ -104,6 +104,7 @@ class DropIn(Unserved):
         truncate_dim: int | None,
         show_progress_bar: bool,
         limit: float,
+        task: str | None,
     ) -> np.ndarray:
         """Float32 (n, dimension) for a list that is not empty, by the moment `limit` of
         `time.monotonic()`."""
@@ -166,6 +167,7 @@ class DropIn(Unserved):
                 dimensions,
                 wants_progress(show_progress_bar),
                 limit,
+                kwargs.get("task"),
             )
             if prompt is not None:
                 break
@@ -350,6 +352,9 @@ class DropIn(Unserved):
             number = _whole(name, value)
             if number is not None and number <= 0:
                 raise InvalidInput(f"{name} must be a positive integer, got {value}")
+        task = kwargs.get("task")
+        if task is not None and not (isinstance(task, str) and 0 < len(task) <= 64):
+            raise InvalidInput(f"task must be a word of up to 64 letters, such as 'query', got {task!r}")
         unknown = sorted(set(kwargs) - {"task"})
         if "processing_kwargs" in unknown:
             raise NotServed("processing_kwargs changes the tokenizer, which all workers share")

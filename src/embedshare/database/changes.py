@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from loguru import logger
 
+from embedshare import model_files
 from embedshare.database import setting_keys
 from embedshare.database.live import Current, Live
 from embedshare.errors import (
@@ -237,4 +238,4 @@ def _full_name(model_name: str) -> str:
     Any other name stays as it is: an error must not tell which folders exist, and where links lead.
     """
     folder = Path(os.path.expanduser(model_name))
-    return str(folder.resolve()) if os.path.isfile(folder / "modules.json") else model_name
+    return str(folder.resolve()) if model_files.holds_model(folder) else model_name

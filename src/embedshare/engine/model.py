@@ -115,6 +115,7 @@ class Engine:
         normalize: bool = False,
         truncate_dim: int | None = None,
         truncate: bool = True,
+        task: str | None = None,
         deadline: float = float("inf"),
         caller: int = 0,
         is_gone: Callable[[], bool] = lambda: False,
@@ -122,12 +123,13 @@ class Engine:
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
         Sequences of token ids are embedded as they are, without the prompt. Without `truncate` a text that is
-        too long is not cut but refused. `deadline`: a moment of `time.monotonic()`. Raises InvalidInput for
-        ids that are not the model's, TooLarge, Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
+        too long is not cut but refused. `task`: what the texts are for, where that matters to the model.
+        `deadline`: a moment of `time.monotonic()`. Raises InvalidInput for ids that are not the model's,
+        TooLarge, Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
         """
         started = time.monotonic()
         try:
-            encoded = self._encode(texts, prompt, truncate, deadline, caller, is_gone)
+            encoded = self._encode(texts, prompt, truncate, task, deadline, caller, is_gone)
         except BaseException:
             self._count(None, started)
             raise
@@ -204,6 +206,7 @@ class Engine:
         texts: list[str] | list[list[int]],
         prompt: str,
         truncate: bool,
+        task: str | None,
         deadline: float,
         caller: int,
         is_gone: Callable[[], bool],
@@ -215,7 +218,7 @@ class Engine:
         sequences = (
             self._tokenizer.checked(texts)
             if _are_tokens(texts)
-            else self._tokenizer(cast("list[str]", texts), prompt, truncate)
+            else self._tokenizer(cast("list[str]", texts), prompt, truncate, task)
         )
         tokenized = time.monotonic()
         rows, waited_s, computed_s = self.scheduler.compute(

@@ -22,6 +22,8 @@ RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.SEVERAL}\Z")]
 IndexName = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 #: A token's number in the vocabulary, whose own size the server checks.
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+#: What a text is embedded for, such as "query".
+Task = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 #: Letters in the name that a program gives itself, at most.
 PROGRAM_LENGTH = 64
@@ -31,7 +33,8 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
     """Embed `texts`.
 
     `time_left_s`: seconds until the caller stops waiting; `request_id`: what the call is part of; without
-    `truncate` a text that is longer than the model's longest sequence is an error.
+    `truncate` a text that is longer than the model's longest sequence is an error. `task` makes a difference
+    to few models; version 1 does not know it (see `encode` and `for_version_1`).
     """
 
     id: int
@@ -42,12 +45,13 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
     truncate_dim: int | None
     request_id: RequestId | None = None
     truncate: bool = True
+    task: Task | None = None
 
 
 class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
     """The token ids of `texts`, special tokens included, cut at the model's longest sequence.
 
-    `detailed`: the fields of an engine.tokens.Token for each of them in place of its id, uncut, and special
+    `detailed`: the fields of an engine.sequences.Token for each in place of its id, uncut, and special
     tokens as `special_tokens` says.
     """
 
@@ -244,23 +248,31 @@ class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
 Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget | EncodeTokens
 Answer = Rows | Reply | Failure | Hits
 
+_ENCODE_TAG = Encode.__struct_config__.tag
 _encoder = msgspec.msgpack.Encoder()
 _calls: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
 def encode(message: Call | Answer) -> bytes:
-    """The bytes of a message.
+    """The bytes of a message; an Encode for no task has those of version 1.
 
     Raises InvalidInput for text that has no UTF-8 form (a lone surrogate).
     """
     try:
+        if isinstance(message, Encode) and message.task is None:
+            return _encoder.encode((_ENCODE_TAG, *msgspec.structs.astuple(message)[:-1]))
         return _encoder.encode(message)
     except UnicodeEncodeError as error:
         texts = getattr(message, "texts", [])
         raise InvalidInput(_surrogate_message(texts, error)) from None
     except OverflowError:
         raise InvalidInput("a number is beyond 64 bits") from None
+
+
+def for_version_1(call: Call) -> Call:
+    """`call` as a server of version 1 takes it."""
+    return msgspec.structs.replace(call, task=None) if isinstance(call, Encode) else call
 
 
 def decode_call(data: bytes | bytearray) -> Call:

@@ -123,6 +123,8 @@ class Connections:
         # Until its answer is read nobody else finds it: neither the next call, wherever an interrupt ends
         # this one, nor a signal handler that calls meanwhile.
         self._local.connection = None
+        if connection.protocol == 1 and getattr(call, "task", None) is not None:
+            message = codec.encode(codec.for_version_1(call))
         try:
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
             answer, rows = _exchange(connection, call, message, raw)

@@ -319,7 +319,9 @@ class VectorIndex:
         """The same over the embeddings themselves, in this process, which has fallen back."""
         if engine.description.identity != self.identity:
             raise self._mismatch(engine.description.identity)
-        row = engine.encode([query], prompt, truncate_dim=self._truncate_dim, deadline=deadline).rows
+        row = engine.encode(
+            [query], prompt, truncate_dim=self._truncate_dim, task="query", deadline=deadline
+        ).rows
         rows = np.ascontiguousarray(contents.embeddings, np.float32)
         if self.metric == "cosine":
             unit = self._unit
