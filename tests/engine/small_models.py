@@ -213,7 +213,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "Router": (lambda at: saved(at, _router(at)), _SENTENCES),
 }  # fmt: skip
 #: In sentence-transformers too, a text's vector depends on the padding of its batch.
-BATCHES_MATTER = {"BERT, CNN"}
+BATCHES_MATTER = {"BERT, CNN", "FNet", "ConvBert", "Nystromformer"}
 #: More of the same kinds, run with EMBEDSHARE_LONG=1.
 MORE = {
     f"{name}, {pooling}": (config, pooling)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import pytest
 from embedshare.engine import weights
 from embedshare.errors import ModelNotFound, WeightsCorrupted
 from embedshare.identity import file_sha256
-from tests.processes import environment
+from tests.processes import environment, run_python
 
 NAME = "all-MiniLM-L6-v2"
 PACKAGE = weights.PACKAGED[NAME].package
@@ -67,6 +71,14 @@ def test_a_folder_of_the_models_name_goes_before_the_package(
     monkeypatch.chdir(tmp_path)
     mine = make_folder(tmp_path / NAME).resolve()
     assert weights.find(NAME) == mine
+
+
+def test_a_plain_transformer_s_folder_is_a_model_and_any_other_config_json_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"debug": true}')
+    with pytest.raises(ModelNotFound, match=r"no modules\.json .* no config\.json of a transformer"):
+        weights.find(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert weights.find(str(tmp_path)) == tmp_path.resolve()
 
 
 def test_a_folder_without_a_sentence_transformer_is_refused(tmp_path: Path) -> None:
@@ -164,3 +176,63 @@ def test_the_hubs_cache_is_used(no_hub: Path) -> None:
     (snapshot / "model.safetensors").write_bytes(b"weights")
     assert os.path.samefile(weights.find("cached-model"), snapshot)
     assert os.path.samefile(weights.find("sentence-transformers/cached-model"), snapshot)
+
+
+#: A repository's files, and whether a model is loaded from them.
+REPOSITORY = {
+    "modules.json": True, "config.json": True, "model.safetensors": True, "pytorch_model.bin": False,
+    "chat_template.jinja": True, "onnx/model.onnx": False, "1_Pooling/config.json": True,
+    "2_Dense/config.json": True, "2_Dense/pytorch_model.bin": True, "3_CNN/cnn_config.json": True,
+    "3_CNN/model.safetensors": True, "3_CNN/pytorch_model.bin": False, "4_Router/router_config.json": True,
+    "4_Router/query_0/spiece.model": True, "4_Router/query_0/pytorch_model.bin": True,
+    "training_args.bin": False,
+}  # fmt: skip
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one repository."""
+
+    commit = "c" * 40
+
+    def _content(self) -> bytes | None:
+        if self.path.startswith("/api/models/org/small/tree"):
+            entries = [{"type": "file", "path": name, "size": 2, "oid": "o"} for name in REPOSITORY]
+            return json.dumps(entries).encode()
+        if self.path.startswith("/api/models/org/small"):
+            files = [{"rfilename": name} for name in REPOSITORY]
+            return json.dumps({"id": "org/small", "sha": self.commit, "siblings": files}).encode()
+        name = self.path.removeprefix(f"/org/small/resolve/{self.commit}/")
+        if name == "modules.json":
+            parts = ("", "1_Pooling", "2_Dense", "3_CNN", "4_Router")
+            return json.dumps([{"path": part, "type": "sentence_transformers.X"} for part in parts]).encode()
+        if name == "4_Router/router_config.json":
+            return json.dumps({"types": {"query_0": "X"}, "structure": {}}).encode()
+        return b"{}" if name in REPOSITORY else None
+
+    def do_GET(self) -> None:
+        content = self._content()
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content or b"")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_of_a_hub_s_repository_what_sentence_transformers_reads_is_fetched(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        found = run_python(
+            f"from embedshare.engine.weights import find; print(find('org/small', {str(tmp_path)!r}))",
+            environment(HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}", HF_HUB_OFFLINE="0"),
+        )
+        hub.shutdown()
+    folder = Path(found.strip().splitlines()[-1])
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {name for name, read in REPOSITORY.items() if read}

@@ -176,6 +176,7 @@ def _fast(
     tokenizer = TextTokenizer(serialized)
     sequences = [tokenizer([sample.text], sample.prompt)[0] for sample in proof.samples]
     proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
+    embedders.check_cut(model, tokenizer)
     if device.startswith("cuda"):
         return _Parts(PaddedRuntime(model, resolve_dtype(settings.dtype, device)), tokenizer, facts)
     embedder = embedders.Embedder(model).eval()

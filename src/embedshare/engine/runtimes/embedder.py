@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.runtimes.packing import Layout, pack
-from embedshare.engine.runtimes.proof import Proof, in_batches, set_longest, shows_windows
-from embedshare.engine.tokens import LONGEST, with_truncation
+from embedshare.engine.runtimes.proof import Proof, in_batches, set_longest, shows_windows, tokenizer_in
+from embedshare.engine.tokens import LONGEST, TextTokenizer, with_truncation
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
 _MASKED = -30000.0  # as good as minus infinity, and finite in float16 too
@@ -71,7 +71,9 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
         )
     except SafetensorError as error:
         raise WeightsCorrupted(f"the weights in {folder} cannot be read: {error}") from None
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError) as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise UnsupportedModel(
                 f"the model in {folder} needs Python code of its own, which is run only for the models that "
@@ -101,9 +103,18 @@ def tokenizer_of(model: SentenceTransformer) -> str:
         raise UnsupportedModel(f"the model's tokenizer has no form without Python: {error}") from None
 
 
+def check_cut(model: SentenceTransformer, tokenizer: TextTokenizer) -> None:
+    """Raise UnsupportedModel where a text that is too long is not cut as sentence-transformers cuts it."""
+    if tokenizer.max_seq_length >= LONGEST:
+        return
+    text = " ".join(map(str, range(tokenizer.max_seq_length + 64)))
+    if model.preprocess([text])["input_ids"][0].tolist() != tokenizer([text])[0]:
+        raise UnsupportedModel("the model cuts long texts in a way of its own")
+
+
 def facts_of(model: SentenceTransformer, proof: Proof) -> ModelFacts:
     """What the model says of itself; its layout is not known yet."""
-    longest, tokenizer = model.max_seq_length, model.tokenizer
+    longest, tokenizer = model.max_seq_length, tokenizer_in(model)
     return ModelFacts(
         dimension=proof.expected.shape[1],
         full_dimension=proof.full_dimension,

@@ -134,6 +134,11 @@ def shows_windows(model: SentenceTransformer) -> bool:
     return _window(model) <= _LONGEST_TRIED or (model.max_seq_length or 0) <= _LONGEST_TRIED
 
 
+def tokenizer_in(model: SentenceTransformer) -> Any:
+    """The tokenizer of the model's first module; a module of the model's own may have none."""
+    return getattr(model[0], "tokenizer", None)
+
+
 def in_batches(sequences: list[list[int]], run: Callable[[list[list[int]]], np.ndarray]) -> np.ndarray:
     """Rows of `run` for the sequences, short ones together."""
     short = [at for at, ids in enumerate(sequences) if len(ids) <= SHORT]
@@ -145,13 +150,14 @@ def in_batches(sequences: list[list[int]], run: Callable[[list[list[int]]], np.n
 
 
 def _samples(model: SentenceTransformer) -> Iterator[Sample]:
-    special = getattr(model.tokenizer, "all_special_tokens", None) or []
+    special = getattr(tokenizer_in(model), "all_special_tokens", None) or []
     texts = [*_TEXTS, " word ".join(special[:8]), _long_text(model)]
     yield from map(Sample, texts)
     prompts = list(dict.fromkeys(prompt for prompt in [_PROMPT, *model.prompts.values()] if prompt))
     for prompt in prompts:
         yield Sample(_WORDS, prompt)
-    yield Sample(texts[-1], prompts[-1])
+    if (model.max_seq_length or _LONG) <= _LONG:  # else it is not cut, and a short text tells as much
+        yield Sample(texts[-1], prompts[-1])
     if _may_read_task(model):
         for task in TASKS:
             yield Sample(_WORDS, "", task)
@@ -170,10 +176,12 @@ def _vector(
 def _long_text(model: SentenceTransformer) -> str:
     """Words that differ, since among equal ones it does not show how far a token sees."""
     longest = model.max_seq_length or _LONG
-    tokens = int(min(longest, max(_LONG, min(_window(model), _LONGEST_TRIED)))) + 8
+    window = _window(model)
+    tokens = int(min(longest, max(_LONG, window if window <= _LONGEST_TRIED else 0))) + 8
+    tokenizer = tokenizer_in(model)
     words = [f"{number} {'Wörter' if number % 2 else 'words'}" for number in range(tokens)]
     try:
-        counted = model.tokenizer.encode if callable(getattr(model.tokenizer, "encode", None)) else str.split
+        counted = tokenizer.encode if callable(getattr(tokenizer, "encode", None)) else str.split
         per_word = len(counted(" ".join(words[:64]))) / 64
     except Exception:  # a tokenizer of the model's own
         per_word = 1.0

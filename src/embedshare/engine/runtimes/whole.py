@@ -19,7 +19,7 @@ from sentence_transformers.base.modules import Transformer
 from embedshare.engine.runtimes.embedder import tokenizer_of
 from embedshare.engine.runtimes.torch import as_out_of_memory
 from embedshare.engine.sequences import Text, Token
-from embedshare.engine.tokens import LONGEST, TextTokenizer, lone_surrogate
+from embedshare.engine.tokens import TextTokenizer, lone_surrogate
 from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedModel
 
 #: Texts that are tokenized at once to count their tokens, padded to the longest.
@@ -146,12 +146,6 @@ class WholeTokenizer:
                     f"text {number} is longer than the model's longest sequence, {counts[number]:,} tokens, "
                     "and was not to be truncated"
                 )
-
-
-def longest_of(model: SentenceTransformer) -> int:
-    """Tokens that the model reads of a text, at most."""
-    longest = model.max_seq_length
-    return LONGEST if longest is None else int(min(longest, LONGEST))
 
 
 def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
