@@ -213,7 +213,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "Router": (lambda at: saved(at, _router(at)), _SENTENCES),
 }  # fmt: skip
 #: In sentence-transformers too, a text's vector depends on the padding of its batch.
-BATCHES_MATTER = {"BERT, CNN", "FNet", "ConvBert", "Nystromformer"}
+BATCHES_MATTER = {"BERT, CNN", "FNet", "ConvBert"}
 #: More of the same kinds, run with EMBEDSHARE_LONG=1.
 MORE = {
     f"{name}, {pooling}": (config, pooling)
@@ -236,7 +236,6 @@ MORE = {
         "Longformer": {"vocab_size": 30522, "attention_window": [16, 16], **SIZES},
         "FNet": {"vocab_size": 30522, **SIZES},
         "ConvBert": {"vocab_size": 30522, "embedding_size": 32, **SIZES},
-        "Nystromformer": {"vocab_size": 30522, "num_landmarks": 8, "segment_means_seq_len": 64, **SIZES},
     }.items()
     for pooling in ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 }  # fmt: skip

@@ -115,8 +115,13 @@ def test_a_model_whose_attention_reaches_only_so_far_is_right_for_long_texts(
     np.testing.assert_allclose(engine.encode(texts).rows, expected, atol=1e-4)
 
 
-def test_a_second_start_loads_no_torch(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, "all-MiniLM-L6-v2")
+@pytest.mark.parametrize("kind", ["transformer", "static"])
+def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
+    from tests.engine.small_models import FAMILIES
+
+    make, _ = FAMILIES["StaticEmbedding"]
+    model = "all-MiniLM-L6-v2" if kind == "transformer" else str(make(tmp_path))
+    settings = settings_for(tmp_path, model)
     first = Engine.load(settings, "cpu")
     rows = first.encode(TEXTS).rows
     np.save(tmp_path / "rows.npy", rows)
@@ -129,7 +134,11 @@ def test_a_second_start_loads_no_torch(tmp_path: Path) -> None:
         f"texts = {TEXTS!r}\n"
         "assert np.abs(engine.encode(texts).rows - rows).max() < 1e-5\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n",
-        environment(EMBEDDING_CACHE_DIR=str(settings.cache_dir), EMBEDDING_DTYPE="float32"),
+        environment(
+            EMBEDDING_CACHE_DIR=str(settings.cache_dir),
+            EMBEDDING_DTYPE="float32",
+            EMBEDDING_MODEL_NAME=model,
+        ),
     )
     assert said.strip() == "[]"
 

@@ -22,6 +22,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     tokenizer_inputs: list[str]
     padding_token_id: int
     layout: Layout | None
+    normalized_rows: bool | None = None
+    """Whether a StaticEmbedding's means are normalised; None for any other model."""
 
     def description(
         self, identity: str, model_name: str, device: str, dtype: str, runtime: str

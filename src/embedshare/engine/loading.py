@@ -20,6 +20,7 @@ from embedshare.engine import weights
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.graphs import GraphCache
 from embedshare.engine.runtimes.interface import Runtime
+from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.tokens import TextTokenizer
 from embedshare.errors import MissingDependency, UnsupportedModel
@@ -104,12 +105,17 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
 
     cache = _graph_cache(settings)
     kept = cache.find(identity)
-    if kept is None or kept.facts.layout is None:
+    if kept is None:
         return None
     try:
+        if kept.facts.normalized_rows is not None:
+            runtime: Runtime = StaticRuntime.read(kept.graph.parent, kept.facts.normalized_rows)
+            return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), kept.facts)
+        if kept.facts.layout is None:
+            return None
         runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.dtype)
         return _Parts(runtime, TextTokenizer(kept.tokenizer), kept.facts)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
             "the converted graph in {} does not load and is made anew: {}", kept.graph.parent, error
         )
@@ -145,7 +151,7 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
     model.truncate_dim = None
     try:
         if type(model[0]).__name__ == "StaticEmbedding":
-            return _static(model, proof, facts)
+            return _static(settings, device, identity, model, proof, facts)
         return _fast(settings, device, identity, model, proof, facts)
     except UnsupportedModel as error:
         if settings.runtime == "openvino":
@@ -204,11 +210,17 @@ def _fast(
     return _Parts(TorchRuntime(embedder, device, layout, dtype), tokenizer, facts)
 
 
-def _static(model: SentenceTransformer, proof: Proof, facts: ModelFacts) -> _Parts:
+def _static(
+    settings: Settings,
+    device: str,
+    identity: str,
+    model: SentenceTransformer,
+    proof: Proof,
+    facts: ModelFacts,
+) -> _Parts:
     """A StaticEmbedding in NumPy. Raises UnsupportedModel where that does not agree with the proof."""
-    from embedshare.engine.runtimes.static import StaticRuntime
-
-    tokenizer = TextTokenizer(model.tokenizer.to_str(), special_tokens=False)
+    serialized = model.tokenizer.to_str()
+    tokenizer = TextTokenizer(serialized, special_tokens=False)
     others = [type(module).__name__ for module in model][1:]
     if others not in ([], ["Normalize"]):
         raise UnsupportedModel(f"{others[0]} follows its StaticEmbedding")
@@ -216,7 +228,12 @@ def _static(model: SentenceTransformer, proof: Proof, facts: ModelFacts) -> _Par
     proof.check(
         runtime.run([tokenizer([text], prompt)[0] for text, prompt, _ in proof.samples]), "means of rows"
     )
-    return _Parts(runtime, tokenizer, msgspec.structs.replace(facts, max_seq_length=tokenizer.max_seq_length))
+    facts = msgspec.structs.replace(
+        facts, max_seq_length=tokenizer.max_seq_length, normalized_rows=bool(others)
+    )
+    if _wants_openvino(settings, device):  # whose version the cache of all that is kept goes by
+        _graph_cache(settings).keep(identity, facts, serialized, lambda path: runtime.write(path.parent))
+    return _Parts(runtime, tokenizer, facts)
 
 
 def _wants_openvino(settings: Settings, device: str) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+_ROWS = "rows.npy"
 
 
 class StaticRuntime:
@@ -20,6 +24,15 @@ class StaticRuntime:
     def __init__(self, table: np.ndarray, normalize: bool) -> None:
         self._table = table
         self._normalize = normalize
+
+    @classmethod
+    def read(cls, folder: Path, normalize: bool) -> StaticRuntime:
+        """What `write` has written. Raises OSError, ValueError."""
+        return cls(np.load(folder / _ROWS, allow_pickle=False), normalize)
+
+    def write(self, folder: Path) -> None:
+        """Keep the rows in `folder`."""
+        np.save(folder / _ROWS, self._table)
 
     def settle(self) -> None:
         """See interface.Runtime."""
