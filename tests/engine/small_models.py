@@ -160,11 +160,11 @@ def _router(folder: Path) -> list[Any]:
 
 _T5 = {"vocab_size": 30522, "d_model": DIMENSION, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 _ROBERTA = {"vocab_size": 30522, "pad_token_id": 1, "max_position_embeddings": 66, **SIZES}
-_MODERN = {
+MODERN = {
     "vocab_size": 30522, "pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101,
     "eos_token_id": 102, "max_position_embeddings": 2048, "global_attn_every_n_layers": 4, **SIZES,
 }  # fmt: skip
-_WIDE = {**_MODERN, "local_attention": 800}
+_WIDE = {**MODERN, "local_attention": 800}
 _SENTENCES = "sentence-transformers"
 
 #: By name: how the folder is made, and the runtime that serves it on a CPU.
@@ -224,7 +224,7 @@ MORE = {
         "Albert": {"vocab_size": 30522, "embedding_size": 16, **SIZES},
         "DebertaV2": {"vocab_size": 30522, **SIZES},
         "XLMRoberta": {"vocab_size": 30522, **SIZES},
-        "ModernBert": {**_MODERN, "local_attention": 64},
+        "ModernBert": {**MODERN, "local_attention": 64},
         "Mistral": {**DECODER, "sliding_window": 32},
         "Gemma3Text": {**DECODER, "sliding_window": 32},
         "Llama": DECODER,

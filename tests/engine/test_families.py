@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from embedshare.engine.model import Engine
-from tests.engine.small_models import BATCHES_MATTER, FAMILIES, MORE, more
+from embedshare.engine.runtimes import proof
+from embedshare.engine.runtimes.whole import WholeTokenizer
+from tests.engine.small_models import (
+    BATCHES_MATTER,
+    FAMILIES,
+    MODERN,
+    MORE,
+    more,
+    pooled,
+    saved,
+    tokenizer,
+    trunk,
+)
 from tests.engine.test_loading import settings_for
 
 LONG = os.environ.get("EMBEDSHARE_LONG", "") not in ("", "0")
@@ -74,3 +86,25 @@ def test_more_of_a_family_have_the_vectors_of_sentence_transformers(name: str, t
     engine = Engine.load(settings_for(tmp_path, str(folder)), "cpu")
     assert_serves(engine, reference(folder), name.partition(",")[0] in BATCHES_MATTER)
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("window", "longest", "shown"), [(1500, 2048, True), (3000, 8192, False), (64, 8192, True)]
+)
+def test_the_longest_text_of_the_proof_shows_every_window_or_no_layout_is_tried(
+    window: int, longest: int, shown: bool, tmp_path: Path
+) -> None:
+    config = {**MODERN, "local_attention": window, "max_position_embeddings": 8192}
+    folder = saved(tmp_path, pooled(trunk(tmp_path, "ModernBert", config, tokenizer(longest))))
+    model = reference(folder)
+    assert proof.shows_windows(model) is shown
+    tokens = len(model.tokenizer.encode(proof._long_text(model)))
+    assert tokens > window if shown else tokens < 1024
+
+
+def test_a_model_that_serves_itself_is_in_memory_once(tmp_path: Path) -> None:
+    model = reference(FAMILIES["BERT, prompts left out"][0](tmp_path))
+    counting = WholeTokenizer(model, 128)._model
+    assert counting.tokenizer is not model.tokenizer
+    for one, other in zip(model.parameters(), counting.parameters(), strict=True):
+        assert one is other

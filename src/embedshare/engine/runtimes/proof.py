@@ -90,6 +90,9 @@ def prove(model: SentenceTransformer) -> Proof:
             logger.debug("sentence-transformers does not embed {!r}: {}", sample, error)
             failure = failure or error
             continue
+        if len(rows[-1]) != len(rows[0]):  # parts of a Router may have dimensions of their own
+            rows.pop()
+            continue
         samples.append(sample)
     if not rows:
         raise UnsupportedModel(f"the model does not turn a text into a vector: {failure}")
@@ -125,7 +128,7 @@ def set_longest(model: SentenceTransformer) -> None:
     model.max_seq_length = longest or named
     if longest < named:
         logger.warning(
-            "cuts texts at {} tokens (the folder names {}, beyond the model's positions)", longest, named
+            "Cutting texts at {} tokens (the folder names {}, beyond the model's positions)", longest, named
         )
 
 
@@ -176,8 +179,7 @@ def _vector(
 def _long_text(model: SentenceTransformer) -> str:
     """Words that differ, since among equal ones it does not show how far a token sees."""
     longest = model.max_seq_length or _LONG
-    window = _window(model)
-    tokens = int(min(longest, max(_LONG, window if window <= _LONGEST_TRIED else 0))) + 8
+    tokens = int(min(longest, max(_LONG, _window(model) if shows_windows(model) else 0))) + 8
     tokenizer = tokenizer_in(model)
     words = [f"{number} {'Wörter' if number % 2 else 'words'}" for number in range(tokens)]
     try:
@@ -195,13 +197,14 @@ def _window(model: SentenceTransformer) -> int:
         return 0
     config = model[0].auto_model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    longest = model.max_seq_length or LONGEST
     widest = 0
     for name, value in config.to_dict().items():
         sizes = [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]
         if "block_size" in name:  # BigBird's attention is whole up to eleven blocks
             widest = max([widest, *(12 * size for size in sizes)])
         elif any(part in name for part in ("window", "local_", "radius", "attention_chunk")):
-            widest = max([widest, *(size + size // 4 + 64 for size in sizes if size > 1)])
+            widest = max([widest, *(size + size // 4 + 64 for size in sizes if 1 < size < 2 * longest)])
     return widest
 
 
