@@ -191,7 +191,7 @@ class _Commands:
             self._services.workers_follow = True
             self._supervisor.respecify(self._services.known_worker).result()
             self._wait(self._supervisor.restart(), say)
-            logger.info("the workers follow changes of the model from now on")
+            logger.info("restarted the workers to follow changes of the model (swap --follow)")
 
     def _place(self, given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         """Where the worker `name` listens if `host` and `port` are those of the settings, None where these

@@ -15,10 +15,10 @@ from embedshare.errors import InvalidInput, TooLarge
 
 #: Characters whose tokens can be had one by one in a call, at most.
 MAX_DETAILED = 1 << 18
-#: A single text of so many characters, at most, goes the tokenizer's quickest way, which holds the
+#: A single text of up to this many characters goes the tokenizer's quickest way, which holds the
 #: interpreter's lock: a text of 2 MB would keep all other threads of the server for seconds.
 _QUICK_CHARS = 1 << 13
-#: No text of so many characters is cut before it is tokenized.
+#: No text of up to this many characters is cut before it is tokenized.
 _SHORT_CHARS = 1 << 12
 
 

@@ -123,9 +123,9 @@ class Connections:
         # Until its answer is read nobody else finds it: neither the next call, wherever an interrupt ends
         # this one, nor a signal handler that calls meanwhile.
         self._local.connection = None
-        if connection.protocol == 1 and getattr(call, "task", None) is not None:
-            message = codec.encode(codec.for_version_1(call))
         try:
+            if connection.protocol == 1 and getattr(call, "task", None) is not None:
+                message = codec.encode(codec.for_version_1(call))
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
             answer, rows = _exchange(connection, call, message, raw)
             self._hang_detector.answered(connection.last_answer)

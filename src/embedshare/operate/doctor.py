@@ -173,7 +173,7 @@ def running_workers(processes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]
 
 
 def worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Finding]:
-    """Whether so many workers could be started at `place`."""
+    """Whether that number of workers could be started at `place`."""
     ports = [worker_address(place, number, server_port)[1] for number in range(1, workers + 1)]
     taken = [port for port in ports if not _free(place.host, port)]
     if not taken:
