@@ -154,7 +154,10 @@ class ModelServer:
         """SIGTERM; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        try:
+            return self.process.wait(60)  # a busy machine may take half of it to compile a graph to its end
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"does not end: {self.said()[-4000:].decode()}") from None
 
     def settings(self, **changes: str) -> Settings:
         """A client's settings for this server."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,27 @@ def test_one_that_is_away_is_said_within_its_time_and_then_at_once() -> None:
         assert time.monotonic() - again < 0.5
         assert "hunter2" not in str(caught.value)
         assert database.status == "disconnected"
+
+
+def test_connections_that_turn_a_new_file_to_the_write_ahead_log_at_once_wait_for_one_another(
+    tmp_path: Path,
+) -> None:
+    """Without a retry about one in a hundred is refused at once (SQLite 3.40)."""
+    for turn in range(200):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        platforms.write_private(folder / "embedshare.db", "")
+        databases = [Database.open(Settings(), folder) for _ in range(4)]
+        together = threading.Barrier(4)
+
+        def connect(database: Database, together: threading.Barrier = together) -> str:
+            together.wait()
+            return database.check()
+
+        with ThreadPoolExecutor(4) as threads:
+            assert all(said.startswith("answers: ") for said in threads.map(connect, databases))
+        for database in databases:
+            database.close()
 
 
 def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:

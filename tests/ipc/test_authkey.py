@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -282,11 +281,14 @@ def test_without_a_setting_the_file_is_in_the_users_state_folder() -> None:
     assert path.is_absolute()
 
 
-def _as_user(user: int, groups: str, program: str, **given: str) -> str:
-    """The output of a program that runs as another user, without a home folder or a passwd entry."""
-    identity = (f"--reuid={user}", f"--regid={user}", f"--groups={groups}")
+def _as_user(user: int, groups: list[int], program: str, **given: str) -> str:
+    """The output of a program that becomes another user, without a home folder or a passwd entry.
+
+    Its imports come before that: the other user may not be allowed to read this environment's files.
+    """
+    becomes = f"import os; os.setgroups({groups}); os.setresgid(*[{user}] * 3); os.setresuid(*[{user}] * 3)\n"
     done = subprocess.run(
-        ["setpriv", *identity, sys.executable, "-c", program],
+        [sys.executable, "-c", IMPORTS + becomes + program],
         env={name: value for name, value in environment(**given).items() if not _names_a_home(name)},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
@@ -299,13 +301,16 @@ def _names_a_home(name: str) -> bool:
 
 
 as_root = pytest.mark.skipif(
-    sys.platform == "win32" or os.getuid() != 0 or shutil.which("setpriv") is None,
+    sys.platform == "win32" or os.getuid() != 0,
     reason="only root can be other users",
 )
-READ_KEY = """
+IMPORTS = """
+import encodings.ascii
 from embedshare.errors import EmbedshareError
-from embedshare.ipc.authkey import client_key
+from embedshare.ipc.authkey import client_key, server_key
 from embedshare.settings import Settings
+"""
+READ_KEY = """
 try:
     print(len(client_key(Settings.load())))
 except EmbedshareError as error:
@@ -340,7 +345,7 @@ def test_a_key_that_root_hands_to_a_group_of_the_process_is_its_own(
     key.write_text(KEY)
     os.chown(key, owner, group)
     key.chmod(mode)
-    said = _as_user(10001, "2000", READ_KEY, EMBEDDING_AUTHKEY_FILE=str(key))
+    said = _as_user(10001, [2000], READ_KEY, EMBEDDING_AUTHKEY_FILE=str(key))
     assert said.split()[0] == expected
     if expected == "InsecureKey":
         assert f"its owner is user {owner}, its group {group}, its mode {mode:04o}" in said
@@ -350,16 +355,14 @@ def test_a_key_that_root_hands_to_a_group_of_the_process_is_its_own(
 
 @as_root
 def test_a_user_without_a_home_folder_has_the_key_among_the_temporary_files(shared_folder: Path) -> None:
-    make_and_read = READ_KEY.replace("print(len(", "server_key(Settings()); print(len(").replace(
-        "client_key\n", "client_key, server_key\n"
-    )
+    make_and_read = READ_KEY.replace("print(len(", "server_key(Settings()); print(len(")
     shared_folder.chmod(0o1777)
-    assert _as_user(10001, "10001", make_and_read, TMPDIR=str(shared_folder)) == "64"
+    assert _as_user(10001, [10001], make_and_read, TMPDIR=str(shared_folder)) == "64"
     folder = shared_folder / "embedshare-10001"
     assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (10001, 0o700)
     assert (folder / "state" / "authkey").exists()
     folder.chmod(0o777)
-    said = _as_user(10001, "10001", READ_KEY, TMPDIR=str(shared_folder))
+    said = _as_user(10001, [10001], READ_KEY, TMPDIR=str(shared_folder))
     assert said.startswith("InsecureKey this user has no home folder")
     assert "set EMBEDDING_AUTHKEY_FILE" in said
 

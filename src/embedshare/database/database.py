@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 import time
 import weakref
@@ -177,9 +178,22 @@ def _connect_postgresql(_: object, record: object, given: tuple[Any], options: d
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin below, not where sqlite3 guesses that they should
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute(f"PRAGMA busy_timeout={TIMEOUT_S * 1000}")
+    _set_write_ahead_log(connection)
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _set_write_ahead_log(connection: Any) -> None:
+    """Retry for TIMEOUT_S: its busy timeout does not cover two connections that turn a new file to WAL."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:
