@@ -1,4 +1,4 @@
-"""The memory that Linux's control groups leave a process, and files that others can change."""
+"""What control groups leave a process of memory, files that others can change, and resets after fork."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedshare import platforms
+from tests.forking import forks, holds_in_forked_child
 
 
 def group(folder: Path, limit: str, used: int = 100, reclaimable: int = 10) -> None:
@@ -81,3 +82,45 @@ def test_a_file_that_another_user_owns_or_can_write_is_not_trusted(
     assert (fault is None) is trusted
     if fault is not None:
         assert f"user {numbers[owner]}, its group {numbers[group]}, its mode {mode:04o}" in fault
+
+
+class Counted:
+    """An object whose parts a forked child makes anew."""
+
+    def __init__(self, order: list[str], name: str) -> None:
+        self.order, self.name = order, name
+        platforms.after_fork_in_child(self.reset)
+
+    def reset(self) -> None:
+        self.order.append(self.name)
+        if self.name == "faulty":
+            raise ValueError("this one cannot be reset")
+
+
+@forks
+def test_in_a_forked_child_each_living_object_is_reset_once_in_order_whatever_one_of_them_raises() -> None:
+    order: list[str] = []
+    living = [Counted(order, name) for name in ("first", "faulty", "last")]
+    Counted(order, "gone")
+    assert holds_in_forked_child(lambda: order == [one.name for one in living])
+    assert order == []
+
+
+def test_an_object_that_is_gone_leaves_nothing_behind() -> None:
+    before = len(platforms._in_child)
+    one = Counted([], "one")
+    assert len(platforms._in_child) == before + 1
+    del one
+    assert len(platforms._in_child) == before
+
+
+@forks
+def test_a_function_is_called_in_children_of_children_too() -> None:
+    called: list[int] = []
+    platforms.after_fork_in_child(lambda: called.append(os.getpid()))
+
+    def in_child() -> bool:
+        first = os.getpid()
+        return called == [first] and holds_in_forked_child(lambda: called == [first, os.getpid()])
+
+    assert holds_in_forked_child(in_child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import itertools
 import math
 import os
 import secrets
@@ -15,9 +16,11 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import MethodType
 from typing import Any, BinaryIO
 
 WINDOWS = sys.platform == "win32"
@@ -64,13 +67,33 @@ def replace(source: Path, target: Path) -> None:
             time.sleep(0.02)
 
 
-def after_fork_in_child(callback: Callable[[], None]) -> None:
-    """Call `callback` in every child that is forked from this process.
+_in_child: dict[int, Callable[[], Callable[[], object] | None]] = {}
+_numbers = itertools.count()
 
-    Windows does not fork.
+
+def after_fork_in_child(callback: Callable[[], object]) -> None:
+    """Call `callback` in every child that is forked from this process, those first that came first.
+
+    The method of an object is called while the object lives, which this does not prolong. Windows does not
+    fork.
     """
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=callback)
+    number, forget = next(_numbers), _in_child.pop
+    if isinstance(callback, MethodType):
+        _in_child[number] = weakref.WeakMethod(callback, lambda _: forget(number, None))
+    else:
+        _in_child[number] = lambda: callback
+
+
+def _reset_after_fork() -> None:
+    with ExitStack() as callbacks:  # one that raises, which Python prints, does not keep the others from it
+        for reference in reversed(list(_in_child.values())):
+            callback = reference()
+            if callback is not None:
+                callbacks.callback(callback)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def may_have_gpu() -> bool:

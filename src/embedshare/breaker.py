@@ -1,0 +1,178 @@
+"""A circuit breaker: while a service fails, calls to it are refused at once, and one at a time probes it.
+
+pybreaker holds its lock over each call, which queues all callers behind the slowest, and counts failures in a
+row instead of over a window; purgatory and aiobreaker serve asyncio.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from embedshare import platforms
+from embedshare.backoff import Backoff
+
+#: The sliding window moves in steps of this part of it, so that its memory does not grow with the calls.
+SLICES = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a breaker opens, and for how long."""
+
+    open: Backoff
+    """How long it stays open: the pause doubles with each probe in a row that fails."""
+
+    window_s: float = 10.0
+    """Calls that ended longer ago do not count."""
+
+    minimum_calls: int = 1
+    """Fewer calls in the window do not open it."""
+
+    failure_share: float = 0.5
+    """It opens where at least this share of the window's calls failed; 0 is any failure."""
+
+
+class Breaker:
+    """Closed it admits every call, open none, half open one at a time: the probe.
+
+    A success of the probe closes it. A failure with a Retry-After opens it at once, and for no less. Safe to
+    use from any number of threads and after fork; its lock is held while it counts, never over a call.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._window: deque[_Slice] = deque()
+        self._open_until = 0.0
+        self._opened = 0
+        """How often it opened since it was last closed."""
+        self._period = 0
+        """Changes when it opens and closes: what an attempt of an earlier period finds out does not count."""
+        self._probing = False
+        self._lock = threading.Lock()
+        platforms.after_fork_in_child(self._reset_after_fork)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the service answers, as far as is known."""
+        return self._opened == 0
+
+    @property
+    def retry_in_s(self) -> float:
+        """Seconds until a call may be admitted; 0 where one may now."""
+        return 0.0 if self.is_closed else max(0.0, self._open_until - self._clock())
+
+    def admit(self) -> Attempt | None:
+        """Leave to make one call; None where it would only fail."""
+        now = self._clock()
+        with self._lock:
+            if not self.is_closed:
+                if self._probing or now < self._open_until:
+                    return None
+                self._probing = True
+            return Attempt(self, self._period)
+
+    def _reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._probing = False  # that thread is the parent's
+
+    def _succeeded(self, period: int) -> bool:
+        now = self._clock()
+        with self._lock:
+            if period != self._period:
+                return False
+            if self.is_closed:
+                self._count(now, failed=False)
+                return False
+            self._opened = 0
+            self._change()
+            return True
+
+    def _failed(self, period: int, retry_after_s: float) -> bool:
+        now = self._clock()
+        with self._lock:
+            was_closed = self.is_closed
+            if period != self._period:
+                if not was_closed:
+                    self._open_until = max(self._open_until, now + retry_after_s)
+                return False
+            if was_closed:
+                self._count(now, failed=True)
+                if not retry_after_s and not self._is_failing():
+                    return False
+            self._opened += 1
+            self._open_until = now + self._limits.open.pause_s(self._opened, retry_after_s)
+            self._change()
+            return was_closed
+
+    def _abandoned(self, period: int) -> None:
+        with self._lock:
+            if period == self._period and not self.is_closed:
+                self._change()
+
+    def _change(self) -> None:
+        self._window.clear()
+        self._period += 1
+        self._probing = False
+
+    def _count(self, now: float, failed: bool) -> None:
+        number = int(now / self._limits.window_s * SLICES)
+        if not self._window or self._window[-1].number < number:
+            self._window.append(_Slice(number))
+        while self._window[0].number <= number - SLICES:
+            self._window.popleft()
+        self._window[-1].calls += 1
+        self._window[-1].failures += failed
+
+    def _is_failing(self) -> bool:
+        calls = sum(part.calls for part in self._window)
+        failures = sum(part.failures for part in self._window)
+        return calls >= self._limits.minimum_calls and failures >= self._limits.failure_share * calls
+
+
+class Attempt:
+    """One call that a breaker admitted: the `with` block that makes it.
+
+    Without another verdict, a block that ends is a success; one that raises says nothing of the service.
+    """
+
+    def __init__(self, breaker: Breaker, period: int) -> None:
+        self._breaker = breaker
+        self._period = period
+        self._is_over = False
+
+    def succeeded(self) -> bool:
+        """The service answered; True where this closed the breaker."""
+        self._is_over = True
+        return self._breaker._succeeded(self._period)
+
+    def failed(self, retry_after_s: float = 0.0) -> bool:
+        """The service did not answer, or asked to be left alone for so many seconds; True where this opened
+        the breaker, which was closed."""
+        self._is_over = True
+        return self._breaker._failed(self._period, retry_after_s)
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._is_over:
+            return
+        if kind is None:
+            self.succeeded()
+        else:
+            self._is_over = True
+            self._breaker._abandoned(self._period)
+
+
+@dataclass
+class _Slice:
+    """What ended in one part of the window."""
+
+    number: int
+    calls: int = 0
+    failures: int = 0
