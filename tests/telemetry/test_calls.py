@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
-import pytest
-
 from embedshare.telemetry.calls import OK, Calls, Ended, Timings
+from tests.forking import forks, holds_in_forked_child
 
 TIMINGS = Timings(0.1, 0.2, 0.3)
 
@@ -52,16 +50,17 @@ def test_calls_of_many_threads_are_counted_exactly() -> None:
     assert sum(found["histograms"]["total_ms"]["counts"]) == 16_000
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@forks
 def test_a_forked_child_counts_its_own_calls() -> None:
     calls = Calls()
     heard: list[Ended] = []
     calls.listeners.append(heard.append)
     calls.begin()
-    child = os.fork()
-    if not child:
+
+    def counts_its_own() -> bool:
         calls.end(calls.begin(), "encode", OK, "server", TIMINGS)
         found = calls.stats()
-        os._exit(0 if (found["calls"], found["in_flight"], len(heard)) == (1, 0, 1) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return (found["calls"], found["in_flight"], len(heard)) == (1, 0, 1)
+
+    assert holds_in_forked_child(counts_its_own)
     assert (calls.stats()["calls"], calls.stats()["in_flight"], heard) == (0, 1, [])

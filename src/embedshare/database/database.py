@@ -6,7 +6,6 @@ import errno
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,8 +43,7 @@ class Database:
         self._migrated = False
         self._migrating = threading.Lock()
         self._failed: tuple[float, str] | None = None
-        reference = weakref.ref(self)
-        platforms.after_fork_in_child(lambda: _after_fork(reference))
+        platforms.after_fork_in_child(self._reset_after_fork)
 
     @classmethod
     def open(cls, settings: Settings, folder: Path) -> Database:
@@ -101,6 +99,11 @@ class Database:
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
+
+    def _reset_after_fork(self) -> None:
+        """The child has connections and a lock of its own: those of its parent are the parent's."""
+        self._migrating = threading.Lock()
+        self._engine.dispose(close=False)
 
     def _migrate(self) -> None:
         if self._migrated:
@@ -236,11 +239,3 @@ def _tell_exposure(path: Path) -> None:
             "others can write to {}, and so take away the database in it: move it to a folder of this user's",
             path.parent,
         )
-
-
-def _after_fork(reference: weakref.ref[Database]) -> None:
-    """The child has connections and a lock of its own: those of its parent are the parent's."""
-    database = reference()
-    if database is not None:
-        database._migrating = threading.Lock()
-        database._engine.dispose(close=False)

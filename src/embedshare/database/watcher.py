@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 
 from loguru import logger
@@ -33,8 +32,7 @@ class Watcher:
         self._last_known = last_known
         self._on_look: Seen | None = None
         self._begin()
-        reference = weakref.ref(self)
-        platforms.after_fork_in_child(lambda: _after_fork(reference))
+        platforms.after_fork_in_child(self._reset_after_fork)
 
     def _begin(self) -> None:
         self._looking = threading.Lock()
@@ -77,6 +75,13 @@ class Watcher:
         if self._on_look is not None:
             self._on_look(before.settings, found)
 
+    def _reset_after_fork(self) -> None:
+        """The child has a thread of its own."""
+        looked = self._thread is not None and not self._stop.is_set()
+        self._begin()
+        if looked:
+            self.start(self._on_look)
+
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY_S):
             try:
@@ -85,13 +90,3 @@ class Watcher:
                 pass  # the database itself has said so, once
             except Exception as error:  # the looking must not end with a surprise
                 logger.opt(exception=error).error("a look at the settings failed")
-
-
-def _after_fork(reference: weakref.ref[Watcher]) -> None:
-    """The child has a thread of its own."""
-    watcher = reference()
-    if watcher is not None:
-        looked = watcher._thread is not None and not watcher._stop.is_set()
-        watcher._begin()
-        if looked:
-            watcher.start(watcher._on_look)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -51,7 +50,7 @@ class Calls:
         self.listeners: list[Callable[[Ended], None]] = []
         """Told of every call, by the thread that made it; what one raises is the caller's."""
         self._begin()
-        _living.add(self)
+        platforms.after_fork_in_child(self._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -102,14 +101,3 @@ class Calls:
             "uptime_s": round(time.monotonic() - self._since, 3),
             "histograms": {"total_ms": total_ms},
         }
-
-
-_living: weakref.WeakSet[Calls] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    for calls in list(_living):
-        calls._begin()
-
-
-platforms.after_fork_in_child(_reset_after_fork)
