@@ -110,7 +110,11 @@ class Bench:
 
     def local(self) -> Clients:
         """One process with a SentenceTransformer of its own."""
-        return Clients(self._fleet("local", 1, self.corpus.queries), LocalCaller(str(self.model)))
+        return self.alone(LocalCaller(str(self.model)))
+
+    def alone(self, caller: Caller) -> Clients:
+        """The same process, with another caller in it."""
+        return Clients(self._fleet("local", 1, self.corpus.queries), caller)
 
     def _fleet(self, name: str, size: int, texts: Sequence[Any]) -> Fleet:
         if name not in self._fleets:

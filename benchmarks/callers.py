@@ -75,6 +75,10 @@ class EmbedshareSession:
         """One call a text."""
         return np.stack([self.client.encode(text) for text in texts])
 
+    def swap(self, model: str) -> dict[str, Any]:
+        """Have the server serve the model in that folder; its description."""
+        return self.client.swap_model(model)
+
     def stats(self) -> dict[str, Any]:
         """What the server says that it has done."""
         return self.client.stats()

@@ -28,6 +28,11 @@ class Plan:
     stage_window_s: float
     quality_texts: int
     starts: int
+    family_texts: int
+    family_rounds: int
+    family_window_s: float
+    small_families: bool  # in the tests' size
+    families: tuple[str, ...] = ()  # those alone; all where there are none
     peers: tuple[str, ...] = ()  # those alone; all where there are none
     left_out: tuple[str, ...] = ()  # rows that are not measured
     quality_queries: int = 200
@@ -50,6 +55,11 @@ FULL = Plan(
     stage_window_s=3.0,
     quality_texts=1000,
     starts=2,
+    family_texts=100,
+    family_rounds=3,
+    family_window_s=0.25,
+    small_families=False,
+    left_out=("families",),  # `--only families` writes a page of its own
 )
 QUICK = Plan(
     name="quick",
@@ -67,6 +77,11 @@ QUICK = Plan(
     stage_window_s=1.0,
     quality_texts=200,
     starts=1,
+    family_texts=100,
+    family_rounds=1,
+    family_window_s=0.1,
+    small_families=True,
+    families=("BERT", "WordEmbeddings", "StaticEmbedding"),
     peers=("FastAPI + SentenceTransformer", "mosec"),
-    left_out=("startup", "http", "openai"),
+    left_out=("startup", "http", "openai", "families"),
 )

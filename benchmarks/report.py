@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import plots, rows, tables
+from benchmarks import rows, tables
 from benchmarks.figures import Section, Table
+from benchmarks.rows import families
 
 #: A load average of more than this for each core, before the run, is somebody else's work.
 BUSY_PER_CORE = 0.25
@@ -59,7 +60,8 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
         "Everything here was measured in one run, on one machine, competitors by turns. Absolute figures "
         "move with the machine and with what else it does: the ratios are what to compare. What "
         "`python -m benchmarks.gpu` measured, and on what: [benchmarks-gpu.md](benchmarks-gpu.md). "
-        "Vector indexes: [benchmarks-indexes.md](benchmarks-indexes.md), by `python -m benchmarks.indexes`.",
+        "Vector indexes: [benchmarks-indexes.md](benchmarks-indexes.md), by `python -m benchmarks.indexes`. "
+        "Families of models: [models.md](models.md), by `python -m benchmarks --only families`.",
         "",
         *_about(results),
         "## In short",
@@ -72,6 +74,8 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
         for table in section.tables:
             lines += tables.markdown(table)
         for plot in section.plots:
+            from benchmarks import plots  # matplotlib, which rows without plots do not need
+
             file = plots.draw(plot, pictures)
             lines += [f"![{plot.title}]({file.relative_to(page.parent).as_posix()})", ""]
     page.write_text("\n".join(lines), encoding="utf-8")
@@ -89,9 +93,32 @@ def write_headlines(results: dict[str, Any], readme: Path) -> None:
         note,
         "",
     ]
-    before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- figures -->\n")
-    _, end, after = rest.partition("<!-- /figures -->")
-    readme.write_text(before + begin + "\n".join(lines) + end + after, encoding="utf-8")
+    _put(readme, "figures", lines)
+
+
+def write_families(results: dict[str, Any], page: Path) -> None:
+    """Put the table of families between the page's `families` marks, with where it was measured."""
+    machine, data = results["machine"], results["rows"][families.KEY]
+    versions = ", ".join(
+        f"{name} {machine['versions'][name]}"
+        for name in ("sentence-transformers", "transformers", "torch", "openvino")
+    )
+    lines = [
+        f"One run of `python -m benchmarks --only families`, {results['when']}, {machine['cpu']}, "
+        f"{machine['cores']} cores, {versions}.",
+        families.section(data).how,
+        "",
+        *tables.markdown(families.table(data)),
+        *(line for note in _notes(results) for line in (f"**{note}**", "")),
+    ]
+    _put(page, "families", lines)
+
+
+def _put(page: Path, mark: str, lines: list[str]) -> None:
+    """Replace what stands between the page's marks of that name."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    page.write_text(before + begin + "\n".join(lines) + end + after, encoding="utf-8")
 
 
 def _about(results: dict[str, Any]) -> list[str]:
@@ -123,15 +150,20 @@ def _about(results: dict[str, Any]) -> list[str]:
     table = Table(
         ["measured on", ""], [[name, str(value)] for name, value in shown.items() if value is not None]
     )
+    left_out = [f"{what}: {', '.join(names)}" for what, names in results["left_out"].items() if names]
+    notes = [*_notes(results), *([f"Left out of this run: {'; '.join(left_out)}."] if left_out else [])]
+    return [*tables.markdown(table), *(line for note in notes for line in (f"**{note}**", ""))]
+
+
+def _notes(results: dict[str, Any]) -> list[str]:
+    """What is to be known of the run before its figures are read."""
+    machine = results["machine"]
     notes = []
     if results["plan"]["name"] == "quick":
         notes.append("This was a quick run, with one short round of everything: to see that it works.")
-    left_out = [f"{what}: {', '.join(names)}" for what, names in results["left_out"].items() if names]
-    if left_out:
-        notes.append(f"Left out of this run: {'; '.join(left_out)}.")
     if (machine["load_average_before"] or 0) > BUSY_PER_CORE * (machine["cores"] or 1):
         notes.append(
             "The machine was busy with other work when this run began. That does not slow all competitors "
             "alike, so these ratios do not stand: measure again on a quiet machine."
         )
-    return [*tables.markdown(table), *(line for note in notes for line in (f"**{note}**", ""))]
+    return notes

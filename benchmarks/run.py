@@ -1,7 +1,8 @@
 """One run, from the arguments to the report.
 
 `python -m benchmarks` writes benchmarks/results.json, docs/benchmarks.md, docs/benchmarks/*.svg and the
-README's figures.
+README's figures; `python -m benchmarks --only families` writes benchmarks/families.json and the table of
+docs/models.md.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import corpus, machine, paths, peers, plan, report, rows
 from benchmarks.bench import OURS, Bench
 from benchmarks.callers import EmbedshareCaller
+from benchmarks.rows import families
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and write; 0 when everything was measured, and an exception where something was not."""
     given = _parser().parse_args(arguments)
-    if given.only and not given.output and not given.render:
+    out = given.output
+    of_families = given.only == [families.KEY] and not out
+    if given.only and not out and not given.render and not of_families:
         _parser().error("--only needs --output: the project's own report holds all rows")
     console = Console()
-    out = given.output
-    results_file = (out or paths.HERE) / "results.json"
+    results_file = (out or paths.HERE) / ("families.json" if of_families else "results.json")
     if given.render:
         results = json.loads(results_file.read_text(encoding="utf-8"))
     else:
@@ -40,10 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         results = measure(plan.QUICK if given.quick else plan.FULL, given.only, console)
         results_file.parent.mkdir(parents=True, exist_ok=True)
         results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page = (out or paths.DOCS) / "benchmarks.md"
+    page = (out or paths.DOCS) / ("models.md" if of_families else "benchmarks.md")
     page.parent.mkdir(parents=True, exist_ok=True)
-    report.write(results, page, page.with_suffix(""))
-    if not given.output:
+    if of_families:
+        report.write_families(results, page)
+    else:
+        report.write(results, page, page.with_suffix(""))
+    if not out and not of_families:
         report.write_headlines(results, paths.ROOT / "README.md")
     report.show(results, console)
     console.print(f"{results_file}\n{page}")
@@ -57,7 +63,12 @@ def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[s
     paths.import_from_src()
     from embedshare.engine import weights
 
-    rivals = [peer for peer in peers.ALL if peer.supported and (not size.peers or peer.name in size.peers)]
+    called = any(row.KEY not in rows.WITHOUT_PEERS for row in wanted)
+    rivals = [
+        peer
+        for peer in peers.ALL
+        if called and peer.supported and (not size.peers or peer.name in size.peers)
+    ]
     environments = peers.environments(rivals)
     progress = Progress(
         TextColumn("{task.description}", table_column=None),

@@ -10,6 +10,7 @@ from benchmarks.figures import Section
 from benchmarks.rows import (
     bulk,
     empty,
+    families,
     http,
     memory,
     mixed,
@@ -39,5 +40,7 @@ class Row(Protocol):
 
 #: Memory and starts come first, while nothing of the benchmark's runs beside them.
 ALL: list[Row] = [
-    memory, startup, empty, queries, http, openai, mixed, stages, single, bulk, quality,
+    memory, startup, empty, queries, http, openai, mixed, stages, single, bulk, quality, families,
 ]  # fmt: skip
+#: Rows that call no peer.
+WITHOUT_PEERS = {families.KEY}

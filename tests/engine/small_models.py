@@ -1,12 +1,17 @@
-"""One small model of each family, with random weights that are the same each time."""
+"""One small model of each family, with random weights that are the same each time.
+
+Tests want them as small as they can be, and the benchmark as large as those that people serve: see `sized`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from embedshare.engine import weights
 
@@ -18,10 +23,68 @@ SIZES = {
     "intermediate_size": 64,
     "initializer_range": 0.3,  # else attention is all but even, and who sees whom does not show
 }
+
+
+class Size(NamedTuple):
+    """How large the models are that are made."""
+
+    dimension: int
+    layers: int
+    heads: int
+    weights: float
+    """Standard deviation of a transformer's weights."""
+
+
+SMALL = Size(DIMENSION, 2, 2, SIZES["initializer_range"])
+#: all-MiniLM-L6-v2's. With such weights attention is as uneven as a trained model's, and values stay small.
+REALISTIC = Size(384, 6, 12, 384**-0.5)
+_size = ContextVar("size", default=SMALL)
 DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 30522, "pad_token_id": 0}
 PROMPTS = {"query": "Find: ", "document": "Document: "}
 _TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 _WORDS = ["PADDING_TOKEN", "one", "model", "many", "workers", "shared", "the", "quick", "brown", "fox:"]
+
+
+@contextlib.contextmanager
+def sized(size: Size) -> Iterator[None]:
+    """Models are made in this size meanwhile."""
+    token = _size.set(size)
+    try:
+        yield
+    finally:
+        _size.reset(token)
+
+
+def wide(small: int) -> int:
+    """A width of the smallest models in the size of those that are made."""
+    return small * _size.get().dimension // DIMENSION
+
+
+def _in_size(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of the smallest models in the size of those that are made."""
+    size = _size.get()
+    if size == SMALL:
+        return config
+    numbers = {
+        "num_hidden_layers": size.layers, "num_layers": size.layers, "n_layer": size.layers,
+        "n_layers": size.layers,
+        "num_attention_heads": size.heads, "num_heads": size.heads, "n_head": size.heads,
+        "n_heads": size.heads,
+        "num_key_value_heads": size.heads // 2,
+        "head_dim": size.dimension // size.heads, "d_kv": size.dimension // size.heads,
+        "initializer_range": size.weights,
+    }  # fmt: skip
+    widths = {
+        "hidden_size", "d_model", "n_embd", "dim", "intermediate_size", "d_ff", "d_inner", "hidden_dim",
+        "embedding_size",
+    }  # fmt: skip
+
+    def of(name: str, value: Any) -> Any:
+        if name == "attention_window":  # one for each layer
+            return value[:1] * size.layers
+        return wide(value) if name in widths else numbers.get(name, value)
+
+    return {name: of(name, value) for name, value in config.items()}
 
 
 def modules() -> Any:
@@ -48,7 +111,7 @@ def trunk(folder: Path, family: str, config: dict[str, Any], words: Any = None, 
 
     torch.manual_seed(7)
     name, _, kind = family.partition(".")
-    made = getattr(transformers, f"{name}Config")(**config)
+    made = getattr(transformers, f"{name}Config")(**_in_size(config))
     getattr(transformers, f"{name}{kind or 'Model'}")(made).eval().save_pretrained(folder / "trunk")
     (words or tokenizer()).save_pretrained(folder / "trunk")
     return modules().Transformer(str(folder / "trunk"), **options)
@@ -60,7 +123,7 @@ def bert(folder: Path, **options: Any) -> Any:
 
 
 def pooled(first: Any, pooling: str = "mean", *more: Any, **options: Any) -> list[Any]:
-    return [first, modules().Pooling(DIMENSION, pooling, **options), *more]
+    return [first, modules().Pooling(first.get_embedding_dimension(), pooling, **options), *more]
 
 
 def saved(folder: Path, parts: list[Any], **options: Any) -> Path:
@@ -119,25 +182,34 @@ def _seeded(make: Callable[[], Any]) -> Any:
 
 
 def _dense() -> Any:
-    return _seeded(lambda: modules().Dense(DIMENSION, 24))
+    return _seeded(lambda: modules().Dense(wide(DIMENSION), wide(24)))
 
 
 def _cnn() -> Any:
-    return _seeded(lambda: modules().CNN(DIMENSION, 16, [1, 3]))
+    return _seeded(lambda: modules().CNN(wide(DIMENSION), wide(16), [1, 3]))
 
 
 def _lstm() -> list[Any]:
-    lstm = _seeded(lambda: modules().LSTM(DIMENSION, 16))
-    return [_word_embeddings(), lstm, modules().Pooling(DIMENSION)]
+    lstm = _seeded(lambda: modules().LSTM(wide(DIMENSION), wide(16)))
+    return [_word_embeddings(), lstm, modules().Pooling(wide(DIMENSION))]
 
 
 def _word_embeddings() -> Any:
     import torch
     from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
-    words = WhitespaceTokenizer(_WORDS, stop_words=set(), do_lower_case=True)
-    table = _seeded(lambda: torch.randn(len(_WORDS), DIMENSION))
-    return modules().WordEmbeddings(words, table)
+    words = _words()
+    table = _seeded(lambda: torch.randn(len(words), wide(DIMENSION)))
+    splitting = WhitespaceTokenizer(words, stop_words=set(), do_lower_case=True)
+    return modules().WordEmbeddings(splitting, table)
+
+
+def _words() -> list[str]:
+    """The words that models of words know: a few, or the most frequent of the default model's vocabulary."""
+    if _size.get() == SMALL:
+        return _WORDS
+    known = (weights.find("all-MiniLM-L6-v2") / "vocab.txt").read_text(encoding="utf8").split()
+    return [_WORDS[0], *(word for word in known if word.isalpha() and len(word) > 1)][:2000]
 
 
 def _static(own_truncation: bool) -> list[Any]:
@@ -147,7 +219,7 @@ def _static(own_truncation: bool) -> list[Any]:
     words = Tokenizer.from_file(str(weights.find("all-MiniLM-L6-v2") / "tokenizer.json"))
     if not own_truncation:
         words.no_truncation()
-    table = _seeded(lambda: torch.randn(words.get_vocab_size(), DIMENSION))
+    table = _seeded(lambda: torch.randn(words.get_vocab_size(), wide(DIMENSION)))
     return [modules().StaticEmbedding(words, embedding_weights=table), modules().Normalize()]
 
 
@@ -193,7 +265,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda at: saved(at, pooled(bert(at, query_length=8, document_length=24)), prompts=PROMPTS),
         _SENTENCES,
     ),
-    "BERT, CNN": (lambda at: saved(at, [bert(at), _cnn(), modules().Pooling(32)]), _SENTENCES),
+    "BERT, CNN": (lambda at: saved(at, [bert(at), _cnn(), modules().Pooling(wide(32))]), _SENTENCES),
     "RoBERTa, more tokens than positions": (
         lambda at: saved(at, pooled(trunk(at, "Roberta", _ROBERTA, max_seq_length=66))), "openvino",
     ),
@@ -207,7 +279,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "Qwen3, chat template": (_chat, _SENTENCES),
     "WordEmbeddings": (lambda at: saved(at, pooled(_word_embeddings())), _SENTENCES),
     "WordEmbeddings, LSTM": (lambda at: saved(at, _lstm()), _SENTENCES),
-    "bag of words": (lambda at: saved(at, [modules().BoW(_WORDS, {"model": 2.0})]), _SENTENCES),
+    "bag of words": (lambda at: saved(at, [modules().BoW(_words(), {"model": 2.0})]), _SENTENCES),
     "StaticEmbedding": (lambda at: saved(at, _static(False), prompts=PROMPTS), "static"),
     "StaticEmbedding, truncation of its own": (lambda at: saved(at, _static(True)), "static"),
     "Router": (lambda at: saved(at, _router(at)), _SENTENCES),
