@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.backoff import Backoff
+from embedshare.backoff import Backoff, retry
 
 seconds = st.floats(0.001, 1e4)
 
@@ -45,3 +46,51 @@ def test_at_random_a_pause_only_grows_and_by_no_more_than_its_jitter(
 def test_callers_that_failed_together_return_apart() -> None:
     backoff = Backoff(1.0, 10.0, jitter=0.5)
     assert len({backoff.pause_s(1) for _ in range(20)}) > 1
+
+
+class Work:
+    """Raises these errors in turn and then gives 7; each try and each wait takes time of its clock."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.now = 100.0
+        self.tried_at: list[float] = []
+
+    def __call__(self) -> int:
+        self.tried_at.append(self.now)
+        if self.errors:
+            raise self.errors.pop(0)
+        return 7
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def retried(self, deadline: float, passes: Callable[[Exception], bool] = lambda error: True) -> int:
+        return retry(self, passes, Backoff(1.0, 4.0), deadline, lambda: self.now, self.sleep)
+
+
+def test_what_fails_is_tried_again_after_pauses_that_double() -> None:
+    work = Work(OSError("1"), OSError("2"), OSError("3"), OSError("4"))
+    assert work.retried(200.0) == 7
+    assert work.tried_at == [100.0, 101.0, 103.0, 107.0, 111.0]
+
+
+def test_the_last_try_is_at_the_deadline_and_its_error_is_raised() -> None:
+    work = Work(*[OSError(str(number)) for number in range(9)])
+    with pytest.raises(OSError, match="3"):
+        work.retried(106.0)
+    assert work.tried_at == [100.0, 101.0, 103.0, 106.0]
+
+
+def test_after_the_deadline_it_is_tried_once() -> None:
+    assert Work().retried(50.0) == 7
+    work = Work(OSError("only"))
+    with pytest.raises(OSError, match="only"):
+        work.retried(50.0)
+
+
+def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
+    work = Work(OSError("passes"), ValueError("stays"))
+    with pytest.raises(ValueError, match="stays"):
+        work.retried(200.0, lambda error: isinstance(error, OSError))
+    assert work.now == 101.0

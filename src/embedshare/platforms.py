@@ -23,6 +23,8 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, BinaryIO
 
+from embedshare.backoff import Backoff, retry
+
 WINDOWS = sys.platform == "win32"
 
 #: Signals that ask a process to finish: Ctrl-C, `kill`, and on Windows Ctrl-Break.
@@ -39,6 +41,7 @@ CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 KEEPS_MAPPED_FILES = WINDOWS
 #: Likewise one that a process has open, for as long as it reads it.
 _READING_S = 2.0
+_OPEN_ELSEWHERE = Backoff(0.02, 0.02)
 
 #: TCP keepalive: idle seconds before the first probe, seconds between probes, and probes without an answer
 #: after which the system gives the connection up.
@@ -57,14 +60,12 @@ def replace(source: Path, target: Path) -> None:
 
     Raises OSError.
     """
-    limit = time.monotonic() + _READING_S
-    while True:
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            if not WINDOWS or time.monotonic() > limit:
-                raise
-            time.sleep(0.02)
+    retry(
+        lambda: os.replace(source, target),
+        lambda error: WINDOWS and isinstance(error, PermissionError),
+        _OPEN_ELSEWHERE,
+        time.monotonic() + _READING_S,
+    )
 
 
 _in_child: dict[int, Callable[[], Callable[[], object] | None]] = {}

@@ -15,7 +15,7 @@ from loguru import logger
 from sqlalchemy import text
 
 from embedshare import platforms
-from embedshare.database.database import Database
+from embedshare.database.database import QUIET_S, TIMEOUT_S, Database
 from embedshare.database.tables import ApiKey, SettingsVersion
 from embedshare.database.urls import database_url
 from embedshare.errors import DatabaseUnavailable, InvalidSetting
@@ -174,6 +174,17 @@ def test_one_that_is_away_is_said_within_its_time_and_then_at_once() -> None:
         assert time.monotonic() - again < 0.5
         assert "hunter2" not in str(caught.value)
         assert database.status == "disconnected"
+
+        def takes_s() -> float:
+            began = time.monotonic()
+            with pytest.raises(DatabaseUnavailable), database.read():
+                pass
+            return time.monotonic() - began
+
+        time.sleep(QUIET_S)
+        with ThreadPoolExecutor(4) as threads:  # one finds out whether it is back, for all of them
+            times = sorted(each.result() for each in [threads.submit(takes_s) for _ in range(4)])
+        assert times[2] < 0.5 * TIMEOUT_S < times[3]
 
 
 def test_connections_that_turn_a_new_file_to_the_write_ahead_log_at_once_wait_for_one_another(

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP, SETTLED_S, RestartPolicy
+from embedshare.supervise.policy import CRASH_LOOP, PAUSES, SETTLED_S, RestartPolicy
 
-FIRST_S, LONGEST_S = BACKOFF_S
+FIRST_S, LONGEST_S = PAUSES.first_s, PAUSES.longest_s
 
 
 def pauses(ready: list[float | None]) -> list[float | None]:

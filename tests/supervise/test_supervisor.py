@@ -15,7 +15,7 @@ import pytest
 from embedshare.errors import PortUnavailable, SupervisorError
 from embedshare.supervise import liveness
 from embedshare.supervise import supervisor as module
-from embedshare.supervise.policy import BACKOFF_S, CRASH_LOOP
+from embedshare.supervise.policy import CRASH_LOOP, PAUSES
 from embedshare.supervise.process import ProcessSpec
 from embedshare.supervise.supervisor import Supervisor, Watched
 from tests.processes import wait_for
@@ -280,7 +280,7 @@ def test_what_was_ready_for_a_while_is_started_again_at_once_however_often(world
         world.now += 3.0
         world.process("web").end(-9)
         watched = world.becomes("web", "restarting")
-        assert watched.restart_at == pytest.approx(world.now + BACKOFF_S[0])
+        assert watched.restart_at == pytest.approx(world.now + PAUSES.first_s)
         world.now = watched.restart_at or 0.0
         world.becomes("web", "ready")
     assert world.finish() is None

@@ -18,6 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from embedshare import platforms
+from embedshare.backoff import Backoff, retry
+from embedshare.breaker import Breaker, Limits
 from embedshare.database.upgrade import upgrade
 from embedshare.database.urls import database_url
 from embedshare.errors import DatabaseUnavailable, MissingDependency
@@ -25,8 +27,12 @@ from embedshare.settings import Settings
 
 #: Seconds to connect and for one answer, at most: a request must not wait long for a database that is away.
 TIMEOUT_S = 2
-#: Seconds after a failure in which nobody tries again: each try may take TIMEOUT_S of a request's thread.
+#: Seconds after a failure until one call tries again: each try may take TIMEOUT_S of a request's thread.
 QUIET_S = 1.0
+#: Any failure counts, since what was known serves meanwhile, and a database that is back is used at once.
+_LIMITS = Limits(Backoff(QUIET_S, QUIET_S), failure_share=0.0)
+#: How often SQLite's log is tried to be set while others do.
+_LOCKED = Backoff(0.01, 0.01)
 #: Connections of a process: some that are kept, and more at need.
 _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": TIMEOUT_S, "pool_recycle": 1800}
 
@@ -42,7 +48,8 @@ class Database:
         self._engine = _engine(url)
         self._migrated = False
         self._migrating = threading.Lock()
-        self._failed: tuple[float, str] | None = None
+        self._breaker = Breaker(_LIMITS)
+        self._failure = ""
         platforms.after_fork_in_child(self._reset_after_fork)
 
     @classmethod
@@ -61,7 +68,7 @@ class Database:
     @property
     def status(self) -> Status:
         """Whether it answered when it was last asked."""
-        return "connected" if self._migrated and self._failed is None else "disconnected"
+        return "connected" if self._migrated and self._breaker.is_closed else "disconnected"
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -119,24 +126,23 @@ class Database:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        failed = self._failed
-        if failed is not None and time.monotonic() - failed[0] < QUIET_S:
-            raise DatabaseUnavailable(failed[1])
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
-            refused = isinstance(error, platforms.Exposed)
-            says = "is not used" if refused else "does not answer"
-            message = f"the database {says} ({self.shown}): {self._reason(error)}"
-            if failed is None:
-                logger.error("{}", message)
-            self._failed = time.monotonic(), message
-            raise DatabaseUnavailable(message) from None
-        if failed is not None:
-            self._failed = None
-            logger.info("the database answers again ({})", self.shown)
+        attempt = self._breaker.admit()
+        if attempt is None:
+            raise DatabaseUnavailable(self._failure)
+        with attempt:
+            try:
+                yield
+            except IntegrityError:
+                raise
+            except (DBAPIError, PoolTimeoutError, OSError) as error:
+                refused = isinstance(error, platforms.Exposed)
+                says = "is not used" if refused else "does not answer"
+                self._failure = f"the database {says} ({self.shown}): {self._reason(error)}"
+                if attempt.failed():
+                    logger.error("{}", self._failure)
+                raise DatabaseUnavailable(self._failure) from None
+            if attempt.succeeded():
+                logger.info("the database answers again ({})", self.shown)
 
     def _reason(self, error: Exception) -> str:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -188,15 +194,12 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 
 def _set_write_ahead_log(connection: Any) -> None:
     """Retry for TIMEOUT_S: its busy timeout does not cover two connections that turn a new file to WAL."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= deadline:
-                raise
-        time.sleep(0.01)
+    retry(
+        lambda: connection.execute("PRAGMA journal_mode=WAL"),
+        lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error),
+        _LOCKED,
+        time.monotonic() + TIMEOUT_S,
+    )
 
 
 def _begin_sqlite(connection: Connection) -> None:

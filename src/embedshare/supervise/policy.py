@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Pauses before a restart, in seconds: the first doubles with each failed start in a row, up to the second.
-BACKOFF_S = (0.2, 30.0)
+from embedshare.backoff import Backoff
+
+#: Pauses before a restart, in seconds: they double with each failed start in a row.
+PAUSES = Backoff(0.2, 30.0)
 #: A process that was ready for as long has not failed to start, whatever ended it then.
 SETTLED_S = 1.0
 #: So many failed starts in a row are a crash loop, however long each of them took.
@@ -21,11 +23,10 @@ class RestartPolicy:
     def restart_in(self, ready_s: float | None) -> float | None:
         """Seconds until a process is to be started again that ended after being ready for `ready_s` seconds
         (None: it never was); None for never."""
-        first_s, longest_s = BACKOFF_S
         if ready_s is not None and ready_s >= SETTLED_S:
             self.failed_starts = 0
-            return first_s
+            return PAUSES.first_s
         self.failed_starts += 1
         if self.failed_starts >= CRASH_LOOP:
             return None
-        return min(longest_s, first_s * 2.0 ** (self.failed_starts - 1))
+        return PAUSES.pause_s(self.failed_starts)
