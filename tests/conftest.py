@@ -13,11 +13,18 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.engine import weights
-from tests.processes import STARTED, ModelServer
+from tests.processes import LONG, STARTED, ModelServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
 hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too
 hypothesis.settings.load_profile("shared machines")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked `long`, unless EMBEDSHARE_LONG=1 asks for all."""
+    if not LONG:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(autouse=True)

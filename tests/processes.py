@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
-import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.settings import Settings
@@ -26,10 +25,8 @@ from embedshare.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 T = TypeVar("T")
-#: For tests that take minutes together and whose parts have quicker tests of their own.
-long_form = pytest.mark.skipif(
-    not os.environ.get("EMBEDSHARE_LONG"), reason="takes minutes: EMBEDSHARE_LONG=1 runs it"
-)
+#: Whether tests that take minutes run too.
+LONG = os.environ.get("EMBEDSHARE_LONG", "") not in ("", "0")
 #: Where this run's servers keep their converted model: the first converts it, the others start in a second.
 CACHE = os.environ.get("EMBEDSHARE_TESTS_CACHE") or tempfile.mkdtemp(prefix="embedshare-tests-")
 if "EMBEDSHARE_TESTS_CACHE" not in os.environ:  # the first process of a run, whose workers share it

@@ -23,7 +23,7 @@ from embedshare.database.stored import SettingsStore
 from embedshare.database.tables import Base, Setting
 from embedshare.errors import DatabaseUnavailable
 from embedshare.settings import Settings
-from tests.processes import long_form, wait_for
+from tests.processes import wait_for
 from tests.proxy import End, Proxy, Stall, cut
 
 #: Where the real ones are looked for, and as whom.
@@ -150,8 +150,8 @@ def test_rows_that_an_operator_writes_are_read_as_the_environment_is(stores: lis
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        pytest.param("mariadb", Stall, marks=long_form),
-        pytest.param("postgresql", Stall, marks=long_form),
+        pytest.param("mariadb", Stall, marks=pytest.mark.long),
+        pytest.param("postgresql", Stall, marks=pytest.mark.long),
         ("mariadb", End),
         ("postgresql", End),
     ],

@@ -138,6 +138,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             running.server.stop()
 
 
+@pytest.mark.long
 def test_an_alert_fires_when_the_server_is_killed_and_ends_when_it_is_back(system: System) -> None:
     with ThreadPoolExecutor(8) as threads:
         codes = list(threads.map(lambda number: system.embed(number % 2, ["a text"] * 5), range(40)))

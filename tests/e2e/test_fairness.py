@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.processes import ModelServer
 
@@ -56,6 +57,7 @@ def times_of(caller: subprocess.Popen[str]) -> list[list[float]]:
     return parsed
 
 
+@pytest.mark.long
 def test_a_greedy_worker_does_not_starve_modest_ones(tmp_path: Path) -> None:
     """A modest call waits for about two batches, the one under way and its own, and not for the turns of the
     greedy one's 32 connections."""

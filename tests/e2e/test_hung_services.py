@@ -13,7 +13,7 @@ import pytest
 
 from embedshare.supervise.liveness import HUNG_S
 from tests.e2e.test_operators import Operator, _vectors
-from tests.processes import long_form, wait_for
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal stops a process there")
 
@@ -49,7 +49,7 @@ def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path
     assert sum(message.startswith("embedshare is running (model-server on port ") for message in said) == 1
 
 
-@long_form
+@pytest.mark.long
 def test_a_supervisor_that_was_stopped_leaves_its_services_alone(tmp_path: Path) -> None:
     operator = Operator(tmp_path, EMBEDDING_STUCK_S="1")
     services = operator.start("1")

@@ -31,7 +31,7 @@ from embedshare.errors import (
 from embedshare.ipc import codec
 from embedshare.telemetry.calls import Ended
 from embedshare.vectors.handle import VectorIndex
-from tests.processes import ModelServer, long_form, wait_for
+from tests.processes import ModelServer, wait_for
 from tests.strangers import key_holder, soon
 
 SUBJECTS = "whales bread volcanoes chess glaciers bicycles violins mushrooms bridges comets".split()  # noqa: SIM905
@@ -75,7 +75,7 @@ def counted(client: EmbeddingClient) -> Iterator[Counter[str]]:
     client.calls.listeners.remove(count)
 
 
-@long_form
+@pytest.mark.long
 def test_what_is_found_is_what_faiss_finds_with_sentence_transformer_s_vectors(
     model: EmbeddingClient, reference: Any
 ) -> None:
@@ -219,7 +219,7 @@ def test_documents_come_and_go(model: EmbeddingClient) -> None:
     assert index.add(["one more"]) == [51]
 
 
-@long_form
+@pytest.mark.long
 def test_a_killed_server_gets_the_index_again_and_nothing_is_embedded_again(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as client:
@@ -328,7 +328,7 @@ assert len(model.search_index(sys.argv[2], index, metadata, 100)) == len(index)
 """
 
 
-@long_form
+@pytest.mark.long
 def test_eight_processes_share_one_index_of_one_file_without_faiss(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as client:
@@ -400,7 +400,7 @@ def test_a_file_that_is_not_whole_is_told(model: EmbeddingClient, tmp_path: Path
         model.load_vector_index(tmp_path / "pickled.npz")
 
 
-@long_form
+@pytest.mark.long
 def test_an_index_of_another_model_is_refused(tmp_path: Path, other_model: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_ON_MODEL_CHANGE="follow", EMBEDDING_FALLBACK="none") as client:

@@ -13,7 +13,7 @@ import pytest
 from embeddingClient import EmbeddingClient
 from embedshare.errors import ServerUnavailable
 from tests.e2e.test_after_main import WARM
-from tests.processes import ROOT, ModelServer, environment, long_form, run_python
+from tests.processes import ROOT, ModelServer, environment, run_python
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
@@ -86,7 +86,7 @@ np.save(sys.argv[1], rows)
 @pytest.mark.parametrize(
     "version",
     [
-        pytest.param(version, marks=() if version in (SUPPORTED[0], SUPPORTED[-1]) else long_form)
+        pytest.param(version, marks=() if version in (SUPPORTED[0], SUPPORTED[-1]) else pytest.mark.long)
         for version in sorted(INTERPRETERS)
     ],
 )

@@ -11,11 +11,11 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect
 
-from tests.processes import ModelServer, long_form
+from tests.processes import ModelServer
 from tests.searching import Searching, searching
 from tests.watching import CONTRASTS, Worker, needs_chromium
 
-pytestmark = [long_form, needs_chromium]
+pytestmark = [pytest.mark.long, needs_chromium]
 LIMIT_MS = 60_000
 
 

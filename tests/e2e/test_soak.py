@@ -102,6 +102,7 @@ def slope(calls: list[int], values: list[float]) -> float:
 
 
 @pytest.mark.timeout(max(300, CALLS // 50))
+@pytest.mark.long
 def test_nothing_grows_over_many_calls_of_mixed_sizes(tmp_path: Path, reference: Any) -> None:
     dice = random.Random(7)
     lengths = [dice.choice([1, 2, 3, 5, 8, 13, 40]) for _ in range(400)] + [120, 240, 1000]

@@ -17,7 +17,7 @@ import pytest
 
 from embedshare.engine import beside, weights
 from embedshare.errors import OutOfMemory
-from tests.processes import ModelServer, copy_converted, long_form, wait_for
+from tests.processes import ModelServer, copy_converted, wait_for
 
 WORKER = """
 import json, sys, time
@@ -87,7 +87,7 @@ def test_eight_workers_fall_back_by_turns_on_the_processor_and_return(tmp_path: 
     assert server.stop() == 0
 
 
-@long_form
+@pytest.mark.long
 def test_sixteen_workers_that_start_before_the_server_all_answer_and_all_find_it(
     tmp_path: Path, expected: Path
 ) -> None:

@@ -111,6 +111,7 @@ def counts_of_kills(folder: Path, expected: Path, timeout_s: float, **settings: 
     return counts
 
 
+@pytest.mark.long
 def test_killed_without_end_every_call_with_time_left_is_answered_rightly(
     tmp_path: Path, expected: Path
 ) -> None:
@@ -138,6 +139,7 @@ def shape_of(server: ModelServer) -> tuple[int, int, int]:
     return process.num_threads(), files, process.memory_info().rss >> 20
 
 
+@pytest.mark.long
 def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     key = (tmp_path / "authkey").read_bytes()
@@ -189,6 +191,7 @@ def p50_ms(client: EmbeddingClient) -> float:
     return float(np.median(times)) * 1e3
 
 
+@pytest.mark.long
 def test_two_hundred_connections_without_pause_are_served_or_told(narrow: ModelServer) -> None:
     counts: Counter[str] = Counter()
     lock, stop = threading.Lock(), time.monotonic() + STORM_S

@@ -27,7 +27,7 @@ from embedshare.errors import (
     UnsupportedModel,
     WeightsCorrupted,
 )
-from tests.processes import ModelServer, add_own_code, copy_converted, long_form, wait_for
+from tests.processes import ModelServer, add_own_code, copy_converted, wait_for
 
 DEFAULT = "all-MiniLM-L6-v2"
 TEXTS = [f"what a worker asks, number {number}" for number in range(8)]
@@ -364,7 +364,7 @@ def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_
         assert server.stop() == 0
 
 
-@long_form
+@pytest.mark.long
 def test_models_that_were_swapped_out_are_released(server: ModelServer, other_model: Path) -> None:
     assert server.process is not None
     process = psutil.Process(server.process.pid)

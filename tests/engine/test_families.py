@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from tests.engine.small_models import (
     trunk,
 )
 from tests.engine.test_loading import settings_for
+from tests.processes import LONG
 
-LONG = os.environ.get("EMBEDSHARE_LONG", "") not in ("", "0")
 WORDS = " ".join(f"Wörd{number}" for number in range(260))
 TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many workers. " * 8, WORDS[:900], WORDS]
 
@@ -79,7 +78,7 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     engine.close()
 
 
-@pytest.mark.skipif(not LONG, reason="EMBEDSHARE_LONG=1 runs the whole list")
+@pytest.mark.long
 @pytest.mark.parametrize("name", MORE)
 def test_more_of_a_family_have_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
     folder = more(tmp_path, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,11 @@ from openapi_spec_validator import validate
 
 from embedshare.web.embed import BASE64
 from embedshare.web.errors import JSON
+from tests.processes import LONG
 from tests.web.conftest import Worker
 
 #: Bodies and the like that are made up for each operation.
-EXAMPLES = 200 if os.environ.get("EMBEDSHARE_LONG") else 25
+EXAMPLES = 200 if LONG else 25
 #: What no schema can say: URLs of another number than the documents, more dimensions than the model has, ids
 #: that are not its tokenizer's, prompts that it does not have, a text that is blank or in neither place, a
 #: name that is in neither field.

@@ -63,6 +63,7 @@ class Score:
         self.missed: list[str] = []
 
 
+@pytest.mark.long
 def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
     server: ModelServer,
     model: EmbeddingClient,
