@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from embedshare import platforms, threads
+from embedshare import platforms, private_file, threads
 from embedshare.ipc import authkey
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline, rotation
@@ -81,9 +81,8 @@ class Autostart:
             return False
         rotation.rotate(self.log, self._settings.log_max_bytes, self._settings.log_keep)
         process = self._start()
-        self._note.write_bytes(
-            msgspec.json.encode(Starting(process.pid, psutil.Process(process.pid).create_time()))
-        )
+        starting = Starting(process.pid, psutil.Process(process.pid).create_time())
+        private_file.replace(self._note, msgspec.json.encode(starting))
         # Its end is to be noticed, or it would stay a zombie for as long as this process lives.
         threads.start(process.wait, "embedshare-server-end", daemon=True)
         logger.info("no model server runs; one is started, process {}; its log is {}", process.pid, self.log)

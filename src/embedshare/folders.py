@@ -11,6 +11,7 @@ import platformdirs
 
 from embedshare import platforms
 from embedshare.errors import InvalidSetting
+from embedshare.private_file import Exposed
 from embedshare.settings import Settings
 
 _ALLOWED = "a folder that this user can write to"
@@ -77,5 +78,5 @@ def _temporary() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     fault = platforms.fault_of_secret(folder.lstat())
     if fault is not None:
-        raise platforms.Exposed(errno.EPERM, f"others can read or own it ({fault})", str(folder))
+        raise Exposed(errno.EPERM, f"others can read or own it ({fault})", str(folder))
     return folder

@@ -7,7 +7,6 @@ import errno
 import itertools
 import math
 import os
-import secrets
 import select
 import signal
 import socket
@@ -194,29 +193,6 @@ def restrict_to_owner(path: Path) -> None:
         path.chmod(0o600)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Make a file that only this user can read and write. Raises FileExistsError where there is one."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-    restrict_to_owner(path)
-
-
-def replace_private(path: Path, content: bytes) -> None:
-    """Write a file that only this user can read and write, whole or not at all, in place of one of its
-    name."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        restrict_to_owner(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def append_only(path: Path) -> BinaryIO:
     """A file that is written to at its end alone, also by processes that inherit it, and also when it was cut
     short meanwhile."""
@@ -244,23 +220,6 @@ def user_mark() -> str:
     if sys.platform == "win32":
         return "own"  # each user has a folder for temporary files there
     return str(os.getuid())
-
-
-class Exposed(PermissionError):
-    """Others can read, change or own a file that only this user may."""
-
-
-def read_secret(path: Path) -> bytes:
-    """The content of a file that others can neither read nor change.
-
-    Raises Exposed, whose text tells the file's owner and mode, and OSError. The file is opened once: what is
-    checked is what is read.
-    """
-    with path.open("rb", buffering=0) as file:
-        fault = fault_of_secret(os.fstat(file.fileno()))
-        if fault is not None:
-            raise Exposed(errno.EPERM, fault, str(path))
-        return file.readall()
 
 
 def fault_of_secret(status: os.stat_result) -> str | None:

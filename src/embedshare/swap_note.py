@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import private_file
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -34,17 +34,8 @@ class SwapNote:
 
         It is void, and removed, once EMBEDDING_MODEL_NAME is another than it was then.
         """
-        try:
-            note = msgspec.json.decode(platforms.read_secret(self.path), type=Note)
-        except FileNotFoundError:
-            return None
-        except platforms.Exposed as error:
-            logger.error("ignoring {}: others can read or own it ({})", self.path, error.strerror)
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            logger.error("{} is not heeded: {}", self.path, error)
-            return None
-        if note.configured != self._configured:
+        note = private_file.read_note(self.path, Note)
+        if note is not None and note.configured != self._configured:
             logger.info(
                 "EMBEDDING_MODEL_NAME was {} and is {} now: the swap to {} is void",
                 note.configured,
@@ -62,7 +53,7 @@ class SwapNote:
             return
         note = Note(self._configured, model_name, datetime.now(timezone.utc).isoformat(timespec="seconds"))
         try:
-            platforms.replace_private(self.path, msgspec.json.format(msgspec.json.encode(note)))
+            private_file.replace(self.path, msgspec.json.format(msgspec.json.encode(note)))
         except OSError as error:
             logger.error(
                 "{} was not written ({}): the next start brings {} back", self.path, error, self._configured

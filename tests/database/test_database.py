@@ -14,7 +14,7 @@ import pytest
 from loguru import logger
 from sqlalchemy import text
 
-from embedshare import platforms
+from embedshare import platforms, private_file
 from embedshare.database.database import QUIET_S, TIMEOUT_S, Database
 from embedshare.database.tables import ApiKey, SettingsVersion
 from embedshare.database.urls import database_url
@@ -194,7 +194,7 @@ def test_connections_that_turn_a_new_file_to_the_write_ahead_log_at_once_wait_fo
     for turn in range(200):
         folder = tmp_path / str(turn)
         folder.mkdir()
-        platforms.write_private(folder / "embedshare.db", "")
+        private_file.create(folder / "embedshare.db")
         databases = [Database.open(Settings(), folder) for _ in range(4)]
         together = threading.Barrier(4)
 

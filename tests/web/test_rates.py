@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from embedshare import platforms, worker
+from embedshare import private_file, worker
 from embedshare.errors import RateLimited
 from embedshare.settings import Settings
 from embedshare.web.rates import PATIENCE_S, Rates
@@ -108,7 +108,7 @@ def test_before_the_key_is_there_a_worker_counts_for_itself_and_then_with_the_ot
     early = worker.rates(given)
     assert let_through(early, "early", 9) == 5
     assert early.redis_status() == "unknown"
-    platforms.replace_private(tmp_path / "key", b"k" * 40)
+    private_file.replace(tmp_path / "key", b"k" * 40)
     late = worker.rates(given)
     assert let_through(late, "early", 3) == 3
     assert let_through(early, "early", 9) == 2

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from embedshare import platforms
+from embedshare import platforms, private_file
 from embedshare.backoff import Backoff, retry
 from embedshare.breaker import Breaker, Limits
 from embedshare.database.upgrade import upgrade
 from embedshare.database.urls import database_url
 from embedshare.errors import DatabaseUnavailable, MissingDependency
+from embedshare.private_file import Exposed
 from embedshare.settings import Settings
 
 #: Seconds to connect and for one answer, at most: a request must not wait long for a database that is away.
@@ -135,7 +136,7 @@ class Database:
             except IntegrityError:
                 raise
             except (DBAPIError, PoolTimeoutError, OSError) as error:
-                refused = isinstance(error, platforms.Exposed)
+                refused = isinstance(error, Exposed)
                 says = "is not used" if refused else "does not answer"
                 self._failure = f"the database {says} ({self.shown}): {self._reason(error)}"
                 if attempt.failed():
@@ -146,7 +147,7 @@ class Database:
 
     def _reason(self, error: Exception) -> str:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        text = str(cause.strerror if isinstance(cause, platforms.Exposed) else cause)
+        text = str(cause.strerror if isinstance(cause, Exposed) else cause)
         lines = text.strip().splitlines()
         reason = lines[0] if lines else type(cause).__name__
         password = self._url.password
@@ -212,10 +213,8 @@ def _begin_sqlite(connection: Connection) -> None:
 def _make_file(path: Path) -> None:
     """The file, for this user alone, before SQLite makes it for everybody."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        platforms.write_private(path, "")
-    except FileExistsError:
-        pass
+    with suppress(FileExistsError):
+        private_file.create(path)
 
 
 def _check_files(path: Path) -> None:
@@ -228,7 +227,7 @@ def _check_files(path: Path) -> None:
             continue
         if fault is not None:
             reason = f"others can write to {file} or own it ({fault}); chown it to this user and chmod 600 it"
-            raise platforms.Exposed(errno.EPERM, reason)
+            raise Exposed(errno.EPERM, reason)
 
 
 def _tell_exposure(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import private_file
 from embedshare.database import setting_keys
 from embedshare.errors import InvalidSetting
 
@@ -27,23 +27,19 @@ class LastKnown:
 
     def read(self) -> tuple[dict[str, Any], int] | None:
         """Values by key and their version, where there is a file to be trusted."""
+        kept = private_file.read_note(self.path, _Kept)
+        if kept is None:
+            return None
         try:
-            kept = msgspec.json.decode(platforms.read_secret(self.path), type=_Kept)
-            return {
-                key: setting_keys.value_of(key, value) for key, value in kept.values.items()
-            }, kept.version
-        except FileNotFoundError:
+            values = {key: setting_keys.value_of(key, value) for key, value in kept.values.items()}
+        except InvalidSetting as error:
+            logger.error("ignoring {}: {}", self.path, error)
             return None
-        except platforms.Exposed as error:
-            logger.error("ignoring {}: others can read or own it ({})", self.path, error.strerror)
-            return None
-        except (OSError, msgspec.MsgspecError, InvalidSetting) as error:
-            logger.error("{} is not heeded: {}", self.path, error)
-            return None
+        return values, kept.version
 
     def write(self, values: dict[str, Any], version: int) -> None:
         """Keep what was seen."""
         try:
-            platforms.replace_private(self.path, msgspec.json.encode(_Kept(version, values)))
+            private_file.replace(self.path, msgspec.json.encode(_Kept(version, values)))
         except OSError as error:
             logger.error("{} was not written: {}", self.path, error)

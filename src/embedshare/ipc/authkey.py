@@ -6,13 +6,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from loguru import logger
 
-from embedshare import folders, platforms
+from embedshare import folders, private_file
 from embedshare.errors import InsecureKey, ServerUnavailable
 from embedshare.settings import Settings
 
@@ -120,10 +119,10 @@ def _check_own(settings: Settings, key: str) -> None:
 
 def _read(path: Path, remedy: str = "delete it and restart the model server for a new one") -> bytes:
     try:
-        key = platforms.read_secret(path).strip()  # bytes: a codec would be imported here, see platforms.py
+        key = private_file.read(path).strip()  # bytes: a codec would be imported here, see platforms.py
     except FileNotFoundError:
         raise
-    except platforms.Exposed as error:
+    except private_file.Exposed as error:
         raise InsecureKey(
             f"others can read or own {path} ({error.strerror}). A key's file belongs to this user, "
             "and others cannot read it (chmod 600); or it belongs to root, and a group of this process may "
@@ -139,14 +138,6 @@ def _read(path: Path, remedy: str = "delete it and restart the model server for 
 
 
 def _create(path: Path) -> bytes:
-    """Write a new key whole before it gets its name, so that no reader ever sees half of one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    try:
-        platforms.write_private(draft, secrets.token_hex(32))
-        os.link(draft, path)
-    except FileExistsError:
-        pass  # another server of this user was first; its key holds
-    finally:
-        draft.unlink(missing_ok=True)
+    """A new key; that of another server of this user where it is first."""
+    private_file.create_unless_there(path, secrets.token_hex(32).encode())
     return _read(path)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import private_file
 from embedshare.errors import (
     AuthenticationFailed,
     DeadlineExceeded,
@@ -208,12 +208,12 @@ def whereabouts(file: Path) -> Whereabouts:
     Raises SupervisorUnavailable, InsecureKey.
     """
     try:
-        return msgspec.json.decode(platforms.read_secret(file), type=Whereabouts)
+        return msgspec.json.decode(private_file.read(file), type=Whereabouts)
     except FileNotFoundError:
         raise SupervisorUnavailable(
             f"no supervisor of this user runs (there is no {file}); start one with: python service_manager.py"
         ) from None
-    except platforms.Exposed as error:
+    except private_file.Exposed as error:
         raise InsecureKey(
             f"others can read or own {file} ({error.strerror}); restart the supervisor for a new one"
         ) from None
@@ -223,10 +223,7 @@ def whereabouts(file: Path) -> Whereabouts:
 
 def _write(file: Path, where: Whereabouts) -> None:
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-        platforms.write_private(draft, msgspec.json.encode(where).decode())
-        draft.replace(file)
+        private_file.replace(file, msgspec.json.encode(where))
     except OSError as error:
         raise InsecureKey(
             f"no key can be kept at {file}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE to "

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from embedshare import platforms
+from embedshare import private_file
 from embedshare.web.index_quota import Held
 
 #: An id: 128 random bits. Nothing else becomes part of a path.
@@ -58,7 +58,7 @@ class IndexFolder:
     def note_owners(self, owners: dict[str, str]) -> None:
         """Keep the owners of the indexes, in place of those noted before."""
         if owners != self._owners():
-            platforms.replace_private(self.path / _OWNERS, msgspec.json.encode(owners))
+            private_file.replace(self.path / _OWNERS, msgspec.json.encode(owners))
 
     def delete(self, name: str) -> None:
         """Delete an index, or log why that failed."""
