@@ -129,6 +129,18 @@ def test_short_sequences_fill_the_rows_that_long_ones_leave_free() -> None:
     assert batch.tokens == 8 * 224
 
 
+@given(lengths, budgets)
+def test_where_texts_share_no_rows_a_batch_is_of_those_next_to_each_other_in_length(
+    lengths: list[int], budget: int
+) -> None:
+    queue = Waiting(budget, budget, packs=False)
+    queue.append(request(*lengths))
+    batches = [[len(ids) for ids in batch.sequences] for batch in drain(queue)]
+    assert [length for batch in batches for length in batch] == sorted(lengths, reverse=True)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * row_width(batch[0]) <= budget
+
+
 @given(st.lists(st.tuples(lengths, st.integers(1, 3)), min_size=1, max_size=6), st.data())
 def test_what_is_removed_is_not_counted_and_never_comes(
     mix: list[tuple[list[int], int]], data: st.DataObject

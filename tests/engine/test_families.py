@@ -11,9 +11,10 @@ import pytest
 
 from embedshare.engine.model import Engine
 from embedshare.engine.runtimes import proof
-from embedshare.engine.runtimes.whole import WholeTokenizer
+from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
 from tests.engine.small_models import (
     BATCHES_MATTER,
+    DIMENSION,
     FAMILIES,
     MODERN,
     MORE,
@@ -99,6 +100,20 @@ def test_the_longest_text_of_the_proof_shows_every_window_or_no_layout_is_tried(
     assert proof.shows_windows(model) is shown
     tokens = len(model.tokenizer.encode(proof._long_text(model)))
     assert tokens > window if shown else tokens < 1024
+
+
+def test_a_text_that_a_model_reads_by_itself_is_read_once_and_its_tokens_are_told(tmp_path: Path) -> None:
+    model = reference(FAMILIES["WordEmbeddings"][0](tmp_path))
+    read: list[str] = []
+    preprocess = model.preprocess
+    model.preprocess = lambda texts, **options: read.extend(texts) or preprocess(texts, **options)
+    texts = ["one model", "many", "the quick brown fox: shared"]
+    waiting = WholeTokenizer(model, 128)(texts)
+    assert read == []
+    expected = reference(tmp_path / "model").encode(texts)
+    np.testing.assert_array_equal(WholeRuntime(model, DIMENSION).run(waiting), expected)
+    assert sorted(read) == sorted(texts)
+    assert [len(text) for text in waiting] == [2, 1, 5]
 
 
 def test_a_model_that_serves_itself_is_in_memory_once(tmp_path: Path) -> None:

@@ -49,32 +49,35 @@ class Request:
     order: list[int] = field(default_factory=list)
     """Positions of the sequences that still wait, the longest last."""
 
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each sequence."""
+
     tokens: int = 0
     interrupted: bool = False
     """Whether a batch with sequences of it was given up once, by the end of its thread."""
 
     def __post_init__(self) -> None:
-        lengths = [len(ids) for ids in self.sequences]
-        self.order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        self.tokens = sum(lengths)
+        self.lengths = [len(ids) for ids in self.sequences]
+        self.order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
+        self.tokens = sum(self.lengths)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that still waits."""
-        return len(self.sequences[self.order[-1]])
+        return self.lengths[self.order[-1]]
 
-    def take(self, room: list[int], most: int) -> list[int]:
+    def take(self, room: list[int], most: int, packs: bool = True) -> list[int]:
         """The positions of sequences that fit into rows with this much room left, the longest first, and
-        `most` of them at most; the room they take is taken off."""
+        `most` of them at most; the room they take is taken off: all of a row, where not `packs`."""
         taken: list[int] = []
         row = 0
         while self.order and row < len(room) and len(taken) < most:
-            fits = bisect_right(self.order, room[row], key=lambda position: len(self.sequences[position]))
+            fits = bisect_right(self.order, room[row], key=self.lengths.__getitem__)
             if fits == 0:
                 row += 1
                 continue
             position = self.order.pop(fits - 1)
-            room[row] -= len(self.sequences[position])
+            room[row] = room[row] - self.lengths[position] if packs else 0
             taken.append(position)
         return taken
 
@@ -111,7 +114,7 @@ def _batch_of(singles: list[tuple[Request, int]]) -> Batch:
     positions_of: dict[Request, list[int]] = {}
     for request, position in singles:
         positions_of.setdefault(request, []).append(position)
-    return Batch(list(positions_of.items()), sum(len(request.sequences[at]) for request, at in singles))
+    return Batch(list(positions_of.items()), sum(request.lengths[at] for request, at in singles))
 
 
 class _Queue:
@@ -151,18 +154,21 @@ class _Queue:
             del self._by_caller[request.caller]
         return True
 
-    def take(self, budget: int, most: int) -> list[tuple[Request, list[int]]]:
-        """Up to `most` sequences that fit into rows of at most `budget` tokens together, but one at least."""
+    def take(self, budget: int, most: int, packs: bool) -> list[tuple[Request, list[int]]]:
+        """Up to `most` sequences that fit into rows of at most `budget` tokens together, but one at least.
+
+        Where not `packs`, each has a row of its own.
+        """
         width = row_width(max(_LEAST_WIDTH, *(request.longest for request in self)))
         room = [width] * max(1, budget // width)
         parts: list[tuple[Request, list[int]]] = []
         for caller in sorted(self._by_caller, key=self._served.__getitem__):
             for request in list(self._by_caller[caller]):
-                taken = request.take(room, most)
+                taken = request.take(room, most, packs)
                 if taken:
                     most -= len(taken)
                     parts.append((request, taken))
-                    self._served[caller] += sum(len(request.sequences[position]) for position in taken)
+                    self._served[caller] += sum(request.lengths[position] for position in taken)
                 if request.order:
                     break
                 self.remove(request)
@@ -184,11 +190,13 @@ class _Queue:
 class Waiting:
     """All that waits.
 
-    `tokens` is how much; `budgets` what a batch of each lane may hold, and `max_sequences` how many.
+    `tokens` is how much; `budgets` what a batch of each lane may hold, and `max_sequences` how many. `packs`:
+    whether short texts stand behind long ones in a row. Where not, a batch is of texts of like length.
     """
 
-    def __init__(self, interactive_budget: int, bulk_budget: int) -> None:
+    def __init__(self, interactive_budget: int, bulk_budget: int, packs: bool = True) -> None:
         self.max_sequences = sys.maxsize
+        self._packs = packs
         self.budgets = {Lane.INTERACTIVE: interactive_budget, Lane.BULK: bulk_budget}
         self._queues = {lane: _Queue() for lane in Lane}
         self._bulk_served = 0.0
@@ -217,15 +225,15 @@ class Waiting:
         """Let sequences that were taken for a batch wait again."""
         waits_still = bool(request.order)
         by_length = [*request.order, *positions]
-        request.order = sorted(by_length, key=lambda position: len(request.sequences[position]))
-        self.tokens += sum(len(request.sequences[position]) for position in positions)
+        request.order = sorted(by_length, key=request.lengths.__getitem__)
+        self.tokens += sum(request.lengths[position] for position in positions)
         if not waits_still:
             self._queues[request.lane].append(request)
 
     def remove(self, request: Request) -> None:
         """Let go of what still waits of `request`, if anything does."""
         if self._queues[request.lane].remove(request):
-            self.tokens -= sum(len(request.sequences[position]) for position in request.order)
+            self.tokens -= sum(request.lengths[position] for position in request.order)
             request.order = []
 
     def lanes(self, now: float) -> list[Lane]:
@@ -240,9 +248,7 @@ class Waiting:
             return None
         if lane is Lane.BULK:
             self._bulk_served = now
-        parts = self._queues[lane].take(self.budgets[lane], self.max_sequences)
-        tokens = sum(
-            len(request.sequences[position]) for request, positions in parts for position in positions
-        )
+        parts = self._queues[lane].take(self.budgets[lane], self.max_sequences, self._packs)
+        tokens = sum(request.lengths[position] for request, positions in parts for position in positions)
         self.tokens -= tokens
         return Batch(parts, tokens)

@@ -84,6 +84,7 @@ class Engine:
             ),
             bulk_budget=settings.max_batch_tokens or runtime.bulk_budget,
             max_waiting_tokens=settings.max_waiting_tokens,
+            packs=runtime.packs,
         )
         self.scheduler.limit_batches(settings.max_batch_size)
 

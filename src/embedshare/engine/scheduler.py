@@ -90,6 +90,7 @@ class Scheduler:
         interactive_budget: int,
         bulk_budget: int,
         max_waiting_tokens: int,
+        packs: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -97,7 +98,7 @@ class Scheduler:
         self._max_waiting_tokens = max_waiting_tokens
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting = Waiting(interactive_budget, bulk_budget)
+        self._waiting = Waiting(interactive_budget, bulk_budget, packs)
         self._permits = permits
         self._leaders = leaders
         self._leaders_left = dict.fromkeys(Lane, leaders)

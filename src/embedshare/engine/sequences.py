@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Text:
     """A text for a model that tokenizes by itself. Its length is that of the tokens."""
 
@@ -14,6 +14,7 @@ class Text:
     prompt: str
     task: str | None
     tokens: int
+    """An estimate, until the model has read it."""
 
     def __len__(self) -> int:
         return self.tokens

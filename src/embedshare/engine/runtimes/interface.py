@@ -23,6 +23,8 @@ class Runtime(Protocol):
     interactive_budget: int
     bulk_budget: int
     """Tokens in one batch, at most, of each kind of work."""
+    packs: bool
+    """Whether texts share rows; those that do not cost as much as the longest of their batch."""
     padding_tokens: int
     """Places in all batches so far that were computed and held no token."""
 

@@ -137,6 +137,7 @@ class OpenVinoRuntime:
     def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str) -> None:
         self.dtype = resolve_dtype(dtype)
         self._layout = layout
+        self.packs = not layout.one_text_a_row
         self._core = cpu_core()
         model = self._core.read_model(graph) if isinstance(graph, Path) else graph
         whole = _Graph(_Compiled(self._compile(model, _LATENCY).create_infer_request()))

@@ -76,6 +76,7 @@ class PaddedRuntime:
     """
 
     name = "torch"
+    packs = False
 
     def __init__(self, model: SentenceTransformer, dtype: str, sizes: Sizes | None = None) -> None:
         self.device = str(model.device)

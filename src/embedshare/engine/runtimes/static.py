@@ -19,6 +19,7 @@ class StaticRuntime:
     slots = 3
     interactive_budget = 4096
     bulk_budget = 1 << 16
+    packs = True
     padding_tokens = 0
 
     def __init__(self, table: np.ndarray, normalize: bool) -> None:

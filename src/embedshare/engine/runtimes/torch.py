@@ -83,6 +83,7 @@ class TorchRuntime:
         self.dtype = dtype
         self._embedder = embedder
         self._layout = layout
+        self.packs = not layout.one_text_a_row
         self._counting = threading.Lock()
         self.padding_tokens = 0
         self._embedder.transformer.to(DTYPES[dtype])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -22,8 +23,8 @@ from embedshare.engine.sequences import Text, Token
 from embedshare.engine.tokens import TextTokenizer, lone_surrogate
 from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedModel
 
-#: Texts that are tokenized at once to count their tokens, padded to the longest.
-_AT_ONCE = 64
+#: Characters that are taken for a token, to estimate how long a text is before the model reads it.
+_TOKEN_CHARS = 4
 
 
 class WholeRuntime:
@@ -35,12 +36,16 @@ class WholeRuntime:
     slots = 1
     interactive_budget = 512
     bulk_budget = 4096
+    packs = False
     padding_tokens = 0
 
     def __init__(self, model: SentenceTransformer, full_dimension: int) -> None:
         self.device = str(model.device)
         self._model = model
         self._dimension = full_dimension
+        self._read: dict[str, int] = {}
+        self._preprocess = model.preprocess
+        model.preprocess = self._count
 
     def settle(self) -> None:
         """See interface.Runtime."""
@@ -55,6 +60,7 @@ class WholeRuntime:
         try:
             for (prompt, task), group in groupby(sorted(range(len(sequences)), key=call), call):
                 places = list(group)
+                self._read.clear()
                 rows[places] = self._model.encode(
                     [sequences[at].text for at in places],
                     prompt=prompt,
@@ -62,6 +68,8 @@ class WholeRuntime:
                     show_progress_bar=False,
                     **({"task": task} if task else {}),
                 )
+                for at in places:
+                    sequences[at].tokens = self._read.get(sequences[at].text, sequences[at].tokens)
             return rows
         except (RuntimeError, MemoryError) as error:
             failure = as_out_of_memory(error, self.device, len(sequences))
@@ -69,9 +77,15 @@ class WholeRuntime:
                 raise
         raise failure
 
+    def _count(self, texts: list[str], **options: Any) -> dict[str, Any]:
+        """The model's `preprocess`, which `encode` calls, and how many tokens it makes of each text."""
+        features = _preprocessed(self._preprocess, texts, **options)
+        self._read.update(zip(texts, _counts(features, texts), strict=True))
+        return features
+
 
 class WholeTokenizer:
-    """Tells how long texts are by the tokens that the model's own code makes of them."""
+    """Takes texts as they are: the model's own code reads them when they are computed."""
 
     def __init__(self, model: SentenceTransformer, max_seq_length: int) -> None:
         self._model = _with_own_tokenizer(model)
@@ -89,19 +103,18 @@ class WholeTokenizer:
         self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
     ) -> list[Text]:
         """See sequences.Tokenizing."""
-        counts: list[int] = []
-        for at in range(0, len(texts), _AT_ONCE):
-            chunk = texts[at : at + _AT_ONCE]
-            counts += _counts(self._features(chunk, prompt, task), chunk)
+        for text in (*texts, prompt):
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise lone_surrogate(texts)
         if not truncate:
-            self._check_uncut(texts, prompt, task, counts)
-        return [Text(text, prompt, task, count) for text, count in zip(texts, counts, strict=True)]
+            self._check_uncut(texts, prompt, task)
+        return [Text(text, prompt, task, self._estimate(prompt, text)) for text in texts]
 
     def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
         """See sequences.Tokenizing."""
         found = []
         for text in texts:
-            features = self._features([text], prompt, None)
+            features = self._features(text, prompt, None)
             if "input_ids" not in features:
                 raise NotServed("the served model does not turn texts into tokens")
             ids = features["input_ids"].flatten()
@@ -121,31 +134,36 @@ class WholeTokenizer:
             raise NotServed("the served model's tokenizer does not tell where in a text its tokens are")
         return self._detailed.detailed(texts, prompt, special_tokens)
 
-    def _features(self, texts: list[str], prompt: str, task: str | None, **options: Any) -> dict[str, Any]:
-        for text in (*texts, prompt):
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise lone_surrogate(texts)
+    def _estimate(self, prompt: str, text: str) -> int:
+        return max(1, min(self.max_seq_length, (len(prompt) + len(text)) // _TOKEN_CHARS + 2))
+
+    def _features(self, text: str, prompt: str, task: str | None, **options: Any) -> dict[str, Any]:
         if task is not None:
             options["task"] = task
-        try:
-            with self._lock:
-                features: dict[str, Any] = self._model.preprocess(texts, prompt=prompt, **options)
-        except ValueError as error:
-            raise InvalidInput(f"the served model does not take this: {error}") from None
-        return features
+        with self._lock:
+            return _preprocessed(self._model.preprocess, [text], prompt=prompt, **options)
 
-    def _check_uncut(self, texts: list[str], prompt: str, task: str | None, counts: list[int]) -> None:
+    def _check_uncut(self, texts: list[str], prompt: str, task: str | None) -> None:
         if not self._cuts:
             return
         uncut = {"text": {"truncation": False}}
         for number, text in enumerate(texts):
-            features = self._features([text], prompt, task, processing_kwargs=uncut)
-            (whole,) = _counts(features, [text])
-            if whole > counts[number]:
+            (read,) = _counts(self._features(text, prompt, task), [text])
+            (whole,) = _counts(self._features(text, prompt, task, processing_kwargs=uncut), [text])
+            if whole > read:
                 raise TooLarge(
-                    f"text {number} is longer than the model's longest sequence, {counts[number]:,} tokens, "
+                    f"text {number} is longer than the model's longest sequence, {read:,} tokens, "
                     "and was not to be truncated"
                 )
+
+
+def _preprocessed(
+    preprocess: Callable[..., dict[str, Any]], texts: list[str], **options: Any
+) -> dict[str, Any]:
+    try:
+        return preprocess(texts, **options)
+    except ValueError as error:
+        raise InvalidInput(f"the served model does not take this: {error}") from None
 
 
 def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
