@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from flask.testing import FlaskClient
 
 from embeddingClient import EmbeddingClient
 from embedshare.web import dashboard, errors
-from embedshare.web.latest import Latest
 from tests.processes import ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 
@@ -164,27 +162,3 @@ def test_a_server_that_hangs_is_asked_once_and_nobody_waits_for_it(monkeypatch: 
     data = wait_for(lambda: (found := browser.get("/dashboard/data").json)["server"] and found, 30)
     assert [each["pid"] for each in data["processes"]] == [7, 8]
     assert data["memory"]["shared_mb"] is None
-
-
-def test_whoever_comes_while_a_question_is_open_asks_no_second_one() -> None:
-    go_on, asked = threading.Event(), []
-
-    def question() -> int:
-        asked.append(1)
-        go_on.wait(60)
-        return len(asked)
-
-    latest = Latest(question)
-    with ThreadPoolExecutor(8) as threads:
-        waiting = [threads.submit(latest.get, 0.2) for _ in range(8)]
-    assert all(isinstance(each.exception(), TimeoutError) for each in waiting)
-    assert len(asked) == 1
-    go_on.set()
-    assert wait_for(lambda: latest.get(30) > 1 and latest.get(30)) == len(asked)
-
-
-def test_an_error_is_raised_in_who_asked() -> None:
-    latest = Latest(lambda: 1 // 0)
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            latest.get(30)

@@ -25,6 +25,7 @@ from embedshare.operate.services import ask_worker
 from embedshare.web import errors, gate
 from embedshare.web.keys import KeyRing
 from embedshare.web.rates import Rates
+from tests.forking import forks, holds_in_forked_child
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.redis_server import PROGRAM as REDIS
 from tests.redis_server import RedisServer
@@ -357,6 +358,21 @@ def test_while_the_database_is_away_known_keys_are_good_and_others_a_503(
     del stored[digest("es_known")]
     wait_for(lambda: ring._current, 5, "the look at the database")
     assert ring.find("es_known") is None
+
+
+@forks
+def test_a_forked_child_reads_the_keys_by_itself() -> None:
+    known: dict[str, Caller] = {}
+    ring, _ = failing(known)
+    assert ring.find("es_later") is None
+    caller = Caller("later", frozenset({"embed"}), 1)
+
+    def reads() -> bool:
+        known[digest("es_later")] = caller
+        return ring.find("es_later") == caller  # by its own first look, which the call waits for
+
+    with ring._starting:
+        assert holds_in_forked_child(reads)
 
 
 def test_a_worker_that_nobody_can_call_says_how_to_make_a_key() -> None:

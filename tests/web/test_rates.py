@@ -14,6 +14,7 @@ from embedshare import private_file, worker
 from embedshare.errors import RateLimited
 from embedshare.settings import Settings
 from embedshare.web.rates import PATIENCE_S, Rates
+from tests.forking import forks, holds_in_forked_child
 from tests.processes import wait_for
 from tests.redis_server import RedisServer, needs_redis
 
@@ -131,6 +132,29 @@ def test_while_redis_is_away_each_counts_for_itself_and_comes_back(
     assert let_through(rates, "lonely", 20) == 10  # of the new Redis, which is empty
     assert len([line for line in said if "Redis is away" in line]) == 1
     assert len([line for line in said if "Redis is back" in line]) == 1
+
+
+@forks
+@needs_redis
+def test_a_child_that_is_forked_while_redis_is_away_comes_back_by_itself(redis: RedisServer) -> None:
+    rates = Rates("10/minute", redis.url)
+    let_through(rates, "parent", 1)
+    redis.kill()
+    let_through(rates, "parent", 1)
+    assert rates.redis_status() == "disconnected"
+
+    def comes_back() -> bool:
+        redis.start()
+        try:
+            wait_for(lambda: rates.redis_status() == "connected", 10, "the child's return to Redis")
+        finally:
+            redis.kill()
+        return True
+
+    try:
+        assert holds_in_forked_child(comes_back)
+    finally:
+        redis.start()
 
 
 @needs_redis

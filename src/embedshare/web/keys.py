@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
 
 from loguru import logger
 
+from embedshare import platforms
 from embedshare.api_keys import Caller, digest
 from embedshare.errors import DatabaseUnavailable
 
@@ -40,20 +40,23 @@ class KeyRing:
         self._stored: Mapping[str, Caller] = {}
         self._others: Mapping[str, Caller] = {}
         self._current = False
+        self._used: set[int] = set()
+        self._begin()
+        platforms.after_fork_in_child(self._begin)
+
+    def _begin(self) -> None:
         self._first = threading.Event()
         self._starting = threading.Lock()
-        self._pid: int | None = None
-        self._used: set[int] = set()
+        self._is_started = False
 
     def start(self) -> None:
         """Begin to read, in this process: a forked child has no thread that would, and begins by itself."""
-        if self._pid == os.getpid():
+        if self._is_started:
             return
         with self._starting:
-            if self._pid != os.getpid():
-                self._first = threading.Event()
+            if not self._is_started:
                 threading.Thread(target=self._follow, name="embedshare-keys", daemon=True).start()
-                self._pid = os.getpid()
+                self._is_started = True
 
     def find(self, key: str | None) -> Caller | None:
         """Whose key this is; None where there is none, or it is nobody's, was revoked or has expired.

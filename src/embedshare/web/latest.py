@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
+
+from embedshare import platforms
 
 T = TypeVar("T")
 
@@ -22,11 +23,10 @@ class Latest(Generic[T]):
         self._question = question
         self._asked: Future[T] | None = None
         self._begin()
+        platforms.after_fork_in_child(self._begin)
 
     def get(self, patience_s: float) -> T:
         """The answer; raises what `question` raises, and TimeoutError after `patience_s` seconds."""
-        if self._pid != os.getpid():
-            self._begin()  # a forked child has no thread that would answer
         with self._lock:
             asked = self._asked
             if asked is None:
@@ -39,7 +39,6 @@ class Latest(Generic[T]):
         return asked.result()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._questions: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
         self._asked = None

@@ -24,6 +24,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from embedshare import platforms
 from embedshare.errors import EmbedshareError
 from embedshare.telemetry import memory
 from embedshare.telemetry.calls import Calls, Ended
@@ -127,7 +128,6 @@ class Metrics:
             "embedshare_worker_start_time_seconds", "When the youngest of them began, in Unix time",
             registry=registry, multiprocess_mode="livemax",
         )  # fmt: skip
-        self._born = time.time()
         self._changes = {
             name: Counter(f"embedshare_client_{name}", meaning, registry=registry)
             for name, meaning in (
@@ -137,8 +137,8 @@ class Metrics:
             )
         }
         self._seen = dict.fromkeys(self._changes, 0)
-        self._refreshing = threading.Lock()
-        self._refresher: int | None = None
+        self._begin()
+        platforms.after_fork_in_child(self._begin)
         self._latest = Latest(lambda: model.stats())
         self._known_swaps = 0, 0
         model.calls.listeners.append(self._count_call)
@@ -235,6 +235,12 @@ class Metrics:
             if g.pop("began", None) is not None:  # a test client tears a request down twice
                 self._in_flight.dec()
 
+    def _begin(self) -> None:
+        """A forked child is a process of its own, without the thread that refreshes its parent's numbers."""
+        self._born = time.time()
+        self._refreshing = threading.Lock()
+        self._is_refreshed = False
+
     def _count_call(self, call: Ended) -> None:
         self._calls.labels(call.method, call.outcome, call.source).inc()
         if call.timings is None:
@@ -245,10 +251,10 @@ class Metrics:
             self._stages[stage].observe(max(0.0, ms) / 1e3)
 
     def _keep_refreshing(self) -> None:
-        """Where others answer scrapes for this process, see to its numbers; begun anew in a forked child."""
-        if not self._shared or self._refresher == os.getpid():
+        """Where others answer scrapes for this process, see to its numbers."""
+        if not self._shared or self._is_refreshed:
             return
-        self._refresher, self._born, self._refreshing = os.getpid(), time.time(), threading.Lock()
+        self._is_refreshed = True
 
         def go_on() -> None:
             while True:

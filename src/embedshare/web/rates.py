@@ -14,6 +14,7 @@ from limits.storage import MemoryStorage, RedisStorage, SlidingWindowCounterSupp
 from limits.strategies import SlidingWindowCounterRateLimiter
 from loguru import logger
 
+from embedshare import platforms
 from embedshare.errors import RateLimited
 
 #: What Redis may take for an answer, in seconds. One that is away costs a request this twice, once.
@@ -46,6 +47,12 @@ class Rates:
         self._redis: SlidingWindowCounterRateLimiter | None = None
         self._counting = self._own
         self._changing = threading.Lock()
+        platforms.after_fork_in_child(self._reset_after_fork)
+
+    def _reset_after_fork(self) -> None:
+        self._changing = threading.Lock()
+        if self.redis_status() == "disconnected":
+            self._start_waiting()
 
     def count(self, subject: str) -> None:
         """Count a request of `subject`'s.
@@ -84,6 +91,9 @@ class Rates:
                 return
             self._counting = self._own
         logger.warning("Redis is away ({}): this worker counts requests for itself", error.storage_error)
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
         threading.Thread(target=self._wait_for_redis, name="embedshare-redis", daemon=True).start()
 
     def _wait_for_redis(self) -> None:
