@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import socket
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from flask import Flask
 from loguru import logger
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarge
@@ -24,7 +23,6 @@ from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import errors, headers, load, paths
 from embedshare.web.loop import Loop, Sockets
-from embedshare.web.parsing import LastHead, Parser
 
 #: Bytes of a request's line and headers together; clients send a few hundred.
 MOST_HEADER_BYTES = 32 * 1024
@@ -272,6 +270,22 @@ def _unavailable(host: str, port: int, error: OSError) -> PortUnavailable:
     return PortUnavailable(message, host=host, port=port)
 
 
+class _Parser(HTTPRequestParser):
+    def received(self, data: bytes) -> int:
+        """See HTTPRequestParser."""
+        consumed = super().received(data)
+        if self.error:
+            self.expect_continue = False  # else waitress asks for the body that it refuses
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """See HTTPRequestParser."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # of int and urlsplit, which would close the connection without an answer
+            raise ParsingError("the request's target or its Content-Length is invalid") from None
+
+
 class _ErrorTask(ErrorTask):
     """The answer to a request that waitress refuses before the application sees it."""
 
@@ -354,6 +368,7 @@ class _Waking:
 class _Channel(HTTPChannel):
     task_class = _Task
     error_task_class = _ErrorTask
+    parser_class = _Parser
     head = b""
     """What goes out before what is written next."""
 
@@ -373,7 +388,6 @@ class _Channel(HTTPChannel):
     def __init__(self, server: BaseWSGIServer, *arguments: Any, **options: Any) -> None:
         super().__init__(server, *arguments, **options)
         self.server: Any = _Waking(server, self)
-        self.parser_class: Any = functools.partial(Parser, last=LastHead())
 
     def received(self, data: bytes) -> bool:
         received = bool(super().received(data))
