@@ -15,12 +15,11 @@ import json
 import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "src"))
@@ -47,6 +46,9 @@ from embedshare.settings import Settings  # noqa: E402
 from embedshare.supervise import rotation  # noqa: E402
 from embedshare.supervise.scaling import Scaling  # noqa: E402
 from embedshare.supervise.supervisor import Supervisor, Watched  # noqa: E402
+
+if TYPE_CHECKING:
+    from embedshare.database.kept import KeptSettings
 
 #: The first worker's port where nothing else is said.
 FIRST_PORT = 5000
@@ -99,14 +101,16 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
         drain_s=settings.drain_s,
         stuck_s=settings.stuck_s,
         more=services.worker,
+        check=services.check,
         rotate=rotation.Logs(settings.log_max_bytes, settings.log_keep),
     )
     file = _control_file(settings)
     _refuse_a_second(file)
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, lambda *_: supervisor.stop())
-    channel = control.ControlServer(file, _Commands(supervisor, services, where, least, most))
+    channel = control.ControlServer(file, _Commands(supervisor, services, least, most))
     try:
+        where.watch(services, supervisor)
         if most > least:
             Autoscaler(
                 supervisor, Scaling(least, most, settings.scale_up_s, settings.scale_down_s), settings
@@ -124,45 +128,53 @@ class _Where:
     def __init__(self, settings: Settings, port: int | None) -> None:
         self._settings = settings
         self._port = port
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the port is the command line's."""
-        return self._port is not None
-
-    def by(self, host: str | None, port: int | None) -> Place:
-        """With these values stored, None for what is not."""
-        return Place(host or self._settings.web_host, self._port or port or FIRST_PORT)
+        self._kept = _kept(settings) if settings.use_db_settings else None
 
     def now(self) -> Place:
         """With what is stored now."""
-        if not self._settings.use_db_settings:
-            return self.by(None, None)
-        try:
-            from embedshare.database.kept import KeptSettings
-        except ImportError as error:
-            raise missing_database(error) from None
-        live = Live(self._settings)
-        KeptSettings(live, authkey.key_file(self._settings).parent).database.close()
-        return self.by(live.now.stored.get("host"), live.now.stored.get("port"))
+        return _place(self._settings, self._port, self._kept.live.now.stored if self._kept else {})
+
+    def watch(self, services: Services, supervisor: Supervisor) -> None:
+        """Restart the workers one after another wherever the settings have them listen from now on."""
+
+        def look(*_: object) -> None:
+            place = self.now()
+            if place == services.place:
+                return
+            services.place = place
+            logger.info("restarting the workers at {}, from port {} on (the settings changed)", *place)
+            try:
+                supervisor.restart().result()
+            except EmbedshareError as error:
+                logger.error("the workers did not all move, `restart` tries again: {}", error.message)
+
+        if self._kept is not None:
+            self._kept.watcher.start(look)
+
+
+def _kept(settings: Settings) -> KeptSettings:
+    try:
+        from embedshare.database.kept import KeptSettings
+    except ImportError as error:
+        raise missing_database(error) from None
+    return KeptSettings(Live(settings), authkey.key_file(settings).parent)
+
+
+def _place(settings: Settings, port: int | None, stored: Mapping[str, Any]) -> Place:
+    return Place(stored.get("host") or settings.web_host, port or stored.get("port") or FIRST_PORT)
 
 
 class _Commands:
     """What the supervisor does for who asks over its channel."""
 
-    def __init__(
-        self, supervisor: Supervisor, services: Services, where: _Where, least: int, most: int
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, services: Services, least: int, most: int) -> None:
         self._supervisor = supervisor
         self._services = services
-        self._where = where
-        self._placing = threading.Lock()
         self._least, self._most = least, most
         self._by_name: dict[str, Callable[[dict[str, Any], Callable[[str], None]], Any]] = {
             "status": lambda given, say: [report._asdict() for report in supervisor.report().result()],
             "restart": lambda given, say: self._wait(supervisor.restart(given["names"]), say),
             "scale": self._scale,
-            "place": self._place,
             "follows": lambda given, say: self._services.workers_follow,
             "follow": self._follow,
             "stop": lambda given, say: supervisor.stop(),
@@ -189,26 +201,8 @@ class _Commands:
         """Restart the workers such that they go over to any model that the server changes to."""
         if not self._services.workers_follow:
             self._services.workers_follow = True
-            self._supervisor.respecify(self._services.known_worker).result()
             self._wait(self._supervisor.restart(), say)
             logger.info("restarted the workers to follow changes of the model (swap --follow)")
-
-    def _place(self, given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-        """Where the worker `name` listens if `host` and `port` are those of the settings, None where these
-        have none; with `take`, where all listen from now on."""
-        with self._placing:
-            wanted = self._where.by(given["host"], given["port"])
-            reports = self._supervisor.report().result()
-            workers = [report for report in reports if report.name != MODEL_SERVER]
-            if wanted != self._services.place:
-                self._services.check(wanted, len(workers), {worker.port for worker in workers if worker.pid})
-                if given["take"]:
-                    self._services.place = wanted
-                    self._supervisor.respecify(self._services.known_worker).result()
-                    logger.info("the workers listen at {}, from port {} on", *wanted)
-            number = [worker.name for worker in workers].index(given["name"]) + 1
-            host, port = self._services.address(wanted, number)
-            return {"host": host, "port": port, "pinned": self._where.pinned}
 
     def _wait(self, operation: futures.Future[None], say: Callable[[str], None]) -> None:
         while not futures.wait([operation], SAY_EVERY_S).done:
@@ -330,7 +324,7 @@ def _ports(options: argparse.Namespace, settings: Settings) -> list[doctor.Findi
         return list(doctor.running_workers(control.ask(_control_file(settings), "status")))
     except EmbedshareError:  # none runs
         # Without a look at the database, which would make its tables.
-        place = _Where(settings, options.port).by(None, None)
+        place = _place(settings, options.port, {})
     return list(doctor.worker_ports(settings.server_port, options.workers[0], place))
 
 

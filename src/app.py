@@ -41,7 +41,6 @@ from embedshare.web import (
     openai,
     openapi,
     paths,
-    placed,
     search,
     tei,
     tracing,
@@ -54,16 +53,24 @@ from embedshare.web.served import Served
 
 #: Where the application keeps its KeyRing, or None.
 API_KEYS = "embedshare.api_keys"
-#: Where it keeps its SettingsChanges, with which `/settings` and others read and change them.
-CHANGES = "embedshare.settings"
+#: What a change of `host` or `port` is answered with, without and with a supervisor.
+LATER = "kept; takes effect at the next restart"
+SUPERVISED_LATER = (
+    f"{LATER}: the service manager restarts its workers one after another now (its --port overrides a port)"
+)
 
 
-def create_app(model: EmbeddingClient | None = None, settings: Settings | None = None) -> Flask:
-    """The WSGI application over `model`, this process's shared one by default."""
+def create_app(
+    model: EmbeddingClient | None = None,
+    settings: Settings | None = None,
+    changes: SettingsChanges | None = None,
+) -> Flask:
+    """The WSGI application over `model`, this process's shared one by default.
+
+    `changes` is what `/settings` does, by default with `settings` as the environment's.
+    """
     settings = settings or Settings.load()
-    if model is None:
-        model = get_embedding_model()
-        model.program = "embedshare worker"
+    model = model or _shared_model()
     app = _Application(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
     if settings.trusted_proxies:
@@ -75,11 +82,11 @@ def create_app(model: EmbeddingClient | None = None, settings: Settings | None =
     paths.register(app)
     measured = metrics.Metrics(model)
     measured.watch(app)
-    changes = app.extensions[CHANGES] = worker.settings_changes(model, settings)
+    changes = changes or worker.settings_changes(model, settings)
     live = changes.live
     ring = app.extensions[API_KEYS] = worker.key_ring(settings)
     if ring is None:
-        cross_site.register(app, lambda: live.settings)
+        cross_site.register(app, settings, lambda: live.cors_origins)
     cors.register(app, lambda: live.cors_origins)
     rates = worker.rates(settings)
     gate.register(app, ring, rates)
@@ -130,17 +137,19 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> None:
-    inherited = held_port.take(settings.web_host, settings.web_port)
-    app = create_app(settings=settings)
-    changes: SettingsChanges = app.extensions[CHANGES]
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, _end)
-    name = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    supervised = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
+    model = _shared_model()
+    changes = worker.settings_changes(model, settings)
+    changes.place_note = SUPERVISED_LATER if supervised else LATER
+    if not supervised:
+        settings = changes.live.placed()
+    inherited = held_port.take(settings.web_host, settings.web_port)
+    app = create_app(model, settings, changes)
     server = listener.Listening(app, settings, inherited)
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, lambda *_: server.leave())
-    changes.listener = server if name is None else placed.Placed(server, _asks_supervisor(settings, name))
-    changes.move()
     logger.info("ready: http://{}:{}", *server.address)
     if app.extensions[API_KEYS] is not None:
         app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
@@ -148,13 +157,10 @@ def _serve(settings: Settings) -> None:
     logger.info("stopped")
 
 
-def _asks_supervisor(settings: Settings, name: str) -> Callable[[str | None, int | None, bool], Any]:
-    file = control.file_of(settings, authkey.key_file(settings))
-
-    def ask(host: str | None, port: int | None, take: bool) -> Any:
-        return control.ask(file, "place", {"name": name, "host": host, "port": port, "take": take})
-
-    return ask
+def _shared_model() -> EmbeddingClient:
+    model = get_embedding_model()
+    model.program = "embedshare worker"
+    return model
 
 
 def _end(*_: object) -> None:

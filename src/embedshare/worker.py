@@ -90,9 +90,8 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
     except ImportError as error:
         raise missing_database(error) from None
     kept = KeptSettings(live, authkey.key_file(settings).parent)
-    changes = SettingsChanges(live, kept, apply_model)
-    kept.watcher.start(lambda before, found: changes.move())
-    return changes
+    kept.watcher.start()
+    return SettingsChanges(live, kept, apply_model)
 
 
 def server_state(model: Model) -> str:

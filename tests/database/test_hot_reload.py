@@ -218,7 +218,7 @@ def test_of_a_bulk_change_nothing_is_kept_where_one_value_cannot_be_applied(work
         {"port": 0},
         {"model_name": "no-such-model"},
         {"device": "cuda:99"},
-        {"port": workers[1].port},
+        {"host": "203.0.113.9"},
     ):
         bulk = {"settings": {"normalize_embeddings": True, "max_batch_size": 3, **bad}}
         answer = requests.post(f"{workers[0].url}/settings/bulk", json=bulk, timeout=60)
@@ -300,35 +300,23 @@ def test_every_change_is_audited_with_who_made_it(workers: list[Worker]) -> None
     assert requests.get(f"{workers[0].url}/settings/audit?limit=0", timeout=30).status_code == 400
 
 
-def test_a_worker_moves_to_another_port_and_stays_where_it_is_if_that_is_taken(
+def test_a_worker_without_a_supervisor_takes_a_new_port_when_it_starts_again(
     model_server: ModelServer, workers: list[Worker]
 ) -> None:
-    alone = workers[0]
-    old, new = alone.port, free_port()
-    workers[1].process.terminate()  # it would want to move there as well
-    workers[1].process.wait(30)
-    taken = post(alone, "port", model_server.port)
-    assert taken.status_code == 422
-    assert f"cannot listen at 127.0.0.1:{model_server.port}" in taken.json()["error"]
-    assert settings(alone)["port"] == old
-    with requests.Session() as session:  # a connection of which the answer still comes
-        answer = session.post(f"{alone.url}/settings", json={"key": "port", "value": new}, timeout=60)
+    new = free_port()
+    answer = post(workers[0], "port", new)
     assert (answer.status_code, answer.json()["settings"]["port"]) == (200, new)
-    alone.port, alone.url = new, f"http://127.0.0.1:{new}"
-    assert settings(alone)["port"] == new
-    assert length(alone) > 0
-
-    def refused() -> bool:
-        try:
-            requests.get(f"http://127.0.0.1:{old}/health", timeout=5)
-        except requests.ConnectionError:
-            return True
-        return False
-
-    wait_for(refused, 10, "the end of the old port")
-    assert delete(alone, "port").json()["settings"]["port"] == old
-    alone.port, alone.url = old, f"http://127.0.0.1:{old}"
-    wait_for(lambda: settings(alone)["port"] == old, 10, "the first port again")
+    assert answer.json()["notes"] == {"port": "kept; takes effect at the next restart"}
+    wait_for(lambda: settings(workers[1])["port"] == new, WITHIN_S, "the new port's news where it was")
+    again = Worker(model_server, model_server.folder / "again.log")
+    try:
+        ready = f"ready: http://127.0.0.1:{new}".encode()
+        wait_for(lambda: ready in again.log.read_bytes(), 60, "the start at the new port")
+        own, again.url = again.port, f"http://127.0.0.1:{new}"
+        assert delete(again, "port").json()["settings"]["port"] == own
+    finally:
+        again.process.terminate()
+        assert again.process.wait(30) == 0, again.log.read_text()
 
 
 def test_a_server_that_starts_takes_the_model_of_the_database(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,8 @@ LIMIT_S = 10.0
 class FakeProcess:
     """Ends when told to; `stubborn` ones only when they are killed."""
 
-    def __init__(self, world: World, name: str, pid: int) -> None:
-        self.world, self.name, self.pid = world, name, pid
+    def __init__(self, world: World, name: str, pid: int, port: int) -> None:
+        self.world, self.name, self.pid, self.port = world, name, pid, port
         self._end: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def end(self, code: int) -> None:
@@ -73,6 +72,8 @@ class World:
         self.missing: set[str] = set()
         self.not_ready: set[str] = set()
         self.keep_ports = False
+        self.host, self.first_port = "127.0.0.1", 5000
+        self.taken: set[int] = set()
         self.open_ports: dict[int, FakeListener] = {}
         self.asks = self.broken = False
         self.silent: set[str] = set()
@@ -85,9 +86,9 @@ class World:
     def spec(self, name: str) -> ProcessSpec:
         log = self.folder / f"{name}.log"
         keeps_port = self.keep_ports and name.startswith("web")
-        port = 5000 + int(name.removeprefix("web")) if keeps_port else 5000
+        port = self.first_port + int(name.removeprefix("web")) if keeps_port else 5000
         return ProcessSpec(
-            name, [name], "127.0.0.1", port, log, lambda: name not in self.not_ready,
+            name, [name], self.host, port, log, lambda: name not in self.not_ready,
             keeps_port=keeps_port, lives=(lambda: self.lives(name)) if self.asks else None,
         )  # fmt: skip
 
@@ -113,12 +114,16 @@ class World:
             raise PortUnavailable(f"port {5000 + number} is taken")
         return self.spec(f"web{number}")
 
+    def check(self, spec: ProcessSpec, held: Collection[int]) -> None:
+        if spec.port in self.taken - set(held):
+            raise PortUnavailable(f"port {spec.port} is taken")
+
     def start(self, spec: ProcessSpec, listener: socket.socket | None) -> FakeProcess:
         if spec.name in self.missing:
             raise FileNotFoundError(2, "No such file or directory", spec.name)
         assert listener is self.open_ports.get(spec.port) if spec.keeps_port else listener is None
         self.story.append(f"{spec.name} started")
-        process = FakeProcess(self, spec.name, 100 + len(self.story))
+        process = FakeProcess(self, spec.name, 100 + len(self.story), spec.port)
         self.running.add(process)
         return process
 
@@ -129,8 +134,8 @@ class World:
 
         self.supervisor = Supervisor(
             [[self.spec(name) for name in stage] for stage in stages],
-            on_ready=on_ready, drain_s=drain_s, stuck_s=9.0, more=self.more, start=self.start, hold=self.hold,
-            clock=lambda: self.now,
+            on_ready=on_ready, drain_s=drain_s, stuck_s=9.0, more=self.more, check=self.check,
+            start=self.start, hold=self.hold, clock=lambda: self.now,
         )  # fmt: skip
 
         def run() -> None:
@@ -158,6 +163,15 @@ class World:
     def becomes(self, name: str, state: str) -> Watched:
         wait_for(lambda: self.watched(name).state == state, LIMIT_S, f"{name} {state}: {self.story}")
         return self.watched(name)
+
+    def becomes_ready(self, name: str, port: int) -> None:
+        """Wait until the process is ready at this port; one of its name may still serve at the old one."""
+
+        def ready() -> bool:
+            there = [each for each in self.supervisor.watched if each.spec.port == port]
+            return [(each.spec.name, each.state) for each in there] == [(name, "ready")]
+
+        wait_for(ready, LIMIT_S, f"{name} at {port}: {self.story}")
 
     def pass_event(self, watched: Watched, process: FakeProcess) -> None:
         """Have the loop handle the readiness of another process than it runs now: it has gone round once."""
@@ -391,7 +405,9 @@ def test_a_restart_that_fails_leaves_the_next_as_they_are(world: World) -> None:
     restarted = world.supervisor.restart()
     wait_for(lambda: world.watched("web1").restarts == 1, LIMIT_S)
     world.process("web1").end(3)
-    with pytest.raises(SupervisorError, match="web1 did not become ready again, it is restarting"):
+    with pytest.raises(
+        SupervisorError, match=r"web1 did not become ready again at 127\.0\.0\.1:5000, it is restarting"
+    ):
         restarted.result(LIMIT_S)
     assert "web2 asked" not in world.story
     assert world.finish() is None
@@ -498,10 +514,80 @@ def test_a_port_stays_open_through_a_restart_and_no_longer_than_its_worker_other
     assert set(world.open_ports) == {5001, 5002}
     world.supervisor.scale(1).result(LIMIT_S)
     assert set(world.open_ports) == {5001}
-    world.supervisor.respecify(lambda number: dataclasses.replace(world.spec("web1"), port=6001)).result(
-        LIMIT_S
-    )
-    assert world.open_ports == {}
+    assert world.finish() is None
+
+
+def test_workers_with_other_ports_are_ready_there_before_they_leave_the_old_ones(world: World) -> None:
+    world.keep_ports = True
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.story.clear()
+    world.first_port = 6000
+    moved = world.supervisor.restart()
+    world.becomes_ready("web2", 6002)
+    assert world.open_ports.keys() == {5001, 5002, 6002}
+    assert world.story == ["web2 started"]  # proxies are given time to find the new place
+    world.now += module.PROXY_RETURN_S
+    world.becomes_ready("web1", 6001)
+    world.now += module.PROXY_RETURN_S
+    moved.result(LIMIT_S)
+    steps = ("started", "asked", "ended")
+    assert world.story == [f"{name} {step}" for name in ("web2", "web1") for step in steps]
+    assert world.open_ports.keys() == {6001, 6002}
+    assert [(each.name, each.port, each.restarts) for each in world.supervisor.report().result(LIMIT_S)] == [
+        ("model", 5000, 0), ("web1", 6001, 1), ("web2", 6002, 1)
+    ]  # fmt: skip
+    assert world.finish() is None
+
+
+def test_where_old_and_new_ports_overlap_a_port_is_left_before_the_next_worker_takes_it(world: World) -> None:
+    world.keep_ports = True
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    for first_port, order in ((5001, ["web2", "web1"]), (5000, ["web1", "web2"])):
+        world.story.clear()
+        world.first_port = first_port
+        moved = world.supervisor.restart()
+        for name in order:
+            world.becomes_ready(name, first_port + int(name[-1]))
+            world.now += module.PROXY_RETURN_S
+        moved.result(LIMIT_S)
+        assert [line.split()[0] for line in world.story if line.endswith("started")] == order
+    assert world.finish() is None
+
+
+def test_workers_stay_where_they_are_if_one_cannot_have_its_new_port(world: World) -> None:
+    world.keep_ports = True
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.story.clear()
+    world.first_port, world.taken = 6000, {6002}
+    with pytest.raises(PortUnavailable, match="port 6002 is taken"):
+        world.supervisor.restart().result(LIMIT_S)
+    assert world.story == []
+    world.taken, world.not_ready = set(), {"web2"}
+    moved = world.supervisor.restart()
+    wait_for(lambda: world.story == ["web2 started"], LIMIT_S)
+    next(each for each in world.running if each.port == 6002).end(3)
+    with pytest.raises(SupervisorError, match=r"web2 did not become ready again at 127\.0\.0\.1:6002"):
+        moved.result(LIMIT_S)
+    world.not_ready = set()
+    assert world.open_ports.keys() == {5001, 5002}
+    assert [each.spec.port for each in world.supervisor.watched] == [5000, 5001, 5002]
+    assert world.finish() is None
+
+
+def test_of_two_hosts_with_one_port_the_old_one_is_left_first(world: World) -> None:
+    world.keep_ports = True
+    world.supervise_until_ready(("model",), ("web1", "web2"))
+    world.story.clear()
+    world.host = "0.0.0.0"
+    moved = world.supervisor.restart()
+    for name in ("web1", "web2"):
+        wait_for(lambda name=name: world.watched(name).spec.host == "0.0.0.0", LIMIT_S)
+        world.becomes(name, "ready")
+        world.now += module.PROXY_RETURN_S
+    moved.result(LIMIT_S)
+    assert world.story == [
+        f"{name} {what}" for name in ("web1", "web2") for what in ("asked", "ended", "started")
+    ]
     assert world.finish() is None
 
 

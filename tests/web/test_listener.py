@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from flask import Flask
 from waitress import wasyncore
 from waitress.server import BaseWSGIServer
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.errors import InvalidSetting, PortUnavailable
 from embedshare.operate.probes import WorkerProbe
 from embedshare.settings import Settings
 from embedshare.supervise.liveness import ANSWER_S, SLACK_S
@@ -144,9 +142,11 @@ def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @contextmanager
-def running(model: EmbeddingClient, settings: Settings) -> Iterator[listener.Listening]:
+def running(
+    model: EmbeddingClient, settings: Settings, app: Flask | None = None
+) -> Iterator[listener.Listening]:
     """A worker in this process."""
-    listening = listener.Listening(create_app(model, settings), settings)
+    listening = listener.Listening(app or create_app(model, settings), settings)
     server = listening._server
     assert isinstance(server, BaseWSGIServer)
     serving = threading.Thread(target=listening.run)
@@ -160,57 +160,11 @@ def running(model: EmbeddingClient, settings: Settings) -> Iterator[listener.Lis
         server.task_dispatcher.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("settings", "refused"),
-    [
-        (Settings(), "EMBEDDING_API_KEYS"),
-        (Settings(api_keys="off"), "EMBEDDING_WEB_SEARCH"),
-        (Settings(api_keys="off", web_search="false"), None),
-    ],
-)
-def test_a_worker_that_runs_is_not_moved_where_others_may_call(
-    model: EmbeddingClient, settings: Settings, refused: str | None
-) -> None:
-    """From loopback, where nobody shows a key, to every address of the machine."""
-    settings = dataclasses.replace(settings, web_port=free_port())
-    listening = listener.Listening(create_app(model, settings), settings)
-    try:
-        if refused is None:
-            listening.prepare("0.0.0.0", free_port())(False)
-        else:
-            with pytest.raises(InvalidSetting, match=refused):
-                listening.prepare("0.0.0.0", free_port())
-        assert listening.address == ("127.0.0.1", settings.web_port)
-    finally:
-        listening._server.close()
-
-
 def answers(host: str, port: int) -> bool:
     try:
         return requests.get(f"http://{host}:{port}/health", timeout=10).status_code == 200
     except requests.ConnectionError:
         return False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is this machine's on Linux alone")
-def test_a_host_that_includes_the_one_of_now_is_listened_at_on_the_same_port(model: EmbeddingClient) -> None:
-    settings = Settings(api_keys="off", web_search="false", web_port=free_port(), web_threads=2)
-    port = settings.web_port
-    with running(model, settings) as listening:
-        settle = listening.prepare("0.0.0.0", None)
-        assert answers("127.0.0.2", port)
-        settle(False)
-        assert (answers("127.0.0.1", port), answers("127.0.0.2", port)) == (True, False)
-        with pytest.raises(PortUnavailable, match=r"listen at 203\.0\.113\.9"):
-            listening.prepare("203.0.113.9", None)
-        with socket.create_server(("127.0.0.2", port)), pytest.raises(PortUnavailable, match="in use"):
-            listening.prepare("0.0.0.0", None)  # found when the old address has been left
-        assert answers("127.0.0.1", port)
-        listening.follow("0.0.0.0", None)
-        assert listening.address == ("0.0.0.0", port)
-        assert answers("127.0.0.2", port)
-        listening.follow(None, None)
-        assert (answers("127.0.0.1", port), answers("127.0.0.2", port)) == (True, False)
 
 
 def test_who_sends_slower_than_a_request_may_arrive_is_cut_off(impatient: int) -> None:
@@ -304,8 +258,9 @@ def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connec
 def test_a_worker_whose_threads_are_all_busy_answers_the_supervisor(model: EmbeddingClient) -> None:
     settings = Settings(web_port=free_port(), web_threads=1)
     done = threading.Event()
-    with running(model, settings) as listening:
-        listening._app.add_url_rule("/busy", view_func=lambda: {"done": done.wait(60)})
+    app = create_app(model, settings)
+    app.add_url_rule("/busy", view_func=lambda: {"done": done.wait(60)})
+    with running(model, settings, app) as listening:
         lives = WorkerProbe(*listening.address)
         with socket.create_connection(listening.address, timeout=20) as busy:
             busy.sendall(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")

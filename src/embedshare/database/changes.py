@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from loguru import logger
 
-from embedshare import model_files
+from embedshare import model_files, platforms
 from embedshare.database import setting_keys
 from embedshare.database.live import Current, Live
 from embedshare.errors import (
@@ -45,26 +45,6 @@ class Kept(Protocol):
     def audit(self, limit: int) -> list[Any]: ...
 
 
-class Listener(Protocol):
-    """What listens for this worker's callers."""
-
-    @property
-    def address(self) -> tuple[str, int]: ...
-    @property
-    def pinned(self) -> bool:
-        """Whether the port is another's to say."""
-
-    def prepare(self, host: str | None, port: int | None) -> Callable[[bool], None]:
-        """See to it that one can listen there, None being as at the start; the callable is told whether that
-        holds, or is taken back.
-
-        Raises PortUnavailable, InvalidSetting.
-        """
-
-    def follow(self, host: str | None, port: int | None) -> None:
-        """Listen there, and nowhere else. Raises as `prepare` does."""
-
-
 class SettingsChanges:
     """What `/settings` answers and does.
 
@@ -74,10 +54,8 @@ class SettingsChanges:
 
     def __init__(self, live: Live, kept: Kept | None, apply_model: Callable[[Settings, int], Any]) -> None:
         self.live = live
-        self.listener: Listener | None = None
-        """Set where this process can listen elsewhere by itself."""
-        self._followed: tuple[str | None, int | None] | None = None
-        self._last_refusal = ""
+        self.place_note = "kept; the program that serves this worker decides where it listens"
+        """The answer's note on a changed `host` or `port`."""
         self._kept = kept
         self._apply_model = apply_model
         self._changing = threading.Lock()
@@ -113,34 +91,7 @@ class SettingsChanges:
 
     def notes(self, changed: set[str]) -> dict[str, str]:
         """What is to be said of keys that were changed and do not hold at once."""
-        if self.listener is None:
-            later = "kept; where this worker listens is said by the program that serves it"
-            return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), later)
-        if self.listener.pinned and "port" in changed:
-            return {"port": "kept; the service manager was started with --port, which stands above this"}
-        return {}
-
-    def move(self) -> None:
-        """Listen where the settings say now, if this process can: another one may have changed them."""
-        if not self._changing.acquire(blocking=False):
-            return  # a change of this process's own, which moves by itself
-        try:
-            self._follow()
-        finally:
-            self._changing.release()
-
-    def _follow(self) -> None:
-        wanted = _place(self.live.now.stored)
-        if self._kept is None or self.listener is None or wanted == self._followed:
-            return
-        try:
-            self.listener.follow(*wanted)
-        except EmbedshareError as error:  # it is tried again: whoever holds the port may leave it
-            if error.message != self._last_refusal:
-                logger.error("{}; it goes on at {}:{}", error.message, *self.listener.address)
-            self._last_refusal = error.message
-        else:
-            self._followed, self._last_refusal = wanted, ""
+        return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), self.place_note)
 
     def _open(self) -> Kept:
         if self._kept is None:
@@ -158,7 +109,6 @@ class SettingsChanges:
             while True:
                 try:
                     self._apply_and_keep(kept, values, deleted, who)
-                    self._follow()
                     return self.live.now
                 except SwapRefused:  # as a rule another worker's change is under way
                     if time.monotonic() >= until:
@@ -172,39 +122,31 @@ class SettingsChanges:
         before = self.live.now
         stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
         wanted = self.live.with_stored(stored)
-        with self._applied(before, wanted, stored):
+        with self._applied(before, wanted):
             kept.change({**values, **dict.fromkeys(deleted, setting_keys.DELETED)}, who)
         kept.look()
 
     @contextmanager
-    def _applied(self, before: Current, wanted: Settings, stored: Mapping[str, Any]) -> Iterator[None]:
+    def _applied(self, before: Current, wanted: Settings) -> Iterator[None]:
         """Within, the wanted settings are in force; what goes wrong there takes them back."""
-        switch: Callable[[bool], None] = lambda to_new: None  # noqa: E731
         changed = {key for key in setting_keys.FIELDS if _of(key, before.settings) != _of(key, wanted)}
-        moved = {key for key in setting_keys.OF_THE_LISTENER if before.stored.get(key) != stored.get(key)}
         try:
-            if moved and self.listener is not None:
-                switch = self.listener.prepare(*_place(stored))
+            if "host" in changed:
+                _check_host(wanted.web_host)
             if changed & setting_keys.OF_THE_MODEL:
                 self._apply_model(wanted, before.version)
         except _OF_THE_VALUE as error:
-            switch(False)
-            names = ", ".join(sorted(_blamed(error, changed | moved)))
+            names = ", ".join(sorted(_blamed(error, changed)))
             raise InvalidSetting(
                 f"{names} cannot be applied, and nothing was changed: {error.message}",
                 name=names, value="", allowed="what the services can serve",
             ) from None  # fmt: skip
-        except BaseException:
-            switch(False)
-            raise
         try:
             yield
         except BaseException:
-            switch(False)
             if changed & setting_keys.OF_THE_MODEL:
                 self._take_back(before)
             raise
-        switch(True)
 
     def _take_back(self, before: Current) -> None:
         try:
@@ -216,7 +158,7 @@ class SettingsChanges:
 def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
     """Of the keys that were changed together, those whose values the services refuse."""
     if isinstance(error, PortUnavailable):
-        likely: Set[str] = setting_keys.OF_THE_LISTENER
+        likely: Set[str] = {"host"}
     elif "setting" in error.fields:
         likely = {error.fields["setting"]}
     else:
@@ -224,8 +166,13 @@ def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
     return changed & likely or changed
 
 
-def _place(stored: Mapping[str, Any]) -> tuple[str | None, int | None]:
-    return stored.get("host"), stored.get("port")
+def _check_host(host: str) -> None:
+    """Raise PortUnavailable where it is no address of this machine: no worker could start with it."""
+    try:
+        platforms.exclusive_listener(host, 0, backlog=1).close()
+    except OSError as error:
+        message = f"no worker can listen at {host}: {error.strerror or error}"
+        raise PortUnavailable(message, host=host) from None
 
 
 def _of(key: str, settings: Settings) -> Any:

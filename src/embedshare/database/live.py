@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,11 @@ class Live:
     def cors_origins(self) -> tuple[str, ...]:
         """Web pages that may call from a browser."""
         return self.now.settings.cors_origins
+
+    def placed(self) -> Settings:
+        """The environment's settings, with the `host` and `port` that hold now: for a worker that starts."""
+        now = self.now.settings
+        return dataclasses.replace(self._environment, web_host=now.web_host, web_port=now.web_port)
 
     def with_stored(self, stored: Mapping[str, Any]) -> Settings:
         """What would hold with these values in the database."""

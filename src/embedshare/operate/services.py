@@ -68,19 +68,14 @@ class Services:
         else:
             logger.info("USE_IPC_EMBEDDING is false: no model server; each worker loads a model of its own")
         first = [[self._server()]] if settings.use_ipc else []
-        return [*first, [self.worker(number) for number in range(1, workers + 1)]]
+        last = [self.worker(number) for number in range(1, workers + 1)]
+        for worker in last:
+            self.check(worker)
+        return [*first, last]
 
     def worker(self, number: int) -> ProcessSpec:
-        """The nth worker, from 1. Raises PortUnavailable where its port is taken."""
-        spec = self.known_worker(number)
-        if spec.port - 1 == self._settings.server_port and number > 1:
-            logger.info("port {} is the model server's; the next worker gets {}", spec.port - 1, spec.port)
-        _check_port(spec.host, spec.port, f"worker {number}")
-        return spec
-
-    def known_worker(self, number: int) -> ProcessSpec:
-        """The nth worker, whose port is not looked at: it may listen there already."""
-        host, port = self.address(self.place, number)
+        """The nth worker, from 1, by what holds now. Raises PortUnavailable where there is no such port."""
+        host, port = worker_address(self.place, number, self._settings.server_port)
         name, url = f"worker-{number}", worker_url(host, port)
         changes = {"EMBEDDING_ON_MODEL_CHANGE": "follow"} if self.workers_follow else {}
         return ProcessSpec(
@@ -95,18 +90,15 @@ class Services:
             lives=self._worker_lives(host, port) if self._worker_lives is not None else None,
         )
 
-    def address(self, place: Place, number: int) -> tuple[str, int]:
-        """See worker_address."""
-        return worker_address(place, number, self._settings.server_port)
-
-    def check(self, place: Place, workers: int, held: Collection[int]) -> None:
-        """Find out whether so many workers can listen at `place`; ports that they `held` are theirs to take.
+    def check(self, worker: ProcessSpec, held: Collection[int] = ()) -> None:
+        """Find out whether a worker can listen at its port; those `held` are the workers' own to take.
 
         Raises PortUnavailable.
         """
-        for number in range(1, workers + 1):
-            host, port = self.address(place, number)
-            _check_port(host, port, f"worker {number}", held=port in held)
+        left_out = worker.port - 1
+        if left_out == self._settings.server_port and worker.port > self.place.port:
+            logger.info("port {} is the model server's; the next worker gets {}", left_out, worker.port)
+        _check_port(worker.host, worker.port, worker.name.replace("-", " "), held=worker.port in held)
 
     def _server(self) -> ProcessSpec:
         return ProcessSpec(

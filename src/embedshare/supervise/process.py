@@ -37,6 +37,11 @@ class ProcessSpec:
     """Asked from a thread each second once it is ready: whether it answers, within liveness.ANSWER_S. None: a
     process that hangs is not noticed"""
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.host, self.port
+
 
 class Child:
     """A started process. Its output goes to its log file, its end can be waited for."""

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,7 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Watched:
     """A process as the supervisor sees it."""
 
@@ -141,7 +141,9 @@ class Supervisor:
     """Runs processes in stages: each stage starts when all of the one before are ready.
 
     `on_ready` is called once, when everything runs. `drain_s`: how long a process may finish its work.
-    `more(n)` tells what the nth process of the last stage is, from 1; `rotate` keeps a log file short.
+    `more(n)` tells what the nth process of the last stage is from its next start on, from 1; `check(spec,
+    held)` raises where one cannot listen at a new port, `held` being the stage's own. `rotate` keeps a log
+    file short.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Supervisor:
         drain_s: float,
         stuck_s: float = float("inf"),
         more: Callable[[int], ProcessSpec] | None = None,
+        check: Callable[[ProcessSpec, Collection[int]], None] = lambda spec, held: None,
         rotate: Callable[[Path], None] = lambda log: None,
         start: Callable[[ProcessSpec, socket.socket | None], Process] = Child,
         hold: Callable[[str, int], socket.socket | None] = held_port.hold,
@@ -162,6 +165,7 @@ class Supervisor:
         self._stop_s = drain_s + STOP_GRACE_S
         self._stuck_s = stuck_s
         self._more = more
+        self._check = check
         self._rotate = rotate
         self._start_process = start
         self._hold = hold
@@ -183,25 +187,13 @@ class Supervisor:
         """How every process is, asked of the loop."""
         return self._in_loop(lambda: [self._reported(watched) for watched in self.watched])
 
-    def respecify(self, spec: Callable[[int], ProcessSpec]) -> Future[None]:
-        """Have the processes of the last stage be `spec(1)`, `spec(2)`, … from their next starts on.
-
-        Those that run go on; whether they are ready is asked as the new ones say.
-        """
-
-        def replace() -> None:
-            for number, watched in enumerate(self._stages[-1], 1):
-                before, watched.spec = watched.spec, spec(number)
-                if (before.host, before.port) != (watched.spec.host, watched.spec.port):
-                    _release_port(watched)
-
-        return self._in_loop(replace)
-
     def restart(self, names: Sequence[str] | None = None) -> Future[None]:
         """Stop and start processes, one after another: each is ready before the next is asked to stop.
 
-        None: all of the last stage. Raises SupervisorError for a name that there is not, and where one does
-        not become ready again: those after it are left as they are.
+        None: all of the last stage. One that has another port from now on is ready there before it leaves
+        the old one. Raises SupervisorError for a name that there
+        is not, and where one does not become ready again: those after it are left as they are. Raises what
+        `check` does, before anything is stopped.
         """
         return self._ask_for(self._restart_in_turn(names))
 
@@ -303,21 +295,53 @@ class Supervisor:
 
     def _restart_in_turn(self, names: Sequence[str] | None) -> Iterator[Condition]:
         chosen = [self._named(name) for name in names] if names is not None else list(self._stages[-1])
-        for watched in chosen:
-            if watched not in self.watched:
-                continue  # it was scaled away meanwhile
-            logger.info("{} is restarted, as was asked", watched.spec.name)
-            if watched.spec.keeps_port and watched.listener is None and watched is not chosen[0]:
+        turns = [(watched, self._next_spec(watched)) for watched in chosen]
+        held = {watched.spec.port for watched in self._stages[-1]}
+        for watched, spec in turns:
+            if spec.address != watched.spec.address:
+                self._check(spec, held)
+        if any(spec.port > watched.spec.port for watched, spec in turns):
+            turns.reverse()  # where old and new ports overlap, a port has been left when its next user comes
+        for watched, spec in turns:
+            logger.info("{} is restarted, as was asked", spec.name)
+            if spec.port != watched.spec.port:
+                yield from self._move(watched, spec)
+                continue
+            same_host = spec.host == watched.spec.host  # two that include each other cannot both have a port
+            stays_open = same_host and watched.listener is not None
+            if spec.keeps_port and not stays_open and watched is not turns[0][0]:
                 yield self._after(PROXY_RETURN_S)
-            yield self._begin_to_stop(watched, keeps_port=True)
-            watched.policy, watched.restarts = RestartPolicy(), watched.restarts + 1
+            yield self._begin_to_stop(watched, keeps_port=same_host)
+            watched.spec, watched.policy, watched.restarts = spec, RestartPolicy(), watched.restarts + 1
             self._start(watched)
             yield self._has_started(watched)
             if watched.state != "ready":
-                raise SupervisorError(
-                    f"{watched.spec.name} did not become ready again, it is {watched.state}; what was to be "
-                    f"restarted after it was left as it is; see {watched.spec.log}"
-                )
+                raise _did_not_return(watched)
+
+    def _next_spec(self, watched: Watched) -> ProcessSpec:
+        stage = self._stages[-1]
+        if self._more is None or watched not in stage:
+            return watched.spec
+        return self._more(stage.index(watched) + 1)
+
+    def _move(self, old: Watched, spec: ProcessSpec) -> Iterator[Condition]:
+        """Start a process at its new port, then stop it at the old one.
+
+        Proxies need PROXY_RETURN_S to try a port again that refused them.
+        """
+        stage = self._stages[-1]
+        new = Watched(spec, restarts=old.restarts + 1, last_end=old.last_end)
+        self._start(new)
+        stage.insert(stage.index(old), new)
+        yield self._has_started(new)
+        failure = None if new.state == "ready" else _did_not_return(new)
+        if failure is None:
+            yield self._after(PROXY_RETURN_S)
+        leaving = old if failure is None else new
+        yield self._begin_to_stop(leaving)
+        stage.remove(leaving)
+        if failure is not None:
+            raise failure
 
     def _scale_to(self, count: int) -> Iterator[Condition]:
         stage = self._stages[-1]
@@ -326,6 +350,7 @@ class Supervisor:
         added = []
         while len(stage) < count:
             watched = Watched(self._more(len(stage) + 1))
+            self._check(watched.spec, ())
             self._start(watched)
             stage.append(watched)
             added.append(watched)
@@ -541,6 +566,14 @@ def _release_port(watched: Watched) -> None:
     if watched.listener is not None:
         watched.listener.close()
         watched.listener = None
+
+
+def _did_not_return(watched: Watched) -> SupervisorError:
+    spec = watched.spec
+    return SupervisorError(
+        f"{spec.name} did not become ready again at {spec.host}:{spec.port}, it is {watched.state}; what was "
+        f"to be restarted after it was left as it is; see {spec.log}"
+    )
 
 
 def _how(code: int) -> str:

@@ -23,14 +23,14 @@ _ANY = "*"
 _SHOWN_CHARS = 100
 
 
-def register(app: Flask, settings: Callable[[], Settings]) -> None:
-    """Put the guards before every request; `settings` are asked for each time, since they may change."""
+def register(app: Flask, settings: Settings, cors_origins: Callable[[], Sequence[str]]) -> None:
+    """Put the guards before every request; the origins that CORS allows may change while the worker runs."""
+    host_names = (*settings.allowed_hosts, settings.web_host)
 
     @app.before_request
     def refuse_others() -> None:
-        now = settings()
         host = request.environ.get("HTTP_HOST", "")
-        check_host(host, (*now.allowed_hosts, now.web_host))
+        check_host(host, host_names)
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return  # the browser asks whether a page may: cors.py answers
         check_origin(
@@ -40,7 +40,7 @@ def register(app: Flask, settings: Callable[[], Settings]) -> None:
             and request.headers.get("Sec-Fetch-Mode") == "navigate"
             and request.headers.get("Sec-Fetch-Dest") == "document",
             host=host,
-            allowed=now.cors_origins,
+            allowed=cors_origins(),
         )
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 from flask import Flask
-from loguru import logger
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
-from embedshare import platforms
-from embedshare.errors import InvalidSetting, PortUnavailable
+from embedshare.errors import PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import errors, headers, load, paths
 from embedshare.web.loop import Loop, Sockets
@@ -31,7 +27,7 @@ MOST_CONNECTIONS = 1000
 #: A request has so many seconds to arrive, and one more for each of so many bytes. Who is slower is cut off:
 #: connections that never finish would take all places in the end.
 ARRIVAL_S, ARRIVAL_BYTES_A_S = 30.0, 1000
-#: A connection to an address that was left is answered for so long, in seconds: a request may be on its way.
+#: A worker that ends answers its connections for so long, in seconds: a request may be on its way.
 LEAVING_S = 1.0
 #: A worker that ends looks this often whether its last requests are answered, in seconds.
 LOOK_EVERY_S = 0.02
@@ -39,13 +35,10 @@ LOOK_EVERY_S = 0.02
 LAST_S = 1
 #: The answer to a ping, OPTIONS *, see operate/probes.py.
 _PONG = b"HTTP/1.1 204 No Content\r\n\r\n"
-_MOVED = "listening at {}:{} now, and no more at {}:{}"
 
 
 class Listening:
-    """Serves an application, at first where the settings say."""
-
-    pinned = False
+    """Serves an application where the settings say."""
 
     def __init__(self, app: Flask, settings: Settings, inherited: socket.socket | None = None) -> None:
         """Raises PortUnavailable.
@@ -53,9 +46,8 @@ class Listening:
         `inherited` listens at the settings' address already, and another process keeps it open. A body over
         the limit is refused by its Content-Length, or when as much has come of a chunked one.
         """
-        self._app = app
-        self._settings = settings
-        self._options: dict[str, Any] = {
+        self._drain_s = settings.drain_s
+        options: dict[str, Any] = {
             "threads": settings.web_threads, "ident": None,
             "max_request_body_size": settings.max_message_bytes + 1,  # the first size it refuses
             "max_request_header_size": MOST_HEADER_BYTES,
@@ -63,19 +55,20 @@ class Listening:
             "connection_limit": MOST_CONNECTIONS,
         }  # fmt: skip
         self._sockets = Sockets()
-        self._moving = threading.Lock()
         self._runs = self._leaves = False
         host, port = settings.web_host, settings.web_port
         where = {"host": host, "port": port} if inherited is None else {"sockets": [inherited]}
         try:
-            self._server = create_server(app, self._sockets, **where, **self._options)
+            self._server = create_server(app, self._sockets, **where, **options)
         except OSError as error:
             raise _unavailable(host, port, error) from None
         self._loop = Loop(self._sockets)
         self._server.asyncore = self._loop  # type: ignore[assignment]
         self.address = host, port
         """Where it listens, or is about to."""
-        self._listeners = self._new_listeners(set())
+        self._listeners = [each for each in self._sockets.values() if isinstance(each, BaseWSGIServer)]
+        for listener in self._listeners:
+            listener.channel_class = _Channel
         tasks = self._server.task_dispatcher
         app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
 
@@ -98,7 +91,7 @@ class Listening:
         threading.Thread(target=self._leave, name="leaving", daemon=True).start()
 
     def _leave(self) -> None:
-        began, drain_s = time.monotonic(), self._settings.drain_s
+        began, drain_s = time.monotonic(), self._drain_s
         self._in_loop(self._say_goodbye)
         while self._channels() and time.monotonic() < began + min(LEAVING_S, drain_s):
             time.sleep(LOOK_EVERY_S)
@@ -122,122 +115,18 @@ class Listening:
     def _channels(self) -> list[_Channel]:
         return [each for each in list(self._sockets.values()) if isinstance(each, _Channel)]
 
-    def prepare(self, host: str | None, port: int | None) -> Callable[[bool], None]:
-        """Listen there as well, None being as at the start; the callable, told whether to move, ends
-        listening at the old address, or at this one again.
-
-        Requests that have come at the old one are answered. Where both are one port of two hosts that include
-        each other, such as 0.0.0.0 and 127.0.0.1, only one can be listened at: the other is left first.
-        Raises PortUnavailable, and what `check_reach` raises.
-        """
-        host, port = host or self._settings.web_host, port or self._settings.web_port
-        self.check_reach(host)
-        with self._moving:
-            before, old = self.address, self._listeners
-            if (host, port) == before:
-                return lambda moves: None
-            try:
-                new = self._listen(host, port)
-            except PortUnavailable:
-                if port != before[1]:
-                    raise
-                return self._replace(host, port)
-
-        def settle(moves: bool) -> None:
-            with self._moving:
-                if not moves:
-                    self.address, self._listeners = before, old
-            self._wake(lambda: _close(old if moves else new))
-            if moves:
-                logger.info(_MOVED, host, port, *before)
-
-        return settle
-
-    def follow(self, host: str | None, port: int | None) -> None:
-        """Listen there, and no more at the address before; raises as `prepare` does."""
-        self.prepare(host, port)(True)
-
-    def _listen(self, host: str, port: int) -> list[BaseWSGIServer]:
-        try:
-            sock = platforms.exclusive_listener(host, port, backlog=1024)
-        except OSError as error:
-            raise _unavailable(host, port, error) from None
-        known = set(self._sockets)
-        create_server(
-            self._app, self._sockets, _dispatcher=self._server.task_dispatcher, sockets=[sock],
-            **self._options,
-        )  # fmt: skip
-        self._listeners = new = self._new_listeners(known)
-        self.address = host, port
-        self._wake()
-        return new
-
-    def _replace(self, host: str, port: int) -> Callable[[bool], None]:
-        """What `prepare` does where the old address must be left before the new one can be had."""
-        before = self.address
-        try:
-            platforms.exclusive_listener(host, 0, backlog=1).close()  # it is an address of this machine
-        except OSError as error:
-            raise _unavailable(host, port, error) from None
-
-        def go(to: tuple[str, int], back: tuple[str, int]) -> None:
-            _close(self._listeners)
-            try:
-                self._listen(*to)
-            except PortUnavailable:
-                self._listen(*back)
-                raise
-
-        self._in_loop(lambda: go((host, port), before))
-
-        def settle(moves: bool) -> None:
-            if moves:
-                logger.info(_MOVED, host, port, *before)
-                return
-            with self._moving:
-                self._in_loop(lambda: go(before, (host, port)))
-
-        return settle
-
     def _in_loop(self, do: Callable[[], None]) -> None:
         """Have the loop do this, and wait until it is done: a socket that it waits at would stay open."""
-        if not self._runs:
-            do()
-            return
-        done: Future[None] = Future()
+        done = threading.Event()
 
         def report() -> None:
             try:
                 do()
-                done.set_result(None)
-            except BaseException as error:
-                done.set_exception(error)
+            finally:
+                done.set()
 
         self._wake(report)
-        done.result()
-
-    def check_reach(self, host: str) -> None:
-        """Raise InvalidSetting where who may call, or what for, would be another at such a host: that is
-        decided once, at the start."""
-        now, there = self._settings, dataclasses.replace(self._settings, web_host=host)
-        for name, before, after in (
-            ("EMBEDDING_API_KEYS", now.asks_for_keys, there.asks_for_keys),
-            ("EMBEDDING_WEB_SEARCH", now.searches_the_web, there.searches_the_web),
-        ):
-            if before != after:
-                raise InvalidSetting(
-                    f"host is {host!r}: {name}=auto depends on whether that is this machine alone, and was "
-                    f"decided when the worker started; set {name} in the environment, or EMBEDDING_HOST, and "
-                    "start it again",
-                    name="host", value=host, allowed="a host of the same reach",
-                )  # fmt: skip
-
-    def _new_listeners(self, known: set[int]) -> list[BaseWSGIServer]:
-        new = [each for number, each in list(self._sockets.items()) if number not in known]
-        listeners = [each for each in new if isinstance(each, BaseWSGIServer)]
-        for listener in listeners:
-            listener.channel_class = _Channel
-        return listeners
+        done.wait()
 
     def _wake(self, then: Callable[[], None] | None = None) -> None:
         """Have the loop look at its sockets anew, and do this."""
@@ -415,7 +304,7 @@ class _Channel(HTTPChannel):
 
 
 class _LeavingChannel(_Channel):
-    """A connection to an address that is being left."""
+    """A connection to a worker that ends."""
 
     def __init__(self, server: BaseWSGIServer, *arguments: Any, **options: Any) -> None:
         super().__init__(server, *arguments, **options)

@@ -21,7 +21,6 @@ from embedshare.errors import (
     OutOfMemory,
     ServerUnavailable,
     SettingsFixed,
-    SupervisorUnavailable,
     SwapRefused,
     TooLarge,
     UnknownSetting,
@@ -32,7 +31,7 @@ from embedshare.web import body, openapi
 MOST_CHANGES, CHANGES = 1000, 100
 _CHANGING = (
     UnknownSetting, SettingsFixed, InvalidSetting, DatabaseUnavailable, SwapRefused, ServerUnavailable,
-    OutOfMemory, DeadlineExceeded, SupervisorUnavailable,
+    OutOfMemory, DeadlineExceeded,
 )  # fmt: skip
 _SENT = (InvalidInput, TooLarge, UnsupportedMediaType)
 
