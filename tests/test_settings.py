@@ -66,6 +66,7 @@ CHOICES = {
     "EMBEDDING_LOG_FORMAT": ("text", "json"),
     "EMBEDDING_LOG_LEVEL": ("debug", "info", "warning", "error"),
     "EMBEDDING_API_KEYS": ("auto", "required", "off"),
+    "EMBEDDING_WEB_LOOP": ("own", "waitress"),
     "EMBEDDING_WEB_SEARCH": ("auto", "true", "false"),
 }
 BOOLEANS = (

@@ -512,6 +512,12 @@ class Settings:
     web_threads: int = _setting(
         "EMBEDDING_WEB_THREADS", _whole(1, 256), 16, "Requests a web worker answers at once"
     )
+    web_loop: str = _setting(
+        "EMBEDDING_WEB_LOOP",
+        _choice("own", "waitress"),
+        "own",
+        "The loop of a web worker: `waitress` is that library's, which costs more with each open connection",
+    )
 
     api_keys: str = _setting(
         "EMBEDDING_API_KEYS",

@@ -18,7 +18,7 @@ from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarg
 from embedshare.errors import PortUnavailable
 from embedshare.settings import Settings
 from embedshare.web import errors, headers, load, paths
-from embedshare.web.loop import Loop, Sockets
+from embedshare.web.loop import Loop, Sockets, StockLoop
 
 #: Bytes of a request's line and headers together; clients send a few hundred.
 MOST_HEADER_BYTES = 32 * 1024
@@ -62,7 +62,7 @@ class Listening:
             self._server = create_server(app, self._sockets, **where, **options)
         except OSError as error:
             raise _unavailable(host, port, error) from None
-        self._loop = Loop(self._sockets)
+        self._loop = (Loop if settings.web_loop == "own" else StockLoop)(self._sockets)
         self._server.asyncore = self._loop  # type: ignore[assignment]
         self.address = host, port
         """Where it listens, or is about to."""
@@ -267,8 +267,9 @@ class _Channel(HTTPChannel):
     pinged = False
     """Whether the supervisor asks here whether this worker lives."""
 
-    rests = False
-    """Whether the loop waits for nothing that it sends."""
+    rests = True
+    """Whether the loop may be waiting for nothing that it sends, and has to be woken. Loop keeps this up to
+    date, StockLoop does not."""
 
     _arriving: HTTPRequestParser | None = None
     _began = 0.0

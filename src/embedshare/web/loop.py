@@ -104,6 +104,17 @@ class Loop:
             self._ask(number)
 
 
+class StockLoop(Loop):
+    """waitress's own turns, each of which asks every connection (EMBEDDING_WEB_LOOP=waitress)."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        super().__init__(sockets)
+        sockets.changed = deque(maxlen=0)  # it is told of no changes, since it looks for them
+
+    def _turn(self, timeout: float) -> None:
+        wasyncore.loop(timeout, use_poll=True, map=self._sockets, count=1)  # select ends at 1,024 files
+
+
 def _wanted(each: Any) -> int:
     wanted = _READ if each.readable() else 0
     return wanted | _WRITE if each.writable() and not each.accepting else wanted
