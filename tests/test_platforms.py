@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from embedshare import platforms
 from tests.forking import forks, holds_in_forked_child
+from tests.processes import environment
 
 
 def group(folder: Path, limit: str, used: int = 100, reclaimable: int = 10) -> None:
@@ -112,6 +114,17 @@ def test_an_object_that_is_gone_leaves_nothing_behind() -> None:
     assert len(platforms._in_child) == before + 1
     del one
     assert len(platforms._in_child) == before
+
+
+def test_an_exit_with_objects_that_are_still_there_says_nothing() -> None:
+    program = (
+        "from embedshare.backoff import Backoff\n"
+        "from embedshare.breaker import Breaker, Limits\n"
+        "breaker = Breaker(Limits(Backoff(1, 10)))\n"
+        "attempt = breaker.admit()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 @forks

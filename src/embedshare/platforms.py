@@ -67,7 +67,7 @@ def replace(source: Path, target: Path) -> None:
     )
 
 
-_in_child: dict[int, Callable[[], Callable[[], object] | None]] = {}
+_in_child: dict[int, Callable[[], object]] = {}
 _numbers = itertools.count()
 
 
@@ -78,18 +78,24 @@ def after_fork_in_child(callback: Callable[[], object]) -> None:
     fork.
     """
     number, forget = next(_numbers), _in_child.pop
-    if isinstance(callback, MethodType):
-        _in_child[number] = weakref.WeakMethod(callback, lambda _: forget(number, None))
-    else:
-        _in_child[number] = lambda: callback
+    if not isinstance(callback, MethodType):
+        _in_child[number] = callback
+        return
+    # A WeakMethod would print an AttributeError at exits where its object ends after it (CPython 3.11).
+    method, owner = callback.__func__, weakref.ref(callback.__self__, lambda _: forget(number, None))
+
+    def reset() -> None:
+        living = owner()
+        if living is not None:
+            method(living)
+
+    _in_child[number] = reset
 
 
 def _reset_after_fork() -> None:
     with ExitStack() as callbacks:  # one that raises, which Python prints, does not keep the others from it
-        for reference in reversed(list(_in_child.values())):
-            callback = reference()
-            if callback is not None:
-                callbacks.callback(callback)
+        for callback in reversed(list(_in_child.values())):
+            callbacks.callback(callback)
 
 
 if hasattr(os, "register_at_fork"):
