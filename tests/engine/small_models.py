@@ -189,6 +189,11 @@ def _cnn() -> Any:
     return _seeded(lambda: modules().CNN(wide(DIMENSION), wide(16), [1, 3]))
 
 
+def _word_weights() -> Any:
+    words = sorted(tokenizer().get_vocab().items(), key=lambda pair: pair[1])
+    return modules().WordWeights([word for word, _ in words], {word: 0.1 + id % 7 for word, id in words})
+
+
 def _lstm() -> list[Any]:
     lstm = _seeded(lambda: modules().LSTM(wide(DIMENSION), wide(16)))
     return [_word_embeddings(), lstm, modules().Pooling(wide(DIMENSION))]
@@ -266,6 +271,9 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         _SENTENCES,
     ),
     "BERT, CNN": (lambda at: saved(at, [bert(at), _cnn(), modules().Pooling(wide(32))]), _SENTENCES),
+    "BERT, WordWeights": (
+        lambda at: saved(at, [bert(at), _word_weights(), modules().Pooling(wide(DIMENSION))]), "openvino",
+    ),
     "RoBERTa, more tokens than positions": (
         lambda at: saved(at, pooled(trunk(at, "Roberta", _ROBERTA, max_seq_length=66))), "openvino",
     ),
@@ -273,9 +281,9 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda at: saved(at, pooled(trunk(at, "T5.EncoderModel", _T5, tokenizer(10**30)))), "openvino",
     ),
     "ModernBERT, a wide window": (
-        lambda at: saved(at, pooled(trunk(at, "ModernBert", _WIDE, tokenizer(1024)), "cls")), "torch",
+        lambda at: saved(at, pooled(trunk(at, "ModernBert", _WIDE, tokenizer(1024)), "cls")), "openvino",
     ),
-    "Qwen3": (lambda at: saved(at, pooled(trunk(at, "Qwen3", DECODER), "lasttoken")), "torch"),
+    "Qwen3": (lambda at: saved(at, pooled(trunk(at, "Qwen3", DECODER), "lasttoken")), "openvino"),
     "Qwen3, chat template": (_chat, _SENTENCES),
     "WordEmbeddings": (lambda at: saved(at, pooled(_word_embeddings())), _SENTENCES),
     "WordEmbeddings, LSTM": (lambda at: saved(at, _lstm()), _SENTENCES),

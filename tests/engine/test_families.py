@@ -30,7 +30,7 @@ from tests.processes import LONG
 WORDS = " ".join(f"Wörd{number}" for number in range(260))
 TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many workers. " * 8, WORDS[:900], WORDS]
 
-CONVERTED = {"BERT, a tokenizer of cased letters", "BERT, truncate_dim"}
+CONVERTED = {"BERT, a tokenizer of cased letters", "BERT, truncate_dim", "Qwen3", "BERT, WordWeights"}
 
 
 def reference(folder: Path) -> Any:
@@ -91,7 +91,7 @@ def test_more_of_a_family_have_the_vectors_of_sentence_transformers(name: str, t
 @pytest.mark.parametrize(
     ("window", "longest", "shown"), [(1500, 2048, True), (3000, 8192, False), (64, 8192, True)]
 )
-def test_the_longest_text_of_the_proof_shows_every_window_or_no_layout_is_tried(
+def test_the_longest_text_of_the_proof_shows_every_window_or_only_the_models_own_masks_are_tried(
     window: int, longest: int, shown: bool, tmp_path: Path
 ) -> None:
     config = {**MODERN, "local_attention": window, "max_position_embeddings": 8192}

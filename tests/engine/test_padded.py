@@ -189,7 +189,7 @@ def test_a_model_that_does_not_pack_is_served(tmp_path: Path, monkeypatch: pytes
 
     from embedshare.engine.model import Engine
 
-    monkeypatch.setattr(embedders, "find_layout", lambda *_: None)
+    monkeypatch.setattr(embedders, "find_form", lambda *_: None)
     folder = small_model(tmp_path, "Bert", "mean")
     settings = settings_for(tmp_path, str(folder), runtime="torch")
     assert isinstance(loading.load(settings, "cpu", None).runtime, PaddedRuntime)

@@ -17,7 +17,7 @@ from embedshare.engine.facts import ModelFacts
 
 #: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, or is
 #: verified otherwise.
-GRAPH_VERSION = 3
+GRAPH_VERSION = 4
 #: Graphs that are kept; the one used longest ago goes first. One takes as much room as the model's weights.
 KEPT = 4
 

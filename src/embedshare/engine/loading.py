@@ -185,16 +185,16 @@ def _fast(
     embedders.check_cut(model, tokenizer)
     if device.startswith("cuda"):
         return _Parts(PaddedRuntime(model, resolve_dtype(settings.dtype, device)), tokenizer, facts)
-    embedder = embedders.Embedder(model).eval()
-    layout = embedders.find_layout(model, embedder, proof, sequences)
-    facts = msgspec.structs.replace(facts, layout=layout)
+    form = embedders.find_form(model, proof, sequences)
+    facts = msgspec.structs.replace(facts, layout=form[1] if form else None)
     if _wants_openvino(settings, device):
         from embedshare.engine.runtimes.conversion import convert
         from embedshare.engine.runtimes.openvino import OpenVinoRuntime, write_graph
 
         try:
-            if layout is None:
+            if form is None:
                 raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
+            embedder, layout = form
             graph = convert(embedder, layout, proof, sequences)
             runtime = OpenVinoRuntime(graph, layout, settings.dtype)
             _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path))
@@ -204,9 +204,10 @@ def _fast(
                 raise
             logger.info("{}; torch runs it instead", error)
     dtype = resolve_dtype(settings.dtype, device)
-    if layout is None:
+    if form is None or form[1].one_text_a_row:
         logger.info("the model does not take packed batches; they are padded instead")
         return _Parts(PaddedRuntime(model, dtype), tokenizer, facts)
+    embedder, layout = form
     return _Parts(TorchRuntime(embedder, device, layout, dtype), tokenizer, facts)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from embedshare.engine.runtimes.embedder import Embedder
 from embedshare.engine.runtimes.openvino import cpu_core
-from embedshare.engine.runtimes.packing import Layout, pack
-from embedshare.engine.runtimes.proof import SHORT, Proof, in_batches
+from embedshare.engine.runtimes.packing import WIDTHS, Layout, pack
+from embedshare.engine.runtimes.proof import SHORT, Proof, Sample, in_batches
 from embedshare.errors import UnsupportedModel
 
 
@@ -35,8 +35,30 @@ def convert(embedder: Embedder, layout: Layout, proof: Proof, sequences: list[li
     compiled = cpu_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(batch: list[list[int]]) -> np.ndarray:
-        rows: np.ndarray = compiled(list(pack(batch, layout)))[0]
+        try:
+            rows: np.ndarray = compiled(list(pack(batch, layout)))[0]
+        except RuntimeError as error:
+            raise UnsupportedModel(f"the converted graph does not run at every width: {error}") from error
         return rows.copy()
 
     proof.check(in_batches(sequences, run), "the converted graph's vectors")
+    cuts = _cuts(sequences)
+    _proof_of(embedder, layout, cuts).check(
+        np.concatenate([run([ids]) for ids in cuts]), "the converted graph's vectors"
+    )
     return graph
+
+
+def _cuts(sequences: list[list[int]]) -> list[list[int]]:
+    """Sequences for rows of each width: of a model whose code asks how long its texts are, tracing keeps the
+    one branch that it took."""
+    longest = max(sequences, key=len)
+    return [longest[:width] for width in WIDTHS if width <= len(longest)] or [longest]
+
+
+def _proof_of(embedder: Embedder, layout: Layout, sequences: list[list[int]]) -> Proof:
+    """The vectors of `embedder` itself, each computed alone."""
+    with torch.inference_mode():
+        rows = [embedder(*map(torch.from_numpy, pack([ids], layout))).numpy() for ids in sequences]
+    samples = [Sample(f"{len(ids)} tokens") for ids in sequences]
+    return Proof(samples, np.concatenate(rows), rows[0].shape[1])

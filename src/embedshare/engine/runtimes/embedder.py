@@ -1,9 +1,9 @@
 """A SentenceTransformer as one module from packed token ids to vectors: transformer, pooling, dense,
 normalise.
 
-The fast runtimes run this module, or what it was converted to. Whether a model's attention can be packed is
-not guessed from its name: each layout is held against the proof (see `proof`), and the first that agrees is
-used.
+The fast runtimes run this module, or what it was converted to. How a model's attention can be packed is not
+guessed from its name: each mask and layout is held against the proof (see `proof`), and the first that agrees
+is used.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from sentence_transformers.base.modules import Transformer
 from transformers.utils import logging as transformers_logging
 
 from embedshare.engine.facts import ModelFacts
+from embedshare.engine.runtimes.masks import MASKS, Mask, own, whole_text
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.engine.runtimes.proof import Proof, in_batches, set_longest, shows_windows, tokenizer_in
 from embedshare.engine.tokens import LONGEST, TextTokenizer, with_truncation
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
-_MASKED = -30000.0  # as good as minus infinity, and finite in float16 too
-
 
 class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed: minutes and gigabytes
-    """Packed batches (see `packing.Packed`) to float32 vectors (texts, dimension)."""
+    """Packed batches (see `packing.Packed`) to float32 vectors (texts, dimension).
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    `mask`: how the transformer is told which tokens see each other.
+    """
+
+    def __init__(self, model: SentenceTransformer, mask: Mask = whole_text) -> None:
         super().__init__()
         first, *rest = list(model)
         self.transformer = first.auto_model
         self.rest = torch.nn.ModuleList(rest)
+        self.mask = mask
 
     def forward(
         self,
@@ -43,12 +46,15 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         segments: torch.Tensor,
         places: torch.Tensor,
     ) -> torch.Tensor:
-        same_text = (segments[:, :, None] == segments[:, None, :])[:, None]
-        bias = torch.where(same_text, 0.0, _MASKED).to(self.transformer.dtype)
-        hidden = self.transformer(input_ids=input_ids, attention_mask=bias, position_ids=position_ids)[0]
-        tokens = hidden.reshape(-1, hidden.shape[-1])[places.clamp(min=0)]
+        hidden = self.mask(self.transformer, input_ids, position_ids, segments)
+        found = places.clamp(min=0)
+        tokens = hidden.reshape(-1, hidden.shape[-1])[found]
         # Pooling adds up many values: it stays in float32 whatever the transformer computes in.
-        features = {"token_embeddings": tokens.float(), "attention_mask": (places >= 0).long()}
+        features = {
+            "token_embeddings": tokens.float(),
+            "attention_mask": (places >= 0).long(),
+            "input_ids": input_ids.reshape(-1)[found],
+        }
         for module in self.rest:
             features = module(features)
         return features["sentence_embedding"]
@@ -128,36 +134,48 @@ def facts_of(model: SentenceTransformer, proof: Proof) -> ModelFacts:
     )
 
 
-def find_layout(
-    model: SentenceTransformer, embedder: Embedder, proof: Proof, sequences: list[list[int]]
-) -> Layout | None:
-    """The layout in which `embedder` agrees with the proof, packed if possible; None if none does.
+def find_form(
+    model: SentenceTransformer, proof: Proof, sequences: list[list[int]]
+) -> tuple[Embedder, Layout] | None:
+    """The embedder and the layout of its batches that agree with the proof, packed if possible; None if
+    none do.
 
     `sequences`: the token ids of the proof's samples.
     """
-    if not shows_windows(model):
-        return None
-    padding_id = getattr(model[0].auto_model.config, "pad_token_id", None) or 0
+    transformer = model[0].auto_model
+    tried = MASKS if shows_windows(model) else (own,)  # whose windows are right, whether they show or not
+    padding_id = getattr(transformer.config, "pad_token_id", None) or 0
+    attention = transformer.config._attn_implementation
     for one_text_a_row in (False, True):
-        for first_position in dict.fromkeys((0, padding_id + 1)):
-            layout = Layout(first_position, one_text_a_row)
-
-            def run(batch: list[list[int]], layout: Layout = layout) -> np.ndarray:
-                arrays = [torch.from_numpy(array).to(model.device) for array in pack(batch, layout)]
-                with torch.inference_mode():
-                    rows: np.ndarray = embedder(*arrays).float().cpu().numpy()
-                return rows
-
-            try:
-                proof.check(in_batches(sequences, run), "packed batches")
-            except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-                logger.debug("layout {} does not run: {}", layout, error)
-                continue
-            except UnsupportedModel as error:
-                logger.debug("layout {} is not taken: {}", layout, error)
-                continue
-            return layout
+        for mask in tried:
+            embedder = Embedder(model, mask).eval()
+            for first_position in dict.fromkeys((0, padding_id + 1)):
+                layout = Layout(first_position, one_text_a_row)
+                if _agrees(embedder, layout, model.device, proof, sequences):
+                    return embedder, layout
+    transformer.set_attn_implementation(attention)
     return None
+
+
+def _agrees(
+    embedder: Embedder, layout: Layout, device: torch.device, proof: Proof, sequences: list[list[int]]
+) -> bool:
+    def run(batch: list[list[int]]) -> np.ndarray:
+        arrays = [torch.from_numpy(array).to(device) for array in pack(batch, layout)]
+        with torch.inference_mode():
+            rows: np.ndarray = embedder(*arrays).float().cpu().numpy()
+        return rows
+
+    what = f"batches in {layout} with the mask {embedder.mask.__name__}"
+    try:
+        proof.check(in_batches(sequences, run), what)
+    except UnsupportedModel as error:
+        logger.debug("{}", error)
+    except Exception as error:  # whatever a model raises that does not take this kind of mask
+        logger.debug("{} do not run: {}", what, error)
+    else:
+        return True
+    return False
 
 
 def plain_forward(model: SentenceTransformer, sequences: list[list[int]]) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Ways to tell a transformer which tokens see each other: those of one text, and of these the ones that the
+model lets see each other.
+
+Which way a model takes is not guessed from its name: each is held against the proof (see
+`embedder.find_form`). All take `segments` (rows, width), the number of the text that a token belongs to, and
+give the last hidden states (rows, width, size).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_MASKED = -30000.0  # as good as minus infinity, and finite in float16 too
+#: The attention implementation, by transformers' register of them, whose masks keep texts apart.
+_PACKED = "embedshare_packed"
+#: Of the batch that the thread computes.
+_segments: ContextVar[torch.Tensor | None] = ContextVar("segments", default=None)
+
+Mask = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def whole_text(
+    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+) -> torch.Tensor:
+    """Each token sees its whole text, in all layers: BERT, T5 and their like."""
+    bias = _bias(_same_text(segments)[:, None], transformer.dtype)
+    hidden: torch.Tensor = transformer(input_ids=input_ids, attention_mask=bias, position_ids=position_ids)[0]
+    return hidden
+
+
+def own(
+    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+) -> torch.Tensor:
+    """The model makes its masks by itself, causal ones and windows: Qwen3, ModernBERT, Gemma and their like.
+
+    transformers makes them of functions of two columns. Where these go by the difference alone, they are as
+    right in the middle of a row. A model that makes none gets a mask of what is no padding.
+    """
+    if transformer.config._attn_implementation != _PACKED:
+        transformer.set_attn_implementation(_PACKED)
+    options = {"position_ids": position_ids, "use_cache": False}
+    taken = _parameters(type(transformer).forward)
+    before = _segments.set(segments)
+    try:
+        hidden: torch.Tensor = transformer(
+            input_ids=input_ids,
+            attention_mask=(segments >= 0).long(),
+            **{name: value for name, value in options.items() if name in taken},
+        )[0]
+    finally:
+        _segments.reset(before)
+    return hidden
+
+
+def encoder_alone(
+    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+) -> torch.Tensor:
+    """The encoder takes a mask of pairs of tokens, and the embeddings before it do not: DeBERTa."""
+    present = (segments >= 0).long()
+    embedded = transformer.embeddings(input_ids=input_ids, position_ids=position_ids, mask=present)
+    hidden: torch.Tensor = transformer.encoder(
+        embedded, _same_text(segments).long(), output_hidden_states=False
+    )[0]
+    return hidden
+
+
+def permutations(
+    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+) -> torch.Tensor:
+    """The mask is one of permutations: XLNet."""
+    hidden: torch.Tensor = transformer(
+        input_ids=input_ids, perm_mask=(~_same_text(segments)).to(transformer.dtype)
+    )[0]
+    return hidden
+
+
+#: All of them, the cheapest first.
+MASKS: tuple[Mask, ...] = (whole_text, own, encoder_alone, permutations)
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def _same_text(segments: torch.Tensor) -> torch.Tensor:
+    return segments[:, :, None] == segments[:, None, :]
+
+
+def _bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.where(seen, 0.0, _MASKED).to(dtype)
+
+
+def _packed_mask(mask_function: Callable[..., torch.Tensor], **options: Any) -> torch.Tensor | None:
+    """See transformers' `sdpa_mask`, of which this is the form for packed rows."""
+    segments = _segments.get()
+    if segments is None:
+        mask: torch.Tensor | None = sdpa_mask(mask_function=mask_function, **options)
+        return mask
+    columns = torch.arange(segments.shape[1], device=segments.device)
+    first = torch.zeros((), dtype=torch.long, device=segments.device)
+    seen = mask_function(first, first, columns[:, None], columns[None, :])
+    return _bias((_same_text(segments) & seen)[:, None], options["dtype"])
+
+
+AttentionInterface.register(_PACKED, sdpa_attention_forward)
+AttentionMaskInterface.register(_PACKED, _packed_mask)
