@@ -81,7 +81,7 @@ def after_fork_in_child(callback: Callable[[], object]) -> None:
     if not isinstance(callback, MethodType):
         _in_child[number] = callback
         return
-    # A WeakMethod would print an AttributeError at exits where its object ends after it (CPython 3.11).
+    # A WeakMethod of an object in a cycle prints an AttributeError at exit (CPython 3.10 to 3.13).
     method, owner = callback.__func__, weakref.ref(callback.__self__, lambda _: forget(number, None))
 
     def reset() -> None:

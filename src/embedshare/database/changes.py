@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from loguru import logger
 
 from embedshare import model_files, platforms
+from embedshare.backoff import Backoff, retry
 from embedshare.database import setting_keys
 from embedshare.database.live import Current, Live
 from embedshare.errors import (
@@ -106,14 +107,15 @@ class SettingsChanges:
         if not self._changing.acquire(timeout=PATIENCE_S):
             raise SwapRefused("another change of the settings is under way; ask again when it is over")
         try:
-            while True:
-                try:
-                    self._apply_and_keep(kept, values, deleted, who)
-                    return self.live.now
-                except SwapRefused:  # as a rule another worker's change is under way
-                    if time.monotonic() >= until:
-                        raise
-                    time.sleep(0.25)
+            retry(
+                lambda: self._apply_and_keep(kept, values, deleted, who),
+                lambda error: isinstance(
+                    error, SwapRefused
+                ),  # as a rule another worker's change is under way
+                Backoff(0.25, 0.25),
+                until,
+            )
+            return self.live.now
         finally:
             self._changing.release()
 
