@@ -81,7 +81,7 @@ class _Embedder:
     def shown(self) -> str:
         """Where and in what it computes."""
         if self._session is not None:
-            described = self.model._describe()
+            described = self.model.describe()
             return f"{described.runtime} {described.dtype} on {described.device}"
         weights = next(self.model.parameters())
         return f"torch {str(weights.dtype).removeprefix('torch.')} on {weights.device}"

@@ -86,7 +86,6 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
     from embedshare.settings import Settings
     from embedshare.vectors import choice
     from embedshare.vectors.handle import VectorIndex
-    from embedshare.vectors.sending import Embedded
 
     caller: Any = server.caller
     environment = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}
@@ -98,7 +97,7 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
         before_mb = _server_mb(server)
         metadata = [{"id": number, "url": "", "content": ""} for number in range(len(rows))]
         identity = client.describe().identity
-        index = VectorIndex(client, Embedded(rows, identity), metadata, metric="l2", kind="auto")
+        index = VectorIndex(client, rows, identity, metadata, metric="l2", kind="auto")
         began = time.perf_counter()
         index.send()
         sent_s = time.perf_counter() - began

@@ -124,7 +124,7 @@ def _server(bench: Bench) -> str | None:
         return None
     session = caller.connect()
     session.one("What are you?")
-    described = session.client._failover.description
+    described = session.client.describe()
     session.close()
     if described is None:
         return None

@@ -15,60 +15,40 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from embedshare import embedding, pieces, platforms, threads
-from embedshare.client.sentence_transformers import as_texts
-from embedshare.embedding import Embedded, Inputs, Options, Part
-from embedshare.errors import (
-    EmbedshareError,
-    InvalidInput,
-    InvalidSetting,
-    MissingDependency,
-    ModelMismatch,
-    ModelNotFound,
-    Overloaded,
-    SwapRefused,
-)
-from embedshare.fallback import Both, Failover, State
+from embedshare import platforms, threads
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, are_tokens
+from embedshare.client.embedder import Embedder
+from embedshare.client.failover_policy import State
+from embedshare.client.sentence_transformers import DropIn, as_texts, wants_progress
+from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency, SwapRefused
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
-from embedshare.ipc.authkey import client_key
-from embedshare.ipc.callers import this_process
-from embedshare.ipc.connection import Connections
-from embedshare.searching import Searching
+from embedshare.providers.base import Indexes
 from embedshare.settings import Settings, tell_notes
-from embedshare.telemetry import memory, request_ids
-from embedshare.telemetry.calls import OK, Calls, Source, Timings
+from embedshare.telemetry import memory
+from embedshare.vectors import choice
+from embedshare.vectors.documents import as_documents, metadata_of, results_of
+from embedshare.vectors.handle import VectorIndex
 
 if TYPE_CHECKING:
-    from embedshare.engine.model import Engine
+    from embedshare.websearch.pipeline import Found, WebSearch
 
+T = TypeVar("T")
 #: A health check has its answer after so many seconds: a load balancer's own check often waits five.
 HEALTH_S = 3.0
-#: A health check embeds a text of its own where this process has read no vectors for this many seconds.
-FRESH_S = 2.0
-_WELL = "Is the model well?"
-_T = TypeVar("_T")
 #: Attributes that a copy of a client keeps. It also keeps the settings, and attributes of a subclass.
-_COPIED = {
-    "program",
-    "truncate_dim",
-    "_prompts",
-    "_prompts_of",
-    "_default_prompt_name",
-    "_similarity_fn_name",
-}
-#: What came back, who answered, and for vectors where the time went.
-_Answered = tuple[_T, Source, Timings | None]
+_COPIED = {"truncate_dim", "_prompts", "_similarity_fn_name"}
 
 
-class EmbeddingClient(Searching):
+class EmbeddingClient(DropIn):
     """One object, three sources: the model server, a local model while it is away, or a local model alone.
 
     Thread-safe: each thread has a connection of its own. A forked child opens its own connections too.
@@ -92,7 +72,6 @@ class EmbeddingClient(Searching):
         settings: Settings | None = None,
     ) -> None:
         before = vars(self).keys() | _COPIED
-        super().__init__()
         if settings is None:
             settings = Settings.load()
             tell_notes()
@@ -101,33 +80,30 @@ class EmbeddingClient(Searching):
             settings = dataclasses.replace(settings, server_host=address[0], server_port=address[1])
         if authkey is not None:
             settings = dataclasses.replace(settings, authkey=_key_text(authkey))
+        super().__init__(Embedder(settings, max_retries, retry_delay))
         self._settings = settings
         self._tries = max_retries, retry_delay
-        self.program: str | None = None
-        """What this process is called among the server's callers, where its file's name does not say it."""
-        self.calls = Calls()
+        self.calls = self._embedder.calls
         """What this client has asked for, and how that went."""
-        self._last_read = float("-inf")  # when vectors last came from the server
+        self._searcher: tuple[int, WebSearch] | None = None
         self._async_pool: tuple[int, Executor] | None = None
-        falls_back = settings.fallback == "local"
-        self._failover = Failover(
-            lambda on_connect: self._connections(on_connect, notice_hang=falls_back),
-            lambda expected: _load_engine(settings, expected),
-            use_server=settings.use_ipc,
-            fall_back=falls_back,
-            follow=settings.on_model_change == "follow",
-            max_retries=max(1, max_retries),
-            retry_delay_s=retry_delay,
-            local_release_s=settings.local_release_s,
-            start_server=_starter(settings),
-        )
         self._not_copied = {"_not_copied", *vars(self)} - before
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """For copies and pickles: see the class."""
         state = {name: value for name, value in vars(self).items() if name not in self._not_copied}
-        state["_prompts"] = None if self._prompts is None else dict(self._prompts)
-        return _copied, (type(self), self._settings, *self._tries), state
+        own = self._prompts
+        state["_prompts"] = None if own is None else own._replace(texts=dict(own.texts))
+        return _copied, (type(self), self._settings, *self._tries, self.program), state
+
+    @property
+    def program(self) -> str | None:
+        """What this process is called among the server's callers, where its file's name does not say it."""
+        return self._embedder.program
+
+    @program.setter
+    def program(self, name: str | None) -> None:
+        self._embedder.program = name
 
     def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
         """Float32 (n, dimension) for a list of n texts; (1, dimension) for one text, (0, dimension) for
@@ -155,7 +131,7 @@ class EmbeddingClient(Searching):
         normalize: bool = False,
         dimensions: int | None = None,
         truncate: bool = True,
-    ) -> Embedded:
+    ) -> EmbedResult:
         """Vectors for texts, or for sequences of the model's own token ids, and what is to be told of them.
 
         Token ids are embedded as they are: with the special tokens that they hold, and without a prompt.
@@ -163,64 +139,47 @@ class EmbeddingClient(Searching):
         the model's longest sequence is TooLarge, as a sequence of ids always is. Raises InvalidInput, and
         what `encode` raises.
         """
-        tokens = embedding.are_tokens(inputs)
+        tokens = are_tokens(inputs)
         if tokens and not all(
             isinstance(ids, list) and all(type(one) is int for one in ids) for ids in inputs
         ):
             raise InvalidInput("token ids come as a list of whole numbers for each text")
-        texts = inputs if tokens else as_texts(inputs)
-        while True:
-            described = self._describe()
-            if dimensions is not None and not 1 <= dimensions <= described.dimension:
-                raise InvalidInput(
-                    f"dimensions is {dimensions}; {described.model_name} allows 1 to {described.dimension}"
-                )
-            prompt = "" if tokens else self._resolve_prompt(None, prompt_name)
-            kept = self.truncate_dim if dimensions is None else dimensions
-            if not texts:
-                rows = np.empty((0, min(described.dimension, kept or described.dimension)), np.float32)
-                return Embedded(rows, [], Timings(0.0, 0.0, 0.0), described)
-            part = self._embed_by(texts, Options(prompt, normalize, kept, truncate), False, float("inf"))
-            if part.identity == described.identity:
-                return Embedded(part.rows, part.token_counts, part.timings, described)
-            # Another model was followed meanwhile, which may have other prompts and dimensions.
+        if dimensions is not None:
+            _check_dimensions(dimensions, self.describe())
+        texts, kept = inputs if tokens else as_texts(inputs), dimensions or self.truncate_dim
+        request = EmbedRequest(texts, None, prompt_name, self._prompts, normalize, kept, truncate)
+        answer = self._embedder.embed(request)
+        if dimensions is not None:
+            _check_dimensions(dimensions, answer.description)  # another model may have been followed
+        return answer
 
     def tokens(
         self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
-    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]:
+    ) -> list[list[Token]]:
         """Every token of each text, uncut: its id, its text, whether the tokenizer added it as a special
         token, and the first character of the text that it stands for and the one after its last (None for
         such a special token)."""
-        texts, prompt = as_texts(texts), self._resolve_prompt(None, prompt_name)
-        both: Both[Any] = Both(
-            lambda call_id, left: codec.Tokenize(
-                call_id, left, texts, prompt, request_ids.current(), True, special_tokens
-            ),
-            lambda value: [[tuple(token) for token in one] for one in value],
-            lambda engine, deadline: engine.tokens(texts, prompt, special_tokens),
-        )
-        told: list[Any] = self._counted("tokenize", both, time.monotonic() + self._settings.timeout_s)
-        return told
+        request = EmbedRequest(as_texts(texts), None, prompt_name, self._prompts)
+        return self._embedder.tokens(request, special_tokens)
 
     def get_active_operations_count(self) -> int:
         """Calls that wait or are being computed where this client's calls are answered."""
-        return int(self._ask("active_operations", lambda engine: engine.scheduler.active))
+        return self._embedder.active_operations()
 
     def health(self) -> dict[str, Any]:
         """How the model that answers is, without raising and without falling back, within HEALTH_S.
 
         `status` is "ok" where this process has read a real embedding lately, else "degraded";
-        `embedding_server` "connected" or "disconnected", `state` who answers calls (fallback.State); with
-        `error` where something is wrong.
+        `embedding_server` "connected" or "disconnected", `state` who answers calls (failover_policy.State);
+        with `error` where something is wrong.
         """
-        deadline = time.monotonic() + min(HEALTH_S, self._settings.timeout_s)
+        context = CallContext(time.monotonic() + min(HEALTH_S, self._settings.timeout_s))
         server, report = "disconnected", {}
         try:
+            self._embedder.see_an_embedding(context)
             if self._settings.use_ipc:
-                self._read_an_embedding(deadline)
-                report, server = self._failover.ask_server("health", deadline), "connected"
-            else:
-                self._embed_piece([_WELL], Options(), deadline)
+                report = self._embedder.failover.ask_server(lambda served: served.ask("health", context))
+                server = "connected"
         except EmbedshareError as error:
             report = {"status": "degraded", "error": error.message}
         return {
@@ -234,8 +193,10 @@ class EmbeddingClient(Searching):
     def stats(self) -> dict[str, Any]:
         """What the model that answers has done since it was loaded, and this client's changes between
         models."""
-        deadline = time.monotonic() + self._settings.timeout_s
-        counters = self._failover.ask_whoever_answers("stats", lambda engine: engine.stats(), deadline)
+        context = CallContext(self.deadline())
+        counters = self._embedder.failover.ask_whoever_answers(
+            lambda provider: provider.ask("stats", context), context.deadline
+        )
         return {
             **counters,
             "ipc_mode": self._settings.use_ipc,
@@ -246,14 +207,14 @@ class EmbeddingClient(Searching):
 
     def client_stats(self) -> dict[str, Any]:
         """What this very process has asked for: counted here, so that it is there while nobody answers."""
-        failover = self._failover
+        failover = self._embedder.failover
         return {
             "pid": os.getpid(),
-            "state": failover.state.value,
+            "state": failover.now.state.value,
             **self.calls.stats(),
-            "reconnects": failover.reconnects,
-            "fallbacks": failover.fallbacks,
-            "returns": failover.returns,
+            "reconnects": failover.served.connections.reconnects,
+            "fallbacks": failover.now.fallbacks,
+            "returns": failover.now.returns,
             "memory_mb": memory.megabytes(memory.of_process()),
         }
 
@@ -272,21 +233,135 @@ class EmbeddingClient(Searching):
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
         folder = Path(os.path.expanduser(model_name))  # the server may run in another working directory
         name = str(folder.resolve()) if folder.is_dir() else model_name
-        connections = self._connections(lambda description: None)  # whatever model serves now
+        connections = self._embedder.connections(lambda description: None)  # whatever model serves now
         try:
             swapped: dict[str, Any] = connections.call(
-                lambda call_id, left: codec.Swap(call_id, left, name, how), time.monotonic() + timeout
+                lambda call_id, left, model: codec.Swap(call_id, left, name, how), time.monotonic() + timeout
             )
         finally:
             connections.close()
         return swapped
+
+    def web_search_with_embeddings(
+        self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000
+    ) -> tuple[str, list[str]]:
+        """A web search in this process: the best passages as a context for a language model, and their URLs.
+
+        Where nothing is found, or the search fails, the context says so in a sentence. Raises InvalidInput,
+        InvalidSetting, and MissingDependency where the extra `search` is not installed.
+        """
+        try:
+            found = self.web_search(search_query, max_concurrent, max_chars)
+        except (InvalidInput, InvalidSetting, MissingDependency):
+            raise
+        except EmbedshareError as error:
+            return f"Search error: {error.message[:100]}...", []
+        return found.context, found.urls
+
+    def web_search(self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000) -> Found:
+        """As `web_search_with_embeddings`, with the passages, their titles and scores, and timings.
+
+        Raises what fails: SearchFailed, and what `encode` raises.
+        """
+
+        def count(texts: list[str]) -> list[int]:
+            *ids, none = self._embedder.tokenize(EmbedRequest([*texts, ""], ""))
+            # without the marks that every text begins and ends with
+            return [len(own) - len(none) for own in ids]
+
+        return self._web_search().search(search_query, self.encode, max_concurrent, max_chars, count)
+
+    def build_vector_index(
+        self,
+        docs: Iterable[str],
+        urls: Iterable[str] | None = None,
+        *,
+        metric: str = "l2",
+        kind: str = "auto",
+        show_progress_bar: bool | None = None,
+    ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
+        """Embed documents and index them in the model server: `(index, embeddings, metadata)`.
+
+        `index` is a handle; embeddings are float32 (n, dimension); metadata dicts hold id, url, content (the
+        first 500 characters), full_content and length. `metric`: l2 (squared distance), cosine or ip; `kind`:
+        flat (exact), hnsw, "ivf,pq", or auto, which takes one by size. A large index is searched exactly
+        until what its kind asks for is made. Raises InvalidInput, TooLarge, and what `encode` raises.
+        """
+        texts = as_documents(docs)
+        choice.check(metric, kind)
+        metadata = metadata_of(texts, urls)
+        truncate_dim = self.truncate_dim
+        rows, _, _, model = self.embed_documents(texts, show_progress_bar)
+        index = VectorIndex(
+            self, rows, model.identity, metadata, metric=metric, kind=kind, truncate_dim=truncate_dim
+        )
+        index.send()
+        return index, rows, metadata
+
+    def search_index(
+        self, query: str, index: VectorIndex, metadata: list[dict[str, Any]] | None = None, top_k: int = 3
+    ) -> list[dict[str, Any]]:
+        """The `top_k` documents nearest to the query, best first; all of them, where there are fewer.
+
+        Each is its metadata dict (of `index.metadata`, without one given) with `relevance_score`, by the
+        index's metric, and `rank`, from 1. Raises InvalidInput; ModelMismatch where the index holds another
+        model's vectors; what `encode` raises.
+        """
+        if not isinstance(index, VectorIndex):
+            raise InvalidInput(f"index must be what build_vector_index returned, not {type(index).__name__}")
+        if metadata is None or metadata is index.metadata:
+            return index.find(query, top_k)
+        ids, scores = index.search(query, top_k)
+        return results_of(ids, scores, metadata)
+
+    def load_vector_index(
+        self, path: str | os.PathLike[str]
+    ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
+        """What `index.save(path)` wrote, as `build_vector_index` returns it.
+
+        Raises IndexCorrupted, ModelMismatch where it is of another vector space, OSError.
+        """
+        index = VectorIndex.load(path, self)
+        return index, index.embeddings, index.metadata
+
+    @property
+    def released(self) -> deque[bytes]:
+        """See vectors.sending.Model."""
+        return self._embedder.released
+
+    @property
+    def piece_bytes(self) -> int:
+        """See vectors.sending.Model."""
+        return self._settings.max_message_bytes
+
+    def deadline(self) -> float:
+        """When a call that begins now is over, a moment of `time.monotonic()`."""
+        return self._embedder.deadline()
+
+    def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> EmbedResult:
+        """As `encode_document`, with what there is to tell of the vectors."""
+        names = "document", "passage", "corpus"
+        request = EmbedRequest(
+            docs, None, names, self._prompts, dimensions=self.truncate_dim, task="document"
+        )
+        return self._embedder.embed(request, show_progress_bar=wants_progress(show_progress_bar))
+
+    def query(self, text: str, truncate_dim: int | None) -> EmbedRequest:
+        """See vectors.sending.Model."""
+        return EmbedRequest([text], None, ("query",), self._prompts, dimensions=truncate_dim, task="query")
+
+    def ask_of_index(self, method: str, ask: Callable[[Indexes, CallContext], T], deadline: float) -> T:
+        """See vectors.sending.Model."""
+        return self._embedder.of_indexes(
+            method, lambda provider, context: ask(provider.indexes, context), deadline
+        )
 
     def close(self) -> None:
         """Close the connections and let a local model go.
 
         Calls after this raise ClientClosed.
         """
-        self._failover.close()
+        self._embedder.failover.close()
         made, self._async_pool = self._async_pool, None
         if made is not None and made[0] == os.getpid():
             made[1].shutdown(wait=False, cancel_futures=True)
@@ -297,18 +372,24 @@ class EmbeddingClient(Searching):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connections(
-        self, on_connect: Callable[[ModelDescription], None], notice_hang: bool = False
-    ) -> Connections:
-        settings = self._settings
-        return Connections(
-            settings.server_address,
-            lambda: client_key(settings),
-            on_connect,
-            settings.max_message_bytes,
-            lambda: this_process(self.program),
-            notice_hang,
-        )
+    def _view(self) -> dict[str, Any]:
+        now = self._embedder.failover.now
+        described = now.model
+        fields = ("identity", "device", "dtype", "runtime", "dimension")
+        return {
+            "state": now.state.value,
+            "fallbacks": now.fallbacks,
+            "returns": now.returns,
+            "model": described.model_name if described else None,
+            **{name: getattr(described, name, None) for name in fields},
+        }
+
+    def _web_search(self) -> WebSearch:
+        """Made when first needed, and anew in a forked child, whose copy may hold a closed lock."""
+        made = self._searcher
+        if made is None or made[0] != os.getpid():
+            made = self._searcher = os.getpid(), _load_web_search(self._settings)
+        return made[1]
 
     def _async_threads(self) -> Executor:
         """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
@@ -318,136 +399,26 @@ class EmbeddingClient(Searching):
             self._async_pool = made
         return made[1]
 
-    def _embed(
-        self,
-        texts: list[str],
-        prompt: str,
-        normalize: bool,
-        truncate_dim: int | None,
-        show_progress_bar: bool,
-        limit: float,
-        task: str | None,
-    ) -> np.ndarray:
-        options = Options(prompt, normalize, truncate_dim, task=task)
-        return self._embed_by(texts, options, show_progress_bar, limit).rows
 
-    def _embed_by(self, texts: Inputs, options: Options, show_progress_bar: bool, limit: float) -> Part:
-        """Rows for all texts, of one model, and which."""
-        if self.released:
-            self._tell_released()
-        cut = list(self._cut(texts))
-        if len(cut) == 1 and not show_progress_bar:
-            return self._embed_piece(texts, options, limit)
-        self._meet(limit)
+def _load_web_search(settings: Settings) -> WebSearch:
+    """Only who searches pays for its imports, and needs its packages."""
+    try:
+        from embedshare.websearch.pipeline import WebSearch
 
-        def embed(part: Any) -> Part:
-            return self._embed_piece(part, options, limit)
-
-        parts: list[Part | None] = [None] * len(cut)
-        odd = list(range(len(cut)))
-        while odd:
-            done = pieces.each(texts, [cut[n] for n in odd], embed, show_progress_bar)
-            for number, part in zip(odd, done, strict=True):
-                parts[number] = part
-            # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
-            newest = self._describe().identity
-            odd = [number for number, part in enumerate(parts) if part is None or part.identity != newest]
-        return embedding.joined([part for part in parts if part is not None])
-
-    def _embed_piece(self, texts: Inputs, options: Options, limit: float) -> Part:
-        deadline = min(limit, time.monotonic() + self._settings.timeout_s)
-        return self._call("encode", embedding.asked(texts, options), deadline, len(texts))
-
-    def _read_an_embedding(self, deadline: float) -> None:
-        """See that this process can read the server's vectors, unless it has just done so."""
-        if time.monotonic() - self._last_read <= FRESH_S:
-            return
-        try:
-            self._failover.ask_server_for(embedding.asked([_WELL], Options()), deadline)
-        except Overloaded:
-            pass  # it answers, and has too much to do
-        else:
-            self._last_read = time.monotonic()
-
-    def _call(self, method: str, both: Both[_Answered[_T]], deadline: float, embeddings: int = 0) -> _T:
-        """The answer to a call, which is counted."""
-        began = self.calls.begin()
-        try:
-            answer, source, timings = self._failover.call(both, deadline)
-        except BaseException as error:
-            self.calls.end(began, method, type(error).__name__, "nobody", None)
-            raise
-        self.calls.end(began, method, OK, source, timings, embeddings)
-        if source == "server" and embeddings:
-            self._last_read = time.monotonic()
-        return answer
-
-    def _counted(self, method: str, both: Both[_T], deadline: float) -> _T:
-        def read(answer: Any) -> _Answered[_T]:
-            return both.read(answer), "server", None
-
-        def on_local(engine: Engine, deadline: float) -> _Answered[_T]:
-            return both.on_local(engine, deadline), "local", None
-
-        return self._call(method, Both(both.on_server, read, on_local, both.raw), deadline)
-
-    def _cut(self, texts: Inputs) -> Iterator[range]:
-        return pieces.cut(texts, self._settings.max_texts, self._settings.max_message_bytes)
-
-    def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
-        ids: list[list[int]] = []
-        for piece in self._cut(texts):
-            part = texts[piece.start : piece.stop]
-            both: Both[list[list[int]]] = Both(
-                lambda call_id, left, part=part: codec.Tokenize(  # type: ignore[misc]
-                    call_id, left, part, prompt, request_ids.current()
-                ),
-                lambda value: [list(map(int, one)) for one in value],
-                lambda engine, deadline, part=part: engine.tokenize(part, prompt),  # type: ignore[misc]
-            )
-            found = self._counted("tokenize", both, time.monotonic() + self._settings.timeout_s)
-            ids += found
-        return ids
-
-    def _describe(self) -> ModelDescription:
-        self._meet(float("inf"))
-        description = self._failover.description
-        assert description is not None  # whoever answered has told what it is
-        return description
-
-    def _meet(self, limit: float) -> None:
-        if self._failover.description is None:
-            self._ask("active_operations", lambda engine: engine.scheduler.active, limit)
-
-    def _ask(self, what: str, on_local: Any, limit: float = float("inf")) -> Any:
-        both: Both[Any] = Both(
-            lambda call_id, left: codec.Query(call_id, left, what),
-            lambda value: value,
-            lambda engine, deadline: on_local(engine),
-        )
-        return self._counted("query", both, min(limit, time.monotonic() + self._settings.timeout_s))
-
-    def _view(self) -> dict[str, Any]:
-        failover, described = self._failover, self._failover.description
-        return {
-            "state": failover.state.value,
-            "fallbacks": failover.fallbacks,
-            "returns": failover.returns,
-            "model": described.model_name if described else None,
-            "identity": described.identity if described else None,
-            "device": described.device if described else None,
-            "dtype": described.dtype if described else None,
-            "runtime": described.runtime if described else None,
-            "dimension": described.dimension if described else None,
-        }
+        return WebSearch(settings)
+    except ImportError as error:
+        raise MissingDependency(
+            f"a web search needs more than this installation has ({error}): pip install 'embedshare[search]'"
+        ) from None
 
 
 def _copied(
-    kind: type[EmbeddingClient], settings: Settings, max_retries: int, retry_delay: float
+    kind: type[EmbeddingClient], settings: Settings, max_retries: int, retry_delay: float, program: str | None
 ) -> EmbeddingClient:
     """A new client; pickles name this function."""
     client = kind.__new__(kind)
     EmbeddingClient.__init__(client, None, None, max_retries, retry_delay, settings)
+    client.program = program
     return client
 
 
@@ -459,7 +430,7 @@ def get_embedding_client() -> EmbeddingClient:
     """This process's client, made at the first call; a new one after `close()`."""
     global _client
     with _client_lock:
-        if _client is None or _client._failover.state is State.CLOSED:
+        if _client is None or _client._embedder.failover.now.state is State.CLOSED:
             _client = EmbeddingClient()
         return _client
 
@@ -495,55 +466,13 @@ def _check_address(address: Any) -> None:
         raise InvalidInput(f'address is {address!r}; it must be a host and a port, as ("localhost", 5002)')
 
 
+def _check_dimensions(dimensions: int, model: ModelDescription) -> None:
+    if not 1 <= dimensions <= model.dimension:
+        raise InvalidInput(f"dimensions is {dimensions}; {model.model_name} allows 1 to {model.dimension}")
+
+
 def _key_text(key: bytes | str) -> str:
     try:
         return key.decode() if isinstance(key, bytes) else key
     except UnicodeDecodeError:
         raise InvalidInput("authkey must be UTF-8 text") from None
-
-
-def _starter(settings: Settings) -> Callable[[], bool]:
-    """What starts a server where none is, and tells whether one is on its way."""
-    if not settings.autostart or not settings.use_ipc:
-        return lambda: False
-    if not settings.on_loopback:
-        message = (
-            f"EMBEDDING_AUTOSTART is true, and EMBEDDING_SERVER_HOST {settings.server_host!r} another machine"
-        )
-        raise InvalidSetting(message, name="EMBEDDING_AUTOSTART", value="true", allowed="false, or localhost")
-    try:
-        from embedshare.autostart import Autostart
-    except ImportError as error:
-        raise MissingDependency(
-            f"EMBEDDING_AUTOSTART needs more than this installation has ({error}): "
-            "pip install 'embedshare[server]'"
-        ) from None
-    return Autostart(settings).under_way
-
-
-def _load_engine(settings: Settings, expected: ModelDescription | None) -> Engine:
-    """The model of a process that falls back, or that shares none; only such a process pays for its imports.
-
-    The model is the one that the settings name, or, where that is not of the server's vector space, the one
-    that the server of this machine told of: it was swapped to that. Raises MissingDependency on a base
-    installation, and what `Engine.load` raises.
-    """
-    try:
-        from embedshare.engine import beside, model
-    except ImportError as error:
-        raise MissingDependency(
-            f"a local model needs more than this installation has ({error}): pip install 'embedshare[server]'"
-        ) from None
-    identity = expected.identity if expected is not None else None
-    if not settings.use_ipc:
-        return model.Engine.load(settings, settings.device, identity)
-    try:
-        return beside.load(settings, settings.fallback_device, identity)
-    except (ModelMismatch, ModelNotFound) as error:
-        if expected is None or not settings.on_loopback or expected.model_name == settings.model_name:
-            raise
-        told = dataclasses.replace(settings, model_name=expected.model_name)
-        try:
-            return beside.load(told, settings.fallback_device, identity)
-        except ModelNotFound:
-            raise error from None

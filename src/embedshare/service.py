@@ -12,19 +12,19 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from embedshare.calls import CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.model import Engine
 from embedshare.engine.serving import Held, Serving
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, UnknownIndex
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
-from embedshare.ipc.callers import Callers
+from embedshare.ipc.callers import Callers, Process
+from embedshare.providers.local import Local
 from embedshare.settings import Settings, parse
 from embedshare.vectors.index import Index
 from embedshare.vectors.shelf import Sender, Shelf
 
-#: A health check embeds a text of its own where no embedding has gone through for this many seconds.
-FRESH_S = 2.0
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
 #: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
@@ -58,71 +58,47 @@ class EmbeddingService:
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
-        self._queries: dict[str, Callable[[Engine, float], Any]] = {
-            "describe": lambda engine, deadline: msgspec.to_builtins(engine.description),
-            "health": _health,
-            "stats": lambda engine, deadline: self._stats(engine),
-            "active_operations": lambda engine, deadline: engine.scheduler.active,
-        }
 
     def session(self) -> EmbeddingSession:
         """See ipc.server.Service."""
         return EmbeddingSession(self, self._serving)
 
-    def answer(
-        self, engine: Engine, call: _Question, deadline: float, caller: int, is_gone: Callable[[], bool]
-    ) -> _Answered:
+    def answer(self, provider: Local, call: _Question, context: CallContext) -> _Answered:
         """See ipc.server.Session."""
         if isinstance(call, codec.Query):
-            return codec.Reply(call.id, self._query(call.what)(engine, deadline)), None
+            return codec.Reply(call.id, self._query(provider, call.what, context)), None
         self._last_asked = time.monotonic()
         if isinstance(call, codec.Tokenize):
-            return self._tokenize(engine, call), None
-        texts: list[str] | list[list[int]]
-        task = None
+            return self._tokenize(provider, call, context), None
         if isinstance(call, codec.Encode):
             self._check_prompt(call)
-            texts, prompt, truncate, task = call.texts, call.prompt, call.truncate, call.task
+            request = EmbedRequest(
+                call.texts, call.prompt, normalize=call.normalize, dimensions=call.truncate_dim,
+                truncate=call.truncate, task=call.task,
+            )  # fmt: skip
         else:
-            texts, prompt, truncate = call.sequences, "", True
-        encoded = engine.encode(
-            texts,
-            prompt,
-            normalize=call.normalize,
-            truncate_dim=call.truncate_dim,
-            truncate=truncate,
-            task=task,
-            deadline=deadline,
-            caller=caller,
-            is_gone=is_gone,
-        )
+            request = EmbedRequest(call.sequences, "", normalize=call.normalize, dimensions=call.truncate_dim)
+        rows, token_counts, timings, _ = provider.embed(request, context)
         self._last_asked = time.monotonic()
-        rows = encoded.rows
-        timings = codec.Timings(*encoded.stages_ms)
-        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, encoded.token_counts)
+        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None
 
-    def _tokenize(self, engine: Engine, call: codec.Tokenize) -> codec.Reply:
+    def _tokenize(self, provider: Local, call: codec.Tokenize, context: CallContext) -> codec.Reply:
         self._check_prompt(call)
+        request = EmbedRequest(call.texts, call.prompt)
         if call.detailed:
-            return codec.Reply(call.id, engine.tokens(call.texts, call.prompt, call.special_tokens))
-        return codec.Reply(call.id, engine.tokenize(call.texts, call.prompt))
+            return codec.Reply(call.id, provider.tokens(request, call.special_tokens, context))
+        return codec.Reply(call.id, provider.tokenize(request, context))
 
     def answer_of_indexes(
-        self,
-        engine: Engine,
-        call: _OfIndexes,
-        raw: bytearray,
-        deadline: float,
-        caller: int,
-        is_gone: Callable[[], bool],
+        self, provider: Local, call: _OfIndexes, raw: bytearray, context: CallContext
     ) -> _Answered:
-        """Likewise, for a call about vector indexes; UnknownIndex for one that is not of the engine's
+        """Likewise, for a call about vector indexes; UnknownIndex for one that is not of the provider's
         model."""
         self._last_asked = time.monotonic()
-        identity, process = engine.description.identity, self._callers.process_of(caller)
+        identity, process = provider.description.identity, self._callers.process_of(context.caller)
         if isinstance(call, codec.Search):
-            return self._search(engine, call, deadline, caller, is_gone)
+            return self._search(provider, call, process, context)
         if isinstance(call, codec.Forget):
             return codec.Reply(call.id, self._shelf.forget(call.indexes)), None
         if isinstance(call, codec.Inspect):
@@ -134,7 +110,7 @@ class EmbeddingService:
         if call.identity != identity:
             raise UnknownIndex("the vectors are of another model than the one that is served")
         count = self._shelf.put(
-            Sender(caller, process, is_gone),
+            Sender(context.caller, process, context.is_gone),
             call.index,
             identity,
             call.version,
@@ -147,29 +123,16 @@ class EmbeddingService:
         return codec.Reply(call.id, count), None
 
     def _search(
-        self,
-        engine: Engine,
-        call: codec.Search,
-        deadline: float,
-        caller: int,
-        is_gone: Callable[[], bool],
+        self, provider: Local, call: codec.Search, process: Process, context: CallContext
     ) -> _Answered:
         self._check_prompt(call)
-        identity, process = engine.description.identity, self._callers.process_of(caller)
+        identity = provider.description.identity
         self._shelf.check(process, call.index, identity, call.version)  # before anything is computed for it
-        encoded = engine.encode(
-            [call.text],
-            call.prompt,
-            task="query",
-            truncate_dim=call.truncate_dim,
-            deadline=deadline,
-            caller=caller,
-            is_gone=is_gone,
-        )
-        ids, scores = self._shelf.search(process, call.index, identity, call.version, encoded.rows, call.k)
-        timings = codec.Timings(*encoded.stages_ms)
+        query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")
+        found = provider.embed(query, context)
+        ids, scores = self._shelf.search(process, call.index, identity, call.version, found.rows, call.k)
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
-        return codec.Hits(call.id, len(ids[0]), timings), memoryview(raw) if raw else None
+        return codec.Hits(call.id, len(ids[0]), found.timings), memoryview(raw) if raw else None
 
     def swap(
         self,
@@ -265,13 +228,13 @@ class EmbeddingService:
         """What was done since the model was loaded, as EmbeddingClient.stats() has it."""
         held = self._serving.enter(None)
         try:
-            assert held.engine is not None  # it is held until `leave`
-            return self._stats(held.engine)
+            assert held.provider is not None  # it is held until `leave`
+            return self._stats(held.provider, CallContext())
         finally:
             self._serving.leave(held)
 
-    def _stats(self, engine: Engine) -> dict[str, Any]:
-        stats = engine.stats()
+    def _stats(self, provider: Local, context: CallContext) -> dict[str, Any]:
+        stats: dict[str, Any] = provider.ask("stats", context)
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
@@ -280,13 +243,12 @@ class EmbeddingService:
             "indexes": self._shelf.stats(),
         }
 
-    def _query(self, what: str) -> Callable[[Engine, float], Any]:
-        try:
-            return self._queries[what]
-        except KeyError:
-            raise InvalidInput(
-                f"there is no question {what[:40]!r}; there are {', '.join(self._queries)}"
-            ) from None
+    def _query(self, provider: Local, what: str, context: CallContext) -> Any:
+        if what not in codec.QUERIES:
+            raise InvalidInput(f"there is no question {what[:40]!r}; there are {', '.join(codec.QUERIES)}")
+        if what == "describe":
+            return msgspec.to_builtins(provider.description)
+        return self._stats(provider, context) if what == "stats" else provider.ask(what, context)
 
 
 class EmbeddingSession:
@@ -312,21 +274,10 @@ class EmbeddingSession:
             ), None
         held = self._met = self._serving.enter(self._met)
         try:
-            assert held.engine is not None  # it is held until `leave`
+            assert held.provider is not None  # it is held until `leave`
+            context = CallContext(deadline, caller, is_gone)
             if isinstance(call, _Question):
-                return self._service.answer(held.engine, call, deadline, caller, is_gone)
-            return self._service.answer_of_indexes(held.engine, call, raw, deadline, caller, is_gone)
+                return self._service.answer(held.provider, call, context)
+            return self._service.answer_of_indexes(held.provider, call, raw, context)
         finally:
             self._serving.leave(held)
-
-
-def _health(engine: Engine, deadline: float) -> dict[str, Any]:
-    """Healthy means that a real embedding went through lately, or goes through now."""
-    if engine.last_embedding_age_s > FRESH_S:
-        engine.encode(["Is the model well?"], deadline=deadline)
-    return {
-        "status": "ok",
-        "last_embedding_age_s": round(engine.last_embedding_age_s, 3),
-        "active_operations": engine.scheduler.active,
-        "uptime": engine.stats()["uptime"],
-    }

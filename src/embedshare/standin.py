@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +13,18 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from embedshare import threads
-from embedshare.errors import DeadlineExceeded, EmbedshareError
+from embedshare.errors import (
+    DeadlineExceeded,
+    EmbedshareError,
+    MissingDependency,
+    ModelMismatch,
+    ModelNotFound,
+)
 from embedshare.identity import ModelDescription
+from embedshare.settings import Settings
 
 if TYPE_CHECKING:
-    from embedshare.engine.model import Engine
+    from embedshare.providers.local import Local
 
 #: After a local model could not be loaded, the next try waits this long.
 RETRY_S = 30.0
@@ -28,10 +36,10 @@ class StandIn:
     Safe to use from any number of threads.
     """
 
-    def __init__(self, load: Callable[[ModelDescription | None], Engine]) -> None:
+    def __init__(self, load: Callable[[ModelDescription | None], Local]) -> None:
         self._load = load
         self._lock = threading.Lock()
-        self._loading: futures.Future[Engine] | None = None
+        self._loading: futures.Future[Local] | None = None
         self._failed: tuple[float, EmbedshareError] | None = None
 
     @property
@@ -44,7 +52,7 @@ class StandIn:
 
     def get(
         self, expected: ModelDescription | None, deadline: float, still_wanted: Callable[[], bool]
-    ) -> Engine | None:
+    ) -> Local | None:
         """The local model, loaded if need be, which goes on after the deadline; None where it is not wanted
         any more.
 
@@ -78,10 +86,10 @@ class StandIn:
             self._failed = None
         return there
 
-    def _fulfil(self, loading: futures.Future[Engine], expected: ModelDescription | None) -> None:
+    def _fulfil(self, loading: futures.Future[Local], expected: ModelDescription | None) -> None:
         started = time.monotonic()
         try:
-            engine = self._load(expected)
+            local = self._load(expected)
         except Exception as error:
             failure = _failure(error)
             _tell(failure)
@@ -91,8 +99,37 @@ class StandIn:
                     self._failed = (time.monotonic(), failure)
             loading.set_exception(failure)
         else:
-            loading.set_result(engine)
+            loading.set_result(local)
             logger.info("a local model is loaded, after {:.1f} s", time.monotonic() - started)
+
+
+def load(settings: Settings, expected: ModelDescription | None) -> Local:
+    """The model of a process that falls back, or that shares none; only such a process pays for its imports.
+
+    The model is the one that the settings name, or, where that is not of the server's vector space, the one
+    that the server of this machine told of: it was swapped to that. Raises MissingDependency on a base
+    installation, and what `Engine.load` raises.
+    """
+    try:
+        from embedshare.engine import beside, model
+        from embedshare.providers.local import Local
+    except ImportError as error:
+        raise MissingDependency(
+            f"a local model needs more than this installation has ({error}): pip install 'embedshare[server]'"
+        ) from None
+    identity = expected.identity if expected is not None else None
+    if not settings.use_ipc:
+        return Local(model.Engine.load(settings, settings.device, identity))
+    try:
+        return Local(beside.load(settings, settings.fallback_device, identity))
+    except (ModelMismatch, ModelNotFound) as error:
+        if expected is None or not settings.on_loopback or expected.model_name == settings.model_name:
+            raise
+        told = dataclasses.replace(settings, model_name=expected.model_name)
+        try:
+            return Local(beside.load(told, settings.fallback_device, identity))
+        except ModelNotFound:
+            raise error from None
 
 
 def _tell(failure: EmbedshareError) -> None:

@@ -185,7 +185,7 @@ def test_a_connection_in_use_is_not_asked_first(server: ModelServer, proxy: Prox
 def test_the_system_asks_after_idle_connections_within_seconds(server: ModelServer) -> None:
     with server.client() as client:
         client.encode("connect")
-        (connection,) = client._failover._connections._open
+        (connection,) = client._embedder.failover.served.connections._open
         options = {
             name: connection._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
             for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
@@ -302,5 +302,5 @@ def test_a_client_of_a_swap_waits_for_it_however_long(server: ModelServer) -> No
     """A swap is not sent a second time, so it is not given up either."""
     client: EmbeddingClient
     with server.client() as client:
-        assert client._connections(lambda description: None)._notice_hang is False
-        assert client._failover._connections._notice_hang is True
+        assert client._embedder.connections(lambda description: None)._notice_hang is False
+        assert client._embedder.failover.served.connections._notice_hang is True

@@ -129,7 +129,7 @@ def ask(connection: Connection, call: str) -> bytes | bytearray:
 def test_a_client_and_a_server_of_this_release_speak_its_version(server: ModelServer) -> None:
     with server.client(EMBEDDING_FALLBACK="none") as client:
         client.encode("text")
-        connections = client._failover._connections._open
+        connections = client._embedder.failover.served.connections._open
         assert {connection.protocol for connection in connections} == {protocol.VERSION}
 
 
@@ -195,7 +195,7 @@ def test_a_server_of_version_1_is_spoken_to_in_its_version(
     with client_of(server_of_version_1, tmp_path) as client:
         assert client.encode(["one", "two"]).tolist() == np.ones((2, 384)).tolist()
         assert client.encode_query(["one"]).tolist() == np.ones((1, 384)).tolist()
-        (connection,) = client._failover._connections._open
+        (connection,) = client._embedder.failover.served.connections._open
         assert connection.protocol == 1
     assert server_of_version_1.asked[:2] == ["describe/2", "describe"]
 
@@ -235,7 +235,7 @@ def test_a_server_two_releases_later_is_told_of_and_the_local_model_stands_in(
     with server.client() as one, later.client() as client:
         assert float(client.encode("text") @ one.encode("text")) > 0.9995
         assert client.client_stats()["state"] == "falling back"
-        assert "upgrade the client" in str(client._failover.last_error)
+        assert "upgrade the client" in str(client._embedder.failover.now.last_error)
     assert later.stop() == 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from embedshare.telemetry.calls import OK, Calls, Ended, Timings
+from embedshare.calls import Timings
+from embedshare.telemetry.calls import OK, Calls, Ended
 from tests.forking import forks, holds_in_forked_child
 
 TIMINGS = Timings(0.1, 0.2, 0.3)

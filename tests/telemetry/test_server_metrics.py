@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from embedshare.calls import EmbedRequest
 from embedshare.errors import DeadlineExceeded, InvalidInput, TooLarge
 from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
@@ -81,7 +82,10 @@ def test_calls_are_counted_by_method_and_outcome(own: MeasuredServer) -> None:
 
 def test_times_sizes_and_work_are_what_was_done(own: MeasuredServer) -> None:
     with own.client(EMBEDDING_FALLBACK="none") as client:
-        tokens = sum(len(ids) for ids in client._token_ids(["one text", "a longer second text"], ""))
+        tokens = sum(
+            len(ids)
+            for ids in client._embedder.tokenize(EmbedRequest(["one text", "a longer second text"], ""))
+        )
         before = own.scrape()
         for _ in range(6):
             client.encode(["one text", "a longer second text"], prompt="")

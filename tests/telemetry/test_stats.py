@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from embedshare.embedding import Options
+from embedshare.calls import EmbedRequest
 from embedshare.errors import EmbedshareError, ProtocolError, TooLarge
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers, this_process
@@ -54,7 +54,7 @@ def test_every_call_is_in_the_server_s_histograms_once(own: ModelServer) -> None
 
 def test_padding_is_what_was_laid_out_and_held_no_token(own: ModelServer) -> None:
     with own.client(EMBEDDING_FALLBACK="none") as client:
-        lengths = [len(ids) for ids in client._token_ids(["one word", "word " * 9], "")]
+        lengths = [len(ids) for ids in client._embedder.tokenize(EmbedRequest(["one word", "word " * 9], ""))]
         assert lengths == [4, 11]
         before = client.stats()["padding_tokens"]
         client.encode(["word " * 9], prompt="")  # 11 tokens alone, in a row of 12 or the last shape
@@ -82,7 +82,7 @@ def test_a_client_counts_its_own_calls_by_how_they_ended(own: ModelServer) -> No
         with pytest.raises(EmbedshareError):
             client.encode("too late", prompt="", timeout=1e-6)
         with pytest.raises(TooLarge):
-            client._embed_piece(["a"] * 65, Options(), float("inf"))
+            client._embedder._embed_piece(EmbedRequest(["a"] * 65, ""), float("inf"))
         after = client.stats()["client"]
     assert after["calls"] - before["calls"] == 8
     assert after["failures"] - before["failures"] == 2

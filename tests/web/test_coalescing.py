@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 
 from embeddingClient import EmbeddingClient
+from embedshare.calls import EmbedResult, Timings
 from embedshare.errors import InvalidInput, Overloaded
-from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
 from embedshare.telemetry import processor, request_ids
 from embedshare.web import coalescing, crowd
-from embedshare.web.coalescing import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options, Share
+from embedshare.web.coalescing import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options
 from embedshare.web.crowd import SOON_S, Crowd
 from tests.processes import free_port
 from tests.web.test_listener import running
@@ -26,12 +26,6 @@ from tests.web.test_listener import running
 PLAIN = Options(None, False, None, True)
 OTHER = PLAIN._replace(normalize=True)
 DESCRIPTION: Any = object()
-
-
-class Answer(NamedTuple):
-    rows: np.ndarray
-    token_counts: list[int]
-    description: ModelDescription = DESCRIPTION
 
 
 class Model:
@@ -43,13 +37,14 @@ class Model:
         self.ids: list[str | None] = []
         self.before: Callable[[list[Any]], None] = lambda inputs: None
 
-    def __call__(self, inputs: list[Any], options: Options) -> Answer:
+    def __call__(self, inputs: list[Any], options: Options) -> EmbedResult:
         self.calls.append((inputs, options))
         self.ids.append(request_ids.current())
         self.before(inputs)
         time.sleep(self.takes_s)
         numbers = [int(one.split()[1]) if isinstance(one, str) else one[0] for one in inputs]
-        return Answer(np.array(numbers, np.float32)[:, None], [number % 5 + 2 for number in numbers])
+        counts = [number % 5 + 2 for number in numbers]
+        return EmbedResult(np.array(numbers, np.float32)[:, None], counts, Timings(), DESCRIPTION)
 
     @property
     def sizes(self) -> list[int]:
@@ -64,11 +59,11 @@ def callers() -> Iterator[ThreadPoolExecutor]:
 
 def all_at_once(
     callers: ThreadPoolExecutor, asking: Coalescer, texts: list[str], options: Options = PLAIN
-) -> list[Share | Exception]:
+) -> list[EmbedResult | Exception]:
     """Each text asked for by a caller of its own, all at the same moment."""
     barrier = threading.Barrier(len(texts))
 
-    def ask(number: int) -> Share | Exception:
+    def ask(number: int) -> EmbedResult | Exception:
         request_ids.enter(f"request-{number}")
         barrier.wait(10)
         try:
@@ -173,7 +168,7 @@ def test_of_those_who_go_together_one_that_is_refused_is_refused_alone(callers: 
     refused = found.pop(5)
     assert isinstance(refused, InvalidInput)
     assert str(refused) == "text 0 is refused"  # as it says where it is alone
-    assert [share.rows[0][0] for share in found if isinstance(share, Share)] == [0, 1, 2, 3, 4, 6, 7]
+    assert [share.rows[0][0] for share in found if isinstance(share, EmbedResult)] == [0, 1, 2, 3, 4, 6, 7]
     assert max(model.sizes) > 1
 
 
@@ -218,7 +213,7 @@ def test_requests_of_other_options_and_long_ones_and_token_ids_do_not_mix(
     asking = known(callers, model, count=12)
     long = "text 7 " + "long " * (3 * MOST_OWN_TOKENS // 5 + 1)
 
-    def ask(number: int) -> Share:
+    def ask(number: int) -> EmbedResult:
         inputs: Any = [f"text {number}"]
         if number >= 8:
             inputs = [long] if number < 10 else [[number, 1, 2]]
@@ -237,7 +232,7 @@ def test_what_goes_together_is_bounded_and_named_in_the_logs(callers: ThreadPool
     asking = known(callers, model, threads=64, count=16)
     texts = [f"text {number} " + "b" * 3 * (MOST_OWN_TOKENS - 10) for number in range(16)]
     found = all_at_once(callers, asking, texts)
-    assert [share.rows[0][0] for share in found if isinstance(share, Share)] == [*range(16)]
+    assert [share.rows[0][0] for share in found if isinstance(share, EmbedResult)] == [*range(16)]
     assert 1 < max(model.sizes) <= MOST_TOKENS // (MOST_OWN_TOKENS - 10)
     assert sorted(one for ids in model.ids for one in (ids or "").split(",")) == sorted(
         f"request-{number}" for number in range(16)

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.fallback import State
+from embedshare.client.failover_policy import State
 from embedshare.settings import Settings
 from embedshare.web.metrics import STATES
 from tests.processes import SRC, ModelServer, free_port, wait_for

@@ -1,4 +1,4 @@
-"""What a SentenceTransformer 6 offers to those who embed, over any way to get rows for texts.
+"""What a SentenceTransformer 6 offers to those who embed, over an Embedder.
 
 Names, arguments, defaults, shapes and types are SentenceTransformer's. What an argument asks that a shared
 model cannot do (token embeddings, pairs, another tokenizer) is refused with NotServed, and says so.
@@ -10,7 +10,6 @@ SentenceTransformer, which `DropIn.__class__` answers.
 
 from __future__ import annotations
 
-import abc
 import functools
 import importlib
 import importlib.util
@@ -26,6 +25,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 from loguru import logger
 
+from embedshare.calls import EmbedRequest, Prompts, prompt_of
+from embedshare.client.embedder import Embedder
 from embedshare.client.unserved import Unserved
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
@@ -48,9 +49,8 @@ def _for_task(encode: Callable[_P, _T], task: str, prompt_names: tuple[str, ...]
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in prompt_names if name in self.prompts), None)
-        return self.encode(inputs, prompt_name, prompt, *args, **{"task": task, **kwargs})
+        named = prompt_names if prompt_name is None and prompt is None else prompt_name
+        return self.encode(inputs, named, prompt, *args, **{"task": task, **kwargs})
 
     encode_for_task.__name__ = f"encode_{task}"
     encode_for_task.__doc__ = (
@@ -75,12 +75,10 @@ class Device(str):
 class DropIn(Unserved):
     """The SentenceTransformer half of the client."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder)
         self.truncate_dim: int | None = None
-        self._prompts: dict[str, str] | None = None
-        self._prompts_of: str | None = None
-        self._default_prompt_name: str | None = None
+        self._prompts: Prompts | None = None
         self._similarity_fn_name: str | None = None
         self._told_about_device = False
 
@@ -95,32 +93,10 @@ class DropIn(Unserved):
         theirs = getattr(sys.modules.get("sentence_transformers"), "SentenceTransformer", None)
         return theirs if isinstance(theirs, type) else type(self)
 
-    @abc.abstractmethod
-    def _embed(
-        self,
-        texts: list[str],
-        prompt: str,
-        normalize: bool,
-        truncate_dim: int | None,
-        show_progress_bar: bool,
-        limit: float,
-        task: str | None,
-    ) -> np.ndarray:
-        """Float32 (n, dimension) for a list that is not empty, by the moment `limit` of
-        `time.monotonic()`."""
-
-    @abc.abstractmethod
-    def _meet(self, limit: float) -> None:
-        """Learn by the moment `limit` which model answers, where that is not known yet."""
-
-    @abc.abstractmethod
-    def _token_ids(self, texts: list[str], prompt: str) -> list[list[int]]:
-        """The token ids of each text."""
-
     def encode(
         self,
         inputs: Any = None,
-        prompt_name: str | None = None,
+        prompt_name: str | tuple[str, ...] | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -141,8 +117,9 @@ class DropIn(Unserved):
 
         Returns float32 (n, dimension), or (dimension,) for one text; a tensor with `convert_to_tensor`, a
         list of tensors with `convert_to_numpy=False`. `batch_size`, `device`, `pool` and `chunk_size` are
-        taken and left to the server, which batches across workers by tokens. `timeout`: seconds for the whole
-        call, where EMBEDDING_TIMEOUT_S is for each piece of a long list.
+        taken and left to the server, which batches across workers by tokens. Of several names for a prompt
+        the first that the model has is used. `timeout`: seconds for the whole call, where
+        EMBEDDING_TIMEOUT_S is for each piece of a long list.
 
         Raises InvalidInput, NotServed, and whatever the way to the model raises (embedshare/errors.py).
         """
@@ -153,27 +130,18 @@ class DropIn(Unserved):
         texts = as_texts([inputs] if single else inputs)
         seconds = _seconds(timeout)
         limit = float("inf") if seconds is None else time.monotonic() + seconds
-        if prompt is None:
-            self._meet(limit)  # whose prompts are asked for next
-        resolved = self._resolve_prompt(prompt, prompt_name)
-        if not texts:
-            return _empty(convert_to_numpy, convert_to_tensor)
+        if prompt is not None:
+            _check_prompt(prompt, prompt_name)
         dimensions = _whole("truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim)
-        while True:
-            rows = self._embed(
-                texts,
-                resolved,
-                bool(normalize_embeddings),
-                dimensions,
-                wants_progress(show_progress_bar),
-                limit,
-                kwargs.get("task"),
-            )
-            if prompt is not None:
-                break
-            before, resolved = resolved, self._resolve_prompt(None, prompt_name)
-            if resolved == before:
-                break  # else another model was followed meanwhile, which has another prompt
+        request = EmbedRequest(
+            texts, prompt, prompt_name, self._prompts, bool(normalize_embeddings), dimensions,
+            task=kwargs.get("task"),
+        )  # fmt: skip
+        if not texts:
+            if prompt is None:
+                prompt_of(request, self._embedder.describe(limit))
+            return _empty(convert_to_numpy, convert_to_tensor)
+        rows = self._embedder.embed(request, limit, wants_progress(show_progress_bar)).rows
         result: Any = quantize(rows, precision or "float32")
         if convert_to_tensor or not convert_to_numpy:
             import torch  # only who asks for tensors pays for it
@@ -232,15 +200,15 @@ class DropIn(Unserved):
     def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Any]:
         """Padded token ids and their masks, int64 (n, longest): tensors where torch is installed, else
         arrays."""
-        ids = self._token_ids(as_texts(texts), str(kwargs.get("prompt") or ""))
-        return _features(ids, self._describe())
+        ids = self._embedder.tokenize(EmbedRequest(as_texts(texts), str(kwargs.get("prompt") or "")))
+        return _features(ids, self.describe())
 
     preprocess = tokenize
 
     @property
     def similarity_fn_name(self) -> str:
         """Which of the four measures `similarity` uses; the model's own unless it was set."""
-        return self._similarity_fn_name or self._describe().similarity_fn_name
+        return self._similarity_fn_name or self.describe().similarity_fn_name
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, name: Any) -> None:
@@ -255,34 +223,37 @@ class DropIn(Unserved):
 
         Where another model is followed, its prompts come in place of that copy.
         """
-        described = self._describe()
-        if self._prompts is None or self._prompts_of not in (None, described.identity):
-            self._prompts = dict(described.prompts)
-            if self._prompts_of is not None or self._default_prompt_name is None:
-                self._default_prompt_name = described.default_prompt_name
-            self._prompts_of = described.identity
-        return self._prompts
+        return self._own_prompts().texts
 
     @prompts.setter
     def prompts(self, prompts: dict[str, str]) -> None:
-        self._prompts, self._prompts_of = dict(prompts), None  # set, not a model's: they stay
+        default = None if self._prompts is None else self._prompts.default_name
+        self._prompts = Prompts(dict(prompts), None, default)  # set, not a model's: they stay
 
     @property
     def default_prompt_name(self) -> str | None:
         """The prompt that `encode` uses where none is named."""
-        _ = self.prompts
-        return self._default_prompt_name
+        return self._own_prompts().default_name
 
     @default_prompt_name.setter
     def default_prompt_name(self, name: str | None) -> None:
-        if name is not None and name not in self.prompts:
-            raise InvalidInput(f"there is no prompt {name!r}; there are {list(self.prompts)}")
-        self._default_prompt_name = name
+        own = self._own_prompts()
+        if name is not None and name not in own.texts:
+            raise InvalidInput(f"there is no prompt {name!r}; there are {list(own.texts)}")
+        self._prompts = own._replace(default_name=name)
+
+    def _own_prompts(self) -> Prompts:
+        """This client's own, made of the model's where there are none for it yet."""
+        described, own = self.describe(), self._prompts
+        if own is None or own.identity not in (None, described.identity):
+            own = Prompts(dict(described.prompts), described.identity, described.default_prompt_name)
+            self._prompts = own
+        return own
 
     @property
     def device(self) -> Device:
         """Where the model that answers computes."""
-        return Device(self._describe().device)
+        return Device(self.describe().device)
 
     @property
     def max_seq_length(self) -> int:
@@ -290,7 +261,7 @@ class DropIn(Unserved):
 
         The shared model's, so it cannot be set.
         """
-        return self._describe().max_seq_length
+        return self.describe().max_seq_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
@@ -302,7 +273,7 @@ class DropIn(Unserved):
 
     def get_embedding_dimension(self) -> int:
         """The number of values in an embedding, after truncation."""
-        dimension = self._describe().dimension
+        dimension = self.describe().dimension
         return dimension if self.truncate_dim is None else min(dimension, self.truncate_dim)
 
     def get_sentence_embedding_dimension(self) -> int:
@@ -319,20 +290,6 @@ class DropIn(Unserved):
             self.truncate_dim = before
 
     truncate_sentence_embeddings = truncate_embeddings
-
-    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        if prompt is not None:
-            if not isinstance(prompt, str):
-                raise InvalidInput(f"prompt must be a str, got {prompt!r}")
-            if prompt_name is not None:
-                warnings.warn("both prompt and prompt_name were given; prompt is used", stacklevel=3)
-            return prompt
-        if prompt_name is not None:
-            if prompt_name not in self.prompts:
-                raise InvalidInput(f"there is no prompt {prompt_name!r}; there are {list(self.prompts)}")
-            return self.prompts[prompt_name]
-        default = self.default_prompt_name
-        return self.prompts.get(default, "") if default is not None else ""
 
     def _check_options(
         self,
@@ -395,6 +352,13 @@ def as_texts(inputs: Any) -> list[str]:
                 )
             raise InvalidInput(f"item {index} is a {kind}, not a str")
     return [text if type(text) is str else str(text) for text in texts]
+
+
+def _check_prompt(prompt: Any, prompt_name: Any) -> None:
+    if not isinstance(prompt, str):
+        raise InvalidInput(f"prompt must be a str, got {prompt!r}")
+    if prompt_name is not None:
+        warnings.warn("both prompt and prompt_name were given; prompt is used", stacklevel=3)
 
 
 def _whole(name: str, value: Any) -> int | None:

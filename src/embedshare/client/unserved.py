@@ -7,11 +7,11 @@ too: `hasattr(model, "tokenizer")` is False, and `getattr` with a default gives 
 
 from __future__ import annotations
 
-import abc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
 
+from embedshare.client.embedder import Embedder
 from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
 from embedshare.similarity import NAMES
@@ -24,60 +24,20 @@ _TRAINING = (
 _SAVING = "the model's files are the server's; its folder or name is EMBEDDING_MODEL_NAME"
 _TOKENIZER = "tokenize(texts) gives the shared tokenizer's ids, tokens(texts) each token with its place"
 
+_OF_THE_WEIGHTS = """
+    active_adapter active_adapters add_adapter add_module append buffers check_peft_compatible_model
+    children delete_adapter disable_adapters enable_adapters extend forward get_adapter_state_dict
+    get_buffer get_extra_state get_parameter get_sentence_features get_submodule insert load load_adapter
+    load_state_dict merge modules named_buffers named_children named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook set_adapter set_extra_state set_pooling_include_prompt set_submodule
+    to_empty
+"""
 #: Methods that need the model itself, and what to do instead.
 METHODS: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "active_adapter",
-            "active_adapters",
-            "add_adapter",
-            "add_module",
-            "append",
-            "buffers",
-            "check_peft_compatible_model",
-            "children",
-            "delete_adapter",
-            "disable_adapters",
-            "enable_adapters",
-            "extend",
-            "forward",
-            "get_adapter_state_dict",
-            "get_buffer",
-            "get_extra_state",
-            "get_parameter",
-            "get_sentence_features",
-            "get_submodule",
-            "insert",
-            "load",
-            "load_adapter",
-            "load_state_dict",
-            "merge",
-            "modules",
-            "named_buffers",
-            "named_children",
-            "named_parameters",
-            "parameters",
-            "pop",
-            "register_backward_hook",
-            "register_buffer",
-            "register_forward_hook",
-            "register_forward_pre_hook",
-            "register_full_backward_hook",
-            "register_full_backward_pre_hook",
-            "register_load_state_dict_post_hook",
-            "register_load_state_dict_pre_hook",
-            "register_module",
-            "register_parameter",
-            "register_state_dict_post_hook",
-            "register_state_dict_pre_hook",
-            "set_adapter",
-            "set_extra_state",
-            "set_pooling_include_prompt",
-            "set_submodule",
-            "to_empty",
-        ],
-        _WEIGHTS,
-    ),
+    **dict.fromkeys(_OF_THE_WEIGHTS.split(), _WEIGHTS),
     **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], _TRAINING),
     **dict.fromkeys(["push_to_hub", "save", "save_pretrained", "save_to_hub"], _SAVING),
 }
@@ -114,7 +74,7 @@ class ModelCardData:
         raise NotServed(f"model_card_data.{name}: a shared model has no model card; {_WEIGHTS}")
 
 
-class Unserved(abc.ABC):
+class Unserved:
     """The names of SentenceTransformer that are no part of embedding."""
 
     SUPPORTED_SIMILARITY_FN_NAMES: ClassVar = NAMES
@@ -128,18 +88,19 @@ class Unserved(abc.ABC):
     _modules: ClassVar[dict[str, Any]] = {}
     _load_state_dict_post_hooks: ClassVar[dict[int, Any]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
         self._card: ModelCardData | None = None
 
-    @abc.abstractmethod
-    def _describe(self) -> ModelDescription:
+    def describe(self) -> ModelDescription:
         """The model that answers."""
+        return self._embedder.describe()
 
     @property
     def model_card_data(self) -> ModelCardData:
         """Where evaluators note their results."""
         if self._card is None:
-            self._card = ModelCardData(self._describe())
+            self._card = ModelCardData(self.describe())
         return self._card
 
     @property
@@ -167,7 +128,7 @@ class Unserved(abc.ABC):
     @property
     def backend(self) -> str:
         """The runtime of the model: openvino or torch."""
-        return self._describe().runtime
+        return self.describe().runtime
 
     def get_backend(self) -> str:
         """`backend`, as a method."""
@@ -178,7 +139,7 @@ class Unserved(abc.ABC):
         """The precision that the model computes in, a torch.dtype. The vectors are always float32."""
         import torch  # for its type of a precision
 
-        return getattr(torch, self._describe().dtype)
+        return getattr(torch, self.describe().dtype)
 
     def evaluate(self, evaluator: Callable[[Any, str | None], Any], output_path: str | None = None) -> Any:
         """The evaluator's result for this model; it writes into the folder `output_path`."""
@@ -273,7 +234,7 @@ class Unserved(abc.ABC):
         raise _refusal(f"model[{index!r}]", _WEIGHTS)
 
     def _check_device(self, wanted: str) -> None:
-        here = self._describe().device
+        here = self.describe().device
         if not _same_device(wanted, here):
             raise NotServed(
                 f"the shared model computes on {here} and is not moved to {wanted} by one of its users; "
@@ -281,7 +242,7 @@ class Unserved(abc.ABC):
             )
 
     def _check_precision(self, wanted: str) -> None:
-        here = self._describe().dtype
+        here = self.describe().dtype
         if wanted != here:
             raise NotServed(
                 f"the shared model computes in {here} and is not converted to {wanted} by one of its users; "

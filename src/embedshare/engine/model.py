@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 
 from embedshare import platforms
+from embedshare.calls import EmbedResult, Inputs, Timings, are_tokens
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
 from embedshare.engine.sequences import Token, Tokenizing
@@ -27,24 +28,6 @@ from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 #: Where a call's time goes in the engine.
 STAGES = ("tokenize", "queue", "compute")
-
-
-class Encoded(NamedTuple):
-    """Vectors and where their time went."""
-
-    rows: np.ndarray
-    """Float32 (n, dimension)"""
-
-    tokenize_ms: float
-    queue_ms: float
-    compute_ms: float
-    token_counts: list[int]
-    """How many tokens the model read for each text."""
-
-    @property
-    def stages_ms(self) -> tuple[float, float, float]:
-        """The time of each of STAGES."""
-        return self.tokenize_ms, self.queue_ms, self.compute_ms
 
 
 class Engine:
@@ -110,7 +93,7 @@ class Engine:
 
     def encode(
         self,
-        texts: list[str] | list[list[int]],
+        texts: Inputs,
         prompt: str = "",
         *,
         normalize: bool = False,
@@ -120,7 +103,7 @@ class Engine:
         deadline: float = float("inf"),
         caller: int = 0,
         is_gone: Callable[[], bool] = lambda: False,
-    ) -> Encoded:
+    ) -> EmbedResult:
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
         Sequences of token ids are embedded as they are, without the prompt. Without `truncate` a text that is
@@ -204,21 +187,21 @@ class Engine:
 
     def _encode(
         self,
-        texts: list[str] | list[list[int]],
+        texts: Inputs,
         prompt: str,
         truncate: bool,
         task: str | None,
         deadline: float,
         caller: int,
         is_gone: Callable[[], bool],
-    ) -> Encoded:
+    ) -> EmbedResult:
         started = time.monotonic()
         if len(texts) > 1 and is_gone():
             raise DeadlineExceeded("the caller left before its texts were read")
         self._check_count(texts)
         sequences = (
             self._tokenizer.checked(texts)
-            if _are_tokens(texts)
+            if are_tokens(texts)
             else self._tokenizer(cast("list[str]", texts), prompt, truncate, task)
         )
         tokenized = time.monotonic()
@@ -226,7 +209,8 @@ class Engine:
             sequences, deadline=deadline, caller=caller, is_gone=is_gone
         )
         counts = list(map(len, sequences))
-        return Encoded(rows, (tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3, counts)
+        timings = Timings((tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
+        return EmbedResult(rows, counts, timings, self.description)
 
     def _check_count(self, texts: Sequence[object]) -> None:
         if len(texts) > self._max_texts:
@@ -234,7 +218,7 @@ class Engine:
                 f"{len(texts):,} texts came in one call; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
             )
 
-    def _count(self, encoded: Encoded | None, started: float) -> None:
+    def _count(self, encoded: EmbedResult | None, started: float) -> None:
         """One call more, which failed where there is nothing encoded."""
         now = time.monotonic()
         with self._lock:
@@ -242,14 +226,10 @@ class Engine:
             if encoded is None:
                 self._failed += 1
                 return
-            for stage, ms in zip(STAGES, encoded.stages_ms, strict=True):
+            for stage, ms in zip(STAGES, encoded.timings.stages, strict=True):
                 self._stages[stage].observe(ms)
             self._total_ms.observe((now - started) * 1e3)
             self._last_embedded = now
-
-
-def _are_tokens(texts: list[str] | list[list[int]]) -> TypeGuard[list[list[int]]]:
-    return bool(texts) and not isinstance(texts[0], str)
 
 
 def release_memory() -> None:

@@ -16,6 +16,7 @@ from embedshare.engine import loading, weights
 from embedshare.engine.model import Engine, release_memory
 from embedshare.errors import EmbedshareError, ModelSwapped, SwapRefused
 from embedshare.identity import ModelDescription, identity_of
+from embedshare.providers.local import Local
 from embedshare.settings import Settings
 
 #: Watches an engine until the event is set, in a thread of its own.
@@ -28,7 +29,7 @@ class Held:
     def __init__(self, engine: Engine, settings: Settings, watch: Watch) -> None:
         self.settings = settings
         self.description = engine.description
-        self.engine: Engine | None = engine
+        self.provider: Local | None = Local(engine)
         self.calls = 0
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=watch, args=(engine, self._ended), name="vitals", daemon=True)
@@ -41,9 +42,9 @@ class Held:
         """Let the model go, which no call uses any more."""
         self.stop_watching()
         self._watcher.join()
-        if self.engine is not None:
-            self.engine.close()
-        self.engine = None
+        if self.provider is not None:
+            self.provider.engine.close()
+        self.provider = None
         release_memory()
         logger.info("{} ({}) was let go", self.description.model_name, self.description.identity[:12])
 
@@ -111,8 +112,8 @@ class Serving:
         try:
             held, before = self._current, self._current.description
             if _serves(held, wanted):
-                assert held.engine is not None  # it serves
-                held.engine.scheduler.limit_batches(wanted.max_batch_size)
+                assert held.provider is not None  # it serves
+                held.provider.engine.scheduler.limit_batches(wanted.max_batch_size)
                 held.settings = wanted
                 return before
             began = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from embedshare.calls import Timings
 from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from_wire
 from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
@@ -198,14 +199,6 @@ class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_field
     normalize: bool
     truncate_dim: int | None
     request_id: RequestId | None = None
-
-
-class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Where a call's time went in the server, in milliseconds."""
-
-    tokenize_ms: float = 0.0
-    queue_ms: float = 0.0
-    compute_ms: float = 0.0
 
 
 class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):

@@ -36,6 +36,8 @@ PROOF_S = 2.0
 MAX_ANSWER_BYTES = 64 << 20
 #: What follows an answer: rows, or the ids and scores of hits.
 _Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | None
+#: Makes a call of its id, the seconds that it has left, and the model that is to answer it.
+Build = Callable[[int, float, ModelDescription], codec.Call]
 
 
 class Connections:
@@ -51,7 +53,7 @@ class Connections:
         self,
         address: tuple[str, int],
         key: Callable[[], bytes],
-        on_connect: Callable[[ModelDescription], None],
+        on_connect: Callable[[ModelDescription], object],
         max_message_bytes: int,
         caller: Callable[[], codec.Caller],
         notice_hang: bool = False,
@@ -70,62 +72,52 @@ class Connections:
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._open_lock = threading.Lock()
 
-    def call(
-        self, build: Callable[[int, float], codec.Call], deadline: float, raw: memoryview | None = None
-    ) -> Any:
-        """Send the call that `build(id, time_left_s)` makes, and the raw bytes that it announces, and return
-        its answer.
+    def call(self, build: Build, deadline: float, raw: memoryview | None = None) -> Any:
+        """Send the call that `build(id, time_left_s, model)` makes for the model that the connection has met,
+        and the raw bytes that it announces, and return its answer.
 
-        An Encode gives `(rows, timings, identity)` with float32 rows of shape (n, dimension) and the identity
-        of the model that made them, a Search `((ids, scores), timings, identity)`, anything else the reply's
-        value. Raises the error that the server answered; ServerUnavailable where the connection broke, and
-        DeadlineExceeded: after either the call may be sent again, since none but a Swap changes anything that
-        a second one of it would change again.
+        An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the model that
+        made them, a Search `((ids, scores), answer, model)`, anything else the reply's value. Raises the
+        error that the server answered; ServerUnavailable where the connection broke, and DeadlineExceeded:
+        after either the call may be sent again, since none but a Swap changes anything that a second one of
+        it would change again.
         """
-        call = build(next(self._ids), max(0.0, deadline - time.monotonic()))
-        message = codec.encode(call)
-        if len(message) > self._max_message_bytes:
-            raise TooLarge(
-                f"the call takes {len(message):,} bytes, its prompt included; "
-                f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
-            )
         while True:
             try:
-                return self._call(call, message, deadline, raw)
+                return self._call(build, deadline, raw)
             except ModelSwapped:
                 continue  # nothing was done; a new connection meets the model that serves now
 
-    def _call(self, call: codec.Call, message: bytes, deadline: float, raw: memoryview | None) -> Any:
+    def _call(self, build: Build, deadline: float, raw: memoryview | None) -> Any:
         reused = getattr(self._local, "connection", None) is not None
         try:
-            connection, answer, rows = self._send(call, message, deadline, raw)
+            connection, call, answer, rows = self._send(build, deadline, raw)
         except ServerHung:
             raise
         except ServerUnavailable:
             if not reused:
                 raise
             # The server was started anew since the last call: that costs a connection, not a failed try.
-            connection, answer, rows = self._send(call, message, deadline, raw)
+            connection, call, answer, rows = self._send(build, deadline, raw)
         if isinstance(answer, codec.Failure):
             if answer.id != call.id:  # said of the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
-        if isinstance(answer, codec.Rows):
-            return rows, answer, connection.met
-        if isinstance(answer, codec.Hits):
-            return rows, answer.timings, connection.met
-        return answer.value
+        if isinstance(answer, codec.Reply):
+            return answer.value
+        return rows, answer, connection.model
 
     def _send(
-        self, call: codec.Call, message: bytes, deadline: float, raw: memoryview | None
-    ) -> tuple[Connection, codec.Answer, _Raw]:
+        self, build: Build, deadline: float, raw: memoryview | None
+    ) -> tuple[Connection, codec.Call, codec.Answer, _Raw]:
         connection = self._connection(deadline)
+        assert connection.model is not None  # it has been met
+        call = build(next(self._ids), max(0.0, deadline - time.monotonic()), connection.model)
+        message = self._encoded(call, connection.protocol)
         # Until its answer is read nobody else finds it: neither the next call, wherever an interrupt ends
         # this one, nor a signal handler that calls meanwhile.
         self._local.connection = None
         try:
-            if connection.protocol == 1 and getattr(call, "task", None) is not None:
-                message = codec.encode(codec.for_version_1(call))
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
             answer, rows = _exchange(connection, call, message, raw)
             self._hang_detector.answered(connection.last_answer)
@@ -139,11 +131,21 @@ class Connections:
             connection.close()
             raise
         self._local.connection = connection
-        return connection, answer, rows
+        return connection, call, answer, rows
+
+    def _encoded(self, call: codec.Call, version: int) -> bytes:
+        """The message of a call. Raises TooLarge, InvalidInput."""
+        message = codec.encode(codec.for_version_1(call) if version == 1 else call)
+        if len(message) > self._max_message_bytes:
+            raise TooLarge(
+                f"the call takes {len(message):,} bytes, its prompt included; "
+                f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
+            )
+        return message
 
     def probe(self, deadline: float) -> None:
         """Connect, or use the connection there is, and see that the server answers."""
-        self.call(lambda call_id, left: codec.Query(call_id, left, "active_operations"), deadline)
+        self.call(lambda call_id, left, model: codec.Query(call_id, left, "active_operations"), deadline)
 
     def close(self) -> None:
         """Close every thread's connection."""
@@ -231,7 +233,7 @@ class Connections:
         connection = Client(self._address, self._key(), deadline)
         try:
             description = self._agree(connection, deadline)
-            connection.met = description.identity
+            connection.model = description
             self._on_connect(description)
         except DeadlineExceeded:
             connection.close()

@@ -22,6 +22,7 @@ from embedshare.errors import (
     ServerHung,
     ServerUnavailable,
 )
+from embedshare.identity import ModelDescription
 from embedshare.ipc import handshake
 
 _LENGTH = struct.Struct("!i")
@@ -52,8 +53,8 @@ class Connection:
         sock.settimeout(None)
         self._sock = sock
         self._kernel_waits = not meets_signals and platforms.waits_in_kernel(sock)
-        self.met: str | None = None
-        """At the client's end: the identity of the model that answers on this connection, and no other."""
+        self.model: ModelDescription | None = None
+        """At the client's end: the model that answers on this connection, and no other."""
         self.protocol = 1
         """At the client's end: the version of the messages on this connection, see protocol.py."""
         self.last_answer = time.monotonic()

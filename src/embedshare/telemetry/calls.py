@@ -12,19 +12,12 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from embedshare import platforms
+from embedshare.calls import Timings
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 #: The outcome of a call that was answered; every other is the name of an error's class.
 OK = "ok"
 Source = Literal["server", "local", "nobody"]
-
-
-class Timings(NamedTuple):
-    """Where the time of an embedding went on the side that computed it, in milliseconds."""
-
-    tokenize_ms: float
-    queue_ms: float
-    compute_ms: float
 
 
 class Ended(NamedTuple):

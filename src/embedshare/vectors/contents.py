@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from embedshare.errors import ModelMismatch
+from embedshare.vectors import exact
 from embedshare.vectors.documents import results_of
 
 
-class Contents(NamedTuple):
+@dataclass(frozen=True)
+class Contents:
     """Documents by growing ids, their float32 embeddings (n, dimension) and metadata; never changed."""
 
     version: int
     ids: np.ndarray
     embeddings: np.ndarray
     documents: list[dict[str, Any]]
+
+    def rows(self, metric: str) -> np.ndarray:
+        """The embeddings as a search in this process takes them: contiguous, at length 1 for cosine."""
+        if metric != "cosine":
+            return np.ascontiguousarray(self.embeddings, np.float32)
+        if "unit" not in self.__dict__:  # cached_property has a lock, which a fork may inherit closed
+            self.__dict__["unit"] = exact.unit(np.ascontiguousarray(self.embeddings, np.float32))
+        unit: np.ndarray = self.__dict__["unit"]
+        return unit
 
     def with_more(self, ids: np.ndarray, rows: np.ndarray, documents: list[dict[str, Any]]) -> Contents:
         """These and more."""
@@ -38,3 +51,13 @@ class Contents(NamedTuple):
     def results(self, ids: list[int], scores: list[float]) -> list[dict[str, Any]]:
         """See documents.results_of."""
         return results_of(ids, scores, self.documents)
+
+
+def of_another_model(identity: str, found: str) -> ModelMismatch:
+    """The error for an index of the model `identity` where the model `found` answers."""
+    return ModelMismatch(
+        f"the index holds vectors of another model ({identity[:12]}) than the one that serves "
+        f"({found[:12]}); embed its documents again: build_vector_index(docs, urls)",
+        expected=identity,
+        found=found,
+    )

@@ -10,31 +10,29 @@ import operator
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from embedshare import platforms
+from embedshare.calls import CallContext
 from embedshare.errors import (
     DeadlineExceeded,
     IndexIncomplete,
     InvalidInput,
-    ModelMismatch,
     Overloaded,
     ServerUnavailable,
     TooLarge,
     UnknownIndex,
 )
-from embedshare.fallback import Both
-from embedshare.ipc import codec
-from embedshare.telemetry import request_ids
-from embedshare.vectors import choice, exact, saved
-from embedshare.vectors.contents import Contents
+from embedshare.providers.base import IndexCopy, Indexes
+from embedshare.vectors import choice, saved
+from embedshare.vectors.contents import Contents, of_another_model
 from embedshare.vectors.documents import as_documents, metadata_of
-from embedshare.vectors.sending import Embedded, Model, Pauses, ServerCopy
+from embedshare.vectors.sending import Model, Pauses, ServerCopy
 
 T = TypeVar("T")
 #: What may befall the news of a change on its way to the server: the next search finds it out.
@@ -42,11 +40,9 @@ _MENDED_LATER: Final = (UnknownIndex, ServerUnavailable, DeadlineExceeded, Overl
 
 
 class _At(NamedTuple):
-    """What a search asks for: which index, what is in it, and how often the server had been told of it by
-    then."""
+    """What a search asks for: which index, and how often the server had been told of it by then."""
 
-    name: bytes
-    contents: Contents
+    copy: IndexCopy
     told: int
 
 
@@ -61,7 +57,8 @@ class VectorIndex:
     def __init__(
         self,
         model: Model,
-        embedded: Embedded,
+        embeddings: np.ndarray,
+        identity: str,
         metadata: list[dict[str, Any]],
         *,
         metric: str,
@@ -70,18 +67,17 @@ class VectorIndex:
         shared_name: bytes | None = None,
     ) -> None:
         self.metric, self.kind = choice.check(metric, kind)
-        self.identity = embedded.identity
+        self.identity = identity
         """The model whose vectors these are."""
         self.metadata = metadata
         self._model = model
         self._truncate_dim = truncate_dim
         ids = np.arange(len(metadata), dtype=np.int64)
-        self._contents = Contents(0, ids, embedded.rows, list(metadata))
+        self._contents = Contents(0, ids, embeddings, list(metadata))
         self._next_id = len(metadata)
         self._copy = ServerCopy(model, self.identity, self.metric, self.kind, self.dimension, shared_name)
-        self._unit: tuple[int, np.ndarray] | None = None
         self._begin()
-        _living.add(self)
+        platforms.after_fork_in_child(self._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -135,18 +131,10 @@ class VectorIndex:
         `built`, false while what its kind asks for is still being made and it is searched exactly; `recall`;
         `bytes`."""
         deadline = self._model.deadline()
-        local = {"count": len(self), "kind": choice.FLAT, "built": True, "recall": 1.0, "bytes": 0}
-
-        def ask(at: _At) -> dict[str, Any]:
-            both: Both[dict[str, Any]] = Both(
-                lambda call_id, left: codec.Inspect(call_id, left, at.name),
-                lambda reply: {name: value for name, value in reply.items() if name != "version"},
-                lambda engine, deadline: local,
-            )
-            found: dict[str, Any] = self._model.ask_of_index("inspect", both, deadline)
-            return found
-
-        return self._asked(ask, deadline)
+        found = self._asked(
+            "inspect", lambda index, indexes, context: indexes.describe(index, context), deadline
+        )[1]
+        return {name: value for name, value in found.items() if name != "version"}
 
     def search(self, query: str, top_k: int = 3) -> tuple[list[int], list[float]]:
         """The ids and scores of the `top_k` documents nearest to a text, best first; of all, where there are
@@ -168,21 +156,11 @@ class VectorIndex:
             raise InvalidInput(f"the query must be a str, not {type(query).__name__}")
         k = _positive(top_k)
         deadline = self._model.deadline()
-        prompt = self._model.query_prompt()
-
-        def ask(at: _At) -> tuple[Contents, list[int], list[float]]:
-            both: Both[tuple[np.ndarray, np.ndarray]] = Both(
-                lambda call_id, left: codec.Search(
-                    call_id, left, at.name, at.contents.version, query, prompt, k, self._truncate_dim,
-                    request_ids.current(),
-                ),
-                lambda answer: answer[0],
-                lambda engine, deadline: self._search_here(engine, at.contents, query, prompt, k, deadline),
-            )  # fmt: skip
-            ids, scores = self._model.ask_of_index("search", both, deadline)
-            return at.contents, ids.tolist(), scores.tolist()
-
-        return self._asked(ask, deadline)
+        request = self._model.query(query, self._truncate_dim)
+        contents, (ids, scores) = self._asked(
+            "search", lambda index, indexes, context: indexes.search(index, request, k, context), deadline
+        )
+        return contents, ids.tolist(), scores.tolist()
 
     def add(
         self,
@@ -202,7 +180,7 @@ class VectorIndex:
             return []
         embedded = self._model.embed_documents(texts, show_progress_bar)
         if embedded.identity != self.identity:
-            raise self._mismatch(embedded.identity)
+            raise of_another_model(self.identity, embedded.identity)
         deadline = self._model.deadline()
         with self._alone(deadline):
             self._copy.become_owner()
@@ -267,8 +245,8 @@ class VectorIndex:
         about, ids, embeddings = saved.read(path)
         try:
             index = cls(
-                model, Embedded(embeddings, about.identity), about.metadata, metric=about.metric,
-                kind=about.kind, truncate_dim=about.truncate_dim, shared_name=bytes.fromhex(about.name),
+                model, embeddings, about.identity, about.metadata, metric=about.metric, kind=about.kind,
+                truncate_dim=about.truncate_dim, shared_name=bytes.fromhex(about.name),
             )  # fmt: skip
         except ValueError as error:
             raise saved.corrupted(path, error) from None
@@ -288,17 +266,21 @@ class VectorIndex:
                 pauses.pause()
 
     def _at(self) -> _At:
-        return _At(self._copy.name, self._contents, self._copy.told)
+        return _At(self._copy.of(self._contents), self._copy.told)
 
-    def _asked(self, ask: Callable[[_At], T], deadline: float) -> T:
-        """The answer of a server that has the index, which gets it where it has it not."""
+    def _asked(
+        self, method: str, ask: Callable[[IndexCopy, Indexes, CallContext], T], deadline: float
+    ) -> tuple[Contents, T]:
+        """The answer of a server that has the index, which gets it where it has it not; and what the index
+        holds by it."""
         pauses = Pauses(deadline)
         while True:
             self._check_model()
             at = self._at()
+            call = partial(ask, at.copy)
             try:
                 try:
-                    return ask(at)
+                    return at.copy.contents, self._model.ask_of_index(method, call, deadline)
                 except IndexIncomplete:
                     raise
                 except UnknownIndex:
@@ -309,40 +291,14 @@ class VectorIndex:
     def _send_unless_sent(self, at: _At, deadline: float | None) -> None:
         """Of several threads who found that the server does not have the index, the first sends it."""
         with self._alone(self._model.deadline() if deadline is None else deadline):
-            now = self._at()
-            if (now.name, now.contents.version, now.told) == (at.name, at.contents.version, at.told):
-                self._copy.send(now.contents, deadline)
-
-    def _search_here(
-        self, engine: Any, contents: Contents, query: str, prompt: str, k: int, deadline: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The same over the embeddings themselves, in this process, which has fallen back."""
-        if engine.description.identity != self.identity:
-            raise self._mismatch(engine.description.identity)
-        row = engine.encode(
-            [query], prompt, truncate_dim=self._truncate_dim, task="query", deadline=deadline
-        ).rows
-        rows = np.ascontiguousarray(contents.embeddings, np.float32)
-        if self.metric == "cosine":
-            unit = self._unit
-            if unit is None or unit[0] != contents.version:
-                unit = self._unit = contents.version, exact.unit(rows)
-            rows, row = unit[1], exact.unit(row)
-        scores, positions = exact.search(rows, row, min(k, len(rows)), self.metric)
-        return contents.ids[positions[0]], scores[0]
+            name, version, told = self._copy.name, self._contents.version, self._copy.told
+            if (name, version, told) == (at.copy.name, at.copy.contents.version, at.told):
+                self._copy.send(self._contents, deadline)
 
     def _check_model(self) -> None:
         found = self._model.describe().identity
         if found != self.identity:
-            raise self._mismatch(found)
-
-    def _mismatch(self, found: str) -> ModelMismatch:
-        return ModelMismatch(
-            f"the index holds vectors of another model ({self.identity[:12]}) than the one that serves "
-            f"({found[:12]}); embed its documents again: build_vector_index(docs, urls)",
-            expected=self.identity,
-            found=found,
-        )
+            raise of_another_model(self.identity, found)
 
     @contextmanager
     def _alone(self, deadline: float) -> Iterator[None]:
@@ -369,7 +325,7 @@ def _copied(
 ) -> VectorIndex:
     """A handle; pickles name this function."""
     index = VectorIndex(
-        model, Embedded(*embedded), metadata, metric=metric, kind=kind, truncate_dim=truncate_dim,
+        model, *embedded, metadata, metric=metric, kind=kind, truncate_dim=truncate_dim,
         shared_name=name,
     )  # fmt: skip
     index._contents = Contents(version, ids, embedded[0], documents)
@@ -389,14 +345,3 @@ def _ids(ids: Sequence[int]) -> list[int]:
     except TypeError:
         raise InvalidInput("ids must be whole numbers, as the metadata's `id`") from None
     return [number for number in numbers if 0 <= number < 2**63]
-
-
-_living: weakref.WeakSet[VectorIndex] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    for index in list(_living):
-        index._begin()
-
-
-platforms.after_fork_in_child(_reset_after_fork)

@@ -8,17 +8,17 @@ import secrets
 import time
 import weakref
 from collections import deque
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
-import msgspec
-import numpy as np
-
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult
 from embedshare.errors import DeadlineExceeded, IndexIncomplete, ServerUnavailable, UnknownIndex
-from embedshare.fallback import Both
 from embedshare.identity import ModelDescription
-from embedshare.ipc import codec
+from embedshare.providers.base import IndexCopy, Indexes, IndexPiece
 from embedshare.vectors import choice
 from embedshare.vectors.contents import Contents
+
+T = TypeVar("T")
 
 #: Vectors go to the server in pieces of at most this many bytes.
 PIECE_BYTES = 8 << 20
@@ -28,28 +28,22 @@ TRIES = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 
 
-class Embedded(NamedTuple):
-    """Documents' vectors, and the model that made them."""
-
-    rows: np.ndarray
-    identity: str
-
-
 class Model(Protocol):
     """What a handle needs of the client that made it."""
 
-    released: deque[bytes]
-    """Indexes whose handles are gone: the server is told with the next call."""
+    @property
+    def released(self) -> deque[bytes]:
+        """Indexes whose handles are gone: the server is told with the next call."""
 
-    def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> Embedded: ...
+    def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> EmbedResult: ...
 
-    def query_prompt(self) -> str: ...
+    def query(self, text: str, truncate_dim: int | None) -> EmbedRequest: ...
 
     def describe(self) -> ModelDescription: ...
 
     def deadline(self) -> float: ...
 
-    def ask_of_index(self, method: str, both: Both[Any], deadline: float) -> Any: ...
+    def ask_of_index(self, method: str, ask: Callable[[Indexes, CallContext], T], deadline: float) -> T: ...
 
     @property
     def piece_bytes(self) -> int: ...
@@ -97,6 +91,10 @@ class ServerCopy:
         self._finalizer: Any = None
         self._take_name(shared_name or secrets.token_bytes(16), shared=shared_name is not None)
 
+    def of(self, contents: Contents) -> IndexCopy:
+        """The index with these contents, as calls name it."""
+        return IndexCopy(self.name, self._identity, self._metric, self._kind, contents)
+
     def share(self) -> bytes:
         """The name, which other processes may use from now on: what it names is changed no more."""
         if not self._shared:
@@ -134,13 +132,10 @@ class ServerCopy:
         """Have the server, which holds version `before`, leave these out."""
         if not self.sent or 9 * len(ids) + 256 > self._model.piece_bytes:
             return  # what is there is of an earlier version, which is mended with the next search
-        name, version = self.name, contents.version
-        both: Both[int] = Both(
-            lambda call_id, left: codec.Remove(call_id, left, name, before, version, ids),
-            lambda count: count,
-            lambda engine, deadline: 0,
+        index = self.of(contents)
+        self._model.ask_of_index(
+            "remove", lambda indexes, context: indexes.remove(index, before, ids, context), deadline
         )
-        self._model.ask_of_index("remove", both, deadline)
         self.told += 1
 
     @property
@@ -150,19 +145,16 @@ class ServerCopy:
     def _is_there(self, contents: Contents, deadline: float) -> bool:
         """Whether another process has sent this very index; where what it sent has changed since, this one
         gets a name of its own."""
-        name = self.name
-        both: Both[int] = Both(
-            lambda call_id, left: codec.Inspect(call_id, left, name),
-            lambda reply: int(reply["version"]),
-            lambda engine, deadline: contents.version,
-        )
+        index = self.of(contents)
         try:
-            version = self._model.ask_of_index("inspect", both, deadline)
+            described = self._model.ask_of_index(
+                "inspect", lambda indexes, context: indexes.describe(index, context), deadline
+            )
         except IndexIncomplete:
             raise
         except UnknownIndex:
             return False
-        if version != contents.version:
+        if described["version"] != contents.version:
             self.become_owner()
             return False
         return True
@@ -186,20 +178,14 @@ class ServerCopy:
         pieces = [slice(at, at + most) for at in range(0, max(1, len(ids)), most)]
         if start == 0 and self._has_others:
             pieces.insert(0, slice(0, 0))  # of several who have it the first to announce it sends it
-        for piece in pieces:
-            piece_ids = ids[piece].astype("<i8")
-            raw = memoryview(piece_ids.tobytes() + rows[piece].astype("<f4", copy=False).tobytes())
-            put = codec.Put(
-                0, 0.0, self.name, self._identity, contents.version, self._metric, self._kind,
-                self._dimension, start + piece.start, total, len(piece_ids),
-            )  # fmt: skip
-            both: Both[int] = Both(
-                lambda call_id, left, put=put: msgspec.structs.replace(put, id=call_id, time_left_s=left),  # type: ignore[misc]
-                lambda count: count,
-                lambda engine, deadline: total,
-                raw,
-            )
-            if self._model.ask_of_index("put", both, deadline or self._model.deadline()) >= total:
+        index = self.of(contents)
+        for at in pieces:
+            piece = IndexPiece(ids[at], rows[at], start + at.start, total)
+
+            def put(indexes: Indexes, context: CallContext, piece: IndexPiece = piece) -> int:
+                return indexes.put(index, piece, context)
+
+            if self._model.ask_of_index("put", put, deadline or self._model.deadline()) >= total:
                 break  # it is whole, or another process has sent all of it meanwhile
         self._count = total
 

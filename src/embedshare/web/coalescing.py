@@ -12,17 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from copy import copy
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import numpy as np
-
+from embedshare.calls import EmbedResult, Inputs
 from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
-from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
 from embedshare.web.crowd import Crowd
 
-#: What a request is about: texts, or sequences of the model's own token ids.
-Inputs = list[str] | list[list[int]]
 #: Nobody waits for others longer than this, in seconds.
 PATIENCE_S = 0.03
 #: Tokens of a request that goes with others, and of all that go together, at most: what is longer costs the
@@ -41,37 +37,13 @@ class Options(NamedTuple):
     truncate: bool
 
 
-class Answer(Protocol):
-    """Vectors, (n, dimension), how many tokens were read for each text, and the model that made them."""
-
-    @property
-    def rows(self) -> np.ndarray: ...
-    @property
-    def token_counts(self) -> list[int]: ...
-    @property
-    def description(self) -> ModelDescription: ...
-
-
-class Share(NamedTuple):
-    """One request's part of an answer."""
-
-    rows: np.ndarray
-    token_counts: list[int]
-    description: ModelDescription
-
-    @property
-    def tokens(self) -> int:
-        """How many were read for all of its texts."""
-        return sum(self.token_counts)
-
-
 class _Member:
     """A request that goes with others, in its own thread."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
         self.request_id = request_ids.current()
-        self.share: Share | None = None
+        self.share: EmbedResult | None = None
         self.error: EmbedshareError | None = None
         self.answered = threading.Lock()
         self.answered.acquire()
@@ -104,7 +76,7 @@ class Coalescer:
 
     def __init__(
         self,
-        ask: Callable[[Inputs, Options], Answer],
+        ask: Callable[[Inputs, Options], EmbedResult],
         threads: int,
         is_busy: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
@@ -117,7 +89,7 @@ class Coalescer:
         self._crowd = Crowd()
         self._open: dict[Options, _Group] = {}
 
-    def ask(self, inputs: Inputs, options: Options, caller: Hashable) -> Share:
+    def ask(self, inputs: Inputs, options: Options, caller: Hashable) -> EmbedResult:
         """The answer for `inputs`, which this caller asks for; raises what `ask` raises for them.
 
         Token ids, and what is long, go by themselves.
@@ -125,7 +97,7 @@ class Coalescer:
         texts = [one for one in inputs if isinstance(one, str)]
         tokens = sum(map(_tokens_at_most, texts))
         if len(texts) < len(inputs) or not texts or tokens > MOST_OWN_TOKENS:
-            return _whole(self._ask(inputs, options))
+            return self._ask(inputs, options)
         member = _Member(texts)
         with self._lock:
             self._crowd.arrived(caller, self._clock())
@@ -140,7 +112,7 @@ class Coalescer:
                 self._crowd.left(caller, self._clock())
         if member.error is not None:
             raise copy(member.error)
-        return member.share or _whole(self._ask(texts, options))
+        return member.share or self._ask(texts, options)
 
     def _join(self, member: _Member, tokens: int, options: Options) -> tuple[_Group, bool]:
         """The request's group, and whether it is the first of it. Called with the lock held."""
@@ -194,12 +166,9 @@ class Coalescer:
         at = 0
         for member in members:
             end = at + len(member.texts)
-            member.share = Share(answer.rows[at:end], answer.token_counts[at:end], answer.description)
+            counts = answer.token_counts[at:end]
+            member.share = answer._replace(rows=answer.rows[at:end], token_counts=counts)
             at = end
-
-
-def _whole(answer: Answer) -> Share:
-    return Share(answer.rows, answer.token_counts, answer.description)
 
 
 def _tokens_at_most(text: str) -> int:

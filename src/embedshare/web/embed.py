@@ -14,10 +14,10 @@ from flask import Blueprint, Response, request
 from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import UnprocessableEntity, UnsupportedMediaType
 
+from embedshare.calls import EmbedResult
 from embedshare.errors import EmptyInput, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
-from embedshare.web.coalescing import Share
 from embedshare.web.errors import JSON
 from embedshare.web.served import Served
 
@@ -212,7 +212,7 @@ def listed(inputs: str | list[str]) -> list[str]:
     return [inputs] if isinstance(inputs, str) else inputs
 
 
-def _told(found: Share, began: float) -> dict[str, Any]:
+def _told(found: EmbedResult, began: float) -> dict[str, Any]:
     return {
         "model_name": found.description.model_name,
         "dimension": found.rows.shape[1],

@@ -246,8 +246,9 @@ class Metrics:
         if call.timings is None:
             return
         self._embeddings.inc(call.embeddings)
-        wire_ms = call.total_ms - sum(call.timings)
-        for stage, ms in zip(self._stages, (*call.timings, wire_ms, call.total_ms), strict=True):
+        stages = call.timings.stages
+        wire_ms = call.total_ms - sum(stages)
+        for stage, ms in zip(self._stages, (*stages, wire_ms, call.total_ms), strict=True):
             self._stages[stage].observe(max(0.0, ms) / 1e3)
 
     def _keep_refreshing(self) -> None:

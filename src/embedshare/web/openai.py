@@ -9,9 +9,9 @@ import msgspec
 from flask import Blueprint, Response
 from msgspec import Meta
 
+from embedshare.calls import Inputs
 from embedshare.errors import InvalidInput, UnknownModel
 from embedshare.web import body, errors, openapi
-from embedshare.web.coalescing import Inputs
 from embedshare.web.embed import REFUSED, dumped, in_base64
 from embedshare.web.errors import JSON
 from embedshare.web.served import Served

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 from flask import request
 
+from embedshare.calls import EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry.processor import Processor
 from embedshare.web.allowance import Allowance
-from embedshare.web.coalescing import Answer, Coalescer, Inputs, Options, Share
+from embedshare.web.coalescing import Coalescer, Options
 
 #: Ollama's word for a model's newest version, which a name may or may not end with.
 LATEST = ":latest"
@@ -27,16 +28,16 @@ class Model(Protocol):
 
     def embed(
         self,
-        inputs: Any,
+        inputs: Inputs,
         *,
         prompt_name: str | None,
         normalize: bool,
         dimensions: int | None,
         truncate: bool,
-    ) -> Any: ...
+    ) -> EmbedResult: ...
     def tokens(
         self, texts: list[str], *, prompt_name: str | None, special_tokens: bool
-    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]: ...
+    ) -> list[list[Token]]: ...
     def describe(self) -> ModelDescription: ...
     def stats(self) -> dict[str, Any]: ...
 
@@ -76,7 +77,7 @@ class Served:
         normalize: bool | None = None,
         dimensions: int | None = None,
         truncate: bool = True,
-    ) -> Share:
+    ) -> EmbedResult:
         """The vectors; None for `normalize` leaves it to the worker.
 
         Raises TooLarge for more than a request may ask for, and what the model raises.
@@ -88,19 +89,10 @@ class Served:
         # A caller is known by its connection, which its port tells: also behind a proxy, that passes many on.
         return self._coalescer.ask(inputs, options, request.environ.get("REMOTE_PORT"))
 
-    def _ask(self, inputs: Inputs, options: Options) -> Answer:
-        answer: Answer = self._model.embed(
-            inputs,
-            prompt_name=options.prompt_name,
-            normalize=options.normalize,
-            dimensions=options.dimensions,
-            truncate=options.truncate,
-        )
-        return answer
+    def _ask(self, inputs: Inputs, options: Options) -> EmbedResult:
+        return self._model.embed(inputs, **options._asdict())
 
-    def tokens(
-        self, texts: list[str], prompt_name: str | None, special_tokens: bool
-    ) -> list[list[tuple[int, str, bool, int | None, int | None]]]:
+    def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text: id, text, whether it is special, start, stop."""
         self._allowance.check(texts)
         return self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)

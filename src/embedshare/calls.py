@@ -1,0 +1,138 @@
+"""The words of a call: what is asked of a model, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeGuard
+
+import msgspec
+import numpy as np
+
+from embedshare.errors import InvalidInput
+from embedshare.identity import ModelDescription
+
+#: Texts, or sequences of the model's own token ids.
+Inputs = list[str] | list[list[int]]
+#: A token: its id, its text, whether the tokenizer added it, and the first character that it stands for and
+#: the one after its last; None for a token that was added.
+Token = tuple[int, str, bool, int | None, int | None]
+
+
+class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Where the time of a call went on the side that computed it, in milliseconds."""
+
+    tokenize_ms: float = 0.0
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+
+    @property
+    def stages(self) -> tuple[float, float, float]:
+        """The times in the order that a call meets them."""
+        return self.tokenize_ms, self.queue_ms, self.compute_ms
+
+
+class Prompts(NamedTuple):
+    """A caller's own prompts, in place of the model's."""
+
+    texts: dict[str, str]
+    identity: str | None
+    """The model whose prompts these were, and alone are for; None: for every model."""
+
+    default_name: str | None
+
+
+class EmbedRequest(msgspec.Struct, frozen=True):
+    """Texts or token ids to embed, and how. Token ids take no prompt and are never cut."""
+
+    inputs: Inputs
+    prompt: str | None = None
+    """The prompt's text; None: the one that `prompt_name` says."""
+
+    prompt_name: str | tuple[str, ...] | None = None
+    """A prompt that the model must have; of several names the first that it has, else its default prompt."""
+
+    own_prompts: Prompts | None = None
+    normalize: bool = False
+    dimensions: int | None = None
+    """How many values of each vector are kept; None: all that the model serves."""
+
+    truncate: bool = True
+    """Whether a text that is longer than the model's longest sequence is cut; else it is refused."""
+
+    task: str | None = None
+    """What the texts are for, such as "query"; few models embed differently for it."""
+
+
+class EmbedResult(NamedTuple):
+    """Vectors, and all that there is to tell of them."""
+
+    rows: np.ndarray
+    """Float32 (n, dimension)"""
+
+    token_counts: list[int]
+    """How many tokens the model read for each, special ones included."""
+
+    timings: Timings
+    description: ModelDescription
+    """The model that made them."""
+
+    @property
+    def identity(self) -> str:
+        """The vector space of the rows."""
+        return self.description.identity
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were read for all of them."""
+        return sum(self.token_counts)
+
+
+def _never() -> bool:
+    return False
+
+
+class CallContext(msgspec.Struct, frozen=True):
+    """Who waits for an answer, and until when."""
+
+    deadline: float = float("inf")
+    """A moment of `time.monotonic()`."""
+
+    caller: int = 0
+    """A number for the connection that the call came by."""
+
+    is_gone: Callable[[], bool] = _never
+    """Whether the caller has left, without waiting."""
+
+
+def are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
+    """Whether these are sequences of token ids."""
+    return bool(inputs) and not isinstance(inputs[0], str)
+
+
+def prompt_of(request: EmbedRequest, model: ModelDescription) -> str:
+    """The text before each of the request's texts where `model` answers. Raises InvalidInput for a name that
+    there is no prompt of."""
+    if request.prompt is not None:
+        return request.prompt
+    texts, default, own = model.prompts, model.default_prompt_name, request.own_prompts
+    if own is not None and own.identity in (None, model.identity):
+        texts, _, default = own
+    name = request.prompt_name
+    if name is not None and not isinstance(name, tuple):
+        if name not in texts:
+            raise InvalidInput(f"there is no prompt {name!r}; there are {list(texts)}")
+        return texts[name]
+    found = next((one for one in name or () if one in texts), default)
+    return "" if found is None else texts.get(found, "")
+
+
+def joined(parts: list[EmbedResult]) -> EmbedResult:
+    """The parts of one long list as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return EmbedResult(
+        np.concatenate([part.rows for part in parts]),
+        [count for part in parts for count in part.token_counts],
+        Timings(*map(sum, zip(*(part.timings.stages for part in parts), strict=True))),
+        parts[0].description,
+    )

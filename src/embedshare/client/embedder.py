@@ -1,0 +1,216 @@
+"""Embeds for one client: long lists in pieces, each a call that the server or a local model answers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from embedshare import calls, pieces
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings, Token
+from embedshare.client.failover import Failover
+from embedshare.client.failover_policy import FailoverPolicy
+from embedshare.errors import InvalidSetting, MissingDependency, Overloaded
+from embedshare.identity import ModelDescription
+from embedshare.ipc.authkey import client_key
+from embedshare.ipc.callers import this_process
+from embedshare.ipc.connection import Connections
+from embedshare.providers.base import Provider
+from embedshare.providers.served import Served
+from embedshare.settings import Settings
+from embedshare.standin import load
+from embedshare.telemetry.calls import OK, Calls
+
+T = TypeVar("T")
+#: A health check embeds a text of its own where this process has read no vectors for this many seconds.
+FRESH_S = 2.0
+#: To tell the server which indexes are needed no more takes this long at most.
+RELEASE_S = 1.0
+_WELL = EmbedRequest(["Is the model well?"], prompt="")
+
+
+class Embedder:
+    """The calls of one client, counted. Safe to use from any number of threads, and across fork."""
+
+    def __init__(self, settings: Settings, max_retries: int, retry_delay_s: float) -> None:
+        self.settings = settings
+        self.program: str | None = None
+        """What this process is called among the server's callers, where its file's name does not say it."""
+        self.calls = Calls()
+        self.released: deque[bytes] = deque()
+        """Vector indexes whose handles are gone: the server is told with the next call."""
+        self._last_read = float("-inf")  # when vectors last came from the server
+        falls_back = settings.fallback == "local"
+        self.failover = Failover(
+            lambda on_connect: Served(self.connections(on_connect, notice_hang=falls_back)),
+            lambda expected: load(settings, expected),
+            FailoverPolicy(
+                use_server=settings.use_ipc,
+                fall_back=falls_back,
+                follow=settings.on_model_change == "follow",
+                max_retries=max(1, max_retries),
+            ),
+            retry_delay_s=retry_delay_s,
+            local_release_s=settings.local_release_s,
+            start_server=_starter(settings),
+        )
+
+    def embed(
+        self, request: EmbedRequest, limit: float = float("inf"), show_progress_bar: bool = False
+    ) -> EmbedResult:
+        """Vectors for all inputs, of one model, by the moment `limit` of `time.monotonic()`."""
+        if self.released:
+            self.tell_released()
+        if not request.inputs:
+            return self._nothing(request, limit)
+        cut = list(self._cut(request))
+        if len(cut) == 1 and not show_progress_bar:
+            return self._embed_piece(request, limit)
+        self._meet(limit)
+
+        def embed(part: Any) -> EmbedResult:
+            return self._embed_piece(msgspec.structs.replace(request, inputs=part), limit)
+
+        parts: list[EmbedResult | None] = [None] * len(cut)
+        odd = list(range(len(cut)))
+        while odd:
+            done = pieces.each(request.inputs, [cut[n] for n in odd], embed, show_progress_bar)
+            for number, part in zip(odd, done, strict=True):
+                parts[number] = part
+            # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
+            newest = self.describe().identity
+            odd = [number for number, part in enumerate(parts) if part is None or part.identity != newest]
+        return calls.joined([part for part in parts if part is not None])
+
+    def tokenize(self, request: EmbedRequest) -> list[list[int]]:
+        """The token ids of each text."""
+        ids: list[list[int]] = []
+        for piece in self._cut(request):
+            part = msgspec.structs.replace(request, inputs=request.inputs[piece.start : piece.stop])
+            ids += self._tokenize_piece(part)
+        return ids
+
+    def tokens(self, request: EmbedRequest, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text: see EmbeddingClient.tokens."""
+        return self._call(
+            "tokenize", lambda provider, context: provider.tokens(request, special_tokens, context)
+        )
+
+    def active_operations(self, limit: float = float("inf")) -> int:
+        """Calls that wait or are being computed where calls are answered."""
+        return int(
+            self._call("query", lambda provider, context: provider.ask("active_operations", context), limit)
+        )
+
+    def of_indexes(self, method: str, ask: Callable[[Provider, CallContext], T], deadline: float) -> T:
+        """The answer to a call of vector indexes."""
+        self.tell_released()
+        return self._call(method, ask, deadline)
+
+    def describe(self, limit: float = float("inf")) -> ModelDescription:
+        """The model that answers, asked for where that is not known yet."""
+        self._meet(limit)
+        description = self.failover.now.model
+        assert description is not None  # whoever answered has told what it is
+        return description
+
+    def deadline(self, limit: float = float("inf")) -> float:
+        """When a call that begins now is over, a moment of `time.monotonic()`."""
+        return min(limit, time.monotonic() + self.settings.timeout_s)
+
+    def connections(
+        self, on_connect: Callable[[ModelDescription], object], notice_hang: bool = False
+    ) -> Connections:
+        """New connections to the server, by the settings."""
+        settings = self.settings
+        return Connections(
+            settings.server_address,
+            lambda: client_key(settings),
+            on_connect,
+            settings.max_message_bytes,
+            lambda: this_process(self.program),
+            notice_hang,
+        )
+
+    def tell_released(self) -> None:
+        """Tell the server which indexes are needed no more."""
+        names: list[bytes] = []
+        while self.released:
+            try:
+                names.append(self.released.popleft())
+            except IndexError:
+                break  # another thread was quicker
+        if names:
+            context = CallContext(time.monotonic() + RELEASE_S)
+            self.failover.tell_server(lambda served: served.forget(names, context))
+
+    def _embed_piece(self, request: EmbedRequest, limit: float) -> EmbedResult:
+        return self._call("encode", lambda provider, context: provider.embed(request, context), limit)
+
+    def _tokenize_piece(self, request: EmbedRequest) -> list[list[int]]:
+        return self._call("tokenize", lambda provider, context: provider.tokenize(request, context))
+
+    def _call(self, method: str, ask: Callable[[Provider, CallContext], T], limit: float = float("inf")) -> T:
+        """The answer to a call, which is counted."""
+        context = CallContext(self.deadline(limit))
+        began = self.calls.begin()
+        try:
+            answer, source = self.failover.call(ask, context)
+        except BaseException as error:
+            self.calls.end(began, method, type(error).__name__, "nobody", None)
+            raise
+        if not isinstance(answer, EmbedResult):
+            self.calls.end(began, method, OK, source, None)
+            return answer
+        self.calls.end(began, method, OK, source, answer.timings, len(answer.rows))
+        if source == "server":
+            self._last_read = time.monotonic()
+        return answer
+
+    def _nothing(self, request: EmbedRequest, limit: float) -> EmbedResult:
+        """What no texts at all are answered with. Raises InvalidInput for a prompt that the model has not."""
+        described = self.describe(limit)
+        calls.prompt_of(request, described)
+        dimension = min(described.dimension, request.dimensions or described.dimension)
+        return EmbedResult(np.empty((0, dimension), np.float32), [], Timings(), described)
+
+    def see_an_embedding(self, context: CallContext) -> None:
+        """See that this process can read vectors of its own model, unless it has just done so."""
+        if not self.settings.use_ipc:
+            self._embed_piece(_WELL, context.deadline)
+        elif time.monotonic() - self._last_read > FRESH_S:
+            try:
+                self.failover.ask_server(lambda served: served.embed(_WELL, context))
+                self._last_read = time.monotonic()
+            except Overloaded:
+                pass  # it answers, and has too much to do
+
+    def _cut(self, request: EmbedRequest) -> Iterator[range]:
+        return pieces.cut(request.inputs, self.settings.max_texts, self.settings.max_message_bytes)
+
+    def _meet(self, limit: float) -> None:
+        if self.failover.now.model is None:
+            self.active_operations(limit)
+
+
+def _starter(settings: Settings) -> Callable[[], bool]:
+    """What starts a server where none is, and tells whether one is on its way."""
+    if not settings.autostart or not settings.use_ipc:
+        return lambda: False
+    if not settings.on_loopback:
+        message = (
+            f"EMBEDDING_AUTOSTART is true, and EMBEDDING_SERVER_HOST {settings.server_host!r} another machine"
+        )
+        raise InvalidSetting(message, name="EMBEDDING_AUTOSTART", value="true", allowed="false, or localhost")
+    try:
+        from embedshare.autostart import Autostart
+    except ImportError as error:
+        raise MissingDependency(
+            f"EMBEDDING_AUTOSTART needs more than this installation has ({error}): "
+            "pip install 'embedshare[server]'"
+        ) from None
+    return Autostart(settings).under_way

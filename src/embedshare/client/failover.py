@@ -1,0 +1,262 @@
+"""Sends calls to the server or to a local model, as failover_policy decides: the threads, timers and logs.
+
+A call is tried on the server until it has failed `max_retries` times; then, where the settings allow it, a
+local model of the same vector space answers, and a background probe looks for the server with backoff and
+jitter. Each change of state is logged once. One deadline covers everything that a call tries.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from loguru import logger
+
+from embedshare import platforms, threads
+from embedshare.backoff import Backoff
+from embedshare.calls import CallContext
+from embedshare.client.failover_policy import REFUSALS, Do, FailoverPolicy, Say, State, Step, Try
+from embedshare.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    EmbedshareError,
+    ModelMismatch,
+    Overloaded,
+    ServerUnavailable,
+)
+from embedshare.identity import ModelDescription
+from embedshare.providers.base import Provider
+from embedshare.providers.served import Served
+from embedshare.standin import StandIn
+from embedshare.telemetry.calls import Source
+
+if TYPE_CHECKING:
+    from embedshare.providers.local import Local
+
+T = TypeVar("T")
+
+#: Pauses between probes, each with up to half of it added at random.
+PROBES = Backoff(0.5, 10.0, jitter=0.5)
+#: One probe waits this long for the server's answer.
+PROBE_TIMEOUT_S = 5.0
+
+
+class Failover:
+    """Whoever answers calls.
+
+    Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the server's
+    provider, `load(expected)` loads a local model of the space of `expected`. `start_server` is asked where
+    no server answers, and tells whether one is on its way.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Callable[[ModelDescription], object]], Served],
+        load: Callable[[ModelDescription | None], Local],
+        policy: FailoverPolicy,
+        *,
+        retry_delay_s: float,
+        local_release_s: float,
+        start_server: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._load = load
+        self._policy = policy
+        self._retry_delay_s = retry_delay_s
+        self._local_release_s = local_release_s
+        self._start_server = start_server
+        self.served = connect(partial(self._on, policy.met))
+        """The server."""
+        self.now = policy.begin()
+        """Who answers, and why."""
+        self._begin()
+        platforms.after_fork_in_child(self._reset_after_fork)
+
+    def _begin(self) -> None:
+        """The parts that hold threads and locks: made anew in a forked child, which has neither."""
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._stand_in = StandIn(self._load)
+        self._release: threading.Timer | None = None
+
+    def call(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
+        """The answer of whoever may give it to `ask(provider, context)`, and who did.
+
+        Raises what the model raises; Overloaded, DeadlineExceeded; ServerUnavailable where nobody is there to
+        answer; ModelMismatch, AuthenticationFailed, InsecureKey; ClientClosed.
+        """
+        tries, deadline = 0, context.deadline
+        while True:
+            self._check_open()
+            if self.now.is_local:
+                local = self._local(deadline)
+                if local is not None:
+                    return ask(local, context), local.source
+                self._pause(
+                    0.0, deadline, DeadlineExceeded("the call's time was over before anybody answered")
+                )
+                continue  # the server is to be tried again
+            try:
+                answer = ask(self.served, context)
+            except Overloaded as error:
+                self._pause(
+                    float(error.fields.get("retry_after_s", 1.0)) * random.uniform(0.75, 1.5), deadline, error
+                )
+            except REFUSALS as error:
+                self._on(self._policy.refused, error)
+                raise
+            except DeadlineExceeded:
+                self._on(self._policy.timed_out)
+                raise
+            except ServerUnavailable as error:
+                if self._start_server():  # it is on its way: that is no failed try
+                    self._pause(random.uniform(0.1, 0.3), deadline, error)
+                    continue
+                tries += 1
+                self._failed(error, tries, deadline)
+            else:
+                self._answered()
+                return answer, self.served.source
+
+    def ask_server(self, ask: Callable[[Served], T]) -> T:
+        """The server's own answer, tried once; no local model is asked."""
+        self._check_open()
+        answer = ask(self.served)
+        self._answered()
+        return answer
+
+    def tell_server(self, tell: Callable[[Served], object]) -> None:
+        """Tell the server something, once, where that answers calls now; what comes of it is nobody's
+        matter."""
+        if self.now.state is not State.CONNECTED:
+            return
+        try:
+            tell(self.served)
+        except EmbedshareError as error:
+            logger.debug("the model server was not told: {}", error.message)
+
+    def ask_whoever_answers(self, ask: Callable[[Provider], T], deadline: float) -> T:
+        """As `ask_server`, but of the local model where that answers calls now."""
+        local = self._local(deadline) if self.now.is_local else None
+        return self.ask_server(ask) if local is None else ask(local)
+
+    def close(self) -> None:
+        """Answer no more calls, and let connections and the local model go."""
+        self._on(self._policy.closed)
+        self._closing.set()
+        self.served.connections.close()
+        self._stand_in.let_go()
+
+    def _reset_after_fork(self) -> None:
+        """In a forked child: nothing that was inherited is used, and nothing of the parent's is ended."""
+        self.served.connections.abandon()
+        self._begin()
+        self._on(self._policy.forked)
+
+    def _on(self, event: Callable[..., Step], *told: object) -> list[Do | Say]:
+        """Go on to the situation after `event`, and do what follows from it.
+
+        Returns what was asked for, but for DROP_LOCAL where there was none.
+        """
+        with self._lock:
+            now, actions = self._policy.on(event, self.now, *told)
+            # Before the state changes: an interrupt here must not leave it without a way back.
+            if Do.START_PROBE in actions and not _starts(self._find_the_way_back, "embedshare-probe"):
+                now = replace(now, probes=False)  # and the next call starts it
+            if Do.START_LOOK in actions and not _starts(self._look, "embedshare-look"):
+                now = replace(now, looks=False)
+            done = [Do.DROP_LOCAL] if Do.DROP_LOCAL in actions and not self._stand_in.let_go() else []
+            if Do.RELEASE_NEVER in actions and self._release is not None:
+                self._release.cancel()
+            if Do.RELEASE_LATER in actions:
+                self._release = threads.later(self._local_release_s, self._release_local)
+            self.now = now
+        for said in actions:
+            if isinstance(said, Say):
+                logger.log(said.level, said.message, *said.values)
+        return [todo for todo in actions if todo not in done]
+
+    def _check_open(self) -> None:
+        if self.now.state is State.CLOSED:
+            raise ClientClosed("this client was closed; get_embedding_model() gives a new one")
+
+    def _answered(self) -> None:
+        if self.now.state is not State.CONNECTED:
+            self._on(self._policy.answered)
+
+    def _failed(self, error: ServerUnavailable, tries: int, deadline: float) -> None:
+        """Wait before the next try, or fall back."""
+        pause_s, now_s = self._retry_delay_s * random.uniform(0.5, 1.0), time.monotonic()
+        tried = Try(error, tries, now_s + pause_s, deadline, self._stand_in.failure)
+        todo = self._on(self._policy.failed, tried, now_s)
+        if Do.TRY_AGAIN in todo:
+            self._closing.wait(pause_s)
+
+    def _pause(self, seconds: float, deadline: float, error: EmbedshareError) -> None:
+        """Wait before another try; raise `error` where the deadline would be over first."""
+        if time.monotonic() + seconds >= deadline:
+            raise error
+        self._closing.wait(seconds)
+
+    def _local(self, deadline: float) -> Local | None:
+        """The local model; each caller waits for it no longer than its deadline.
+
+        None where the server is to be tried again: it came back, or there is no local model to be had.
+        Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
+        """
+        if self.now.state is State.FALLING_BACK and not self.now.probes:
+            self._on(self._policy.called)
+        try:
+            local = self._stand_in.get(self.now.model, deadline, lambda: self.now.is_local)
+        except DeadlineExceeded:
+            raise
+        except EmbedshareError as failure:
+            self._on(self._policy.not_loaded)
+            if self.now.state is State.LOCAL or isinstance(failure, ModelMismatch):
+                raise
+            return None
+        if local is None:
+            return None
+        if self.now.model is None:
+            self._on(self._policy.loaded, local.description)
+        model = self.now.model
+        same_space = model is not None and model.identity == local.description.identity
+        return local if same_space else None  # or the server came back meanwhile, and was followed
+
+    def _find_the_way_back(self) -> None:
+        """Probe until the server answers, return to it, and let the local model go after a while."""
+        pauses_s = PROBES.pauses_s()
+        while not self._closing.wait(next(pauses_s)):
+            if Do.STOP_PROBE in self._on(self._policy.woke):
+                return
+            if Do.STOP_PROBE in self._on(self._policy.probed, self._probe()):
+                return
+
+    def _probe(self) -> EmbedshareError | None:
+        """Why the server does not answer now; None where it does."""
+        try:
+            self.served.connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
+        except EmbedshareError as error:
+            return error
+        except Exception as error:  # the way back must not end with a surprise
+            return EmbedshareError(f"{type(error).__name__}: {error}")
+        return None
+
+    def _look(self) -> None:
+        """A call got no answer in time: fall back for the next where a new connection gets none either."""
+        self._on(self._policy.looked, self._probe(), self._stand_in.failure)
+
+    def _release_local(self) -> None:
+        if Do.DROP_LOCAL in self._on(self._policy.rested):
+            from embedshare.engine.model import release_memory
+
+            release_memory()
+            logger.info("the local model was let go")
+
+
+def _starts(work: Callable[[], object], name: str) -> bool:
+    return threads.start(work, name, daemon=True) is not None

@@ -1,0 +1,246 @@
+"""Which model answers calls, and what follows from each event. Pure: no clock, no threads, no sockets.
+
+Each event is a method of FailoverPolicy that takes the situation to the next one and to what is to be done.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from embedshare.errors import (
+    AuthenticationFailed,
+    DeadlineExceeded,
+    EmbedshareError,
+    IncompatibleVersion,
+    InsecureKey,
+    ModelMismatch,
+    ServerHung,
+    ServerUnavailable,
+)
+from embedshare.identity import ModelDescription, check_identity
+
+#: The server is there, with another key or vector space.
+REFUSALS = (ModelMismatch, AuthenticationFailed, InsecureKey)
+_FALLBACK_OFF = EmbedshareError("EMBEDDING_FALLBACK is none")
+
+
+class State(str, enum.Enum):
+    """Who answers calls now."""
+
+    CONNECTING = "connecting"  # nobody has answered yet
+    CONNECTED = "connected"  # the server
+    FALLING_BACK = "falling back"  # a local model, until the server is back
+    REFUSED = "refused"  # the server is there, with another key or vector space
+    LOCAL = "local"  # a local model, as USE_IPC_EMBEDDING=false asks
+    CLOSED = "closed"  # nobody
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that is known of who answers."""
+
+    state: State
+    model: ModelDescription | None = None
+    """The model that answered first, whose identity holds; where servers are followed, the one last met."""
+
+    last_error: str | None = None
+    fallbacks: int = 0
+    returns: int = 0
+    probes: bool = False
+    """Whether a thread probes the server, to return to it."""
+
+    looks: bool = False
+    """Whether a thread finds out if the server hangs."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a local model answers."""
+        return self.state is State.FALLING_BACK or self.state is State.LOCAL
+
+
+class Do(enum.Enum):
+    """What a policy asks for."""
+
+    START_PROBE = enum.auto()  # in a thread that wakes after each pause
+    STOP_PROBE = enum.auto()  # that thread, which asks, ends
+    START_LOOK = enum.auto()  # in a thread
+    DROP_LOCAL = enum.auto()  # the local model is of no use any more
+    RELEASE_LATER = enum.auto()  # `rested` is due in a while
+    RELEASE_NEVER = enum.auto()  # and now it is not
+    TRY_AGAIN = enum.auto()  # the call goes to the server once more, after its pause
+    TRY_AT_ONCE = enum.auto()  # likewise, without one
+
+
+class Say(NamedTuple):
+    """A line for the log."""
+
+    level: str
+    message: str
+    values: tuple[object, ...]
+
+
+Step = tuple[Situation, Sequence[Do | Say]]
+
+
+class Try(NamedTuple):
+    """A call's try on the server that failed."""
+
+    error: ServerUnavailable
+    number: int
+    retry_at: float
+    """When the next try would go, which waits for its pause."""
+
+    deadline: float
+    local_failure: EmbedshareError | None
+    """What keeps a local model from loading."""
+
+
+@dataclass(frozen=True)
+class FailoverPolicy:
+    """`follow`: a server with another model than before is used, and not refused."""
+
+    use_server: bool
+    fall_back: bool
+    follow: bool
+    max_retries: int
+
+    def begin(self) -> Situation:
+        """Before the first call."""
+        return Situation(State.CONNECTING if self.use_server else State.LOCAL)
+
+    def on(self, event: Callable[..., Step], now: Situation, *told: object) -> Step:
+        """What follows from `event`, a method of this class; nothing once the client was closed."""
+        return (now, [Do.STOP_PROBE]) if now.state is State.CLOSED else event(now, *told)
+
+    def met(self, now: Situation, model: ModelDescription) -> Step:
+        """A new connection has told which model the server has. Raises ModelMismatch where it is refused."""
+        before, met = now.model, replace(now, model=model)
+        if before is None or before.identity == model.identity:
+            return met, []
+        if not self.follow:
+            check_identity(before.identity, model.identity, "the model server's model")
+        names = tuple(f"{one.model_name} ({one.identity[:12]})" for one in (before, model))
+        said = Say("WARNING", "the model server's model was {} and is {} now; it is followed", names)
+        return met, [Do.DROP_LOCAL, said]  # the local one is of the space that was left
+
+    def answered(self, now: Situation) -> Step:
+        """The server has answered a call. While falling back, the probe is who decides on the return."""
+        return _connected(now) if now.state in (State.CONNECTING, State.REFUSED) else (now, [])
+
+    def refused(self, now: Situation, error: EmbedshareError) -> Step:
+        """A call found the server there, and that it may not be used: one of REFUSALS."""
+        if now.state is State.REFUSED:
+            return now, []
+        said = Say("ERROR", "the model server may not be used: {}", (error.message,))
+        return replace(now, state=State.REFUSED, last_error=error.message), [said]
+
+    def failed(self, now: Situation, tried: Try, time_s: float) -> Step:
+        """A try on the server failed: another, or the fallback, or an error, which is raised.
+
+        Where nothing else can answer, a server that was there before is waited for until the deadline.
+        """
+        error, at_once = tried.error, tried.number == 1 and now.state is State.CONNECTED  # it was restarted
+        late = (time_s if at_once else tried.retry_at) >= tried.deadline
+        no_retry_helps = isinstance(error, ServerHung | IncompatibleVersion)
+        if no_retry_helps or late or tried.number >= self.max_retries:
+            no_local = tried.local_failure if self.fall_back else _FALLBACK_OFF
+            if no_local is None:
+                return _away(now, error)
+            if isinstance(no_local, ModelMismatch):
+                raise no_local
+            if now.model is None:
+                raise _nobody_answers(error, no_local)
+        if late:
+            raise error
+        return replace(now, last_error=error.message), [Do.TRY_AT_ONCE if at_once else Do.TRY_AGAIN]
+
+    def timed_out(self, now: Situation) -> Step:
+        """A call got no answer from the server in time."""
+        if not self.fall_back or now.is_local or now.looks:
+            return now, []
+        return replace(now, looks=True), [Do.START_LOOK]
+
+    def looked(
+        self, now: Situation, error: EmbedshareError | None, local_failure: EmbedshareError | None
+    ) -> Step:
+        """A new connection was tried, to find out if the server hangs; no error: it answered."""
+        silent = isinstance(error, ServerUnavailable | DeadlineExceeded) and local_failure is None
+        now = replace(now, looks=False)
+        return _away(now, error) if error is not None and silent else (now, [])
+
+    def called(self, now: Situation) -> Step:
+        """A call is for the local model. A probe that could not be started before, as in a process that had
+        too many threads, is started now."""
+        away = now.state is State.FALLING_BACK and not now.probes
+        return (replace(now, probes=True), [Do.START_PROBE]) if away else (now, [])
+
+    def loaded(self, now: Situation, model: ModelDescription) -> Step:
+        """A local model is there."""
+        return (now if now.model is not None else replace(now, model=model)), []
+
+    def not_loaded(self, now: Situation) -> Step:
+        """A local model could not be loaded."""
+        return (replace(now, state=State.CONNECTING) if now.state is State.FALLING_BACK else now), []
+
+    def woke(self, now: Situation) -> Step:
+        """The probe's thread is about to probe."""
+        if now.state is State.FALLING_BACK:
+            return now, []
+        return replace(now, probes=False), [Do.STOP_PROBE]
+
+    def probed(self, now: Situation, error: EmbedshareError | None) -> Step:
+        """What came of the probe; no error: the server answered."""
+        if error is None:
+            back, said = _connected(now)
+            return replace(back, probes=False), [Do.RELEASE_LATER, Do.STOP_PROBE, *said]
+        news = isinstance(error, REFUSALS) and now.last_error != error.message
+        said = [Say("WARNING", "the model server is back and may not be used: {}", (error.message,))]
+        return replace(now, last_error=error.message), said if news else []
+
+    def rested(self, now: Situation) -> Step:
+        """The server has answered for a while since a fallback."""
+        return now, [Do.DROP_LOCAL] if now.state is State.CONNECTED else []
+
+    def closed(self, now: Situation) -> Step:
+        """The client was closed."""
+        return replace(now, state=State.CLOSED, last_error=None), []
+
+    def forked(self, now: Situation) -> Step:
+        """This is a forked child, without the parent's threads."""
+        return replace(now, state=self.begin().state, probes=False, looks=False), []
+
+
+def _connected(now: Situation) -> tuple[Situation, list[Do | Say]]:
+    if now.state is State.CONNECTED:
+        return now, []
+    returns = now.returns + (now.state is State.FALLING_BACK)
+    connected = replace(now, state=State.CONNECTED, last_error=None, returns=returns)
+    if now.model is None:
+        return connected, []
+    values = (
+        "connected to" if now.state is State.CONNECTING else "back at",
+        now.model.model_name,
+        now.model.device,
+    )
+    return connected, [Say("INFO", "{} the model server: {} on {}", values)]
+
+
+def _away(now: Situation, error: EmbedshareError) -> Step:
+    if now.is_local:
+        return now, []
+    said = "the model server is away ({}); a local model stands in until it is back"
+    away = replace(
+        now, state=State.FALLING_BACK, last_error=error.message, fallbacks=now.fallbacks + 1, probes=True
+    )
+    probe = [] if now.probes else [Do.START_PROBE]
+    return away, [*probe, Do.RELEASE_NEVER, Say("WARNING", said, (error.message,))]
+
+
+def _nobody_answers(server: ServerUnavailable, local: EmbedshareError) -> ServerUnavailable:
+    message = f"{server.message}; and no local model can stand in: {local.message}"
+    if isinstance(server, ServerHung | IncompatibleVersion):  # there is a server: to start one is no remedy
+        return type(server)(message, **server.fields)
+    return ServerUnavailable(f"{message}. Start the server with: python start_embedding_server.py")

@@ -1,0 +1,82 @@
+"""What answers the calls of a model, wherever the model is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token
+from embedshare.telemetry.calls import Source
+from embedshare.vectors.choice import Kind, Metric
+from embedshare.vectors.contents import Contents
+
+
+class IndexCopy(NamedTuple):
+    """A vector index as its handle knows it at one moment."""
+
+    name: bytes
+    """The 16 random bytes by which the model server knows it."""
+
+    identity: str
+    """The model whose vectors it holds."""
+
+    metric: Metric
+    kind: Kind
+    contents: Contents
+
+
+class IndexPiece(NamedTuple):
+    """Vectors of an index, number `start` and on of `total`: int64 ids (n,), float32 rows (n, dimension)."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    start: int
+    total: int
+
+
+class Indexes(abc.ABC):
+    """What answers the calls of vector indexes. All raise UnknownIndex for one that is not there."""
+
+    @abc.abstractmethod
+    def search(
+        self, index: IndexCopy, query: EmbedRequest, k: int, context: CallContext
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The int64 ids and float32 scores of the `k` documents nearest to the query's text, best first."""
+
+    @abc.abstractmethod
+    def describe(self, index: IndexCopy, context: CallContext) -> dict[str, Any]:
+        """Its `version`, `count`, `kind`, `built`, `recall` and `bytes`; see VectorIndex.describe."""
+
+    @abc.abstractmethod
+    def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
+        """Add vectors, by which it becomes `index.contents.version`; how many it has now."""
+
+    @abc.abstractmethod
+    def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
+        """Remove vectors from version `before`, which becomes `index.contents.version`; how many it had."""
+
+
+class Provider(abc.ABC):
+    """Answers the calls of a model. Safe to use from any number of threads."""
+
+    source: ClassVar[Source]
+    indexes: Indexes
+
+    @abc.abstractmethod
+    def embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
+        """Vectors; raises what the model raises (see EmbeddingClient.encode)."""
+
+    @abc.abstractmethod
+    def tokenize(self, request: EmbedRequest, context: CallContext) -> list[list[int]]:
+        """The token ids that the model reads of each text with its prompt."""
+
+    @abc.abstractmethod
+    def tokens(self, request: EmbedRequest, special_tokens: bool, context: CallContext) -> list[list[Token]]:
+        """Every token of each text with its prompt, uncut; special ones as `special_tokens` says."""
+
+    @abc.abstractmethod
+    def ask(self, what: str, context: CallContext) -> Any:
+        """The answer to a question: `active_operations`, `health` or `stats`."""

@@ -1,0 +1,106 @@
+"""A model in this process as a provider: its engine answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, prompt_of
+from embedshare.errors import InvalidInput
+from embedshare.identity import ModelDescription
+from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
+from embedshare.vectors import exact
+from embedshare.vectors.contents import of_another_model
+
+if TYPE_CHECKING:
+    from embedshare.engine.model import Engine
+
+#: A health check embeds a text of its own where no embedding has gone through for this many seconds.
+FRESH_S = 2.0
+
+
+class Local(Provider):
+    """Answers with an engine."""
+
+    source = "local"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.indexes = LocalIndexes(self)
+
+    @property
+    def description(self) -> ModelDescription:
+        """The model."""
+        return self.engine.description
+
+    def embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
+        prompt = prompt_of(request, self.engine.description)
+        return self.engine.encode(
+            request.inputs, prompt, normalize=request.normalize, truncate_dim=request.dimensions,
+            truncate=request.truncate, task=request.task, deadline=context.deadline, caller=context.caller,
+            is_gone=context.is_gone,
+        )  # fmt: skip
+
+    def tokenize(self, request: EmbedRequest, context: CallContext) -> list[list[int]]:
+        texts = cast("list[str]", request.inputs)
+        return self.engine.tokenize(texts, prompt_of(request, self.engine.description))
+
+    def tokens(self, request: EmbedRequest, special_tokens: bool, context: CallContext) -> list[list[Token]]:
+        texts = cast("list[str]", request.inputs)
+        prompt = prompt_of(request, self.engine.description)
+        return [list(one) for one in self.engine.tokens(texts, prompt, special_tokens)]
+
+    def ask(self, what: str, context: CallContext) -> Any:
+        if what == "active_operations":
+            return self.engine.scheduler.active
+        if what == "stats":
+            return self.engine.stats()
+        if what == "health":
+            return self._health(context)
+        raise InvalidInput(f"there is no question {what!r}")
+
+    def _health(self, context: CallContext) -> dict[str, Any]:
+        """Healthy means that a real embedding went through lately, or goes through now."""
+        if self.engine.last_embedding_age_s > FRESH_S:
+            self.embed(EmbedRequest(["Is the model well?"], prompt=""), context)
+        return {
+            "status": "ok",
+            "last_embedding_age_s": round(self.engine.last_embedding_age_s, 3),
+            "active_operations": self.engine.scheduler.active,
+            "uptime": self.engine.stats()["uptime"],
+        }
+
+
+class LocalIndexes(Indexes):
+    """The vectors that a handle holds, searched where they are: exactly. Nothing is copied or kept."""
+
+    def __init__(self, provider: Local) -> None:
+        self._provider = provider
+
+    def search(
+        self, index: IndexCopy, query: EmbedRequest, k: int, context: CallContext
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See Indexes. Raises ModelMismatch."""
+        found = self._provider.description.identity
+        if found != index.identity:
+            raise of_another_model(index.identity, found)
+        row = self._provider.embed(query, context).rows
+        row = exact.unit(row) if index.metric == "cosine" else row
+        rows = index.contents.rows(index.metric)
+        scores, positions = exact.search(rows, row, min(k, len(rows)), index.metric)
+        return index.contents.ids[positions[0]], scores[0]
+
+    def describe(self, index: IndexCopy, context: CallContext) -> dict[str, Any]:
+        contents = index.contents
+        told = {"version": contents.version, "count": len(contents.ids), "kind": "flat", "built": True}
+        return {**told, "recall": 1.0, "bytes": 0}
+
+    def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
+        """See Indexes: the handle has them already."""
+        return piece.total
+
+    def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
+        """See Indexes: likewise."""
+        return len(ids)
