@@ -11,7 +11,7 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.errors import InvalidInput, NotServed, TooLarge
-from tests.engine.small_models import FAMILIES
+from tests.engine.small_models import PROMPTS, bert, pooled, saved
 from tests.processes import ModelServer
 
 TEXTS = ["model", "", "The QUICK brown Fox", "one model, many workers " * 20]
@@ -19,8 +19,9 @@ TEXTS = ["model", "", "The QUICK brown Fox", "one model, many workers " * 20]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    make, _ = FAMILIES["BERT, query_length and document_length"]
-    return make(tmp_path_factory.mktemp("model"))
+    place = tmp_path_factory.mktemp("model")
+    first = bert(place, query_length=8, document_length=24)
+    return saved(place, pooled(first, include_prompt=False), prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")

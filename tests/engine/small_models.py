@@ -264,11 +264,11 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda at: saved(at, pooled(bert(at), include_prompt=False), prompts=PROMPTS), _SENTENCES,
     ),
     "BERT, processing_kwargs": (
-        lambda at: saved(at, pooled(bert(at, processing_kwargs={"text": {"max_length": 20}}))), _SENTENCES,
+        lambda at: saved(at, pooled(bert(at, processing_kwargs={"text": {"max_length": 20}}))), "openvino",
     ),
     "BERT, query_length and document_length": (
         lambda at: saved(at, pooled(bert(at, query_length=8, document_length=24)), prompts=PROMPTS),
-        _SENTENCES,
+        "openvino",
     ),
     "BERT, CNN": (lambda at: saved(at, [bert(at), _cnn(), modules().Pooling(wide(32))]), _SENTENCES),
     "BERT, WordWeights": (

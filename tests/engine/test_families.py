@@ -30,7 +30,10 @@ from tests.processes import LONG
 WORDS = " ".join(f"Wörd{number}" for number in range(260))
 TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many workers. " * 8, WORDS[:900], WORDS]
 
-CONVERTED = {"BERT, a tokenizer of cased letters", "BERT, truncate_dim", "Qwen3", "BERT, WordWeights"}
+CONVERTED = {
+    "BERT, a tokenizer of cased letters", "BERT, truncate_dim", "Qwen3", "BERT, WordWeights",
+    "BERT, query_length and document_length",
+}  # fmt: skip
 
 
 def reference(folder: Path) -> Any:
@@ -76,6 +79,10 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     engine = Engine.load(settings, "cpu")
     assert engine.description.runtime == runtime
     assert_serves(engine, reference(folder), name in BATCHES_MATTER)
+    if name == "BERT, query_length and document_length":  # which the kept facts tell of
+        again = Engine.load(settings, "cpu")
+        assert_same(again.encode(TEXTS, task="query").rows, engine.encode(TEXTS, task="query").rows)
+        again.close()
     engine.close()
 
 

@@ -25,6 +25,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     normalized_rows: bool | None = None
     """Whether a StaticEmbedding's means are normalised; None for any other model."""
 
+    task_cuts: dict[str, int] = {}
+    """Tokens that texts for a task are cut at, where that is elsewhere than at any text's end."""
+
     def description(
         self, identity: str, model_name: str, device: str, dtype: str, runtime: str
     ) -> ModelDescription:

@@ -114,7 +114,7 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         if kept.facts.layout is None:
             return None
         runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.dtype)
-        return _Parts(runtime, TextTokenizer(kept.tokenizer), kept.facts)
+        return _Parts(runtime, TextTokenizer(kept.tokenizer, task_cuts=kept.facts.task_cuts), kept.facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
             "the converted graph in {} does not load and is made anew: {}", kept.graph.parent, error
@@ -179,8 +179,9 @@ def _fast(
     from embedshare.engine.runtimes.torch import TorchRuntime, resolve_dtype
 
     serialized = embedders.tokenizer_of(model)
-    tokenizer = TextTokenizer(serialized)
-    sequences = [tokenizer([sample.text], sample.prompt)[0] for sample in proof.samples]
+    facts = msgspec.structs.replace(facts, task_cuts=embedders.task_cuts(model))
+    tokenizer = TextTokenizer(serialized, task_cuts=facts.task_cuts)
+    sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
     proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
     embedders.check_cut(model, tokenizer)
     if device.startswith("cuda"):

@@ -40,10 +40,13 @@ class TextTokenizer:
     """A model's fast tokenizer, for texts alone.
 
     `serialized`: its text, as in a tokenizer.json; what is longer than its truncation allows is cut, special
-    tokens included. `special_tokens`: whether they are added.
+    tokens included. `special_tokens`: whether they are added. `task_cuts`: tokens that texts for a task are
+    cut at, where that is elsewhere.
     """
 
-    def __init__(self, serialized: str, special_tokens: bool = True) -> None:
+    def __init__(
+        self, serialized: str, special_tokens: bool = True, task_cuts: dict[str, int] | None = None
+    ) -> None:
         self._tokenizer = Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
         self._special_tokens = special_tokens
@@ -53,14 +56,21 @@ class TextTokenizer:
         # Characters. Half of them is more than the longest word that a tokenizer divides into tokens.
         self._short = max(_SHORT_CHARS, 16 * self.max_seq_length) if truncation else sys.maxsize
         self.vocabulary_size = self._tokenizer.get_vocab_size()
+        side = "left" if self._cuts_left else "right"
+        self._for_tasks = {
+            task: TextTokenizer(with_truncation(serialized, cut, side), special_tokens)
+            for task, cut in (task_cuts or {}).items()
+        }
 
     def __call__(
         self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
     ) -> list[list[int]]:
-        """The token ids of each text with `prompt` before it; `task` makes no difference to them.
+        """The token ids of each text with `prompt` before it, cut as texts for `task` are.
 
         Raises TooLarge where not `truncate` and a text would have to be cut.
         """
+        if task in self._for_tasks:
+            return self._for_tasks[task](texts, prompt, truncate)
         given, texts = texts, _prepared(texts, prompt)
         try:
             texts = [text if len(text) <= self._short else self._kept(text) for text in texts]

@@ -21,9 +21,21 @@ from transformers.utils import logging as transformers_logging
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.runtimes.masks import MASKS, Mask, own, whole_text
 from embedshare.engine.runtimes.packing import Layout, pack
-from embedshare.engine.runtimes.proof import Proof, in_batches, set_longest, shows_windows, tokenizer_in
+from embedshare.engine.runtimes.proof import (
+    TASKS,
+    Proof,
+    in_batches,
+    may_read_task,
+    set_longest,
+    shows_windows,
+    tokenizer_in,
+)
 from embedshare.engine.tokens import LONGEST, TextTokenizer, with_truncation
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
+
+
+#: A cut of fewer tokens than this is found, where a model reads more.
+_CUTS_BELOW = 8192
 
 
 class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed: minutes and gigabytes
@@ -102,20 +114,47 @@ def tokenizer_of(model: SentenceTransformer) -> str:
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModel(f"the model's {type(tokenizer).__name__} is not a fast tokenizer")
     try:
-        return with_truncation(
-            tokenizer.backend_tokenizer.to_str(), model.max_seq_length, tokenizer.truncation_side
-        )
+        return with_truncation(tokenizer.backend_tokenizer.to_str(), _cut(model), tokenizer.truncation_side)
     except Exception as error:  # parts of a tokenizer that are written in Python have no text
         raise UnsupportedModel(f"the model's tokenizer has no form without Python: {error}") from None
+
+
+def task_cuts(model: SentenceTransformer) -> dict[str, int]:
+    """Tokens that texts for a task are cut at, where those are not as many as without one."""
+    if not may_read_task(model):
+        return {}
+    plain = _cut(model)
+    return {task: cut for task in TASKS if (cut := _cut(model, task)) != plain}
 
 
 def check_cut(model: SentenceTransformer, tokenizer: TextTokenizer) -> None:
     """Raise UnsupportedModel where a text that is too long is not cut as sentence-transformers cuts it."""
     if tokenizer.max_seq_length >= LONGEST:
         return
-    text = " ".join(map(str, range(tokenizer.max_seq_length + 64)))
-    if model.preprocess([text])["input_ids"][0].tolist() != tokenizer([text])[0]:
-        raise UnsupportedModel("the model cuts long texts in a way of its own")
+    text = _numbers(tokenizer.max_seq_length + 64)
+    for task in (None, *TASKS) if may_read_task(model) else (None,):
+        if _ids(model, text, task) != tokenizer([text], task=task)[0]:
+            raise UnsupportedModel("the model cuts long texts in a way of its own")
+
+
+def _cut(model: SentenceTransformer, task: str | None = None) -> int:
+    """Tokens that sentence-transformers cuts a text at: fewer than the model's longest sequence where its
+    settings for texts, or for texts of this task, say so."""
+    longest = int(min(model.max_seq_length, LONGEST))
+    words = min(longest, _CUTS_BELOW) + 64
+    ids = _ids(model, _numbers(words), task)
+    return len(ids) if len(ids) < words else longest
+
+
+def _numbers(words: int) -> str:
+    """A text of as many words that differ, of one token each at least."""
+    return " ".join(map(str, range(words)))
+
+
+def _ids(model: SentenceTransformer, text: str, task: str | None) -> list[int]:
+    options = {} if task is None else {"task": task}
+    ids: list[int] = model.preprocess([text], **options)["input_ids"][0].tolist()
+    return ids
 
 
 def facts_of(model: SentenceTransformer, proof: Proof) -> ModelFacts:

@@ -161,7 +161,7 @@ def _samples(model: SentenceTransformer) -> Iterator[Sample]:
         yield Sample(_WORDS, prompt)
     if (model.max_seq_length or _LONG) <= _LONG:  # else it is not cut, and a short text tells as much
         yield Sample(texts[-1], prompts[-1])
-    if _may_read_task(model):
+    if may_read_task(model):
         for task in TASKS:
             yield Sample(_WORDS, "", task)
             yield Sample(texts[-1], model.prompts.get(task) or "", task)
@@ -219,7 +219,7 @@ def _positions(model: SentenceTransformer) -> int | None:
     return named if named in tables else None
 
 
-def _may_read_task(model: SentenceTransformer) -> bool:
+def may_read_task(model: SentenceTransformer) -> bool:
     """Whether encode_query may differ from encode by more than the prompt."""
     first = model[0]
     plain = type(first) is Transformer and not getattr(first, "query_expansion", None)
