@@ -41,7 +41,7 @@ REALISTIC = Size(384, 6, 12, 384**-0.5)
 _size = ContextVar("size", default=SMALL)
 DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 30522, "pad_token_id": 0}
 PROMPTS = {"query": "Find: ", "document": "Document: "}
-_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[end]"
 _WORDS = ["PADDING_TOKEN", "one", "model", "many", "workers", "shared", "the", "quick", "brown", "fox:"]
 
 
@@ -140,8 +140,8 @@ def edited(folder: Path, file: str, **changes: Any) -> Path:
     return folder
 
 
-def _chat(folder: Path) -> Path:
-    words = tokenizer(chat_template=_TEMPLATE)
+def chat(folder: Path, template: str = _TEMPLATE) -> Path:
+    words = tokenizer(chat_template=template)
     return saved(folder, pooled(trunk(folder, "Qwen3", DECODER, words), "lasttoken"), prompts=PROMPTS)
 
 
@@ -284,7 +284,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda at: saved(at, pooled(trunk(at, "ModernBert", _WIDE, tokenizer(1024)), "cls")), "openvino",
     ),
     "Qwen3": (lambda at: saved(at, pooled(trunk(at, "Qwen3", DECODER), "lasttoken")), "openvino"),
-    "Qwen3, chat template": (_chat, _SENTENCES),
+    "Qwen3, chat template": (chat, "openvino"),
     "WordEmbeddings": (lambda at: saved(at, pooled(_word_embeddings())), _SENTENCES),
     "WordEmbeddings, LSTM": (lambda at: saved(at, _lstm()), _SENTENCES),
     "bag of words": (lambda at: saved(at, [modules().BoW(_words(), {"model": 2.0})]), _SENTENCES),

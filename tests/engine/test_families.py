@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from embedshare.engine.model import Engine
-from embedshare.engine.runtimes import proof
+from embedshare.engine.runtimes import embedder, proof
 from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+from embedshare.errors import UnsupportedModel
 from tests.engine.small_models import (
     BATCHES_MATTER,
     DIMENSION,
     FAMILIES,
     MODERN,
     MORE,
+    chat,
     more,
     pooled,
     saved,
@@ -107,6 +109,13 @@ def test_the_longest_text_of_the_proof_shows_every_window_or_only_the_models_own
     assert proof.shows_windows(model) is shown
     tokens = len(model.tokenizer.encode(proof._long_text(model)))
     assert tokens > window if shown else tokens < 1024
+
+
+def test_a_chat_template_that_changes_a_text_is_left_to_sentence_transformers(tmp_path: Path) -> None:
+    trims = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}"
+    model = reference(chat(tmp_path, trims))
+    with pytest.raises(UnsupportedModel, match="more than to put words around"):
+        embedder.template_of(model, embedder.tokenizer_of(model))
 
 
 def test_a_text_that_a_model_reads_by_itself_is_read_once_and_its_tokens_are_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from embedshare.engine.runtimes.packing import Layout
+from embedshare.engine.tokens import Template
 from embedshare.identity import ModelDescription
 
 
@@ -26,7 +27,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Whether a StaticEmbedding's means are normalised; None for any other model."""
 
     task_cuts: dict[str, int] = {}
-    """Tokens that texts for a task are cut at, where that is elsewhere than at any text's end."""
+    """Tokens that texts for a task are cut at, where that is elsewhere."""
+
+    template: Template | None = None
+    """What the model's chat template puts around a text."""
 
     def description(
         self, identity: str, model_name: str, device: str, dtype: str, runtime: str

@@ -114,7 +114,7 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         if kept.facts.layout is None:
             return None
         runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.dtype)
-        return _Parts(runtime, TextTokenizer(kept.tokenizer, task_cuts=kept.facts.task_cuts), kept.facts)
+        return _Parts(runtime, _text_tokenizer(kept.tokenizer, kept.facts), kept.facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
             "the converted graph in {} does not load and is made anew: {}", kept.graph.parent, error
@@ -179,8 +179,9 @@ def _fast(
     from embedshare.engine.runtimes.torch import TorchRuntime, resolve_dtype
 
     serialized = embedders.tokenizer_of(model)
-    facts = msgspec.structs.replace(facts, task_cuts=embedders.task_cuts(model))
-    tokenizer = TextTokenizer(serialized, task_cuts=facts.task_cuts)
+    template = embedders.template_of(model, serialized)
+    facts = msgspec.structs.replace(facts, task_cuts=embedders.task_cuts(model), template=template)
+    tokenizer = _text_tokenizer(serialized, facts)
     sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
     proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
     embedders.check_cut(model, tokenizer)
@@ -236,6 +237,10 @@ def _static(
     if _wants_openvino(settings, device):  # whose version the cache of all that is kept goes by
         _graph_cache(settings).keep(identity, facts, serialized, lambda path: runtime.write(path.parent))
     return _Parts(runtime, tokenizer, facts)
+
+
+def _text_tokenizer(serialized: str, facts: ModelFacts) -> TextTokenizer:
+    return TextTokenizer(serialized, task_cuts=facts.task_cuts, template=facts.template)
 
 
 def _wants_openvino(settings: Settings, device: str) -> bool:

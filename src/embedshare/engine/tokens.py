@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
 from tokenizers import Encoding, Tokenizer
 
 from embedshare.engine.sequences import Token
-from embedshare.errors import InvalidInput, TooLarge
+from embedshare.errors import InvalidInput, NotServed, TooLarge
 
 #: Characters whose tokens can be had one by one in a call, at most.
 MAX_DETAILED = 1 << 18
@@ -36,20 +37,45 @@ def with_truncation(tokenizer: str, max_seq_length: int, side: str = "right") ->
     return text
 
 
+class Template(msgspec.Struct, frozen=True):
+    """What a chat template puts around a text, the user's message, and around a prompt, the system's."""
+
+    before: str
+    """Before a text without a prompt."""
+
+    before_prompt: str
+    between: str
+    """Between a prompt and its text."""
+
+    after: str
+    suffix: list[int]
+    """The token ids at the end of a text that is cut, in place of those that stood there."""
+
+    def render(self, text: str, prompt: str) -> str:
+        """The message of a user who says `text`."""
+        before = self.before_prompt + prompt + self.between if prompt else self.before
+        return before + text + self.after
+
+
 class TextTokenizer:
     """A model's fast tokenizer, for texts alone.
 
     `serialized`: its text, as in a tokenizer.json; what is longer than its truncation allows is cut, special
     tokens included. `special_tokens`: whether they are added. `task_cuts`: tokens that texts for a task are
-    cut at, where that is elsewhere.
+    cut at, where that is elsewhere. `template`: what renders the texts, special tokens and all.
     """
 
     def __init__(
-        self, serialized: str, special_tokens: bool = True, task_cuts: dict[str, int] | None = None
+        self,
+        serialized: str,
+        special_tokens: bool = True,
+        task_cuts: dict[str, int] | None = None,
+        template: Template | None = None,
     ) -> None:
         self._tokenizer = Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
-        self._special_tokens = special_tokens
+        self._special_tokens = special_tokens and template is None
+        self._template = template
         truncation = self._tokenizer.truncation
         self.max_seq_length: int = truncation["max_length"] if truncation else LONGEST
         self._cuts_left = truncation is not None and truncation["direction"] == "left"
@@ -58,7 +84,7 @@ class TextTokenizer:
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         side = "left" if self._cuts_left else "right"
         self._for_tasks = {
-            task: TextTokenizer(with_truncation(serialized, cut, side), special_tokens)
+            task: TextTokenizer(with_truncation(serialized, cut, side), special_tokens, template=template)
             for task, cut in (task_cuts or {}).items()
         }
 
@@ -71,7 +97,7 @@ class TextTokenizer:
         """
         if task in self._for_tasks:
             return self._for_tasks[task](texts, prompt, truncate)
-        given, texts = texts, _prepared(texts, prompt)
+        given, texts = texts, self._prepared(texts, prompt)
         try:
             texts = [text if len(text) <= self._short else self._kept(text) for text in texts]
             encodings = self._encodings(texts)
@@ -79,6 +105,8 @@ class TextTokenizer:
             raise lone_surrogate(given) from None
         if not truncate:
             self._check_uncut(encodings)
+        if self._template is not None and self._template.suffix:
+            return [self._ended(encoding.ids, self._template.suffix) for encoding in encodings]
         return [encoding.ids for encoding in encodings]
 
     def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
@@ -109,17 +137,28 @@ class TextTokenizer:
 
     def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text with `prompt` before it, also beyond the longest sequence."""
+        if self._template is not None:
+            raise NotServed("the served model reads a chat template's rendering of a text, and not its words")
         size = sum(map(len, texts)) + len(prompt) * len(texts)
         if size > MAX_DETAILED:
             raise TooLarge(
                 f"the texts have {size:,} characters; tokens are told of {MAX_DETAILED:,} in a call, at most"
             )
-        given, texts = texts, _prepared(texts, prompt)
+        given, texts = texts, self._prepared(texts, prompt)
         try:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)
         except TypeError:
             raise lone_surrogate(given) from None
         return [_whole(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
+    def _prepared(self, texts: list[str], prompt: str) -> list[str]:
+        if self._template is not None:
+            return [self._template.render(text, prompt) for text in texts]
+        return [prompt + text for text in texts] if prompt else texts
+
+    def _ended(self, ids: list[int], suffix: list[int]) -> list[int]:
+        """`ids` with the template's end, where they were cut."""
+        return ids if len(ids) < self.max_seq_length else [*ids[: -len(suffix)], *suffix]
 
     def _check_uncut(self, encodings: list[Encoding]) -> None:
         for number, encoding in enumerate(encodings):
@@ -159,10 +198,6 @@ def _end(text: str, size: int) -> str:
     start = len(text) - size
     space = text.find(" ", start, start + size // 2)
     return text[space if space > 0 else start :]
-
-
-def _prepared(texts: list[str], prompt: str) -> list[str]:
-    return [prompt + text for text in texts] if prompt else texts
 
 
 def lone_surrogate(texts: list[str]) -> InvalidInput:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from loguru import logger
@@ -30,10 +31,14 @@ from embedshare.engine.runtimes.proof import (
     shows_windows,
     tokenizer_in,
 )
-from embedshare.engine.tokens import LONGEST, TextTokenizer, with_truncation
+from embedshare.engine.tokens import LONGEST, Template, TextTokenizer, with_truncation
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
-
+#: A text and a prompt that no template holds, and texts that a template may read as more than words.
+_PROBES = [
+    "q7Zk", "V9xw", " \n Café\n\n", "<think> no </think> /no_think", "{{ 1 }}{% raw %}", "<|im_end|>",
+    "[INST] & <s>",
+]  # fmt: skip
 #: A cut of fewer tokens than this is found, where a model reads more.
 _CUTS_BELOW = 8192
 
@@ -117,6 +122,48 @@ def tokenizer_of(model: SentenceTransformer) -> str:
         return with_truncation(tokenizer.backend_tokenizer.to_str(), _cut(model), tokenizer.truncation_side)
     except Exception as error:  # parts of a tokenizer that are written in Python have no text
         raise UnsupportedModel(f"the model's tokenizer has no form without Python: {error}") from None
+
+
+def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
+    """What the model's chat template puts around texts; None for a model without one. `serialized`: the text
+    of its tokenizer.
+
+    Raises UnsupportedModel where it does more with them.
+    """
+    first = model[0]
+    if "message" not in first.modality_config:
+        return None
+    if first.processor is not model.tokenizer:
+        raise UnsupportedModel("the model's chat template is not its tokenizer's")
+    options = dict(first.processing_kwargs.get("chat_template", {}))
+    options.pop("restore_suffix", None)  # which is sentence-transformers' own, and shows in what it reads
+
+    def rendered(text: str, prompt: str) -> str:
+        _, inputs = first.input_formatter.batch_to_message("text", {"text": [text]})
+        messages = inputs["message"]
+        if prompt:
+            messages = first.input_formatter.prepend_prompt_to_messages(messages, prompt)
+        found: str = model.tokenizer.apply_chat_template(messages[0], tokenize=False, **options)
+        return found
+
+    text, prompt = _PROBES[0], _PROBES[1]
+    try:
+        before, after = rendered(text, "").split(text)
+        head, tail = rendered(text, prompt).split(text)
+        before_prompt, between = head.split(prompt)
+    except ValueError:
+        raise UnsupportedModel("the model's chat template does not repeat a text once") from None
+    template = Template(before, before_prompt, between, after, [])
+    for text, prompt in ((text, prompt) for text in _PROBES for prompt in ("", *_PROBES)):
+        if tail != after or rendered(text, prompt) != template.render(text, prompt):
+            raise UnsupportedModel("the model's chat template does more than to put words around a text")
+    tokenizer = TextTokenizer(serialized, template=template)
+    if tokenizer.max_seq_length >= LONGEST:
+        return template
+    long_text = _numbers(tokenizer.max_seq_length + 32)
+    read, cut = _ids(model, long_text, None), tokenizer([long_text])[0]
+    apart = [at for at, (one, other) in enumerate(zip(read, cut, strict=False)) if one != other]
+    return msgspec.structs.replace(template, suffix=read[apart[0] :] if apart else [])
 
 
 def task_cuts(model: SentenceTransformer) -> dict[str, int]:
