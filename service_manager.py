@@ -66,12 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.begin("service-manager", prints=True)
     try:
         settings = Settings.load()
-        quiet = options.run is not start and settings.log_level == "info"  # its answer is what it says
-        logs.configure(
-            dataclasses.replace(settings, log_level="warning") if quiet else settings,
-            "service-manager",
-            prints=True,
-        )
+        logs.configure(_log_settings(settings, options.run is start), "service-manager", prints=True)
         return int(options.run(options, settings) or 0)
     except EmbedshareError as error:
         if getattr(options, "json", False):
@@ -81,6 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _log_settings(settings: Settings, starts: bool) -> Settings:
+    """`settings` for the log of a command: what it answers is what it says, unless it starts the services."""
+    if starts or settings.operation.log_level != "info":
+        return settings
+    return dataclasses.replace(
+        settings, operation=dataclasses.replace(settings.operation, log_level="warning")
+    )
 
 
 def start(options: argparse.Namespace, settings: Settings) -> None:
@@ -97,12 +101,12 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
     )
     supervisor = Supervisor(
         services.stages(least),
-        on_ready=_log if settings.log_format == "json" else _show,
-        drain_s=settings.drain_s,
-        stuck_s=settings.stuck_s,
+        on_ready=_log if settings.operation.log_format == "json" else _show,
+        drain_s=settings.server.drain_s,
+        stuck_s=settings.server.stuck_s,
         more=services.worker,
         check=services.check,
-        rotate=rotation.Logs(settings.log_max_bytes, settings.log_keep),
+        rotate=rotation.Logs(settings.operation.log_max_bytes, settings.operation.log_keep),
     )
     file = _control_file(settings)
     _refuse_a_second(file)
@@ -113,7 +117,9 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
         where.watch(services, supervisor)
         if most > least:
             Autoscaler(
-                supervisor, Scaling(least, most, settings.scale_up_s, settings.scale_down_s), settings
+                supervisor,
+                Scaling(least, most, settings.operation.scale_up_s, settings.operation.scale_down_s),
+                settings,
             ).start()
         supervisor.run()
     finally:
@@ -128,7 +134,7 @@ class _Where:
     def __init__(self, settings: Settings, port: int | None) -> None:
         self._settings = settings
         self._port = port
-        self._kept = _kept(settings) if settings.use_db_settings else None
+        self._kept = _kept(settings) if settings.operation.use_db_settings else None
 
     def now(self) -> Place:
         """With what is stored now."""
@@ -161,7 +167,7 @@ def _kept(settings: Settings) -> KeptSettings:
 
 
 def _place(settings: Settings, port: int | None, stored: Mapping[str, Any]) -> Place:
-    return Place(stored.get("host") or settings.web_host, port or stored.get("port") or FIRST_PORT)
+    return Place(stored.get("host") or settings.web.host, port or stored.get("port") or FIRST_PORT)
 
 
 class _Commands:
@@ -222,7 +228,7 @@ def show_status(options: argparse.Namespace, settings: Settings) -> None:
 
 def show_logs(options: argparse.Namespace, settings: Settings) -> None:
     """The last lines of the logs, and with -f those that come."""
-    folder = Path(settings.log_dir)
+    folder = Path(settings.operation.log_dir)
     found = {log.stem: log for log in sorted(folder.glob("*.log"))}
     if options.name is not None and options.name not in found:
         raise SupervisorError(
@@ -325,7 +331,7 @@ def _ports(options: argparse.Namespace, settings: Settings) -> list[doctor.Findi
     except EmbedshareError:  # none runs
         # Without a look at the database, which would make its tables.
         place = _place(settings, options.port, {})
-    return list(doctor.worker_ports(settings.server_port, options.workers[0], place))
+    return list(doctor.worker_ports(settings.server.port, options.workers[0], place))
 
 
 def manage_keys(options: argparse.Namespace, settings: Settings) -> None:
@@ -469,7 +475,10 @@ def _refuse_a_second(file: Path) -> None:
 def _client(settings: Settings) -> EmbeddingClient:
     """A client of the model server's that nobody stands in for."""
     return EmbeddingClient(
-        settings=dataclasses.replace(settings, fallback="none", timeout_s=5.0), max_retries=1
+        settings=dataclasses.replace(
+            settings, client=dataclasses.replace(settings.client, fallback="none", timeout_s=5.0)
+        ),
+        max_retries=1,
     )
 
 

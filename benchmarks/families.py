@@ -99,11 +99,13 @@ class FamilySession(LocalSession):
         length 1. What the engine makes of the model is kept in `cache`."""
         paths.import_from_src()
         from embedshare.engine.model import Engine
-        from embedshare.settings import Settings
+        from embedshare.settings import ModelSettings, Settings
 
         _be_quiet()
         texts = [*_TEXTS, *paragraphs[:_PARAGRAPHS]]
-        given = Settings(model_name=self._folder, cache_dir=str(cache), dtype="float32", device="cpu")
+        given = Settings(
+            model=ModelSettings(name=self._folder, converted_dir=str(cache), dtype="float32", device="cpu")
+        )
         engine = Engine.load(given, "cpu")
         try:
             if engine.description.runtime != "static" and isinstance(self.model.max_seq_length, int):

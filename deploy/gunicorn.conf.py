@@ -1,7 +1,7 @@
 """For who runs the web workers under gunicorn: `gunicorn --config deploy/gunicorn.conf.py`.
 
-The settings are embedshare's own (README.md), and WEB_CONCURRENCY says how many workers. The model server
-runs beside it: `python start_embedding_server.py`.
+The settings are embedshare's own (docs/settings.md), and WEB_CONCURRENCY says how many workers. The model
+server runs beside it: `python start_embedding_server.py`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _METRICS_FOLDER = "embedshare-metrics-"
 wsgi_app = "app:create_app()"
 pythonpath = sys.path[0]
 bind = (
-    f"[{_settings.web_host}]:{_settings.web_port}"
-    if ":" in _settings.web_host
-    else (f"{_settings.web_host}:{_settings.web_port}")
+    f"[{_settings.web.host}]:{_settings.web.port}"
+    if ":" in _settings.web.host
+    else (f"{_settings.web.host}:{_settings.web.port}")
 )
 proc_name = "embedshare"
 
 # A request waits for the model, not for this process: threads, and a few processes for Python's own work.
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
-threads = _settings.web_threads
+threads = _settings.web.threads
 # Imported once and shared after the fork; the client opens its connections in each worker anew.
 preload_app = True
 # Workers are not ended after so many requests: they do not grow, and each new one would have to connect anew.
 max_requests = 0
 # As long as the model server takes to finish what it has accepted, and what ends around it.
-graceful_timeout = math.ceil(_settings.drain_s) + 5
+graceful_timeout = math.ceil(_settings.server.drain_s) + 5
 # With threads this is not a limit for requests: a worker whose main loop is silent for so long is replaced.
 timeout = 30
 # Above nginx's keepalive_timeout for workers (nginx/embedshare-upstream.conf), so that nginx is who closes.

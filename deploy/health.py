@@ -55,8 +55,12 @@ def _server_fault(settings: Settings) -> str | None:
     """Why the model server does not embed; None where it does."""
     from embeddingClient import EmbeddingClient  # a worker's check needs no NumPy
 
-    host = LOOPBACK.get(settings.server_host, settings.server_host)
-    settings = dataclasses.replace(settings, server_host=host, use_ipc=True, fallback="none")
+    host = LOOPBACK.get(settings.server.host, settings.server.host)
+    settings = dataclasses.replace(
+        settings,
+        server=dataclasses.replace(settings.server, host=host),
+        client=dataclasses.replace(settings.client, use_ipc=True, fallback="none"),
+    )
     with EmbeddingClient(settings=settings) as client:
         report = client.health()
     return None if report["status"] == "ok" else str(report["error"])
@@ -64,16 +68,16 @@ def _server_fault(settings: Settings) -> str | None:
 
 def _worker_fault(settings: Settings) -> str | None:
     """Why the web worker does not answer; None where it does."""
-    host = LOOPBACK.get(settings.web_host, settings.web_host)
-    connection = http.client.HTTPConnection(host, settings.web_port, timeout=4)
+    host = LOOPBACK.get(settings.web.host, settings.web.host)
+    connection = http.client.HTTPConnection(host, settings.web.port, timeout=4)
     try:
         connection.request("GET", "/health")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        return f"no worker answers at {host}:{settings.web_port}: {error}"
+        return f"no worker answers at {host}:{settings.web.port}: {error}"
     finally:
         connection.close()
-    return None if status == 200 else f"the worker at {host}:{settings.web_port} answers {status}"
+    return None if status == 200 else f"the worker at {host}:{settings.web.port} answers {status}"
 
 
 if __name__ == "__main__":

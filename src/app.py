@@ -72,9 +72,9 @@ def create_app(
     settings = settings or Settings.load()
     model = model or _shared_model()
     app = _Application(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_message_bytes
-    if settings.trusted_proxies:
-        trusted = settings.trusted_proxies
+    app.config["MAX_CONTENT_LENGTH"] = settings.server.max_message_bytes
+    if settings.web.trusted_proxies:
+        trusted = settings.web.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
     tracing.register(app)
     errors.register(app)
@@ -101,11 +101,11 @@ def create_app(
     served = Served(model, settings, allowance, lambda: live.normalize)
     for api in (embed, openai, ollama, tei):
         app.register_blueprint(api.blueprint(served))
-    indexes = settings.index_dir or authkey.key_file(settings).with_name("indexes")
+    indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, allowance, Path(indexes)))
     searcher = model if settings.searches_the_web else None
-    app.register_blueprint(search.blueprint(searcher, max(1, settings.web_threads // 2)))
-    app.register_blueprint(load.blueprint(settings.web_threads))
+    app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2)))
+    app.register_blueprint(load.blueprint(settings.web.threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(
         dashboard.blueprint(model, lambda: control.ask(supervisor, "status"), measured.requests)
@@ -145,7 +145,7 @@ def _serve(settings: Settings) -> None:
     changes.place_note = SUPERVISED_LATER if supervised else LATER
     if not supervised:
         settings = changes.live.placed()
-    inherited = held_port.take(settings.web_host, settings.web_port)
+    inherited = held_port.take(settings.web.host, settings.web.port)
     app = create_app(model, settings, changes)
     server = listener.Listening(app, settings, inherited)
     for number in platforms.STOP_SIGNALS:

@@ -77,9 +77,13 @@ class EmbeddingClient(DropIn):
             tell_notes()
         if address is not None:
             _check_address(address)
-            settings = dataclasses.replace(settings, server_host=address[0], server_port=address[1])
+            settings = dataclasses.replace(
+                settings, server=dataclasses.replace(settings.server, host=address[0], port=address[1])
+            )
         if authkey is not None:
-            settings = dataclasses.replace(settings, authkey=_key_text(authkey))
+            settings = dataclasses.replace(
+                settings, server=dataclasses.replace(settings.server, authkey=_key_text(authkey))
+            )
         super().__init__(Embedder(settings, max_retries, retry_delay))
         self._settings = settings
         self._tries = max_retries, retry_delay
@@ -173,11 +177,11 @@ class EmbeddingClient(DropIn):
         `embedding_server` "connected" or "disconnected", `state` who answers calls (failover_policy.State);
         with `error` where something is wrong.
         """
-        context = CallContext(time.monotonic() + min(HEALTH_S, self._settings.timeout_s))
+        context = CallContext(time.monotonic() + min(HEALTH_S, self._settings.client.timeout_s))
         server, report = "disconnected", {}
         try:
             self._embedder.see_an_embedding(context)
-            if self._settings.use_ipc:
+            if self._settings.client.use_ipc:
                 report = self._embedder.failover.ask_server(lambda served: served.ask("health", context))
                 server = "connected"
         except EmbedshareError as error:
@@ -199,8 +203,8 @@ class EmbeddingClient(DropIn):
         )
         return {
             **counters,
-            "ipc_mode": self._settings.use_ipc,
-            "server_address": "{}:{}".format(*self._settings.server_address),
+            "ipc_mode": self._settings.client.use_ipc,
+            "server_address": "{}:{}".format(*self._settings.server.address),
             **self._view(),
             "client": self.client_stats(),
         }
@@ -229,7 +233,7 @@ class EmbeddingClient(DropIn):
         the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds. Its device,
         batches and folder are as they are, or as `how` says.
         """
-        if not self._settings.use_ipc:
+        if not self._settings.client.use_ipc:
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
         folder = Path(os.path.expanduser(model_name))  # the server may run in another working directory
         name = str(folder.resolve()) if folder.is_dir() else model_name
@@ -332,7 +336,7 @@ class EmbeddingClient(DropIn):
     @property
     def piece_bytes(self) -> int:
         """See vectors.sending.Model."""
-        return self._settings.max_message_bytes
+        return self._settings.server.max_message_bytes
 
     def deadline(self) -> float:
         """When a call that begins now is over, a moment of `time.monotonic()`."""
@@ -395,7 +399,7 @@ class EmbeddingClient(DropIn):
         """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
         made = self._async_pool  # without a lock, which a child that is forked meanwhile would inherit closed
         if made is None or made[0] != os.getpid():
-            made = os.getpid(), threads.Threads(self._settings.async_threads, "embedshare-async")
+            made = os.getpid(), threads.Threads(self._settings.client.async_threads, "embedshare-async")
             self._async_pool = made
         return made[1]
 

@@ -64,19 +64,19 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         signal.signal(number, on_signal)
     lifeline.follow(lambda: stop.set() if ready.is_set() else _thread.interrupt_main(signal.SIGTERM))
     key = authkey.server_key(settings)
-    _check_port("the model server", *settings.server_address)
-    if settings.metrics_port:
-        _check_port(_METRICS, settings.metrics_host, settings.metrics_port)
+    _check_port("the model server", *settings.server.address)
+    if settings.server.metrics_port:
+        _check_port(_METRICS, settings.server.metrics_host, settings.server.metrics_port)
     kept = _kept(settings)
     if kept is None:
-        noted_in = authkey.key_file(settings).with_name(f"model-{settings.server_port}.json")
-        note = SwapNote(noted_in, settings.model_name)
+        noted_in = authkey.key_file(settings).with_name(f"model-{settings.server.port}.json")
+        note = SwapNote(noted_in, settings.model.name)
         engine, served = _first_model(settings, note)
     else:
         engine, served = _database_model(settings, kept)
 
     def watch(engine: Engine, ended: threading.Event) -> None:
-        vitals.watch(engine, ended, settings.stuck_s, _give_up)
+        vitals.watch(engine, ended, settings.server.stuck_s, _give_up)
 
     serving = Serving(engine, served, watch, (lambda name: None) if kept is not None else note.write)
     callers = Callers()
@@ -86,18 +86,18 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     try:
         server = CallServer(
             service,
-            settings.server_address,
+            settings.server.address,
             key,
             callers,
-            max_message_bytes=settings.max_message_bytes,
-            max_held_bytes=settings.max_held_bytes,
-            max_connections=settings.max_connections,
-            handshake_s=settings.handshake_s,
+            max_message_bytes=settings.server.max_message_bytes,
+            max_held_bytes=settings.server.max_held_bytes,
+            max_connections=settings.server.max_connections,
+            handshake_s=settings.server.handshake_s,
             stop_event=stop,
         )
     except OSError as error:  # another server has taken the port meanwhile
-        raise _port_unavailable("the model server", *settings.server_address, error) from None
-    if settings.metrics_port:
+        raise _port_unavailable("the model server", *settings.server.address, error) from None
+    if settings.server.metrics_port:
         _show_metrics(settings, lambda: _view(service, server, started))
     ready.set()
     if autostarted:
@@ -105,24 +105,24 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
 
         autostart.note_of(settings).unlink(missing_ok=True)
         threading.Thread(
-            target=_end_when_idle, args=(service, stop, settings.idle_exit_s), name="idle", daemon=True
+            target=_end_when_idle, args=(service, stop, settings.server.idle_exit_s), name="idle", daemon=True
         ).start()
     logger.info(
         "ready: {}, at {}:{}, after {:.1f} s",
         _shown(serving.description),
-        *settings.server_address,
+        *settings.server.address,
         time.monotonic() - started,
     )
     server.serve_until_stopped()
     serving.close()
-    logger.info("stopping: finishing what was accepted, {:g} s at most", settings.drain_s)
-    drained = server.drain(settings.drain_s)
+    logger.info("stopping: finishing what was accepted, {:g} s at most", settings.server.drain_s)
+    drained = server.drain(settings.server.drain_s)
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 
 
 def _kept(settings: Settings) -> KeptSettings | None:
     """The settings in the database, where they are to be taken from there."""
-    if not settings.use_db_settings:
+    if not settings.operation.use_db_settings:
         return None
     try:
         from embedshare.database.kept import KeptSettings
@@ -137,14 +137,14 @@ def _database_model(settings: Settings, kept: KeptSettings) -> tuple[Engine, Set
 
     wanted = keeper.with_model(settings, kept.live.settings)
     try:
-        return Engine.load(wanted, wanted.device), wanted
+        return Engine.load(wanted, wanted.model.device), wanted
     except EmbedshareError as error:
         if keeper.same_model(wanted, settings):
             raise
         logger.error(
-            "{} does not load, {} serves instead: {}", wanted.model_name, settings.model_name, error.message
+            "{} does not load, {} serves instead: {}", wanted.model.name, settings.model.name, error.message
         )
-        engine = Engine.load(settings, settings.device)
+        engine = Engine.load(settings, settings.model.device)
         keeper.roll_back_all(kept.live, kept.store, error.message)
         return engine, settings
 
@@ -179,11 +179,13 @@ def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:
             note.path,
         )
         try:
-            swapped = dataclasses.replace(settings, model_name=noted.swapped_in)
-            return Engine.load(swapped, swapped.device), swapped
+            swapped = dataclasses.replace(
+                settings, model=dataclasses.replace(settings.model, name=noted.swapped_in)
+            )
+            return Engine.load(swapped, swapped.model.device), swapped
         except Exception as error:
             logger.error("{} does not load, {} serves instead: {}", noted.swapped_in, noted.configured, error)
-    return Engine.load(settings, settings.device), settings
+    return Engine.load(settings, settings.model.device), settings
 
 
 def _end_when_idle(service: EmbeddingService, stop: threading.Event, limit_s: float) -> None:
@@ -215,9 +217,9 @@ def _show_metrics(settings: Settings, look: Callable[[], Any]) -> None:
             f"EMBEDDING_METRICS_PORT needs more than this installation has ({error}): "
             "pip install 'embedshare[server]'"
         ) from None
-    host, port = settings.metrics_host, settings.metrics_port
+    host, port = settings.server.metrics_host, settings.server.metrics_port
     try:
-        prometheus.serve(host, port, look, settings.allowed_hosts)
+        prometheus.serve(host, port, look, settings.web.allowed_hosts)
     except OSError as error:
         raise _port_unavailable(_METRICS, host, port, error) from None
     logger.info("metrics at http://{}:{}/metrics", host, port)

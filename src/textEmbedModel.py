@@ -26,7 +26,7 @@ __all__ = [
 
 def is_using_ipc_embedding() -> bool:
     """Whether this process's settings have it use the model server (USE_IPC_EMBEDDING)."""
-    return Settings.load().use_ipc
+    return Settings.load().client.use_ipc
 
 
 async def fast_web_search_with_embeddings(

@@ -20,9 +20,9 @@ early = logging.getLogger("early")
 early.addHandler(logging.StreamHandler())
 early.propagate = False
 from embedshare import logs
-from embedshare.settings import Settings
+from embedshare.settings import OperationSettings, Settings
 logs.begin("program")
-logs.configure(Settings(log_format="{form}", log_level="debug"), "program")
+logs.configure(Settings(operation=OperationSettings(log_format="{form}", log_level="debug")), "program")
 
 {what}
 """

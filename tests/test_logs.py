@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from embedshare.logs import configure
-from embedshare.settings import Settings
+from embedshare.settings import OperationSettings, Settings
 from embedshare.telemetry import request_ids
 
 SECRET = "text-of-a-user-4711"
@@ -43,7 +43,7 @@ def fail(secret: str) -> None:
 
 def said(capsys: pytest.CaptureFixture[str], log_format: str, level: str = "info") -> list[str]:
     """Three events, the last with a traceback, as lines on standard error."""
-    configure(Settings(log_format=log_format, log_level=level), "model-server")
+    configure(Settings(operation=OperationSettings(log_format=log_format, log_level=level)), "model-server")
     logger.debug("too small to say")
     logger.info("listening at {}:{}", "localhost", 5002)
     logger.warning("two\nlines in {{braces}}")
@@ -82,7 +82,7 @@ def test_whatever_a_message_holds_its_json_is_one_line_that_says_it_again(
     message: str, ids: list[str] | None
 ) -> None:
     with contextlib.redirect_stderr(io.StringIO()) as written:
-        configure(Settings(log_format="json"), "worker")
+        configure(Settings(operation=OperationSettings(log_format="json")), "worker")
         with request_ids.within(ids or []):
             logger.info("{}", message)
             logger.opt(colors=False).info(message)
@@ -99,7 +99,7 @@ def test_whatever_a_message_holds_its_json_is_one_line_that_says_it_again(
 def test_a_line_names_its_request_where_there_is_one(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    configure(Settings(log_format=log_format), "worker")
+    configure(Settings(operation=OperationSettings(log_format=log_format)), "worker")
     request_ids.enter("abc-1")
     logger.info("during")
     request_ids.enter(None)

@@ -16,7 +16,7 @@ import pytest
 from embedshare.errors import SearchFailed
 from embedshare.ipc import authkey
 from embedshare.operate.services import ask_worker
-from embedshare.settings import Settings
+from embedshare.settings import ServerSettings, Settings, WebSettings
 from embedshare.websearch.engines import SearXNG
 from tests.processes import ROOT, environment, run_python
 
@@ -73,7 +73,7 @@ def test_a_worker_is_asked_directly_and_no_proxy_is_sent_the_operators_key(
     netrc = tmp_path / "netrc"
     netrc.write_text("default login somebody password hunter2\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    settings = Settings(authkey="k" * 32, api_keys="required")
+    settings = Settings(server=ServerSettings(authkey="k" * 32), web=WebSettings(api_keys="required"))
     assert ask_worker(settings, "127.0.0.1", site.port, "/load", 5.0)["status"] == "ok"
     key = authkey.operator_key(b"k" * 32)
     assert site.seen == [("/load", f"Bearer {key}")]

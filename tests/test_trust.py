@@ -15,9 +15,9 @@ from embedshare.errors import SwapRefused
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
 from embedshare.service import EmbeddingService
-from embedshare.settings import Settings
+from embedshare.settings import ModelSettings, Settings
 
-SETTINGS = Settings(model_name="org/a", trust_remote_code=("org/a",), model_cache_dir="/ours")
+SETTINGS = Settings(model=ModelSettings(name="org/a", trust_remote_code=("org/a",), cache_dir="/ours"))
 
 
 def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
@@ -36,13 +36,13 @@ def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
         how = codec.ModelSettings("cpu", 0, cache, 1)
         with pytest.raises(SwapRefused, match="enough"):
             service.swap("org/a", how, float("inf"), lambda: False)
-    assert [one.trust_remote_code for one in wanted] == [("org/a",), (), ()]
+    assert [one.model.trust_remote_code for one in wanted] == [("org/a",), (), ()]
 
 
 def test_nor_in_one_that_the_database_names() -> None:
     for cache, trusted in (("/ours", ("org/a",)), ("/theirs", ()), (None, ())):
-        stored = Settings(model_name="org/a", model_cache_dir=cache)
-        assert keeper.with_model(SETTINGS, stored).trust_remote_code == trusted
+        stored = Settings(model=ModelSettings(name="org/a", cache_dir=cache))
+        assert keeper.with_model(SETTINGS, stored).model.trust_remote_code == trusted
 
 
 def test_two_spellings_of_one_model_are_trusted_alike(

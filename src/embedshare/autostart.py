@@ -48,9 +48,9 @@ class Autostart:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         key = authkey.key_file(settings)
-        self.log = key.with_name(f"model-server-{settings.server_port}.log")
+        self.log = key.with_name(f"model-server-{settings.server.port}.log")
         self._note = note_of(settings)
-        self._lock = key.with_name(f"autostart-{settings.server_port}.lock")
+        self._lock = key.with_name(f"autostart-{settings.server.port}.lock")
         self._told: int | None = None
 
     def under_way(self) -> bool:
@@ -79,7 +79,7 @@ class Autostart:
                 return False
         if self._somebody_listens():
             return False
-        rotation.rotate(self.log, self._settings.log_max_bytes, self._settings.log_keep)
+        rotation.rotate(self.log, self._settings.operation.log_max_bytes, self._settings.operation.log_keep)
         process = self._start()
         starting = Starting(process.pid, psutil.Process(process.pid).create_time())
         private_file.replace(self._note, msgspec.json.encode(starting))
@@ -91,7 +91,7 @@ class Autostart:
     def _start(self) -> subprocess.Popen[bytes]:
         settings = self._settings
         inherited = {name: value for name, value in os.environ.items() if name != lifeline.VARIABLE}
-        secret = {} if settings.authkey is None else {"EMBEDDING_AUTHKEY": settings.authkey}
+        secret = {} if settings.server.authkey is None else {"EMBEDDING_AUTHKEY": settings.server.authkey}
         with platforms.append_only(self.log) as log:
             return subprocess.Popen(
                 [sys.executable, str(_SERVER), FLAG],
@@ -110,7 +110,7 @@ class Autostart:
 
     def _somebody_listens(self) -> bool:
         try:
-            platforms.exclusive_listener(*self._settings.server_address, backlog=1).close()
+            platforms.exclusive_listener(*self._settings.server.address, backlog=1).close()
         except OSError:
             return True
         return False
@@ -124,7 +124,7 @@ class Autostart:
 
 def note_of(settings: Settings) -> Path:
     """Where a start that is under way is noted; the server takes it away when it is ready."""
-    return authkey.key_file(settings).with_name(f"starting-{settings.server_port}.json")
+    return authkey.key_file(settings).with_name(f"starting-{settings.server.port}.json")
 
 
 def _runs(starting: Starting) -> bool:

@@ -32,8 +32,8 @@ def cache(settings: Settings) -> Path:
 
     Raises InvalidSetting where there is none.
     """
-    if settings.cache_dir is not None:
-        return Path(settings.cache_dir)
+    if settings.model.converted_dir is not None:
+        return Path(settings.model.converted_dir)
     folder = _below_home(platformdirs.user_cache_dir)
     try:
         return _temporary() / "cache" if folder is None else folder

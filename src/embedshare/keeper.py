@@ -91,7 +91,7 @@ class ModelKeeper:
         return now - self._differs_since >= GRACE_S and now >= self._retry_at
 
     def _follow(self, wanted: Settings) -> None:
-        logger.info("the database names {}, which is to take over", wanted.model_name)
+        logger.info("the database names {}, which is to take over", wanted.model.name)
         stored = self._live.now.stored
         try:
             self._change(with_model(self._serving(), wanted))
@@ -123,18 +123,17 @@ def roll_back_all(live: Live, store: SettingsStore, reason: str) -> None:
 
 def with_model(settings: Settings, wanted: Settings) -> Settings:
     """`settings` with the model of `wanted`, and how that is served."""
-    fields: dict[str, Any] = {
-        field: getattr(wanted, field)
-        for key, field in setting_keys.FIELDS.items()
-        if key in setting_keys.OF_THE_MODEL
-    }
-    if wanted.model_cache_dir != settings.model_cache_dir:
+    names = [setting_keys.NAMES[key] for key in setting_keys.OF_THE_MODEL]
+    values: dict[str, Any] = {name: wanted.value(name) for name in names}
+    if wanted.model.cache_dir != settings.model.cache_dir:
         # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
-        fields["trust_remote_code"] = ()
-    return dataclasses.replace(settings, **fields)
+        values["EMBEDDING_TRUST_REMOTE_CODE"] = ()
+    return settings.with_values(values)
 
 
 def same_model(one: Settings, other: Settings) -> bool:
     """Whether both name one model, served in one way."""
-    same_name = weights.full_name(one.model_name) == weights.full_name(other.model_name)
-    return same_name and with_model(one, other) == dataclasses.replace(one, model_name=other.model_name)
+    same_name = weights.full_name(one.model.name) == weights.full_name(other.model.name)
+    return same_name and with_model(one, other) == dataclasses.replace(
+        one, model=dataclasses.replace(one.model, name=other.model.name)
+    )

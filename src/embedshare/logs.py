@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from loguru import logger
 
 from embedshare import library_logs
-from embedshare.settings import Settings, tell_notes
+from embedshare.settings import OperationSettings, Settings, tell_notes
 from embedshare.telemetry import request_ids
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {extra[process]}[{process.id
 def begin(process: str, *, prints: bool = False) -> None:
     """As `configure`, before the settings are read: an error in them is logged in the right form too."""
     form = os.environ.get("EMBEDDING_LOG_FORMAT", "").strip().lower()
-    configure(Settings(log_format="json" if form == "json" else "text"), process, prints=prints)
+    configure(
+        Settings(operation=OperationSettings(log_format="json" if form == "json" else "text")),
+        process,
+        prints=prints,
+    )
 
 
 def configure(settings: Settings, process: str, *, prints: bool = False) -> None:
@@ -41,8 +45,8 @@ def configure(settings: Settings, process: str, *, prints: bool = False) -> None
     logger.configure(extra={"process": process}, patcher=_note_request)
     logger.add(
         _to(stream),
-        level=settings.log_level.upper(),
-        format=_json if settings.log_format == "json" else _text,
+        level=settings.operation.log_level.upper(),
+        format=_json if settings.operation.log_format == "json" else _text,
         backtrace=False,
         diagnose=False,  # a traceback must not print the values of variables: texts and keys are among them
     )

@@ -53,7 +53,7 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
-        self._shelf = Shelf(settings.max_indexes, settings.max_index_bytes, callers.is_living)
+        self._shelf = Shelf(settings.indexes.max_indexes, settings.indexes.max_bytes, callers.is_living)
         self.keeper: Keeper | None = None
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
@@ -146,7 +146,7 @@ class EmbeddingService:
         Raises SwapRefused, InvalidInput, InvalidSetting, and what keeps the model from loading: then nothing
         has changed.
         """
-        if not self._settings.allow_swap:
+        if not self._settings.server.allow_swap:
             raise SwapRefused("EMBEDDING_ALLOW_SWAP is false on the model server")
         if not model_name or not model_name.isprintable() or len(model_name) > MAX_NAME:
             raise InvalidInput(
@@ -182,20 +182,23 @@ class EmbeddingService:
         return fields | {"seconds": round(time.monotonic() - began, 3)}
 
     def _wanted(self, model_name: str, given: codec.ModelSettings | None) -> Settings:
-        configured, name = self._settings.model_name, weights.full_name(model_name)
+        configured, name = self._settings.model.name, weights.full_name(model_name)
         name = configured if name == weights.full_name(configured) else name
         served = self._serving.settings
         if given is None:
-            return dataclasses.replace(served, model_name=name)
+            return dataclasses.replace(served, model=dataclasses.replace(served.model, name=name))
         # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
-        same_cache = given.model_cache_dir == self._settings.model_cache_dir
+        same_cache = given.model_cache_dir == self._settings.model.cache_dir
         return dataclasses.replace(
             served,
-            model_name=name,
-            trust_remote_code=self._settings.trust_remote_code if same_cache else (),
-            device=parse("device", given.device, "device"),
-            max_batch_size=parse("max_batch_size", str(given.max_batch_size), "max_batch_size"),
-            model_cache_dir=given.model_cache_dir,
+            model=dataclasses.replace(
+                served.model,
+                name=name,
+                trust_remote_code=self._settings.model.trust_remote_code if same_cache else (),
+                device=parse("EMBEDDING_DEVICE", given.device, "device"),
+                max_batch_size=parse("EMBEDDING_MAX_BATCH_SIZE", str(given.max_batch_size), "max_batch_size"),
+                cache_dir=given.model_cache_dir,
+            ),
         )
 
     def note_wire(self, decode_s: float, encode_s: float) -> None:
@@ -207,7 +210,7 @@ class EmbeddingService:
     def _check_prompt(self, call: codec.Encode | codec.Tokenize | codec.Search) -> None:
         """A small message must not become a large one here: the prompt is written before each text."""
         size = len(call.prompt) * len(call.texts)
-        allowed = self._settings.max_message_bytes
+        allowed = self._settings.server.max_message_bytes
         if size > allowed:
             raise TooLarge(
                 f"the prompt takes {size:,} characters before {len(call.texts):,} texts; "

@@ -118,16 +118,18 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
             f"a local model needs more than this installation has ({error}): pip install 'embedshare[server]'"
         ) from None
     identity = expected.identity if expected is not None else None
-    if not settings.use_ipc:
-        return Local(model.Engine.load(settings, settings.device, identity))
+    if not settings.client.use_ipc:
+        return Local(model.Engine.load(settings, settings.model.device, identity))
     try:
-        return Local(beside.load(settings, settings.fallback_device, identity))
+        return Local(beside.load(settings, settings.client.fallback_device, identity))
     except (ModelMismatch, ModelNotFound) as error:
-        if expected is None or not settings.on_loopback or expected.model_name == settings.model_name:
+        if expected is None or not settings.server.on_loopback or expected.model_name == settings.model.name:
             raise
-        told = dataclasses.replace(settings, model_name=expected.model_name)
+        told = dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, name=expected.model_name)
+        )
         try:
-            return Local(beside.load(told, settings.fallback_device, identity))
+            return Local(beside.load(told, settings.client.fallback_device, identity))
         except ModelNotFound:
             raise error from None
 

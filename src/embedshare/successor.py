@@ -32,12 +32,12 @@ def load(settings: Settings, check: Callable[[], None]) -> Engine:
     `check` raises where it is not wanted any more. Raises OutOfMemory, what `Engine.load` raises, and
     EngineFailed where the process that converts comes to an end of its own.
     """
-    beside.check_room(settings, settings.device)
-    if loading.needs_conversion(settings, settings.device):
+    beside.check_room(settings, settings.model.device)
+    if loading.needs_conversion(settings, settings.model.device):
         _convert(settings, check)
     check()
     try:
-        engine = Engine.load(settings, settings.device)
+        engine = Engine.load(settings, settings.model.device)
         engine.settle()
     except Exception as error:
         raise _failure(settings, error) from None
@@ -62,7 +62,7 @@ def main() -> None:
     logs.configure(settings, "converter")
     code = 0
     try:
-        loading.load(settings, settings.device, None)
+        loading.load(settings, settings.model.device, None)
     except Exception as error:
         failure = _failure(settings, error)
         line = json.dumps([type(failure).__name__, failure.message, failure.fields], default=str)
@@ -110,7 +110,7 @@ def _error_of(settings: Settings, code: int, said: bytes) -> EmbedshareError:
     except ValueError:
         killed = ", as it does where memory runs out" if code == -9 else ""
         return EngineFailed(
-            f"the process that converts {settings.model_name} ended with code {code}{killed}; "
+            f"the process that converts {settings.model.name} ended with code {code}{killed}; "
             "the server's log may say more"
         )
     return from_wire(name, message, fields)
@@ -120,7 +120,7 @@ def _failure(settings: Settings, error: Exception) -> EmbedshareError:
     if isinstance(error, EmbedshareError):
         return error
     logger.opt(exception=error).error("the model did not load")
-    return UnsupportedModel(f"{settings.model_name} does not load: {type(error).__name__}: {error}")
+    return UnsupportedModel(f"{settings.model.name} does not load: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

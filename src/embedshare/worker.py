@@ -26,7 +26,7 @@ class Model(Protocol):
 
 def key_ring(settings: Settings) -> KeyRing | None:
     """The API keys of the database, of EMBEDDING_ADMIN_KEY_FILE, and of who holds the model server's key."""
-    if not settings.asks_for_keys:
+    if not settings.web.asks_for_keys:
         return None
     try:
         from embedshare.database.api_keys import Keys
@@ -35,8 +35,8 @@ def key_ring(settings: Settings) -> KeyRing | None:
         raise missing_database(error) from None
 
     administrator = {}
-    if settings.admin_key_file is not None:
-        key = authkey.handed_in(Path(settings.admin_key_file), "EMBEDDING_ADMIN_KEY_FILE")
+    if settings.web.admin_key_file is not None:
+        key = authkey.handed_in(Path(settings.web.admin_key_file), "EMBEDDING_ADMIN_KEY_FILE")
         administrator[digest(key)] = Caller("EMBEDDING_ADMIN_KEY_FILE", frozenset({"admin"}))
 
     def without_database() -> dict[str, Caller]:
@@ -52,11 +52,11 @@ def key_ring(settings: Settings) -> KeyRing | None:
 
 def rates(settings: Settings) -> Rates | None:
     """What counts callers' requests, where the settings bound them."""
-    if not settings.rate_limit:
+    if not settings.web.rate_limit:
         return None
     from embedshare.web.rates import Rates  # with its libraries, for who counts
 
-    return Rates(settings.rate_limit, settings.redis_url, lambda: deployment(settings))
+    return Rates(settings.web.rate_limit, settings.web.redis_url, lambda: deployment(settings))
 
 
 def deployment(settings: Settings) -> str | None:
@@ -64,9 +64,9 @@ def deployment(settings: Settings) -> str | None:
 
     It is a digest of the key, which cannot be found from it.
     """
-    if settings.redis_prefix is not None:
-        return settings.redis_prefix
-    if not settings.use_ipc:
+    if settings.web.redis_prefix is not None:
+        return settings.web.redis_prefix
+    if not settings.client.use_ipc:
         return "local"  # such workers share nothing that would name them
     try:
         key = authkey.client_key(settings)
@@ -80,10 +80,12 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
     live = Live(settings)
 
     def apply_model(wanted: Settings, version: int) -> None:
-        how = codec.ModelSettings(wanted.device, wanted.max_batch_size, wanted.model_cache_dir, version)
-        model.swap_model(wanted.model_name, how=how)
+        how = codec.ModelSettings(
+            wanted.model.device, wanted.model.max_batch_size, wanted.model.cache_dir, version
+        )
+        model.swap_model(wanted.model.name, how=how)
 
-    if not settings.use_db_settings:
+    if not settings.operation.use_db_settings:
         return SettingsChanges(live, None, apply_model)
     try:
         from embedshare.database.kept import KeptSettings

@@ -19,7 +19,7 @@ from embedshare.database.database import QUIET_S, TIMEOUT_S, Database
 from embedshare.database.tables import ApiKey, SettingsVersion
 from embedshare.database.urls import database_url
 from embedshare.errors import DatabaseUnavailable, InvalidSetting
-from embedshare.settings import Settings
+from embedshare.settings import OperationSettings, Settings
 from tests.processes import wait_for
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are POSIX's")
@@ -36,7 +36,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are
     ],
 )
 def test_a_url_for_any_driver_is_one_for_ours(given: str, used: str) -> None:
-    url = database_url(Settings(db_url=given), Path("/nowhere"))
+    url = database_url(Settings(operation=OperationSettings(db_url=given)), Path("/nowhere"))
     assert url.render_as_string(hide_password=False) == used
 
 
@@ -56,7 +56,7 @@ def test_without_a_url_it_is_a_file_in_the_folder(tmp_path: Path) -> None:
 )
 def test_a_url_that_cannot_work_is_refused_and_not_quoted(given: str) -> None:
     with pytest.raises(InvalidSetting, match="EMBEDDING_DB_URL") as caught:
-        database_url(Settings(db_url=given), Path("/nowhere"))
+        database_url(Settings(operation=OperationSettings(db_url=given)), Path("/nowhere"))
     assert "hunter2" not in str(caught.value)
 
 
@@ -162,7 +162,10 @@ def test_a_database_of_a_later_version_is_used_as_it_is(tmp_path: Path) -> None:
 def test_one_that_is_away_is_said_within_its_time_and_then_at_once() -> None:
     with platforms.exclusive_listener("127.0.0.1", 0, 1) as silent:  # takes connections and says nothing
         port = silent.getsockname()[1]
-        database = Database.open(Settings(db_url=f"mysql://u:hunter2@127.0.0.1:{port}/d"), Path("/nowhere"))
+        database = Database.open(
+            Settings(operation=OperationSettings(db_url=f"mysql://u:hunter2@127.0.0.1:{port}/d")),
+            Path("/nowhere"),
+        )
         assert database.status == "disconnected"
         began = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="does not answer") as caught, database.read():

@@ -22,7 +22,7 @@ from embedshare.database.live import Live
 from embedshare.database.stored import SettingsStore
 from embedshare.database.tables import Base, Setting
 from embedshare.errors import DatabaseUnavailable
-from embedshare.settings import Settings
+from embedshare.settings import OperationSettings, Settings
 from tests.processes import wait_for
 from tests.proxy import End, Proxy, Stall, cut
 
@@ -63,7 +63,9 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def stores(url: str) -> Iterator[list[SettingsStore]]:
     """Two processes' worth of one database, in which nothing is set."""
-    databases = [Database.open(Settings(db_url=url), Path("/nowhere")) for _ in range(2)]
+    databases = [
+        Database.open(Settings(operation=OperationSettings(db_url=url)), Path("/nowhere")) for _ in range(2)
+    ]
     with contextlib.ExitStack() as stack:
         for database in databases:
             stack.enter_context(closing(database))
@@ -169,7 +171,7 @@ def test_while_the_database_is_away_what_was_known_holds_and_it_comes_back_by_it
 
 
 def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
-    settings = Settings(db_url=url, use_db_settings=True)
+    settings = Settings(operation=OperationSettings(db_url=url, use_db_settings=True))
 
     def worker() -> tuple[SettingsChanges, KeptSettings]:
         kept = KeptSettings(Live(settings), folder)
@@ -203,20 +205,20 @@ def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
 
 
 def test_a_change_that_cannot_be_kept_is_taken_back_where_it_was_applied(tmp_path: Path) -> None:
-    kept = KeptSettings(Live(Settings(use_db_settings=True)), tmp_path)
+    kept = KeptSettings(Live(Settings(operation=OperationSettings(use_db_settings=True))), tmp_path)
     applied: list[str] = []
 
     def apply(wanted: Settings, version: int) -> None:
-        applied.append(wanted.model_name)
-        if wanted.model_name == "new":
+        applied.append(wanted.model.name)
+        if wanted.model.name == "new":
             with kept.database.write() as session:
                 session.execute(text("ALTER TABLE settings_audit RENAME TO gone"))
 
     changes = SettingsChanges(kept.live, kept, apply)
     with pytest.raises(DatabaseUnavailable, match="settings_audit"):
         changes.change({"model_name": "new"}, "me")
-    assert applied == ["new", Settings().model_name]
-    assert changes.live.settings.model_name == Settings().model_name
+    assert applied == ["new", Settings().model.name]
+    assert changes.live.settings.model.name == Settings().model.name
     time.sleep(QUIET_S)
     assert kept.store.read().values == {}
     kept.database.close()

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from embedshare.settings import Settings
+from embedshare.settings.settings import PLACES
 from embedshare.supervise.supervisor import STOP_GRACE_S
 from tests.deploy import nginx
 from tests.processes import ROOT, environment
@@ -132,7 +133,7 @@ def test_what_is_copied_is_all_that_the_programs_need(tmp_path: Path) -> None:
 
 def test_the_services_stop_later_than_they_drain() -> None:
     for name in OURS:
-        assert seconds(SERVICES[name]["stop_grace_period"]) > Settings().drain_s + 2 * STOP_GRACE_S
+        assert seconds(SERVICES[name]["stop_grace_period"]) > Settings().server.drain_s + 2 * STOP_GRACE_S
 
 
 def test_the_keys_are_secrets_and_in_no_environment() -> None:
@@ -158,7 +159,7 @@ def test_workers_keep_their_api_keys_in_one_volume() -> None:
 
 
 def test_settings_that_the_files_name_are_settings() -> None:
-    known = {field.metadata["name"] for field in Settings.__dataclass_fields__.values()}
+    known = set(PLACES)
     environments = [name for each in OURS for name in SERVICES[each]["environment"]]
     in_image = re.findall(r"(EMBEDDING_\w+)=", DOCKERFILE)
     units = "".join(path.read_text() for path in (ROOT / "deploy" / "systemd").iterdir())
@@ -169,9 +170,11 @@ def test_settings_that_the_files_name_are_settings() -> None:
 def test_nginx_has_the_same_limit_as_the_workers_and_waits_longer_than_they_do() -> None:
     text = (nginx.FILES / "embedshare.conf").read_text()
     settings = Settings()
-    assert f"client_max_body_size {settings.max_message_bytes};" in text
-    pieces_in_turn = settings.max_texts / 512 / 2
-    assert int(re.findall(r"proxy_read_timeout (\d+)s;", text)[0]) > pieces_in_turn * settings.timeout_s
+    assert f"client_max_body_size {settings.server.max_message_bytes};" in text
+    pieces_in_turn = settings.server.max_texts / 512 / 2
+    assert (
+        int(re.findall(r"proxy_read_timeout (\d+)s;", text)[0]) > pieces_in_turn * settings.client.timeout_s
+    )
     upstreams = [set(re.findall(r"^upstream (\w+) {", path.read_text(), re.MULTILINE)) for path in (
         nginx.FILES / "embedshare-upstream.conf", FILES / "upstream.conf",
     )]  # fmt: skip

@@ -197,7 +197,7 @@ def test_the_rest_is_shown_to_all(site: Site, path: str) -> None:
 
 
 def test_a_body_over_the_limit_is_refused_unread_in_the_words_of_the_workers(site: Site) -> None:
-    limit = Settings().max_message_bytes
+    limit = Settings().server.max_message_bytes
     assert _announce(site, limit) == b"HTTP/1.1 100 Continue\r\n\r\n"
     refused = _announce(site, limit + 1)
     assert refused.startswith(b"HTTP/1.1 413 ")

@@ -63,7 +63,7 @@ class Machine:
             try:
                 ours = autostart.FLAG in process.cmdline() and process.environ().get(
                     "EMBEDDING_SERVER_PORT"
-                ) == str(self.settings().server_port)
+                ) == str(self.settings().server.port)
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:

@@ -92,16 +92,16 @@ def test_an_object_with_a_client_has_one_copy_of_it(model: EmbeddingClient, way:
 
 def test_no_pickle_holds_a_secret(tmp_path: Path) -> None:
     settings = Settings.load(SECRETS, dotenv=tmp_path / "no.env")
-    assert settings.db_url == SECRETS["EMBEDDING_DB_URL"]
+    assert settings.operation.db_url == SECRETS["EMBEDDING_DB_URL"]
     with EmbeddingClient(settings=settings) as client:
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             written = pickle.dumps([client, settings, Holder(client)], protocol)
             assert b"marked" not in written
             assert b"EmbeddingClient" in written  # else nothing was written
         assert b"marked" not in repr(client).encode()
-        assert pickle.loads(written)[1].authkey is None
+        assert pickle.loads(written)[1].server.authkey is None
         # Within the process nothing is written, and the copy needs the key.
-        assert copy.deepcopy(client)._settings.authkey == SECRETS["EMBEDDING_AUTHKEY"]
+        assert copy.deepcopy(client)._settings.server.authkey == SECRETS["EMBEDDING_AUTHKEY"]
 
 
 def test_a_pickled_client_finds_the_key_where_it_is_loaded(

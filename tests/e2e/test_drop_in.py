@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -283,11 +282,11 @@ def test_the_earlier_argument_name_is_taken(exact: EmbeddingClient, reference: A
     same(exact.encode(sentences=TEXTS), reference.encode(sentences=TEXTS))
 
 
-@pytest.mark.parametrize("settings", [{"runtime": "torch"}, {"runtime": "openvino"}])
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_a_local_model_is_the_same_object_with_the_same_answers(
-    float32_server: ModelServer, reference: Any, settings: dict[str, str]
+    float32_server: ModelServer, reference: Any, runtime: str
 ) -> None:
-    local = dataclasses.replace(float32_server.settings(), use_ipc=False, **settings)
+    local = float32_server.settings().with_values({"USE_IPC_EMBEDDING": False, "EMBEDDING_RUNTIME": runtime})
     with EmbeddingClient(settings=local) as client:
         same(client.encode(TEXTS), reference.encode(TEXTS))
         same(client.generate_embeddings(TEXTS), reference.encode(TEXTS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     folder = make(tmp_path)
     settings = settings_for(tmp_path, str(folder))
     if runtime == "openvino" and not LONG and name not in CONVERTED:  # which takes seconds for each
-        settings, runtime = dataclasses.replace(settings, runtime="torch"), "torch"
+        settings, runtime = settings_for(tmp_path, str(folder), runtime="torch"), "torch"
     engine = Engine.load(settings, "cpu")
     assert engine.description.runtime == runtime
     assert_serves(engine, reference(folder), name in BATCHES_MATTER)

@@ -18,7 +18,7 @@ from embedshare.engine.facts import ModelFacts
 from embedshare.engine.graphs import GraphCache
 from embedshare.engine.model import Engine
 from embedshare.errors import ModelMismatch, UnsupportedModel
-from embedshare.settings import Settings
+from embedshare.settings import ModelSettings, Settings
 from tests.processes import add_own_code, environment, run_python
 
 TEXTS = [
@@ -69,8 +69,8 @@ def smallest_cosine(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def settings_for(folder: Path, model: str, **changes: Any) -> Settings:
-    given = Settings(model_name=model, cache_dir=str(folder / "cache"), dtype="float32", device="cpu")
-    return dataclasses.replace(given, **changes)
+    given = ModelSettings(name=model, converted_dir=str(folder / "cache"), dtype="float32", device="cpu")
+    return Settings(model=dataclasses.replace(given, **changes))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
         "assert np.abs(engine.encode(texts).rows - rows).max() < 1e-5\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n",
         environment(
-            EMBEDDING_CACHE_DIR=str(settings.cache_dir),
+            EMBEDDING_CACHE_DIR=str(settings.model.converted_dir),
             EMBEDDING_DTYPE="float32",
             EMBEDDING_MODEL_NAME=model,
         ),
@@ -198,7 +198,7 @@ def test_another_model_than_expected_is_refused_before_it_is_loaded(tmp_path: Pa
 def test_what_a_runtime_cannot_do_is_refused(tmp_path: Path, changes: dict[str, str], says: str) -> None:
     settings = settings_for(tmp_path, "all-MiniLM-L6-v2", **changes)
     with pytest.raises(UnsupportedModel, match=says):
-        Engine.load(settings, settings.device)
+        Engine.load(settings, settings.model.device)
 
 
 def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhere_else(
@@ -209,9 +209,19 @@ def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhe
     settings = settings_for(tmp_path, str(folder), runtime="torch")
     for trusted in ((), ("all-MiniLM-L6-v2",), (f"{folder}-2", str(folder.parent))):
         with pytest.raises(UnsupportedModel, match="EMBEDDING_TRUST_REMOTE_CODE names: add its name there"):
-            Engine.load(dataclasses.replace(settings, trust_remote_code=trusted), "cpu")
+            Engine.load(
+                dataclasses.replace(
+                    settings, model=dataclasses.replace(settings.model, trust_remote_code=trusted)
+                ),
+                "cpu",
+            )
         assert not ran.exists()
     monkeypatch.chdir(folder.parent)
-    engine = Engine.load(dataclasses.replace(settings, trust_remote_code=("other", folder.name)), "cpu")
+    engine = Engine.load(
+        dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, trust_remote_code=("other", folder.name))
+        ),
+        "cpu",
+    )
     assert ran.exists()
     np.testing.assert_allclose(np.linalg.norm(engine.encode(TEXTS).rows, axis=1), 1.0, atol=1e-5)

@@ -11,10 +11,10 @@ connect, resolve = socket.socket.connect, socket.getaddrinfo
 socket.socket.connect = lambda self, address: asked.append(address) or connect(self, address)
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or resolve(host, *rest, **more)
 from embedshare.engine.model import Engine
-from embedshare.settings import Settings
+from embedshare.settings import ModelSettings, Settings
 import tempfile
 with tempfile.TemporaryDirectory() as cache:
-    engine = Engine.load(Settings(cache_dir=cache), "cpu")
+    engine = Engine.load(Settings(model=ModelSettings(converted_dir=cache)), "cpu")
     print(len(engine.encode(["a text"]).rows))
     engine.close()
 import openvino.tools.ovc.main as converter

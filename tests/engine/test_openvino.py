@@ -18,7 +18,7 @@ from embedshare.engine import loading
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.graphs import GraphCache
 from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, write_graph
-from embedshare.settings import Settings
+from embedshare.settings import ModelSettings, Settings
 from tests.processes import CACHE
 
 TEXTS = [
@@ -33,7 +33,9 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def loaded() -> loading.LoadedModel:
-    loaded = loading.load(Settings(cache_dir=str(CACHE), dtype="float32"), "cpu", None)
+    loaded = loading.load(
+        Settings(model=ModelSettings(converted_dir=str(CACHE), dtype="float32")), "cpu", None
+    )
     assert isinstance(loaded.runtime, OpenVinoRuntime)
     return loaded
 

@@ -22,7 +22,7 @@ from embedshare import platforms
 from embedshare.errors import InsecureKey, InvalidSetting, ServerUnavailable
 from embedshare.ipc import handshake
 from embedshare.ipc.authkey import PUBLISHED_KEYS, client_key, key_file, server_key
-from embedshare.settings import Settings
+from embedshare.settings import ServerSettings, Settings
 from tests.processes import environment
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="file modes are POSIX's")
@@ -32,7 +32,7 @@ KEY = "0123456789abcdef" * 4
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Settings:
-    return Settings(authkey_file=str(tmp_path / "state" / "authkey"))
+    return Settings(server=ServerSettings(authkey_file=str(tmp_path / "state" / "authkey")))
 
 
 @pytest.fixture
@@ -81,12 +81,17 @@ def test_the_key_file_and_its_folder_are_the_users_alone_whatever_the_umask(ours
 
 
 def test_two_users_files_hold_different_keys(tmp_path: Path) -> None:
-    assert len({server_key(Settings(authkey_file=str(tmp_path / name))) for name in "abc"}) == 3
+    assert (
+        len(
+            {server_key(Settings(server=ServerSettings(authkey_file=str(tmp_path / name)))) for name in "abc"}
+        )
+        == 3
+    )
 
 
 def test_threads_that_race_to_make_the_key_agree_on_one(tmp_path: Path) -> None:
     for attempt in range(20):
-        settings = Settings(authkey_file=str(tmp_path / str(attempt) / "authkey"))
+        settings = Settings(server=ServerSettings(authkey_file=str(tmp_path / str(attempt) / "authkey")))
         together = threading.Barrier(4)
 
         def make(settings: Settings = settings, together: threading.Barrier = together) -> bytes:
@@ -100,8 +105,8 @@ def test_threads_that_race_to_make_the_key_agree_on_one(tmp_path: Path) -> None:
 
 def test_processes_that_race_to_make_the_key_agree_on_one(ours: Settings) -> None:
     program = (
-        "import sys; from embedshare.ipc.authkey import *\n"
-        f"ours = Settings(authkey_file={ours.authkey_file!r})\n"
+        "import sys; from embedshare.ipc.authkey import *; from embedshare.settings import ServerSettings\n"
+        f"ours = Settings(server=ServerSettings(authkey_file={ours.server.authkey_file!r}))\n"
         "print(flush=True); sys.stdin.read(); print(server_key(ours))"
     )
     makers = [
@@ -162,7 +167,9 @@ def test_a_key_file_with_a_line_end_is_the_same_key(ours: Settings) -> None:
 
 def test_a_key_of_ones_own_is_taken_on_any_host_and_needs_no_file(logged: list[str], tmp_path: Path) -> None:
     for host in ("localhost", "0.0.0.0", "10.1.2.3"):
-        settings = Settings(authkey=KEY, server_host=host, authkey_file=str(tmp_path / "none"))
+        settings = Settings(
+            server=ServerSettings(authkey=KEY, host=host, authkey_file=str(tmp_path / "none"))
+        )
         assert server_key(settings) == client_key(settings) == KEY.encode()
     assert not (tmp_path / "none").exists()
     assert logged == []
@@ -174,7 +181,7 @@ def test_beyond_this_machine_a_server_without_a_key_of_ones_own_is_refused(
 ) -> None:
     write_key(ours)  # the file of this user's, which nobody has named
     monkeypatch.setattr(platformdirs, "user_state_dir", lambda *_, **__: str(key_file(ours).parent))
-    settings = Settings(server_host=host)
+    settings = Settings(server=ServerSettings(host=host))
     assert key_file(settings) == key_file(ours)
     with pytest.raises(InsecureKey, match="set EMBEDDING_AUTHKEY") as caught:
         server_key(settings)
@@ -185,7 +192,7 @@ def test_beyond_this_machine_a_server_without_a_key_of_ones_own_is_refused(
 def test_beyond_this_machine_a_named_file_with_a_key_is_as_good_as_the_key(
     ours: Settings, host: str, logged: list[str]
 ) -> None:
-    settings = Settings(server_host=host, authkey_file=ours.authkey_file)
+    settings = Settings(server=ServerSettings(host=host, authkey_file=ours.server.authkey_file))
     with pytest.raises(InsecureKey, match=r"there is no key at .* \(EMBEDDING_AUTHKEY_FILE\)") as caught:
         server_key(settings)
     assert host in caught.value.message
@@ -203,14 +210,14 @@ def test_beyond_this_machine_a_named_file_with_a_key_is_as_good_as_the_key(
 def test_beyond_this_machine_a_named_file_must_be_as_private_and_long_as_elsewhere(
     ours: Settings, content: bytes, mode: int
 ) -> None:
-    settings = Settings(server_host="0.0.0.0", authkey_file=ours.authkey_file)
+    settings = Settings(server=ServerSettings(host="0.0.0.0", authkey_file=ours.server.authkey_file))
     write_key(settings, content, mode)
     assert str(key_file(settings)) in refused(settings)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
 def test_a_published_key_is_warned_of_on_loopback(logged: list[str], host: str) -> None:
-    assert server_key(Settings(authkey=PUBLISHED, server_host=host)) == PUBLISHED.encode()
+    assert server_key(Settings(server=ServerSettings(authkey=PUBLISHED, host=host))) == PUBLISHED.encode()
     assert len(logged) == 1
     assert logged[0].startswith("WARNING EMBEDDING_AUTHKEY is a published key")
     assert PUBLISHED not in logged[0]
@@ -218,26 +225,30 @@ def test_a_published_key_is_warned_of_on_loopback(logged: list[str], host: str) 
 
 def test_a_published_key_is_refused_beyond_this_machine() -> None:
     with pytest.raises(InsecureKey, match="published key") as caught:
-        server_key(Settings(authkey=PUBLISHED, server_host="0.0.0.0"))
+        server_key(Settings(server=ServerSettings(authkey=PUBLISHED, host="0.0.0.0")))
     assert PUBLISHED not in caught.value.message
 
 
 @pytest.mark.parametrize("key", ["k", "fifteen letters", "ключклю", " short and blank"[:15]])
 def test_a_short_key_is_warned_of_on_loopback_and_refused_beyond(logged: list[str], key: str) -> None:
-    assert server_key(Settings(authkey=key)) == client_key(Settings(authkey=key)) == key.encode()
+    assert (
+        server_key(Settings(server=ServerSettings(authkey=key)))
+        == client_key(Settings(server=ServerSettings(authkey=key)))
+        == key.encode()
+    )
     (line,) = logged
     assert line.startswith("WARNING EMBEDDING_AUTHKEY is shorter than 16 bytes")
     assert f" {key} " not in line
     with pytest.raises(
         InsecureKey, match="is shorter than 16 bytes, and the server listens beyond"
     ) as caught:
-        server_key(Settings(authkey=key, server_host="0.0.0.0"))
+        server_key(Settings(server=ServerSettings(authkey=key, host="0.0.0.0")))
     assert f" {key} " not in caught.value.message
 
 
 @pytest.mark.parametrize("key", ["sixteen letters.", "ключключ"])
 def test_a_key_of_sixteen_bytes_is_taken_everywhere(logged: list[str], key: str) -> None:
-    assert server_key(Settings(authkey=key, server_host="0.0.0.0")) == key.encode()
+    assert server_key(Settings(server=ServerSettings(authkey=key, host="0.0.0.0"))) == key.encode()
     assert logged == []
 
 
@@ -264,7 +275,7 @@ def test_a_link_to_a_file_that_others_can_read_is_refused(ours: Settings, tmp_pa
     path = write_key(ours, mode=0o644)
     link = tmp_path / "link"
     link.symlink_to(path)
-    assert "others can read" in refused(Settings(authkey_file=str(link)))
+    assert "others can read" in refused(Settings(server=ServerSettings(authkey_file=str(link))))
 
 
 def test_digests_are_compared_in_constant_time() -> None:
@@ -370,7 +381,7 @@ def test_a_user_without_a_home_folder_has_the_key_among_the_temporary_files(shar
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root can write to")
 def test_where_no_key_can_be_kept_the_setting_is_named_that_says_where_else() -> None:
     with pytest.raises(InsecureKey, match="set EMBEDDING_AUTHKEY_FILE"):
-        server_key(Settings(authkey_file="/proc/embedshare/authkey"))
+        server_key(Settings(server=ServerSettings(authkey_file="/proc/embedshare/authkey")))
 
 
 @posix

@@ -8,9 +8,11 @@ import pytest
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import ServerSettings, Settings, WebSettings
 
-LIMITS = Settings(max_texts=3, max_text_chars=10, max_request_chars=20)
+LIMITS = Settings(
+    server=ServerSettings(max_texts=3), web=WebSettings(max_text_chars=10, max_request_chars=20)
+)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare import __version__
 from embedshare.errors import Overloaded
-from embedshare.settings import Settings
+from embedshare.settings import ServerSettings, Settings
 from embedshare.telemetry.calls import Calls
 from embedshare.web.health import DegradedHealth
 from tests.processes import ROOT, ModelServer
@@ -132,7 +132,9 @@ def test_json_and_a_body_without_a_type_are_taken(browser: FlaskClient, kind: st
 
 
 def test_too_much_is_a_413_that_names_the_limit(model: EmbeddingClient) -> None:
-    client = create_app(model, Settings(max_texts=2, max_message_bytes=70_000)).test_client()
+    client = create_app(
+        model, Settings(server=ServerSettings(max_texts=2, max_message_bytes=70_000))
+    ).test_client()
     many = client.post("/embed", json={"texts": ["a", "b", "c"]})
     assert (many.status_code, "EMBEDDING_MAX_TEXTS allows 2" in many.json["error"]) == (413, True)
     large = client.post("/embed", json={"texts": ["x" * 80_000]})

@@ -15,7 +15,7 @@ import requests
 from embeddingClient import EmbeddingClient
 from embedshare.calls import EmbedResult, Timings
 from embedshare.errors import InvalidInput, Overloaded
-from embedshare.settings import Settings
+from embedshare.settings import Settings, WebSettings
 from embedshare.telemetry import processor, request_ids
 from embedshare.web import coalescing, crowd
 from embedshare.web.coalescing import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options
@@ -248,7 +248,7 @@ def test_a_worker_s_callers_go_together_and_get_what_they_get_alone(
     texts = [f"what does a worker with {number} callers answer?" for number in range(16)]
     expected = model.embed(texts)
     before = model.client_stats()["calls"]
-    with running(model, Settings(web_port=free_port())) as listening:
+    with running(model, Settings(web=WebSettings(port=free_port()))) as listening:
         url = f"http://127.0.0.1:{listening.address[1]}"
 
         def loop(caller: int) -> None:

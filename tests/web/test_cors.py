@@ -7,7 +7,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import Settings, WebSettings
 
 OURS, THEIRS = "https://app.example", "https://evil.example"
 PREFLIGHT = {
@@ -18,7 +18,7 @@ BODY = {"texts": ["a"]}
 
 
 def browser(model: EmbeddingClient, *origins: str) -> FlaskClient:
-    return create_app(model, Settings(cors_origins=origins)).test_client()
+    return create_app(model, Settings(web=WebSettings(cors_origins=origins))).test_client()
 
 
 @pytest.mark.parametrize("path", ["/embed", "/search", "/index", "/nowhere"])

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import OperationSettings, Settings, WebSettings
 
 EVIL, FRIEND = "https://evil.example", "https://app.example"
 #: Every kind of route: method, path, JSON.
@@ -31,7 +31,7 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
 
 
 def browser(model: EmbeddingClient, **settings: Any) -> FlaskClient:
-    return create_app(model, Settings(**settings)).test_client()
+    return create_app(model, Settings(web=WebSettings(**settings))).test_client()
 
 
 def ask(client: FlaskClient, method: str, path: str, body: Any, **headers: str) -> Any:
@@ -45,7 +45,7 @@ def ask(client: FlaskClient, method: str, path: str, body: Any, **headers: str) 
 def test_no_route_answers_under_another_s_name(
     model: EmbeddingClient, method: str, path: str, body: Any
 ) -> None:
-    for client in (browser(model), browser(model, web_host="0.0.0.0", api_keys="off")):
+    for client in (browser(model), browser(model, host="0.0.0.0", api_keys="off")):
         answer = ask(client, method, path, body, Host="evil.example:5000")
         said = answer.get_json()
         message = said["error"]["message"] if isinstance(said["error"], dict) else said["error"]
@@ -131,9 +131,9 @@ def test_a_person_may_follow_another_site_s_link(model: EmbeddingClient) -> None
         ({"allowed_hosts": ("worker",)}, "worker:5000", 200),
         ({"allowed_hosts": ("*.internal",)}, "embed.internal", 200),
         ({"allowed_hosts": ("*",)}, "evil.example", 200),
-        ({"web_host": "box.example", "api_keys": "off"}, "box.example:5000", 200),
-        ({"web_host": "box.example", "api_keys": "off"}, "other.example:5000", 421),
-        ({"web_host": "0.0.0.0", "api_keys": "off"}, "10.1.2.3:5000", 200),
+        ({"host": "box.example", "api_keys": "off"}, "box.example:5000", 200),
+        ({"host": "box.example", "api_keys": "off"}, "other.example:5000", 421),
+        ({"host": "0.0.0.0", "api_keys": "off"}, "10.1.2.3:5000", 200),
     ],
 )
 def test_which_hosts_are_answered_is_a_setting(
@@ -153,10 +153,11 @@ def test_a_worker_that_asks_for_keys_answers_under_any_name_and_any_page(
 ) -> None:
     (tmp_path / "admin.key").write_text("k" * 40)
     (tmp_path / "admin.key").chmod(0o600)
-    client = browser(
-        model, api_keys="required", admin_key_file=str(tmp_path / "admin.key"),
-        db_url=f"sqlite:///{tmp_path / 'keys.db'}",
-    )  # fmt: skip
+    settings = Settings(
+        web=WebSettings(api_keys="required", admin_key_file=str(tmp_path / "admin.key")),
+        operation=OperationSettings(db_url=f"sqlite:///{tmp_path / 'keys.db'}"),
+    )
+    client = create_app(model, settings).test_client()
     headers = {"Host": "embed.example", "Origin": EVIL, "Sec_Fetch_Site": "cross-site"}
     assert ask(client, "GET", "/health", None, **headers).status_code == 200
     assert ask(client, "POST", "/embed", {"texts": ["a"]}, **headers).status_code == 401

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.errors import EmbedshareError, Overloaded
-from embedshare.settings import Settings
+from embedshare.settings import ModelSettings, Settings
 from embedshare.web import body as request_body
 
 TEI = ("/", "/embed", "/info", "/tokenize")
@@ -102,7 +102,7 @@ def test_too_much_at_once_is_said_so_in_each_form(model: EmbeddingClient) -> Non
 def test_which_names_are_taken_is_a_setting(
     model: EmbeddingClient, aliases: tuple[str, ...], name: str, status: int
 ) -> None:
-    browser = create_app(model, Settings(model_aliases=aliases)).test_client()
+    browser = create_app(model, Settings(model=ModelSettings(aliases=aliases))).test_client()
     answers = [
         browser.post("/v1/embeddings", json={"model": name, "input": "a"}),
         browser.get(f"/v1/models/{name}"),
@@ -117,7 +117,9 @@ def test_which_names_are_taken_is_a_setting(
 
 
 def test_a_name_that_was_added_is_listed(model: EmbeddingClient) -> None:
-    browser = create_app(model, Settings(model_aliases=("text-embedding-3-small",))).test_client()
+    browser = create_app(
+        model, Settings(model=ModelSettings(aliases=("text-embedding-3-small",)))
+    ).test_client()
     listed = [one["id"] for one in browser.get("/v1/models").json["data"]]
     assert listed == ["all-MiniLM-L6-v2", "text-embedding-3-small"]
     tagged = [one["name"] for one in browser.get("/api/tags").json["models"]]
@@ -139,7 +141,9 @@ def test_ollama_s_clients_find_the_model_by_each_name_that_it_has(
 ) -> None:
     described = msgspec.structs.replace(model.describe(), model_name=own)
     monkeypatch.setattr(model, "describe", lambda: described)
-    browser = create_app(model, Settings(model_aliases=("*", "nomic-embed-text"))).test_client()
+    browser = create_app(
+        model, Settings(model=ModelSettings(aliases=("*", "nomic-embed-text")))
+    ).test_client()
     models = browser.get("/api/tags").json["models"]
     assert [one["name"] for one in models] == [*listed, "nomic-embed-text:latest"]
     assert [one["model"] for one in models] == [one["name"] for one in models]
@@ -149,7 +153,7 @@ def test_ollama_s_clients_find_the_model_by_each_name_that_it_has(
 def test_token_ids_are_taken_under_the_model_s_own_name_alone(
     model: EmbeddingClient, aliases: tuple[str, ...]
 ) -> None:
-    browser = create_app(model, Settings(model_aliases=aliases)).test_client()
+    browser = create_app(model, Settings(model=ModelSettings(aliases=aliases))).test_client()
     ids = [101, 2028, 3793, 102]
     for alias in (aliases[-1].replace("*", "any"), None):
         answer = browser.post("/v1/embeddings", json={"model": alias, "input": ids})
@@ -281,7 +285,7 @@ def test_no_inputs_are_an_error_of_text_embeddings_inference(model: EmbeddingCli
 def test_without_a_name_the_served_model_answers_openai_s_clients(
     model: EmbeddingClient, aliases: tuple[str, ...], body: dict[str, Any]
 ) -> None:
-    browser = create_app(model, Settings(model_aliases=aliases)).test_client()
+    browser = create_app(model, Settings(model=ModelSettings(aliases=aliases))).test_client()
     answer = browser.post("/v1/embeddings", json=body)
     assert (answer.status_code, answer.json["model"]) == (200, "all-MiniLM-L6-v2")
     np.testing.assert_allclose(

@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import Settings, WebSettings
 from tests.web.conftest import Worker
 
 ALWAYS = {
@@ -61,7 +61,7 @@ def test_embeddings_and_what_is_refused_unread_have_them_too(worker: Worker) -> 
 def test_browsers_are_told_to_keep_to_tls_where_a_trusted_proxy_says_they_came_by_it(
     model: EmbeddingClient, trusted: int, told: bool
 ) -> None:
-    client: FlaskClient = create_app(model, Settings(trusted_proxies=trusted)).test_client()
+    client: FlaskClient = create_app(model, Settings(web=WebSettings(trusted_proxies=trusted))).test_client()
     headers = client.get("/health", headers={"X-Forwarded-Proto": "https"}).headers
     assert ("Strict-Transport-Security" in headers) is told
     assert "Strict-Transport-Security" not in client.get("/health").headers

@@ -18,7 +18,7 @@ from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare import platforms
 from embedshare.api_keys import Caller, digest
-from embedshare.settings import Settings
+from embedshare.settings import IndexSettings, ServerSettings, Settings
 from embedshare.web import index
 from embedshare.web.index_folder import IndexFolder
 from embedshare.web.keys import KeyRing
@@ -36,7 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def browser(model: EmbeddingClient, folder: Path) -> Iterator[FlaskClient]:
-    with create_app(model, Settings(max_texts=100, index_dir=str(folder))).test_client() as client:
+    with create_app(
+        model, Settings(server=ServerSettings(max_texts=100), indexes=IndexSettings(directory=str(folder)))
+    ).test_client() as client:
         yield client
 
 
@@ -98,7 +100,7 @@ def test_documents_that_are_added_are_found_with_their_urls(browser: FlaskClient
 def other(server: ModelServer, folder: Path) -> Iterator[FlaskClient]:
     """A second worker of the machine, with a client of its own."""
     with server.client(EMBEDDING_FALLBACK="none") as client:
-        yield create_app(client, Settings(index_dir=str(folder))).test_client()
+        yield create_app(client, Settings(indexes=IndexSettings(directory=str(folder)))).test_client()
 
 
 def test_any_worker_searches_adds_to_and_deletes_any_index(
@@ -212,7 +214,7 @@ def test_a_damaged_file_is_no_index(browser: FlaskClient, other: FlaskClient, fo
 
 def test_a_folder_that_cannot_be_written_is_told(model: EmbeddingClient, tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
-    settings = Settings(index_dir=str(tmp_path / "a file" / "indexes"))
+    settings = Settings(indexes=IndexSettings(directory=str(tmp_path / "a file" / "indexes")))
     answer = create_app(model, settings).test_client().post("/index", json={"documents": ["a"]})
     assert (answer.status_code, answer.json["type"]) == (500, "IndexNotKept")
     assert "EMBEDDING_INDEX_DIR names another folder" in answer.json["error"]
@@ -255,14 +257,14 @@ def test_other_files_in_the_folder_are_logged_and_stay_and_the_quota_holds(
     lines: list[str] = []
     handler = logger.add(lines.append, level="WARNING", format="{message}")
     try:
-        browser = create_app(model, Settings(index_dir=str(folder))).test_client()
+        browser = create_app(model, Settings(indexes=IndexSettings(directory=str(folder)))).test_client()
     finally:
         logger.remove(handler)
     [line] = [line for line in lines if "the folder of indexes" in line]
     assert "6 other things" in line
     assert ".hidden.1.1" in line
     monkeypatch.setattr(index, "MOST_INDEXES", 2)
-    browser = create_app(model, Settings(index_dir=str(folder))).test_client()
+    browser = create_app(model, Settings(indexes=IndexSettings(directory=str(folder)))).test_client()
     names = [made(browser)["index"] for _ in range(4)]
     assert [(folder / name).exists() for name in names] == [False, False, True, True]
     assert browser.delete(f"/index/{digest}").status_code == 404
@@ -289,7 +291,7 @@ def test_a_folder_of_indexes_alone_is_not_remarked_on(browser: FlaskClient, fold
     lines: list[str] = []
     handler = logger.add(lines.append, level="WARNING", format="{message}")
     try:
-        create_app(model, Settings(index_dir=str(folder)))
+        create_app(model, Settings(indexes=IndexSettings(directory=str(folder))))
     finally:
         logger.remove(handler)
     assert not [line for line in lines if "the folder of indexes" in line]
@@ -315,7 +317,7 @@ def test_a_key_that_makes_index_after_index_pushes_out_none_of_another_s(
     ring = KeyRing(lambda: {digest(name): caller for name, caller in callers.items()})
     monkeypatch.setattr("embedshare.worker.key_ring", lambda settings: ring)
     monkeypatch.setattr(index, "MOST_INDEXES", 6)
-    browser = create_app(model, Settings(index_dir=str(folder))).test_client()
+    browser = create_app(model, Settings(indexes=IndexSettings(directory=str(folder)))).test_client()
 
     def make(key: str) -> str:
         answer = browser.post("/index", json={"documents": ["a text"]}, headers={"X-API-Key": key})

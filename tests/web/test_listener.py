@@ -21,7 +21,7 @@ from waitress.server import BaseWSGIServer
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.operate.probes import WorkerProbe
-from embedshare.settings import Settings
+from embedshare.settings import ServerSettings, Settings, WebSettings
 from embedshare.supervise.liveness import ANSWER_S, SLACK_S
 from embedshare.web import listener
 from tests.processes import free_port, wait_for
@@ -137,7 +137,7 @@ def test_clients_that_never_finish_their_requests_hold_nobody_up(worker: Worker,
 def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a worker in this process, which gives a request a second to arrive."""
     monkeypatch.setattr(listener, "ARRIVAL_S", 1.0)
-    with running(model, Settings(web_port=free_port(), web_threads=2)) as listening:
+    with running(model, Settings(web=WebSettings(port=free_port(), threads=2))) as listening:
         yield listening.address[1]
 
 
@@ -217,7 +217,7 @@ def test_every_answer_says_what_it_is_and_nothing_of_the_server(
 
 
 def test_a_worker_listens_on_loopback_unless_it_is_told_otherwise(worker: Worker) -> None:
-    assert Settings().web_host == "127.0.0.1"
+    assert Settings().web.host == "127.0.0.1"
     listening = [
         one.laddr for one in psutil.Process(worker.process.pid).net_connections() if one.status == "LISTEN"
     ]
@@ -228,7 +228,7 @@ def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connec
     model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "LEAVING_S", 4.0)
-    settings = Settings(web_port=free_port(), web_threads=2)
+    settings = Settings(web=WebSettings(port=free_port(), threads=2))
     health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with running(model, settings) as listening, ExitStack() as connections:
         idle, kept, late = (
@@ -256,7 +256,7 @@ def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connec
 
 
 def test_a_worker_whose_threads_are_all_busy_answers_the_supervisor(model: EmbeddingClient) -> None:
-    settings = Settings(web_port=free_port(), web_threads=1)
+    settings = Settings(web=WebSettings(port=free_port(), threads=1))
     done = threading.Event()
     app = create_app(model, settings)
     app.add_url_rule("/busy", view_func=lambda: {"done": done.wait(60)})
@@ -280,8 +280,8 @@ def test_a_silent_or_stopped_program_at_a_worker_s_port_does_not_live() -> None:
 
 
 def test_a_worker_that_leaves_waits_no_longer_than_it_may(model: EmbeddingClient) -> None:
-    settings = Settings(web_port=free_port(), web_threads=2, drain_s=0.5)
-    address = ("127.0.0.1", settings.web_port)
+    settings = Settings(web=WebSettings(port=free_port(), threads=2), server=ServerSettings(drain_s=0.5))
+    address = ("127.0.0.1", settings.web.port)
     with running(model, settings) as listening, socket.create_connection(address, timeout=20) as slow:
         slow.sendall(sized(TEXTS)[:-3])
         wait_for(listening._channels, 10)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import Settings, WebSettings
 from embedshare.web import listener, loop
 from tests.processes import free_port
 from tests.web.test_listener import answer, running, sized
@@ -31,7 +31,7 @@ LONG = sized(json.dumps({"texts": [f"text {number}" for number in range(300)]}).
 @pytest.fixture
 def port(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(loop, "LOOK_EVERY_S", 600.0)
-    with running(model, Settings(web_port=free_port(), web_threads=4)) as listening:
+    with running(model, Settings(web=WebSettings(port=free_port(), threads=4))) as listening:
         yield listening.address[1]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import OperationSettings, Settings, WebSettings
 from embedshare.web.paths import normalized
 
 KEY = "k" * 40
@@ -80,9 +80,9 @@ def guarded(model: EmbeddingClient, tmp_path: Path) -> FlaskClient:
     (tmp_path / "admin.key").write_text(KEY)
     (tmp_path / "admin.key").chmod(0o600)
     settings = Settings(
-        api_keys="required", admin_key_file=str(tmp_path / "admin.key"),
-        db_url=f"sqlite:///{tmp_path / 'keys.db'}",
-    )  # fmt: skip
+        web=WebSettings(api_keys="required", admin_key_file=str(tmp_path / "admin.key")),
+        operation=OperationSettings(db_url=f"sqlite:///{tmp_path / 'keys.db'}"),
+    )
     return create_app(model, settings).test_client()
 
 

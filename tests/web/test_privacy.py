@@ -16,7 +16,7 @@ import requests
 
 from app import create_app
 from embedshare.library_logs import MOST_OF_A_KIND
-from embedshare.settings import Settings
+from embedshare.settings import ClientSettings, ServerSettings, Settings
 from tests.processes import ModelServer, free_port, wait_for
 from tests.searching import searching
 from tests.web.conftest import Worker
@@ -104,7 +104,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def routes(folder: Path) -> list[tuple[str, str]]:
     """Every route and its method, with a marked name where it has a part to fill in."""
-    settings = Settings(authkey_file=str(folder / "key"), autostart=False, use_ipc=True)
+    settings = Settings(
+        server=ServerSettings(authkey_file=str(folder / "key")),
+        client=ClientSettings(autostart=False, use_ipc=True),
+    )
     app = create_app(settings=settings)
     found = []
     for rule in app.url_map.iter_rules():

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from loguru import logger
 
 from embedshare import private_file, worker
 from embedshare.errors import RateLimited
-from embedshare.settings import Settings
+from embedshare.settings import ClientSettings, ServerSettings, Settings, WebSettings
 from embedshare.web.rates import PATIENCE_S, Rates
 from tests.forking import forks, holds_in_forked_child
 from tests.processes import wait_for
@@ -90,14 +90,17 @@ def test_two_processes_count_together_over_redis(redis: RedisServer) -> None:
 
 @needs_redis
 def test_two_deployments_on_one_redis_do_not_count_together(redis: RedisServer, tmp_path: Path) -> None:
-    def settings(key: str | None, **more: Any) -> Settings:
-        return Settings(authkey=key, rate_limit="5/minute", redis_url=redis.url, **more)
+    def settings(key: str | None, prefix: str | None = None) -> Settings:
+        return Settings(
+            server=ServerSettings(authkey=key, authkey_file=str(tmp_path / "none")),
+            web=WebSettings(rate_limit="5/minute", redis_url=redis.url, redis_prefix=prefix),
+        )
 
     workers = [worker.rates(settings(key * 32)) for key in "aab"]
     assert [let_through(rates, "203.0.113.5", 4) for rates in workers] == [4, 1, 4]
-    named = [worker.rates(settings(key * 32, redis_prefix="shop")) for key in "ab"]
+    named = [worker.rates(settings(key * 32, "shop")) for key in "ab"]
     assert [let_through(rates, "203.0.113.5", 4) for rates in named] == [4, 1]
-    local = worker.rates(settings(None, use_ipc=False, authkey_file=str(tmp_path / "none")))
+    local = worker.rates(dataclasses.replace(settings(None), client=ClientSettings(use_ipc=False)))
     assert let_through(local, "203.0.113.5", 9) == 5
 
 
@@ -105,7 +108,10 @@ def test_two_deployments_on_one_redis_do_not_count_together(redis: RedisServer, 
 def test_before_the_key_is_there_a_worker_counts_for_itself_and_then_with_the_others(
     redis: RedisServer, tmp_path: Path
 ) -> None:
-    given = Settings(authkey_file=str(tmp_path / "key"), rate_limit="5/minute", redis_url=redis.url)
+    given = Settings(
+        server=ServerSettings(authkey_file=str(tmp_path / "key")),
+        web=WebSettings(rate_limit="5/minute", redis_url=redis.url),
+    )
     early = worker.rates(given)
     assert let_through(early, "early", 9) == 5
     assert early.redis_status() == "unknown"

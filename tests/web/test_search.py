@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.settings import Settings
+from embedshare.settings import SearchSettings, Settings, WebSettings
 from embedshare.web import errors, search
 from tests.processes import ModelServer, wait_for
 from tests.searching import BREAD, Searching, searching
@@ -105,7 +105,9 @@ def test_a_question_that_is_wrong_is_a_400_that_says_why(browser: FlaskClient, b
 def test_a_worker_beyond_loopback_searches_only_where_it_is_told_to(
     model: EmbeddingClient, host: str, setting: str, allowed: bool
 ) -> None:
-    browser = create_app(model, Settings(web_host=host, web_search=setting, api_keys="off")).test_client()
+    browser = create_app(
+        model, Settings(web=WebSettings(host=host, api_keys="off"), search=SearchSettings(over_http=setting))
+    ).test_client()
     answer = browser.post("/search", json={"query": "nothing"})
     assert answer.status_code == (200 if allowed else 403)
     assert allowed or answer.json["type"] == "SearchDisabled"

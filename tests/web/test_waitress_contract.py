@@ -49,7 +49,7 @@ NAMES = {
     "wasyncore": ("loop", "read", "write"),
 }  # fmt: skip
 #: Names that ours or the standard library's objects have as well, and that are used of these.
-OTHERS = {"__name__", "_close", "close", "select", "start"}
+OTHERS = {"__name__", "_close", "close", "select", "start", "threads"}
 #: Methods of ours that stand for one of waitress's, which calls them.
 REPLACED = [
     (listener._Channel, HTTPChannel, ("readable", "received", "write_soon")),

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from embedshare.errors import FetchFailed
-from embedshare.settings import Settings
+from embedshare.settings import SearchSettings, Settings
 from embedshare.websearch.apart import Apart, Lost
 from embedshare.websearch.asking import Asking
 from embedshare.websearch.page import Page
@@ -220,7 +220,7 @@ def test_a_search_survives_a_page_that_hangs_or_kills_its_reader(
     with serving(Site) as port:
         site = f"http://127.0.0.1:{port}"
         links = [f"{site}/{name}" for name in ("hostile", "a", "b", "c")]
-        settings = Settings(fetch_allowed_hosts=f"127.0.0.1:{port}")
+        settings = Settings(search=SearchSettings(fetch_allowed_hosts=f"127.0.0.1:{port}"))
         search = WebSearch(settings, Links(*links), page_s=LIMIT_S, total_s=LIMIT_S)
 
         def kill() -> None:

@@ -18,7 +18,7 @@ from loguru import logger
 
 from embeddingClient import EmbeddingClient, fast_web_search_with_embeddings
 from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchFailed
-from embedshare.settings import Settings
+from embedshare.settings import SearchSettings, Settings
 from embedshare.websearch import engines
 from embedshare.websearch.engines import Ddgs, SearXNG
 from embedshare.websearch.page import Document
@@ -447,7 +447,9 @@ def test_searxng_gives_each_link_once_and_no_more_than_asked_for(searxng: str) -
 
 def test_the_settings_choose_the_engine() -> None:
     assert isinstance(engines.engine(Settings()), Ddgs)
-    chosen = engines.engine(Settings(search_engine="searxng", searxng_url="http://localhost:8080"))
+    chosen = engines.engine(
+        Settings(search=SearchSettings(engine="searxng", searxng_url="http://localhost:8080"))
+    )
     assert isinstance(chosen, SearXNG)
     with pytest.raises(InvalidSetting):
-        engines.engine(Settings(search_engine="searxng"))
+        engines.engine(Settings(search=SearchSettings(engine="searxng")))

@@ -44,18 +44,18 @@ class Embedder:
         self.released: deque[bytes] = deque()
         """Vector indexes whose handles are gone: the server is told with the next call."""
         self._last_read = float("-inf")  # when vectors last came from the server
-        falls_back = settings.fallback == "local"
+        falls_back = settings.client.fallback == "local"
         self.failover = Failover(
             lambda on_connect: Served(self.connections(on_connect, notice_hang=falls_back)),
             lambda expected: load(settings, expected),
             FailoverPolicy(
-                use_server=settings.use_ipc,
+                use_server=settings.client.use_ipc,
                 fall_back=falls_back,
-                follow=settings.on_model_change == "follow",
+                follow=settings.client.on_model_change == "follow",
                 max_retries=max(1, max_retries),
             ),
             retry_delay_s=retry_delay_s,
-            local_release_s=settings.local_release_s,
+            local_release_s=settings.client.local_release_s,
             start_server=_starter(settings),
         )
 
@@ -120,7 +120,7 @@ class Embedder:
 
     def deadline(self, limit: float = float("inf")) -> float:
         """When a call that begins now is over, a moment of `time.monotonic()`."""
-        return min(limit, time.monotonic() + self.settings.timeout_s)
+        return min(limit, time.monotonic() + self.settings.client.timeout_s)
 
     def connections(
         self, on_connect: Callable[[ModelDescription], object], notice_hang: bool = False
@@ -128,10 +128,10 @@ class Embedder:
         """New connections to the server, by the settings."""
         settings = self.settings
         return Connections(
-            settings.server_address,
+            settings.server.address,
             lambda: client_key(settings),
             on_connect,
-            settings.max_message_bytes,
+            settings.server.max_message_bytes,
             lambda: this_process(self.program),
             notice_hang,
         )
@@ -180,7 +180,7 @@ class Embedder:
 
     def see_an_embedding(self, context: CallContext) -> None:
         """See that this process can read vectors of its own model, unless it has just done so."""
-        if not self.settings.use_ipc:
+        if not self.settings.client.use_ipc:
             self._embed_piece(_WELL, context.deadline)
         elif time.monotonic() - self._last_read > FRESH_S:
             try:
@@ -190,7 +190,9 @@ class Embedder:
                 pass  # it answers, and has too much to do
 
     def _cut(self, request: EmbedRequest) -> Iterator[range]:
-        return pieces.cut(request.inputs, self.settings.max_texts, self.settings.max_message_bytes)
+        return pieces.cut(
+            request.inputs, self.settings.server.max_texts, self.settings.server.max_message_bytes
+        )
 
     def _meet(self, limit: float) -> None:
         if self.failover.now.model is None:
@@ -199,11 +201,11 @@ class Embedder:
 
 def _starter(settings: Settings) -> Callable[[], bool]:
     """What starts a server where none is, and tells whether one is on its way."""
-    if not settings.autostart or not settings.use_ipc:
+    if not settings.client.autostart or not settings.client.use_ipc:
         return lambda: False
-    if not settings.on_loopback:
+    if not settings.server.on_loopback:
         message = (
-            f"EMBEDDING_AUTOSTART is true, and EMBEDDING_SERVER_HOST {settings.server_host!r} another machine"
+            f"EMBEDDING_AUTOSTART is true, and EMBEDDING_SERVER_HOST {settings.server.host!r} another machine"
         )
         raise InvalidSetting(message, name="EMBEDDING_AUTOSTART", value="true", allowed="false, or localhost")
     try:

@@ -131,10 +131,10 @@ class SettingsChanges:
     @contextmanager
     def _applied(self, before: Current, wanted: Settings) -> Iterator[None]:
         """Within, the wanted settings are in force; what goes wrong there takes them back."""
-        changed = {key for key in setting_keys.FIELDS if _of(key, before.settings) != _of(key, wanted)}
+        changed = {key for key in setting_keys.NAMES if _of(key, before.settings) != _of(key, wanted)}
         try:
             if "host" in changed:
-                _check_host(wanted.web_host)
+                _check_host(wanted.web.host)
             if changed & setting_keys.OF_THE_MODEL:
                 self._apply_model(wanted, before.version)
         except _OF_THE_VALUE as error:
@@ -178,7 +178,7 @@ def _check_host(host: str) -> None:
 
 
 def _of(key: str, settings: Settings) -> Any:
-    return getattr(settings, setting_keys.FIELDS[key])
+    return settings.value(setting_keys.NAMES[key])
 
 
 def _full_name(model_name: str) -> str:

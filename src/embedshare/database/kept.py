@@ -25,7 +25,7 @@ class KeptSettings:
         settings = live.settings
         self.database = Database.open(settings, folder)
         self.store = SettingsStore(self.database)
-        last_known = LastKnown(folder / f"settings-{settings.server_port}.json")
+        last_known = LastKnown(folder / f"settings-{settings.server.port}.json")
         self.watcher = Watcher(self.store, live, last_known)
         self.watcher.first_look()
 

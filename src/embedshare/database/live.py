@@ -30,7 +30,7 @@ class Live:
 
     def __init__(self, settings: Settings) -> None:
         self._environment = settings
-        source: Source = "database" if settings.use_db_settings else "environment"
+        source: Source = "database" if settings.operation.use_db_settings else "environment"
         self.now = Current(settings, {}, 0, source)
 
     @property
@@ -40,17 +40,20 @@ class Live:
     @property
     def normalize(self) -> bool:
         """Whether the HTTP routes give vectors of length 1."""
-        return self.now.settings.normalize
+        return self.now.settings.web.normalize
 
     @property
     def cors_origins(self) -> tuple[str, ...]:
         """Web pages that may call from a browser."""
-        return self.now.settings.cors_origins
+        return self.now.settings.web.cors_origins
 
     def placed(self) -> Settings:
         """The environment's settings, with the `host` and `port` that hold now: for a worker that starts."""
         now = self.now.settings
-        return dataclasses.replace(self._environment, web_host=now.web_host, web_port=now.web_port)
+        return dataclasses.replace(
+            self._environment,
+            web=dataclasses.replace(self._environment.web, host=now.web.host, port=now.web.port),
+        )
 
     def with_stored(self, stored: Mapping[str, Any]) -> Settings:
         """What would hold with these values in the database."""

@@ -1,8 +1,7 @@
-"""The settings that can be changed while everything runs: their names, and values to and from JSON."""
+"""The settings that can be changed while everything runs: their keys, and values to and from JSON."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 from embedshare.errors import InvalidSetting, UnknownSetting
 from embedshare.settings import Settings, parse
 
-#: Names as callers know them, and the fields of Settings that they are.
-FIELDS = {
-    "model_name": "model_name",
-    "device": "device",
-    "model_cache_dir": "model_cache_dir",
-    "normalize_embeddings": "normalize",
-    "max_batch_size": "max_batch_size",
-    "host": "web_host",
-    "port": "web_port",
-    "cors_origins": "cors_origins",
+#: Keys as callers know them, and what the environment calls these settings.
+NAMES = {
+    "model_name": "EMBEDDING_MODEL_NAME",
+    "device": "EMBEDDING_DEVICE",
+    "model_cache_dir": "EMBEDDING_MODEL_CACHE_DIR",
+    "normalize_embeddings": "EMBEDDING_NORMALIZE",
+    "max_batch_size": "EMBEDDING_MAX_BATCH_SIZE",
+    "host": "EMBEDDING_HOST",
+    "port": "PORT",
+    "cors_origins": "CORS_ORIGINS",
 }
 #: Those that the model server applies.
 OF_THE_MODEL = frozenset({"model_name", "device", "model_cache_dir", "max_batch_size"})
@@ -36,8 +35,8 @@ MAX_TEXT = 4096
 
 def check_known(key: str) -> None:
     """Raise UnknownSetting where there is no such key."""
-    if key not in FIELDS:
-        raise UnknownSetting(f"there is no setting {key[:64]!r} to change; there are {', '.join(FIELDS)}")
+    if key not in NAMES:
+        raise UnknownSetting(f"there is no setting {key[:64]!r} to change; there are {', '.join(NAMES)}")
 
 
 def value_of(key: str, given: Any) -> Any:
@@ -45,9 +44,9 @@ def value_of(key: str, given: Any) -> Any:
 
     Text is read as the environment's is. Raises InvalidSetting.
     """
-    if key not in FIELDS:
-        message = f"{key[:64]!r} cannot be set; allowed: {', '.join(FIELDS)}"
-        raise InvalidSetting(message, name=key[:64], value="", allowed=", ".join(FIELDS))
+    if key not in NAMES:
+        message = f"{key[:64]!r} cannot be set; allowed: {', '.join(NAMES)}"
+        raise InvalidSetting(message, name=key[:64], value="", allowed=", ".join(NAMES))
     text = _text(key, given)
     if text is None or len(text) > MAX_TEXT or not text.isprintable():
         kind = "true or false" if key in _BOOLEANS else "a whole number" if key in _NUMBERS else "text"
@@ -55,7 +54,7 @@ def value_of(key: str, given: Any) -> Any:
         shown = repr(given)[:80]
         message = f"{key} is {shown}; allowed: {allowed}"
         raise InvalidSetting(message, name=key, value=shown, allowed=allowed)
-    value = parse(FIELDS[key], text.strip(), key)
+    value = parse(NAMES[key], text.strip(), key)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -87,13 +86,11 @@ def decoded(raw: str) -> Any:
 
 def shown(settings: Settings) -> dict[str, Any]:
     """The settings in force, by key, as JSON shows them."""
-    values = {key: getattr(settings, field) for key, field in FIELDS.items()}
+    values = {key: settings.value(name) for key, name in NAMES.items()}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """`settings` with `values` (of `value_of`, by key) in place of its own."""
-    changes: dict[str, Any] = {
-        FIELDS[key]: tuple(value) if key in _LISTS else value for key, value in values.items()
-    }
-    return dataclasses.replace(settings, **changes)
+    changes = {NAMES[key]: tuple(value) if key in _LISTS else value for key, value in values.items()}
+    return settings.with_values(changes)

@@ -50,7 +50,7 @@ class SettingsStore:
             try:
                 values[key] = setting_keys.value_of(key, given)
             except InvalidSetting as error:
-                if key in setting_keys.FIELDS:  # else it is of another version of this program
+                if key in setting_keys.NAMES:  # else it is of another version of this program
                     invalid[key] = given, error.message
         return Stored(values, invalid, version)
 

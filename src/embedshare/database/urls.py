@@ -28,10 +28,10 @@ def database_url(settings: Settings, folder: Path) -> URL:
     Names of other drivers, such as those for asyncio, are taken as the one that is used here.
     Raises InvalidSetting, which never quotes the URL: it holds a password.
     """
-    if settings.db_url is None:
+    if settings.operation.db_url is None:
         return URL.create("sqlite+pysqlite", database=str(folder / FILE_NAME))
     try:
-        url = make_url(settings.db_url)
+        url = make_url(settings.operation.db_url)
     except (ArgumentError, ValueError):
         raise _refusal("a URL as postgresql://user:password@host/database") from None
     driver = _DRIVERS.get(url.drivername.partition("+")[0])

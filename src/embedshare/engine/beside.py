@@ -67,7 +67,7 @@ def _acquire(lock: FileLock) -> None:
 
 def check_room(settings: Settings, device: str) -> None:
     """Raise OutOfMemory where the machine, its container or the GPU has no room for one more model."""
-    folder = weights.find(settings.model_name, settings.model_cache_dir)
+    folder = weights.find(settings.model.name, settings.model.cache_dir)
     needed = _COPIES * sum(file.stat().st_size for file in _weights_in(folder)) + _OVERHEAD_BYTES
     for where, free in _free(device):
         if free < needed:

@@ -57,12 +57,12 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Load
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
     anything is loaded, where the model is not of the vector space that `expected_identity` names.
     """
-    folder = weights.find(settings.model_name, settings.model_cache_dir)
+    folder = weights.find(settings.model.name, settings.model.cache_dir)
     identity = identity_of(folder)
     check_identity(expected_identity, identity, f"the model in {folder}")
     device = _known(device)
     runtime, tokenizer, facts = _kept(settings, device, identity) or _made(settings, device, identity, folder)
-    described = facts.description(identity, settings.model_name, runtime.device, runtime.dtype, runtime.name)
+    described = facts.description(identity, settings.model.name, runtime.device, runtime.dtype, runtime.name)
     return LoadedModel(runtime, tokenizer, described, facts.full_dimension)
 
 
@@ -74,7 +74,7 @@ def needs_conversion(settings: Settings, device: str) -> bool:
     if not _wants_openvino(settings, _known(device)):
         return False
     found = _graph_cache(settings).find(
-        identity_of(weights.find(settings.model_name, settings.model_cache_dir))
+        identity_of(weights.find(settings.model.name, settings.model.cache_dir))
     )
     return found is None
 
@@ -113,7 +113,7 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
             return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), kept.facts)
         if kept.facts.layout is None:
             return None
-        runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.dtype)
+        runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.model.dtype)
         return _Parts(runtime, _text_tokenizer(kept.tokenizer, kept.facts), kept.facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
@@ -122,7 +122,7 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         cache.forget(identity)
         return None
     except UnsupportedModel as error:
-        if settings.runtime == "openvino":
+        if settings.model.runtime == "openvino":
             raise
         logger.info("{}; torch runs it instead", error)
         return None
@@ -138,10 +138,10 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
     from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
 
     device = resolve_device(device)
-    if settings.runtime == "openvino" and device != "cpu":
+    if settings.model.runtime == "openvino" and device != "cpu":
         message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
         raise UnsupportedModel(message, setting="device")
-    trusted = weights.is_among(settings.model_name, settings.trust_remote_code)
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
     model = embedders.load(folder, device, trusted)
     if not (folder / "modules.json").is_file():
         pooling = getattr(model[-1], "pooling_mode", "the model itself")
@@ -154,9 +154,9 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
             return _static(settings, device, identity, model, proof, facts)
         return _fast(settings, device, identity, model, proof, facts)
     except UnsupportedModel as error:
-        if settings.runtime == "openvino":
+        if settings.model.runtime == "openvino":
             raise
-        logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model_name, error)
+        logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
     runtime = WholeRuntime(model, facts.full_dimension)
     return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
 
@@ -186,7 +186,7 @@ def _fast(
     proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
     embedders.check_cut(model, tokenizer)
     if device.startswith("cuda"):
-        return _Parts(PaddedRuntime(model, resolve_dtype(settings.dtype, device)), tokenizer, facts)
+        return _Parts(PaddedRuntime(model, resolve_dtype(settings.model.dtype, device)), tokenizer, facts)
     form = embedders.find_form(model, proof, sequences)
     facts = msgspec.structs.replace(facts, layout=form[1] if form else None)
     if _wants_openvino(settings, device):
@@ -198,14 +198,14 @@ def _fast(
                 raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
             embedder, layout = form
             graph = convert(embedder, layout, proof, sequences)
-            runtime = OpenVinoRuntime(graph, layout, settings.dtype)
+            runtime = OpenVinoRuntime(graph, layout, settings.model.dtype)
             _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path))
             return _Parts(runtime, tokenizer, facts)
         except UnsupportedModel as error:
-            if settings.runtime == "openvino":
+            if settings.model.runtime == "openvino":
                 raise
             logger.info("{}; torch runs it instead", error)
-    dtype = resolve_dtype(settings.dtype, device)
+    dtype = resolve_dtype(settings.model.dtype, device)
     if form is None or form[1].one_text_a_row:
         logger.info("the model does not take packed batches; they are padded instead")
         return _Parts(PaddedRuntime(model, dtype), tokenizer, facts)
@@ -244,9 +244,9 @@ def _text_tokenizer(serialized: str, facts: ModelFacts) -> TextTokenizer:
 
 
 def _wants_openvino(settings: Settings, device: str) -> bool:
-    if settings.runtime == "torch" or device != "cpu":
+    if settings.model.runtime == "torch" or device != "cpu":
         return False
-    if settings.runtime == "openvino":
+    if settings.model.runtime == "openvino":
         _require("openvino")
     return importlib.util.find_spec("openvino") is not None
 

@@ -46,7 +46,7 @@ class Engine:
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self._max_texts = settings.max_texts
+        self._max_texts = settings.server.max_texts
         self.description = description
         self._own_dimension = description.dimension if description.dimension < full_dimension else None
         self._loaded = time.monotonic()
@@ -60,16 +60,16 @@ class Engine:
         self.scheduler = Scheduler(
             runtime.run,
             full_dimension,
-            permits=min(settings.max_concurrent_operations, runtime.slots),
+            permits=min(settings.model.max_concurrent_operations, runtime.slots),
             leaders=runtime.parallel,
             interactive_budget=min(
-                runtime.interactive_budget, settings.max_batch_tokens or runtime.interactive_budget
+                runtime.interactive_budget, settings.model.max_batch_tokens or runtime.interactive_budget
             ),
-            bulk_budget=settings.max_batch_tokens or runtime.bulk_budget,
-            max_waiting_tokens=settings.max_waiting_tokens,
+            bulk_budget=settings.model.max_batch_tokens or runtime.bulk_budget,
+            max_waiting_tokens=settings.server.max_waiting_tokens,
             packs=runtime.packs,
         )
-        self.scheduler.limit_batches(settings.max_batch_size)
+        self.scheduler.limit_batches(settings.model.max_batch_size)
 
     @classmethod
     def load(cls, settings: Settings, device: str, expected_identity: str | None = None) -> Engine:

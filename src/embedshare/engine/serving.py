@@ -113,11 +113,11 @@ class Serving:
             held, before = self._current, self._current.description
             if _serves(held, wanted):
                 assert held.provider is not None  # it serves
-                held.provider.engine.scheduler.limit_batches(wanted.max_batch_size)
+                held.provider.engine.scheduler.limit_batches(wanted.model.max_batch_size)
                 held.settings = wanted
                 return before
             began = time.monotonic()
-            logger.info("a swap begins: {} is loaded, {} goes on serving", wanted.model_name, _shown(before))
+            logger.info("a swap begins: {} is loaded, {} goes on serving", wanted.model.name, _shown(before))
             new = Held(load(), wanted, self._watch)
             with self._lock:
                 old, self._current = self._current, new
@@ -125,7 +125,7 @@ class Serving:
                 over = not old.calls
             names = _shown(before), _shown(new.description)
             logger.info("a swap is done: {} gave way to {}, after {:.1f} s", *names, time.monotonic() - began)
-            self._note(wanted.model_name)
+            self._note(wanted.model.name)
             if over:
                 old.release()
             return new.description
@@ -133,7 +133,7 @@ class Serving:
             serving = self._current.description.model_name
             self.failed_swaps += 1
             logger.error(
-                "a swap to {} failed, {} goes on serving: {}", wanted.model_name, serving, error.message
+                "a swap to {} failed, {} goes on serving: {}", wanted.model.name, serving, error.message
             )
             release_memory()
             raise
@@ -147,9 +147,9 @@ class Serving:
 
 def _serves(held: Held, wanted: Settings) -> bool:
     """Whether the model that serves is the wanted one, on the wanted device."""
-    if not loading.same_device(held.settings.device, wanted.device):
+    if not loading.same_device(held.settings.model.device, wanted.model.device):
         return False
-    return identity_of(weights.find(wanted.model_name, wanted.model_cache_dir)) == held.description.identity
+    return identity_of(weights.find(wanted.model.name, wanted.model.cache_dir)) == held.description.identity
 
 
 def _shown(described: ModelDescription) -> str:

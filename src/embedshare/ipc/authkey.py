@@ -30,8 +30,8 @@ def client_key(settings: Settings) -> bytes:
 
     Raises ServerUnavailable where there is none yet or its file cannot be read now, InsecureKey.
     """
-    if settings.authkey is not None:
-        return settings.authkey.encode()
+    if settings.server.authkey is not None:
+        return settings.server.authkey.encode()
     path = key_file(settings)
     try:
         return _read(path)
@@ -48,22 +48,22 @@ def server_key(settings: Settings) -> bytes:
     that EMBEDDING_AUTHKEY_FILE names, such as a container's secret. Raises InsecureKey for a key that
     protects nothing.
     """
-    if settings.authkey is not None:
-        _check_own(settings, settings.authkey)
-        return settings.authkey.encode()
-    if not settings.on_loopback and settings.authkey_file is None:
+    if settings.server.authkey is not None:
+        _check_own(settings, settings.server.authkey)
+        return settings.server.authkey.encode()
+    if not settings.server.on_loopback and settings.server.authkey_file is None:
         raise InsecureKey(
-            f"EMBEDDING_SERVER_HOST is {settings.server_host!r}, which other machines can reach: set "
+            f"EMBEDDING_SERVER_HOST is {settings.server.host!r}, which other machines can reach: set "
             "EMBEDDING_AUTHKEY, or EMBEDDING_AUTHKEY_FILE, to a key of your own, or listen on localhost"
         )
     path = key_file(settings)
     try:
         return _read(path)
     except FileNotFoundError:
-        if not settings.on_loopback:  # callers elsewhere could never have a key that is made here and now
+        if not settings.server.on_loopback:  # callers elsewhere could never have a key that is made now
             raise InsecureKey(
                 f"there is no key at {path} (EMBEDDING_AUTHKEY_FILE), and EMBEDDING_SERVER_HOST is "
-                f"{settings.server_host!r}: put the key there that callers have, 32 characters or more"
+                f"{settings.server.host!r}: put the key there that callers have, 32 characters or more"
             ) from None
     try:
         return _create(path)
@@ -93,8 +93,8 @@ def key_file(settings: Settings) -> Path:
 
     Raises InsecureKey where there is no such place.
     """
-    if settings.authkey_file is not None:
-        return Path(settings.authkey_file)
+    if settings.server.authkey_file is not None:
+        return Path(settings.server.authkey_file)
     try:
         return folders.state() / "authkey"
     except OSError as error:
@@ -112,7 +112,7 @@ def _check_own(settings: Settings, key: str) -> None:
         weakness = f"is shorter than {LEAST_KEY_BYTES} bytes"
     else:
         return
-    if not settings.on_loopback:
+    if not settings.server.on_loopback:
         raise InsecureKey(f"EMBEDDING_AUTHKEY {weakness}, and the server listens beyond this machine")
     logger.warning("EMBEDDING_AUTHKEY {}: other users of this machine may call the model server", weakness)
 

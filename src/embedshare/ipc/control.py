@@ -80,7 +80,7 @@ _answers: msgspec.msgpack.Decoder[_Answer] = msgspec.msgpack.Decoder(_Answer)
 
 def file_of(settings: Settings, key_file: Path) -> Path:
     """Where the supervisor of a model server's port is written down, beside that server's key."""
-    return key_file.with_name(f"supervisor-{settings.server_port}.json")
+    return key_file.with_name(f"supervisor-{settings.server.port}.json")
 
 
 class ControlServer:

@@ -118,7 +118,11 @@ def _packages() -> Iterator[Finding]:
 
 
 def _key(settings: Settings) -> Iterator[Finding]:
-    if settings.authkey is None and settings.on_loopback and not authkey.key_file(settings).exists():
+    if (
+        settings.server.authkey is None
+        and settings.server.on_loopback
+        and not authkey.key_file(settings).exists()
+    ):
         yield Finding(
             "key", GOOD, f"none yet; the server makes it at its first start: {authkey.key_file(settings)}"
         )
@@ -128,8 +132,8 @@ def _key(settings: Settings) -> Iterator[Finding]:
     except EmbedshareError as error:
         yield Finding("key", BAD, error.message, "see docs/operations.md, The key")
         return
-    where = "EMBEDDING_AUTHKEY" if settings.authkey is not None else str(authkey.key_file(settings))
-    weak = settings.authkey in authkey.PUBLISHED_KEYS
+    where = "EMBEDDING_AUTHKEY" if settings.server.authkey is not None else str(authkey.key_file(settings))
+    weak = settings.server.authkey in authkey.PUBLISHED_KEYS
     if weak:
         yield Finding(
             "key", WARNING, f"{where} is a published key", "set one of your own, of 16 bytes or more"
@@ -139,20 +143,20 @@ def _key(settings: Settings) -> Iterator[Finding]:
 
 
 def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Iterator[Finding]:
-    if not settings.use_ipc:
+    if not settings.client.use_ipc:
         yield Finding("model server", GOOD, "not used: USE_IPC_EMBEDDING is false")
         return
-    where = "{}:{}".format(*settings.server_address)
+    where = "{}:{}".format(*settings.server.address)
     problem = server_answers()
     if problem is None:
         yield Finding("model server", GOOD, f"answers at {where}")
-    elif _free(settings.server_host, settings.server_port):
+    elif _free(settings.server.host, settings.server.port):
         yield Finding(
             "model server", WARNING, f"nobody listens at {where}", "start it: python service_manager.py"
         )
     else:
         yield Finding(
-            "model server", BAD, f"{_holder(settings.server_port)} holds {where}, and: {problem}",
+            "model server", BAD, f"{_holder(settings.server.port)} holds {where}, and: {problem}",
             "end that process, or choose another EMBEDDING_SERVER_PORT",
         )  # fmt: skip
 
@@ -191,20 +195,20 @@ def worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Findi
 
 def _weights(settings: Settings) -> Iterator[Finding]:
     try:
-        folder = weights.find(settings.model_name, settings.model_cache_dir)
+        folder = weights.find(settings.model.name, settings.model.cache_dir)
         identity = identity_of(folder)
     except EmbedshareError as error:
-        yield Finding("weights", BAD, error.message, "see EMBEDDING_MODEL_NAME in the README")
+        yield Finding("weights", BAD, error.message, "see EMBEDDING_MODEL_NAME in docs/settings.md")
         return
-    yield Finding("weights", GOOD, f"{settings.model_name} ({identity[:12]}) in {folder}")
+    yield Finding("weights", GOOD, f"{settings.model.name} ({identity[:12]}) in {folder}")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
-    wants_gpu = settings.device.startswith("cuda") or settings.device == "mps"
+    wants_gpu = settings.model.device.startswith("cuda") or settings.model.device == "mps"
     if not platforms.may_have_gpu():
         if wants_gpu:
             yield Finding(
-                "device", BAD, f"EMBEDDING_DEVICE is {settings.device}, and this machine shows no GPU",
+                "device", BAD, f"EMBEDDING_DEVICE is {settings.model.device}, and this machine shows no GPU",
                 "install its driver (nvidia-smi must list it), or set EMBEDDING_DEVICE=cpu",
             )  # fmt: skip
         else:
@@ -243,18 +247,18 @@ def _room(settings: Settings) -> Iterator[Finding]:
 def _folders(settings: Settings) -> Iterator[Finding]:
     cache = folders.cache(settings)
     for about, folder, name in (
-        ("logs", Path(settings.log_dir).resolve(), "EMBEDDING_LOG_DIR"),
+        ("logs", Path(settings.operation.log_dir).resolve(), "EMBEDDING_LOG_DIR"),
         ("cache", cache, "EMBEDDING_CACHE_DIR"),
     ):
         yield _writable(about, folder, name)
-    logs = Path(settings.log_dir).resolve()
+    logs = Path(settings.operation.log_dir).resolve()
     for log in sorted(logs.glob("*.log")):
         try:
             log.open("ab").close()
         except OSError as error:
             found = f"{log} cannot be written to: {error.strerror}"
             yield Finding("logs", BAD, found, f"give this user the right, or remove {log}")
-    kept = settings.log_max_bytes * (settings.log_keep + 1)
+    kept = settings.operation.log_max_bytes * (settings.operation.log_keep + 1)
     free = shutil.disk_usage(_existing(logs)).free
     if free < kept:
         found = f"{free / 2**20:,.0f} MB free at {logs}; one process's logs may take {kept / 2**20:,.0f} MB"
@@ -264,7 +268,7 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _indexes(settings: Settings) -> Iterator[Finding]:
-    folder = Path(settings.index_dir or authkey.key_file(settings).with_name("indexes"))
+    folder = Path(settings.indexes.directory or authkey.key_file(settings).with_name("indexes"))
     writable = _writable("indexes", folder, "EMBEDDING_INDEX_DIR")
     fault = platforms.fault_of_trust(folder.stat(), 0o077) if folder.is_dir() else None
     if writable.state == GOOD and fault is not None:
@@ -275,7 +279,7 @@ def _indexes(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
-    if not settings.use_db_settings and not settings.asks_for_keys:
+    if not settings.operation.use_db_settings and not settings.web.asks_for_keys:
         return
     try:
         from embedshare.database.database import Database  # SQLAlchemy, for who keeps anything there

@@ -66,10 +66,10 @@ class ServerProbe:
 
     def __init__(self, settings: Settings) -> None:
         self._connections = Connections(
-            settings.server_address,
+            settings.server.address,
             lambda: authkey.client_key(settings),
             lambda description: None,  # whatever it serves
-            settings.max_message_bytes,
+            settings.server.max_message_bytes,
             lambda: this_process(SUPERVISOR),
         )
 

@@ -49,7 +49,7 @@ class Services:
         worker_lives: Callable[[str, int], Callable[[], bool]] | None = None,
     ) -> None:
         self.place = place
-        self.workers_follow = settings.on_model_change == "follow"
+        self.workers_follow = settings.client.on_model_change == "follow"
         """Whether workers that are started from now on follow changes of the model."""
         self._settings = settings
         self._source = source
@@ -63,11 +63,11 @@ class Services:
         Raises PortUnavailable.
         """
         settings = self._settings
-        if settings.use_ipc:
-            _check_port(settings.server_host, settings.server_port, "the model server")
+        if settings.client.use_ipc:
+            _check_port(settings.server.host, settings.server.port, "the model server")
         else:
             logger.info("USE_IPC_EMBEDDING is false: no model server; each worker loads a model of its own")
-        first = [[self._server()]] if settings.use_ipc else []
+        first = [[self._server()]] if settings.client.use_ipc else []
         last = [self.worker(number) for number in range(1, workers + 1)]
         for worker in last:
             self.check(worker)
@@ -75,7 +75,7 @@ class Services:
 
     def worker(self, number: int) -> ProcessSpec:
         """The nth worker, from 1, by what holds now. Raises PortUnavailable where there is no such port."""
-        host, port = worker_address(self.place, number, self._settings.server_port)
+        host, port = worker_address(self.place, number, self._settings.server.port)
         name, url = f"worker-{number}", worker_url(host, port)
         changes = {"EMBEDDING_ON_MODEL_CHANGE": "follow"} if self.workers_follow else {}
         return ProcessSpec(
@@ -83,7 +83,7 @@ class Services:
             [sys.executable, str(self._source / "app.py")],
             host,
             port,
-            Path(self._settings.log_dir) / f"{name}.log",
+            Path(self._settings.operation.log_dir) / f"{name}.log",
             lambda: _worker_answers(url),
             {"PORT": str(port), "EMBEDDING_HOST": host, **changes},
             keeps_port=self._source == OWN_SOURCE,
@@ -96,7 +96,7 @@ class Services:
         Raises PortUnavailable.
         """
         left_out = worker.port - 1
-        if left_out == self._settings.server_port and worker.port > self.place.port:
+        if left_out == self._settings.server.port and worker.port > self.place.port:
             logger.info("port {} is the model server's; the next worker gets {}", left_out, worker.port)
         _check_port(worker.host, worker.port, worker.name.replace("-", " "), held=worker.port in held)
 
@@ -104,9 +104,9 @@ class Services:
         return ProcessSpec(
             MODEL_SERVER,
             [sys.executable, str(self._source / "modelServer.py")],
-            self._settings.server_host,
-            self._settings.server_port,
-            Path(self._settings.log_dir) / f"{MODEL_SERVER}.log",
+            self._settings.server.host,
+            self._settings.server.port,
+            Path(self._settings.operation.log_dir) / f"{MODEL_SERVER}.log",
             self._server_answers,
             lives=self._server_lives,
         )
@@ -145,7 +145,7 @@ def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: f
     Raises requests.RequestException, ValueError where it is no JSON, EmbedshareError.
     """
     headers = {}
-    if dataclasses.replace(settings, web_host=host).asks_for_keys:
+    if dataclasses.replace(settings, web=dataclasses.replace(settings.web, host=host)).web.asks_for_keys:
         key = authkey.operator_key(authkey.client_key(settings))
         headers["Authorization"] = f"Bearer {key}"
     return _get(f"{worker_url(host, port)}{path}", timeout_s, headers).json()

@@ -23,7 +23,7 @@ class Allowance:
 
     @classmethod
     def of(cls, settings: Settings) -> Allowance:
-        return cls(settings.max_texts, settings.max_text_chars, settings.max_request_chars)
+        return cls(settings.server.max_texts, settings.web.max_text_chars, settings.web.max_request_chars)
 
     def check(self, texts: Sequence[Sized], what: str = "texts") -> None:
         """Raises TooLarge, with the limit's name, where `texts` are more than is allowed.

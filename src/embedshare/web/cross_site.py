@@ -25,7 +25,7 @@ _SHOWN_CHARS = 100
 
 def register(app: Flask, settings: Settings, cors_origins: Callable[[], Sequence[str]]) -> None:
     """Put the guards before every request; the origins that CORS allows may change while the worker runs."""
-    host_names = (*settings.allowed_hosts, settings.web_host)
+    host_names = (*settings.web.allowed_hosts, settings.web.host)
 
     @app.before_request
     def refuse_others() -> None:

@@ -46,23 +46,23 @@ class Listening:
         `inherited` listens at the settings' address already, and another process keeps it open. A body over
         the limit is refused by its Content-Length, or when as much has come of a chunked one.
         """
-        self._drain_s = settings.drain_s
+        self._drain_s = settings.server.drain_s
         options: dict[str, Any] = {
-            "threads": settings.web_threads, "ident": None,
-            "max_request_body_size": settings.max_message_bytes + 1,  # the first size it refuses
+            "threads": settings.web.threads, "ident": None,
+            "max_request_body_size": settings.server.max_message_bytes + 1,  # the first size it refuses
             "max_request_header_size": MOST_HEADER_BYTES,
             "clear_untrusted_proxy_headers": False,  # the application decides whom it believes
             "connection_limit": MOST_CONNECTIONS,
         }  # fmt: skip
         self._sockets = Sockets()
         self._runs = self._leaves = False
-        host, port = settings.web_host, settings.web_port
+        host, port = settings.web.host, settings.web.port
         where = {"host": host, "port": port} if inherited is None else {"sockets": [inherited]}
         try:
             self._server = create_server(app, self._sockets, **where, **options)
         except OSError as error:
             raise _unavailable(host, port, error) from None
-        self._loop = (Loop if settings.web_loop == "own" else StockLoop)(self._sockets)
+        self._loop = (Loop if settings.web.loop == "own" else StockLoop)(self._sockets)
         self._server.asyncore = self._loop  # type: ignore[assignment]
         self.address = host, port
         """Where it listens, or is about to."""

@@ -63,11 +63,11 @@ class Served:
         self._normalize = normalize
         self._allowance = allowance
         processor = Processor()
-        self._coalescer = Coalescer(self._ask, settings.web_threads, lambda: processor.is_busy)
-        self._aliases = settings.model_aliases
+        self._coalescer = Coalescer(self._ask, settings.web.threads, lambda: processor.is_busy)
+        self._aliases = settings.model.aliases
         self._loaded_at = 0.0
-        self.max_texts = settings.max_texts
-        self.threads = settings.web_threads
+        self.max_texts = settings.server.max_texts
+        self.threads = settings.web.threads
 
     def embed(
         self,

@@ -148,7 +148,7 @@ def blueprint(changes: Changes) -> Blueprint:
 def _answer(changes: Changes, now: Current, changed: set[str]) -> dict[str, Any]:
     answer = SettingsAnswer(
         setting_keys.shown(now.settings),
-        list(setting_keys.FIELDS),
+        list(setting_keys.NAMES),
         now.source,
         now.version,
         changes.notes(changed),

@@ -35,16 +35,16 @@ class Engine(Protocol):
 
 def engine(settings: Settings) -> Engine:
     """The engine that the settings name."""
-    if settings.search_engine == "ddgs":
+    if settings.search.engine == "ddgs":
         return Ddgs()
-    if settings.searxng_url is None:
+    if settings.search.searxng_url is None:
         raise InvalidSetting(
             "EMBEDDING_SEARCH_ENGINE is searxng, and EMBEDDING_SEARXNG_URL says not where it is",
             name="EMBEDDING_SEARXNG_URL",
             value="",
             allowed="an address that begins with http:// or https://",
         )
-    return SearXNG(settings.searxng_url)
+    return SearXNG(settings.search.searxng_url)
 
 
 class Ddgs:

@@ -93,7 +93,7 @@ class WebSearch:
         patience_s: float = 2.0,
     ) -> None:
         self._engine = engine or engines.engine(settings)
-        self._read = read or reader(Addresses(settings.fetch_allowed_hosts))
+        self._read = read or reader(Addresses(settings.search.fetch_allowed_hosts))
         self._page_s, self._total_s, self._patience_s = page_s, total_s, patience_s
 
     def search(

@@ -1,25 +1,22 @@
-"""Settings: what each accepts, what each refuses, and where the values come from."""
+"""Settings: what each accepts, what each refuses, and what the values in force can do."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-from collections.abc import Iterator
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loguru import logger
 
 from embedshare.errors import InvalidSetting
-from embedshare.settings import Settings, markdown_table, tell_notes
+from embedshare.settings import ServerSettings, Settings, WebSettings
+from embedshare.settings.settings import PLACES
 
 NOWHERE = Path("/nonexistent/.env")
-FIELD_OF = {field.metadata["name"]: field.name for field in dataclasses.fields(Settings)}
-SECRET = {field.metadata["name"] for field in dataclasses.fields(Settings) if field.metadata["secret"]}
+SECRET = {name for name, place in PLACES.items() if place.declaration.secret}
 TRUE, FALSE = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "off", "False", "OFF")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:13", "mps", "CUDA:1")
 BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:1.5")
@@ -83,19 +80,8 @@ OPTIONAL = (
 RATES = ("", "100/second", "100/second;5000/hour", "1/day")
 
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are POSIX's")
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    yield lines
-    logger.remove(sink)
-
-
 def loaded(name: str, text: str) -> Any:
-    return getattr(Settings.load({name: text}, NOWHERE), FIELD_OF[name])
+    return Settings.load({name: text}, NOWHERE).value(name)
 
 
 def refusal(name: str, text: str) -> InvalidSetting:
@@ -213,8 +199,8 @@ def test_a_value_that_is_not_allowed_is_refused_with_name_value_and_what_is_allo
 
 
 def test_every_setting_has_its_values_tested_here() -> None:
-    assert {name for name, _, _ in GOOD} == set(FIELD_OF)
-    assert {name for name, _ in BAD} == set(FIELD_OF) - {*OPTIONAL, "EMBEDDING_DB_URL"}
+    assert {name for name, _, _ in GOOD} == set(PLACES)
+    assert {name for name, _ in BAD} == set(PLACES) - {*OPTIONAL, "EMBEDDING_DB_URL"}
 
 
 @pytest.mark.parametrize("text", ["--5", "+-5", "++80", "9" * 5000])
@@ -228,13 +214,13 @@ def test_a_refused_choice_lists_the_choices_and_a_refused_number_its_range() -> 
     assert refusal("PORT", "0").message == "PORT is '0'; allowed: a whole number from 1 to 65535"
 
 
-@given(name=st.sampled_from(sorted(set(FIELD_OF) - set(OPTIONAL))), text=st.text(max_size=12))
+@given(name=st.sampled_from(sorted(set(PLACES) - set(OPTIONAL))), text=st.text(max_size=12))
 def test_any_text_is_either_read_or_refused(name: str, text: str) -> None:
     try:
         value = loaded(name, text)
     except InvalidSetting:
         return  # any other exception fails
-    assert isinstance(value, type(getattr(Settings(), FIELD_OF[name])))
+    assert isinstance(value, type(Settings().value(name)))
 
 
 @pytest.mark.parametrize("text", ["embedshare.db", "oracle://a:hunter2@c/d", "hunter2 sqlite://"])
@@ -248,33 +234,35 @@ def test_a_refused_database_is_not_quoted_since_it_holds_a_password(text: str) -
 
 
 def test_a_workers_port_has_two_names_of_which_port_wins() -> None:
-    assert Settings.load({"EMBEDDING_PORT": "8001"}, NOWHERE).web_port == 8001
-    assert Settings.load({"EMBEDDING_PORT": "8001", "PORT": "8002"}, NOWHERE).web_port == 8002
+    assert Settings.load({"EMBEDDING_PORT": "8001"}, NOWHERE).web.port == 8001
+    assert Settings.load({"EMBEDDING_PORT": "8001", "PORT": "8002"}, NOWHERE).web.port == 8002
     with pytest.raises(InvalidSetting, match="EMBEDDING_PORT is 'x'"):
         Settings.load({"EMBEDDING_PORT": "x"}, NOWHERE)
 
 
 def test_clients_follow_a_model_that_a_database_names_unless_they_are_told_to_refuse() -> None:
     of_database = {"EMBEDDING_USE_DB_SETTINGS": "true"}
-    assert Settings.load({}, NOWHERE).on_model_change == "refuse"
-    assert Settings.load(of_database, NOWHERE).on_model_change == "follow"
+    assert Settings.load({}, NOWHERE).client.on_model_change == "refuse"
+    assert Settings.load(of_database, NOWHERE).client.on_model_change == "follow"
     told = {**of_database, "EMBEDDING_ON_MODEL_CHANGE": "refuse"}
-    assert Settings.load(told, NOWHERE).on_model_change == "refuse"
+    assert Settings.load(told, NOWHERE).client.on_model_change == "refuse"
 
 
 def test_another_process_reads_the_same_values_from_the_environment_that_it_is_given() -> None:
-    settings = Settings(cors_origins=("https://a.example", "http://b.example"), normalize=True, web_port=8001)
+    settings = Settings(
+        web=WebSettings(cors_origins=("https://a.example", "http://b.example"), normalize=True, port=8001)
+    )
     assert Settings.load(settings.environment(), NOWHERE) == settings
 
 
 def test_code_is_trusted_by_the_name_of_a_model_which_another_one_does_not_inherit() -> None:
     given = {"EMBEDDING_MODEL_NAME": "org/a", "EMBEDDING_TRUST_REMOTE_CODE": "true"}
     settings = Settings.load(given, NOWHERE)
-    assert settings.trust_remote_code == ("org/a",)
-    swapped = dataclasses.replace(settings, model_name="org/b")
+    assert settings.model.trust_remote_code == ("org/a",)
+    swapped = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name="org/b"))
     assert Settings.load(swapped.environment(), NOWHERE) == swapped  # the process that converts org/b
     assert Settings.load({**swapped.environment(), "EMBEDDING_TRUST_REMOTE_CODE": "false"}, NOWHERE) == (
-        dataclasses.replace(swapped, trust_remote_code=())
+        dataclasses.replace(swapped, model=dataclasses.replace(swapped.model, trust_remote_code=()))
     )
 
 
@@ -282,35 +270,10 @@ def test_without_any_value_the_defaults_hold() -> None:
     assert Settings.load({}, NOWHERE) == Settings()
 
 
-def test_the_dotenv_file_is_read_and_the_environment_wins_over_it(tmp_path: Path) -> None:
-    dotenv = tmp_path / ".env"
-    dotenv.write_text(
-        "# a comment\nPORT=8000\nEMBEDDING_DEVICE='cuda:1'\nexport EMBEDDING_DRAIN_S=3\nPLAIN\n"
-    )
-    settings = Settings.load({"PORT": "9000", "UNRELATED": "x"}, dotenv)
-    assert (settings.web_port, settings.device, settings.drain_s) == (9000, "cuda:1", 3.0)
-
-
-def test_a_wrong_value_in_the_dotenv_file_is_refused_as_well(tmp_path: Path) -> None:
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("MAX_CONCURRENT_OPERATIONS=many\n")
-    with pytest.raises(InvalidSetting, match="MAX_CONCURRENT_OPERATIONS is 'many'"):
-        Settings.load({}, dotenv)
-
-
-def test_the_process_and_its_working_directory_are_the_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / ".env").write_text("PORT=8000\nEMBEDDING_DRAIN_S=3\n")
-    monkeypatch.setenv("PORT", "9000")
-    assert (Settings.load().web_port, Settings.load().drain_s) == (9000, 3.0)
-
-
 def test_the_key_is_in_no_message_and_no_repr() -> None:
     key = "hunter2-hunter2-hunter2"
     settings = Settings.load({"EMBEDDING_AUTHKEY": key}, NOWHERE)
-    assert settings.authkey == key
+    assert settings.server.authkey == key
     assert key not in repr(settings)
     assert key not in str(settings)
     with pytest.raises(InvalidSetting) as caught:
@@ -326,7 +289,7 @@ def test_the_key_is_in_no_message_and_no_repr() -> None:
     ],
 )
 def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool) -> None:
-    assert Settings(server_host=host).on_loopback is loopback
+    assert Settings(server=ServerSettings(host=host)).server.on_loopback is loopback
 
 
 @pytest.mark.parametrize(
@@ -338,94 +301,21 @@ def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool)
     ],
 )  # fmt: skip
 def test_keys_are_asked_for_beyond_this_machine_or_as_it_is_said(host: str, keys: str, asks: bool) -> None:
-    assert Settings(web_host=host, api_keys=keys).asks_for_keys is asks
+    assert Settings(web=WebSettings(host=host, api_keys=keys)).web.asks_for_keys is asks
 
 
-def test_the_readme_table_has_a_line_for_each_setting_and_shows_no_key() -> None:
-    lines = markdown_table().splitlines()[2:]
-    assert [line.split("`")[1] for line in lines] == list(FIELD_OF)
-    assert "| `PORT` | `5000` |" in markdown_table()
-    assert "| `USE_IPC_EMBEDDING` | `true` |" in markdown_table()
-    assert "| `EMBEDDING_AUTHKEY` |  |" in markdown_table()
-    assert "| `EMBEDDING_TRUST_REMOTE_CODE` | `false` |" in markdown_table()
+def test_values_are_read_and_changed_by_the_environment_s_names() -> None:
+    changed = Settings().with_values({"PORT": 8000, "EMBEDDING_DEVICE": "mps", "EMBEDDING_DTYPE": "float32"})
+    assert (changed.web.port, changed.model.device, changed.model.dtype) == (8000, "mps", "float32")
+    assert (changed.value("PORT"), changed.value("EMBEDDING_RUNTIME")) == (8000, "auto")
+    assert (
+        changed.with_values({"PORT": 5000, "EMBEDDING_DEVICE": "auto", "EMBEDDING_DTYPE": "auto"})
+        == Settings()
+    )
 
 
-@pytest.mark.parametrize("link", ["tcp://10.0.0.1:5002", "udp://10.0.0.1:53", "sctp://[fd00::1]:5002"])
-def test_a_value_that_kubernetes_sets_for_a_service_of_a_setting_s_name_is_ignored_and_logged_once(
-    link: str, tmp_path: Path, logged: list[str]
-) -> None:
-    names = ("EMBEDDING_SERVER_PORT", "EMBEDDING_PORT", "EMBEDDING_METRICS_PORT")
-    environ = dict.fromkeys(names, link)
-    environ |= {"EMBEDDING_SERVER_SERVICE_HOST": "10.0.0.1", "EMBEDDING_SERVER_PORT_5002_TCP": link}
-    assert Settings.load(environ, NOWHERE) == Settings()
-    assert Settings.load(environ, NOWHERE) == Settings()
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("EMBEDDING_SERVER_PORT=6000\n")
-    assert Settings.load(environ, dotenv).server_port == 6000
-    assert Settings.load({**environ, "PORT": "8000"}, NOWHERE).web_port == 8000
-    tell_notes()
-    tell_notes()
-    assert sorted(line.split("=")[0] for line in logged) == [f"ignoring {name}" for name in sorted(names)]
-    assert all("Kubernetes" in line and link in line for line in logged)
-
-
-def test_such_a_value_that_somebody_wrote_is_refused(tmp_path: Path) -> None:
-    for name in ("PORT", "EMBEDDING_TIMEOUT_S"):  # which no Service's name leads to
-        with pytest.raises(InvalidSetting, match=f"{name} is 'tcp://10.0.0.1:5002'"):
-            Settings.load({name: "tcp://10.0.0.1:5002"}, NOWHERE)
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("EMBEDDING_SERVER_PORT=tcp://10.0.0.1:5002\n")
-    with pytest.raises(InvalidSetting, match="EMBEDDING_SERVER_PORT is 'tcp"):
-        Settings.load({}, dotenv)
-
-
-@posix
-@pytest.mark.parametrize("mode", [0o602, 0o606, 0o666])
-def test_settings_that_others_can_write_are_not_believed(tmp_path: Path, mode: int) -> None:
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("EMBEDDING_TRUST_REMOTE_CODE=true\nOTHER=1\nEMBEDDING_HOST=0.0.0.0\n")
-    dotenv.chmod(mode)
-    with pytest.raises(InvalidSetting, match="chmod 600") as caught:
-        Settings.load({}, dotenv)
-    assert "sets EMBEDDING_TRUST_REMOTE_CODE, EMBEDDING_HOST, and others" in caught.value.message
-    assert f"its mode {mode:04o}" in caught.value.message
-    dotenv.chmod(0o644)
-    assert Settings.load({}, dotenv).web_host == "0.0.0.0"
-
-
-@posix
-def test_settings_of_another_user_s_file_are_not_believed(tmp_path: Path) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can give a file away")
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("PORT=8000\n")
-    os.chown(dotenv, 65534, 65534)
-    with pytest.raises(InvalidSetting, match="its owner is user 65534"):
-        Settings.load({}, dotenv)
-
-
-@posix
-def test_another_program_s_dotenv_file_is_none_of_ours_whoever_can_write_it(tmp_path: Path) -> None:
-    dotenv = tmp_path / ".env"
-    dotenv.write_text("DJANGO_SECRET_KEY=x\n")
-    dotenv.chmod(0o666)
-    assert Settings.load({}, dotenv) == Settings()
-
-
-@posix
-def test_a_secret_in_a_dotenv_file_that_everybody_can_read_is_warned_of(
-    tmp_path: Path, logged: list[str]
-) -> None:
-    dotenv = tmp_path / ".env"
-    lines = ("EMBEDDING_AUTHKEY=hunter2-hunter2-hunter2", "EMBEDDING_DB_URL=sqlite:///a.db", "PORT=8000")
-    dotenv.write_text("\n".join(lines))
-    dotenv.chmod(0o600)
-    Settings.load({}, dotenv)
-    tell_notes()
-    assert logged == []
-    dotenv.chmod(0o644)
-    Settings.load({}, dotenv)
-    tell_notes()
-    (line,) = logged
-    assert f"can read {dotenv}, which holds EMBEDDING_AUTHKEY: chmod 600" in line
-    assert "hunter2" not in line
+def test_a_section_alone_is_not_pickled_since_it_may_hold_a_secret() -> None:
+    settings = Settings(server=ServerSettings(authkey="hunter2-hunter2-hunter2"))
+    assert b"hunter2" not in pickle.dumps(settings)
+    with pytest.raises(TypeError, match="pickle the Settings"):
+        pickle.dumps(settings.server)
