@@ -35,12 +35,13 @@ class WholeRuntime:
     parallel = 1
     slots = 1
     interactive_budget = 512
-    bulk_budget = 4096
     packs = False
     padding_tokens = 0
 
     def __init__(self, model: SentenceTransformer, full_dimension: int) -> None:
         self.device = str(model.device)
+        #: What is no transformer computes such a batch in milliseconds, and each call of `encode` costs one.
+        self.bulk_budget = 4096 if isinstance(model[0], Transformer) else 65_536
         self._model = model
         self._dimension = full_dimension
         self._read: dict[str, int] = {}
