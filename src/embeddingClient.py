@@ -89,9 +89,10 @@ class EmbeddingClient(DropIn):
         self._tries = max_retries, retry_delay
         self.calls = self._embedder.calls
         """What this client has asked for, and how that went."""
-        self._searcher: tuple[int, WebSearch] | None = None
-        self._async_pool: tuple[int, Executor] | None = None
+        self._searcher: WebSearch | None = None
+        self._async_pool: Executor | None = None
         self._not_copied = {"_not_copied", *vars(self)} - before
+        platforms.after_fork_in_child(self._reset_after_fork)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """For copies and pickles: see the class."""
@@ -366,9 +367,9 @@ class EmbeddingClient(DropIn):
         Calls after this raise ClientClosed.
         """
         self._embedder.failover.close()
-        made, self._async_pool = self._async_pool, None
-        if made is not None and made[0] == os.getpid():
-            made[1].shutdown(wait=False, cancel_futures=True)
+        pool, self._async_pool = self._async_pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -389,19 +390,20 @@ class EmbeddingClient(DropIn):
         }
 
     def _web_search(self) -> WebSearch:
-        """Made when first needed, and anew in a forked child, whose copy may hold a closed lock."""
         made = self._searcher
-        if made is None or made[0] != os.getpid():
-            made = self._searcher = os.getpid(), _load_web_search(self._settings)
-        return made[1]
+        if made is None:
+            made = self._searcher = _load_web_search(self._settings)
+        return made
 
     def _async_threads(self) -> Executor:
-        """The threads of `aencode`: made when first needed, and anew in a forked child, which has none."""
-        made = self._async_pool  # without a lock, which a child that is forked meanwhile would inherit closed
-        if made is None or made[0] != os.getpid():
-            made = os.getpid(), threads.Threads(self._settings.client.async_threads, "embedshare-async")
-            self._async_pool = made
-        return made[1]
+        made = self._async_pool
+        if made is None:
+            made = self._async_pool = threads.Threads(self._settings.client.async_threads, "embedshare-async")
+        return made
+
+    def _reset_after_fork(self) -> None:
+        """The child has none of their threads, and their locks may be held."""
+        self._searcher = self._async_pool = None
 
 
 def _load_web_search(settings: Settings) -> WebSearch:

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 
 from embedshare import platforms
+from embedshare.backoff import retry
 from embedshare.calls import CallContext
 from embedshare.errors import (
     DeadlineExceeded,
@@ -32,7 +33,7 @@ from embedshare.providers.base import IndexCopy, Indexes
 from embedshare.vectors import choice, saved
 from embedshare.vectors.contents import Contents, of_another_model
 from embedshare.vectors.documents import as_documents, metadata_of
-from embedshare.vectors.sending import Model, Pauses, ServerCopy
+from embedshare.vectors.sending import PAUSES, Model, ServerCopy
 
 T = TypeVar("T")
 #: What may befall the news of a change on its way to the server: the next search finds it out.
@@ -257,13 +258,12 @@ class VectorIndex:
 
     def send(self) -> None:
         """Have the server hold the index, where the server answers calls."""
-        pauses = Pauses(self._model.deadline())
-        while True:
+
+        def send() -> None:
             self._check_model()
-            try:
-                return self._send_unless_sent(self._at(), None)
-            except IndexIncomplete:
-                pauses.pause()
+            self._send_unless_sent(self._at(), None)
+
+        _when_sent(send, self._model.deadline())
 
     def _at(self) -> _At:
         return _At(self._copy.of(self._contents), self._copy.told)
@@ -273,20 +273,20 @@ class VectorIndex:
     ) -> tuple[Contents, T]:
         """The answer of a server that has the index, which gets it where it has it not; and what the index
         holds by it."""
-        pauses = Pauses(deadline)
-        while True:
-            self._check_model()
-            at = self._at()
-            call = partial(ask, at.copy)
-            try:
+
+        def asked() -> tuple[Contents, T]:
+            while True:
+                self._check_model()
+                at = self._at()
+                call = partial(ask, at.copy)
                 try:
                     return at.copy.contents, self._model.ask_of_index(method, call, deadline)
                 except IndexIncomplete:
                     raise
                 except UnknownIndex:
                     self._send_unless_sent(at, deadline)
-            except IndexIncomplete:
-                pauses.pause()
+
+        return _when_sent(asked, deadline)
 
     def _send_unless_sent(self, at: _At, deadline: float | None) -> None:
         """Of several threads who found that the server does not have the index, the first sends it."""
@@ -345,3 +345,16 @@ def _ids(ids: Sequence[int]) -> list[int]:
     except TypeError:
         raise InvalidInput("ids must be whole numbers, as the metadata's `id`") from None
     return [number for number in numbers if 0 <= number < 2**63]
+
+
+def _when_sent(work: Callable[[], T], deadline: float) -> T:
+    """The result of `work()`, which raises IndexIncomplete while another caller sends the index.
+
+    Raises DeadlineExceeded.
+    """
+    try:
+        return retry(work, lambda error: isinstance(error, IndexIncomplete), PAUSES, deadline)
+    except IndexIncomplete:
+        raise DeadlineExceeded(
+            "the index was being sent to the model server all the time that there was"
+        ) from None

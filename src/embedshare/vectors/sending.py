@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from embedshare.backoff import Backoff
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult
-from embedshare.errors import DeadlineExceeded, IndexIncomplete, ServerUnavailable, UnknownIndex
+from embedshare.errors import IndexIncomplete, ServerUnavailable, UnknownIndex
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece
 from embedshare.vectors import choice
@@ -24,8 +24,8 @@ T = TypeVar("T")
 PIECE_BYTES = 8 << 20
 #: An index is sent so often at one time, where servers end meanwhile.
 TRIES = 5
-#: Who waits for an index that another sends asks again after so many seconds, and then less and less often.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
+#: A caller that waits for an index that another one sends asks again after these pauses.
+PAUSES = Backoff(0.01, 0.25)
 
 
 class Model(Protocol):
@@ -47,22 +47,6 @@ class Model(Protocol):
 
     @property
     def piece_bytes(self) -> int: ...
-
-
-class Pauses:
-    """Waiting for what another does, a little longer each time."""
-
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
-        self._next_s = FIRST_PAUSE_S
-
-    def pause(self) -> None:
-        """Raises DeadlineExceeded when there is no time left."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the index was being sent to the model server all the time that there was")
-        time.sleep(min(left, self._next_s))
-        self._next_s = min(LONGEST_PAUSE_S, 2 * self._next_s)
 
 
 class ServerCopy:
