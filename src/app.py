@@ -9,9 +9,7 @@ from __future__ import annotations
 import _thread
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from flask import Flask
 from loguru import logger
@@ -41,6 +39,7 @@ from embedshare.web import (
     openai,
     openapi,
     paths,
+    routes,
     search,
     tei,
     tracing,
@@ -71,7 +70,7 @@ def create_app(
     """
     settings = settings or Settings.load()
     model = model or _shared_model()
-    app = _Application(__name__, static_folder=None)
+    app = routes.Application(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_message_bytes
     if settings.web.trusted_proxies:
         trusted = settings.web.trusted_proxies
@@ -113,14 +112,6 @@ def create_app(
     app.register_blueprint(metrics.blueprint(measured))
     app.register_blueprint(openapi.blueprint())
     return app
-
-
-class _Application(Flask):
-    """One whose views and hooks are plain functions: Flask looks a dozen times a request whether they are."""
-
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """See Flask."""
-        return func
 
 
 def main() -> int:

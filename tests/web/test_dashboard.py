@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import requests
-from flask import Flask
 from flask.testing import FlaskClient
 
 from embeddingClient import EmbeddingClient
-from embedshare.web import dashboard, errors
+from embedshare.web import dashboard, errors, routes
 from tests.processes import ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 
 
 def browser_of(model: dashboard.Observed, supervised: Any = list) -> FlaskClient:
-    app = Flask("test", static_folder=None)
+    app = routes.Application("test", static_folder=None)
     errors.register(app)
     app.register_blueprint(dashboard.blueprint(model, supervised))
     return app.test_client()

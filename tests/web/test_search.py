@@ -8,13 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.settings import SearchSettings, Settings, WebSettings
-from embedshare.web import errors, search
+from embedshare.web import errors, routes, search
 from tests.processes import ModelServer, wait_for
 from tests.searching import BREAD, Searching, searching
 
@@ -123,7 +122,7 @@ def test_searches_that_wait_leave_room_for_others_and_more_of_them_are_told_when
         timings = SimpleNamespace(engine_s=0.0, fetch_s=0.0, rank_s=0.0, total_s=0.0)
         return SimpleNamespace(context=query, urls=[], passages=[], others=[], timings=timings)
 
-    app = Flask("test")
+    app = routes.Application("test")
     errors.register(app)
     app.register_blueprint(search.blueprint(SimpleNamespace(web_search=slow), 2))
     ask = lambda: app.test_client().post("/search", json={"query": "a"})  # noqa: E731

@@ -30,8 +30,8 @@ from tests.web.conftest import Worker
 #: Names by the object of waitress's that has them.
 NAMES = {
     "listener": (
-        "_map", "accepting", "active_channels", "add_task", "asyncore", "channel_class", "del_channel",
-        "handle_accept", "pull_trigger", "run", "socket", "task_dispatcher", "trigger",
+        "_map", "accepting", "active_channels", "add_task", "application", "asyncore", "channel_class",
+        "del_channel", "handle_accept", "pull_trigger", "run", "socket", "task_dispatcher", "trigger",
     ),
     "trigger": ("pull_trigger", "readable", "writable", "accepting"),
     "dispatcher": ("active_count", "queue", "shutdown"),

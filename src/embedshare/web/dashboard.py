@@ -14,6 +14,7 @@ from embedshare.errors import EmbedshareError
 from embedshare.web import openapi, pages
 from embedshare.web.latest import Latest
 from embedshare.web.metrics import Requests
+from embedshare.web.routes import OPEN, Tag
 
 
 class Observed(Protocol):
@@ -82,13 +83,13 @@ def blueprint(
     routes = Blueprint("dashboard", __name__)
     latest, latest_supervised = Latest(lambda: model.stats()), Latest(supervised)
 
-    @routes.get("/dashboard")
+    @routes.get("/dashboard", scopes=OPEN, tag=Tag.PAGES)
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def dashboard() -> Response:
         """A live page for people."""
         return pages.page("dashboard")
 
-    @routes.get("/dashboard/static/<name>")
+    @routes.get("/dashboard/static/<name>", scopes=OPEN, tag=Tag.PAGES)
     @openapi.describe(
         {200: {kind.partition(";")[0]: str for kind in pages.MEDIA_TYPES.values()}, 304: {}},
         errors=(NotFound,),
@@ -99,7 +100,7 @@ def blueprint(
             raise NotFound(f"the pages have no file {name!r}")
         return pages.static(name)
 
-    @routes.get("/dashboard/data")
+    @routes.get("/dashboard/data", scopes=("metrics",), tag=Tag.PAGES)
     @openapi.describe({200: DashboardData})
     def dashboard_data() -> Response:
         """The figures of the live page, now."""

@@ -18,7 +18,8 @@ from embedshare.calls import EmbedResult
 from embedshare.errors import EmptyInput, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
-from embedshare.web.errors import JSON
+from embedshare.web.errors import JSON, TeiError
+from embedshare.web.routes import Tag
 from embedshare.web.served import Served
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
@@ -105,7 +106,7 @@ def blueprint(served: Served) -> Blueprint:
     either, of_inputs = msgspec.json.Decoder(_EitherRequest), msgspec.json.Decoder(InputsRequest)
     one_text = msgspec.json.Decoder(str)
 
-    @routes.post("/embed")
+    @routes.post("/embed", scopes=("embed",), form=TeiError, tag=Tag.EMBEDDINGS)
     @openapi.describe(
         {200: {JSON: Embeddings | list[list[float]], BASE64: Base64Embeddings}},
         errors=REFUSED_AS_TEI,
@@ -141,7 +142,7 @@ def blueprint(served: Served) -> Blueprint:
         response.vary.add("Accept")
         return response
 
-    @routes.post("/")
+    @routes.post("/", scopes=("embed",), form=TeiError, tag=Tag.EMBEDDINGS)
     @openapi.describe(
         {200: list[list[float]]}, errors=REFUSED_AS_TEI, body=InputsRequest, examples={"inputs": _INPUTS}
     )
@@ -151,7 +152,7 @@ def blueprint(served: Served) -> Blueprint:
         asked = body.read(of_inputs, '{"inputs": ["a text"]}', untyped=True)
         return _bare(served, asked.inputs, asked)
 
-    @routes.post("/embed/single")
+    @routes.post("/embed/single", scopes=("embed",), tag=Tag.EMBEDDINGS)
     @openapi.describe(
         {200: OneEmbedding},
         errors=(*REFUSED, UnprocessableEntity),

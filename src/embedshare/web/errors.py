@@ -1,4 +1,4 @@
-"""One ladder from exception to HTTP status, and the one place that knows each API's form of an error.
+"""One ladder from exception to HTTP status, and the one place that writes each API's form of an error.
 
 Every error is JSON, and none shows a stack trace.
 """
@@ -9,7 +9,7 @@ import math
 import re
 
 import msgspec
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from loguru import logger
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
@@ -21,6 +21,7 @@ from embedshare.errors import (
     TooLarge,
     UnknownModel,
 )
+from embedshare.web import routes
 
 JSON = "application/json"
 #: What any call of the model may raise, beside what its arguments may be wrong in.
@@ -29,8 +30,6 @@ OF_THE_MODEL = tuple(
     for kind in EmbedshareError.__subclasses__()
     if kind.http_status >= 503 and kind is not DatabaseUnavailable
 )
-#: The paths of text-embeddings-inference; `/embed` is this product's own as well.
-_OF_TEI = frozenset({"/", "/embed", "/info", "/tokenize"})
 #: OpenAI's own words for what its clients look for.
 _OPENAI_CODES = {UnknownModel.__name__: "model_not_found"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -101,16 +100,24 @@ def body_too_large(limit: int) -> TooLarge:
     return TooLarge(f"the body is larger than EMBEDDING_MAX_MESSAGE_BYTES allows, {limit:,} bytes")
 
 
-def form_of(path: str) -> type[msgspec.Struct]:
-    """How errors look under a path; everywhere else as `Error`, which is Ollama's form and more."""
-    if path == "/v1" or path.startswith("/v1/"):
-        return OpenAIError
-    return TeiError if path in _OF_TEI else Error
+def form_at(app: Flask, path: str) -> type[msgspec.Struct]:
+    """How errors look at a path: as its route declares, else as all routes below its first part do.
+
+    `Error` is Ollama's form and more.
+    """
+    there = app.url_map.bind("")
+    methods = list(there.allowed_methods(path))
+    if methods:
+        found = [there.match(path, methods[0], return_rule=True)[0]]
+    else:
+        first = path.split("/")[1:2]
+        found = [route for route in routes.of(app) if route.rule.split("/")[1:2] == first]
+    forms = {route.form for route in found if isinstance(route, routes.Route)}
+    return (forms.pop() if len(forms) == 1 else None) or Error
 
 
-def body(path: str, message: str, kind: str, status: int) -> bytes:
-    """An error as it goes out to who asked for `path`."""
-    form = form_of(path)
+def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> bytes:
+    """An error as it goes out."""
     error: msgspec.Struct
     if form is OpenAIError:
         of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -134,4 +141,5 @@ def _tei_type(kind: str, status: int) -> str:
 
 
 def _response(message: str, kind: str, status: int) -> Response:
-    return Response(body(request.path, message, kind, status), status, content_type=JSON)
+    form = form_at(current_app, request.path)
+    return Response(body(form, message, kind, status), status, content_type=JSON)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import cache
 from typing import Protocol
 
 from flask import Flask, Response, g, request
@@ -11,27 +10,13 @@ from flask import Flask, Response, g, request
 from embedshare.api_keys import Caller
 from embedshare.errors import Forbidden, RateLimited, Unauthenticated
 from embedshare.web.keys import KeyRing
+from embedshare.web.routes import OPEN, Route
 
-#: Pages without their data, the description of all routes, and what tells that a worker is there: open to
-#: everybody.
-OPEN = frozenset(
-    ("", "health", "openapi.json", "docs", "docs/static", "dashboard", "dashboard/static", "search")
-)
-#: By the first part of a route, or its first two: the scopes of which a caller's key needs one. `admin`
-#: stands for all of them, and is needed for what is not here.
-NEEDED = {
-    **dict.fromkeys(("", "embed", "v1", "api", "info", "tokenize", "model"), ("embed",)),
-    **dict.fromkeys(("search", "index"), ("search",)),
-    **dict.fromkeys(("dashboard", "metrics", "load", "embedding"), ("metrics",)),
-    "embedding/health": ("embed", "metrics"),
-    "settings": ("settings",),
-}
 _NO_KEY = (
     "this needs an API key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`; `service_manager.py keys "
     "create` makes one"
 )
 _UNKNOWN_KEY = "the API key that came is not valid: it is mistyped, was revoked or has expired"
-_READING = ("GET", "HEAD")
 #: Of an IPv6 address the part that a network has: its hosts choose the rest as they like.
 _IPV6_NETWORK_BITS = 64
 #: IPv4 callers of a network that speaks IPv6 alone are seen there, each by its own address.
@@ -53,33 +38,24 @@ def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
 
     @app.before_request
     def enter() -> None:
-        if request.method == "OPTIONS" or request.url_rule is None:
+        route = request.url_rule
+        if request.method == "OPTIONS" or route is None:
             return
-        needed = scopes_for(request.url_rule.rule, request.method)
-        if needed is None:
+        assert isinstance(route, Route)
+        if route.scopes == OPEN:
             return
         key = None if ring is None else _key()
         caller = None if ring is None else ring.find(key)
         if rates is not None and (caller is None or caller.id is not None):
             _count(rates, _network(request.remote_addr) if caller is None else f"key {caller.id}")
         if ring is not None:
-            g.caller_name = _admitted(caller, key, needed).name
+            g.caller_name = _admitted(caller, key, route.scopes).name
 
     @app.after_request
     def explain(response: Response) -> Response:
         for name, value in g.get("explanation", {}).items():
             response.headers[name] = value
         return response
-
-
-@cache
-def scopes_for(route: str, method: str) -> tuple[str, ...] | None:
-    """The scopes of which a route, as Flask writes it, needs one; None where it is open to everybody."""
-    parts = route.strip("/").split("/")
-    first_two = "/".join(parts[:2])
-    if method in _READING and (first_two in OPEN or parts == ["docs"]):
-        return None
-    return NEEDED.get(first_two) or NEEDED.get(parts[0]) or ("admin",)
 
 
 def _key() -> str | None:

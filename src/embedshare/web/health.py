@@ -12,6 +12,8 @@ from flask import Blueprint, Response
 from embedshare import __version__
 from embedshare.identity import ModelDescription
 from embedshare.web import errors, openapi
+from embedshare.web.errors import TeiError
+from embedshare.web.routes import OPEN, Tag
 
 #: How what a worker depends on is, in a word: `connected`, `disconnected`, `off`, `unknown`.
 Dependencies = Mapping[str, Callable[[], str]]
@@ -106,13 +108,13 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     routes = Blueprint("health", __name__)
     born = time.monotonic()
 
-    @routes.get("/")
+    @routes.get("/", scopes=OPEN, form=TeiError, tag=Tag.HEALTH)
     @openapi.describe({200: {"text/plain": str}})
     def running() -> Response:
         """Does anything answer here? Clients of Ollama ask so, by GET or HEAD."""
         return Response(_RUNNING, content_type="text/plain; charset=utf-8")
 
-    @routes.get("/health")
+    @routes.get("/health", scopes=OPEN, tag=Tag.HEALTH)
     @openapi.describe({200: Alive})
     def health() -> dict[str, Any]:
         """Is this worker alive?"""
@@ -120,20 +122,20 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
         alive = Alive("ok", "embedshare", __version__, round(time.monotonic() - born, 3), known)
         return msgspec.structs.asdict(alive)
 
-    @routes.get("/embedding/health")
+    @routes.get("/embedding/health", scopes=("embed", "metrics"), tag=Tag.HEALTH)
     @openapi.describe({200: ModelHealth, 503: DegradedHealth})
     def embedding_health() -> tuple[dict[str, Any], int]:
         """How is the model?"""
         report = model.health()
         return report, 200 if report["status"] == "ok" else 503
 
-    @routes.get("/embedding/stats")
+    @routes.get("/embedding/stats", scopes=("metrics",), tag=Tag.HEALTH)
     @openapi.describe({200: Stats}, errors=errors.OF_THE_MODEL)
     def embedding_stats() -> dict[str, Any]:
         """What has the model done?"""
         return {"status": "ok", **model.stats()}
 
-    @routes.get("/model/info")
+    @routes.get("/model/info", scopes=("embed",), tag=Tag.HEALTH)
     @openapi.describe({200: ModelInfo}, errors=errors.OF_THE_MODEL)
     def model_info() -> dict[str, Any]:
         """Which model answers?"""

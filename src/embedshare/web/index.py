@@ -23,6 +23,7 @@ from embedshare.web import body, errors, openapi
 from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
 from embedshare.web.index_files import IndexFiles
+from embedshare.web.routes import Tag
 
 #: Limits of all indexes of a machine's workers together, in equal shares of the API keys that have some.
 MOST_INDEXES = 64
@@ -108,6 +109,9 @@ class Results(msgspec.Struct):
     results: list[Result]
 
 
+_DECLARED: dict[str, Any] = {"scopes": ("search",), "tag": Tag.INDEXES}
+
+
 def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     """`/index` and what is below it; `folder`: where the workers of this machine keep their indexes."""
     routes = Blueprint("index", __name__)
@@ -122,7 +126,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     )
     example = '{"documents": ["a text"]}'
 
-    @routes.post("/index")
+    @routes.post("/index", **_DECLARED)
     @openapi.describe(
         {201: IndexMade},
         errors=(
@@ -146,7 +150,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
         name = kept.keep(index, g.get("caller_name", ""))
         return _json(IndexMade(name, len(index), index.dimension)), 201
 
-    @routes.post("/index/<index>/search")
+    @routes.post("/index/<index>/search", **_DECLARED)
     @openapi.describe(
         {200: Results},
         errors=(InvalidInput, TooLarge, NotFound, UnsupportedMediaType, IndexNotKept, *errors.OF_THE_MODEL),
@@ -162,7 +166,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
         found = model.search_index(asked.query, one, top_k=int(asked.top_k))
         return _json(Results(msgspec.convert(found, list[Result])))
 
-    @routes.post("/index/<index>/documents")
+    @routes.post("/index/<index>/documents", **_DECLARED)
     @openapi.describe(
         {200: IndexMade},
         errors=(
@@ -190,7 +194,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
             raise _unknown(index)
         return _json(IndexMade(index, len(changed), changed.dimension))
 
-    @routes.delete("/index/<index>")
+    @routes.delete("/index/<index>", **_DECLARED)
     @openapi.describe({204: {}}, errors=(NotFound, IndexNotKept, Overloaded))
     def delete_index(index: str) -> tuple[str, int]:
         """Let an index go."""

@@ -191,7 +191,8 @@ class _ErrorTask(ErrorTask):
         # It has none where its head was not understood; of one that was too long waitress makes up "/".
         unknown = isinstance(error, RequestHeaderFieldsTooLarge)
         path = "" if unknown else getattr(self.request, "path", "")
-        body = errors.body(paths.normalized(path), message, kind, error.code)
+        app: Any = self.channel.server.application
+        body = errors.body(errors.form_at(app, paths.normalized(path)), message, kind, error.code)
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [("Content-Type", errors.JSON), ("Cache-Control", "no-store"), *headers.FIXED]
         self.set_close_on_finish()

@@ -8,6 +8,7 @@ import msgspec
 from flask import Blueprint, current_app
 
 from embedshare.web import openapi
+from embedshare.web.routes import Tag
 
 #: Under which the WSGI server tells the application how many requests it holds.
 IN_FLIGHT = "embedshare.in_flight"
@@ -25,7 +26,7 @@ def blueprint(threads: int) -> Blueprint:
     """`GET /load`, by which the supervisor decides how many workers there are to be."""
     routes = Blueprint("load", __name__)
 
-    @routes.get("/load")
+    @routes.get("/load", scopes=("metrics",), tag=Tag.FIGURES)
     @openapi.describe({200: Load})
     def load() -> dict[str, int | None]:
         """How busy is this worker?"""

@@ -32,6 +32,7 @@ from embedshare.telemetry.histogram import MILLISECONDS
 from embedshare.web import openapi
 from embedshare.web.errors import JSON
 from embedshare.web.latest import Latest
+from embedshare.web.routes import Tag
 
 #: The states that `stats()["client"]["state"]` can have, all shown.
 STATES = ("connecting", "connected", "falling back", "refused", "local", "closed")
@@ -269,7 +270,7 @@ def blueprint(measured: Metrics) -> Blueprint:
     """`GET /metrics`."""
     routes = Blueprint("metrics", __name__)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", scopes=("metrics",), tag=Tag.FIGURES)
     @openapi.describe({200: {TEXT: str, JSON: Summary}})
     def metrics() -> Response:
         """This worker's numbers.

@@ -17,6 +17,7 @@ from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
 from embedshare.web.embed import dumped
 from embedshare.web.errors import JSON
+from embedshare.web.routes import Tag
 from embedshare.web.served import LATEST, Served
 
 T = TypeVar("T")
@@ -154,6 +155,9 @@ _OF_TEXTS = (
 _OF_PROMPT = {**_NAMED, "prompt": "one model"}, {"embedding": [0.0132, -0.0417, 0.0908]}
 
 
+_DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.OLLAMA}
+
+
 def blueprint(served: Served) -> Blueprint:
     """What is below `/api`."""
     routes = Blueprint("ollama", __name__)
@@ -161,7 +165,7 @@ def blueprint(served: Served) -> Blueprint:
     of_prompt = msgspec.json.Decoder(OllamaPrompt)
     of_name = msgspec.json.Decoder(OllamaName)
 
-    @routes.post("/api/embed")
+    @routes.post("/api/embed", **_DECLARED)
     @openapi.describe(
         {200: OllamaEmbeddings}, errors=_REFUSED, body=OllamaRequest, examples={"texts": _OF_TEXTS}
     )
@@ -186,7 +190,7 @@ def blueprint(served: Served) -> Blueprint:
         }
         return Response(dumped(answer), content_type=JSON)
 
-    @routes.post("/api/embeddings")
+    @routes.post("/api/embeddings", **_DECLARED)
     @openapi.describe(
         {200: OllamaEmbedding}, errors=_REFUSED, body=OllamaPrompt, examples={"prompt": _OF_PROMPT}
     )
@@ -197,7 +201,7 @@ def blueprint(served: Served) -> Blueprint:
         rows = served.embed([asked.prompt] if asked.prompt else []).rows
         return Response(dumped({"embedding": rows[0] if len(rows) else []}), content_type=JSON)
 
-    @routes.get("/api/tags")
+    @routes.get("/api/tags", **_DECLARED)
     @openapi.describe({200: OllamaModels}, errors=errors.OF_THE_MODEL)
     def ollama_tags() -> Response:
         """The names that the model is listed by."""
@@ -209,7 +213,7 @@ def blueprint(served: Served) -> Blueprint:
             )
         )
 
-    @routes.get("/api/ps")
+    @routes.get("/api/ps", **_DECLARED)
     @openapi.describe({200: OllamaProcesses}, errors=errors.OF_THE_MODEL)
     def ollama_ps() -> Response:
         """The model, which is always loaded."""
@@ -222,7 +226,7 @@ def blueprint(served: Served) -> Blueprint:
         )  # fmt: skip
         return _json(OllamaProcesses([running]))
 
-    @routes.post("/api/show")
+    @routes.post("/api/show", **_DECLARED)
     @openapi.describe({200: OllamaShown}, errors=_REFUSED, body=OllamaName)
     def ollama_show() -> Response:
         """What there is to tell of the model."""
@@ -240,7 +244,7 @@ def blueprint(served: Served) -> Blueprint:
         }
         return _json(OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded.at)))
 
-    @routes.get("/api/version")
+    @routes.get("/api/version", **_DECLARED)
     @openapi.describe({200: OllamaVersion})
     def ollama_version() -> Response:
         """This product's version."""

@@ -13,7 +13,8 @@ from embedshare.calls import Inputs
 from embedshare.errors import InvalidInput, UnknownModel
 from embedshare.web import body, errors, openapi
 from embedshare.web.embed import REFUSED, dumped, in_base64
-from embedshare.web.errors import JSON
+from embedshare.web.errors import JSON, OpenAIError
+from embedshare.web.routes import Tag
 from embedshare.web.served import Served
 
 _Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -101,13 +102,16 @@ _EXAMPLE_ANSWER = {
 }
 
 
+_DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": OpenAIError, "tag": Tag.OPENAI}
+
+
 def blueprint(served: Served) -> Blueprint:
     """`POST /v1/embeddings`, `GET /v1/models` and `GET /v1/models/{name}`."""
     routes = Blueprint("openai", __name__)
     decoder = msgspec.json.Decoder(OpenAIRequest)
     created = int(time.time())
 
-    @routes.post("/v1/embeddings")
+    @routes.post("/v1/embeddings", **_DECLARED)
     @openapi.describe(
         {200: OpenAIEmbeddings},
         errors=(*REFUSED, UnknownModel),
@@ -141,14 +145,14 @@ def blueprint(served: Served) -> Blueprint:
         }
         return Response(dumped(answer), content_type=JSON)
 
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", **_DECLARED)
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
         """The names that the model is listed by."""
         answer = OpenAIModels("list", [_model(name, created) for name in served.names])
         return Response(msgspec.json.encode(answer), content_type=JSON)
 
-    @routes.get("/v1/models/<path:name>")
+    @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
         """Whether the model can be asked for by a name, which may hold slashes."""

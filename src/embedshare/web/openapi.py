@@ -14,7 +14,6 @@ import msgspec
 from apispec import APISpec
 from flask import Blueprint, Flask, Response, current_app
 from werkzeug.exceptions import HTTPException, InternalServerError
-from werkzeug.routing import Rule
 
 from embedshare import __version__
 from embedshare.errors import (
@@ -29,7 +28,8 @@ from embedshare.errors import (
 from embedshare.web import errors as forms
 from embedshare.web import pages
 from embedshare.web.errors import JSON
-from embedshare.web.gate import scopes_for
+from embedshare.web.routes import OPEN, Route, Tag
+from embedshare.web.routes import of as routes_of
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
@@ -40,23 +40,6 @@ One embedding model, shared by all workers of a machine. Where a worker asks for
 `Authorization: Bearer KEY` or `X-API-Key: KEY`; each operation names the scopes of which a key needs one.
 Errors are JSON: what was wrong, and what is allowed.
 """
-#: The topics of the operations, by the name of the blueprint that they are on.
-TAGS = {
-    "embed": "Embeddings",
-    "openai": "OpenAI's API",
-    "ollama": "Ollama's API",
-    "tei": "text-embeddings-inference's API",
-    "search": "Web search",
-    "index": "Vector indexes",
-    "model": "The model",
-    "settings": "Settings",
-    "health": "Health",
-    "metrics": "Figures",
-    "load": "Figures",
-    "dashboard": "Pages",
-    "docs": "Pages",
-    "openapi": "Pages",
-}
 #: How a caller shows its API key.
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
@@ -106,13 +89,13 @@ def blueprint() -> Blueprint:
     routes = Blueprint("openapi", __name__)
     described = cache(lambda: _description(current_app))  # when it is asked for: then all routes are known
 
-    @routes.get("/openapi.json")
+    @routes.get("/openapi.json", scopes=OPEN, tag=Tag.PAGES)
     @describe({200: dict[str, Any]})
     def openapi() -> dict[str, Any]:
         """This description, in OpenAPI 3.1."""
         return described()
 
-    @routes.get("/docs")
+    @routes.get("/docs", scopes=OPEN, tag=Tag.PAGES)
     @describe({200: {"text/html": str}, 304: {}})
     def docs_page() -> Response:
         """A page where people read this description, and try out what it describes."""
@@ -122,35 +105,31 @@ def blueprint() -> Blueprint:
 
 
 def _description(app: Flask) -> dict[str, Any]:
-    routes = [
-        (rule, method, app.view_functions[rule.endpoint])
-        for rule in app.url_map.iter_rules()
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+    operations = [
+        (route, method, app.view_functions[route.endpoint])
+        for route in routes_of(app)
+        for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"})
     ]
-    types = _types(vars(view)["operation"] for _, _, view in routes)
+    types = _types(vars(view)["operation"] for _, _, view in operations)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(types, references, strict=True))
     info = {
         "description": inspect.cleandoc(_ABOUT),
         "license": {"name": "MIT", "identifier": "MIT"},
     }
-    used = {_tag(rule) for rule, _, _ in routes}
+    used = {route.tag for route, _, _ in operations}
     spec = APISpec(
         "embedshare", __version__, "3.1.0", info=info, servers=[{"url": "."}],
-        tags=[{"name": name} for name in dict.fromkeys(TAGS.values()) if name in used],
+        tags=[{"name": tag.value} for tag in Tag if tag in used],
     )  # fmt: skip
     for name, scheme in _SCHEMES.items():
         spec.components.security_scheme(name, scheme)
     for name, schema in components.items():
         spec.components.schema(name, _dedented(schema))
-    for rule, method, view in routes:
-        described = _described(view, rule.rule, method, schemas) | {"tags": [_tag(rule)]}
-        spec.path(_VARIABLE.sub(r"{\1}", rule.rule), operations={method.lower(): described})
+    for route, method, view in operations:
+        described = _described(view, route, schemas)
+        spec.path(_VARIABLE.sub(r"{\1}", route.rule), operations={method.lower(): described})
     return spec.to_dict()
-
-
-def _tag(rule: Rule) -> str:
-    return TAGS[rule.endpoint.partition(".")[0]]
 
 
 def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
@@ -167,14 +146,12 @@ def _types(operations: Iterable[_Operation]) -> list[Any]:
     return list(dict.fromkeys(types))
 
 
-def _described(
-    view: Callable[..., Any], path: str, method: str, schemas: Mapping[Any, Any]
-) -> dict[str, Any]:
+def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     operation: _Operation = vars(view)["operation"]
     summary, _, text = (inspect.getdoc(view) or "").partition("\n\n")
-    scopes = scopes_for(path, method)
-    if scopes is not None:
-        text = f"{text}\n\nScope: {' or '.join(f'`{scope}`' for scope in scopes)}.".strip()
+    is_open = route.scopes == OPEN
+    if not is_open:
+        text = f"{text}\n\nScope: {' or '.join(f'`{scope}`' for scope in route.scopes)}.".strip()
     responses: dict[int, Any] = {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -185,12 +162,12 @@ def _described(
     if operation.examples:
         shown = {name: answer for name, (_, answer) in operation.examples.items()}
         responses[min(responses)]["content"][JSON] |= _shown(shown)
-    of_the_gate: tuple[Raised, ...] = () if scopes is None else (Unauthenticated, Forbidden, RateLimited)
+    of_the_gate: tuple[Raised, ...] = () if is_open else (Unauthenticated, Forbidden, RateLimited)
     of_no_keys: tuple[Raised, ...] = (HostRefused, OriginRefused)
     for error in dict.fromkeys((*operation.errors, *of_the_gate, *of_no_keys, InternalServerError)):
         status = error.http_status if issubclass(error, EmbedshareError) else error.code or 500
         response = responses.setdefault(
-            status, {"description": "", "content": {JSON: {"schema": schemas[forms.form_of(path)]}}}
+            status, {"description": "", "content": {JSON: {"schema": schemas[route.form or forms.Error]}}}
         )
         response["description"] += f"- {error.__name__}: {_sentence(error)}\n"
         if error in (Overloaded, RateLimited):
@@ -200,11 +177,12 @@ def _described(
         "summary": summary,
         "description": text,
         "responses": responses,
-        "security": [] if scopes is None else [{}, *({name: []} for name in _SCHEMES)],
+        "tags": [route.tag.value],
+        "security": [] if is_open else [{}, *({name: []} for name in _SCHEMES)],
     }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in _VARIABLE.findall(path)
+        for name in _VARIABLE.findall(route.rule)
     ]
     parameters += [
         {"name": name, "in": "query", "schema": schemas[kind]} for name, kind in operation.query.items()

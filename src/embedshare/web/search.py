@@ -14,6 +14,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 from embedshare.errors import InvalidInput, Overloaded, SearchDisabled, SearchFailed, TooLarge
 from embedshare.web import body, errors, openapi, pages
 from embedshare.web.errors import JSON
+from embedshare.web.routes import OPEN, Tag
 
 
 class Ranked(Protocol):
@@ -111,13 +112,13 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     decoder = msgspec.json.Decoder(SearchRequest)
     places = threading.BoundedSemaphore(at_once)
 
-    @routes.get("/search")
+    @routes.get("/search", scopes=OPEN, tag=Tag.SEARCH)
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def search_page() -> Response:
         """A page where people can try the web search."""
         return pages.page("search")
 
-    @routes.post("/search")
+    @routes.post("/search", scopes=("search",), tag=Tag.SEARCH)
     @openapi.describe(
         {200: SearchAnswer},
         errors=(

@@ -26,6 +26,7 @@ from embedshare.errors import (
     UnknownSetting,
 )
 from embedshare.web import body, openapi
+from embedshare.web.routes import Tag
 
 #: Changes that `/settings/audit` shows, at most and where nothing else is asked for.
 MOST_CHANGES, CHANGES = 1000, 100
@@ -95,6 +96,9 @@ class _Key(BaseConverter):
     regex = "(?!(?:audit|bulk)$)[^/]+"
 
 
+_DECLARED: dict[str, Any] = {"scopes": ("settings",), "tag": Tag.SETTINGS}
+
+
 def blueprint(changes: Changes) -> Blueprint:
     """`/settings`, `/settings/bulk`, `/settings/<key>` and `/settings/audit`."""
     routes = Blueprint("settings", __name__)
@@ -102,13 +106,13 @@ def blueprint(changes: Changes) -> Blueprint:
     single = msgspec.json.Decoder(SettingRequest)
     bulk = msgspec.json.Decoder(BulkRequest)
 
-    @routes.get("/settings")
+    @routes.get("/settings", **_DECLARED)
     @openapi.describe({200: SettingsAnswer})
     def settings() -> dict[str, Any]:
         """What can be changed while everything runs, and what holds."""
         return _answer(changes, changes.live.now, set())
 
-    @routes.post("/settings")
+    @routes.post("/settings", **_DECLARED)
     @openapi.describe({200: SettingsAnswer}, errors=(*_SENT, *_CHANGING), body=SettingRequest)
     def set_one() -> dict[str, Any]:
         """Change a setting, for every worker and the model server.
@@ -118,20 +122,20 @@ def blueprint(changes: Changes) -> Blueprint:
         asked = body.read(single, '{"key": "max_batch_size", "value": 32}')
         return _answer(changes, changes.change({asked.key: asked.value}, _who()), {asked.key})
 
-    @routes.post("/settings/bulk")
+    @routes.post("/settings/bulk", **_DECLARED)
     @openapi.describe({200: SettingsAnswer}, errors=(*_SENT, *_CHANGING), body=BulkRequest)
     def set_many() -> dict[str, Any]:
         """Change several settings: all of them, or none."""
         asked = body.read(bulk, '{"settings": {"max_batch_size": 32}}').settings
         return _answer(changes, changes.change(asked, _who()), set(asked))
 
-    @routes.delete("/settings/<setting:key>")
+    @routes.delete("/settings/<setting:key>", **_DECLARED)
     @openapi.describe({200: SettingsAnswer}, errors=_CHANGING)
     def delete(key: str) -> dict[str, Any]:
         """Have the environment's value hold again."""
         return _answer(changes, changes.delete(key, _who()), {key})
 
-    @routes.get("/settings/audit")
+    @routes.get("/settings/audit", **_DECLARED)
     @openapi.describe(
         {200: Audit},
         errors=(InvalidInput, SettingsFixed, DatabaseUnavailable),

@@ -10,7 +10,8 @@ from flask import Blueprint, Response
 from embedshare import __version__
 from embedshare.web import body, errors, openapi
 from embedshare.web.embed import REFUSED_AS_TEI, listed
-from embedshare.web.errors import JSON
+from embedshare.web.errors import JSON, TeiError
+from embedshare.web.routes import Tag
 from embedshare.web.served import Served
 
 
@@ -46,12 +47,15 @@ class SimpleToken(msgspec.Struct):
     stop: int | None
 
 
+_DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": TeiError, "tag": Tag.TEI}
+
+
 def blueprint(served: Served) -> Blueprint:
     """`GET /info` and `POST /tokenize`."""
     routes = Blueprint("tei", __name__)
     decoder = msgspec.json.Decoder(TokenizeRequest)
 
-    @routes.get("/info")
+    @routes.get("/info", **_DECLARED)
     @openapi.describe({200: Info}, errors=errors.OF_THE_MODEL)
     def info() -> Response:
         """What the model is."""
@@ -70,7 +74,7 @@ def blueprint(served: Served) -> Blueprint:
             )
         )
 
-    @routes.post("/tokenize")
+    @routes.post("/tokenize", **_DECLARED)
     @openapi.describe({200: list[list[SimpleToken]]}, errors=REFUSED_AS_TEI, body=TokenizeRequest)
     def tokenize() -> Response:
         """The tokens of texts, none of which is cut."""

@@ -1,0 +1,70 @@
+"""What a route declares where it is registered: who may call it, how its errors look, where it is described.
+
+`@routes.post("/embed", scopes=("embed",), form=TeiError, tag=Tag.EMBEDDINGS)`: Flask hands them to Route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import msgspec
+from flask import Flask
+from werkzeug.routing import Rule
+
+#: The scopes of a route that everybody may call, whose requests are not counted either.
+OPEN: tuple[str, ...] = ()
+ADMIN = ("admin",)
+
+
+class Tag(str, Enum):
+    """The topics of the API's description, in the order in which it lists them."""
+
+    EMBEDDINGS = "Embeddings"
+    OPENAI = "OpenAI's API"
+    OLLAMA = "Ollama's API"
+    TEI = "text-embeddings-inference's API"
+    SEARCH = "Web search"
+    INDEXES = "Vector indexes"
+    SETTINGS = "Settings"
+    HEALTH = "Health"
+    FIGURES = "Figures"
+    PAGES = "Pages"
+
+
+class Route(Rule):
+    """A rule of the URL map, with what was declared of it.
+
+    A caller's key needs one of `scopes`, or `admin`. A route that declares none needs `admin`: one that was
+    forgotten is closed. `form` is None for errors in this product's own form.
+    """
+
+    def __init__(
+        self,
+        string: str,
+        *,
+        scopes: tuple[str, ...] = ADMIN,
+        form: type[msgspec.Struct] | None = None,
+        tag: Tag = Tag.PAGES,
+        **options: Any,
+    ) -> None:
+        super().__init__(string, **options)
+        self.scopes = scopes
+        self.form = form
+        self.tag = tag
+
+
+class Application(Flask):
+    """A Flask application of Routes, whose views and hooks are plain functions."""
+
+    url_rule_class: type[Rule] = Route
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """See Flask, which looks a dozen times a request whether `func` is a coroutine."""
+        return func
+
+
+def of(app: Flask) -> list[Route]:
+    """All routes of an application."""
+    return [rule for rule in app.url_map.iter_rules() if isinstance(rule, Route)]
