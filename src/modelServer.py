@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from embedshare import logs, platforms
+from embedshare import conversion, logs, platforms
 from embedshare.database.live import Live
 from embedshare.engine import vitals
 from embedshare.engine.model import Engine
@@ -137,14 +137,14 @@ def _database_model(settings: Settings, kept: KeptSettings) -> tuple[Engine, Set
 
     wanted = keeper.with_model(settings, kept.live.settings)
     try:
-        return Engine.load(wanted, wanted.model.device), wanted
+        return conversion.load(wanted, wanted.model.device), wanted
     except EmbedshareError as error:
         if keeper.same_model(wanted, settings):
             raise
         logger.error(
             "{} does not load, {} serves instead: {}", wanted.model.name, settings.model.name, error.message
         )
-        engine = Engine.load(settings, settings.model.device)
+        engine = conversion.load(settings, settings.model.device)
         keeper.roll_back_all(kept.live, kept.store, error.message)
         return engine, settings
 
@@ -182,10 +182,10 @@ def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:
             swapped = dataclasses.replace(
                 settings, model=dataclasses.replace(settings.model, name=noted.swapped_in)
             )
-            return Engine.load(swapped, swapped.model.device), swapped
+            return conversion.load(swapped, swapped.model.device), swapped
         except Exception as error:
             logger.error("{} does not load, {} serves instead: {}", noted.swapped_in, noted.configured, error)
-    return Engine.load(settings, settings.model.device), settings
+    return conversion.load(settings, settings.model.device), settings
 
 
 def _end_when_idle(service: EmbeddingService, stop: threading.Event, limit_s: float) -> None:

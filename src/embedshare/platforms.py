@@ -54,6 +54,15 @@ _UNACKNOWLEDGED_S = 30
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+#: Signals by which a process ends that did something wrong itself.
+_FAULTS = {
+    getattr(signal, name).value
+    for name in ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
+    if hasattr(signal, name)
+}
+_ABORTED_ON_WINDOWS = 3
+
+
 def replace(source: Path, target: Path) -> None:
     """Give a file another's name, in one step, which also others who read that one survive.
 
@@ -109,6 +118,16 @@ def may_have_gpu() -> bool:
     if sys.platform == "win32":
         return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+def cpu_features() -> str:
+    """The features that the system says its CPUs have, on Linux; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = (line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features")))
+    return " ".join(sorted(next(found, "").split()))
 
 
 def container_memory_left(
@@ -169,6 +188,24 @@ PASSES_SOCKETS = not WINDOWS
 def with_socket(listener: socket.socket | None) -> dict[str, Any]:
     """Arguments for subprocess.Popen: a child that has this socket, under the same number."""
     return {} if listener is None else {"pass_fds": (listener.fileno(),)}
+
+
+def ended_by_fault(code: int) -> bool:
+    """Whether a process with this exit code made a fault, such as a division by zero, or aborted.
+
+    One that was killed or asked to end did not.
+    """
+    if WINDOWS:
+        return code >= 0xC0000000 or code == _ABORTED_ON_WINDOWS
+    return -code in _FAULTS
+
+
+def how_ended(code: int) -> str:
+    """An exit code for an operator."""
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    except ValueError:
+        return f"signal {-code}"
 
 
 def own_process_group() -> dict[str, Any]:

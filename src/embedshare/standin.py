@@ -111,7 +111,8 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
     installation, and what `Engine.load` raises.
     """
     try:
-        from embedshare.engine import beside, model
+        from embedshare import conversion
+        from embedshare.engine import beside
         from embedshare.providers.local import Local
     except ImportError as error:
         raise MissingDependency(
@@ -119,9 +120,9 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
         ) from None
     identity = expected.identity if expected is not None else None
     if not settings.client.use_ipc:
-        return Local(model.Engine.load(settings, settings.model.device, identity))
+        return Local(conversion.load(settings, settings.model.device, identity))
     try:
-        return Local(beside.load(settings, settings.client.fallback_device, identity))
+        return Local(beside.load(settings, settings.client.fallback_device, identity, conversion.load))
     except (ModelMismatch, ModelNotFound) as error:
         if expected is None or not settings.server.on_loopback or expected.model_name == settings.model.name:
             raise
@@ -129,7 +130,7 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
             settings, model=dataclasses.replace(settings.model, name=expected.model_name)
         )
         try:
-            return Local(beside.load(told, settings.client.fallback_device, identity))
+            return Local(beside.load(told, settings.client.fallback_device, identity, conversion.load))
         except ModelNotFound:
             raise error from None
 

@@ -264,7 +264,7 @@ def converter_of(server: ModelServer) -> psutil.Process | None:
     assert server.process is not None
     for child in psutil.Process(server.process.pid).children():
         try:
-            if "embedshare.successor" in child.cmdline():
+            if "embedshare.conversion" in child.cmdline():
                 return child
         except psutil.Error:  # one that is just ending
             pass

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.supervise.policy import CRASH_LOOP, PAUSES, SETTLED_S, RestartPolicy
+from embedshare.supervise.policy import CRASH_LOOP, FAULTS_WITHIN_S, PAUSES, SETTLED_S, Faults, RestartPolicy
 
 FIRST_S, LONGEST_S = PAUSES.first_s, PAUSES.longest_s
 
@@ -47,3 +47,15 @@ def test_it_is_given_up_exactly_when_so_many_starts_in_a_row_failed(ready: list[
 def test_each_process_has_ends_of_its_own() -> None:
     first, second = RestartPolicy(), RestartPolicy()
     assert [first.restart_in(None), first.restart_in(None), second.restart_in(None)] == [0.2, 0.4, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("moments", "told"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], [False, False, True, True]),
+        ([0.0, 1.0, FAULTS_WITHIN_S, FAULTS_WITHIN_S + 2], [False, False, True, False]),
+    ],
+)
+def test_the_third_fault_within_ten_minutes_is_no_accident(moments: list[float], told: list[bool]) -> None:
+    faults = Faults()
+    assert [faults.note(moment) for moment in moments] == told

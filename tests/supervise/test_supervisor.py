@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from embedshare.errors import PortUnavailable, SupervisorError
 from embedshare.supervise import liveness
@@ -90,6 +92,7 @@ class World:
         return ProcessSpec(
             name, [name], self.host, port, log, lambda: name not in self.not_ready,
             keeps_port=keeps_port, lives=(lambda: self.lives(name)) if self.asks else None,
+            advice=lambda: f"{name} serves a model",
         )  # fmt: skip
 
     def lives(self, name: str) -> bool:
@@ -678,3 +681,34 @@ def test_a_hung_process_is_not_waited_for_when_it_is_asked_to_stop(asking: World
     assert world.story[-4:] == ["web1 asked", "web1 killed", "web1 ended", "web1 started"]
     world.stubborn.clear()
     assert world.finish() is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_the_third_end_by_a_fault_names_the_model_and_one_by_a_kill_does_not(world: World) -> None:
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="ERROR")
+    try:
+        world.supervise_until_ready(("server",))
+        for signal in (8, 9, 11, 8):
+            world.becomes("server", "ready")
+            assert not lines
+            world.now += 5.0
+            process = world.process("server")
+            process.end(-signal)
+            wait_for(lambda ended=process: world.watched("server").process is not ended, LIMIT_S)
+            world.now += 5.0
+        world.becomes("server", "ready")
+        assert lines == ["server has ended by a fault 3 times (signal 8 (SIGFPE)); server serves a model\n"]
+    finally:
+        logger.remove(sink)
+        world.finish()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_server_that_ends_by_a_fault_at_its_first_start_names_the_model(world: World) -> None:
+    world.not_ready.add("server")
+    world.supervise(("server",))
+    wait_for(lambda: world.running, LIMIT_S)
+    world.process("server").end(-8)
+    error = world.finish(stop=False)
+    assert str(error).startswith("server did not start (signal 8); server serves a model; its log, ")

@@ -7,7 +7,7 @@ is room for it: what one worker's model would take from the machine is worth les
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +27,19 @@ _OVERHEAD_BYTES = 250 << 20
 _COPIES = 2
 
 
-def load(settings: Settings, device: str, expected_identity: str | None) -> Engine:
-    """`Engine.load`, when it is this process's turn.
+def load(
+    settings: Settings,
+    device: str,
+    expected_identity: str | None,
+    load_engine: Callable[[Settings, str, str | None], Engine] = Engine.load,
+) -> Engine:
+    """`load_engine`, when it is this process's turn.
 
     Raises what that raises, and OutOfMemory where the machine or the GPU has no room for one more model.
     """
     with _turn(settings):
         check_room(settings, device)
-        return Engine.load(settings, device, expected_identity)
+        return load_engine(settings, device, expected_identity)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ import msgspec
 from loguru import logger
 
 from embedshare.engine.facts import ModelFacts
+from embedshare.engine.trials import KeptProof, Trial
 
-#: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, or is
-#: verified otherwise.
-GRAPH_VERSION = 4
+#: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, is
+#: verified otherwise, or is made of models that were refused before.
+GRAPH_VERSION = 5
 #: Graphs that are kept; the one used longest ago goes first. One takes as much room as the model's weights.
 KEPT = 4
 
@@ -56,7 +57,22 @@ class GraphCache:
             pass  # in a cache that cannot be written to, as in a read-only image, nothing is ever dropped
         return Kept(entry / "graph.xml", facts, tokenizer)
 
-    def keep(self, identity: str, facts: ModelFacts, tokenizer: str, write: Callable[[Path], None]) -> None:
+    def proof(self, identity: str) -> KeptProof:
+        """What the model's graph is held against. Raises OSError, ValueError."""
+        return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=KeptProof)
+
+    def trials(self, identity: str, cpu_kind: str) -> KeptTrials:
+        """What is known of the model's graph on CPUs of this kind."""
+        return KeptTrials(self._entry(identity), cpu_kind)
+
+    def keep(
+        self,
+        identity: str,
+        facts: ModelFacts,
+        tokenizer: str,
+        write: Callable[[Path], None],
+        proof: KeptProof | None = None,
+    ) -> None:
         """Keep what `write(path of graph.xml)` writes.
 
         A folder that cannot be written to costs the next start its time, and nothing else.
@@ -66,6 +82,8 @@ class GraphCache:
             draft = Path(tempfile.mkdtemp(dir=self._folder))
             try:
                 write(draft / "graph.xml")
+                if proof is not None:
+                    (draft / "proof.msgpack").write_bytes(msgspec.msgpack.encode(proof))
                 (draft / "tokenizer.json").write_text(tokenizer, encoding="utf8")
                 (draft / "facts.json").write_bytes(msgspec.json.encode(facts))
                 draft.rename(self._entry(identity))
@@ -81,6 +99,23 @@ class GraphCache:
                     error,
                 )
 
+    def refuse(self, identity: str, reason: str) -> None:
+        """Keep why there is no graph of the model. In a folder that cannot be written to, each start finds
+        that out again."""
+        try:
+            entry = self._entry(identity)
+            entry.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (entry / "refused.txt").write_text(reason, encoding="utf8")
+        except OSError as error:
+            logger.info("The next start tries to convert the model again ({})", error)
+
+    def refusal(self, identity: str) -> str | None:
+        """Why there is no graph of the model, where that was found out."""
+        try:
+            return (self._entry(identity) / "refused.txt").read_text(encoding="utf8")
+        except (OSError, ValueError):
+            return None
+
     def forget(self, identity: str) -> None:
         """Remove a graph that turned out not to work."""
         shutil.rmtree(self._entry(identity), ignore_errors=True)
@@ -92,3 +127,34 @@ class GraphCache:
         entries = sorted(self._folder.glob("*/facts.json"), key=lambda facts: facts.parent.stat().st_mtime)
         for facts in entries[:-KEPT]:
             shutil.rmtree(facts.parent, ignore_errors=True)
+
+
+class KeptTrials:
+    """Trials of one graph, a file for each: machines of several kinds may share the folder `entry`."""
+
+    def __init__(self, entry: Path, cpu_kind: str) -> None:
+        self._entry = entry
+        self._cpu_kind = cpu_kind
+
+    def find(self, dtype: str) -> Trial | None:
+        """What the first runs in this precision have shown; None where there were none."""
+        try:
+            return msgspec.json.decode(self._file(dtype).read_bytes(), type=Trial)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("Trying {} again ({} cannot be read: {})", dtype, self._file(dtype), error)
+            return None
+
+    def keep(self, dtype: str, trial: Trial) -> None:
+        """Keep it for later starts. A folder that cannot be written to costs each of them the same trial."""
+        file = self._file(dtype)
+        draft = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            draft.write_bytes(msgspec.json.encode(trial))
+            draft.replace(file)
+        except OSError as error:
+            logger.info("The next start tries {} again ({} cannot be written: {})", dtype, file, error)
+
+    def _file(self, dtype: str) -> Path:
+        return self._entry / f"{self._cpu_kind}-{dtype}.json"

@@ -7,12 +7,15 @@ sentence-transformers itself for a model whose vectors no faster form has.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import numpy as np
 from loguru import logger
 
 from embedshare import folders, platforms
@@ -23,13 +26,16 @@ from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.tokens import TextTokenizer
+from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
 from embedshare.errors import MissingDependency, UnsupportedModel
 from embedshare.identity import ModelDescription, check_identity, identity_of
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
+    import openvino as ov
     from sentence_transformers import SentenceTransformer
 
+    from embedshare.engine.runtimes.embedder import Embedder
     from embedshare.engine.runtimes.proof import Proof
 
 #: What a runtime is warmed up with: lengths from one word to several lines.
@@ -61,22 +67,67 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Load
     identity = identity_of(folder)
     check_identity(expected_identity, identity, f"the model in {folder}")
     device = _known(device)
-    runtime, tokenizer, facts = _kept(settings, device, identity) or _made(settings, device, identity, folder)
+    runtime, tokenizer, facts = _ready(settings, device, identity, folder)
     described = facts.description(identity, settings.model.name, runtime.device, runtime.dtype, runtime.name)
     return LoadedModel(runtime, tokenizer, described, facts.full_dimension)
 
 
-def needs_conversion(settings: Settings, device: str) -> bool:
-    """Whether `load` would begin by converting the model, which takes torch, memory and a while.
+def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
+    """Whether `load` would convert the model, which takes torch, memory and a while, or run its graph in a
+    precision for the first time, which ends some processes.
 
-    Raises ModelNotFound, WeightsCorrupted.
+    Raises ModelNotFound, WeightsCorrupted, ModelMismatch.
     """
+    return bool(_untried(settings, device, expected_identity))
+
+
+def after_fault(settings: Settings, device: str, how: str) -> Settings:
+    """Keep what has ended the process that was to do what is due; the settings with what comes next instead.
+
+    `how` says how it ended. Raises what `needs_first_runs` raises, and UnsupportedModel where nothing is left
+    because EMBEDDING_RUNTIME is openvino.
+    """
+    untried = _untried(settings, device, None)
+    identity = identity_of(weights.find(settings.model.name, settings.model.cache_dir))
+    cache = _graph_cache(settings)
+    if untried in ("bfloat16", "float32"):
+        from embedshare.engine.runtimes.openvino import cpu_kind
+
+        cache.trials(identity, cpu_kind()).keep(untried, Trial(None))
+    else:
+        cache.refuse(identity, f"converting the model ended the process ({how})")
+    if untried == "bfloat16":
+        logger.warning(
+            "Computing in float32, not bfloat16 (OpenVINO ended the process that tried {}: {})",
+            settings.model.name, how,
+        )  # fmt: skip
+        return settings.with_values({"EMBEDDING_DTYPE": "float32"})
+    why = f"the process that converted or tried {settings.model.name} ended with {how}"
+    if settings.model.runtime == "openvino":
+        raise UnsupportedModel(f"{why}; EMBEDDING_RUNTIME=torch serves it")
+    logger.warning("Running the model with torch, not OpenVINO ({})", why)
+    return settings.with_values({"EMBEDDING_RUNTIME": "torch"})
+
+
+def _untried(settings: Settings, device: str, expected_identity: str | None) -> str:
+    """What `load` would do for the first time: "conversion", or a precision to run the graph in; else ""."""
     if not _wants_openvino(settings, _known(device)):
-        return False
-    found = _graph_cache(settings).find(
-        identity_of(weights.find(settings.model.name, settings.model.cache_dir))
-    )
-    return found is None
+        return ""
+    folder = weights.find(settings.model.name, settings.model.cache_dir)
+    identity = identity_of(folder)
+    check_identity(expected_identity, identity, f"the model in {folder}")
+    cache = _graph_cache(settings)
+    if cache.refusal(identity) is not None:
+        return ""
+    kept = cache.find(identity)
+    if kept is None:
+        return "conversion"
+    if kept.facts.layout is None:  # no graph
+        return ""
+    from embedshare.engine.runtimes.first_runs import untried
+    from embedshare.engine.runtimes.openvino import cpu_kind
+
+    return untried(settings.model.dtype, cache.trials(identity, cpu_kind()))
 
 
 def same_device(one: str, other: str) -> bool:
@@ -97,35 +148,60 @@ class _Parts(NamedTuple):
     facts: ModelFacts
 
 
+def _ready(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
+    try:
+        kept = _kept(settings, device, identity)
+    except UnsupportedModel as error:
+        if settings.model.runtime == "openvino":
+            raise
+        logger.info("Not running {} with OpenVINO ({})", settings.model.name, error)
+        kept, settings = None, settings.with_values({"EMBEDDING_RUNTIME": "torch"})
+    return kept or _made(settings, device, identity, folder)
+
+
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
-    """A runtime over what an earlier start has kept."""
+    """A runtime over what an earlier start has kept.
+
+    Raises UnsupportedModel where that is that OpenVINO does not run the model.
+    """
     if not _wants_openvino(settings, device):
         return None
-    from embedshare.engine.runtimes.openvino import OpenVinoRuntime
-
     cache = _graph_cache(settings)
+    refusal = cache.refusal(identity)
+    if refusal is not None:
+        raise UnsupportedModel(refusal)
     kept = cache.find(identity)
     if kept is None:
         return None
+    facts = kept.facts
     try:
-        if kept.facts.normalized_rows is not None:
-            runtime: Runtime = StaticRuntime.read(kept.graph.parent, kept.facts.normalized_rows)
-            return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), kept.facts)
-        if kept.facts.layout is None:
-            return None
-        runtime = OpenVinoRuntime(kept.graph, kept.facts.layout, settings.model.dtype)
-        return _Parts(runtime, _text_tokenizer(kept.tokenizer, kept.facts), kept.facts)
+        if facts.normalized_rows is not None:
+            runtime: Runtime = StaticRuntime.read(kept.graph.parent, facts.normalized_rows)
+            return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), facts)
+        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity))
+        return _Parts(runtime, _text_tokenizer(kept.tokenizer, facts), facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
             "the converted graph in {} does not load and is made anew: {}", kept.graph.parent, error
         )
         cache.forget(identity)
         return None
-    except UnsupportedModel as error:
-        if settings.model.runtime == "openvino":
-            raise
-        logger.info("{}; torch runs it instead", error)
-        return None
+
+
+def _in_openvino(
+    settings: Settings,
+    identity: str,
+    graph: ov.Model | Path,
+    facts: ModelFacts,
+    proof: Callable[[], KeptProof],
+) -> Runtime:
+    """The graph in the precision that fits it. Raises UnsupportedModel, and what reading the graph raises."""
+    from embedshare.engine.runtimes.first_runs import fitting
+    from embedshare.engine.runtimes.openvino import OpenVinoRuntime, cpu_kind
+
+    assert facts.layout is not None  # of every model that has a graph
+    make = partial(OpenVinoRuntime, graph, facts.layout)
+    return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
 
 
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
@@ -147,37 +223,44 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         pooling = getattr(model[-1], "pooling_mode", "the model itself")
         logger.warning("Pooling tokens by {} ({} has no modules.json that says how)", pooling, folder)
     proof = prove(model)
-    facts = embedders.facts_of(model, proof)
+    loaded = _Loaded(settings, device, identity, model, proof, embedders.facts_of(model, proof))
     model.truncate_dim = None
     try:
         if type(model[0]).__name__ == "StaticEmbedding":
-            return _static(settings, device, identity, model, proof, facts)
-        return _fast(settings, device, identity, model, proof, facts)
+            return _static(loaded)
+        return _fast(loaded)
     except UnsupportedModel as error:
         if settings.model.runtime == "openvino":
             raise
+        if _wants_openvino(settings, device):
+            _graph_cache(settings).refuse(identity, str(error))
         logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
-    runtime = WholeRuntime(model, facts.full_dimension)
-    return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
+    runtime = WholeRuntime(model, loaded.facts.full_dimension)
+    return _Parts(runtime, WholeTokenizer(model, loaded.facts.max_seq_length), loaded.facts)
 
 
-def _fast(
-    settings: Settings,
-    device: str,
-    identity: str,
-    model: SentenceTransformer,
-    proof: Proof,
-    facts: ModelFacts,
-) -> _Parts:
+class _Loaded(NamedTuple):
+    """A model that torch has loaded, on its way to a runtime."""
+
+    settings: Settings
+    device: str
+    identity: str
+    model: SentenceTransformer
+    proof: Proof
+    facts: ModelFacts
+
+
+def _fast(loaded: _Loaded) -> _Parts:
     """The model's modules over token ids, in the first form that agrees with the proof.
 
     Raises UnsupportedModel where none does.
     """
     from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes.padded import PaddedRuntime
+    from embedshare.engine.runtimes.padded import PaddedRuntime, rows_in
     from embedshare.engine.runtimes.proof import in_batches
-    from embedshare.engine.runtimes.torch import TorchRuntime, resolve_dtype
+    from embedshare.engine.runtimes.torch import TorchRuntime
 
+    settings, device, _, model, proof, facts = loaded
     serialized = embedders.tokenizer_of(model)
     template = embedders.template_of(model, serialized)
     facts = msgspec.structs.replace(facts, task_cuts=embedders.task_cuts(model), template=template)
@@ -186,42 +269,78 @@ def _fast(
     proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
     embedders.check_cut(model, tokenizer)
     if device.startswith("cuda"):
-        return _Parts(PaddedRuntime(model, resolve_dtype(settings.model.dtype, device)), tokenizer, facts)
+        dtype = _torch_dtype(loaded, lambda dtype: rows_in(dtype, model, sequences))
+        return _Parts(PaddedRuntime(model, dtype), tokenizer, facts)
     form = embedders.find_form(model, proof, sequences)
-    facts = msgspec.structs.replace(facts, layout=form[1] if form else None)
+    loaded = loaded._replace(facts=msgspec.structs.replace(facts, layout=form[1] if form else None))
     if _wants_openvino(settings, device):
-        from embedshare.engine.runtimes.conversion import convert
-        from embedshare.engine.runtimes.openvino import OpenVinoRuntime, write_graph
-
         try:
-            if form is None:
-                raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
-            embedder, layout = form
-            graph = convert(embedder, layout, proof, sequences)
-            runtime = OpenVinoRuntime(graph, layout, settings.model.dtype)
-            _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path))
-            return _Parts(runtime, tokenizer, facts)
+            runtime = _converted(loaded, form[0] if form else None, serialized, sequences)
+            return _Parts(runtime, tokenizer, loaded.facts)
         except UnsupportedModel as error:
             if settings.model.runtime == "openvino":
                 raise
             logger.info("{}; torch runs it instead", error)
-    dtype = resolve_dtype(settings.model.dtype, device)
     if form is None or form[1].one_text_a_row:
         logger.info("the model does not take packed batches; they are padded instead")
-        return _Parts(PaddedRuntime(model, dtype), tokenizer, facts)
+        dtype = _torch_dtype(loaded, lambda dtype: rows_in(dtype, model, sequences))
+        return _Parts(PaddedRuntime(model, dtype), tokenizer, loaded.facts)
     embedder, layout = form
-    return _Parts(TorchRuntime(embedder, device, layout, dtype), tokenizer, facts)
+
+    def rows(dtype: str) -> np.ndarray:
+        return in_batches(sequences, TorchRuntime(copy.deepcopy(embedder), device, layout, dtype).run)
+
+    dtype = _torch_dtype(loaded, rows)
+    return _Parts(TorchRuntime(embedder, device, layout, dtype), tokenizer, loaded.facts)
 
 
-def _static(
-    settings: Settings,
-    device: str,
-    identity: str,
-    model: SentenceTransformer,
-    proof: Proof,
-    facts: ModelFacts,
-) -> _Parts:
+def _converted(
+    loaded: _Loaded, embedder: Embedder | None, serialized: str, sequences: list[list[int]]
+) -> Runtime:
+    """The model as a graph, which is kept. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes.conversion import convert
+    from embedshare.engine.runtimes.openvino import resolve_dtype, write_graph
+
+    settings, _, identity, _, proof, facts = loaded
+    resolve_dtype(settings.model.dtype)  # one that OpenVINO does not have is no fault of the model's
+    try:
+        if embedder is None or facts.layout is None:
+            raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
+        graph = convert(embedder, facts.layout, proof, sequences)
+    except UnsupportedModel as error:
+        _graph_cache(settings).refuse(identity, str(error))
+        raise
+    kept = KeptProof(sequences, proof.expected.tolist())
+    _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path), kept)
+    return _in_openvino(settings, identity, graph, facts, lambda: kept)
+
+
+def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
+    """The precision for torch: "auto" is the first in which `rows`, the proof's vectors, are near enough.
+
+    A precision that the operator names is taken however near its vectors are.
+    """
+    from embedshare.engine.runtimes.torch import resolve_dtype
+
+    wanted = resolve_dtype(loaded.settings.model.dtype, loaded.device)
+    to_try: list[str] = [wanted, "float16"] if loaded.device.startswith("cuda") else [wanted]
+    for dtype in dict.fromkeys(to_try):
+        if dtype == "float32":
+            return dtype
+        cosine = smallest_cosine(rows(dtype), loaded.proof.expected)
+        if cosine >= LEAST_COSINE:
+            return dtype
+        why = f"in {dtype} vectors have a cosine of {cosine:.5f} to sentence-transformers' own"
+        if dtype == loaded.settings.model.dtype:
+            logger.warning("Computing in {} as EMBEDDING_DTYPE asks ({})", dtype, why)
+            return dtype
+        logger.info("Not computing in {} ({})", dtype, why)
+    return "float32"
+
+
+def _static(loaded: _Loaded) -> _Parts:
     """A StaticEmbedding in NumPy. Raises UnsupportedModel where that does not agree with the proof."""
+    settings, device, identity, model, proof, facts = loaded
     serialized = model.tokenizer.to_str()
     tokenizer = TextTokenizer(serialized, special_tokens=False)
     others = [type(module).__name__ for module in model][1:]

@@ -14,10 +14,11 @@ from loguru import logger
 
 import embedshare
 from embedshare import platforms
-from embedshare.errors import PortUnavailable
+from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey
 from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
+from embedshare.swap_note import SwapNote
 
 MODEL_SERVER = "model-server"
 #: The folder with this version's app.py, which takes an open port; one of another folder may not.
@@ -109,7 +110,29 @@ class Services:
             Path(self._settings.operation.log_dir) / f"{MODEL_SERVER}.log",
             self._server_answers,
             lives=self._server_lives,
+            advice=lambda: model_advice(self._settings),
         )
+
+
+def model_advice(settings: Settings) -> str:
+    """Which model a server that ends by a fault again and again loads or serves, and what helps."""
+    name = settings.model.name
+    try:
+        key = authkey.key_file(settings)
+        if settings.operation.use_db_settings:
+            from embedshare.database.last_known import LastKnown
+
+            known = LastKnown(key.with_name(f"settings-{settings.server.port}.json")).read()
+            name = known[0].get("model_name", name) if known is not None else name
+        else:
+            note = SwapNote(key.with_name(f"model-{settings.server.port}.json"), name).read()
+            name = note.swapped_in if note is not None else name
+    except (EmbedshareError, ImportError, OSError) as error:
+        logger.warning("Naming the configured model (the served one is not known: {})", error)
+    return (
+        f"it loads or serves {name}. If that model is the cause, EMBEDDING_DTYPE=float32 or "
+        "EMBEDDING_RUNTIME=torch avoids what fails"
+    )
 
 
 def worker_address(place: Place, number: int, server_port: int) -> tuple[str, int]:

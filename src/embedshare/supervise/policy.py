@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from embedshare.backoff import Backoff
 
@@ -12,6 +12,21 @@ PAUSES = Backoff(0.2, 30.0)
 SETTLED_S = 1.0
 #: So many failed starts in a row are a crash loop, however long each of them took.
 CRASH_LOOP = 6
+#: So many ends by a fault within so many seconds are no accident.
+FAULTS = 3
+FAULTS_WITHIN_S = 600.0
+
+
+@dataclass
+class Faults:
+    """One process's ends by a fault of its own, such as a division by zero in a library."""
+
+    moments: list[float] = field(default_factory=list)
+
+    def note(self, now: float) -> bool:
+        """One more; whether the process ends so again and again."""
+        self.moments = [*self.moments, now][-FAULTS:]
+        return len(self.moments) == FAULTS and now - self.moments[0] <= FAULTS_WITHIN_S
 
 
 @dataclass

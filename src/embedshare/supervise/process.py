@@ -36,6 +36,8 @@ class ProcessSpec:
     lives: Callable[[], bool] | None = None
     """Asked from a thread each second once it is ready: whether it answers, within liveness.ANSWER_S. None: a
     process that hangs is not noticed"""
+    advice: Callable[[], str] | None = None
+    """What to tell an operator where it ends by a fault of its own again and again"""
 
     @property
     def address(self) -> tuple[str, int]:

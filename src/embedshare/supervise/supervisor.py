@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Protocol
 
 from loguru import logger
 
+from embedshare import platforms
 from embedshare.errors import EmbedshareError, SupervisorError
 from embedshare.supervise import held_port, liveness
 from embedshare.supervise.liveness import Liveness
-from embedshare.supervise.policy import RestartPolicy
+from embedshare.supervise.policy import FAULTS, Faults, RestartPolicy
 from embedshare.supervise.process import Child, ProcessSpec, last_lines
 
 #: A process that is not ready after so many seconds has failed to start; a model may be downloaded first.
@@ -54,6 +55,7 @@ class Watched:
 
     spec: ProcessSpec
     policy: RestartPolicy = field(default_factory=RestartPolicy)
+    faults: Faults = field(default_factory=Faults)
     process: Process | None = None
     state: str = "waiting"  # waiting, starting, ready, hung, restarting, stopping, stopped, given up
     restarts: int = 0
@@ -494,7 +496,14 @@ class Supervisor:
             logger.info("{} stopped ({})", watched.spec.name, watched.last_end)
         else:
             _release_port(watched)  # it did not end as asked: callers are refused, and try another worker
+            self._note_fault(watched, event.code)
             self._plan_restart(watched, f"{watched.spec.name} ended ({watched.last_end})")
+
+    def _note_fault(self, watched: Watched, code: int) -> None:
+        if platforms.ended_by_fault(code) and watched.faults.note(self._clock()):
+            advice = f"; {watched.spec.advice()}" if watched.spec.advice is not None else ""
+            how = platforms.how_ended(code)
+            logger.error("{} has ended by a fault {} times ({}){}", watched.spec.name, FAULTS, how, advice)
 
     def _plan_restart(self, watched: Watched, what: str) -> None:
         since, watched.ready_since = watched.ready_since, None
@@ -583,4 +592,7 @@ def _how(code: int) -> str:
 def _did_not_start(event: _Ended) -> str:
     spec = event.watched.spec
     said = "\n".join(last_lines(spec.log))
-    return f"{spec.name} did not start ({_how(event.code)}); its log, {spec.log}, ends with:\n{said}"
+    advice = ""
+    if spec.advice is not None and platforms.ended_by_fault(event.code):
+        advice = f"; {spec.advice()}"
+    return f"{spec.name} did not start ({_how(event.code)}){advice}; its log, {spec.log}, ends with:\n{said}"

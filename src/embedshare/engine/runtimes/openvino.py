@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import openvino as ov
 from loguru import logger
 from openvino import opset15 as ops
 
-from embedshare import threads
+from embedshare import platforms, threads
 from embedshare.engine.runtimes import precision
 from embedshare.engine.runtimes.packing import Layout, pack, row_width
 from embedshare.engine.runtimes.switch import with_fixed_shapes
@@ -45,6 +47,16 @@ def resolve_dtype(dtype: str) -> str:
         return dtype
     capable = "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision.faster_on_cpu(_products) if capable else "float32"
+
+
+@cache
+def cpu_kind() -> str:
+    """Twelve hexadecimal digits for all that OpenVINO chooses its code on this machine by."""
+    core = cpu_core()
+    told = [core.get_property("CPU", "FULL_DEVICE_NAME"), platforms.cpu_features()]
+    told += sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    told += [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
 
 
 def write_graph(graph: ov.Model, path: Path) -> None:
@@ -135,7 +147,7 @@ class OpenVinoRuntime:
     bulk_budget = 1024
 
     def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str) -> None:
-        self.dtype = resolve_dtype(dtype)
+        self.dtype = dtype
         self._layout = layout
         self.packs = not layout.one_text_a_row
         self._core = cpu_core()
@@ -178,6 +190,11 @@ class OpenVinoRuntime:
                 self.padding_tokens += padding
                 self._free.insert(0 if graph is self._whole else len(self._free), graph)
                 self._freed.notify()
+
+    def run_on_each_graph(self, sequences: list[list[int]]) -> Iterator[np.ndarray]:
+        """The vectors of each compiled form in turn, of a runtime that nobody else uses yet."""
+        for graph in (self._free[0], self._free[-1]):
+            yield self._run(sequences, graph)[0]
 
     def _run(self, sequences: list[list[int]], graph: _Graph) -> tuple[np.ndarray, int]:
         """The vectors, and how many places were padding."""

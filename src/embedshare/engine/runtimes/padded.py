@@ -7,6 +7,7 @@ many to capture graphs of, and attention over a packed row costs the square of t
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from embedshare.engine.runtimes.cuda import CudaQueue, ModelThread
 from embedshare.engine.runtimes.launches import Launch, Shapes, plan
 from embedshare.engine.runtimes.pipeline import Pipeline, PlainQueue, Queue
+from embedshare.engine.runtimes.proof import in_batches
 from embedshare.engine.runtimes.torch import DTYPES, as_out_of_memory
 
 #: Batches of up to this many integers (tokens, padding, a length for each row) have a pipeline of their own:
@@ -50,6 +52,24 @@ class PaddedForward:
             features = module(features)
         vectors: torch.Tensor = features["sentence_embedding"]
         return vectors
+
+
+def rows_in(dtype: str, model: SentenceTransformer, sequences: list[list[int]]) -> np.ndarray:
+    """The vectors of a copy of the model whose transformer computes in `dtype`: float32 (n, dimension)."""
+    forward = PaddedForward(copy.deepcopy(model), dtype)
+    padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0
+
+    def run(batch: list[list[int]]) -> np.ndarray:
+        width = max(map(len, batch))
+        integers = [len(ids) for ids in batch]
+        for ids in batch:
+            integers += [*ids, *[padding_id] * (width - len(ids))]
+        with torch.inference_mode():
+            vectors = forward(torch.tensor(integers, device=model.device), len(batch), width)
+        rows: np.ndarray = vectors.float().cpu().numpy()
+        return rows
+
+    return in_batches(sequences, run)
 
 
 class Sizes(NamedTuple):

@@ -1,0 +1,139 @@
+"""A model's conversion and its graph's first runs, in a process of their own: some end the process.
+
+`python -m embedshare.conversion` loads the model that its environment names and leaves in the cache what it
+found. The process that serves reads that, and lives whatever happened there. A child of `multiprocessing`
+would run an application's `__main__` again; this one does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from loguru import logger
+
+from embedshare import children, logs, platforms
+from embedshare.engine import loading
+from embedshare.engine.model import Engine
+from embedshare.errors import EmbedshareError, EngineFailed, UnsupportedModel, from_wire
+from embedshare.settings import Settings
+from embedshare.supervise import lifeline
+
+#: How often it is asked whether the model is still wanted while it is converted, in seconds.
+_ASK_EVERY_S = 0.2
+COMMAND = (sys.executable, "-m", "embedshare.conversion")
+_DONE = b"done"
+
+
+def load(settings: Settings, device: str, expected_identity: str | None = None) -> Engine:
+    """`Engine.load`, once another process has converted the model where that is needed.
+
+    Where no other process can be had, as in an interpreter that is embedded or about to end, this one
+    converts. Raises what `prepared` and `Engine.load` raise.
+    """
+    try:
+        settings = prepared(settings, device, expected_identity)
+    except (OSError, RuntimeError) as error:
+        logger.warning("Converting {} in this process ({})", settings.model.name, error)
+    return Engine.load(settings, device, expected_identity)
+
+
+def prepared(
+    settings: Settings,
+    device: str,
+    expected_identity: str | None = None,
+    check: Callable[[], None] = lambda: None,
+    command: Sequence[str] = COMMAND,
+) -> Settings:
+    """Convert and try the model, where that was not done yet; the settings by which it can be loaded here.
+
+    A precision that ends the process gives way to float32, and OpenVINO in float32 to torch. `check` raises
+    where the model is not wanted any more. Raises what finding, converting and trying the model raises,
+    EngineFailed where the process is killed, and OSError where it cannot work at all.
+    """
+    settings = settings.with_values({"EMBEDDING_DEVICE": device})
+    while loading.needs_first_runs(settings, device, expected_identity):
+        code, said = _in_child(settings, check, command)
+        if said == _DONE:
+            break
+        if said:
+            raise from_wire(*json.loads(said))
+        if platforms.ended_by_fault(code) or code == 0:  # 0: somebody else has collected its exit code
+            settings = loading.after_fault(settings, device, platforms.how_ended(code))
+        elif code < 0:
+            killed = ", as it does where memory runs out" if code == -9 else ""
+            raise EngineFailed(
+                f"the process that converts {settings.model.name} ended with code {code}{killed}; "
+                "the server's log may say more"
+            )
+        else:
+            raise ChildProcessError(f"the process that converts ended with code {code} and said nothing")
+    return settings
+
+
+def failure(settings: Settings, error: Exception) -> EmbedshareError:
+    """What keeps a model from loading, as an error of ours; a stranger's is logged."""
+    if isinstance(error, EmbedshareError):
+        return error
+    logger.opt(exception=error).error("the model did not load")
+    return UnsupportedModel(f"{settings.model.name} does not load: {type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Convert and try the model that the environment names.
+
+    Answers with one word, or with one line of JSON that holds the error: its class, message and fields.
+    """
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what libraries print goes to the log
+    lifeline.follow(lambda: os._exit(1))
+    logs.begin("converter")
+    settings = Settings.load()
+    logs.configure(settings, "converter")
+    said = _DONE
+    try:
+        loading.load(settings, settings.model.device, None)
+    except Exception as error:
+        told = failure(settings, error)
+        said = json.dumps([type(told).__name__, told.message, told.fields], default=str).encode()
+    os.write(answer, said)
+    os._exit(0 if said == _DONE else 1)  # at once: the runtime still compiles what is of use to one who stays
+
+
+def _in_child(settings: Settings, check: Callable[[], None], command: Sequence[str]) -> tuple[int, bytes]:
+    """The exit code of the process that converts, and its answer."""
+    with subprocess.Popen(
+        command,
+        env={
+            **os.environ,
+            **settings.environment(),
+            **lifeline.environment("converter"),
+            "PYTHONPATH": children.python_path(),
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        **platforms.own_process_group(),
+    ) as child:
+        try:
+            while _runs(child):
+                check()
+        except BaseException:
+            child.kill()
+            raise
+        assert child.stdout is not None
+        return child.returncode, child.stdout.read()
+
+
+def _runs(child: subprocess.Popen[bytes]) -> bool:
+    try:
+        child.wait(_ASK_EVERY_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A graph's first runs in a precision, at every class of shapes, and the precision that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from loguru import logger
+
+from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, resolve_dtype
+from embedshare.engine.trials import KeptProof, Trial, Trials, smallest_cosine
+from embedshare.errors import UnsupportedModel
+
+#: Texts of up to this many tokens are run in batches, longer ones each in its own.
+_SHORT = 128
+
+
+def precisions(dtype: str) -> list[str]:
+    """Those to try, in this order, where `dtype` is the one that is meant."""
+    return list(dict.fromkeys((dtype, "float32")))
+
+
+def untried(wanted: str, trials: Trials) -> str:
+    """The precision that `fitting` would try; empty where all that it needs is known."""
+    try:
+        meant = resolve_dtype(wanted)
+    except UnsupportedModel:
+        return ""
+    for dtype in precisions(meant):
+        trial = trials.find(dtype)
+        if trial is None:
+            return dtype
+        if trial.passed or (dtype == wanted and trial.cosine is not None):
+            return ""
+    return ""
+
+
+def fitting(
+    make: Callable[[str], OpenVinoRuntime],
+    wanted: str,
+    trials: Trials,
+    proof: Callable[[], KeptProof],
+) -> OpenVinoRuntime:
+    """The model in the precision that EMBEDDING_DTYPE (`wanted`) means, or in float32 where it needs that.
+
+    A precision that the operator names is taken however near its vectors are. Raises UnsupportedModel where
+    OpenVINO cannot run the model in any.
+    """
+    why = ""
+    for dtype in precisions(resolve_dtype(wanted)):
+        trial, runtime = trials.find(dtype), None
+        if trial is None:
+            runtime = make(dtype)
+            trial = Trial(first_runs(runtime, proof()))
+            trials.keep(dtype, trial)
+        if trial.passed:
+            return runtime or make(dtype)
+        why = _shortcoming(dtype, trial)
+        if dtype == wanted and trial.cosine is not None and dtype != "float32":
+            logger.warning("Computing in {} as EMBEDDING_DTYPE asks ({})", dtype, why)
+            return runtime or make(dtype)
+        if dtype != "float32":
+            logger.info("Computing in float32 ({})", why)
+    raise UnsupportedModel(f"OpenVINO does not run the model on this CPU: {why}")
+
+
+def first_runs(runtime: OpenVinoRuntime, proof: KeptProof) -> float:
+    """Run each of the runtime's graphs at every class of shapes.
+
+    Returns the smallest cosine to the proof's vectors.
+    """
+    expected = np.array(proof.expected, np.float32)
+    short = [at for at, ids in enumerate(proof.sequences) if len(ids) <= _SHORT]
+    batches = [short] if short else []
+    batches += [[at] for at, ids in enumerate(proof.sequences) if len(ids) > _SHORT]
+    if short:
+        tokens = sum(len(proof.sequences[at]) for at in short)
+        batches.append(short * -(-runtime.bulk_budget // tokens))
+
+    def least(batch: list[int]) -> float:
+        sequences = [proof.sequences[at] for at in batch]
+        return min(smallest_cosine(rows, expected[batch]) for rows in runtime.run_on_each_graph(sequences))
+
+    cosines = [least(batch) for batch in batches]
+    runtime.settle()  # from here on short texts that come alone have graphs of their own
+    longest = max(proof.sequences, key=len)
+    for width in SINGLE_WIDTHS:
+        runtime.run([longest[:width]])
+    cosines += [least([at]) for at in short]
+    return min(cosines)
+
+
+def _shortcoming(dtype: str, trial: Trial) -> str:
+    if trial.cosine is None:
+        return f"{dtype} ended the process that tried it"
+    return f"in {dtype} vectors have a cosine of {trial.cosine:.5f} to sentence-transformers' own"

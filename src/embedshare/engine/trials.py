@@ -1,0 +1,53 @@
+"""What the first runs of a graph in one precision on one kind of CPU have shown: kept beside the graph.
+
+Half precision costs some models more than it is worth, and some graphs end the process that runs them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+#: The least cosine of a vector in reduced precision to sentence-transformers' own.
+LEAST_COSINE = 0.9999
+
+
+class KeptProof(msgspec.Struct, frozen=True):
+    """The texts of a model's proof (runtimes/proof.py) as token ids, and sentence-transformers' vectors."""
+
+    sequences: list[list[int]]
+    expected: list[list[float]]
+    """(texts, dimensions that the model gives where a caller asks for none)"""
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What the first runs have shown."""
+
+    cosine: float | None
+    """The smallest to the proof's vectors; None where they ended the process."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the precision is one to serve in."""
+        return self.cosine is not None and self.cosine >= LEAST_COSINE
+
+
+class Trials(Protocol):
+    """What is known of one graph on this kind of CPU, by precision."""
+
+    def find(self, dtype: str) -> Trial | None: ...
+    def keep(self, dtype: str, trial: Trial) -> None: ...
+
+
+def smallest_cosine(rows: np.ndarray, expected: np.ndarray) -> float:
+    """Of `rows` (texts, at least the columns of `expected`) to the vectors that they should be.
+
+    A text that has no vector (no tokens: zeros, or not a number) does not count.
+    """
+    rows = rows[:, : expected.shape[1]].astype(np.float64)
+    sizes = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+    counts = np.linalg.norm(expected, axis=1) > 0  # False for what is not a number
+    cosines = (rows * expected).sum(axis=1)[counts] / np.maximum(sizes[counts], 1e-30)
+    return float(np.where(np.isnan(cosines), -1.0, cosines).min(initial=1.0))
