@@ -116,9 +116,11 @@ class FamilySession(LocalSession):
             engine.close()
 
     def _difference(self, engine: Any, texts: list[str], prompt: str) -> float:
+        from embedshare.calls import EmbedRequest
+
         # One by one, since of some families a text's vector depends on its batch
         theirs = np.stack([self.model.encode(text, prompt=prompt) for text in texts])
-        ours = np.concatenate([engine.encode([text], prompt).rows for text in texts])
+        ours = np.concatenate([engine.embed(EmbedRequest([text], prompt)).rows for text in texts])
         apart = np.abs(ours - theirs).max(axis=1) / np.maximum(np.linalg.norm(theirs, axis=1), 1e-3)
         both_none = np.isnan(theirs).any(axis=1) & np.isnan(ours).any(axis=1)  # a mean of no words
         return float(np.where(both_none, 0.0, apart).max())

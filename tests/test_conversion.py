@@ -15,6 +15,7 @@ import pytest
 from loguru import logger
 
 from embedshare import conversion
+from embedshare.calls import EmbedRequest
 from embedshare.engine import loading
 from embedshare.engine.model import Engine
 from embedshare.errors import EngineFailed, UnsupportedModel
@@ -58,7 +59,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     assert conversion.prepared(settings, "cpu", command=NEVER) == settings
     engine = Engine.load(settings, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
-    return Converted(model, folder / "cache", engine.encode(TEXTS).rows)
+    return Converted(model, folder / "cache", engine.embed(EmbedRequest(TEXTS, "")).rows)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_precision_that_ends_the_process_gives_way_to_float32_once_and_for_all
     assert conversion.prepared(untried, "cpu", command=NEVER) == untried  # nothing is tried again
     engine = Engine.load(untried, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
-    np.testing.assert_allclose(engine.encode(TEXTS).rows, converted.texts, atol=1e-5)
+    np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, converted.texts, atol=1e-5)
 
 
 def test_what_ends_the_process_in_float32_too_runs_in_torch(
@@ -108,7 +109,7 @@ def test_what_ends_the_process_in_float32_too_runs_in_torch(
     assert conversion.prepared(untried, "cpu", command=NEVER) == untried
     engine = Engine.load(untried.with_values({"EMBEDDING_DTYPE": "float32"}), "cpu")
     assert engine.description.runtime == "torch"
-    np.testing.assert_allclose(engine.encode(TEXTS).rows, converted.texts, atol=1e-4)
+    np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, converted.texts, atol=1e-4)
 
 
 def test_an_operator_who_asks_for_openvino_is_told(untried: Settings) -> None:
@@ -168,4 +169,6 @@ def test_a_model_that_ends_the_process_while_it_is_converted_runs_in_torch(
     assert not loading.needs_first_runs(settings, "cpu", None)
     again = Engine.load(settings, "cpu")
     assert again.description.runtime == "torch"
-    np.testing.assert_allclose(np.linalg.norm(again.encode(TEXTS).rows, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(again.embed(EmbedRequest(TEXTS, "")).rows, axis=1), 1.0, atol=1e-5
+    )

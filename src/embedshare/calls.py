@@ -104,6 +104,12 @@ class CallContext(msgspec.Struct, frozen=True):
     """Whether the caller has left, without waiting."""
 
 
+#: What a check of a model's health embeds.
+WELL = EmbedRequest(["Is the model well?"], prompt="")
+#: Nobody in particular asks, and has time.
+NOBODY = CallContext()
+
+
 def are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
     """Whether these are sequences of token ids."""
     return bool(inputs) and not isinstance(inputs[0], str)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from embedshare.calls import CallContext, EmbedRequest
+from embedshare.calls import NOBODY, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.model import Engine
 from embedshare.engine.serving import Held, Serving
@@ -232,7 +232,7 @@ class EmbeddingService:
         held = self._serving.enter(None)
         try:
             assert held.provider is not None  # it is held until `leave`
-            return self._stats(held.provider, CallContext())
+            return self._stats(held.provider, NOBODY)
         finally:
             self._serving.leave(held)
 

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from embedshare.calls import EmbedRequest
 from embedshare.engine import beside, weights
 from embedshare.errors import OutOfMemory
 from tests.processes import ModelServer, copy_converted, wait_for
@@ -155,6 +156,6 @@ def test_while_one_process_loads_others_wait(tmp_path: Path) -> None:
     assert holder.stdout.readline() == "held\n"
     began = time.monotonic()
     copy_converted(tmp_path)
-    assert beside.load(settings, "cpu", None).encode(["text"]).rows.shape == (1, 384)
+    assert beside.load(settings, "cpu", None).embed(EmbedRequest(["text"], "")).rows.shape == (1, 384)
     assert time.monotonic() - began > 1.0
     assert holder.wait() == 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.model import Engine, release_memory
 from embedshare.engine.runtimes import embedder as embedders
@@ -131,8 +132,8 @@ def test_the_engine_chooses_half_precision_and_agrees(reference: Any) -> None:
     assert engine.description.device == "cuda:0"
     assert engine.description.dtype in ("bfloat16", "float16")
     texts = ["one model, many workers", "word " * 300, "a"]
-    expected = embedders.plain_forward(reference, engine.tokenize(texts))
-    assert smallest_cosine(engine.encode(texts).rows, expected) > 0.999
+    expected = embedders.plain_forward(reference, engine.tokenize(EmbedRequest(texts, "")))
+    assert smallest_cosine(engine.embed(EmbedRequest(texts, "")).rows, expected) > 0.999
 
 
 def test_an_engine_that_nobody_holds_gives_its_memory_back() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedshare.calls import EmbedRequest
 from embedshare.engine.model import Engine
 from embedshare.engine.runtimes import embedder, proof
 from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
@@ -55,7 +56,7 @@ def assert_serves(engine: Engine, real: Any, one_by_one: bool = False) -> None:
 
     def ours(prompt: str = "", **options: Any) -> np.ndarray:
         calls = [[text] for text in TEXTS] if one_by_one else [TEXTS]
-        return np.concatenate([engine.encode(texts, prompt, **options).rows for texts in calls])
+        return np.concatenate([engine.embed(EmbedRequest(texts, prompt, **options)).rows for texts in calls])
 
     def theirs(prompt: str = "", **options: Any) -> np.ndarray:
         return np.stack([real.encode(text, prompt=prompt, **options) for text in TEXTS])
@@ -64,7 +65,7 @@ def assert_serves(engine: Engine, real: Any, one_by_one: bool = False) -> None:
     assert_same(ours("Some Prompt: "), theirs("Some Prompt: "))
     for prompt in filter(None, real.prompts.values()):
         assert_same(ours(prompt), theirs(prompt))
-    assert_same(ours(truncate_dim=12), theirs(truncate_dim=12))
+    assert_same(ours(dimensions=12), theirs(truncate_dim=12))
     for task in ("query", "document"):
         assert_same(ours(task=task), theirs(task=task))
     assert engine.description.dimension == real.encode("").shape[0]

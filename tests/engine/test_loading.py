@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from loguru import logger
 
+from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.facts import ModelFacts
 from embedshare.engine.graphs import GraphCache
@@ -96,7 +97,7 @@ def test_other_models_give_what_sentence_transformer_gives(
     settings = settings_for(tmp_path, str(folder), runtime=runtime)
     for _ in range(2):  # a first start, and one from what it has kept
         engine = Engine.load(settings, "cpu")
-        np.testing.assert_allclose(engine.encode(TEXTS).rows, expected, atol=2e-5)
+        np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, expected, atol=2e-5)
         assert engine.description.dimension == 24
         assert engine.description.max_seq_length == 64
 
@@ -112,7 +113,7 @@ def test_a_model_whose_attention_reaches_only_so_far_is_right_for_long_texts(
     texts = [*TEXTS, " ".join(map(str, range(1000, 1240)))]
     engine = Engine.load(settings_for(tmp_path, str(folder), runtime=runtime), "cpu")
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
-    np.testing.assert_allclose(engine.encode(texts).rows, expected, atol=1e-4)
+    np.testing.assert_allclose(engine.embed(EmbedRequest(texts, "")).rows, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["transformer", "static"])
@@ -123,16 +124,17 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
     model = "all-MiniLM-L6-v2" if kind == "transformer" else str(make(tmp_path))
     settings = settings_for(tmp_path, model)
     first = Engine.load(settings, "cpu")
-    rows = first.encode(TEXTS).rows
+    rows = first.embed(EmbedRequest(TEXTS, "")).rows
     np.save(tmp_path / "rows.npy", rows)
     said = run_python(
         "import sys, numpy as np\n"
+        "from embedshare.calls import EmbedRequest\n"
         "from embedshare.engine.model import Engine\n"
         "from embedshare.settings import Settings\n"
         "engine = Engine.load(Settings.load(), 'auto')\n"
         f"rows = np.load({str(tmp_path / 'rows.npy')!r})\n"
         f"texts = {TEXTS!r}\n"
-        "assert np.abs(engine.encode(texts).rows - rows).max() < 1e-5\n"
+        "assert np.abs(engine.embed(EmbedRequest(texts, '')).rows - rows).max() < 1e-5\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n",
         environment(
             EMBEDDING_CACHE_DIR=str(settings.model.converted_dir),
@@ -145,14 +147,14 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
 
 def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, "all-MiniLM-L6-v2")
-    rows = Engine.load(settings, "cpu").encode(TEXTS).rows
+    rows = Engine.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
     warnings: list[str] = []
     sink = logger.add(lambda message: warnings.append(str(message)), level="WARNING")
     try:
         for number, broken in enumerate(("graph.bin", "facts.json"), 1):
             (entry,) = (tmp_path / "cache" / "graphs").iterdir()
             (entry / broken).write_bytes(b"not what was kept")
-            again = Engine.load(settings, "cpu").encode(TEXTS).rows
+            again = Engine.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
             np.testing.assert_allclose(again, rows, atol=1e-6)
             assert sum("is made anew" in warning for warning in warnings) == number, broken
     finally:
@@ -179,7 +181,7 @@ def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     engine = Engine.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu")
-    assert engine.encode(["text"]).rows.shape == (1, 384)
+    assert engine.embed(EmbedRequest(["text"], "")).rows.shape == (1, 384)
 
 
 def test_another_model_than_expected_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -224,4 +226,6 @@ def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhe
         "cpu",
     )
     assert ran.exists()
-    np.testing.assert_allclose(np.linalg.norm(engine.encode(TEXTS).rows, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(engine.embed(EmbedRequest(TEXTS, "")).rows, axis=1), 1.0, atol=1e-5
+    )

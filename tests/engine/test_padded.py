@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from embedshare.calls import EmbedRequest
 from embedshare.engine import loading, weights
 from embedshare.engine.runtimes import embedder as embedders
 from embedshare.engine.runtimes.launches import Shapes, plan
@@ -194,4 +195,6 @@ def test_a_model_that_does_not_pack_is_served(tmp_path: Path, monkeypatch: pytes
     settings = settings_for(tmp_path, str(folder), runtime="torch")
     assert isinstance(loading.load(settings, "cpu", None).runtime, PaddedRuntime)
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(Engine.load(settings, "cpu").encode(TEXTS).rows, expected, atol=2e-5)
+    np.testing.assert_allclose(
+        Engine.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows, expected, atol=2e-5
+    )

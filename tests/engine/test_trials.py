@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from loguru import logger
 
+from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.graphs import KeptTrials
 from embedshare.engine.model import Engine
@@ -131,11 +132,11 @@ def test_a_head_over_minilm_is_near_enough_in_auto(tmp_path: Path, head: str, pr
     texts = ["", *TEXTS]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
     engine = Engine.load(settings_for(tmp_path, str(folder), dtype="auto"), "cpu")
-    assert cosine_of(engine.encode(texts).rows, expected) >= LEAST_COSINE
+    assert cosine_of(engine.embed(EmbedRequest(texts, "")).rows, expected) >= LEAST_COSINE
     if head == "Dense":  # whose graph has the sums of the transformer in float32, as without a head
         assert (engine.description.runtime, engine.description.dtype) == ("openvino", "bfloat16")
         engine._runtime.settle()
-        alone = np.concatenate([engine.encode([text]).rows for text in texts])
+        alone = np.concatenate([engine.embed(EmbedRequest([text], "")).rows for text in texts])
         assert cosine_of(alone, expected) >= LEAST_COSINE
 
 
@@ -163,7 +164,7 @@ def test_a_model_that_needs_float32_has_it_and_is_tried_once(
     engine = Engine.load(settings, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(engine.encode(TEXTS).rows, expected, atol=1e-4)
+    np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, expected, atol=1e-4)
     named = settings.with_values({"EMBEDDING_DTYPE": "bfloat16"})
     assert Engine.load(named, "cpu").description.dtype == "bfloat16"
     assert sum("WARNING Computing in bfloat16 as EMBEDDING_DTYPE asks" in line for line in said) == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from embedshare.calls import CallContext, EmbedRequest
 from embedshare.engine import vitals
 from embedshare.engine.vitals import PROBES, Vitals, watch
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
@@ -22,13 +23,13 @@ class Engine:
         self.outcome = outcome
         self.probes = 0
 
-    def encode(self, texts: list[str], *, deadline: float) -> object:
+    def embed(self, request: EmbedRequest, context: CallContext) -> object:
         self.probes += 1
         error = self.outcome(self.probes)
         self.batch(error is None)
         if error is not None:
             raise error
-        return texts
+        return request
 
     def batch(self, succeeded: bool) -> None:
         self.vitals.enter()

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from embedshare import calls, pieces
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings, Token
+from embedshare.calls import WELL, CallContext, EmbedRequest, EmbedResult, Timings, Token
 from embedshare.client.failover import Failover
 from embedshare.client.failover_policy import FailoverPolicy
 from embedshare.errors import InvalidSetting, MissingDependency, Overloaded
@@ -30,7 +30,6 @@ T = TypeVar("T")
 FRESH_S = 2.0
 #: To tell the server which indexes are needed no more takes this long at most.
 RELEASE_S = 1.0
-_WELL = EmbedRequest(["Is the model well?"], prompt="")
 
 
 class Embedder:
@@ -181,10 +180,10 @@ class Embedder:
     def see_an_embedding(self, context: CallContext) -> None:
         """See that this process can read vectors of its own model, unless it has just done so."""
         if not self.settings.client.use_ipc:
-            self._embed_piece(_WELL, context.deadline)
+            self._embed_piece(WELL, context.deadline)
         elif time.monotonic() - self._last_read > FRESH_S:
             try:
-                self.failover.ask_server(lambda served: served.embed(_WELL, context))
+                self.failover.ask_server(lambda served: served.embed(WELL, context))
                 self._last_read = time.monotonic()
             except Overloaded:
                 pass  # it answers, and has too much to do

@@ -8,14 +8,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
 
 from embedshare import platforms
-from embedshare.calls import EmbedResult, Inputs, Timings, are_tokens
+from embedshare.calls import (
+    NOBODY,
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    Timings,
+    are_tokens,
+    prompt_of,
+)
 from embedshare.engine.runtimes.interface import Runtime
 from embedshare.engine.scheduler import Scheduler
 from embedshare.engine.sequences import Token, Tokenizing
@@ -85,56 +92,41 @@ class Engine:
 
         before = memory.of_process()
         engine = cls(*loading.load(settings, device, expected_identity), settings)
-        engine.encode(loading.SAMPLE)
+        engine.embed(EmbedRequest(loading.SAMPLE, ""))
         after = memory.of_process()
         if before is not None and after is not None:
             engine.model_bytes = max(0, after - before)
         return engine
 
-    def encode(
-        self,
-        texts: Inputs,
-        prompt: str = "",
-        *,
-        normalize: bool = False,
-        truncate_dim: int | None = None,
-        truncate: bool = True,
-        task: str | None = None,
-        deadline: float = float("inf"),
-        caller: int = 0,
-        is_gone: Callable[[], bool] = lambda: False,
-    ) -> EmbedResult:
+    def embed(self, request: EmbedRequest, context: CallContext = NOBODY) -> EmbedResult:
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
-        Sequences of token ids are embedded as they are, without the prompt. Without `truncate` a text that is
-        too long is not cut but refused. `task`: what the texts are for, where that matters to the model.
-        `deadline`: a moment of `time.monotonic()`. Raises InvalidInput for ids that are not the model's,
+        Raises InvalidInput for token ids that are not the model's and for a prompt that it does not have,
         TooLarge, Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
         """
         started = time.monotonic()
         try:
-            encoded = self._encode(texts, prompt, truncate, task, deadline, caller, is_gone)
+            embedded = self._embed(request, context)
         except BaseException:
             self._count(None, started)
             raise
-        self._count(encoded, started)
-        rows = encoded.rows
-        truncate_dim = self._own_dimension if truncate_dim is None else truncate_dim
-        if truncate_dim is not None:
-            rows = np.ascontiguousarray(rows[:, :truncate_dim])
-        if normalize:
+        self._count(embedded, started)
+        rows = embedded.rows
+        dimensions = self._own_dimension if request.dimensions is None else request.dimensions
+        if dimensions is not None:
+            rows = np.ascontiguousarray(rows[:, :dimensions])
+        if request.normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        return encoded._replace(rows=rows)
+        return embedded._replace(rows=rows)
 
-    def tokenize(self, texts: list[str], prompt: str = "") -> list[list[int]]:
+    def tokenize(self, request: EmbedRequest) -> list[list[int]]:
         """The token ids of each text, special tokens included, cut at the model's longest sequence."""
-        self._check_count(texts)
-        return self._tokenizer.ids(texts, prompt)
+        return self._tokenizer.ids(self._texts(request), prompt_of(request, self.description))
 
-    def tokens(self, texts: list[str], prompt: str = "", special_tokens: bool = True) -> list[list[Token]]:
+    def tokens(self, request: EmbedRequest, special_tokens: bool = True) -> list[list[Token]]:
         """Every token of each text, uncut, and where in the text it is."""
-        self._check_count(texts)
-        return self._tokenizer.detailed(texts, prompt, special_tokens)
+        prompt = prompt_of(request, self.description)
+        return self._tokenizer.detailed(self._texts(request), prompt, special_tokens)
 
     def settle(self) -> None:
         """Return when the model is as fast as it gets: some runtimes answer while they still compile."""
@@ -185,48 +177,42 @@ class Engine:
             "indexes": {"count": 0, "bytes": 0, "evicted": 0},
         }
 
-    def _encode(
-        self,
-        texts: Inputs,
-        prompt: str,
-        truncate: bool,
-        task: str | None,
-        deadline: float,
-        caller: int,
-        is_gone: Callable[[], bool],
-    ) -> EmbedResult:
+    def _embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
         started = time.monotonic()
-        if len(texts) > 1 and is_gone():
+        texts = self._texts(request)
+        if len(texts) > 1 and context.is_gone():
             raise DeadlineExceeded("the caller left before its texts were read")
-        self._check_count(texts)
         sequences = (
-            self._tokenizer.checked(texts)
-            if are_tokens(texts)
-            else self._tokenizer(cast("list[str]", texts), prompt, truncate, task)
+            self._tokenizer.checked(request.inputs)
+            if are_tokens(request.inputs)
+            else self._tokenizer(texts, prompt_of(request, self.description), request.truncate, request.task)
         )
         tokenized = time.monotonic()
         rows, waited_s, computed_s = self.scheduler.compute(
-            sequences, deadline=deadline, caller=caller, is_gone=is_gone
+            sequences, deadline=context.deadline, caller=context.caller, is_gone=context.is_gone
         )
         counts = list(map(len, sequences))
         timings = Timings((tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
         return EmbedResult(rows, counts, timings, self.description)
 
-    def _check_count(self, texts: Sequence[object]) -> None:
+    def _texts(self, request: EmbedRequest) -> list[str]:
+        """The inputs, whichever they are. Raises TooLarge where they are too many for a call."""
+        texts = cast("list[str]", request.inputs)
         if len(texts) > self._max_texts:
             raise TooLarge(
                 f"{len(texts):,} texts came in one call; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
             )
+        return texts
 
-    def _count(self, encoded: EmbedResult | None, started: float) -> None:
-        """One call more, which failed where there is nothing encoded."""
+    def _count(self, embedded: EmbedResult | None, started: float) -> None:
+        """One call more, which failed where there is nothing embedded."""
         now = time.monotonic()
         with self._lock:
             self._total += 1
-            if encoded is None:
+            if embedded is None:
                 self._failed += 1
                 return
-            for stage, ms in zip(STAGES, encoded.timings.stages, strict=True):
+            for stage, ms in zip(STAGES, embedded.timings.stages, strict=True):
                 self._stages[stage].observe(ms)
             self._total_ms.observe((now - started) * 1e3)
             self._last_embedded = now

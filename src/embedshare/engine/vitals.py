@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from embedshare.calls import WELL, CallContext, EmbedRequest
 from embedshare.errors import DeadlineExceeded, EmbedshareError, Overloaded
 
 #: So many embeddings in a row that fail, one a second, and the runtime is given up.
@@ -51,7 +52,7 @@ class Patient(Protocol):
 
     @property
     def vitals(self) -> Vitals: ...
-    def encode(self, texts: list[str], *, deadline: float) -> object: ...
+    def embed(self, request: EmbedRequest, context: CallContext) -> object: ...
 
 
 def watch(engine: Patient, stop: threading.Event, stuck_s: float, give_up: Callable[[str], None]) -> None:
@@ -72,7 +73,7 @@ def watch(engine: Patient, stop: threading.Event, stuck_s: float, give_up: Calla
 
 def _probe(engine: Patient) -> EmbedshareError | None:
     try:
-        engine.encode(["Is the model well?"], deadline=time.monotonic() + _PROBE_TIMEOUT_S)
+        engine.embed(WELL, CallContext(time.monotonic() + _PROBE_TIMEOUT_S))
     except (DeadlineExceeded, Overloaded):
         pass  # it has work, and what becomes of that is seen
     except EmbedshareError as error:

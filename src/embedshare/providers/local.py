@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, prompt_of
+from embedshare.calls import WELL, CallContext, EmbedRequest, EmbedResult, Token
 from embedshare.errors import InvalidInput
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
@@ -36,21 +36,13 @@ class Local(Provider):
         return self.engine.description
 
     def embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
-        prompt = prompt_of(request, self.engine.description)
-        return self.engine.encode(
-            request.inputs, prompt, normalize=request.normalize, truncate_dim=request.dimensions,
-            truncate=request.truncate, task=request.task, deadline=context.deadline, caller=context.caller,
-            is_gone=context.is_gone,
-        )  # fmt: skip
+        return self.engine.embed(request, context)
 
     def tokenize(self, request: EmbedRequest, context: CallContext) -> list[list[int]]:
-        texts = cast("list[str]", request.inputs)
-        return self.engine.tokenize(texts, prompt_of(request, self.engine.description))
+        return self.engine.tokenize(request)
 
     def tokens(self, request: EmbedRequest, special_tokens: bool, context: CallContext) -> list[list[Token]]:
-        texts = cast("list[str]", request.inputs)
-        prompt = prompt_of(request, self.engine.description)
-        return [list(one) for one in self.engine.tokens(texts, prompt, special_tokens)]
+        return [list(one) for one in self.engine.tokens(request, special_tokens)]
 
     def ask(self, what: str, context: CallContext) -> Any:
         if what == "active_operations":
@@ -64,7 +56,7 @@ class Local(Provider):
     def _health(self, context: CallContext) -> dict[str, Any]:
         """Healthy means that a real embedding went through lately, or goes through now."""
         if self.engine.last_embedding_age_s > FRESH_S:
-            self.embed(EmbedRequest(["Is the model well?"], prompt=""), context)
+            self.embed(WELL, context)
         return {
             "status": "ok",
             "last_embedding_age_s": round(self.engine.last_embedding_age_s, 3),
