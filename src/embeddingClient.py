@@ -88,7 +88,7 @@ class EmbeddingClient(DropIn):
         self._settings = settings
         self._tries = max_retries, retry_delay
         self.calls = self._embedder.calls
-        """What this client has asked for, and how that went."""
+        """This client's calls, counted by their outcome."""
         self._searcher: WebSearch | None = None
         self._async_pool: Executor | None = None
         self._not_copied = {"_not_copied", *vars(self)} - before
@@ -103,7 +103,7 @@ class EmbeddingClient(DropIn):
 
     @property
     def program(self) -> str | None:
-        """What this process is called among the server's callers, where its file's name does not say it."""
+        """The name of this process among the server's callers, if its file's name does not say it."""
         return self._embedder.program
 
     @program.setter
@@ -137,7 +137,7 @@ class EmbeddingClient(DropIn):
         dimensions: int | None = None,
         truncate: bool = True,
     ) -> EmbedResult:
-        """Vectors for texts, or for sequences of the model's own token ids, and what is to be told of them.
+        """Vectors for texts, or for sequences of the model's own token ids, with counts, timings and model.
 
         Token ids are embedded as they are: with the special tokens that they hold, and without a prompt.
         `dimensions`: how many of each vector's values are kept. Without `truncate` a text that is longer than

@@ -1,4 +1,4 @@
-"""The words of a call: which prompt a request gets from the model that answers, and parts that become one."""
+"""The prompt that a request gets from the model that answers, and parts that become one result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a call: what is asked of a model, and what comes back."""
+"""A call of a model: its request, its context and its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Token = tuple[int, str, bool, int | None, int | None]
 
 
 class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Where the time of a call went on the side that computed it, in milliseconds."""
+    """The stages of a call on the side that computed it, in milliseconds."""
 
     tokenize_ms: float = 0.0
     queue_ms: float = 0.0
@@ -54,23 +54,23 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     own_prompts: Prompts | None = None
     normalize: bool = False
     dimensions: int | None = None
-    """How many values of each vector are kept; None: all that the model serves."""
+    """Values kept of each vector; None: all that the model serves."""
 
     truncate: bool = True
-    """Whether a text that is longer than the model's longest sequence is cut; else it is refused."""
+    """Cut a text that is longer than the model's longest sequence; without it such a text is TooLarge."""
 
     task: str | None = None
-    """What the texts are for, such as "query"; few models embed differently for it."""
+    """The purpose of the texts, such as "query"; few models embed differently for it."""
 
 
 class EmbedResult(NamedTuple):
-    """Vectors, and all that there is to tell of them."""
+    """Vectors, their token counts and timings, and their model."""
 
     rows: np.ndarray
     """Float32 (n, dimension)"""
 
     token_counts: list[int]
-    """How many tokens the model read for each, special ones included."""
+    """The number of tokens that the model read for each, special ones included."""
 
     timings: Timings
     description: ModelDescription
@@ -83,7 +83,7 @@ class EmbedResult(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens were read for all of them."""
+        """The number of tokens that the model read for all of them."""
         return sum(self.token_counts)
 
 
@@ -92,7 +92,7 @@ def _never() -> bool:
 
 
 class CallContext(msgspec.Struct, frozen=True):
-    """Who waits for an answer, and until when."""
+    """The caller that waits for an answer, and its deadline."""
 
     deadline: float = float("inf")
     """A moment of `time.monotonic()`."""
@@ -101,17 +101,17 @@ class CallContext(msgspec.Struct, frozen=True):
     """A number for the connection that the call came by."""
 
     is_gone: Callable[[], bool] = _never
-    """Whether the caller has left, without waiting."""
+    """True once the caller has left; asked without waiting."""
 
 
-#: What a check of a model's health embeds.
+#: The text of health checks.
 WELL = EmbedRequest(["Is the model well?"], prompt="")
-#: Nobody in particular asks, and has time.
+#: A call without a deadline, from this process.
 NOBODY = CallContext()
 
 
 def are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
-    """Whether these are sequences of token ids."""
+    """True for sequences of token ids."""
     return bool(inputs) and not isinstance(inputs[0], str)
 
 

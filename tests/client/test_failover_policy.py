@@ -1,4 +1,4 @@
-"""Who answers calls after each event: the policy's table, without servers, threads or a clock."""
+"""The provider that answers after each event: the policy's table, without servers, threads or a clock."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     assert_serves(engine, reference(folder), name in BATCHES_MATTER)
     if name == "BERT, query_length and document_length":  # which the kept facts tell of
         again = Engine.load(settings, "cpu")
-        assert_same(again.encode(TEXTS, task="query").rows, engine.encode(TEXTS, task="query").rows)
+        queries = EmbedRequest(TEXTS, "", task="query")
+        assert_same(again.embed(queries).rows, engine.embed(queries).rows)
         again.close()
     engine.close()
 

@@ -38,7 +38,7 @@ class Embedder:
     def __init__(self, settings: Settings, max_retries: int, retry_delay_s: float) -> None:
         self.settings = settings
         self.program: str | None = None
-        """What this process is called among the server's callers, where its file's name does not say it."""
+        """The name of this process among the server's callers, if its file's name does not say it."""
         self.calls = Calls()
         self.released: deque[bytes] = deque()
         """Vector indexes whose handles are gone: the server is told with the next call."""
@@ -171,7 +171,7 @@ class Embedder:
         return answer
 
     def _nothing(self, request: EmbedRequest, limit: float) -> EmbedResult:
-        """What no texts at all are answered with. Raises InvalidInput for a prompt that the model has not."""
+        """The result for no texts. Raises InvalidInput for a prompt that the model does not have."""
         described = self.describe(limit)
         calls.prompt_of(request, described)
         dimension = min(described.dimension, request.dimensions or described.dimension)
@@ -199,7 +199,7 @@ class Embedder:
 
 
 def _starter(settings: Settings) -> Callable[[], bool]:
-    """What starts a server where none is, and tells whether one is on its way."""
+    """Starts a server where there is none, and returns True while one is on its way."""
     if not settings.client.autostart or not settings.client.use_ipc:
         return lambda: False
     if not settings.server.on_loopback:

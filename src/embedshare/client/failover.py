@@ -47,7 +47,7 @@ PROBE_TIMEOUT_S = 5.0
 
 
 class Failover:
-    """Whoever answers calls.
+    """Sends each call to the server or to the local model.
 
     Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the server's
     provider, `load(expected)` loads a local model of the space of `expected`. `start_server` is asked where
@@ -72,22 +72,22 @@ class Failover:
         self.served = connect(partial(self._on, policy.met))
         """The server."""
         self.now = policy.begin()
-        """Who answers, and why."""
+        """The present situation."""
         self._begin()
         platforms.after_fork_in_child(self._reset_after_fork)
 
     def _begin(self) -> None:
-        """The parts that hold threads and locks: made anew in a forked child, which has neither."""
+        """Make the parts that hold threads and locks; a forked child has neither and makes its own."""
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._stand_in = StandIn(self._load)
         self._release: threading.Timer | None = None
 
     def call(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
-        """The answer of whoever may give it to `ask(provider, context)`, and who did.
+        """The answer of `ask(provider, context)`, and which provider gave it.
 
-        Raises what the model raises; Overloaded, DeadlineExceeded; ServerUnavailable where nobody is there to
-        answer; ModelMismatch, AuthenticationFailed, InsecureKey; ClientClosed.
+        Raises the model's errors; Overloaded, DeadlineExceeded; ServerUnavailable where neither a server nor
+        a local model answers; ModelMismatch, AuthenticationFailed, InsecureKey; ClientClosed.
         """
         tries, deadline = 0, context.deadline
         while True:
@@ -99,7 +99,7 @@ class Failover:
                 self._pause(
                     0.0, deadline, DeadlineExceeded("the call's time was over before anybody answered")
                 )
-                continue  # the server is to be tried again
+                continue  # the server is tried again
             try:
                 answer = ask(self.served, context)
             except Overloaded as error:
@@ -130,8 +130,7 @@ class Failover:
         return answer
 
     def tell_server(self, tell: Callable[[Served], object]) -> None:
-        """Tell the server something, once, where that answers calls now; what comes of it is nobody's
-        matter."""
+        """Send the server a message once, if it answers calls now. An error is logged and not raised."""
         if self.now.state is not State.CONNECTED:
             return
         try:
@@ -205,8 +204,8 @@ class Failover:
     def _local(self, deadline: float) -> Local | None:
         """The local model; each caller waits for it no longer than its deadline.
 
-        None where the server is to be tried again: it came back, or there is no local model to be had.
-        Raises what keeps the model from loading where there is no server to try, and ModelMismatch.
+        None where the server is tried again: it came back, or no local model can be loaded. Raises the
+        load's error where there is no server to try, and ModelMismatch.
         """
         if self.now.state is State.FALLING_BACK and not self.now.probes:
             self._on(self._policy.called)

@@ -1,6 +1,6 @@
-"""Which model answers calls, and what follows from each event. Pure: no clock, no threads, no sockets.
+"""Decides whether the server or a local model answers. Pure: no clock, no threads, no sockets.
 
-Each event is a method of FailoverPolicy that takes the situation to the next one and to what is to be done.
+Each event is a method of FailoverPolicy. It returns the next situation and the actions that Failover takes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _FALLBACK_OFF = EmbedshareError("EMBEDDING_FALLBACK is none")
 
 
 class State(str, enum.Enum):
-    """Who answers calls now."""
+    """The provider that answers calls now."""
 
-    CONNECTING = "connecting"  # nobody has answered yet
+    CONNECTING = "connecting"  # none has answered yet
     CONNECTED = "connected"  # the server
     FALLING_BACK = "falling back"  # a local model, until the server is back
     REFUSED = "refused"  # the server is there, with another key or vector space
     LOCAL = "local"  # a local model, as USE_IPC_EMBEDDING=false asks
-    CLOSED = "closed"  # nobody
+    CLOSED = "closed"  # none
 
 
 @dataclass(frozen=True)
 class Situation:
-    """All that is known of who answers."""
+    """The state and all that decides on the next one."""
 
     state: State
     model: ModelDescription | None = None
@@ -50,28 +50,28 @@ class Situation:
     fallbacks: int = 0
     returns: int = 0
     probes: bool = False
-    """Whether a thread probes the server, to return to it."""
+    """A thread probes the server, to return to it."""
 
     looks: bool = False
-    """Whether a thread finds out if the server hangs."""
+    """A thread finds out if the server hangs."""
 
     @property
     def is_local(self) -> bool:
-        """Whether a local model answers."""
+        """A local model answers."""
         return self.state is State.FALLING_BACK or self.state is State.LOCAL
 
 
 class Do(enum.Enum):
-    """What a policy asks for."""
+    """An action that the policy asks for."""
 
     START_PROBE = enum.auto()  # in a thread that wakes after each pause
-    STOP_PROBE = enum.auto()  # that thread, which asks, ends
+    STOP_PROBE = enum.auto()  # the probe's thread ends
     START_LOOK = enum.auto()  # in a thread
-    DROP_LOCAL = enum.auto()  # the local model is of no use any more
-    RELEASE_LATER = enum.auto()  # `rested` is due in a while
-    RELEASE_NEVER = enum.auto()  # and now it is not
+    DROP_LOCAL = enum.auto()  # unload the local model
+    RELEASE_LATER = enum.auto()  # send the event `rested` after a while
+    RELEASE_NEVER = enum.auto()  # do not send it
     TRY_AGAIN = enum.auto()  # the call goes to the server once more, after its pause
-    TRY_AT_ONCE = enum.auto()  # likewise, without one
+    TRY_AT_ONCE = enum.auto()  # the call goes to the server once more, at once
 
 
 class Say(NamedTuple):
@@ -95,7 +95,7 @@ class Try(NamedTuple):
 
     deadline: float
     local_failure: EmbedshareError | None
-    """What keeps a local model from loading."""
+    """The error that keeps a local model from loading."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class FailoverPolicy:
         return Situation(State.CONNECTING if self.use_server else State.LOCAL)
 
     def on(self, event: Callable[..., Step], now: Situation, *told: object) -> Step:
-        """What follows from `event`, a method of this class; nothing once the client was closed."""
+        """The step for `event`, a method of this class; a closed client stays as it is."""
         return (now, [Do.STOP_PROBE]) if now.state is State.CLOSED else event(now, *told)
 
     def met(self, now: Situation, model: ModelDescription) -> Step:
@@ -127,7 +127,7 @@ class FailoverPolicy:
         return met, [Do.DROP_LOCAL, said]  # the local one is of the space that was left
 
     def answered(self, now: Situation) -> Step:
-        """The server has answered a call. While falling back, the probe is who decides on the return."""
+        """The server has answered a call. During a fallback only the probe decides on the return."""
         return _connected(now) if now.state in (State.CONNECTING, State.REFUSED) else (now, [])
 
     def refused(self, now: Situation, error: EmbedshareError) -> Step:
@@ -192,7 +192,7 @@ class FailoverPolicy:
         return replace(now, probes=False), [Do.STOP_PROBE]
 
     def probed(self, now: Situation, error: EmbedshareError | None) -> Step:
-        """What came of the probe; no error: the server answered."""
+        """The result of a probe; no error: the server answered."""
         if error is None:
             back, said = _connected(now)
             return replace(back, probes=False), [Do.RELEASE_LATER, Do.STOP_PROBE, *said]

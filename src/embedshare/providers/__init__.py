@@ -1,1 +1,1 @@
-"""Those who answer the calls of a model: the one in this process, and the model server."""
+"""Providers answer the calls of a model: the model server, or an engine in this process."""

@@ -1,4 +1,4 @@
-"""What answers the calls of a model, wherever the model is."""
+"""A provider answers the calls of one model, wherever the model is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class IndexPiece(NamedTuple):
 
 
 class Indexes(abc.ABC):
-    """What answers the calls of vector indexes. All raise UnknownIndex for one that is not there."""
+    """Answers the calls of vector indexes. Each raises UnknownIndex for an index that it does not have."""
 
     @abc.abstractmethod
     def search(

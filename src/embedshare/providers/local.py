@@ -90,9 +90,9 @@ class LocalIndexes(Indexes):
         return {**told, "recall": 1.0, "bytes": 0}
 
     def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
-        """See Indexes: the handle has them already."""
+        """See Indexes. The handle holds the vectors already."""
         return piece.total
 
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
-        """See Indexes: likewise."""
+        """See Indexes. The handle has removed them already."""
         return len(ids)
