@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedshare.web.latest import Latest
+from embedshare.single_flight import SingleFlight
 from tests.forking import forks, holds_in_forked_child
 from tests.processes import wait_for
 
@@ -21,7 +21,7 @@ def test_callers_that_come_while_it_is_asked_ask_it_no_second_time() -> None:
         go_on.wait(60)
         return len(asked)
 
-    latest = Latest(question)
+    latest = SingleFlight(question)
     with ThreadPoolExecutor(8) as threads:
         waiting = [threads.submit(latest.get, 0.2) for _ in range(8)]
     assert all(isinstance(each.exception(), TimeoutError) for each in waiting)
@@ -31,7 +31,7 @@ def test_callers_that_come_while_it_is_asked_ask_it_no_second_time() -> None:
 
 
 def test_its_error_is_raised_in_each_caller() -> None:
-    latest = Latest(lambda: 1 // 0)
+    latest = SingleFlight(lambda: 1 // 0)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             latest.get(30)
@@ -48,7 +48,7 @@ def test_a_forked_child_asks_by_itself_also_while_its_parent_waits() -> None:
             go_on.wait(60)
         return os.getpid()
 
-    latest = Latest(question)
+    latest = SingleFlight(question)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(latest.get, 60)
         assert asking.wait(30)

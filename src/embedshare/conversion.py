@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 
 from loguru import logger
 
-from embedshare import children, logs, platforms
+from embedshare import logs, platforms
 from embedshare.engine import loading
 from embedshare.engine.model import Engine
 from embedshare.errors import EmbedshareError, EngineFailed, UnsupportedModel, from_wire
+from embedshare.platforms import children
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 

@@ -16,7 +16,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.calls import EmbedResult, Timings
 from embedshare.errors import InvalidInput, Overloaded
 from embedshare.settings import Settings, WebSettings
-from embedshare.telemetry import processor, request_ids
+from embedshare.telemetry import cpu_load, request_ids
 from embedshare.web import coalescing, crowd
 from embedshare.web.coalescing import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options
 from embedshare.web.crowd import SOON_S, Crowd
@@ -243,7 +243,7 @@ def test_a_worker_s_callers_go_together_and_get_what_they_get_alone(
     model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over real sockets and the real model, on a machine that counts as busy."""
-    monkeypatch.setattr(processor, "BUSY_SHARE", -1.0)
+    monkeypatch.setattr(cpu_load, "BUSY_SHARE", -1.0)
     monkeypatch.setattr(crowd, "SOON_S", 10.0)  # callers of this process, which others may slow down
     texts = [f"what does a worker with {number} callers answer?" for number in range(16)]
     expected = model.embed(texts)

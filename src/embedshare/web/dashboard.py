@@ -11,8 +11,8 @@ from flask import Blueprint, Response
 from werkzeug.exceptions import NotFound
 
 from embedshare.errors import EmbedshareError
+from embedshare.single_flight import SingleFlight
 from embedshare.web import openapi, pages
-from embedshare.web.latest import Latest
 from embedshare.web.metrics import Requests
 from embedshare.web.routes import OPEN, Tag
 
@@ -81,7 +81,7 @@ def blueprint(
     Other processes that are connected to the server are listed after them. `requests` counts this worker's.
     """
     routes = Blueprint("dashboard", __name__)
-    latest, latest_supervised = Latest(lambda: model.stats()), Latest(supervised)
+    latest, latest_supervised = SingleFlight(lambda: model.stats()), SingleFlight(supervised)
 
     @routes.get("/dashboard", scopes=OPEN, tag=Tag.PAGES)
     @openapi.describe({200: {"text/html": str}, 304: {}})
@@ -112,7 +112,7 @@ def blueprint(
 
 
 def _data(
-    model: Observed, latest: Latest[dict[str, Any]], supervised: Latest[list[dict[str, Any]]]
+    model: Observed, latest: SingleFlight[dict[str, Any]], supervised: SingleFlight[list[dict[str, Any]]]
 ) -> DashboardData:
     error = None
     try:
@@ -151,7 +151,7 @@ def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> l
     return [first, me, *others]
 
 
-def _supervised(latest: Latest[list[dict[str, Any]]]) -> list[Process]:
+def _supervised(latest: SingleFlight[list[dict[str, Any]]]) -> list[Process]:
     try:
         return msgspec.convert(latest.get(PATIENCE_S), list[Process])
     except (EmbedshareError, TimeoutError):

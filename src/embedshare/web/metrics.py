@@ -26,12 +26,12 @@ from prometheus_client import (
 
 from embedshare import platforms
 from embedshare.errors import EmbedshareError
+from embedshare.single_flight import SingleFlight
 from embedshare.telemetry import memory
 from embedshare.telemetry.calls import Calls, Ended
 from embedshare.telemetry.histogram import MILLISECONDS
 from embedshare.web import openapi
 from embedshare.web.errors import JSON
-from embedshare.web.latest import Latest
 from embedshare.web.routes import Tag
 
 #: The states that `stats()["client"]["state"]` can have, all shown.
@@ -140,7 +140,7 @@ class Metrics:
         self._seen = dict.fromkeys(self._changes, 0)
         self._begin()
         platforms.after_fork_in_child(self._begin)
-        self._latest = Latest(lambda: model.stats())
+        self._latest = SingleFlight(lambda: model.stats())
         self._known_swaps = 0, 0
         model.calls.listeners.append(self._count_call)
 

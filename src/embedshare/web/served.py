@@ -13,7 +13,7 @@ from embedshare.calls import EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.settings import ANY_NAME, Settings
-from embedshare.telemetry.processor import Processor
+from embedshare.telemetry.cpu_load import CpuLoad
 from embedshare.web.allowance import Allowance
 from embedshare.web.coalescing import Coalescer, Options
 
@@ -62,7 +62,7 @@ class Served:
         self._model = model
         self._normalize = normalize
         self._allowance = allowance
-        processor = Processor()
+        processor = CpuLoad()
         self._coalescer = Coalescer(self._ask, settings.web.threads, lambda: processor.is_busy)
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0

@@ -26,7 +26,8 @@ from typing import Any
 
 from loguru import logger
 
-from embedshare import children, platforms, threads
+from embedshare import platforms, threads
+from embedshare.platforms import children
 
 #: A child without work ends after so long.
 IDLE_S = 60.0

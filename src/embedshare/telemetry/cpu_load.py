@@ -18,7 +18,7 @@ STALE_AFTER_S = 0.5
 BUSY_SHARE = 0.6
 
 
-class Processor:
+class CpuLoad:
     """The machine's cores, all together. `read` gives the seconds that they spent in each state since its
     start, as `psutil.cpu_times` does."""
 

@@ -7,7 +7,7 @@ from collections import namedtuple
 import psutil
 import pytest
 
-from embedshare.telemetry.processor import LOOK_EVERY_S, STALE_AFTER_S, Processor
+from embedshare.telemetry.cpu_load import LOOK_EVERY_S, STALE_AFTER_S, CpuLoad
 
 Linux = namedtuple("Linux", "user nice system idle iowait irq softirq steal guest guest_nice")
 Windows = namedtuple("Windows", "user system idle interrupt dpc")
@@ -20,7 +20,7 @@ class Machine:
         self.now = 1000.0
         self.times = kind(*(500.0 for _ in kind._fields))  # type: ignore[attr-defined]
         self.looks = 0
-        self.processor = Processor(self.read, lambda: self.now)
+        self.processor = CpuLoad(self.read, lambda: self.now)
 
     def read(self) -> object:
         self.looks += 1
@@ -68,7 +68,7 @@ def test_who_has_not_asked_for_long_is_told_of_now() -> None:
 
 def test_the_system_s_own_counters_are_understood() -> None:
     now = [0.0]
-    processor = Processor(clock=lambda: now[0])
+    processor = CpuLoad(clock=lambda: now[0])
     assert not processor.is_busy
     while sum(psutil.cpu_times()) - processor._total_s < 0.05:
         now[0] += LOOK_EVERY_S

@@ -13,7 +13,7 @@ from embedshare import platforms
 T = TypeVar("T")
 
 
-class Latest(Generic[T]):
+class SingleFlight(Generic[T]):
     """Asks `question` once at a time, in one thread: who comes meanwhile gets that same answer.
 
     The thread is a daemon, so that a question that hangs does not keep the process from ending.

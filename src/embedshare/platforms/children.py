@@ -8,7 +8,7 @@ from pathlib import Path
 
 def python_path() -> str:
     """PYTHONPATH for a child: where this package lies, then what this process was given."""
-    ours = str(Path(__file__).resolve().parents[1])
+    ours = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     return os.pathsep.join([ours, inherited] if inherited else [ours])
 
