@@ -101,7 +101,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         _show_metrics(settings, lambda: _view(service, server, started))
     ready.set()
     if autostarted:
-        from embedshare import autostart  # who was started so has what this imports
+        from embedshare.client import autostart  # who was started so has what this imports
 
         autostart.note_of(settings).unlink(missing_ok=True)
         threading.Thread(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from embedshare import pieces, threads
+from embedshare import threads
+from embedshare.client import splitting
 
 LIMIT_S = 10.0
 
@@ -67,7 +68,7 @@ def cut(count: int) -> list[range]:
 
 
 def in_pieces(call: Any, count: int = 20) -> list[Any]:
-    return pieces.each(list(map(str, range(count))), cut(count), call, False)
+    return splitting.each(list(map(str, range(count))), cut(count), call, False)
 
 
 def test_pieces_are_done_here_without_any_new_thread(no_new_threads: None) -> None:

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare import autostart
-from embedshare.autostart import Autostart
+from embedshare.client import autostart
+from embedshare.client.autostart import Autostart
 from embedshare.errors import InvalidSetting, ServerUnavailable
 from embedshare.settings import Settings
 from tests.processes import CACHE, environment, free_port, wait_for

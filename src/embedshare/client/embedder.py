@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from embedshare import calls, pieces
+from embedshare import calls
 from embedshare.calls import WELL, CallContext, EmbedRequest, EmbedResult, Timings, Token
+from embedshare.client import splitting
 from embedshare.client.failover import Failover
 from embedshare.client.failover_policy import FailoverPolicy
+from embedshare.client.local_model import load
 from embedshare.errors import InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
 from embedshare.ipc.authkey import client_key
@@ -22,7 +24,6 @@ from embedshare.ipc.connection import Connections
 from embedshare.providers.base import Provider
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
-from embedshare.standin import load
 from embedshare.telemetry.calls import OK, Calls
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Embedder:
         cut = list(self._cut(request))
         if len(cut) == 1 and not show_progress_bar:
             return self._embed_piece(request, limit)
-        self._meet(limit)
+        self._learn_model(limit)
 
         def embed(part: Any) -> EmbedResult:
             return self._embed_piece(msgspec.structs.replace(request, inputs=part), limit)
@@ -77,7 +78,7 @@ class Embedder:
         parts: list[EmbedResult | None] = [None] * len(cut)
         odd = list(range(len(cut)))
         while odd:
-            done = pieces.each(request.inputs, [cut[n] for n in odd], embed, show_progress_bar)
+            done = splitting.each(request.inputs, [cut[n] for n in odd], embed, show_progress_bar)
             for number, part in zip(odd, done, strict=True):
                 parts[number] = part
             # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
@@ -112,7 +113,7 @@ class Embedder:
 
     def describe(self, limit: float = float("inf")) -> ModelDescription:
         """The model that answers, asked for where that is not known yet."""
-        self._meet(limit)
+        self._learn_model(limit)
         description = self.failover.now.model
         assert description is not None  # whoever answered has told what it is
         return description
@@ -189,11 +190,11 @@ class Embedder:
                 pass  # it answers, and has too much to do
 
     def _cut(self, request: EmbedRequest) -> Iterator[range]:
-        return pieces.cut(
+        return splitting.cut(
             request.inputs, self.settings.server.max_texts, self.settings.server.max_message_bytes
         )
 
-    def _meet(self, limit: float) -> None:
+    def _learn_model(self, limit: float) -> None:
         if self.failover.now.model is None:
             self.active_operations(limit)
 
@@ -208,7 +209,7 @@ def _starter(settings: Settings) -> Callable[[], bool]:
         )
         raise InvalidSetting(message, name="EMBEDDING_AUTOSTART", value="true", allowed="false, or localhost")
     try:
-        from embedshare.autostart import Autostart
+        from embedshare.client.autostart import Autostart
     except ImportError as error:
         raise MissingDependency(
             f"EMBEDDING_AUTOSTART needs more than this installation has ({error}): "

@@ -21,6 +21,7 @@ from embedshare import platforms, threads
 from embedshare.backoff import Backoff
 from embedshare.calls import CallContext
 from embedshare.client.failover_policy import REFUSALS, Do, FailoverPolicy, Say, State, Step, Try
+from embedshare.client.local_model import LocalModel
 from embedshare.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -32,7 +33,6 @@ from embedshare.errors import (
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import Provider
 from embedshare.providers.served import Served
-from embedshare.standin import StandIn
 from embedshare.telemetry.calls import Source
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Failover:
         """Make the parts that hold threads and locks; a forked child has neither and makes its own."""
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._stand_in = StandIn(self._load)
+        self._stand_in = LocalModel(self._load)
         self._release: threading.Timer | None = None
 
     def call(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:

@@ -27,11 +27,11 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest, Prompts, prompt_of
 from embedshare.client.embedder import Embedder
+from embedshare.client.quantization import PRECISIONS, quantize
+from embedshare.client.similarity import NAMES, similarity, similarity_pairwise, unknown
 from embedshare.client.unserved import Unserved
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
-from embedshare.quantization import PRECISIONS, quantize
-from embedshare.similarity import NAMES, similarity, similarity_pairwise, unknown
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -132,7 +132,9 @@ class DropIn(Unserved):
         limit = float("inf") if seconds is None else time.monotonic() + seconds
         if prompt is not None:
             _check_prompt(prompt, prompt_name)
-        dimensions = _whole("truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim)
+        dimensions = _optional_integer(
+            "truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim
+        )
         request = EmbedRequest(
             texts, prompt, prompt_name, self._prompts, bool(normalize_embeddings), dimensions,
             task=kwargs.get("task"),
@@ -306,7 +308,7 @@ class DropIn(Unserved):
         if precision is not None and precision not in PRECISIONS:
             raise InvalidInput(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
         for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-            number = _whole(name, value)
+            number = _optional_integer(name, value)
             if number is not None and number <= 0:
                 raise InvalidInput(f"{name} must be a positive integer, got {value}")
         task = kwargs.get("task")
@@ -361,7 +363,7 @@ def _check_prompt(prompt: Any, prompt_name: Any) -> None:
         warnings.warn("both prompt and prompt_name were given; prompt is used", stacklevel=3)
 
 
-def _whole(name: str, value: Any) -> int | None:
+def _optional_integer(name: str, value: Any) -> int | None:
     try:
         return None if value is None else operator.index(value)
     except TypeError:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
 
 from embedshare.client.embedder import Embedder
+from embedshare.client.similarity import NAMES
 from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
-from embedshare.similarity import NAMES
 
 _WEIGHTS = "the weights are in the model server; load a SentenceTransformer of your own to work on them"
 _TRAINING = (

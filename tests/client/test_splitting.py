@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedshare import pieces
+from embedshare.client import splitting
 from embedshare.errors import InvalidInput, TooLarge
 
 
@@ -12,8 +12,8 @@ def test_a_text_that_cannot_be_sent_is_named_by_its_place_in_the_whole_list() ->
     texts = ["fine"] * 5000
     texts[3333] = "cut \ud83d"
     with pytest.raises(InvalidInput, match=r"text 3333 holds '\\ud83d' at position 4") as caught:
-        list(pieces.cut(texts, 8192, 1 << 20))
+        list(splitting.cut(texts, 8192, 1 << 20))
     caught.value.message.encode()  # the message itself can be sent on
     texts[3333] = "\U0001f600" * (1 << 19)
     with pytest.raises(TooLarge, match="text 3333 has 2,097,152 bytes"):
-        list(pieces.cut(texts, 8192, 1 << 20))
+        list(splitting.cut(texts, 8192, 1 << 20))

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SimilarityFunction
 
+from embedshare.client.similarity import NAMES, similarity, similarity_pairwise
 from embedshare.errors import InvalidInput
-from embedshare.similarity import NAMES, similarity, similarity_pairwise
 
 each_measure = pytest.mark.parametrize("name", NAMES)
 

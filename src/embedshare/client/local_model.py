@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RETRY_S = 30.0
 
 
-class StandIn:
+class LocalModel:
     """At most one local model; `load(expected)` makes it, of the vector space that is expected.
 
     Safe to use from any number of threads.

@@ -28,7 +28,7 @@ from embedshare.supervise.process import last_lines
 RETRY_S = 30.0
 #: How the server is told that it was started by itself, and ends by itself.
 FLAG = "--autostarted"
-_SERVER = Path(__file__).resolve().parents[1] / "modelServer.py"
+_SERVER = Path(__file__).resolve().parents[2] / "modelServer.py"
 
 
 class Starting(msgspec.Struct):
