@@ -98,7 +98,7 @@ class FamilySession(LocalSession):
         """The largest difference of our engine's vectors in float32 to SentenceTransformer's, for vectors of
         length 1. What the engine makes of the model is kept in `cache`."""
         paths.import_from_src()
-        from embedshare.engine.model import Engine
+        from embedshare.engine.engine import Engine
         from embedshare.settings import ModelSettings, Settings
 
         _be_quiet()

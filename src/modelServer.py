@@ -21,8 +21,8 @@ from loguru import logger
 
 from embedshare import conversion, logs, platforms
 from embedshare.database.live import Live
-from embedshare.engine import vitals
-from embedshare.engine.model import Engine
+from embedshare.engine import watchdog
+from embedshare.engine.engine import Engine
 from embedshare.engine.serving import Serving
 from embedshare.errors import (
     EmbedshareError,
@@ -76,7 +76,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         engine, served = _database_model(settings, kept)
 
     def watch(engine: Engine, ended: threading.Event) -> None:
-        vitals.watch(engine, ended, settings.server.stuck_s, _give_up)
+        watchdog.watch(engine, ended, settings.server.stuck_s, _give_up)
 
     serving = Serving(engine, served, watch, (lambda name: None) if kept is not None else note.write)
     callers = Callers()

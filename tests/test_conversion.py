@@ -17,7 +17,7 @@ from loguru import logger
 from embedshare import conversion
 from embedshare.calls import EmbedRequest
 from embedshare.engine import loading
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.errors import EngineFailed, UnsupportedModel
 from embedshare.settings import Settings
 from tests.engine.small_models import bert, pooled, saved

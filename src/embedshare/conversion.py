@@ -17,7 +17,7 @@ from loguru import logger
 
 from embedshare import logs, platforms
 from embedshare.engine import loading
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.errors import EmbedshareError, EngineFailed, UnsupportedModel, from_wire
 from embedshare.platforms import children
 from embedshare.settings import Settings

@@ -14,7 +14,7 @@ import numpy as np
 
 from embedshare.calls import NOBODY, CallContext, EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.engine.serving import Held, Serving
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, UnknownIndex
 from embedshare.identity import ModelDescription

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from embedshare import conversion
 from embedshare.engine import beside
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.errors import EmbedshareError, EngineFailed
 from embedshare.settings import Settings
 

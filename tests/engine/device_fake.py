@@ -1,10 +1,10 @@
 """Stand-ins for a GPU, for tests of the pipeline where there is none.
 
-`LateQueue` does what it is asked as late, and in as odd an order, as a GPU may. What is in different streams
+`LateStream` does what it is asked as late, and in as odd an order, as a GPU may. What is in different streams
 runs in any order that the events allow, drawn by dice, and nothing has to run before somebody waits for it.
 Memory is garbage until it is written.
 
-`TapeQueue` captures as a GPU does: the operations with their memory, and nothing of the Python between them.
+`TapeStream` captures as a GPU does: the operations with their memory, and nothing of the Python between them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from embedshare.engine.runtimes.pipeline import PlainQueue, Work
+from embedshare.engine.runtimes.device_pipeline import PlainStream, Work
 
 _LATE = {"aten::copy_", "aten::fill_"}
 
@@ -78,8 +78,8 @@ class LateEvent:
         self._device.run_until(lambda: self._happened >= number)
 
 
-class LateQueue:
-    """See pipeline.Queue."""
+class LateStream:
+    """See device_pipeline.DeviceStream."""
 
     overlaps = True
 
@@ -137,8 +137,8 @@ class _Late(TorchDispatchMode):  # type: ignore[misc]  # torch is not analysed
         return args[0]
 
 
-class TapeQueue(PlainQueue):
-    """See pipeline.Queue."""
+class TapeStream(PlainStream):
+    """See device_pipeline.DeviceStream."""
 
     def capture(self, work: Work) -> Work:
         tape = Tape()

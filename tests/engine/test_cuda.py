@@ -13,12 +13,12 @@ import torch
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.model import Engine, release_memory
+from embedshare.engine.engine import Engine, release_memory
 from embedshare.engine.runtimes import embedder as embedders
-from embedshare.engine.runtimes.cuda import CudaQueue, ModelThread
-from embedshare.engine.runtimes.launches import Shapes, plan
+from embedshare.engine.runtimes.bucketing import Shapes, plan
+from embedshare.engine.runtimes.cuda import CudaStream, ModelThread
+from embedshare.engine.runtimes.device_pipeline import Pipeline
 from embedshare.engine.runtimes.padded import PaddedRuntime
-from embedshare.engine.runtimes.pipeline import Pipeline
 from embedshare.errors import OutOfMemory
 from embedshare.settings import Settings
 from tests.engine.test_loading import smallest_cosine
@@ -120,7 +120,7 @@ def test_a_forward_that_waits_for_the_device_runs_without_graphs() -> None:
         return torch.stack([lengths, ids[:, 0]], 1).float()
 
     shapes = Shapes(longest=64, launch_tokens=1024, free_tokens=64, fixed=True)
-    ours = Pipeline(CudaQueue(ModelThread("cuda:0"), urgent=True), waits, shapes, 2, padding_id=0)
+    ours = Pipeline(CudaStream(ModelThread("cuda:0"), urgent=True), waits, shapes, 2, padding_id=0)
     for length in (5, 5, 5, 20, 20, 40, 40, 60, 60, 60):
         sequences = [[7] * length, [9]]
         found = ours.run(sequences, plan([length, 1], shapes))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedshare.calls import EmbedRequest
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.engine.runtimes import embedder, proof
 from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
 from embedshare.errors import UnsupportedModel

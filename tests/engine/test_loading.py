@@ -15,9 +15,9 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.facts import ModelFacts
-from embedshare.engine.graphs import GraphCache
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
+from embedshare.engine.graph_cache import GraphCache
+from embedshare.engine.metadata import ModelMetadata
 from embedshare.errors import ModelMismatch, UnsupportedModel
 from embedshare.settings import ModelSettings, Settings
 from tests.processes import add_own_code, environment, run_python
@@ -129,7 +129,7 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
     said = run_python(
         "import sys, numpy as np\n"
         "from embedshare.calls import EmbedRequest\n"
-        "from embedshare.engine.model import Engine\n"
+        "from embedshare.engine.engine import Engine\n"
         "from embedshare.settings import Settings\n"
         "engine = Engine.load(Settings.load(), 'auto')\n"
         f"rows = np.load({str(tmp_path / 'rows.npy')!r})\n"
@@ -166,7 +166,7 @@ def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = GraphCache(tmp_path, "1")
-    facts = ModelFacts(2, 2, 128, {}, None, "cosine", ["input_ids"], 0, None)
+    facts = ModelMetadata(2, 2, 128, {}, None, "cosine", ["input_ids"], 0, None)
     cache.keep("identity", facts, "{}", lambda path: path.touch())
 
     def read_only(path: Path) -> None:

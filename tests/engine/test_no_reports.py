@@ -11,7 +11,7 @@ connect, resolve = socket.socket.connect, socket.getaddrinfo
 socket.socket.connect = lambda self, address: asked.append(address) or connect(self, address)
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or resolve(host, *rest, **more)
 from embedshare.calls import EmbedRequest
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.settings import ModelSettings, Settings
 import tempfile
 with tempfile.TemporaryDirectory() as cache:

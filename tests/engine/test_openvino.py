@@ -15,8 +15,8 @@ from loguru import logger
 from openvino import opset15 as ops
 
 from embedshare.engine import loading
-from embedshare.engine.facts import ModelFacts
-from embedshare.engine.graphs import GraphCache
+from embedshare.engine.graph_cache import GraphCache
+from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, write_graph
 from embedshare.settings import ModelSettings, Settings
 from tests.processes import CACHE
@@ -32,7 +32,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def loaded() -> loading.LoadedModel:
+def loaded() -> loading.EngineParts:
     loaded = loading.load(
         Settings(model=ModelSettings(converted_dir=str(CACHE), dtype="float32")), "cpu", None
     )
@@ -40,7 +40,7 @@ def loaded() -> loading.LoadedModel:
     return loaded
 
 
-def rows_of(loaded: loading.LoadedModel, texts: list[str]) -> np.ndarray:
+def rows_of(loaded: loading.EngineParts, texts: list[str]) -> np.ndarray:
     return loaded.runtime.run(loaded.tokenizer(texts))
 
 
@@ -52,7 +52,7 @@ def prepared() -> None:
 
 
 def test_rows_are_the_models_while_its_graphs_are_made_and_after(
-    loaded: loading.LoadedModel, reference: Any
+    loaded: loading.EngineParts, reference: Any
 ) -> None:
     expected = reference.encode(TEXTS)
     np.testing.assert_allclose(rows_of(loaded, TEXTS), expected, atol=2e-5)
@@ -63,7 +63,7 @@ def test_rows_are_the_models_while_its_graphs_are_made_and_after(
 
 
 def test_a_text_of_any_length_that_comes_alone_has_the_models_row(
-    loaded: loading.LoadedModel, reference: Any
+    loaded: loading.EngineParts, reference: Any
 ) -> None:
     prepared()
     texts = [" ".join(["model"] * count) for count in range(0, 2 * SINGLE_WIDTHS[-1], 3)]
@@ -71,7 +71,7 @@ def test_a_text_of_any_length_that_comes_alone_has_the_models_row(
     np.testing.assert_allclose(found, reference.encode(texts), atol=2e-5)
 
 
-def test_more_callers_than_graphs_get_their_own_rows(loaded: loading.LoadedModel, reference: Any) -> None:
+def test_more_callers_than_graphs_get_their_own_rows(loaded: loading.EngineParts, reference: Any) -> None:
     expected = reference.encode(TEXTS)
 
     def call(number: int) -> None:
@@ -92,7 +92,7 @@ def test_a_disk_without_room_for_the_graph_costs_the_next_start_its_time_and_not
 
     rows = ops.parameter([1, 100_000], np.float32)
     graph = ov.Model([ops.add(rows, np.ones((1, 100_000), np.float32))], [rows])
-    facts = ModelFacts(2, 2, 128, {}, None, "cosine", ["input_ids"], 0, None)
+    facts = ModelMetadata(2, 2, 128, {}, None, "cosine", ["input_ids"], 0, None)
     cache = GraphCache(tmp_path / "graphs", "1")
     lines: list[str] = []
     sink = logger.add(lambda line: lines.append(str(line)), format="{level} {message}")

@@ -14,15 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embedshare.calls import EmbedRequest
 from embedshare.engine import loading, weights
 from embedshare.engine.runtimes import embedder as embedders
-from embedshare.engine.runtimes.launches import Shapes, plan
+from embedshare.engine.runtimes.bucketing import Shapes, plan
+from embedshare.engine.runtimes.device_pipeline import Pipeline
 from embedshare.engine.runtimes.padded import PaddedForward, PaddedRuntime, Sizes
-from embedshare.engine.runtimes.pipeline import Pipeline
 from embedshare.errors import OutOfMemory
-from tests.engine.device_fake import TapeQueue
+from tests.engine.device_fake import TapeStream
 from tests.engine.test_loading import TEXTS, settings_for, small_model, smallest_cosine
 
 #: As on a GPU: fixed shapes, two batches at once.
-AS_ON_GPU = Sizes(parallel=2, interactive_budget=128, bulk_budget=1024, free_tokens=64, fixed=True)
+AS_ON_GPU = Sizes(
+    max_batches_per_lane=2, interactive_budget=128, bulk_budget=1024, free_tokens=64, fixed=True
+)
 MODELS = [
     ("Bert", "mean"), ("Bert", "cls"), ("Roberta", "mean"), ("DistilBert", "max"), ("MPNet", "mean"),
     ("Bert", "lasttoken"), ("Bert", "weightedmean"),
@@ -136,7 +138,7 @@ def test_operations_captured_of_one_batch_give_the_vectors_of_others(
     model = embedders.load(small_model(tmp_path, architecture, pooling), "cpu", trust_remote_code=False)
     monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
     shapes = Shapes(longest=64, launch_tokens=1024, free_tokens=64, fixed=True)
-    pipeline = Pipeline(TapeQueue("cpu"), PaddedForward(model, "float32"), shapes, 24, padding_id=0)
+    pipeline = Pipeline(TapeStream("cpu"), PaddedForward(model, "float32"), shapes, 24, padding_id=0)
     for seed in range(6):
         sequences = sorted(mixed(seed, count=12), key=len, reverse=True)
         found = pipeline.run(sequences, plan([len(ids) for ids in sequences], shapes))
@@ -188,7 +190,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(default_model: Any) -> 
 def test_a_model_that_does_not_pack_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from embedshare.engine.model import Engine
+    from embedshare.engine.engine import Engine
 
     monkeypatch.setattr(embedders, "find_form", lambda *_: None)
     folder = small_model(tmp_path, "Bert", "mean")

@@ -12,8 +12,8 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.graphs import KeptTrials
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
+from embedshare.engine.graph_cache import KeptTrials
 from embedshare.engine.runtimes import first_runs, openvino, precision
 from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
 from embedshare.errors import UnsupportedModel

@@ -251,7 +251,7 @@ class Failover:
 
     def _release_local(self) -> None:
         if Do.DROP_LOCAL in self._on(self._policy.rested):
-            from embedshare.engine.model import release_memory
+            from embedshare.engine.engine import release_memory
 
             release_memory()
             logger.info("the local model was let go")

@@ -17,7 +17,7 @@ from loguru import logger
 
 from embedshare import folders, platforms
 from embedshare.engine import weights
-from embedshare.engine.model import Engine
+from embedshare.engine.engine import Engine
 from embedshare.errors import EmbedshareError, OutOfMemory
 from embedshare.settings import Settings
 

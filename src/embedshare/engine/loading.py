@@ -20,9 +20,9 @@ from loguru import logger
 
 from embedshare import folders, platforms
 from embedshare.engine import weights
-from embedshare.engine.facts import ModelFacts
-from embedshare.engine.graphs import GraphCache
-from embedshare.engine.runtimes.interface import Runtime
+from embedshare.engine.graph_cache import GraphCache
+from embedshare.engine.metadata import ModelMetadata
+from embedshare.engine.runtimes.base import Runtime
 from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.tokens import TextTokenizer
@@ -47,7 +47,7 @@ SAMPLE = [
 ]
 
 
-class LoadedModel(NamedTuple):
+class EngineParts(NamedTuple):
     """What an engine is made of."""
 
     runtime: Runtime
@@ -57,7 +57,7 @@ class LoadedModel(NamedTuple):
     """What the runtime computes: `description.dimension`, or more."""
 
 
-def load(settings: Settings, device: str, expected_identity: str | None) -> LoadedModel:
+def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
     """Find, verify and load the model that the settings name, on `device`.
 
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
@@ -69,7 +69,7 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Load
     device = _known(device)
     runtime, tokenizer, facts = _ready(settings, device, identity, folder)
     described = facts.description(identity, settings.model.name, runtime.device, runtime.dtype, runtime.name)
-    return LoadedModel(runtime, tokenizer, described, facts.full_dimension)
+    return EngineParts(runtime, tokenizer, described, facts.full_dimension)
 
 
 def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
@@ -145,7 +145,7 @@ class _Parts(NamedTuple):
 
     runtime: Runtime
     tokenizer: Tokenizing
-    facts: ModelFacts
+    facts: ModelMetadata
 
 
 def _ready(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
@@ -192,7 +192,7 @@ def _in_openvino(
     settings: Settings,
     identity: str,
     graph: ov.Model | Path,
-    facts: ModelFacts,
+    facts: ModelMetadata,
     proof: Callable[[], KeptProof],
 ) -> Runtime:
     """The graph in the precision that fits it. Raises UnsupportedModel, and what reading the graph raises."""
@@ -247,7 +247,7 @@ class _Loaded(NamedTuple):
     identity: str
     model: SentenceTransformer
     proof: Proof
-    facts: ModelFacts
+    facts: ModelMetadata
 
 
 def _fast(loaded: _Loaded) -> _Parts:
@@ -358,7 +358,7 @@ def _static(loaded: _Loaded) -> _Parts:
     return _Parts(runtime, tokenizer, facts)
 
 
-def _text_tokenizer(serialized: str, facts: ModelFacts) -> TextTokenizer:
+def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
     return TextTokenizer(serialized, task_cuts=facts.task_cuts, template=facts.template)
 
 

@@ -4,7 +4,7 @@ A call that comes to an idle lane (interactive or bulk) is computed by the threa
 hand-over. What comes meanwhile waits and is then computed by a thread of the scheduler's, batch after batch,
 for as long as anything waits: it goes straight from one batch to the next, while the callers' threads take
 their answers away. Where callers come one after the other, an interactive batch is held back for a moment for
-the next of them (company.py).
+the next of them (batch_delay.py).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
+from embedshare.engine.batch_delay import BatchDelay
 from embedshare.engine.batching import Batch, Lane, Request, Waiting
-from embedshare.engine.company import Company
-from embedshare.engine.vitals import Vitals
+from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
 from embedshare.telemetry import request_ids
 from embedshare.telemetry.histogram import SEQUENCES, TOKENS, Histogram, Snapshot
@@ -102,14 +102,14 @@ class Scheduler:
         self._permits = permits
         self._leaders = leaders
         self._leaders_left = dict.fromkeys(Lane, leaders)
-        self._company = Company()
+        self._batch_delay = BatchDelay()
         self._company_came = threading.Condition(self._lock)
         self._holds_back = False  # whether a leader waits for company
         self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
         self._batch_sequences, self._batch_tokens = Histogram(SEQUENCES), Histogram(TOKENS)
-        self.vitals = Vitals(clock)
+        self.runtime_health = RuntimeHealth(clock)
 
     @property
     def active(self) -> int:
@@ -159,7 +159,7 @@ class Scheduler:
             self._admit(request)
             self._active += 1
             if request.lane is Lane.INTERACTIVE:
-                self._company.arrived(now)
+                self._batch_delay.arrived(now)
                 if self._holds_back and self._company_is_here():
                     self._company_came.notify()
             ticket.leads = self._appoint(request.lane)
@@ -206,7 +206,7 @@ class Scheduler:
         with self._lock:
             self._active -= 1
             if request.lane is Lane.INTERACTIVE:
-                self._company.left()
+                self._batch_delay.left()
             self._waiting.remove(request)
             if ticket.leads:
                 self._step_down(request.lane, ticket)
@@ -245,7 +245,7 @@ class Scheduler:
         Not with a permit that bulk waits for.
         """
         with self._lock:
-            patience_s = self._company.patience_s
+            patience_s = self._batch_delay.patience_s
             bulk_waits = not self._permits and self._waiting.calls(Lane.BULK)
             if not patience_s or bulk_waits or self._holds_back:
                 return
@@ -260,7 +260,7 @@ class Scheduler:
                 self._holds_back = False
 
     def _company_is_here(self) -> bool:
-        return self._company.is_here(self._waiting.calls(Lane.INTERACTIVE), self._leaders)
+        return self._batch_delay.is_here(self._waiting.calls(Lane.INTERACTIVE), self._leaders)
 
     def _is_for_another(self, lane: Lane, now: float) -> bool:
         """Whether another leader holds the lane's next batch back, or the other lane has the better claim to
@@ -362,7 +362,7 @@ class Scheduler:
             return None
         started = self._clock()
         succeeded = False
-        self.vitals.enter()
+        self.runtime_health.enter()
         try:
             rows = self._run(batch.sequences)
             _check_shape(rows, (len(batch.sequences), self._dimension))
@@ -377,7 +377,7 @@ class Scheduler:
                     logger.exception("a text could not be computed")
             return error.with_traceback(None) if isinstance(error, EmbedshareError) else _engine_failed(error)
         finally:
-            self.vitals.leave(succeeded)
+            self.runtime_health.leave(succeeded)
         self._deliver(batch, rows, started, self._clock())
         return None
 
@@ -405,7 +405,7 @@ class Scheduler:
             self._batch_sequences.observe(len(rows))
             self._batch_tokens.observe(batch.tokens)
             if batch.parts[0][0].lane is Lane.INTERACTIVE:
-                self._company.computed(ended - started)
+                self._batch_delay.computed(ended - started)
             callers = len({request.caller for request, _ in batch.parts})
             counts.shared_batches += callers > 1
             counts.largest_batch_callers = max(counts.largest_batch_callers, callers)

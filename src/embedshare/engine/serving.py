@@ -13,7 +13,7 @@ from collections.abc import Callable
 from loguru import logger
 
 from embedshare.engine import loading, weights
-from embedshare.engine.model import Engine, release_memory
+from embedshare.engine.engine import Engine, release_memory
 from embedshare.errors import EmbedshareError, ModelSwapped, SwapRefused
 from embedshare.identity import ModelDescription, identity_of
 from embedshare.providers.local import Local

@@ -149,7 +149,7 @@ class TextTokenizer:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)
         except TypeError:
             raise lone_surrogate(given) from None
-        return [_whole(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+        return [_with_overflow(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
 
     def _prepared(self, texts: list[str], prompt: str) -> list[str]:
         if self._template is not None:
@@ -212,7 +212,7 @@ def lone_surrogate(texts: list[str]) -> InvalidInput:
     return InvalidInput("the prompt holds a lone surrogate, which is no character")
 
 
-def _whole(encoding: Encoding, text: str) -> list[Token]:
+def _with_overflow(encoding: Encoding, text: str) -> list[Token]:
     """The tokens of an encoding and of what was cut from it, with the special tokens at the ends once."""
     first = _tokens(encoding, text)
     parts = [first, *(_tokens(cut, text) for cut in encoding.overflowing)]

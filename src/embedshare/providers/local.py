@@ -15,7 +15,7 @@ from embedshare.vectors import exact
 from embedshare.vectors.contents import of_another_model
 
 if TYPE_CHECKING:
-    from embedshare.engine.model import Engine
+    from embedshare.engine.engine import Engine
 
 #: A health check embeds a text of its own where no embedding has gone through for this many seconds.
 FRESH_S = 2.0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from loguru import logger
 
-from embedshare.engine.runtimes.pipeline import Work
+from embedshare.engine.runtimes.device_pipeline import Work
 
 #: Captures that may fail before no more are tried. One can fail for want of memory, all those of a model that
 #: waits for the device in the middle of its forward do.
@@ -63,10 +63,11 @@ class ModelThread:
             self.do(torch.cuda.empty_cache)
 
 
-class CudaQueue:
+class CudaStream:
     """A stream on a CUDA device, and the graphs that were captured of it.
 
-    `urgent`: goes before other streams' work wherever the device has a choice. See pipeline.Queue.
+    `urgent`: goes before other streams' work wherever the device has a choice. See
+    device_pipeline.DeviceStream.
     """
 
     overlaps = True

@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers.utils import logging as transformers_logging
 
-from embedshare.engine.facts import ModelFacts
+from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.runtimes.masks import MASKS, Mask, own, whole_text
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.engine.runtimes.proof import (
@@ -204,10 +204,10 @@ def _ids(model: SentenceTransformer, text: str, task: str | None) -> list[int]:
     return ids
 
 
-def facts_of(model: SentenceTransformer, proof: Proof) -> ModelFacts:
+def facts_of(model: SentenceTransformer, proof: Proof) -> ModelMetadata:
     """What the model says of itself; its layout is not known yet."""
     longest, tokenizer = model.max_seq_length, tokenizer_in(model)
-    return ModelFacts(
+    return ModelMetadata(
         dimension=proof.expected.shape[1],
         full_dimension=proof.full_dimension,
         max_seq_length=LONGEST if longest is None else int(min(longest, LONGEST)),

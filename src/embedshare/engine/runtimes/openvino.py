@@ -22,7 +22,7 @@ from openvino import opset15 as ops
 from embedshare import platforms, threads
 from embedshare.engine.runtimes import precision
 from embedshare.engine.runtimes.packing import Layout, pack, row_width
-from embedshare.engine.runtimes.switch import with_fixed_shapes
+from embedshare.engine.runtimes.shape_dispatch import with_fixed_shapes
 from embedshare.errors import OutOfMemory, UnsupportedModel
 
 VERSION = str(ov.__version__)
@@ -121,7 +121,7 @@ class _Compiled(NamedTuple):
 
     request: ov.InferRequest
     fixed_widths: tuple[int, ...] = ()
-    """Widths for which a single text has a branch of its own (runtimes/switch.py)."""
+    """Widths for which a single text has a branch of its own (runtimes/shape_dispatch.py)."""
 
 
 @dataclass(slots=True)
@@ -141,8 +141,8 @@ class OpenVinoRuntime:
 
     name = "openvino"
     device = "cpu"
-    parallel = 2
-    slots = parallel + 1
+    max_batches_per_lane = 2
+    max_batches = max_batches_per_lane + 1
     interactive_budget = 512
     bulk_budget = 1024
 
@@ -153,9 +153,9 @@ class OpenVinoRuntime:
         self._core = cpu_core()
         model = self._core.read_model(graph) if isinstance(graph, Path) else graph
         whole = _Graph(_Compiled(self._compile(model, _LATENCY).create_infer_request()))
-        streams = self._compile(model, {"NUM_STREAMS": self.parallel})
-        parts = [_Graph(_Compiled(streams.create_infer_request())) for _ in range(self.parallel)]
-        self._whole = whole
+        streams = self._compile(model, {"NUM_STREAMS": self.max_batches_per_lane})
+        parts = [_Graph(_Compiled(streams.create_infer_request())) for _ in range(self.max_batches_per_lane)]
+        self._all_cores = whole
         self._free = [whole, *parts]
         self._last_beside = float("-inf")
         self.padding_tokens = 0
@@ -164,16 +164,16 @@ class OpenVinoRuntime:
         self._shapes = threads.start(partial(self._fix_shapes, model), "embedshare-shapes", daemon=False)
 
     def settle(self) -> None:
-        """See interface.Runtime."""
+        """See base.Runtime."""
         if self._shapes is not None:
             self._shapes.join()
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
-        """See interface.Runtime."""
+        """See base.Runtime."""
         with self._freed:
             self._freed.wait_for(lambda: self._free)
             now = time.monotonic()
-            if len(self._free) < self.slots:
+            if len(self._free) < self.max_batches:
                 self._last_beside = now
             alone = now - self._last_beside >= _ALONE_AFTER_S
             graph = self._free.pop(0 if alone else -1)
@@ -188,7 +188,7 @@ class OpenVinoRuntime:
         finally:
             with self._freed:
                 self.padding_tokens += padding
-                self._free.insert(0 if graph is self._whole else len(self._free), graph)
+                self._free.insert(0 if graph is self._all_cores else len(self._free), graph)
                 self._freed.notify()
 
     def run_on_each_graph(self, sequences: list[list[int]]) -> Iterator[np.ndarray]:
@@ -220,6 +220,6 @@ class OpenVinoRuntime:
         try:
             shapes = [[(1, width)] * len(graph.inputs) for width in SINGLE_WIDTHS]
             compiled = self._compile(with_fixed_shapes(graph, shapes), _LATENCY)
-            self._whole.compiled = _Compiled(compiled.create_infer_request(), SINGLE_WIDTHS)
+            self._all_cores.compiled = _Compiled(compiled.create_infer_request(), SINGLE_WIDTHS)
         except RuntimeError as error:
             logger.warning("short texts stay a little slower, their graph was not compiled: {}", error)

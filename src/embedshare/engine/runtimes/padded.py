@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embedshare.engine.runtimes.cuda import CudaQueue, ModelThread
-from embedshare.engine.runtimes.launches import Launch, Shapes, plan
-from embedshare.engine.runtimes.pipeline import Pipeline, PlainQueue, Queue
+from embedshare.engine.runtimes.bucketing import Launch, Shapes, plan
+from embedshare.engine.runtimes.cuda import CudaStream, ModelThread
+from embedshare.engine.runtimes.device_pipeline import DeviceStream, Pipeline, PlainStream
 from embedshare.engine.runtimes.proof import in_batches
 from embedshare.engine.runtimes.torch import DTYPES, as_out_of_memory
 
@@ -39,7 +39,7 @@ class PaddedForward:
         self._transformer.to(DTYPES[dtype])
 
     def __call__(self, integers: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-        """See pipeline.Forward. It asks nothing of the device that the host would have to wait for."""
+        """See device_pipeline.Forward. It asks nothing of the device that the host would have to wait for."""
         lengths, ids = integers[:rows], integers[rows:].view(rows, width)
         present = torch.arange(width, device=ids.device) < lengths[:, None]
         features = self._transformer({"input_ids": ids.long(), "attention_mask": present.long()})
@@ -75,7 +75,7 @@ def rows_in(dtype: str, model: SentenceTransformer, sequences: list[list[int]]) 
 class Sizes(NamedTuple):
     """How much at once is worth it on a kind of device."""
 
-    parallel: int
+    max_batches_per_lane: int
     interactive_budget: int
     bulk_budget: int
     free_tokens: int
@@ -85,12 +85,20 @@ class Sizes(NamedTuple):
     def of(cls, device: str) -> Sizes:
         """On a GPU the next batch is made ready while one computes; on a CPU one uses all cores."""
         if device.startswith("cuda"):
-            return cls(parallel=2, interactive_budget=2048, bulk_budget=16_384, free_tokens=256, fixed=True)
-        return cls(parallel=1, interactive_budget=512, bulk_budget=2048, free_tokens=64, fixed=False)
+            return cls(
+                max_batches_per_lane=2,
+                interactive_budget=2048,
+                bulk_budget=16_384,
+                free_tokens=256,
+                fixed=True,
+            )
+        return cls(
+            max_batches_per_lane=1, interactive_budget=512, bulk_budget=2048, free_tokens=64, fixed=False
+        )
 
 
 class PaddedRuntime:
-    """Runs a model in PyTorch, in launches that `launches.plan` cuts.
+    """Runs a model in PyTorch, in launches that `bucketing.plan` cuts.
 
     `sizes`: other than the device's own, for tests.
     """
@@ -101,10 +109,10 @@ class PaddedRuntime:
     def __init__(self, model: SentenceTransformer, dtype: str, sizes: Sizes | None = None) -> None:
         self.device = str(model.device)
         self.dtype = dtype
-        self.parallel, self.interactive_budget, self.bulk_budget, free_tokens, fixed = sizes or Sizes.of(
-            self.device
+        self.max_batches_per_lane, self.interactive_budget, self.bulk_budget, free_tokens, fixed = (
+            sizes or Sizes.of(self.device)
         )
-        self.slots = 2 * self.parallel
+        self.max_batches = 2 * self.max_batches_per_lane
         self._shapes = Shapes(int(model.max_seq_length), self.bulk_budget, free_tokens, fixed)
         self._padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0
         self._dimension = int(model.get_embedding_dimension())
@@ -121,10 +129,10 @@ class PaddedRuntime:
             self.padding_tokens = 0  # of the calls alone
 
     def settle(self) -> None:
-        """See interface.Runtime."""
+        """See base.Runtime."""
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
-        """See interface.Runtime."""
+        """See base.Runtime."""
         order = sorted(range(len(sequences)), key=lambda text: len(sequences[text]), reverse=True)
         longest_first = [sequences[text] for text in order]
         launches = plan([len(ids) for ids in longest_first], self._shapes)
@@ -146,7 +154,7 @@ class PaddedRuntime:
         raise failure
 
     def _pipeline(self, urgent: bool) -> Pipeline:
-        queue: Queue = CudaQueue(self._thread, urgent) if self._thread else PlainQueue(self.device)
+        queue: DeviceStream = CudaStream(self._thread, urgent) if self._thread else PlainStream(self.device)
         return Pipeline(queue, self._forward, self._shapes, self._dimension, self._padding_id)
 
     def _warm_up(self) -> None:

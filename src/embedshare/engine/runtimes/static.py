@@ -15,8 +15,8 @@ class StaticRuntime:
     name = "static"
     device = "cpu"
     dtype = "float32"
-    parallel = 2
-    slots = 3
+    max_batches_per_lane = 2
+    max_batches = 3
     interactive_budget = 4096
     bulk_budget = 1 << 16
     packs = True
@@ -36,10 +36,10 @@ class StaticRuntime:
         np.save(folder / _ROWS, self._table)
 
     def settle(self) -> None:
-        """See interface.Runtime."""
+        """See base.Runtime."""
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
-        """See interface.Runtime. A text of no tokens is zeros."""
+        """See base.Runtime. A text of no tokens is zeros."""
         rows = np.zeros((len(sequences), self._table.shape[1]), np.float32)
         for row, ids in zip(rows, sequences, strict=True):
             if ids:

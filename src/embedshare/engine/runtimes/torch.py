@@ -73,8 +73,8 @@ class TorchRuntime:
     """Runs the embedder in PyTorch, one batch of a lane at a time: a batch uses all cores."""
 
     name = "torch"
-    parallel = 1
-    slots = 2
+    max_batches_per_lane = 1
+    max_batches = 2
     interactive_budget = 512
     bulk_budget = 2048
 
@@ -89,10 +89,10 @@ class TorchRuntime:
         self._embedder.transformer.to(DTYPES[dtype])
 
     def settle(self) -> None:
-        """See interface.Runtime."""
+        """See base.Runtime."""
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
-        """See interface.Runtime."""
+        """See base.Runtime."""
         try:
             packed = pack(sequences, self._layout)
             arrays = [torch.from_numpy(array).to(self.device) for array in packed]

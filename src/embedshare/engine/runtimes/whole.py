@@ -32,8 +32,8 @@ class WholeRuntime:
 
     name = "sentence-transformers"
     dtype = "float32"
-    parallel = 1
-    slots = 1
+    max_batches_per_lane = 1
+    max_batches = 1
     interactive_budget = 512
     packs = False
     padding_tokens = 0
@@ -49,10 +49,10 @@ class WholeRuntime:
         model.preprocess = self._count
 
     def settle(self) -> None:
-        """See interface.Runtime."""
+        """See base.Runtime."""
 
     def run(self, sequences: list[Text]) -> np.ndarray:
-        """See interface.Runtime."""
+        """See base.Runtime."""
         rows = np.empty((len(sequences), self._dimension), np.float32)
 
         def call(at: int) -> tuple[str, str]:

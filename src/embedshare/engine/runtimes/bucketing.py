@@ -84,7 +84,7 @@ def plan(lengths: list[int], shapes: Shapes) -> list[Launch]:
     launches: list[Launch] = []
     first = start = 0
     while first < len(widths):
-        rows, width = shapes.shape_for(_company(widths, first, shapes), widths[first])
+        rows, width = shapes.shape_for(_fitting_rows(widths, first, shapes), widths[first])
         launch = Launch(first, min(rows, len(widths) - first), rows, width, start)
         launches.append(launch)
         first, start = first + launch.texts, launch.end
@@ -109,7 +109,7 @@ def write(sequences: list[list[int]], launches: list[Launch], padding_id: int, b
         )
 
 
-def _company(widths: list[int], first: int, shapes: Shapes) -> int:
+def _fitting_rows(widths: list[int], first: int, shapes: Shapes) -> int:
     """How many texts from `first` on go together: all of its width, and those of the next smaller width if
     all of them can be padded for free, since nothing less saves a launch."""
     end = min(first + shapes.most_rows(widths[first]), len(widths))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 from loguru import logger
 
-from embedshare.engine.facts import ModelFacts
+from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.trials import KeptProof, Trial
 
 #: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, is
@@ -23,11 +23,11 @@ GRAPH_VERSION = 5
 KEPT = 4
 
 
-class Kept(NamedTuple):
+class CachedGraph(NamedTuple):
     """What is kept of a model."""
 
     graph: Path
-    facts: ModelFacts
+    facts: ModelMetadata
     tokenizer: str
     """The text of the tokenizer that sentence-transformers uses for it."""
 
@@ -39,13 +39,13 @@ class GraphCache:
         self._folder = folder
         self._version = f"{GRAPH_VERSION} {converter_version}"
 
-    def find(self, identity: str) -> Kept | None:
+    def find(self, identity: str) -> CachedGraph | None:
         """What is kept of the model with this identity."""
         entry = self._entry(identity)
         if not (entry / "facts.json").exists():
             return None
         try:
-            facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=ModelFacts)
+            facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=ModelMetadata)
             tokenizer = (entry / "tokenizer.json").read_text(encoding="utf8")
         except (OSError, ValueError) as error:
             logger.warning("the converted graph in {} cannot be read and is made anew: {}", entry, error)
@@ -55,7 +55,7 @@ class GraphCache:
             os.utime(entry)
         except OSError:
             pass  # in a cache that cannot be written to, as in a read-only image, nothing is ever dropped
-        return Kept(entry / "graph.xml", facts, tokenizer)
+        return CachedGraph(entry / "graph.xml", facts, tokenizer)
 
     def proof(self, identity: str) -> KeptProof:
         """What the model's graph is held against. Raises OSError, ValueError."""
@@ -68,7 +68,7 @@ class GraphCache:
     def keep(
         self,
         identity: str,
-        facts: ModelFacts,
+        facts: ModelMetadata,
         tokenizer: str,
         write: Callable[[Path], None],
         proof: KeptProof | None = None,

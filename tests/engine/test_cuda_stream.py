@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from embedshare.engine.runtimes.cuda import CudaQueue, ModelThread
-from embedshare.engine.runtimes.launches import plan
-from embedshare.engine.runtimes.pipeline import Pipeline
+from embedshare.engine.runtimes.bucketing import plan
+from embedshare.engine.runtimes.cuda import CudaStream, ModelThread
+from embedshare.engine.runtimes.device_pipeline import Pipeline
 from tests.engine.device_fake import Tape
-from tests.engine.test_pipeline import FIXED, expected, forward, texts
+from tests.engine.test_device_pipeline import FIXED, expected, forward, texts
 
 LIMIT_S = 10.0
 
@@ -73,7 +73,7 @@ def test_the_model_runs_in_one_thread_whoever_asks_and_graphs_replay(cuda: Cuda)
         ran_in.append(threading.current_thread().name)
         return forward(integers, rows, width)
 
-    ours = Pipeline(CudaQueue(ModelThread("cuda:0"), urgent=True), noted, FIXED, 3, padding_id=7)
+    ours = Pipeline(CudaStream(ModelThread("cuda:0"), urgent=True), noted, FIXED, 3, padding_id=7)
     for seed in range(5):
         vectors(ours, [5, 9], seed)
     assert cuda.captured == 1
@@ -82,7 +82,7 @@ def test_the_model_runs_in_one_thread_whoever_asks_and_graphs_replay(cuda: Cuda)
 
 def test_a_forward_that_cannot_be_captured_is_tried_a_few_times(cuda: Cuda) -> None:
     cuda.fails = [RuntimeError("operation not permitted when stream is capturing")] * 20
-    ours = Pipeline(CudaQueue(ModelThread("cuda:0"), urgent=True), forward, FIXED, 3, padding_id=7)
+    ours = Pipeline(CudaStream(ModelThread("cuda:0"), urgent=True), forward, FIXED, 3, padding_id=7)
     for seed, length in enumerate([5, 5, 5, 20, 20, 40, 40, 60, 60, 60]):
         vectors(ours, [length], seed)
     for seed in range(3):
@@ -92,7 +92,7 @@ def test_a_forward_that_cannot_be_captured_is_tried_a_few_times(cuda: Cuda) -> N
 
 def test_lack_of_memory_in_a_capture_is_raised_and_the_next_run_captures(cuda: Cuda) -> None:
     cuda.fails = [torch.OutOfMemoryError("CUDA out of memory")]
-    ours = Pipeline(CudaQueue(ModelThread("cuda:0"), urgent=False), forward, FIXED, 3, padding_id=7)
+    ours = Pipeline(CudaStream(ModelThread("cuda:0"), urgent=False), forward, FIXED, 3, padding_id=7)
     vectors(ours, [5], 1)
     with pytest.raises(torch.OutOfMemoryError):
         vectors(ours, [5], 2)

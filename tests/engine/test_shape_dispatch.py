@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 from openvino import opset15 as ops
 
-from embedshare.engine.runtimes.switch import with_fixed_shapes
+from embedshare.engine.runtimes.shape_dispatch import with_fixed_shapes
 
 SHAPES = [[(1, 4), (1, 4)], [(2, 3), (2, 3)]]
 

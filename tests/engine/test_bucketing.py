@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.engine.runtimes.launches import LEAST_WIDTH, Launch, Shapes, plan, write
+from embedshare.engine.runtimes.bucketing import LEAST_WIDTH, Launch, Shapes, plan, write
 
 FIXED = Shapes(longest=256, launch_tokens=4096, free_tokens=256, fixed=True)
 EXACT = Shapes(longest=256, launch_tokens=2048, free_tokens=64, fixed=False)

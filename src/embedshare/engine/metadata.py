@@ -9,7 +9,7 @@ from embedshare.engine.tokens import Template
 from embedshare.identity import ModelDescription
 
 
-class ModelFacts(msgspec.Struct, frozen=True):
+class ModelMetadata(msgspec.Struct, frozen=True):
     """A SentenceTransformer's own word on itself, and the layout that its transformer takes."""
 
     dimension: int

@@ -25,7 +25,7 @@ _GAP_MEMORY, _CALLS_MEMORY, _BATCH_MEMORY = 16, 64, 8
 _LONGEST_GAP_S = 1.0
 
 
-class Company:
+class BatchDelay:
     """What the calls of a lane have been like lately.
 
     Times are seconds of one monotonic clock. A call is under way from its arrival to its answer.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from embedshare.engine.runtimes.launches import Launch, Shapes, write
+from embedshare.engine.runtimes.bucketing import Launch, Shapes, write
 
 #: Batches in a pipeline at once.
 SLOTS = 2
@@ -25,12 +25,12 @@ SLOTS = 2
 MOST_GRAPHS = 64
 
 Work = Callable[[], None]
-#: A launch's integers (see `launches.write`), its rows and its width to float32 vectors (rows, dimension).
+#: A launch's integers (see `bucketing.write`), its rows and its width to float32 vectors (rows, dimension).
 Forward = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
-class Queue(Protocol):
-    """Where a pipeline's work is done, in order. `PlainQueue` and `cuda.CudaQueue` are such."""
+class DeviceStream(Protocol):
+    """Where a pipeline's work is done, in order. `PlainStream` and `cuda.CudaStream` are such."""
 
     stream: Any
     overlaps: bool
@@ -62,7 +62,7 @@ class Queue(Protocol):
         """Wait until nothing is left to do in these streams and the queue's own."""
 
 
-class PlainQueue:
+class PlainStream:
     """A device that works in order, without streams and graphs: a CPU, or Apple's GPU."""
 
     overlaps = False
@@ -106,7 +106,7 @@ class Pipeline:
 
     def __init__(
         self,
-        queue: Queue,
+        queue: DeviceStream,
         forward: Forward,
         shapes: Shapes,
         dimension: int,
@@ -131,7 +131,7 @@ class Pipeline:
             self._slots.put(_Slot(queue, dimension))
 
     def run(self, sequences: list[list[int]], launches: list[Launch]) -> np.ndarray:
-        """Token ids, sorted as for `launches.plan`, to float32 vectors, in the same order."""
+        """Token ids, sorted as for `bucketing.plan`, to float32 vectors, in the same order."""
         slot = self._slots.get()
         try:
             slot.upload(sequences, launches, self._padding_id)
@@ -178,7 +178,7 @@ class _Slot:
     Whoever holds the slot has it alone, and gives it back when the device is done with it.
     """
 
-    def __init__(self, queue: Queue, dimension: int) -> None:
+    def __init__(self, queue: DeviceStream, dimension: int) -> None:
         self._queue = queue
         self._dimension = dimension
         self.copies = queue.side_stream()

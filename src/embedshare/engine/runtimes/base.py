@@ -10,15 +10,15 @@ import numpy as np
 class Runtime(Protocol):
     """A loaded model.
 
-    `run` may be called by `slots` threads at once.
+    `run` may be called by `max_batches` threads at once.
     """
 
     name: str
     device: str
     dtype: str
-    parallel: int
+    max_batches_per_lane: int
     """Batches of one lane that are worth running side by side."""
-    slots: int
+    max_batches: int
     """Batches of both lanes that may run side by side."""
     interactive_budget: int
     bulk_budget: int

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedshare.engine.runtimes.launches import Shapes, plan
-from embedshare.engine.runtimes.pipeline import SLOTS, Pipeline, PlainQueue, Queue
-from tests.engine.device_fake import LateDevice, LateQueue
+from embedshare.engine.runtimes.bucketing import Shapes, plan
+from embedshare.engine.runtimes.device_pipeline import SLOTS, DeviceStream, Pipeline, PlainStream
+from tests.engine.device_fake import LateDevice, LateStream
 
 LIMIT_S = 20.0
 POISON = 66_666
@@ -44,9 +44,9 @@ def texts(lengths: list[int], seed: int) -> list[list[int]]:
 
 
 def pipeline(
-    queue: Queue | None = None, shapes: Shapes = FIXED, most_graphs: int = 8, run: Callable = forward
+    queue: DeviceStream | None = None, shapes: Shapes = FIXED, most_graphs: int = 8, run: Callable = forward
 ) -> Pipeline:
-    return Pipeline(queue or PlainQueue("cpu"), run, shapes, 3, padding_id=7, most_graphs=most_graphs)
+    return Pipeline(queue or PlainStream("cpu"), run, shapes, 3, padding_id=7, most_graphs=most_graphs)
 
 
 def vectors(ours: Pipeline, sequences: list[list[int]], shapes: Shapes = FIXED) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_each_text_gets_its_vector(shapes: Shapes, batches: list[list[int]]) -> 
 def test_vectors_are_right_whatever_order_a_device_works_in(
     batches: list[list[int]], seed: int, callers: int
 ) -> None:
-    ours = pipeline(LateQueue(LateDevice(seed)))
+    ours = pipeline(LateStream(LateDevice(seed)))
     work = [texts(lengths, number) for number, lengths in enumerate(batches)]
     with ThreadPoolExecutor(callers) as threads:
         for found, batch in zip(threads.map(lambda one: vectors(ours, one), work), work, strict=True):
@@ -94,7 +94,7 @@ def test_what_is_returned_is_the_callers_own() -> None:
 
 
 def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are() -> None:
-    queue = LateQueue(LateDevice(1))
+    queue = LateStream(LateDevice(1))
     ours = pipeline(queue, most_graphs=2)
     captured = []
     for length in (5, 5, 5, 20, 40, 40, 60, 60, 20, 20):  # widths 16, 16, 16, 32, 64, ...
@@ -105,7 +105,7 @@ def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are() -> None:
 
 
 def test_a_forward_that_cannot_be_captured_is_called() -> None:
-    queue = LateQueue(LateDevice(1))
+    queue = LateStream(LateDevice(1))
     ours = pipeline(queue, most_graphs=0)
     for seed in range(3):
         sequences = texts([5, 5], seed)

@@ -21,7 +21,7 @@ PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 5.0
 
 
-class Vitals:
+class RuntimeHealth:
     """When batches entered the runtime, and how the last one left it.
 
     Safe to use from any number of threads.
@@ -47,31 +47,33 @@ class Vitals:
         return self._clock() - min(list(self._inside.values()), default=self._clock())
 
 
-class Patient(Protocol):
+class WatchedEngine(Protocol):
     """What is watched: an engine."""
 
     @property
-    def vitals(self) -> Vitals: ...
+    def runtime_health(self) -> RuntimeHealth: ...
     def embed(self, request: EmbedRequest, context: CallContext) -> object: ...
 
 
-def watch(engine: Patient, stop: threading.Event, stuck_s: float, give_up: Callable[[str], None]) -> None:
+def watch(
+    engine: WatchedEngine, stop: threading.Event, stuck_s: float, give_up: Callable[[str], None]
+) -> None:
     """Until `stop`: call `give_up` with the reason where the runtime holds a batch for over `stuck_s`
     seconds, or fails whatever it is asked."""
     failures = 0
     while not stop.wait(PROBE_EVERY_S):
-        inside_s = engine.vitals.longest_inside_s
+        inside_s = engine.runtime_health.longest_inside_s
         if inside_s > stuck_s:
             give_up(f"a batch has been in the runtime for {inside_s:.0f} s; EMBEDDING_STUCK_S is {stuck_s:g}")
             return
-        error = _probe(engine) if engine.vitals.failing else None
+        error = _probe(engine) if engine.runtime_health.failing else None
         failures = failures + 1 if error is not None else 0
         if failures >= PROBES:
             give_up(f"the runtime failed {failures} embeddings in a row: {error}")
             return
 
 
-def _probe(engine: Patient) -> EmbedshareError | None:
+def _probe(engine: WatchedEngine) -> EmbedshareError | None:
     try:
         engine.embed(WELL, CallContext(time.monotonic() + _PROBE_TIMEOUT_S))
     except (DeadlineExceeded, Overloaded):

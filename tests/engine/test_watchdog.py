@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from embedshare.calls import CallContext, EmbedRequest
-from embedshare.engine import vitals
-from embedshare.engine.vitals import PROBES, Vitals, watch
+from embedshare.engine import watchdog
+from embedshare.engine.watchdog import PROBES, RuntimeHealth, watch
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
 
 
@@ -19,7 +19,7 @@ class Engine:
 
     def __init__(self, outcome: Callable[[int], EmbedshareError | None]) -> None:
         self.now = 0.0
-        self.vitals = Vitals(lambda: self.now)
+        self.runtime_health = RuntimeHealth(lambda: self.now)
         self.outcome = outcome
         self.probes = 0
 
@@ -32,13 +32,13 @@ class Engine:
         return request
 
     def batch(self, succeeded: bool) -> None:
-        self.vitals.enter()
-        self.vitals.leave(succeeded)
+        self.runtime_health.enter()
+        self.runtime_health.leave(succeeded)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitals, "PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr(watchdog, "PROBE_EVERY_S", 0.0)
 
 
 def watched(engine: Engine, until: Callable[[], bool]) -> list[str]:
@@ -66,7 +66,7 @@ def test_a_runtime_that_fails_whatever_it_is_asked_is_given_up(error: Embedshare
 def test_one_text_that_cannot_be_computed_is_no_reason() -> None:
     engine = Engine(lambda _: None)
     engine.batch(succeeded=False)
-    assert watched(engine, lambda: not engine.vitals.failing) == []
+    assert watched(engine, lambda: not engine.runtime_health.failing) == []
     assert engine.probes == 1
 
 
@@ -75,7 +75,7 @@ def test_failures_that_pass_are_no_reason() -> None:
     engine.batch(succeeded=False)
 
     def failed_again() -> bool:
-        if not engine.vitals.failing:
+        if not engine.runtime_health.failing:
             engine.batch(succeeded=False)
         return engine.probes > 4 * PROBES
 
@@ -91,12 +91,12 @@ def test_a_runtime_that_is_busy_is_not_given_up(error: EmbedshareError) -> None:
 
 def test_a_batch_that_never_comes_back_is_found_beside_others_that_do() -> None:
     engine = Engine(lambda _: None)
-    engine.vitals.enter()
+    engine.runtime_health.enter()
     stuck = threading.Thread(target=engine.batch, args=(True,))
     stuck.start()
     stuck.join()
     engine.now = 9.0
-    assert watched(engine, lambda: engine.vitals.longest_inside_s > 10 or _later(engine)) != []
+    assert watched(engine, lambda: engine.runtime_health.longest_inside_s > 10 or _later(engine)) != []
 
 
 def _later(engine: Engine) -> bool:
@@ -108,5 +108,5 @@ def test_nothing_inside_is_no_reason_however_long() -> None:
     engine = Engine(lambda _: None)
     engine.batch(succeeded=True)
     engine.now = 1e9
-    assert engine.vitals.longest_inside_s == 0.0
+    assert engine.runtime_health.longest_inside_s == 0.0
     assert engine.probes == 0

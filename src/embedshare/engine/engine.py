@@ -23,10 +23,10 @@ from embedshare.calls import (
     are_tokens,
     prompt_of,
 )
-from embedshare.engine.runtimes.interface import Runtime
+from embedshare.engine.runtimes.base import Runtime
 from embedshare.engine.scheduler import Scheduler
 from embedshare.engine.sequences import Token, Tokenizing
-from embedshare.engine.vitals import Vitals
+from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
@@ -67,8 +67,8 @@ class Engine:
         self.scheduler = Scheduler(
             runtime.run,
             full_dimension,
-            permits=min(settings.model.max_concurrent_operations, runtime.slots),
-            leaders=runtime.parallel,
+            permits=min(settings.model.max_concurrent_operations, runtime.max_batches),
+            leaders=runtime.max_batches_per_lane,
             interactive_budget=min(
                 runtime.interactive_budget, settings.model.max_batch_tokens or runtime.interactive_budget
             ),
@@ -138,9 +138,9 @@ class Engine:
         self.scheduler.close()
 
     @property
-    def vitals(self) -> Vitals:
+    def runtime_health(self) -> RuntimeHealth:
         """Whether batches go through."""
-        return self.scheduler.vitals
+        return self.scheduler.runtime_health
 
     @property
     def last_embedding_age_s(self) -> float:
