@@ -23,7 +23,6 @@ from embedshare import conversion, logs, platforms
 from embedshare.database.live import Live
 from embedshare.engine import watchdog
 from embedshare.engine.engine import Engine
-from embedshare.engine.serving import Serving
 from embedshare.errors import (
     EmbedshareError,
     MissingDependency,
@@ -35,10 +34,11 @@ from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
-from embedshare.service import EmbeddingService
+from embedshare.models.pool import ModelPool
+from embedshare.models.sources.swap import SwapNote
+from embedshare.server.service import EmbeddingService
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
-from embedshare.swap_note import SwapNote
 
 if TYPE_CHECKING:
     from embedshare.database.kept import KeptSettings
@@ -78,11 +78,11 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     def watch(engine: Engine, ended: threading.Event) -> None:
         watchdog.watch(engine, ended, settings.server.stuck_s, _give_up)
 
-    serving = Serving(engine, served, watch, (lambda name: None) if kept is not None else note.write)
+    pool = ModelPool(engine, served, watch, (lambda name: None) if kept is not None else note.write)
     callers = Callers()
-    service = EmbeddingService(serving, settings, stop, callers)
+    service = EmbeddingService(pool, settings, stop, callers)
     if kept is not None:
-        _keep_the_model(kept, service, serving, stop)
+        _keep_the_model(kept, service, pool, stop)
     try:
         server = CallServer(
             service,
@@ -109,12 +109,12 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         ).start()
     logger.info(
         "ready: {}, at {}:{}, after {:.1f} s",
-        _shown(serving.description),
+        _shown(pool.description),
         *settings.server.address,
         time.monotonic() - started,
     )
     server.serve_until_stopped()
-    serving.close()
+    pool.close()
     logger.info("stopping: finishing what was accepted, {:g} s at most", settings.server.drain_s)
     drained = server.drain(settings.server.drain_s)
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
@@ -133,37 +133,37 @@ def _kept(settings: Settings) -> KeptSettings | None:
 
 def _database_model(settings: Settings, kept: KeptSettings) -> tuple[Engine, Settings]:
     """The model that the database names; where that does not load, the one that the environment names."""
-    from embedshare import keeper  # with the database's packages, which are here
+    from embedshare.server import reconciler  # with the database's packages, which are here
 
-    wanted = keeper.with_model(settings, kept.live.settings)
+    wanted = reconciler.with_model(settings, kept.live.settings)
     try:
         return conversion.load(wanted, wanted.model.device), wanted
     except EmbedshareError as error:
-        if keeper.same_model(wanted, settings):
+        if reconciler.same_model(wanted, settings):
             raise
         logger.error(
             "{} does not load, {} serves instead: {}", wanted.model.name, settings.model.name, error.message
         )
         engine = conversion.load(settings, settings.model.device)
-        keeper.roll_back_all(kept.live, kept.store, error.message)
+        reconciler.roll_back_all(kept.live, kept.store, error.message)
         return engine, settings
 
 
 def _keep_the_model(
-    kept: KeptSettings, service: EmbeddingService, serving: Serving, stop: threading.Event
+    kept: KeptSettings, service: EmbeddingService, pool: ModelPool, stop: threading.Event
 ) -> None:
-    from embedshare.keeper import ModelKeeper
+    from embedshare.server.reconciler import Reconciler
 
     def check() -> None:
         if stop.is_set():
             raise SwapRefused("the model server is stopping")
 
-    keeper = ModelKeeper(
+    reconciler = Reconciler(
         kept.live, kept.watcher, kept.store,
-        lambda: serving.settings, lambda wanted: service.change_model(wanted, check),
+        lambda: pool.settings, lambda wanted: service.change_model(wanted, check),
     )  # fmt: skip
-    service.keeper = keeper
-    kept.watcher.start(keeper.on_look)
+    service.swap_guard = reconciler
+    kept.watcher.start(reconciler.on_look)
 
 
 def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from embedshare import keeper
 from embedshare.engine import weights
 from embedshare.errors import SwapRefused
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
-from embedshare.service import EmbeddingService
+from embedshare.server import reconciler
+from embedshare.server.service import EmbeddingService
 from embedshare.settings import ModelSettings, Settings
 
 SETTINGS = Settings(model=ModelSettings(name="org/a", trust_remote_code=("org/a",), cache_dir="/ours"))
@@ -29,9 +29,9 @@ def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
             wanted.append(one)
             raise SwapRefused("it is enough to see what would be loaded")
 
-    serving: Any = SimpleNamespace(settings=SETTINGS)
-    service = EmbeddingService(serving, SETTINGS, threading.Event(), Callers())
-    service.keeper = Keeper()
+    pool: Any = SimpleNamespace(settings=SETTINGS)
+    service = EmbeddingService(pool, SETTINGS, threading.Event(), Callers())
+    service.swap_guard = Keeper()
     for cache in ("/ours", "/theirs", None):
         how = codec.ModelSettings("cpu", 0, cache, 1)
         with pytest.raises(SwapRefused, match="enough"):
@@ -42,7 +42,7 @@ def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
 def test_nor_in_one_that_the_database_names() -> None:
     for cache, trusted in (("/ours", ("org/a",)), ("/theirs", ()), (None, ())):
         stored = Settings(model=ModelSettings(name="org/a", cache_dir=cache))
-        assert keeper.with_model(SETTINGS, stored).model.trust_remote_code == trusted
+        assert reconciler.with_model(SETTINGS, stored).model.trust_remote_code == trusted
 
 
 def test_two_spellings_of_one_model_are_trusted_alike(

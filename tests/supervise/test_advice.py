@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedshare.ipc import authkey
+from embedshare.models.sources.swap import SwapNote
 from embedshare.operate.services import model_advice
 from embedshare.settings import Settings
-from embedshare.swap_note import SwapNote
 
 
 def settings_with(folder: Path) -> Settings:

@@ -112,7 +112,7 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
     """
     try:
         from embedshare import conversion
-        from embedshare.engine import beside
+        from embedshare.models import memory_budget
         from embedshare.providers.local import Local
     except ImportError as error:
         raise MissingDependency(
@@ -122,7 +122,7 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
     if not settings.client.use_ipc:
         return Local(conversion.load(settings, settings.model.device, identity))
     try:
-        return Local(beside.load(settings, settings.client.fallback_device, identity, conversion.load))
+        return Local(memory_budget.load(settings, settings.client.fallback_device, identity, conversion.load))
     except (ModelMismatch, ModelNotFound) as error:
         if expected is None or not settings.server.on_loopback or expected.model_name == settings.model.name:
             raise
@@ -130,7 +130,7 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
             settings, model=dataclasses.replace(settings.model, name=expected.model_name)
         )
         try:
-            return Local(beside.load(told, settings.client.fallback_device, identity, conversion.load))
+            return Local(memory_budget.load(told, settings.client.fallback_device, identity, conversion.load))
         except ModelNotFound:
             raise error from None
 

@@ -16,9 +16,9 @@ import embedshare
 from embedshare import platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey
+from embedshare.models.sources.swap import SwapNote
 from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
-from embedshare.swap_note import SwapNote
 
 MODEL_SERVER = "model-server"
 #: The folder with this version's app.py, which takes an open port; one of another folder may not.

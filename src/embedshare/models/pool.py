@@ -23,7 +23,7 @@ from embedshare.settings import Settings
 Watch = Callable[[Engine, threading.Event], None]
 
 
-class Held:
+class LoadedModel:
     """A model, what it was loaded by, and how many calls it answers now."""
 
     def __init__(self, engine: Engine, settings: Settings, watch: Watch) -> None:
@@ -49,7 +49,7 @@ class Held:
         logger.info("{} ({}) was let go", self.description.model_name, self.description.identity[:12])
 
 
-class Serving:
+class ModelPool:
     """Holds the model that answers calls, and while another takes over the one that still does.
 
     `note(model_name)` is told of each model that has taken over. Safe to use from any number of threads.
@@ -59,7 +59,7 @@ class Serving:
         self._watch = watch
         self._note = note
         self._lock = threading.Lock()
-        self._current = Held(engine, settings, watch)
+        self._current = LoadedModel(engine, settings, watch)
         self._swapping = threading.Lock()
         self.swaps = self.failed_swaps = 0
 
@@ -78,21 +78,21 @@ class Serving:
         """Calls that the model answers now."""
         return self._current.calls
 
-    def enter(self, met: Held | None) -> Held:
+    def enter(self, expected: LoadedModel | None) -> LoadedModel:
         """Begin a call: the model that answers it, until `leave`.
 
-        `met`: the model that this caller has met. Raises ModelSwapped where that is served no more.
+        `expected`: the model that this caller has met. Raises ModelSwapped where that is served no more.
         """
         with self._lock:
             held = self._current
-            if met is not None and met is not held:
+            if expected is not None and expected is not held:
                 raise ModelSwapped(
-                    f"{met.description.model_name} is served no more, but {held.description.model_name}"
+                    f"{expected.description.model_name} is served no more, but {held.description.model_name}"
                 )
             held.calls += 1
             return held
 
-    def leave(self, held: Held) -> None:
+    def leave(self, held: LoadedModel) -> None:
         """End a call."""
         with self._lock:
             held.calls -= 1
@@ -118,7 +118,7 @@ class Serving:
                 return before
             began = time.monotonic()
             logger.info("a swap begins: {} is loaded, {} goes on serving", wanted.model.name, _shown(before))
-            new = Held(load(), wanted, self._watch)
+            new = LoadedModel(load(), wanted, self._watch)
             with self._lock:
                 old, self._current = self._current, new
                 self.swaps += 1
@@ -145,7 +145,7 @@ class Serving:
         self._current.stop_watching()
 
 
-def _serves(held: Held, wanted: Settings) -> bool:
+def _serves(held: LoadedModel, wanted: Settings) -> bool:
     """Whether the model that serves is the wanted one, on the wanted device."""
     if not loading.same_device(held.settings.model.device, wanted.model.device):
         return False

@@ -25,7 +25,7 @@ RETRY_S = 30.0
 _WHO = "model server"
 
 
-class ModelKeeper:
+class Reconciler:
     """Asked before each swap, and told of each look at the database.
 
     `serving()` is what the model that serves was loaded by; `change(settings)` has another take over.
@@ -50,7 +50,7 @@ class ModelKeeper:
         self._acting = threading.Lock()
 
     def check_swap(self, wanted: Settings, version: int | None) -> None:
-        """See service.Keeper."""
+        """See service.SwapGuard."""
         if version is None:
             raise SwapRefused("the model is kept in the database: change it with POST /settings")
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from embedshare import conversion
-from embedshare.engine import beside
 from embedshare.engine.engine import Engine
 from embedshare.errors import EmbedshareError, EngineFailed
+from embedshare.models import memory_budget
 from embedshare.settings import Settings
 
 
@@ -21,7 +21,7 @@ def load(settings: Settings, check: Callable[[], None]) -> Engine:
     `check` raises where it is not wanted any more. Raises OutOfMemory, what `Engine.load` raises, and
     EngineFailed where the process that converts is killed or cannot work.
     """
-    beside.check_room(settings, settings.model.device)
+    memory_budget.check_room(settings, settings.model.device)
     try:
         ready = conversion.prepared(settings, settings.model.device, check=check)
     except OSError as error:

@@ -15,11 +15,11 @@ import numpy as np
 from embedshare.calls import NOBODY, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.engine import Engine
-from embedshare.engine.serving import Held, Serving
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, UnknownIndex
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers, Process
+from embedshare.models.pool import LoadedModel, ModelPool
 from embedshare.providers.local import Local
 from embedshare.settings import Settings, parse
 from embedshare.vectors.index import Index
@@ -35,7 +35,7 @@ _OfIndexes = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.For
 _Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
 
 
-class Keeper(Protocol):
+class SwapGuard(Protocol):
     """Where the model is kept in a database: who says which swaps are taken."""
 
     def check_swap(self, wanted: Settings, version: int | None) -> None:
@@ -48,20 +48,20 @@ class Keeper(Protocol):
 class EmbeddingService:
     """Answers the calls of `ipc.codec` with the model that `serving` holds."""
 
-    def __init__(self, serving: Serving, settings: Settings, stop: threading.Event, callers: Callers) -> None:
-        self._serving = serving
+    def __init__(self, pool: ModelPool, settings: Settings, stop: threading.Event, callers: Callers) -> None:
+        self._pool = pool
         self._settings = settings
         self._stop = stop
         self._callers = callers
         self._shelf = Shelf(settings.indexes.max_indexes, settings.indexes.max_bytes, callers.is_living)
-        self.keeper: Keeper | None = None
+        self.swap_guard: SwapGuard | None = None
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
 
     def session(self) -> EmbeddingSession:
         """See ipc.server.Service."""
-        return EmbeddingSession(self, self._serving)
+        return EmbeddingSession(self, self._pool)
 
     def answer(self, provider: Local, call: _Question, context: CallContext) -> _Answered:
         """See ipc.server.Session."""
@@ -153,8 +153,8 @@ class EmbeddingService:
                 f"model_name must be a folder or a model's name, of up to {MAX_NAME} characters"
             )
         wanted = self._wanted(model_name, settings)
-        if self.keeper is not None:
-            self.keeper.check_swap(wanted, None if settings is None else settings.version)
+        if self.swap_guard is not None:
+            self.swap_guard.check_swap(wanted, None if settings is None else settings.version)
 
         def check() -> None:
             if self._stop.is_set():
@@ -170,21 +170,21 @@ class EmbeddingService:
         """Have the model that `wanted` names take over, for as long as `check` does not raise; likewise."""
 
         def load() -> Engine:
-            from embedshare import successor  # a base install does not have what this imports
+            from embedshare.server import model_loader  # a base install does not have what this imports
 
-            return successor.load(wanted, check)
+            return model_loader.load(wanted, check)
 
         began = time.monotonic()
         # Not in the connection's thread, a daemon: a process must not end while OpenVINO compiles.
         with ThreadPoolExecutor(1, "swap") as thread:
-            description = thread.submit(self._serving.swap, wanted, load).result()
+            description = thread.submit(self._pool.swap, wanted, load).result()
         fields: dict[str, Any] = msgspec.to_builtins(description)
         return fields | {"seconds": round(time.monotonic() - began, 3)}
 
     def _wanted(self, model_name: str, given: codec.ModelSettings | None) -> Settings:
         configured, name = self._settings.model.name, weights.full_name(model_name)
         name = configured if name == weights.full_name(configured) else name
-        served = self._serving.settings
+        served = self._pool.settings
         if given is None:
             return dataclasses.replace(served, model=dataclasses.replace(served.model, name=name))
         # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
@@ -220,29 +220,29 @@ class EmbeddingService:
     @property
     def idle_s(self) -> float:
         """Seconds since somebody last asked for vectors or tokens; health checks do not count."""
-        return 0.0 if self._serving.calls else time.monotonic() - self._last_asked
+        return 0.0 if self._pool.calls else time.monotonic() - self._last_asked
 
     @property
     def description(self) -> ModelDescription:
         """The model that is served."""
-        return self._serving.description
+        return self._pool.description
 
     def stats(self) -> dict[str, Any]:
         """What was done since the model was loaded, as EmbeddingClient.stats() has it."""
-        held = self._serving.enter(None)
+        held = self._pool.enter(None)
         try:
             assert held.provider is not None  # it is held until `leave`
             return self._stats(held.provider, NOBODY)
         finally:
-            self._serving.leave(held)
+            self._pool.leave(held)
 
     def _stats(self, provider: Local, context: CallContext) -> dict[str, Any]:
         stats: dict[str, Any] = provider.ask("stats", context)
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
-            "swaps": self._serving.swaps,
-            "failed_swaps": self._serving.failed_swaps,
+            "swaps": self._pool.swaps,
+            "failed_swaps": self._pool.failed_swaps,
             "indexes": self._shelf.stats(),
         }
 
@@ -257,10 +257,10 @@ class EmbeddingService:
 class EmbeddingSession:
     """One connection's calls: all of them are answered by the model that the first of them met."""
 
-    def __init__(self, service: EmbeddingService, serving: Serving) -> None:
+    def __init__(self, service: EmbeddingService, pool: ModelPool) -> None:
         self._service = service
-        self._serving = serving
-        self._met: Held | None = None
+        self._pool = pool
+        self._expected: LoadedModel | None = None
 
     def answer(
         self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
@@ -275,7 +275,7 @@ class EmbeddingSession:
             return codec.Reply(
                 call.id, self._service.swap(call.model_name, call.settings, deadline, is_gone)
             ), None
-        held = self._met = self._serving.enter(self._met)
+        held = self._expected = self._pool.enter(self._expected)
         try:
             assert held.provider is not None  # it is held until `leave`
             context = CallContext(deadline, caller, is_gone)
@@ -283,4 +283,4 @@ class EmbeddingSession:
                 return self._service.answer(held.provider, call, context)
             return self._service.answer_of_indexes(held.provider, call, raw, context)
         finally:
-            self._serving.leave(held)
+            self._pool.leave(held)

@@ -1,0 +1,1 @@
+"""Who says which models there should be."""

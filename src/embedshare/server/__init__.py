@@ -1,0 +1,1 @@
+"""What the model server answers, and how its model is loaded and changed."""
