@@ -30,7 +30,7 @@ from embedshare.errors import (
     SupervisorUnavailable,
 )
 from embedshare.ipc import codec, handshake
-from embedshare.ipc.lobby import Lobby
+from embedshare.ipc.pending_handshakes import PendingHandshakes
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.settings import Settings
 
@@ -90,7 +90,7 @@ class ControlServer:
         self._file = file
         self._carry_out = carry_out
         self._key = secrets.token_hex(32)
-        self._lobby = Lobby(MAX_UNAUTHENTICATED)
+        self._pending_handshakes = PendingHandshakes(MAX_UNAUTHENTICATED)
         self._closed = threading.Event()
         self._listener = Listener(("127.0.0.1", 0))
         _write(file, Whereabouts(self._listener.address[1], self._key, os.getpid()))
@@ -111,7 +111,7 @@ class ControlServer:
                     return
                 logger.error("a command could not be accepted: {}", error)
                 continue
-            self._lobby.enter(connection)
+            self._pending_handshakes.enter(connection)
             threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
@@ -135,7 +135,7 @@ class ControlServer:
             logger.warning("a command was turned away: who sent it holds another key")
             return False
         finally:
-            self._lobby.leave(connection)
+            self._pending_handshakes.leave(connection)
         return True
 
     def _answer(self, connection: Connection, command: Command) -> None:

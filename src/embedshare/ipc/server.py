@@ -25,14 +25,14 @@ from embedshare.errors import (
     ProtocolError,
 )
 from embedshare.ipc import codec, handshake, protocol
+from embedshare.ipc.byte_budget import ByteBudget
 from embedshare.ipc.callers import Callers
-from embedshare.ipc.lobby import Lobby
-from embedshare.ipc.room import Room
+from embedshare.ipc.pending_handshakes import PendingHandshakes
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.telemetry import request_ids
 from embedshare.telemetry.calls import OK
 
-#: Connections that have not yet proved to hold the key. More wait unaccepted, see lobby.py.
+#: Connections that have not yet proved to hold the key. More wait unaccepted, see pending_handshakes.py.
 MAX_UNAUTHENTICATED = 64
 #: A message that has begun must be whole, and an answer taken, within this many seconds.
 MESSAGE_S = 30.0
@@ -96,10 +96,10 @@ class CallServer(managers.Server):
         self.stop_event = stop_event
         self._service = service
         self._max_message_bytes = max_message_bytes
-        self._room = Room(max_held_bytes)
+        self._byte_budget = ByteBudget(max_held_bytes)
         self._max_connections = max_connections
         self._handshake_s = handshake_s
-        self._lobby = Lobby(MAX_UNAUTHENTICATED)
+        self._pending_handshakes = PendingHandshakes(MAX_UNAUTHENTICATED)
         self._connections: set[Connection] = set()
         self._busy = 0
         self._busy_lock = threading.Lock()
@@ -146,7 +146,7 @@ class CallServer(managers.Server):
                     logger.error("a connection could not be accepted: {}", error)
                     self.stop_event.wait(0.1)  # out of file descriptors, as a rule: do not spin
                 continue
-            self._lobby.enter(connection)
+            self._pending_handshakes.enter(connection)
             self._next_caller += 1
             name = f"caller-{self._next_caller}"
             try:
@@ -155,7 +155,7 @@ class CallServer(managers.Server):
                 ).start()
             except RuntimeError as error:  # no thread to be had: turn this one away, and go on
                 logger.error("a connection could not be served: {}", error)
-                self._lobby.leave(connection)
+                self._pending_handshakes.leave(connection)
                 connection.close()
 
     def handle_request(self, connection: Connection, caller: int) -> None:  # type: ignore[override]
@@ -184,7 +184,7 @@ class CallServer(managers.Server):
             received = time.monotonic()
             connection.set_deadline(received + MESSAGE_S)
             size = connection.recv_size(self._max_message_bytes)
-            with self._room.of(size):
+            with self._byte_budget.of(size):
                 self._receive_and_answer(connection, session, size, received, caller)
 
     def _receive_and_answer(
@@ -203,7 +203,7 @@ class CallServer(managers.Server):
             if size > self._max_message_bytes:
                 allowed = self._max_message_bytes
                 raise ProtocolError(f"vectors of {size:,} bytes were announced; at most {allowed:,} are read")
-            with self._room.of(size):  # its message was small, and holds no room already
+            with self._byte_budget.of(size):  # its message was small, and holds no room already
                 raw = bytearray(size)
                 if size:
                     connection.set_deadline(time.monotonic() + MESSAGE_S)
@@ -273,7 +273,7 @@ class CallServer(managers.Server):
             logger.warning("a connection from {} was turned away: it holds another key", connection.peer)
             return False
         finally:
-            self._lobby.leave(connection)
+            self._pending_handshakes.leave(connection)
         return True
 
     def _admit(self, connection: Connection) -> bool:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedshare.ipc.lobby import PATIENCE_S, Lobby
+from embedshare.ipc.pending_handshakes import PATIENCE_S, PendingHandshakes
 from embedshare.ipc.transport import Connection
 
 
@@ -26,35 +26,35 @@ def connections() -> Iterator[list[Connection]]:
 
 
 def test_who_finds_a_place_does_not_wait_and_ends_nobody(connections: list[Connection]) -> None:
-    lobby, began = Lobby(4), time.monotonic()
+    pending, began = PendingHandshakes(4), time.monotonic()
     for connection in connections:
-        lobby.enter(connection)
+        pending.enter(connection)
     assert time.monotonic() - began < PATIENCE_S
     assert not any(connection.peer_closed() for connection in connections)
 
 
 def test_a_place_that_was_given_back_is_taken_at_once(connections: list[Connection]) -> None:
-    lobby, began = Lobby(1), time.monotonic()
+    pending, began = PendingHandshakes(1), time.monotonic()
     for connection in connections:
-        lobby.enter(connection)
-        lobby.leave(connection)
+        pending.enter(connection)
+        pending.leave(connection)
     assert time.monotonic() - began < PATIENCE_S
 
 
 def test_where_there_is_no_place_the_oldest_is_ended_after_a_while(
     connections: list[Connection],
 ) -> None:
-    lobby, began = Lobby(2), time.monotonic()
+    pending, began = PendingHandshakes(2), time.monotonic()
     first, second, third, _ = connections
-    lobby.enter(first)
-    lobby.enter(second)
+    pending.enter(first)
+    pending.enter(second)
     first.set_deadline(began + 10)
     with ThreadPoolExecutor(1) as threads:
-        entering = threads.submit(lobby.enter, third)
+        entering = threads.submit(pending.enter, third)
         with pytest.raises(EOFError):  # as the thread is told that waits for its proof
             first.recv_bytes()
         assert PATIENCE_S <= time.monotonic() - began < PATIENCE_S + 1
         assert not entering.done()  # until that thread has left
-        lobby.leave(first)
+        pending.leave(first)
         entering.result(10)
     assert not second.peer_closed()

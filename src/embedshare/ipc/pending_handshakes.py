@@ -11,7 +11,7 @@ from embedshare.ipc.transport import Connection
 PATIENCE_S = 0.25
 
 
-class Lobby:
+class PendingHandshakes:
     """Places for `most` connections.
 
     Safe to use from any number of threads.

@@ -11,7 +11,7 @@ SMALL_BYTES = 64 * 1024
 _UNASKED = nullcontext()
 
 
-class Room:
+class ByteBudget:
     """Room for `limit` bytes of large messages, or for one of any size where no other is held.
 
     Safe to use from any number of threads.
