@@ -31,7 +31,6 @@ from rich.table import Table  # noqa: E402
 
 from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
-from embedshare.database.live import Live  # noqa: E402
 from embedshare.errors import (  # noqa: E402
     EmbedshareError,
     SupervisorError,
@@ -43,12 +42,13 @@ from embedshare.operate import doctor, following, keys, probes, status, tail  # 
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.services import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
+from embedshare.settings_store.current import CurrentSettings  # noqa: E402
 from embedshare.supervise import rotation  # noqa: E402
 from embedshare.supervise.scaling import Scaling  # noqa: E402
 from embedshare.supervise.supervisor import Supervisor, Watched  # noqa: E402
 
 if TYPE_CHECKING:
-    from embedshare.database.kept import KeptSettings
+    from embedshare.settings_store.sync import SettingsSync
 
 #: The first worker's port where nothing else is said.
 FIRST_PORT = 5000
@@ -158,12 +158,12 @@ class _Where:
             self._kept.watcher.start(look)
 
 
-def _kept(settings: Settings) -> KeptSettings:
+def _kept(settings: Settings) -> SettingsSync:
     try:
-        from embedshare.database.kept import KeptSettings
+        from embedshare.settings_store.sync import SettingsSync
     except ImportError as error:
         raise missing_database(error) from None
-    return KeptSettings(Live(settings), authkey.key_file(settings).parent)
+    return SettingsSync(CurrentSettings(settings), authkey.key_file(settings).parent)
 
 
 def _place(settings: Settings, port: int | None, stored: Mapping[str, Any]) -> Place:

@@ -17,10 +17,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
 from embedshare import logs, platforms, worker
-from embedshare.database.changes import SettingsChanges
 from embedshare.errors import EmbedshareError
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
+from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
 from embedshare.web import (
     cors,

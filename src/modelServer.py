@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from embedshare import conversion, logs, platforms
-from embedshare.database.live import Live
 from embedshare.engine import watchdog
 from embedshare.engine.engine import Engine
 from embedshare.errors import (
@@ -38,10 +37,11 @@ from embedshare.models.pool import ModelPool
 from embedshare.models.sources.swap import SwapNote
 from embedshare.server.service import EmbeddingService
 from embedshare.settings import Settings
+from embedshare.settings_store.current import CurrentSettings
 from embedshare.supervise import lifeline
 
 if TYPE_CHECKING:
-    from embedshare.database.kept import KeptSettings
+    from embedshare.settings_store.sync import SettingsSync
 
 _METRICS = "the model server's metrics"
 
@@ -120,18 +120,18 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 
 
-def _kept(settings: Settings) -> KeptSettings | None:
+def _kept(settings: Settings) -> SettingsSync | None:
     """The settings in the database, where they are to be taken from there."""
     if not settings.operation.use_db_settings:
         return None
     try:
-        from embedshare.database.kept import KeptSettings
+        from embedshare.settings_store.sync import SettingsSync
     except ImportError as error:
         raise missing_database(error) from None
-    return KeptSettings(Live(settings), authkey.key_file(settings).parent)
+    return SettingsSync(CurrentSettings(settings), authkey.key_file(settings).parent)
 
 
-def _database_model(settings: Settings, kept: KeptSettings) -> tuple[Engine, Settings]:
+def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Engine, Settings]:
     """The model that the database names; where that does not load, the one that the environment names."""
     from embedshare.server import reconciler  # with the database's packages, which are here
 
@@ -150,7 +150,7 @@ def _database_model(settings: Settings, kept: KeptSettings) -> tuple[Engine, Set
 
 
 def _keep_the_model(
-    kept: KeptSettings, service: EmbeddingService, pool: ModelPool, stop: threading.Event
+    kept: SettingsSync, service: EmbeddingService, pool: ModelPool, stop: threading.Event
 ) -> None:
     from embedshare.server.reconciler import Reconciler
 

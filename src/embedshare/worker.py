@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from embedshare.api_keys import Caller, digest
-from embedshare.database.changes import SettingsChanges
-from embedshare.database.live import Live
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec
 from embedshare.settings import Settings
+from embedshare.settings_store.changes import SettingsChanges
+from embedshare.settings_store.current import CurrentSettings
 from embedshare.web.gate import Rates
 from embedshare.web.keys import KeyRing
 
@@ -77,7 +77,7 @@ def deployment(settings: Settings) -> str | None:
 
 def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
     """What `/settings` does; where a database keeps the settings, it is looked at from now on."""
-    live = Live(settings)
+    live = CurrentSettings(settings)
 
     def apply_model(wanted: Settings, version: int) -> None:
         how = codec.ModelSettings(
@@ -88,10 +88,10 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
     if not settings.operation.use_db_settings:
         return SettingsChanges(live, None, apply_model)
     try:
-        from embedshare.database.kept import KeptSettings
+        from embedshare.settings_store.sync import SettingsSync
     except ImportError as error:
         raise missing_database(error) from None
-    kept = KeptSettings(live, authkey.key_file(settings).parent)
+    kept = SettingsSync(live, authkey.key_file(settings).parent)
     kept.watcher.start()
     return SettingsChanges(live, kept, apply_model)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import requests
 
-from tests.database.test_stored import own_database
 from tests.processes import ModelServer, wait_for
 from tests.proxy import Proxy, Stall, cut
+from tests.settings_store.test_repository import own_database
 from tests.web.conftest import Worker
 
 

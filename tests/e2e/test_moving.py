@@ -17,9 +17,9 @@ import requests
 
 import service_manager
 from embedshare.database.database import Database
-from embedshare.database.stored import SettingsStore
 from embedshare.operate.services import Place
 from embedshare.settings import Settings
+from embedshare.settings_store.repository import SettingsRepository
 from tests.deploy import nginx as nginx_program
 from tests.deploy.nginx import Load, Nginx
 from tests.processes import ROOT, Services, environment, free_port, wait_for
@@ -46,7 +46,7 @@ class Site:
         """Put settings into the database past every worker, as an operator may."""
         database = Database.open(Settings.load(self.given, dotenv=self.folder / "no.env"), self.folder)
         with closing(database):
-            SettingsStore(database).change(values, "an operator")
+            SettingsRepository(database).change(values, "an operator")
 
     def post(self, key: str, value: Any) -> requests.Response:
         url = f"http://127.0.0.1:{self.first}/settings"

@@ -27,7 +27,7 @@ def test_the_advice_names_the_model_that_serves_and_what_helps(tmp_path: Path) -
 
 
 def test_the_advice_names_the_model_of_the_database(tmp_path: Path) -> None:
-    from embedshare.database.last_known import LastKnown
+    from embedshare.settings_store.last_known import LastKnown
 
     settings = settings_with(tmp_path).with_values({"EMBEDDING_USE_DB_SETTINGS": True})
     assert model_advice(settings).startswith("it loads or serves org/one. ")

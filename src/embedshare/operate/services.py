@@ -120,7 +120,7 @@ def model_advice(settings: Settings) -> str:
     try:
         key = authkey.key_file(settings)
         if settings.operation.use_db_settings:
-            from embedshare.database.last_known import LastKnown
+            from embedshare.settings_store.last_known import LastKnown
 
             known = LastKnown(key.with_name(f"settings-{settings.server.port}.json")).read()
             name = known[0].get("model_name", name) if known is not None else name

@@ -10,13 +10,13 @@ from typing import Any
 
 from loguru import logger
 
-from embedshare.database import setting_keys
-from embedshare.database.live import Live
-from embedshare.database.stored import SettingsStore, Stored
-from embedshare.database.watcher import Watcher
 from embedshare.engine import weights
 from embedshare.errors import DatabaseUnavailable, EmbedshareError, SwapRefused
 from embedshare.settings import Settings
+from embedshare.settings_store import runtime_settings
+from embedshare.settings_store.current import CurrentSettings
+from embedshare.settings_store.repository import SettingsRepository, StoredSettings
+from embedshare.settings_store.watcher import Watcher
 
 #: A worker has the model changed first and keeps that in the database then: seconds that it may take to.
 GRACE_S = 8.0
@@ -33,9 +33,9 @@ class Reconciler:
 
     def __init__(
         self,
-        live: Live,
+        live: CurrentSettings,
         watcher: Watcher,
-        store: SettingsStore,
+        store: SettingsRepository,
         serving: Callable[[], Settings],
         change: Callable[[Settings], Any],
     ) -> None:
@@ -65,7 +65,7 @@ class Reconciler:
         if not same_model(self._serving(), self._live.settings):
             raise SwapRefused("another change of the model is being kept; ask again")
 
-    def on_look(self, before: Settings, found: Stored) -> None:
+    def on_look(self, before: Settings, found: StoredSettings) -> None:
         """See watcher.Seen: swap to what the database names, or roll it back there."""
         if not self._acting.acquire(blocking=False):
             return
@@ -100,21 +100,22 @@ class Reconciler:
             logger.info("not now: {}", error.message)
         except EmbedshareError as error:
             changed = {
-                key: stored.get(key, setting_keys.DELETED)
-                for key in setting_keys.OF_THE_MODEL
-                if stored.get(key, setting_keys.DELETED) != self._agreed.get(key, setting_keys.DELETED)
+                key: stored.get(key, runtime_settings.DELETED)
+                for key in runtime_settings.OF_THE_MODEL
+                if stored.get(key, runtime_settings.DELETED)
+                != self._agreed.get(key, runtime_settings.DELETED)
             }
             self._store.roll_back(changed, self._agreed, _WHO, error.message)
             self._retry_at = time.monotonic() + RETRY_S
 
-    def _roll_back_invalid(self, found: Stored) -> None:
+    def _roll_back_invalid(self, found: StoredSettings) -> None:
         for key, (value, reason) in found.invalid.items():
             self._store.roll_back({key: value}, self._live.now.stored, _WHO, reason)
 
 
-def roll_back_all(live: Live, store: SettingsStore, reason: str) -> None:
+def roll_back_all(live: CurrentSettings, store: SettingsRepository, reason: str) -> None:
     """At a start, where the model that the database names does not load: the environment's is to serve."""
-    stored = {key: value for key, value in live.now.stored.items() if key in setting_keys.OF_THE_MODEL}
+    stored = {key: value for key, value in live.now.stored.items() if key in runtime_settings.OF_THE_MODEL}
     try:
         store.roll_back(stored, {}, _WHO, reason)
     except DatabaseUnavailable:
@@ -123,7 +124,7 @@ def roll_back_all(live: Live, store: SettingsStore, reason: str) -> None:
 
 def with_model(settings: Settings, wanted: Settings) -> Settings:
     """`settings` with the model of `wanted`, and how that is served."""
-    names = [setting_keys.NAMES[key] for key in setting_keys.OF_THE_MODEL]
+    names = [runtime_settings.NAMES[key] for key in runtime_settings.OF_THE_MODEL]
     values: dict[str, Any] = {name: wanted.value(name) for name in names}
     if wanted.model.cache_dir != settings.model.cache_dir:
         # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.

@@ -11,8 +11,6 @@ from msgspec import Meta
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.routing import BaseConverter
 
-from embedshare.database import setting_keys
-from embedshare.database.live import Current
 from embedshare.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
@@ -25,6 +23,8 @@ from embedshare.errors import (
     TooLarge,
     UnknownSetting,
 )
+from embedshare.settings_store import runtime_settings
+from embedshare.settings_store.current import SettingsSnapshot
 from embedshare.web import body, openapi
 from embedshare.web.routes import Tag
 
@@ -42,8 +42,8 @@ class Changes(Protocol):
 
     @property
     def live(self) -> Any: ...
-    def change(self, given: dict[str, Any], who: str) -> Current: ...
-    def delete(self, key: str, who: str) -> Current: ...
+    def change(self, given: dict[str, Any], who: str) -> SettingsSnapshot: ...
+    def delete(self, key: str, who: str) -> SettingsSnapshot: ...
     def audit(self, limit: int) -> list[Any]: ...
     def notes(self, changed: set[str]) -> dict[str, str]: ...
 
@@ -149,10 +149,10 @@ def blueprint(changes: Changes) -> Blueprint:
     return routes
 
 
-def _answer(changes: Changes, now: Current, changed: set[str]) -> dict[str, Any]:
+def _answer(changes: Changes, now: SettingsSnapshot, changed: set[str]) -> dict[str, Any]:
     answer = SettingsAnswer(
-        setting_keys.shown(now.settings),
-        list(setting_keys.NAMES),
+        runtime_settings.shown(now.settings),
+        list(runtime_settings.NAMES),
         now.source,
         now.version,
         changes.notes(changed),

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from loguru import logger
 
 from embedshare import platforms
-from embedshare.database.last_known import LastKnown
-from embedshare.database.live import Live
-from embedshare.database.stored import SettingsStore, Stored
 from embedshare.errors import DatabaseUnavailable
 from embedshare.settings import Settings
+from embedshare.settings_store.current import CurrentSettings
+from embedshare.settings_store.last_known import LastKnown
+from embedshare.settings_store.repository import SettingsRepository, StoredSettings
 
 #: Between two looks, in seconds.
 LOOK_EVERY_S = 0.5
 #: Told after each look what held before it, and what the look has found.
-Seen = Callable[[Settings, Stored], None]
+Seen = Callable[[Settings, StoredSettings], None]
 
 
 class Watcher:
@@ -26,7 +26,7 @@ class Watcher:
     A row that has no valid value changes nothing: what held before it goes on holding.
     """
 
-    def __init__(self, store: SettingsStore, live: Live, last_known: LastKnown) -> None:
+    def __init__(self, store: SettingsRepository, live: CurrentSettings, last_known: LastKnown) -> None:
         self._store = store
         self._live = live
         self._last_known = last_known

@@ -14,15 +14,15 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import OperationalError
 
-from embedshare.database import setting_keys
-from embedshare.database.changes import SettingsChanges
 from embedshare.database.database import QUIET_S, Database
-from embedshare.database.kept import KeptSettings
-from embedshare.database.live import Live
-from embedshare.database.stored import SettingsStore
 from embedshare.database.tables import Base, Setting
 from embedshare.errors import DatabaseUnavailable
 from embedshare.settings import OperationSettings, Settings
+from embedshare.settings_store import runtime_settings
+from embedshare.settings_store.changes import SettingsChanges
+from embedshare.settings_store.current import CurrentSettings
+from embedshare.settings_store.repository import SettingsRepository
+from embedshare.settings_store.sync import SettingsSync
 from tests.processes import wait_for
 from tests.proxy import End, Proxy, Stall, cut
 
@@ -61,7 +61,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def stores(url: str) -> Iterator[list[SettingsStore]]:
+def stores(url: str) -> Iterator[list[SettingsRepository]]:
     """Two processes' worth of one database, in which nothing is set."""
     databases = [
         Database.open(Settings(operation=OperationSettings(db_url=url)), Path("/nowhere")) for _ in range(2)
@@ -72,10 +72,10 @@ def stores(url: str) -> Iterator[list[SettingsStore]]:
         with databases[0].write() as session:
             for table in ("settings", "settings_audit"):
                 session.execute(text(f"DELETE FROM {table}"))
-        yield [SettingsStore(database) for database in databases]
+        yield [SettingsRepository(database) for database in databases]
 
 
-def test_the_migrations_make_the_tables_as_they_are_mapped(stores: list[SettingsStore]) -> None:
+def test_the_migrations_make_the_tables_as_they_are_mapped(stores: list[SettingsRepository]) -> None:
     with stores[0].database.read() as session:
         found = inspect(session.connection())
         for table in Base.metadata.tables.values():
@@ -83,7 +83,9 @@ def test_the_migrations_make_the_tables_as_they_are_mapped(stores: list[Settings
             assert columns == {column.name: column.nullable for column in table.columns}
 
 
-def test_what_one_keeps_the_other_reads_with_a_version_that_has_grown(stores: list[SettingsStore]) -> None:
+def test_what_one_keeps_the_other_reads_with_a_version_that_has_grown(
+    stores: list[SettingsRepository],
+) -> None:
     one, other = stores
     before = other.read()
     values = {"model_name": "größe/模型", "port": 8001, "normalize_embeddings": True, "cors_origins": ["*"]}
@@ -91,7 +93,7 @@ def test_what_one_keeps_the_other_reads_with_a_version_that_has_grown(stores: li
     found = other.read()
     assert found.values == values
     assert found.version == before.version + 1
-    other.change({"port": setting_keys.DELETED, "cors_origins": []}, "10.0.0.1")
+    other.change({"port": runtime_settings.DELETED, "cors_origins": []}, "10.0.0.1")
     assert one.read().values == {"model_name": "größe/模型", "normalize_embeddings": True, "cors_origins": []}
     latest = [(row.key, row.old, row.new, row.action, row.changed_by) for row in one.audit(2)]
     assert sorted(latest) == [
@@ -100,14 +102,14 @@ def test_what_one_keeps_the_other_reads_with_a_version_that_has_grown(stores: li
     ]
 
 
-def test_a_change_of_several_is_kept_whole_or_not_at_all(stores: list[SettingsStore]) -> None:
+def test_a_change_of_several_is_kept_whole_or_not_at_all(stores: list[SettingsRepository]) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         stores[0].change({"port": 8001, "model_name": object()}, "one")
     assert stores[1].read().values == {}
     assert stores[1].audit(10) == []
 
 
-def test_what_failed_is_rolled_back_only_where_it_still_stands(stores: list[SettingsStore]) -> None:
+def test_what_failed_is_rolled_back_only_where_it_still_stands(stores: list[SettingsRepository]) -> None:
     one, other = stores
     one.change({"model_name": "first", "port": 1}, "one")
     one.change({"model_name": "bad"}, "one")
@@ -121,7 +123,7 @@ def test_what_failed_is_rolled_back_only_where_it_still_stands(stores: list[Sett
     assert "port" not in one.read().values
 
 
-def test_writers_at_once_lose_no_change_and_no_line_of_the_audit(stores: list[SettingsStore]) -> None:
+def test_writers_at_once_lose_no_change_and_no_line_of_the_audit(stores: list[SettingsRepository]) -> None:
     before = stores[0].read().version
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: stores[n % 2].change({"max_batch_size": n}, f"writer {n}"), range(1, 13)))
@@ -132,7 +134,9 @@ def test_writers_at_once_lose_no_change_and_no_line_of_the_audit(stores: list[Se
     assert stores[1].read().values["max_batch_size"] == lines[-1].new
 
 
-def test_rows_that_an_operator_writes_are_read_as_the_environment_is(stores: list[SettingsStore]) -> None:
+def test_rows_that_an_operator_writes_are_read_as_the_environment_is(
+    stores: list[SettingsRepository],
+) -> None:
     rows = {
         "port": "8001",
         "normalize_embeddings": "yes",
@@ -173,8 +177,8 @@ def test_while_the_database_is_away_what_was_known_holds_and_it_comes_back_by_it
 def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
     settings = Settings(operation=OperationSettings(db_url=url, use_db_settings=True))
 
-    def worker() -> tuple[SettingsChanges, KeptSettings]:
-        kept = KeptSettings(Live(settings), folder)
+    def worker() -> tuple[SettingsChanges, SettingsSync]:
+        kept = SettingsSync(CurrentSettings(settings), folder)
         kept.watcher.start()
         return SettingsChanges(kept.live, kept, lambda wanted, version: None), kept
 
@@ -205,7 +209,9 @@ def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
 
 
 def test_a_change_that_cannot_be_kept_is_taken_back_where_it_was_applied(tmp_path: Path) -> None:
-    kept = KeptSettings(Live(Settings(operation=OperationSettings(use_db_settings=True))), tmp_path)
+    kept = SettingsSync(
+        CurrentSettings(Settings(operation=OperationSettings(use_db_settings=True))), tmp_path
+    )
     applied: list[str] = []
 
     def apply(wanted: Settings, version: int) -> None:

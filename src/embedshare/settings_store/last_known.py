@@ -10,11 +10,11 @@ import msgspec
 from loguru import logger
 
 from embedshare import private_file
-from embedshare.database import setting_keys
 from embedshare.errors import InvalidSetting
+from embedshare.settings_store import runtime_settings
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _SavedSettings(msgspec.Struct, frozen=True):
     version: int
     values: dict[str, Any]
 
@@ -27,11 +27,11 @@ class LastKnown:
 
     def read(self) -> tuple[dict[str, Any], int] | None:
         """Values by key and their version, where there is a file to be trusted."""
-        kept = private_file.read_note(self.path, _Kept)
+        kept = private_file.read_note(self.path, _SavedSettings)
         if kept is None:
             return None
         try:
-            values = {key: setting_keys.value_of(key, value) for key, value in kept.values.items()}
+            values = {key: runtime_settings.value_of(key, value) for key, value in kept.values.items()}
         except InvalidSetting as error:
             logger.error("ignoring {}: {}", self.path, error)
             return None
@@ -40,6 +40,6 @@ class LastKnown:
     def write(self, values: dict[str, Any], version: int) -> None:
         """Keep what was seen."""
         try:
-            private_file.replace(self.path, msgspec.json.encode(_Kept(version, values)))
+            private_file.replace(self.path, msgspec.json.encode(_SavedSettings(version, values)))
         except OSError as error:
             logger.error("{} was not written: {}", self.path, error)

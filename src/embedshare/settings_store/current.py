@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from embedshare.database import setting_keys
 from embedshare.settings import Settings
+from embedshare.settings_store import runtime_settings
 
 Source = Literal["environment", "database"]
 
 
-class Current(NamedTuple):
+class SettingsSnapshot(NamedTuple):
     """The settings of one moment."""
 
     settings: Settings
@@ -25,13 +25,13 @@ class Current(NamedTuple):
     source: Source
 
 
-class Live:
+class CurrentSettings:
     """Read by every request and changed by one thread; a reader needs no lock, since all changes at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._environment = settings
         source: Source = "database" if settings.operation.use_db_settings else "environment"
-        self.now = Current(settings, {}, 0, source)
+        self.now = SettingsSnapshot(settings, {}, 0, source)
 
     @property
     def settings(self) -> Settings:
@@ -57,8 +57,8 @@ class Live:
 
     def with_stored(self, stored: Mapping[str, Any]) -> Settings:
         """What would hold with these values in the database."""
-        return setting_keys.with_values(self._environment, stored)
+        return runtime_settings.with_values(self._environment, stored)
 
     def take(self, stored: Mapping[str, Any], version: int) -> None:
         """From now on these values hold."""
-        self.now = Current(self.with_stored(stored), stored, version, self.now.source)
+        self.now = SettingsSnapshot(self.with_stored(stored), stored, version, self.now.source)

@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from embedshare.database.database import Database
-from embedshare.database.stored import SettingsStore
 from embedshare.database.tables import Setting
+from embedshare.settings_store.repository import SettingsRepository
 from tests.processes import ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 
@@ -69,10 +69,10 @@ def workers(model_server: ModelServer) -> Iterator[list[Worker]]:
 
 
 @pytest.fixture
-def store(model_server: ModelServer) -> Iterator[SettingsStore]:
+def store(model_server: ModelServer) -> Iterator[SettingsRepository]:
     database = Database.open(model_server.settings(), model_server.folder)
     with closing(database):
-        yield SettingsStore(database)
+        yield SettingsRepository(database)
 
 
 def post(worker: Worker, key: str, value: Any) -> requests.Response:
@@ -104,7 +104,7 @@ def largest_batch(server: ModelServer) -> list[int]:
         return list(client.stats()["histograms"]["batch_sequences"]["counts"])
 
 
-def in_sql(store: SettingsStore, key: str, raw: str) -> None:
+def in_sql(store: SettingsRepository, key: str, raw: str) -> None:
     """As an operator would, past this program."""
     with store.database.write() as session:
         session.merge(Setting(key=key, raw=raw, updated_by="an operator"))
@@ -241,7 +241,7 @@ def test_a_key_that_there_is_not_is_404(workers: list[Worker]) -> None:
 
 
 def test_what_is_changed_in_the_database_itself_is_followed_or_rolled_back_with_the_reason(
-    model_server: ModelServer, workers: list[Worker], plain_model: Path, store: SettingsStore
+    model_server: ModelServer, workers: list[Worker], plain_model: Path, store: SettingsRepository
 ) -> None:
     in_sql(store, "model_name", json.dumps(str(plain_model)))
     wait_for(lambda: served(model_server) == str(plain_model), 60, "the model that the database names")
@@ -261,7 +261,7 @@ def test_what_is_changed_in_the_database_itself_is_followed_or_rolled_back_with_
 
 
 def test_two_changes_of_the_model_at_once_end_with_one_of_them_everywhere(
-    model_server: ModelServer, workers: list[Worker], plain_model: Path, store: SettingsStore
+    model_server: ModelServer, workers: list[Worker], plain_model: Path, store: SettingsRepository
 ) -> None:
     for _ in range(2):
         with ThreadPoolExecutor(2) as pool:

@@ -9,16 +9,16 @@ from loguru import logger
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from embedshare.database import setting_keys
 from embedshare.database.database import Database
 from embedshare.database.tables import Setting, SettingChange, SettingsVersion, now
 from embedshare.errors import InvalidSetting
+from embedshare.settings_store import runtime_settings
 
 #: The longest name that is kept of who changed something.
 _MAX_WHO = 255
 
 
-class Stored(NamedTuple):
+class StoredSettings(NamedTuple):
     """What a look at the database has found."""
 
     values: dict[str, Any]
@@ -30,7 +30,7 @@ class Stored(NamedTuple):
     version: int
 
 
-class SettingsStore:
+class SettingsRepository:
     """The tables `settings`, `settings_audit` and `settings_version`.
 
     Every method raises DatabaseUnavailable.
@@ -39,29 +39,29 @@ class SettingsStore:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def read(self) -> Stored:
+    def read(self) -> StoredSettings:
         """All values, those too that were written past this program."""
         with self.database.read() as session:
             rows = session.execute(select(Setting.key, Setting.raw)).all()
             version = session.execute(select(SettingsVersion.version)).scalar_one()
         values, invalid = {}, {}
         for key, raw in rows:
-            given = setting_keys.decoded(raw)
+            given = runtime_settings.decoded(raw)
             try:
-                values[key] = setting_keys.value_of(key, given)
+                values[key] = runtime_settings.value_of(key, given)
             except InvalidSetting as error:
-                if key in setting_keys.NAMES:  # else it is of another version of this program
+                if key in runtime_settings.NAMES:  # else it is of another version of this program
                     invalid[key] = given, error.message
-        return Stored(values, invalid, version)
+        return StoredSettings(values, invalid, version)
 
     def change(self, changes: Mapping[str, Any], who: str) -> None:
-        """Keep all of these values (of `setting_keys.value_of`, or its DELETED), or none; what is changed by
-        that is audited."""
+        """Keep all of these values (of `runtime_settings.value_of`, or its DELETED), or none; what is changed
+        by that is audited."""
         with self.database.write() as session:
-            self._begin(session)
+            self._raise_version(session)
             lines = [
                 self._put(
-                    session, key, value, who, "delete" if value is setting_keys.DELETED else "set", None
+                    session, key, value, who, "delete" if value is runtime_settings.DELETED else "set", None
                 )
                 for key, value in changes.items()
             ]
@@ -72,11 +72,13 @@ class SettingsStore:
         still has the value that failed."""
         lines = []
         with self.database.write() as session:
-            self._begin(session)
+            self._raise_version(session)
             for key, value in failed.items():
                 if _value(session.get(Setting, key)) == value:
                     lines.append(
-                        self._put(session, key, to.get(key, setting_keys.DELETED), who, "rolled back", reason)
+                        self._put(
+                            session, key, to.get(key, runtime_settings.DELETED), who, "rolled back", reason
+                        )
                     )
         _log(lines)
 
@@ -86,7 +88,7 @@ class SettingsStore:
             latest = select(SettingChange).order_by(SettingChange.id.desc()).limit(limit)
             return list(session.scalars(latest))
 
-    def _begin(self, session: Session) -> None:
+    def _raise_version(self, session: Session) -> None:
         """A new version; its row's lock lets one writer at a time look and change."""
         session.execute(update(SettingsVersion).values(version=SettingsVersion.version + 1))
 
@@ -99,19 +101,19 @@ class SettingsStore:
         if old == value:
             return None
         if found is None:
-            session.add(Setting(key=key, raw=setting_keys.encoded(value), updated_by=who))
-        elif value is setting_keys.DELETED:
+            session.add(Setting(key=key, raw=runtime_settings.encoded(value), updated_by=who))
+        elif value is runtime_settings.DELETED:
             session.delete(found)
         else:
-            found.raw, found.updated_by, found.updated_at = setting_keys.encoded(value), who, now()
-        old, new = (None if each is setting_keys.DELETED else each for each in (old, value))
+            found.raw, found.updated_by, found.updated_at = runtime_settings.encoded(value), who, now()
+        old, new = (None if each is runtime_settings.DELETED else each for each in (old, value))
         line = SettingChange(key=key, changed_by=who, old=old, new=new, action=action, reason=reason)
         session.add(line)
         return line
 
 
 def _value(found: Setting | None) -> Any:
-    return setting_keys.DELETED if found is None else setting_keys.decoded(found.raw)
+    return runtime_settings.DELETED if found is None else runtime_settings.decoded(found.raw)
 
 
 def _log(lines: Iterable[SettingChange | None]) -> None:

@@ -14,8 +14,6 @@ from loguru import logger
 
 from embedshare import model_files, platforms
 from embedshare.backoff import Backoff, retry
-from embedshare.database import setting_keys
-from embedshare.database.live import Current, Live
 from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
@@ -28,6 +26,8 @@ from embedshare.errors import (
     WeightsCorrupted,
 )
 from embedshare.settings import Settings
+from embedshare.settings_store import runtime_settings
+from embedshare.settings_store.current import CurrentSettings, SettingsSnapshot
 
 #: Seconds that a change waits for another one that is under way.
 PATIENCE_S = 10.0
@@ -36,8 +36,8 @@ _OF_THE_VALUE = (ModelNotFound, WeightsCorrupted, UnsupportedModel, InvalidInput
 Status = Literal["off", "connected", "disconnected"]
 
 
-class Kept(Protocol):
-    """What keeps the settings: stored.SettingsStore and watcher.Watcher."""
+class SyncedSettings(Protocol):
+    """What keeps the settings: repository.SettingsRepository and watcher.Watcher."""
 
     @property
     def status(self) -> Literal["connected", "disconnected"]: ...
@@ -53,7 +53,9 @@ class SettingsChanges:
     `kept` is None where the settings are the environment's.
     """
 
-    def __init__(self, live: Live, kept: Kept | None, apply_model: Callable[[Settings, int], Any]) -> None:
+    def __init__(
+        self, live: CurrentSettings, kept: SyncedSettings | None, apply_model: Callable[[Settings, int], Any]
+    ) -> None:
         self.live = live
         self.place_note = "kept; the program that serves this worker decides where it listens"
         """The answer's note on a changed `host` or `port`."""
@@ -66,7 +68,7 @@ class SettingsChanges:
         """Whether the database answers, or is not used."""
         return "off" if self._kept is None else self._kept.status
 
-    def change(self, given: Mapping[str, Any], who: str) -> Current:
+    def change(self, given: Mapping[str, Any], who: str) -> SettingsSnapshot:
         """Apply and keep all of these values, or none; what holds then.
 
         Raises UnknownSetting, InvalidSetting for what is no value or cannot be applied, SettingsFixed,
@@ -74,16 +76,16 @@ class SettingsChanges:
         """
         kept = self._open()
         for key in given:
-            setting_keys.check_known(key)
-        values = {key: setting_keys.value_of(key, value) for key, value in given.items()}
+            runtime_settings.check_known(key)
+        values = {key: runtime_settings.value_of(key, value) for key, value in given.items()}
         if "model_name" in values:
             values["model_name"] = _full_name(values["model_name"])
         return self._change(kept, values, set(), who)
 
-    def delete(self, key: str, who: str) -> Current:
+    def delete(self, key: str, who: str) -> SettingsSnapshot:
         """Have the environment's value hold again; likewise, and UnknownSetting."""
         kept = self._open()
-        setting_keys.check_known(key)
+        runtime_settings.check_known(key)
         return self._change(kept, {}, {key}, who)
 
     def audit(self, limit: int) -> list[Any]:
@@ -92,9 +94,9 @@ class SettingsChanges:
 
     def notes(self, changed: set[str]) -> dict[str, str]:
         """What is to be said of keys that were changed and do not hold at once."""
-        return dict.fromkeys(sorted(changed & setting_keys.OF_THE_LISTENER), self.place_note)
+        return dict.fromkeys(sorted(changed & runtime_settings.OF_THE_LISTENER), self.place_note)
 
-    def _open(self) -> Kept:
+    def _open(self) -> SyncedSettings:
         if self._kept is None:
             raise SettingsFixed(
                 "the settings come from the environment; EMBEDDING_USE_DB_SETTINGS=true keeps them in a "
@@ -102,7 +104,9 @@ class SettingsChanges:
             )
         return self._kept
 
-    def _change(self, kept: Kept, values: dict[str, Any], deleted: set[str], who: str) -> Current:
+    def _change(
+        self, kept: SyncedSettings, values: dict[str, Any], deleted: set[str], who: str
+    ) -> SettingsSnapshot:
         until = time.monotonic() + PATIENCE_S
         if not self._changing.acquire(timeout=PATIENCE_S):
             raise SwapRefused("another change of the settings is under way; ask again when it is over")
@@ -119,23 +123,25 @@ class SettingsChanges:
         finally:
             self._changing.release()
 
-    def _apply_and_keep(self, kept: Kept, values: dict[str, Any], deleted: set[str], who: str) -> None:
+    def _apply_and_keep(
+        self, kept: SyncedSettings, values: dict[str, Any], deleted: set[str], who: str
+    ) -> None:
         kept.look()  # a database that is away is found before anything is changed
         before = self.live.now
         stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
         wanted = self.live.with_stored(stored)
         with self._applied(before, wanted):
-            kept.change({**values, **dict.fromkeys(deleted, setting_keys.DELETED)}, who)
+            kept.change({**values, **dict.fromkeys(deleted, runtime_settings.DELETED)}, who)
         kept.look()
 
     @contextmanager
-    def _applied(self, before: Current, wanted: Settings) -> Iterator[None]:
+    def _applied(self, before: SettingsSnapshot, wanted: Settings) -> Iterator[None]:
         """Within, the wanted settings are in force; what goes wrong there takes them back."""
-        changed = {key for key in setting_keys.NAMES if _of(key, before.settings) != _of(key, wanted)}
+        changed = {key for key in runtime_settings.NAMES if _of(key, before.settings) != _of(key, wanted)}
         try:
             if "host" in changed:
                 _check_host(wanted.web.host)
-            if changed & setting_keys.OF_THE_MODEL:
+            if changed & runtime_settings.OF_THE_MODEL:
                 self._apply_model(wanted, before.version)
         except _OF_THE_VALUE as error:
             names = ", ".join(sorted(_blamed(error, changed)))
@@ -146,11 +152,11 @@ class SettingsChanges:
         try:
             yield
         except BaseException:
-            if changed & setting_keys.OF_THE_MODEL:
+            if changed & runtime_settings.OF_THE_MODEL:
                 self._take_back(before)
             raise
 
-    def _take_back(self, before: Current) -> None:
+    def _take_back(self, before: SettingsSnapshot) -> None:
         try:
             self._apply_model(before.settings, before.version)
         except EmbedshareError as error:  # then the model server does, when it sees that nothing was kept
@@ -164,7 +170,9 @@ def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
     elif "setting" in error.fields:
         likely = {error.fields["setting"]}
     else:
-        likely = {"model_name"} if "model_name" in changed else setting_keys.OF_THE_MODEL - {"max_batch_size"}
+        likely = (
+            {"model_name"} if "model_name" in changed else runtime_settings.OF_THE_MODEL - {"max_batch_size"}
+        )
     return changed & likely or changed
 
 
@@ -178,7 +186,7 @@ def _check_host(host: str) -> None:
 
 
 def _of(key: str, settings: Settings) -> Any:
-    return settings.value(setting_keys.NAMES[key])
+    return settings.value(runtime_settings.NAMES[key])
 
 
 def _full_name(model_name: str) -> str:

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedshare.database.database import Database
-from embedshare.database.last_known import LastKnown
-from embedshare.database.live import Live
-from embedshare.database.stored import SettingsStore
-from embedshare.database.watcher import Watcher
+from embedshare.settings_store.current import CurrentSettings
+from embedshare.settings_store.last_known import LastKnown
+from embedshare.settings_store.repository import SettingsRepository
+from embedshare.settings_store.watcher import Watcher
 
 
-class KeptSettings:
+class SettingsSync:
     """`live`, kept what the database says; files of this user's are in `folder`.
 
     What the database has is taken at once, and looked for again once `watcher.start` was called.
     Raises InvalidSetting, MissingDependency.
     """
 
-    def __init__(self, live: Live, folder: Path) -> None:
+    def __init__(self, live: CurrentSettings, folder: Path) -> None:
         self.live = live
         settings = live.settings
         self.database = Database.open(settings, folder)
-        self.store = SettingsStore(self.database)
+        self.store = SettingsRepository(self.database)
         last_known = LastKnown(folder / f"settings-{settings.server.port}.json")
         self.watcher = Watcher(self.store, live, last_known)
         self.watcher.first_look()
@@ -39,9 +39,9 @@ class KeptSettings:
         self.watcher.look()
 
     def change(self, changes: Mapping[str, Any], who: str) -> None:
-        """See SettingsStore.change."""
+        """See SettingsRepository.change."""
         self.store.change(changes, who)
 
     def audit(self, limit: int) -> list[Any]:
-        """See SettingsStore.audit."""
+        """See SettingsRepository.audit."""
         return self.store.audit(limit)
