@@ -84,8 +84,8 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
 
     from embeddingClient import EmbeddingClient
     from embedshare.settings import Settings
-    from embedshare.vectors import choice
-    from embedshare.vectors.handle import VectorIndex
+    from embedshare.vectors import kinds
+    from embedshare.vectors.client.handle import VectorIndex
 
     caller: Any = server.caller
     environment = {"EMBEDDING_SERVER_PORT": str(caller.port), "EMBEDDING_AUTHKEY_FILE": caller.key_file}
@@ -109,7 +109,7 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
 
         exact = faiss.IndexFlatL2(rows.shape[1])
         exact.add(rows)
-        graph = faiss.IndexHNSWFlat(rows.shape[1], choice.LINKS)
+        graph = faiss.IndexHNSWFlat(rows.shape[1], kinds.LINKS)
         graph.hnsw.efConstruction = EFFORT_OF_BUILD
         began = time.perf_counter()
         graph.add(rows)

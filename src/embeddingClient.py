@@ -34,9 +34,9 @@ from embedshare.ipc import codec
 from embedshare.providers.base import Indexes
 from embedshare.settings import Settings, tell_notes
 from embedshare.telemetry import memory
-from embedshare.vectors import choice
+from embedshare.vectors import kinds
+from embedshare.vectors.client.handle import VectorIndex
 from embedshare.vectors.documents import as_documents, metadata_of, results_of
-from embedshare.vectors.handle import VectorIndex
 
 if TYPE_CHECKING:
     from embedshare.websearch.pipeline import Found, WebSearch
@@ -293,7 +293,7 @@ class EmbeddingClient(DropIn):
         until what its kind asks for is made. Raises InvalidInput, TooLarge, and what `encode` raises.
         """
         texts = as_documents(docs)
-        choice.check(metric, kind)
+        kinds.check(metric, kind)
         metadata = metadata_of(texts, urls)
         truncate_dim = self.truncate_dim
         rows, _, _, model = self.embed_documents(texts, show_progress_bar)

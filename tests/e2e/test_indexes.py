@@ -30,7 +30,7 @@ from embedshare.errors import (
 )
 from embedshare.ipc import codec
 from embedshare.telemetry.calls import Ended
-from embedshare.vectors.handle import VectorIndex
+from embedshare.vectors.client.handle import VectorIndex
 from tests.processes import ModelServer, wait_for
 from tests.strangers import key_holder, soon
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedshare.vectors import saved
+from embedshare.vectors.client import file_format
 from tests.processes import ModelServer
 
 COUNT = 20_000
@@ -48,11 +48,11 @@ def test_one_of_eight_sends_and_another_takes_over_when_it_is_killed(tmp_path: P
         description = client.describe()
         rows = np.random.default_rng(3).normal(size=(COUNT, 384)).astype(np.float32)
         rows[7] = client.encode("a")
-        about = saved.About(
-            saved.FORM, "5c" * 16, description.identity, "m", "l2", "flat", None, COUNT,
+        about = file_format.About(
+            file_format.FORM, "5c" * 16, description.identity, "m", "l2", "flat", None, COUNT,
             [{"id": number} for number in range(COUNT)],
         )  # fmt: skip
-        saved.write(tmp_path / "large", about, np.arange(COUNT), rows)
+        file_format.write(tmp_path / "large", about, np.arange(COUNT), rows)
         del rows
         # Small messages: the index takes some 480 of them, of which the first sender ends after 39.
         env = server.environment(EMBEDDING_FALLBACK="none", EMBEDDING_MAX_MESSAGE_BYTES="65536")

@@ -10,8 +10,8 @@ import numpy as np
 
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token
 from embedshare.telemetry.calls import Source
-from embedshare.vectors.choice import Kind, Metric
-from embedshare.vectors.contents import Contents
+from embedshare.vectors.client.snapshot import IndexSnapshot
+from embedshare.vectors.kinds import Kind, Metric
 
 
 class IndexCopy(NamedTuple):
@@ -25,7 +25,7 @@ class IndexCopy(NamedTuple):
 
     metric: Metric
     kind: Kind
-    contents: Contents
+    contents: IndexSnapshot
 
 
 class IndexPiece(NamedTuple):

@@ -12,7 +12,7 @@ from embedshare.errors import InvalidInput
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
 from embedshare.vectors import exact
-from embedshare.vectors.contents import of_another_model
+from embedshare.vectors.client.snapshot import of_another_model
 
 if TYPE_CHECKING:
     from embedshare.engine.engine import Engine

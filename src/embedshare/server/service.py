@@ -22,8 +22,8 @@ from embedshare.ipc.callers import Callers, Process
 from embedshare.models.pool import LoadedModel, ModelPool
 from embedshare.providers.local import Local
 from embedshare.settings import Settings, parse
-from embedshare.vectors.index import Index
-from embedshare.vectors.shelf import Sender, Shelf
+from embedshare.vectors.server.index import Index
+from embedshare.vectors.server.store import IndexStore, Sender
 
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
@@ -53,7 +53,9 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
-        self._shelf = Shelf(settings.indexes.max_indexes, settings.indexes.max_bytes, callers.is_living)
+        self._index_store = IndexStore(
+            settings.indexes.max_indexes, settings.indexes.max_bytes, callers.is_living
+        )
         self.swap_guard: SwapGuard | None = None
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
@@ -100,16 +102,16 @@ class EmbeddingService:
         if isinstance(call, codec.Search):
             return self._search(provider, call, process, context)
         if isinstance(call, codec.Forget):
-            return codec.Reply(call.id, self._shelf.forget(call.indexes)), None
+            return codec.Reply(call.id, self._index_store.forget(call.indexes)), None
         if isinstance(call, codec.Inspect):
-            return codec.Reply(call.id, self._shelf.describe(process, call.index, identity)), None
+            return codec.Reply(call.id, self._index_store.describe(process, call.index, identity)), None
         if isinstance(call, codec.Remove):
             ids = np.array(call.ids, np.int64)
-            removed = self._shelf.remove(process, call.index, identity, call.before, call.version, ids)
+            removed = self._index_store.remove(process, call.index, identity, call.before, call.version, ids)
             return codec.Reply(call.id, removed), None
         if call.identity != identity:
             raise UnknownIndex("the vectors are of another model than the one that is served")
-        count = self._shelf.put(
+        count = self._index_store.put(
             Sender(context.caller, process, context.is_gone),
             call.index,
             identity,
@@ -127,10 +129,14 @@ class EmbeddingService:
     ) -> _Answered:
         self._check_prompt(call)
         identity = provider.description.identity
-        self._shelf.check(process, call.index, identity, call.version)  # before anything is computed for it
+        self._index_store.check(
+            process, call.index, identity, call.version
+        )  # before anything is computed for it
         query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")
         found = provider.embed(query, context)
-        ids, scores = self._shelf.search(process, call.index, identity, call.version, found.rows, call.k)
+        ids, scores = self._index_store.search(
+            process, call.index, identity, call.version, found.rows, call.k
+        )
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
         return codec.Hits(call.id, len(ids[0]), found.timings), memoryview(raw) if raw else None
 
@@ -243,7 +249,7 @@ class EmbeddingService:
             "callers": self._callers.stats(),
             "swaps": self._pool.swaps,
             "failed_swaps": self._pool.failed_swaps,
-            "indexes": self._shelf.stats(),
+            "indexes": self._index_store.stats(),
         }
 
     def _query(self, provider: Local, what: str, context: CallContext) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.vectors.choice import higher_is_better
+from embedshare.vectors.kinds import higher_is_better
 
 #: Candidates beside the k best that NumPy's quick formula might have ranked a little too low.
 _SPARE = 16

@@ -18,7 +18,7 @@ from msgspec import Meta
 from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaType
 
 from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
-from embedshare.vectors import saved
+from embedshare.vectors.client import file_format
 from embedshare.web import body, errors, openapi
 from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
@@ -120,7 +120,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
         index: VectorIndex = model.load_vector_index(path)[0]
         return index
 
-    kept = IndexFiles(folder, load, saved.is_ours, MOST_INDEXES, MOST_BYTES)
+    kept = IndexFiles(folder, load, file_format.is_ours, MOST_INDEXES, MOST_BYTES)
     of_index, of_documents, of_query = map(
         msgspec.json.Decoder, (IndexRequest, DocumentsRequest, QueryRequest)
     )

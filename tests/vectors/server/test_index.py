@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedshare.errors import InvalidInput
 from embedshare.vectors import exact
-from embedshare.vectors.index import Index
+from embedshare.vectors.server.index import Index
 
 DICE = np.random.default_rng(7)
 METRICS = ("l2", "cosine", "ip")

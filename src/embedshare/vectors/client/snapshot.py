@@ -13,7 +13,7 @@ from embedshare.vectors.documents import results_of
 
 
 @dataclass(frozen=True)
-class Contents:
+class IndexSnapshot:
     """Documents by growing ids, their float32 embeddings (n, dimension) and metadata; never changed."""
 
     version: int
@@ -30,23 +30,23 @@ class Contents:
         unit: np.ndarray = self.__dict__["unit"]
         return unit
 
-    def with_more(self, ids: np.ndarray, rows: np.ndarray, documents: list[dict[str, Any]]) -> Contents:
+    def with_more(self, ids: np.ndarray, rows: np.ndarray, documents: list[dict[str, Any]]) -> IndexSnapshot:
         """These and more."""
-        return Contents(
+        return IndexSnapshot(
             self.version + 1,
             np.concatenate([self.ids, ids]),
             np.concatenate([self.embeddings, rows]),
             self.documents + documents,
         )
 
-    def without(self, numbers: np.ndarray) -> tuple[Contents, list[int]]:
+    def without(self, numbers: np.ndarray) -> tuple[IndexSnapshot, list[int]]:
         """These but for the documents of such ids, and the ids that there were."""
         keep = ~np.isin(self.ids, numbers)
         removed: list[int] = self.ids[~keep].tolist()
         if not removed:
             return self, removed
         documents = [entry for entry, kept in zip(self.documents, keep.tolist(), strict=True) if kept]
-        return Contents(self.version + 1, self.ids[keep], self.embeddings[keep], documents), removed
+        return IndexSnapshot(self.version + 1, self.ids[keep], self.embeddings[keep], documents), removed
 
     def results(self, ids: list[int], scores: list[float]) -> list[dict[str, Any]]:
         """See documents.results_of."""

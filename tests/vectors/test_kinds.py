@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedshare.errors import InvalidInput
-from embedshare.vectors import choice
+from embedshare.vectors import kinds
 
 
 @pytest.mark.parametrize(
@@ -16,30 +16,30 @@ from embedshare.vectors import choice
      (1_000_000, 384, "ivf,pq"), (100_000, 32, "flat"), (5_000, 4096, "hnsw")],
 )  # fmt: skip
 def test_auto_goes_by_how_many_values_a_search_would_read(count: int, dimension: int, kind: str) -> None:
-    assert choice.resolve("auto", count, dimension) == kind
+    assert kinds.resolve("auto", count, dimension) == kind
 
 
 def test_a_set_too_small_for_a_structure_is_searched_exactly() -> None:
-    assert choice.resolve("hnsw", 999, 384) == "flat"
-    assert choice.resolve("ivf,pq", 9_999, 384) == "flat"
-    assert choice.resolve("ivf,pq", 10_000, 384) == "ivf,pq"
+    assert kinds.resolve("hnsw", 999, 384) == "flat"
+    assert kinds.resolve("ivf,pq", 9_999, 384) == "flat"
+    assert kinds.resolve("ivf,pq", 10_000, 384) == "ivf,pq"
 
 
 @given(st.integers(1, 5000))
 def test_a_vector_is_cut_into_equal_parts_of_four_values_or_more(dimension: int) -> None:
-    parts = choice.subvectors(dimension)
+    parts = kinds.subvectors(dimension)
     assert dimension % parts == 0
     assert dimension // parts >= min(4, dimension)
 
 
 def test_codes_take_a_third_of_what_the_vectors_do() -> None:
-    assert choice.bytes_of("ivf,pq", 1000, 384) < choice.bytes_of("flat", 1000, 384) / 3
-    assert choice.bytes_of("hnsw", 1000, 384) > choice.bytes_of("flat", 1000, 384)
+    assert kinds.bytes_of("ivf,pq", 1000, 384) < kinds.bytes_of("flat", 1000, 384) / 3
+    assert kinds.bytes_of("hnsw", 1000, 384) > kinds.bytes_of("flat", 1000, 384)
 
 
 def test_names_are_checked_and_told() -> None:
-    assert choice.check("cosine", "ivf_pq") == ("cosine", "ivf,pq")
+    assert kinds.check("cosine", "ivf_pq") == ("cosine", "ivf,pq")
     with pytest.raises(InvalidInput, match="metric is 'L1'; allowed: l2, cosine, ip"):
-        choice.check("L1", "auto")
+        kinds.check("L1", "auto")
     with pytest.raises(InvalidInput, match="kind is 'tree'; allowed: flat; hnsw; ivf,pq; auto"):
-        choice.check("l2", "tree")
+        kinds.check("l2", "tree")

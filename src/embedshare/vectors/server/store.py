@@ -14,8 +14,8 @@ import numpy as np
 from loguru import logger
 
 from embedshare.errors import IndexIncomplete, InvalidInput, TooLarge, UnknownIndex
-from embedshare.vectors import choice
-from embedshare.vectors.index import Index
+from embedshare.vectors import kinds
+from embedshare.vectors.server.index import Index
 
 #: Who began to send an index and sends nothing for so long gives way to another who has it.
 STALL_S = 10.0
@@ -34,7 +34,7 @@ class Sender(NamedTuple):
     """Whether the connection is closed, without waiting."""
 
 
-class _Kept:
+class _StoredIndex:
     def __init__(self, index: Index, identity: str, version: int, total: int, sender: Sender) -> None:
         self.index = index
         self.identity = identity
@@ -51,7 +51,7 @@ class _Kept:
         return self.index.version
 
 
-class Shelf:
+class IndexStore:
     """Indexes by the random ids that their clients gave them.
 
     Of several who have the same index one sends it, and nobody sees it before it is whole. Safe to use from
@@ -71,8 +71,8 @@ class Shelf:
         self._is_living = is_living
         self._clock = clock
         self._lock = threading.Lock()
-        self._whole: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._coming: dict[bytes, _Kept] = {}
+        self._complete: OrderedDict[bytes, _StoredIndex] = OrderedDict()
+        self._coming: dict[bytes, _StoredIndex] = {}
         self._evicted = 0
         self._to_build: queue.SimpleQueue[Index] = queue.SimpleQueue()
         self._tender: threading.Thread | None = None
@@ -97,7 +97,7 @@ class Shelf:
         `start`, or of another model.
         """
         if start == 0:
-            begun = self._begin(name, _Kept(empty, identity, version, total, sender))
+            begun = self._begin_upload(name, _StoredIndex(empty, identity, version, total, sender))
             if begun is None:
                 return total
             kept = begun
@@ -163,7 +163,7 @@ class Shelf:
     def forget(self, names: Iterable[bytes]) -> int:
         """Let these go; how many of them were here."""
         with self._lock:
-            return sum(self._whole.pop(name, None) is not None for name in names)
+            return sum(self._complete.pop(name, None) is not None for name in names)
 
     def stats(self) -> dict[str, int]:
         """What is held now, and how many had to make room."""
@@ -177,26 +177,26 @@ class Shelf:
         ABANDONED_S; who should live after all sends it again."""
         with self._lock:
             self._drop_stalled()
-            users = {user for kept in self._whole.values() for user in kept.users}
+            users = {user for kept in self._complete.values() for user in kept.users}
         ended = {user for user in users if not self._is_living(user)}
         now = self._clock()
         with self._lock:
-            for name, kept in list(self._whole.items()):
+            for name, kept in list(self._complete.items()):
                 kept.users -= ended
                 if kept.users:
                     kept.unused_since = None
                 elif kept.unused_since is None:
                     kept.unused_since = now
                 elif now - kept.unused_since >= ABANDONED_S:
-                    del self._whole[name]
+                    del self._complete[name]
                     logger.info("an index of {:,} vectors is let go: its users are gone", len(kept.index))
 
-    def _begin(self, name: bytes, new: _Kept) -> _Kept | None:
+    def _begin_upload(self, name: bytes, new: _StoredIndex) -> _StoredIndex | None:
         """Take in a new index, with room for all that was announced; None where it is here already."""
         empty = new.index
         self._check_size(empty, new.total)
         with self._lock:
-            there = self._whole.get(name)
+            there = self._complete.get(name)
             if there is not None and (there.identity, there.version) == (new.identity, new.announced):
                 return None
             self._drop_stalled()
@@ -215,36 +215,36 @@ class Shelf:
             self._make_room(new)
         return new
 
-    def _place(self, name: bytes, kept: _Kept) -> None:
+    def _place(self, name: bytes, kept: _StoredIndex) -> None:
         """Within the lock: what is whole is everybody's."""
         if self._coming.get(name) is kept and kept.version is not None:
             del self._coming[name]
-            self._whole.pop(name, None)
-            self._whole[name] = kept
-        if self._whole.get(name) is kept:
+            self._complete.pop(name, None)
+            self._complete[name] = kept
+        if self._complete.get(name) is kept:
             if not kept.index.built:
                 self._to_build.put(kept.index)
             self._drop_if_worn(name, kept)
 
-    def _at(self, sender: Sender, name: bytes, identity: str, start: int) -> _Kept:
+    def _at(self, sender: Sender, name: bytes, identity: str, start: int) -> _StoredIndex:
         """Whichever index of that name these vectors continue."""
         with self._lock:
             kept = self._coming.get(name)
             if kept is None or kept.sender.connection != sender.connection:
-                kept = self._whole.get(name)
+                kept = self._complete.get(name)
             if kept is not None and kept.index.count == start and kept.identity == identity:
-                if name in self._whole:
-                    self._whole.move_to_end(name)
+                if name in self._complete:
+                    self._complete.move_to_end(name)
                 kept.heard = self._clock()
                 return kept
         raise UnknownIndex("the model server has no index of which these vectors are the next")
 
-    def _find(self, process: Hashable, name: bytes, identity: str, version: int | None) -> _Kept:
+    def _find(self, process: Hashable, name: bytes, identity: str, version: int | None) -> _StoredIndex:
         with self._lock:
-            kept = self._whole.get(name)
+            kept = self._complete.get(name)
             known = kept is not None and kept.identity == identity and kept.version is not None
             if kept is not None and known and version in (None, kept.version):
-                self._whole.move_to_end(name)
+                self._complete.move_to_end(name)
                 kept.users.add(process)
                 return kept
             coming = self._coming.get(name)
@@ -258,35 +258,35 @@ class Shelf:
         raise UnknownIndex("the model server does not hold this index of the model that it serves")
 
     def _check_size(self, index: Index, total: int) -> None:
-        kind = choice.resolve(index.kind, total, index.dimension)
-        size = choice.bytes_of(kind, total, index.dimension)
+        kind = kinds.resolve(index.kind, total, index.dimension)
+        size = kinds.bytes_of(kind, total, index.dimension)
         if size > self._max_bytes:
             raise TooLarge(
                 f"an index of {total:,} vectors of {index.dimension} values takes {size:,} bytes; "
                 f"EMBEDDING_MAX_INDEX_BYTES allows {self._max_bytes:,} on the model server"
             )
 
-    def _every(self) -> list[_Kept]:
-        return [*self._whole.values(), *self._coming.values()]
+    def _every(self) -> list[_StoredIndex]:
+        return [*self._complete.values(), *self._coming.values()]
 
-    def _make_room(self, newest: _Kept) -> None:
+    def _make_room(self, newest: _StoredIndex) -> None:
         """Within the lock: let go of the least recently used until the rest fits.
 
         What is being sent stays, or two who send would push each other out without end.
         """
         every = self._every()
         count, held = len(every), sum(kept.index.nbytes for kept in every)
-        for name, kept in list(self._whole.items()):
+        for name, kept in list(self._complete.items()):
             if held <= self._max_bytes and count <= self._max_indexes:
                 return
             if kept is newest:
                 continue
-            del self._whole[name]
+            del self._complete[name]
             count, held = count - 1, held - kept.index.nbytes
             self._evicted += 1
             logger.info("an index of {:,} vectors made room for others", len(kept.index))
 
-    def _is_being_sent(self, kept: _Kept) -> bool:
+    def _is_being_sent(self, kept: _StoredIndex) -> bool:
         return self._clock() - kept.heard < STALL_S and not kept.sender.is_gone()
 
     def _drop_stalled(self) -> None:
@@ -295,15 +295,15 @@ class Shelf:
             if not self._is_being_sent(kept):
                 del self._coming[name]
 
-    def _give_up(self, name: bytes, kept: _Kept) -> None:
+    def _give_up(self, name: bytes, kept: _StoredIndex) -> None:
         """Within the lock: what cannot become whole keeps nobody waiting."""
         if self._coming.get(name) is kept:
             del self._coming[name]
 
-    def _drop_if_worn(self, name: bytes, kept: _Kept) -> None:
+    def _drop_if_worn(self, name: bytes, kept: _StoredIndex) -> None:
         """Within the lock: its client, who holds the vectors, sends those that are left anew."""
-        if kept.index.worn and self._whole.get(name) is kept:
-            del self._whole[name]
+        if kept.index.worn and self._complete.get(name) is kept:
+            del self._complete[name]
 
     def _tend_from_now_on(self) -> None:
         """Within the lock: one thread makes one structure after another, and looks after who has gone."""
@@ -324,7 +324,7 @@ class Shelf:
 
     def _build(self, index: Index) -> None:
         with self._lock:
-            if all(kept.index is not index for kept in self._whole.values()):
+            if all(kept.index is not index for kept in self._complete.values()):
                 return
         try:
             index.build()

@@ -15,8 +15,8 @@ from embedshare.calls import CallContext, EmbedRequest, EmbedResult
 from embedshare.errors import IndexIncomplete, ServerUnavailable, UnknownIndex
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece
-from embedshare.vectors import choice
-from embedshare.vectors.contents import Contents
+from embedshare.vectors import kinds
+from embedshare.vectors.client.snapshot import IndexSnapshot
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Model(Protocol):
     def piece_bytes(self) -> int: ...
 
 
-class ServerCopy:
+class Replica:
     """An index in the model server, as one handle knows it.
 
     The handle sees to it that one thread at a time changes it.
@@ -59,8 +59,8 @@ class ServerCopy:
         self,
         model: Model,
         identity: str,
-        metric: choice.Metric,
-        kind: choice.Kind,
+        metric: kinds.Metric,
+        kind: kinds.Kind,
         dimension: int,
         shared_name: bytes | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class ServerCopy:
         self._finalizer: Any = None
         self._take_name(shared_name or secrets.token_bytes(16), shared=shared_name is not None)
 
-    def of(self, contents: Contents) -> IndexCopy:
+    def of(self, contents: IndexSnapshot) -> IndexCopy:
         """The index with these contents, as calls name it."""
         return IndexCopy(self.name, self._identity, self._metric, self._kind, contents)
 
@@ -93,7 +93,7 @@ class ServerCopy:
             self._take_name(secrets.token_bytes(16))
             self.sent = False
 
-    def send(self, contents: Contents, deadline: float | None) -> None:
+    def send(self, contents: IndexSnapshot, deadline: float | None) -> None:
         """Have the server hold these.
 
         Without a deadline each piece has a call's own. Raises IndexIncomplete where another process is at it.
@@ -103,7 +103,7 @@ class ServerCopy:
         self.sent = True
         self.told += 1
 
-    def add(self, contents: Contents, first: int, deadline: float) -> None:
+    def add(self, contents: IndexSnapshot, first: int, deadline: float) -> None:
         """Send those from number `first` on, to the others that are there.
 
         Raises UnknownIndex where they are not.
@@ -112,7 +112,7 @@ class ServerCopy:
             self._put(contents, first, self._count, deadline)
             self.told += 1
 
-    def remove(self, contents: Contents, before: int, ids: list[int], deadline: float) -> None:
+    def remove(self, contents: IndexSnapshot, before: int, ids: list[int], deadline: float) -> None:
         """Have the server, which holds version `before`, leave these out."""
         if not self.sent or 9 * len(ids) + 256 > self._model.piece_bytes:
             return  # what is there is of an earlier version, which is mended with the next search
@@ -126,7 +126,7 @@ class ServerCopy:
     def _has_others(self) -> bool:
         return self._shared or self._pid != os.getpid()
 
-    def _is_there(self, contents: Contents, deadline: float) -> bool:
+    def _is_there(self, contents: IndexSnapshot, deadline: float) -> bool:
         """Whether another process has sent this very index; where what it sent has changed since, this one
         gets a name of its own."""
         index = self.of(contents)
@@ -143,7 +143,7 @@ class ServerCopy:
             return False
         return True
 
-    def _put_all(self, contents: Contents, deadline: float | None) -> None:
+    def _put_all(self, contents: IndexSnapshot, deadline: float | None) -> None:
         for _ in range(TRIES):
             try:
                 return self._put(contents, 0, 0, deadline)
@@ -154,7 +154,7 @@ class ServerCopy:
                     return  # which the handle finds and tells
         raise ServerUnavailable(f"the model server lost the index {TRIES} times while it was being sent")
 
-    def _put(self, contents: Contents, first: int, start: int, deadline: float | None) -> None:
+    def _put(self, contents: IndexSnapshot, first: int, start: int, deadline: float | None) -> None:
         """Send the vectors from number `first` on, which are the server's from `start` on."""
         ids, rows = contents.ids[first:], contents.embeddings[first:]
         total = start + len(ids)

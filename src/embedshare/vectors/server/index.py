@@ -8,8 +8,8 @@ import threading
 import numpy as np
 
 from embedshare.errors import InvalidInput, UnknownIndex
-from embedshare.vectors import choice, exact
-from embedshare.vectors.approximate import Approximate
+from embedshare.vectors import exact, kinds
+from embedshare.vectors.server.approximate import Approximate
 
 #: An index in which more than this share was removed, or added after it was built, is to be made anew.
 WORN = 0.25
@@ -49,14 +49,14 @@ class Index:
     @property
     def built_kind(self) -> str:
         """How most of it is searched now."""
-        return self._base.kind if self._base else choice.FLAT
+        return self._base.kind if self._base else kinds.FLAT
 
     @property
     def built(self) -> bool:
         """Whether there is what its kind asks for at its size."""
-        if self._base is not None or (self.kind == choice.AUTO and exact.faiss() is None):
+        if self._base is not None or (self.kind == kinds.AUTO and exact.faiss() is None):
             return True
-        return choice.resolve(self.kind, self._count, self.dimension) == choice.FLAT
+        return kinds.resolve(self.kind, self._count, self.dimension) == kinds.FLAT
 
     @property
     def recall(self) -> float:
@@ -163,7 +163,7 @@ class Index:
             rows, count = self._rows[: self._count], self._count
         if self.built:
             return
-        base = Approximate(choice.resolve(self.kind, count, self.dimension), rows, self.metric)
+        base = Approximate(kinds.resolve(self.kind, count, self.dimension), rows, self.metric)
         with self._lock:
             self._base = base
             self._rows = self._rows[count : self._count].copy()
@@ -177,7 +177,7 @@ class Index:
         first = base.search(queries, min(k, base.count))
         scores = np.concatenate([first[0], later[0]], axis=1)
         positions = np.concatenate([first[1], later[1] + base.count], axis=1)
-        order = np.argsort(-scores if choice.higher_is_better(self.metric) else scores, axis=1, kind="stable")
+        order = np.argsort(-scores if kinds.higher_is_better(self.metric) else scores, axis=1, kind="stable")
         order = order[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from embedshare.errors import MissingDependency
-from embedshare.vectors import choice, exact
+from embedshare.vectors import exact, kinds
 
 #: How far a search looks, the least first: the first that reaches TARGET is kept.
-EFFORTS = {choice.HNSW: (64, 128, 256, 512, 1024), choice.IVF_PQ: (16, 32, 64, 128, 256)}
+EFFORTS = {kinds.HNSW: (64, 128, 256, 512, 1024), kinds.IVF_PQ: (16, 32, 64, 128, 256)}
 #: Recall at 10 that is aimed at, on vectors of the set itself; a stranger's query finds a little less.
 TARGET = 0.99
 #: How many of the set's vectors are asked for their neighbours.
@@ -45,7 +45,7 @@ class Approximate:
     @property
     def nbytes(self) -> int:
         """About what it takes."""
-        return choice.bytes_of(self.kind, self.count, self.dimension)
+        return kinds.bytes_of(self.kind, self.count, self.dimension)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `exact.search`; with k near the number of rows it is exact, or as near as codes allow."""
@@ -53,7 +53,7 @@ class Approximate:
             scores, positions = self._index.search(queries, k, params=self._parameters(k))
             if (positions >= 0).all():  # a graph may not reach so many, nor a few lists hold them
                 return scores, positions
-        if self.kind == choice.HNSW:
+        if self.kind == kinds.HNSW:
             return exact.search(self._rows_in_graph(), queries, k, self._metric)
         scores, positions = self._index.search(queries, k, params=self._parameters(k, everywhere=True))
         return scores, positions
@@ -66,7 +66,7 @@ class Approximate:
 
     def _parameters(self, k: int, everywhere: bool = False) -> Any:
         faiss = exact.faiss()
-        if self.kind == choice.HNSW:
+        if self.kind == kinds.HNSW:
             return faiss.SearchParametersHNSW(efSearch=max(self._effort, k))
         lists = faiss.extract_index_ivf(self._index.base_index).nlist
         probed = faiss.SearchParametersIVF(nprobe=lists if everywhere else min(lists, self._effort))
@@ -80,7 +80,7 @@ class Approximate:
         k = min(_AT + 1, self.count)  # each is its own nearest, which is no find
         _, found = self.search(sample, k)
         truth, _ = exact.search(rows, sample, k, self._metric)
-        better = 1.0 if choice.higher_is_better(self._metric) else -1.0
+        better = 1.0 if kinds.higher_is_better(self._metric) else -1.0
         scores = _scores(rows, sample, found, self._metric)
         hits = (better * scores >= better * truth[:, -1:] - 1e-5).sum(axis=1)
         return float(np.clip(hits - 1, 0, k - 1).mean() / max(1, k - 1))
@@ -89,7 +89,7 @@ class Approximate:
 def _scores(rows: np.ndarray, queries: np.ndarray, positions: np.ndarray, metric: str) -> np.ndarray:
     """The true scores of what was found: codes give only about these."""
     neighbours = rows[positions]
-    if choice.higher_is_better(metric):
+    if kinds.higher_is_better(metric):
         products: np.ndarray = np.einsum("qkd,qd->qk", neighbours, queries)
         return products
     squared: np.ndarray = ((neighbours - queries[:, None]) ** 2).sum(axis=2)
@@ -103,15 +103,15 @@ def _index(kind: str, rows: np.ndarray, metric: str) -> Any:
     # Of this thread alone; the other half of the cores goes on embedding.
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     dimension = rows.shape[1]
-    measure = faiss.METRIC_INNER_PRODUCT if choice.higher_is_better(metric) else faiss.METRIC_L2
-    if kind == choice.HNSW:
-        graph = faiss.IndexHNSWFlat(dimension, choice.LINKS, measure)
+    measure = faiss.METRIC_INNER_PRODUCT if kinds.higher_is_better(metric) else faiss.METRIC_L2
+    if kind == kinds.HNSW:
+        graph = faiss.IndexHNSWFlat(dimension, kinds.LINKS, measure)
         graph.hnsw.efConstruction = 80
         graph.add(rows)
         return graph
     lists = int(4 * len(rows) ** 0.5)
     lists = min(lists, len(rows) // 39)
-    codes = faiss.index_factory(dimension, f"IVF{lists},PQ{choice.subvectors(dimension)}x8np", measure)
+    codes = faiss.index_factory(dimension, f"IVF{lists},PQ{kinds.subvectors(dimension)}x8np", measure)
     finer = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit, measure)
     index = faiss.IndexRefine(codes, finer)
     index.train(rows)

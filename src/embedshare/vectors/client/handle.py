@@ -30,10 +30,11 @@ from embedshare.errors import (
     UnknownIndex,
 )
 from embedshare.providers.base import IndexCopy, Indexes
-from embedshare.vectors import choice, saved
-from embedshare.vectors.contents import Contents, of_another_model
+from embedshare.vectors import kinds
+from embedshare.vectors.client import file_format
+from embedshare.vectors.client.replica import PAUSES, Model, Replica
+from embedshare.vectors.client.snapshot import IndexSnapshot, of_another_model
 from embedshare.vectors.documents import as_documents, metadata_of
-from embedshare.vectors.sending import PAUSES, Model, ServerCopy
 
 T = TypeVar("T")
 #: What may befall the news of a change on its way to the server: the next search finds it out.
@@ -67,16 +68,16 @@ class VectorIndex:
         truncate_dim: int | None = None,
         shared_name: bytes | None = None,
     ) -> None:
-        self.metric, self.kind = choice.check(metric, kind)
+        self.metric, self.kind = kinds.check(metric, kind)
         self.identity = identity
         """The model whose vectors these are."""
         self.metadata = metadata
         self._model = model
         self._truncate_dim = truncate_dim
         ids = np.arange(len(metadata), dtype=np.int64)
-        self._contents = Contents(0, ids, embeddings, list(metadata))
+        self._contents = IndexSnapshot(0, ids, embeddings, list(metadata))
         self._next_id = len(metadata)
-        self._copy = ServerCopy(model, self.identity, self.metric, self.kind, self.dimension, shared_name)
+        self._copy = Replica(model, self.identity, self.metric, self.kind, self.dimension, shared_name)
         self._begin()
         platforms.after_fork_in_child(self._begin)
 
@@ -152,7 +153,7 @@ class VectorIndex:
         contents, ids, scores = self._search(query, top_k)
         return contents.results(ids, scores)
 
-    def _search(self, query: str, top_k: int) -> tuple[Contents, list[int], list[float]]:
+    def _search(self, query: str, top_k: int) -> tuple[IndexSnapshot, list[int], list[float]]:
         if not isinstance(query, str):
             raise InvalidInput(f"the query must be a str, not {type(query).__name__}")
         k = _positive(top_k)
@@ -230,12 +231,12 @@ class VectorIndex:
         """
         with self._alone(self._model.deadline()):
             contents = self._contents
-            about = saved.About(
-                saved.FORM, self._copy.share().hex(), self.identity, self._model.describe().model_name,
+            about = file_format.About(
+                file_format.FORM, self._copy.share().hex(), self.identity, self._model.describe().model_name,
                 self.metric, self.kind, self._truncate_dim, self._next_id, contents.documents,
                 contents.version,
             )  # fmt: skip
-            saved.write(path, about, contents.ids, contents.embeddings)
+            file_format.write(path, about, contents.ids, contents.embeddings)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model) -> VectorIndex:
@@ -243,16 +244,16 @@ class VectorIndex:
 
         Raises IndexCorrupted, ModelMismatch where it is of another vector space, OSError.
         """
-        about, ids, embeddings = saved.read(path)
+        about, ids, embeddings = file_format.read(path)
         try:
             index = cls(
                 model, embeddings, about.identity, about.metadata, metric=about.metric, kind=about.kind,
                 truncate_dim=about.truncate_dim, shared_name=bytes.fromhex(about.name),
             )  # fmt: skip
         except ValueError as error:
-            raise saved.corrupted(path, error) from None
+            raise file_format.corrupted(path, error) from None
         index._check_model()
-        index._contents = Contents(about.version, ids, embeddings, list(about.metadata))
+        index._contents = IndexSnapshot(about.version, ids, embeddings, list(about.metadata))
         index._next_id = about.next_id
         return index
 
@@ -270,11 +271,11 @@ class VectorIndex:
 
     def _asked(
         self, method: str, ask: Callable[[IndexCopy, Indexes, CallContext], T], deadline: float
-    ) -> tuple[Contents, T]:
+    ) -> tuple[IndexSnapshot, T]:
         """The answer of a server that has the index, which gets it where it has it not; and what the index
         holds by it."""
 
-        def asked() -> tuple[Contents, T]:
+        def asked() -> tuple[IndexSnapshot, T]:
             while True:
                 self._check_model()
                 at = self._at()
@@ -328,7 +329,7 @@ def _copied(
         model, *embedded, metadata, metric=metric, kind=kind, truncate_dim=truncate_dim,
         shared_name=name,
     )  # fmt: skip
-    index._contents = Contents(version, ids, embedded[0], documents)
+    index._contents = IndexSnapshot(version, ids, embedded[0], documents)
     index._next_id = next_id
     return index
 

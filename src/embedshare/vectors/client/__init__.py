@@ -1,0 +1,1 @@
+"""A vector index as its caller holds it."""

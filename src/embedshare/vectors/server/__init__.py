@@ -1,0 +1,1 @@
+"""Vector indexes as the model server holds them."""
