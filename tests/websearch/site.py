@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from embedshare.websearch.selection import words
+from embedshare.websearch.bm25 import words
 
 #: Importing them opens windows or browsers, prints, or takes long.
 SKIPPED = {"this", "antigravity", "idlelib", "turtledemo", "lib2to3", "test", "tkinter", "ensurepip", "venv"}

@@ -21,9 +21,8 @@ from embedshare.errors import FetchFailed, InvalidInput, InvalidSetting, SearchF
 from embedshare.settings import SearchSettings, Settings
 from embedshare.websearch import engines
 from embedshare.websearch.engines import Ddgs, SearXNG
-from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch
-from embedshare.websearch.result import Result
+from embedshare.websearch.types import Document, SearchResult
 from tests.processes import ModelServer, free_port, run_python
 from tests.websearch import site
 
@@ -188,8 +187,8 @@ class Given:
     def __init__(self, *links: str) -> None:
         self.links = links
 
-    def search(self, query: str, limit: int) -> list[Result]:
-        return [Result(link) for link in self.links][:limit]
+    def search(self, query: str, limit: int) -> list[SearchResult]:
+        return [SearchResult(link) for link in self.links][:limit]
 
 
 def flat(texts: list[str]) -> np.ndarray:
@@ -303,7 +302,7 @@ def test_a_page_that_is_about_the_question_is_preferred_to_one_with_a_passage_th
 
 def test_an_engine_that_hangs_or_breaks_is_a_failed_search() -> None:
     class Breaks:
-        def search(self, query: str, limit: int) -> list[Result]:
+        def search(self, query: str, limit: int) -> list[SearchResult]:
             raise KeyError("a library's own")
 
     with pytest.raises(SearchFailed, match="KeyError"):
@@ -311,7 +310,7 @@ def test_an_engine_that_hangs_or_breaks_is_a_failed_search() -> None:
     hung = threading.Event()
 
     class Hangs:
-        def search(self, query: str, limit: int) -> list[Result]:
+        def search(self, query: str, limit: int) -> list[SearchResult]:
             hung.wait(60)
             return []
 
@@ -391,7 +390,7 @@ def test_a_searxng_is_followed_where_it_redirects_to_and_not_for_ever() -> None:
 
     with site.serving(Moved) as port:
         found = SearXNG(f"http://127.0.0.1:{port}").search("two words", 6)
-        assert found == [Result("/new/search?q=two+words&format=json")]
+        assert found == [SearchResult("/new/search?q=two+words&format=json")]
         with pytest.raises(SearchFailed, match="redirects more than 3 times"):
             SearXNG(f"http://127.0.0.1:{port}/loop").search("query", 6)
 
@@ -414,12 +413,12 @@ def test_an_error_of_an_engine_s_library_or_of_a_page_is_named_and_not_quoted() 
     handler = logger.add(lines.append, level="DEBUG")
 
     class Quotes:
-        def search(self, query: str, limit: int) -> list[Result]:
+        def search(self, query: str, limit: int) -> list[SearchResult]:
             raise KeyError(query)
 
     class Finds:
-        def search(self, query: str, limit: int) -> list[Result]:
-            return [Result("http://site.test/")]
+        def search(self, query: str, limit: int) -> list[SearchResult]:
+            return [SearchResult("http://site.test/")]
 
     def read(url: str, deadline: float) -> Any:
         raise ValueError(QUERY)
@@ -441,7 +440,10 @@ def test_searxng_gives_each_link_once_and_no_more_than_asked_for(searxng: str) -
             self.send(b'{"results": [{"url": "a", "title": "A"}, {"url": "b"}, {"url": "a"}, {"url": "c"}]}')
 
     with site.serving(Twice) as port:
-        assert SearXNG(f"http://127.0.0.1:{port}").search("query", 2) == [Result("a", "A"), Result("b")]
+        assert SearXNG(f"http://127.0.0.1:{port}").search("query", 2) == [
+            SearchResult("a", "A"),
+            SearchResult("b"),
+        ]
     assert len(SearXNG(searxng).search(QUESTION, 6)) == 6
 
 

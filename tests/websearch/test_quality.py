@@ -20,10 +20,10 @@ import pytest
 import trafilatura
 
 from embeddingClient import EmbeddingClient
-from embedshare.websearch.addresses import Addresses
+from embedshare.websearch.address_policy import AddressPolicy
 from embedshare.websearch.engines import SearXNG
-from embedshare.websearch.page import Document
 from embedshare.websearch.pipeline import WebSearch, reader
+from embedshare.websearch.types import Document
 from tests.processes import ModelServer
 from tests.websearch import site
 
@@ -38,7 +38,7 @@ class Remembering:
     """A function of texts to rows, or of an address to a document, that does each one once: questions share
     pages."""
 
-    def __init__(self, model: EmbeddingClient, addresses: Addresses) -> None:
+    def __init__(self, model: EmbeddingClient, addresses: AddressPolicy) -> None:
         self._model, self._read = model, reader(addresses)
         self.rows: dict[str, np.ndarray] = {}
         self.documents: dict[str, Document] = {}
@@ -70,11 +70,11 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", 60)  # a slow machine changes no ranking
+    monkeypatch.setattr("embedshare.websearch.page_process.PARSE_S", 60)  # a slow machine changes no ranking
     scores = {name: Score() for name in SETS}
     with site.serving(site.Documentation) as port:
         address = f"http://127.0.0.1:{port}"
-        memory = Remembering(model, Addresses(f"127.0.0.1:{port}"))
+        memory = Remembering(model, AddressPolicy(f"127.0.0.1:{port}"))
         for name, score in scores.items():
             answers = _questions(name)
             with site.serving(site.searxng(address, answers)) as search_port:

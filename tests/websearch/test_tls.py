@@ -13,9 +13,9 @@ import pytest
 import trustme
 
 from embedshare.errors import FetchFailed
-from embedshare.websearch.addresses import Addresses
-from embedshare.websearch.fetching import Fetcher
-from embedshare.websearch.page import Page
+from embedshare.websearch.address_policy import AddressPolicy
+from embedshare.websearch.fetcher import Fetcher
+from embedshare.websearch.types import Page
 from tests.websearch import authority
 from tests.websearch.site import Quiet, serving
 
@@ -57,7 +57,7 @@ def site(ca: trustme.CA, *names: str) -> Iterator[tuple[int, list[str | None]]]:
 
 
 def fetched(port: int, host: str = NAME) -> Page:
-    addresses = Addresses(host, lambda host, port, deadline: ["127.0.0.1"])
+    addresses = AddressPolicy(host, lambda host, port, deadline: ["127.0.0.1"])
     return Fetcher(addresses).fetch(f"https://{host}:{port}/", time.monotonic() + 20)
 
 

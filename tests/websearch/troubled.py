@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from embedshare.websearch import apart
+from embedshare.websearch import sandbox
 
 
 def work(message: bytes) -> bytes:
@@ -23,12 +23,12 @@ def work(message: bytes) -> bytes:
             while True:
                 time.sleep(1)
         case "fill", _, _:
-            return b"%d" % len(bytes(apart.MEMORY_BYTES + (1 << 20)))
+            return b"%d" % len(bytes(sandbox.MEMORY_BYTES + (1 << 20)))
         case "flood", _, _:
-            return bytes(apart.LONGEST + 1)
+            return bytes(sandbox.LONGEST + 1)
     raise ValueError(message)
 
 
 if __name__ == "__main__":
-    apart.IDLE_S = float(os.environ.get("TROUBLED_IDLE_S", apart.IDLE_S))
-    apart.serve(work)
+    sandbox.IDLE_S = float(os.environ.get("TROUBLED_IDLE_S", sandbox.IDLE_S))
+    sandbox.serve(work)

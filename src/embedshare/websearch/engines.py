@@ -13,9 +13,9 @@ import urllib3
 
 from embedshare.errors import FetchFailed, InvalidSetting, SearchFailed
 from embedshare.settings import Settings
-from embedshare.websearch import connecting
-from embedshare.websearch.asking import Asking
-from embedshare.websearch.result import Result
+from embedshare.websearch import http_client
+from embedshare.websearch.ddgs_process import DdgsProcess
+from embedshare.websearch.types import SearchResult
 
 #: Seconds that an engine has for its answer.
 ENGINE_S = 10.0
@@ -23,13 +23,13 @@ ENGINE_S = 10.0
 MAX_ANSWER_BYTES = 4_000_000
 #: A SearXNG may be known by an address that leads to its own, as from http to https.
 MAX_REDIRECTS = 3
-_HEADERS = {"User-Agent": connecting.AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
+_HEADERS = {"User-Agent": http_client.AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
 
 
 class Engine(Protocol):
     """Who finds pages."""
 
-    def search(self, query: str, limit: int) -> list[Result]:
+    def search(self, query: str, limit: int) -> list[SearchResult]:
         """At most `limit` links, the best first. Raises SearchFailed."""
 
 
@@ -51,9 +51,9 @@ class Ddgs:
     """Public search engines, asked through the library ddgs."""
 
     def __init__(self) -> None:
-        self._asking = Asking()
+        self._asking = DdgsProcess()
 
-    def search(self, query: str, limit: int) -> list[Result]:
+    def search(self, query: str, limit: int) -> list[SearchResult]:
         return _distinct(self._asking.results(query, limit, ENGINE_S), limit)
 
 
@@ -74,14 +74,14 @@ class SearXNG:
     def __init__(self, url: str) -> None:
         self._url = f"{url}/search"
 
-    def search(self, query: str, limit: int) -> list[Result]:
+    def search(self, query: str, limit: int) -> list[SearchResult]:
         asked = urlencode({"q": query, "format": "json"})
         content = self._get(f"{self._url}?{asked}", time.monotonic() + ENGINE_S, MAX_REDIRECTS)
         try:
             found = msgspec.json.decode(content, type=_Reply).results
         except (msgspec.DecodeError, UnicodeError) as error:
             raise SearchFailed(f"SearXNG answered what is no list of results: {error}") from None
-        return _distinct([Result(one.url, one.title or "", one.content or "") for one in found], limit)
+        return _distinct([SearchResult(one.url, one.title or "", one.content or "") for one in found], limit)
 
     def _get(self, url: str, deadline: float, redirects: int) -> bytes:
         """The answer, by the deadline. Raises SearchFailed, also for one over MAX_ANSWER_BYTES."""
@@ -93,7 +93,7 @@ class SearXNG:
             proxies = {"no_proxy": "*"} if _is_internal(urlsplit(url).hostname or "") else {}
             around: dict[str, Any] = {**session.merge_environment_settings(url, proxies, True, True, None)}
             with (
-                connecting.Timed(deadline) as adapter,
+                http_client.Timed(deadline) as adapter,
                 adapter.send(request, timeout=(left, left), **around) as reply,
             ):
                 location = reply.headers.get("Location")
@@ -107,11 +107,11 @@ class SearXNG:
                     )
                 if reply.status_code != 200:
                     raise SearchFailed(f"SearXNG answered {reply.status_code}")
-                content = connecting.body(reply, deadline, MAX_ANSWER_BYTES + 1)
+                content = http_client.body(reply, deadline, MAX_ANSWER_BYTES + 1)
         except FetchFailed as error:
             raise SearchFailed(f"SearXNG's answer was not read: {error.message}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise SearchFailed(f"SearXNG did not answer: {connecting.reason_of(error)}") from None
+            raise SearchFailed(f"SearXNG did not answer: {http_client.reason_of(error)}") from None
         if len(content) > MAX_ANSWER_BYTES:
             raise SearchFailed(f"SearXNG answered with more than {MAX_ANSWER_BYTES:,} bytes")
         return content
@@ -126,8 +126,8 @@ def _is_internal(host: str) -> bool:
         return "." not in host or host.endswith(".localhost")
 
 
-def _distinct(results: list[Result], limit: int) -> list[Result]:
-    kept: dict[str, Result] = {}
+def _distinct(results: list[SearchResult], limit: int) -> list[SearchResult]:
+    kept: dict[str, SearchResult] = {}
     for result in results:
         if result.url:
             kept.setdefault(result.url, result)

@@ -10,7 +10,7 @@ import charset_normalizer
 import trafilatura
 from loguru import logger
 
-from embedshare.websearch.page import Document, Page
+from embedshare.websearch.types import Document, Page
 
 #: Characters of readable text that are taken of one page.
 MAX_CHARS = 100_000

@@ -18,13 +18,13 @@ from loguru import logger
 from embedshare import threads
 from embedshare.errors import EmbedshareError, InvalidInput, SearchFailed
 from embedshare.settings import Settings
-from embedshare.websearch import engines, passages, selection
-from embedshare.websearch.addresses import Addresses
+from embedshare.text import chunking
+from embedshare.websearch import bm25, engines
+from embedshare.websearch.address_policy import AddressPolicy
 from embedshare.websearch.engines import ENGINE_S, Engine
-from embedshare.websearch.fetching import Fetcher
-from embedshare.websearch.page import Document
-from embedshare.websearch.parsing import Parser
-from embedshare.websearch.result import Result
+from embedshare.websearch.fetcher import Fetcher
+from embedshare.websearch.page_process import PageProcess
+from embedshare.websearch.types import Document, SearchResult
 
 #: Float32 (n, dimension) for n texts.
 Embed = Callable[[list[str]], np.ndarray]
@@ -53,7 +53,7 @@ class Passage(msgspec.Struct, frozen=True):
     score: float
 
 
-class Timings(msgspec.Struct, frozen=True):
+class SearchTimings(msgspec.Struct, frozen=True):
     """Seconds that the stages of a search took, and all of it."""
 
     engine_s: float = 0.0
@@ -73,7 +73,7 @@ class Found(msgspec.Struct, frozen=True):
     """The same as data."""
     others: list[Passage]
     """What else the sources say on it, the best first."""
-    timings: Timings
+    timings: SearchTimings
 
 
 class WebSearch:
@@ -93,7 +93,7 @@ class WebSearch:
         patience_s: float = 2.0,
     ) -> None:
         self._engine = engine or engines.engine(settings)
-        self._read = read or reader(Addresses(settings.search.fetch_allowed_hosts))
+        self._read = read or reader(AddressPolicy(settings.search.fetch_allowed_hosts))
         self._page_s, self._total_s, self._patience_s = page_s, total_s, patience_s
 
     def search(
@@ -102,7 +102,7 @@ class WebSearch:
         embed: Embed,
         max_concurrent: int = 5,
         max_chars: int = 2000,
-        count: passages.Count = passages.estimate,
+        count: chunking.Count = chunking.estimate,
     ) -> Found:
         """The sources that answer `query` best.
 
@@ -129,9 +129,9 @@ class WebSearch:
             return Found(NO_CONTENT, [result.url for result in results[:7]], [], [], timings)
         return Found("\n".join(map(_block, best)), [passage.url for passage in best], best, others, timings)
 
-    def _results(self, query: str, deadline: float) -> list[Result]:
+    def _results(self, query: str, deadline: float) -> list[SearchResult]:
         """The engine's links, in a thread: a library may keep to no time limit of ours."""
-        answers: queue.SimpleQueue[list[Result] | EmbedshareError] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[list[SearchResult] | EmbedshareError] = queue.SimpleQueue()
 
         def ask() -> None:
             try:
@@ -151,7 +151,9 @@ class WebSearch:
             raise answer
         return answer[:MAX_LINKS]
 
-    def _documents(self, results: list[Result], width: int, deadline: float) -> list[tuple[Result, Document]]:
+    def _documents(
+        self, results: list[SearchResult], width: int, deadline: float
+    ) -> list[tuple[SearchResult, Document]]:
         """What could be read, in the engine's order."""
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Document | None]] = queue.SimpleQueue()
@@ -195,9 +197,9 @@ class WebSearch:
         return document if document.text else None
 
 
-def reader(addresses: Addresses) -> Read:
+def reader(addresses: AddressPolicy) -> Read:
     """Fetches a page and takes its readable text."""
-    fetcher, parser = Fetcher(addresses), Parser()
+    fetcher, parser = Fetcher(addresses), PageProcess()
 
     def read(url: str, deadline: float) -> Document:
         parser.prepare()  # it starts while the page comes
@@ -208,15 +210,15 @@ def reader(addresses: Addresses) -> Read:
 
 def rank(
     query: str,
-    documents: Sequence[tuple[Result, Document]],
+    documents: Sequence[tuple[SearchResult, Document]],
     embed: Embed,
-    count: passages.Count,
+    count: chunking.Count,
     max_chars: int,
 ) -> tuple[list[Passage], list[Passage]]:
     """The best passage of each of the SOURCES best documents, and the others of these that were compared with
     the query; the nearest first."""
-    cut = passages.cut([document.text for _, document in documents], count, max_chars)
-    chosen = selection.select(cut, query)
+    cut = chunking.cut([document.text for _, document in documents], count, max_chars)
+    chosen = bm25.select(cut, query)
     candidates = [(number, cut[number][at]) for number, positions in enumerate(chosen) for at in positions]
     if not candidates:
         return [], []
@@ -246,9 +248,9 @@ def _block(passage: Passage) -> str:
     return f"Source: {passage.url}\nContent: {text}\nRelevance: {passage.score:.3f}\n"
 
 
-def _timings(began: float, answered: float, fetched: float) -> Timings:
+def _timings(began: float, answered: float, fetched: float) -> SearchTimings:
     now = time.monotonic()
-    return Timings(answered - began, fetched - answered, now - fetched, now - began)
+    return SearchTimings(answered - began, fetched - answered, now - fetched, now - began)
 
 
 def _check(query: str, max_concurrent: int, max_chars: int) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from protego import Protego
 
 from embedshare.errors import FetchFailed
-from embedshare.websearch.addresses import Target
-from embedshare.websearch.connecting import AGENT
+from embedshare.websearch.address_policy import Target
+from embedshare.websearch.http_client import AGENT
 
 KEPT_S = 3600.0
 MAX_SITES = 1024

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedshare.errors import AddressRefused, FetchFailed
-from embedshare.websearch import resolving
-from embedshare.websearch.addresses import Addresses, is_public
+from embedshare.websearch import dns
+from embedshare.websearch.address_policy import AddressPolicy, is_public
 from tests.processes import wait_for
 
 PUBLIC = "93.184.216.34"
@@ -22,9 +22,9 @@ SOON = time.monotonic() + 86_400  # tests begin long after this is read
 NAT64 = int(ipaddress.IPv6Address("64:ff9b::"))
 
 
-def leads_to(*addresses: str) -> Addresses:
+def leads_to(*addresses: str) -> AddressPolicy:
     """The rule, where every name has these addresses."""
-    return Addresses(resolve=lambda host, port, deadline: list(addresses))
+    return AddressPolicy(resolve=lambda host, port, deadline: list(addresses))
 
 
 @given(st.ip_addresses(v=4))
@@ -101,7 +101,7 @@ def test_a_name_without_an_address_is_not_fetched() -> None:
         raise OSError("no such name")
 
     with pytest.raises(FetchFailed):
-        Addresses(resolve=unknown).target("http://nowhere.example/", SOON)
+        AddressPolicy(resolve=unknown).target("http://nowhere.example/", SOON)
     with pytest.raises(FetchFailed):
         leads_to().target("http://nowhere.example/", SOON)
 
@@ -124,7 +124,7 @@ def test_a_name_without_an_address_is_not_fetched() -> None:
     ],
 )
 def test_internal_hosts_are_fetched_where_they_are_allowed(allowed: str, url: str, may: bool) -> None:
-    addresses = Addresses(allowed, resolve=lambda host, port, deadline: ["127.0.0.1"])
+    addresses = AddressPolicy(allowed, resolve=lambda host, port, deadline: ["127.0.0.1"])
     if may:
         assert addresses.target(url, SOON).addresses
     else:
@@ -147,23 +147,23 @@ def test_a_resolver_that_hangs_is_not_waited_for_and_its_threads_are_bounded(
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
     began = time.monotonic()
-    for number in range(resolving.AT_ONCE + 3):
-        with pytest.raises(FetchFailed, match="in time" if number < resolving.AT_ONCE else "waited for"):
-            Addresses().target(f"http://slow{number}.example/", time.monotonic() + 0.05)
+    for number in range(dns.AT_ONCE + 3):
+        with pytest.raises(FetchFailed, match="in time" if number < dns.AT_ONCE else "waited for"):
+            AddressPolicy().target(f"http://slow{number}.example/", time.monotonic() + 0.05)
     assert time.monotonic() - began < 30
-    assert asking() == resolving.AT_ONCE
+    assert asking() == dns.AT_ONCE
     with pytest.raises(AddressRefused):  # what is no name needs no resolver
-        Addresses().target("http://127.0.0.1/", time.monotonic() + 0.05)
+        AddressPolicy().target("http://127.0.0.1/", time.monotonic() + 0.05)
     answered.set()
     wait_for(lambda: asking() == 0, 30, "the end of all threads")
-    assert Addresses().target("http://slow.example/", SOON).addresses == (PUBLIC,)
+    assert AddressPolicy().target("http://slow.example/", SOON).addresses == (PUBLIC,)
 
 
 def test_the_system_s_resolver_knows_this_machine() -> None:
-    assert set(resolving.resolve("localhost", 80, SOON)) <= {"127.0.0.1", "::1"}
+    assert set(dns.resolve("localhost", 80, SOON)) <= {"127.0.0.1", "::1"}
     with pytest.raises(AddressRefused):
-        Addresses().target("http://localhost/", SOON)
+        AddressPolicy().target("http://localhost/", SOON)
     with pytest.raises(FetchFailed, match="has no address"):
-        Addresses().target("http://no-such-name.invalid/", SOON)
+        AddressPolicy().target("http://no-such-name.invalid/", SOON)
     with pytest.raises(FetchFailed, match="has no address"):
-        Addresses().target(f"http://{'a' * 64}.example/", SOON)  # no label may be so long
+        AddressPolicy().target(f"http://{'a' * 64}.example/", SOON)  # no label may be so long

@@ -5,19 +5,19 @@ from __future__ import annotations
 import msgspec
 
 from embedshare.errors import FetchFailed
-from embedshare.websearch import apart
-from embedshare.websearch.page import Document, Page
+from embedshare.websearch import sandbox
+from embedshare.websearch.types import Document, Page
 
 #: Seconds that reading one page may take: the longest take two on an idle machine, and others wait meanwhile.
 PARSE_S = 5.0
 
 
-class Parser:
+class PageProcess:
     """Thread-safe. One page at a time: a page takes some hundredths of a second, a second process memory."""
 
     def __init__(self) -> None:
-        apart.require("trafilatura")
-        self._apart = apart.Apart(__name__, at_once=1)
+        sandbox.require("trafilatura")
+        self._apart = sandbox.Sandbox(__name__, at_once=1)
 
     def prepare(self) -> None:
         """Be ready soon: a page is coming."""
@@ -31,7 +31,7 @@ class Parser:
         try:
             answer = self._apart.do(msgspec.msgpack.encode(page), deadline, PARSE_S)
             return msgspec.msgpack.decode(answer, type=Document)
-        except (apart.Lost, msgspec.DecodeError) as error:
+        except (sandbox.Lost, msgspec.DecodeError) as error:
             raise FetchFailed(f"the page could not be read: {error}") from None
 
 
@@ -39,7 +39,9 @@ def main() -> None:
     """The process apart."""
     from embedshare.websearch.extraction import readable  # which loads what the worker is spared
 
-    apart.serve(lambda message: msgspec.msgpack.encode(readable(msgspec.msgpack.decode(message, type=Page))))
+    sandbox.serve(
+        lambda message: msgspec.msgpack.encode(readable(msgspec.msgpack.decode(message, type=Page)))
+    )
 
 
 if __name__ == "__main__":

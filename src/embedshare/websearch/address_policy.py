@@ -14,7 +14,7 @@ import idna
 import msgspec
 
 from embedshare.errors import AddressRefused, FetchFailed
-from embedshare.websearch.resolving import resolve
+from embedshare.websearch.dns import resolve
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: The addresses of a host and a port, as text, by a moment of `time.monotonic()`. Raises OSError where there
@@ -55,7 +55,7 @@ class Target(msgspec.Struct, frozen=True):
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class Addresses:
+class AddressPolicy:
     """The rule, with the hosts that EMBEDDING_FETCH_ALLOWED_HOSTS names (`host` or `host:port`, commas)."""
 
     def __init__(self, allowed_hosts: str = "", resolve: Resolve = resolve) -> None:

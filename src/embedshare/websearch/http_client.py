@@ -23,7 +23,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from embedshare.errors import FetchFailed
-from embedshare.websearch.addresses import Target
+from embedshare.websearch.address_policy import Target
 
 #: The name that a site's robots.txt and its log know the project by.
 AGENT = "embedshare"

@@ -15,12 +15,11 @@ import pytest
 
 from embedshare.errors import FetchFailed
 from embedshare.settings import SearchSettings, Settings
-from embedshare.websearch.apart import Apart, Lost
-from embedshare.websearch.asking import Asking
-from embedshare.websearch.page import Page
-from embedshare.websearch.parsing import Parser
+from embedshare.websearch.ddgs_process import DdgsProcess
+from embedshare.websearch.page_process import PageProcess
 from embedshare.websearch.pipeline import WebSearch
-from embedshare.websearch.result import Result
+from embedshare.websearch.sandbox import Lost, Sandbox
+from embedshare.websearch.types import Page, SearchResult
 from tests.processes import ROOT, SRC, environment, wait_for
 from tests.websearch.site import Quiet, serving
 
@@ -36,15 +35,15 @@ def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def troubled() -> Apart:
-    return Apart("tests.websearch.troubled", at_once=2, environment=("TROUBLED_",))
+def troubled() -> Sandbox:
+    return Sandbox("tests.websearch.troubled", at_once=2, environment=("TROUBLED_",))
 
 
-def do(process: Apart, work: str, limit_s: float = LIMIT_S) -> str:
+def do(process: Sandbox, work: str, limit_s: float = LIMIT_S) -> str:
     return process.do(work.encode(), time.monotonic() + LIMIT_S, limit_s).decode()
 
 
-def test_one_process_does_one_piece_of_work_after_another(troubled: Apart) -> None:
+def test_one_process_does_one_piece_of_work_after_another(troubled: Sandbox) -> None:
     first = do(troubled, "pid")
     assert do(troubled, "say äöü") == "äöü"
     assert do(troubled, "print not an answer") == "printed"
@@ -53,7 +52,7 @@ def test_one_process_does_one_piece_of_work_after_another(troubled: Apart) -> No
 
 
 @pytest.mark.parametrize("work", ["crash", "fill", "flood", "unknown"])
-def test_who_ends_the_process_loses_and_the_next_has_another(troubled: Apart, work: str) -> None:
+def test_who_ends_the_process_loses_and_the_next_has_another(troubled: Sandbox, work: str) -> None:
     if work == "fill" and sys.platform != "linux":
         pytest.skip("only Linux holds a process to a limit of memory")
     first = do(troubled, "pid")
@@ -62,7 +61,7 @@ def test_who_ends_the_process_loses_and_the_next_has_another(troubled: Apart, wo
     assert do(troubled, "pid") != first
 
 
-def test_who_takes_too_long_is_ended(troubled: Apart) -> None:
+def test_who_takes_too_long_is_ended(troubled: Sandbox) -> None:
     child = int(do(troubled, "pid"))
     began = time.monotonic()
     with pytest.raises(Lost, match="too long"):
@@ -72,12 +71,12 @@ def test_who_takes_too_long_is_ended(troubled: Apart) -> None:
     assert do(troubled, "say again") == "again"
 
 
-def test_a_process_that_ended_while_it_waited_costs_nothing(troubled: Apart) -> None:
+def test_a_process_that_ended_while_it_waited_costs_nothing(troubled: Sandbox) -> None:
     psutil.Process(int(do(troubled, "pid"))).kill()
     assert do(troubled, "say well") == "well"
 
 
-def test_no_more_processes_than_allowed_and_who_waits_too_long_is_told(troubled: Apart) -> None:
+def test_no_more_processes_than_allowed_and_who_waits_too_long_is_told(troubled: Sandbox) -> None:
     with ThreadPoolExecutor(8) as threads:
         pids = set(threads.map(lambda _: do(troubled, "pid"), range(40)))
     assert 1 <= len(pids) <= 2
@@ -99,7 +98,7 @@ def test_no_more_processes_than_allowed_and_who_waits_too_long_is_told(troubled:
 
 def test_a_program_that_is_not_there_is_told() -> None:
     with pytest.raises(Lost, match="code 1"):
-        do(Apart("tests.websearch.no_such_module", 1), "say hello")
+        do(Sandbox("tests.websearch.no_such_module", 1), "say hello")
 
 
 def ended(process: psutil.Process) -> bool:
@@ -112,8 +111,8 @@ def ended(process: psutil.Process) -> bool:
 def test_a_process_ends_with_its_parent() -> None:
     parent = (
         "import os, time\n"
-        "from embedshare.websearch.apart import Apart\n"
-        "process = Apart('tests.websearch.troubled', 1)\n"
+        "from embedshare.websearch.sandbox import Sandbox\n"
+        "process = Sandbox('tests.websearch.troubled', 1)\n"
         "print(process.do(b'pid', time.monotonic() + 60, 60).decode(), flush=True)\n"
         "os._exit(1)\n"
     )
@@ -128,7 +127,7 @@ def test_a_process_ends_with_its_parent() -> None:
 
 
 def test_a_process_ends_when_it_has_had_nothing_to_do(
-    troubled: Apart, monkeypatch: pytest.MonkeyPatch
+    troubled: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TROUBLED_IDLE_S", "0.5")
     child = psutil.Process(int(do(troubled, "pid")))
@@ -137,15 +136,15 @@ def test_a_process_ends_when_it_has_had_nothing_to_do(
 
 
 @pytest.fixture(scope="module")
-def parser() -> Parser:
-    parser = Parser()
+def parser() -> PageProcess:
+    parser = PageProcess()
     parser.prepare()
     return parser
 
 
-@pytest.mark.parametrize("kind", [Parser, Asking])
+@pytest.mark.parametrize("kind", [PageProcess, DdgsProcess])
 def test_a_process_for_what_strangers_sent_has_neither_the_keys_nor_the_passwords_of_its_worker(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Parser] | type[Asking]
+    monkeypatch: pytest.MonkeyPatch, kind: type[PageProcess] | type[DdgsProcess]
 ) -> None:
     secrets = {
         "EMBEDDING_AUTHKEY": "the-operator's-key",
@@ -161,7 +160,7 @@ def test_a_process_for_what_strangers_sent_has_neither_the_keys_nor_the_password
     child = psutil.Process(apart._idle[0]._process.pid)
     given = wait_for(lambda: "PYTHONPATH" in child.environ() and child.environ(), what="its environment")
     assert given["PYTHONPATH"].startswith(str(SRC))
-    way_out = {"HTTPS_PROXY"} if kind is Asking else set()  # public engines are asked through the proxy
+    way_out = {"HTTPS_PROXY"} if kind is DdgsProcess else set()  # public engines are asked through the proxy
     assert {name for name, value in secrets.items() if value in given.values()} == way_out
     apart._idle[0].end()
 
@@ -170,7 +169,7 @@ def page(content: bytes) -> Page:
     return Page("http://site.test/", content, "text/html", "utf-8")
 
 
-def test_a_page_is_read_apart(parser: Parser) -> None:
+def test_a_page_is_read_apart(parser: PageProcess) -> None:
     document = parser.readable(
         page(f"<html><title>Mills</title><body>{ARTICLE}".encode()), time.monotonic() + LIMIT_S
     )
@@ -178,7 +177,7 @@ def test_a_page_is_read_apart(parser: Parser) -> None:
     assert "built of oak" in document.text
 
 
-def test_a_page_that_takes_for_ever_is_left_and_the_next_is_read(parser: Parser) -> None:
+def test_a_page_that_takes_for_ever_is_left_and_the_next_is_read(parser: PageProcess) -> None:
     with pytest.raises(FetchFailed, match="too long"):
         parser.readable(page(FOR_EVER), time.monotonic() + 1.0)
     assert parser.readable(page(ARTICLE.encode()), time.monotonic() + LIMIT_S).text
@@ -197,8 +196,8 @@ class Links:
     def __init__(self, *links: str) -> None:
         self._links = links
 
-    def search(self, query: str, limit: int) -> list[Result]:
-        return [Result(link) for link in self._links]
+    def search(self, query: str, limit: int) -> list[SearchResult]:
+        return [SearchResult(link) for link in self._links]
 
 
 def flat(texts: list[str]) -> np.ndarray:
@@ -207,7 +206,7 @@ def flat(texts: list[str]) -> np.ndarray:
 
 def own_parsers() -> list[psutil.Process]:
     mine = psutil.Process().children()
-    return [each for each in mine if "embedshare.websearch.parsing" in " ".join(each.cmdline())]
+    return [each for each in mine if "embedshare.websearch.page_process" in " ".join(each.cmdline())]
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -215,7 +214,7 @@ def test_a_search_survives_a_page_that_hangs_or_kills_its_reader(
     monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
     """The hostile page comes alone first (max_concurrent=1), so that all others stand behind it."""
-    monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", LIMIT_S / 2 if killed else 1.0)
+    monkeypatch.setattr("embedshare.websearch.page_process.PARSE_S", LIMIT_S / 2 if killed else 1.0)
     before = set(own_parsers())
     with serving(Site) as port:
         site = f"http://127.0.0.1:{port}"
@@ -236,5 +235,5 @@ def test_a_search_survives_a_page_that_hangs_or_kills_its_reader(
         assert search.search("mills", flat, max_concurrent=1).urls == links[1:]
         if killed:
             killer.join()
-            monkeypatch.setattr("embedshare.websearch.parsing.PARSE_S", 1.0)
+            monkeypatch.setattr("embedshare.websearch.page_process.PARSE_S", 1.0)
         assert search.search("mills", flat).urls == links[1:]

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import pytest
 
 from embedshare.errors import AddressRefused, FetchFailed
-from embedshare.websearch.addresses import Addresses
+from embedshare.websearch.address_policy import AddressPolicy
 from embedshare.websearch.extraction import decoded, readable
-from embedshare.websearch.fetching import MAX_BYTES, Fetcher
-from embedshare.websearch.page import Page
+from embedshare.websearch.fetcher import MAX_BYTES, Fetcher
+from embedshare.websearch.types import Page
 from tests.websearch.site import Quiet, serving
 
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 20
@@ -144,7 +144,7 @@ def port() -> Iterator[int]:
 def fetched(
     port: int, path: str, limit_s: float = 20.0, resolve: Any = None, host: str = "site.test"
 ) -> Page:
-    addresses = Addresses("site.test", resolve or (lambda host, port, deadline: ["127.0.0.1"]))
+    addresses = AddressPolicy("site.test", resolve or (lambda host, port, deadline: ["127.0.0.1"]))
     return Fetcher(addresses).fetch(f"http://{host}:{port}{path}", time.monotonic() + limit_s)
 
 
@@ -252,7 +252,7 @@ def test_the_next_address_is_tried_where_one_does_not_answer(port: int) -> None:
 
 
 def test_what_robots_txt_forbids_is_not_asked_for(port: int) -> None:
-    fetcher = Fetcher(Addresses("site.test", lambda host, port, deadline: ["127.0.0.1"]))
+    fetcher = Fetcher(AddressPolicy("site.test", lambda host, port, deadline: ["127.0.0.1"]))
     Site.seen.clear()
     for path in ("/forbidden", "/forbidden/deep", "/to//forbidden"):
         with pytest.raises(FetchFailed, match=r"robots\.txt"):

@@ -7,8 +7,8 @@ import time
 import msgspec
 
 from embedshare.errors import SearchFailed
-from embedshare.websearch import apart
-from embedshare.websearch.result import Result
+from embedshare.websearch import sandbox
+from embedshare.websearch.types import SearchResult
 
 #: Searches of one worker that ask at once.
 AT_ONCE = 4
@@ -27,24 +27,24 @@ class _Question(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    results: list[Result]
+    results: list[SearchResult]
     failure: str | None = None
 
 
-class Asking:
+class DdgsProcess:
     """Thread-safe."""
 
     def __init__(self) -> None:
-        apart.require("ddgs")
-        self._apart = apart.Apart(__name__, AT_ONCE, _ENVIRONMENT)
+        sandbox.require("ddgs")
+        self._apart = sandbox.Sandbox(__name__, AT_ONCE, _ENVIRONMENT)
 
-    def results(self, query: str, limit: int, limit_s: float) -> list[Result]:
+    def results(self, query: str, limit: int, limit_s: float) -> list[SearchResult]:
         """At most about `limit` links within `limit_s` seconds. Raises SearchFailed."""
         question = _Question(query, limit, max(1, int(limit_s / 3)))
         try:
             told = self._apart.do(msgspec.msgpack.encode(question), time.monotonic() + limit_s, limit_s)
             answer = msgspec.msgpack.decode(told, type=_Answer)
-        except (apart.Lost, msgspec.DecodeError) as error:
+        except (sandbox.Lost, msgspec.DecodeError) as error:
             raise SearchFailed(f"no search engine answered: {error}") from None
         if answer.failure is not None:
             raise SearchFailed(f"no search engine answered: {answer.failure}")
@@ -63,10 +63,14 @@ def main() -> None:
         except DDGSException as error:  # its message quotes the address that was asked, and so the query
             nothing = str(error) == "No results found."
             return _Answer([], None if nothing else _REASONS.get(type(error).__name__, "they failed"))
-        links = (Result(one.get("href", ""), one.get("title", ""), one.get("body", "")) for one in found)
+        links = (
+            SearchResult(one.get("href", ""), one.get("title", ""), one.get("body", "")) for one in found
+        )
         return _Answer(list(links))
 
-    apart.serve(lambda message: msgspec.msgpack.encode(ask(msgspec.msgpack.decode(message, type=_Question))))
+    sandbox.serve(
+        lambda message: msgspec.msgpack.encode(ask(msgspec.msgpack.decode(message, type=_Question)))
+    )
 
 
 if __name__ == "__main__":

@@ -23,3 +23,11 @@ class Document(msgspec.Struct, frozen=True):
     title: str
     text: str
     """One paragraph a line."""
+
+
+class SearchResult(msgspec.Struct, frozen=True):
+    """A link that an engine found."""
+
+    url: str
+    title: str = ""
+    snippet: str = ""

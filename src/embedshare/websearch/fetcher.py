@@ -11,10 +11,10 @@ import msgspec
 import requests
 
 from embedshare.errors import FetchFailed
-from embedshare.websearch.addresses import Addresses, Target
-from embedshare.websearch.connecting import answer, body
-from embedshare.websearch.page import Page
+from embedshare.websearch.address_policy import AddressPolicy, Target
+from embedshare.websearch.http_client import answer, body
 from embedshare.websearch.robots import Robots
+from embedshare.websearch.types import Page
 
 MAX_BYTES = 2_000_000
 MAX_REDIRECTS = 5
@@ -30,7 +30,7 @@ _Read = Callable[[Target, requests.Response, float], Page]
 class Fetcher:
     """Thread-safe. Of what it fetches it keeps the rules of robots.txt alone."""
 
-    def __init__(self, addresses: Addresses) -> None:
+    def __init__(self, addresses: AddressPolicy) -> None:
         self._addresses = addresses
         self._robots = Robots(self._fetch_rules)
 

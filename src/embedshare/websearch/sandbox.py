@@ -50,7 +50,7 @@ def require(package: str) -> None:
         raise ImportError(f"there is no package {package}", name=package)
 
 
-class Apart:
+class Sandbox:
     """At most `at_once` children, each of which does one piece of work at a time. Thread-safe.
 
     `module` is what a child runs as its main module; it calls `serve`. Its environment

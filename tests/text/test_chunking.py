@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.websearch.passages import cut, estimate, sentences
-from embedshare.websearch.selection import LEADING, select
+from embedshare.text.chunking import cut, estimate, sentences
+from embedshare.websearch.bm25 import LEADING, select
 
 LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=300), max_size=12)
 
