@@ -16,7 +16,7 @@ from loguru import logger
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from embeddingClient import EmbeddingClient, get_embedding_model
-from embedshare import logs, platforms, worker
+from embedshare import logs, platforms, wiring
 from embedshare.errors import EmbedshareError
 from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
@@ -81,17 +81,17 @@ def create_app(
     paths.register(app)
     measured = metrics.Metrics(model)
     measured.watch(app)
-    changes = changes or worker.settings_changes(model, settings)
+    changes = changes or wiring.settings_changes(model, settings)
     live = changes.live
-    ring = app.extensions[API_KEYS] = worker.key_ring(settings)
+    ring = app.extensions[API_KEYS] = wiring.key_ring(settings)
     if ring is None:
         cross_site.register(app, settings, lambda: live.cors_origins)
     cors.register(app, lambda: live.cors_origins)
-    rates = worker.rates(settings)
+    rates = wiring.rates(settings)
     gate.register(app, ring, rates)
     allowance = Allowance.of(settings)
     dependencies = {
-        "model_server": lambda: worker.server_state(model),
+        "model_server": lambda: wiring.server_state(model),
         "database": lambda: changes.database_status,
         "redis": rates.redis_status if rates else lambda: "off",
     }
@@ -132,7 +132,7 @@ def _serve(settings: Settings) -> None:
         signal.signal(number, _end)
     supervised = lifeline.follow(lambda: _thread.interrupt_main(signal.SIGTERM))
     model = _shared_model()
-    changes = worker.settings_changes(model, settings)
+    changes = wiring.settings_changes(model, settings)
     changes.place_note = SUPERVISED_LATER if supervised else LATER
     if not supervised:
         settings = changes.live.placed()

@@ -17,11 +17,11 @@ from loguru import logger
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare import platforms
-from embedshare.api_keys import Caller, digest
+from embedshare.access.key_ring import KeyRing
+from embedshare.access.keys import Principal, digest
 from embedshare.settings import IndexSettings, ServerSettings, Settings
 from embedshare.web import index
 from embedshare.web.index_folder import IndexFolder
-from embedshare.web.keys import KeyRing
 from tests.processes import ModelServer, wait_for
 from tests.web.conftest import Worker
 
@@ -312,10 +312,10 @@ def test_a_key_that_makes_index_after_index_pushes_out_none_of_another_s(
     model: EmbeddingClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callers = {
-        name: Caller(name, frozenset({"search"}), number) for number, name in enumerate(("one", "two"))
+        name: Principal(name, frozenset({"search"}), number) for number, name in enumerate(("one", "two"))
     }
     ring = KeyRing(lambda: {digest(name): caller for name, caller in callers.items()})
-    monkeypatch.setattr("embedshare.worker.key_ring", lambda settings: ring)
+    monkeypatch.setattr("embedshare.wiring.key_ring", lambda settings: ring)
     monkeypatch.setattr(index, "MOST_INDEXES", 6)
     browser = create_app(model, Settings(indexes=IndexSettings(directory=str(folder)))).test_client()
 

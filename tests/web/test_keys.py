@@ -17,13 +17,13 @@ import requests
 from loguru import logger
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from embedshare.api_keys import Caller, digest
+from embedshare.access.key_ring import KeyRing
+from embedshare.access.keys import Principal, digest
+from embedshare.access.rates import Rates
 from embedshare.errors import DatabaseUnavailable
 from embedshare.ipc import authkey
 from embedshare.operate.services import ask_worker
 from embedshare.web import errors, gate, routes
-from embedshare.web.keys import KeyRing
-from embedshare.web.rates import Rates
 from tests.forking import forks, holds_in_forked_child
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.redis_server import PROGRAM as REDIS
@@ -319,10 +319,10 @@ def test_the_supervisor_and_its_commands_reach_workers_that_ask_for_keys(site: S
     assert "client" in ask_worker(settings, *where, "/embedding/stats", 30)
 
 
-def failing(known: dict[str, Caller]) -> tuple[KeyRing, Callable[[bool], None]]:
+def failing(known: dict[str, Principal]) -> tuple[KeyRing, Callable[[bool], None]]:
     state = {"away": False}
 
-    def read() -> dict[str, Caller]:
+    def read() -> dict[str, Principal]:
         if state["away"]:
             raise DatabaseUnavailable("the database is away")
         return known
@@ -333,8 +333,8 @@ def failing(known: dict[str, Caller]) -> tuple[KeyRing, Callable[[bool], None]]:
 def test_while_the_database_is_away_known_keys_are_good_and_others_a_503(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedshare.web.keys.REFRESH_S", 0.05)
-    caller = Caller("known", frozenset({"embed"}), 1)
+    monkeypatch.setattr("embedshare.access.key_ring.REFRESH_S", 0.05)
+    caller = Principal("known", frozenset({"embed"}), 1)
     stored = {digest("es_known"): caller}
     ring, be_away = failing(stored)
     assert ring.find("es_known") == caller
@@ -352,10 +352,10 @@ def test_while_the_database_is_away_known_keys_are_good_and_others_a_503(
 
 @forks
 def test_a_forked_child_reads_the_keys_by_itself() -> None:
-    known: dict[str, Caller] = {}
+    known: dict[str, Principal] = {}
     ring, _ = failing(known)
     assert ring.find("es_later") is None
-    caller = Caller("later", frozenset({"embed"}), 1)
+    caller = Principal("later", frozenset({"embed"}), 1)
 
     def reads() -> bool:
         known[digest("es_later")] = caller
@@ -378,7 +378,7 @@ def test_a_worker_that_nobody_can_call_says_how_to_make_a_key() -> None:
 
 
 def test_a_key_ends_when_its_time_is_over_also_between_two_looks() -> None:
-    over = Caller("over", frozenset({"embed"}), 1, expires_at=time.time() + 0.2)
+    over = Principal("over", frozenset({"embed"}), 1, expires_at=time.time() + 0.2)
     ring, _ = failing({digest("es_over"): over})
     assert ring.find("es_over") == over
     time.sleep(0.25)
@@ -386,7 +386,7 @@ def test_a_key_ends_when_its_time_is_over_also_between_two_looks() -> None:
 
 
 def test_a_key_is_found_in_a_few_microseconds() -> None:
-    callers = {digest(f"es_{number}"): Caller(str(number), frozenset(), number) for number in range(1000)}
+    callers = {digest(f"es_{number}"): Principal(str(number), frozenset(), number) for number in range(1000)}
     ring, _ = failing(callers)
     ring.find("es_1")
     began = time.process_time()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from embedshare import private_file, worker
+from embedshare import private_file, wiring
+from embedshare.access.rates import PATIENCE_S, Rates
 from embedshare.errors import RateLimited
 from embedshare.settings import ClientSettings, ServerSettings, Settings, WebSettings
-from embedshare.web.rates import PATIENCE_S, Rates
 from tests.forking import forks, holds_in_forked_child
 from tests.processes import wait_for
 from tests.redis_server import RedisServer, needs_redis
@@ -96,11 +96,11 @@ def test_two_deployments_on_one_redis_do_not_count_together(redis: RedisServer, 
             web=WebSettings(rate_limit="5/minute", redis_url=redis.url, redis_prefix=prefix),
         )
 
-    workers = [worker.rates(settings(key * 32)) for key in "aab"]
+    workers = [wiring.rates(settings(key * 32)) for key in "aab"]
     assert [let_through(rates, "203.0.113.5", 4) for rates in workers] == [4, 1, 4]
-    named = [worker.rates(settings(key * 32, "shop")) for key in "ab"]
+    named = [wiring.rates(settings(key * 32, "shop")) for key in "ab"]
     assert [let_through(rates, "203.0.113.5", 4) for rates in named] == [4, 1]
-    local = worker.rates(dataclasses.replace(settings(None), client=ClientSettings(use_ipc=False)))
+    local = wiring.rates(dataclasses.replace(settings(None), client=ClientSettings(use_ipc=False)))
     assert let_through(local, "203.0.113.5", 9) == 5
 
 
@@ -112,11 +112,11 @@ def test_before_the_key_is_there_a_worker_counts_for_itself_and_then_with_the_ot
         server=ServerSettings(authkey_file=str(tmp_path / "key")),
         web=WebSettings(rate_limit="5/minute", redis_url=redis.url),
     )
-    early = worker.rates(given)
+    early = wiring.rates(given)
     assert let_through(early, "early", 9) == 5
     assert early.redis_status() == "unknown"
     private_file.replace(tmp_path / "key", b"k" * 40)
-    late = worker.rates(given)
+    late = wiring.rates(given)
     assert let_through(late, "early", 3) == 3
     assert let_through(early, "early", 9) == 2
     assert early.redis_status() == "connected"

@@ -8,10 +8,10 @@ import pytest
 
 from app import create_app
 from embeddingClient import EmbeddingClient
-from embedshare.api_keys import SCOPES, Caller, digest
+from embedshare.access.key_ring import KeyRing
+from embedshare.access.keys import SCOPES, Principal, digest
 from embedshare.settings import Settings
 from embedshare.web import errors, gate, routes
-from embedshare.web.keys import KeyRing
 
 #: The scopes of which a caller's key needs one, by route and method; none where everybody may call.
 EXPECTED = {
@@ -78,8 +78,8 @@ def test_every_route_needs_the_scopes_that_were_chosen_for_it(app: routes.Applic
 @pytest.mark.parametrize("path", ["/forgotten", "/api/forgotten", "/embed/forgotten"])
 def test_a_route_that_declares_no_scope_needs_an_administrator_s_key(path: str) -> None:
     callers = {
-        digest("all but one"): Caller("all but one", frozenset(set(SCOPES) - {"admin"}), 1),
-        digest("one"): Caller("one", frozenset({"admin"}), 2),
+        digest("all but one"): Principal("all but one", frozenset(set(SCOPES) - {"admin"}), 1),
+        digest("one"): Principal("one", frozenset({"admin"}), 2),
     }
     application = routes.Application(__name__, static_folder=None)
     errors.register(application)

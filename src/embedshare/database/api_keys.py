@@ -7,8 +7,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
-from embedshare import api_keys
-from embedshare.api_keys import Caller
+from embedshare.access import keys
+from embedshare.access.keys import Principal
 from embedshare.database.database import Database
 from embedshare.database.tables import ApiKey, now
 from embedshare.errors import InvalidInput
@@ -27,10 +27,10 @@ class Keys:
 
         Raises InvalidInput for a name that a valid key has already, and for scopes that are none.
         """
-        key = api_keys.make()
+        key = keys.make()
         made = ApiKey(
-            name=api_keys.checked_name(name), scopes=api_keys.checked_scopes(scopes),
-            key_hash=api_keys.digest(key), expires_at=expires_at,
+            name=keys.checked_name(name), scopes=keys.checked_scopes(scopes),
+            key_hash=keys.digest(key), expires_at=expires_at,
         )  # fmt: skip
         with self._database.write() as session:
             if session.scalar(select(ApiKey.id).where(ApiKey.name == name, _valid())) is not None:
@@ -55,7 +55,7 @@ class Keys:
             found.revoked_at = now()
         return found
 
-    def valid(self) -> dict[str, Caller]:
+    def valid(self) -> dict[str, Principal]:
         """Who may call, by their keys' digests."""
         with self._database.read() as session:
             rows = session.execute(
@@ -64,7 +64,7 @@ class Keys:
                 )
             ).all()
         return {
-            key_hash: Caller(name, frozenset(scopes), number, expires.timestamp() if expires else None)
+            key_hash: Principal(name, frozenset(scopes), number, expires.timestamp() if expires else None)
             for key_hash, name, scopes, number, expires in rows
         }
 

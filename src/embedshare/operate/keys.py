@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from embedshare.api_keys import SCOPES
+from embedshare.access.keys import SCOPES
 from embedshare.ipc import authkey
 from embedshare.settings import Settings
 

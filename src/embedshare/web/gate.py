@@ -7,9 +7,9 @@ from typing import Protocol
 
 from flask import Flask, Response, g, request
 
-from embedshare.api_keys import Caller
+from embedshare.access.key_ring import KeyRing
+from embedshare.access.keys import Principal
 from embedshare.errors import Forbidden, RateLimited, Unauthenticated
-from embedshare.web.keys import KeyRing
 from embedshare.web.routes import OPEN, Route
 
 _NO_KEY = (
@@ -69,7 +69,7 @@ def _key() -> str | None:
     return request.headers.get("X-API-Key") or request.headers.get("api-key")
 
 
-def _admitted(caller: Caller | None, key: str | None, needed: tuple[str, ...]) -> Caller:
+def _admitted(caller: Principal | None, key: str | None, needed: tuple[str, ...]) -> Principal:
     """The caller, where the key is one and good for this.
 
     Raises Unauthenticated, Forbidden; the headers that tell of it are those of RFC 6750.

@@ -7,14 +7,14 @@ import hmac
 from pathlib import Path
 from typing import Any, Protocol
 
-from embedshare.api_keys import Caller, digest
+from embedshare.access.key_ring import KeyRing
+from embedshare.access.keys import Principal, digest
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.settings_store.current import CurrentSettings
 from embedshare.web.gate import Rates
-from embedshare.web.keys import KeyRing
 
 
 class Model(Protocol):
@@ -37,14 +37,14 @@ def key_ring(settings: Settings) -> KeyRing | None:
     administrator = {}
     if settings.web.admin_key_file is not None:
         key = authkey.handed_in(Path(settings.web.admin_key_file), "EMBEDDING_ADMIN_KEY_FILE")
-        administrator[digest(key)] = Caller("EMBEDDING_ADMIN_KEY_FILE", frozenset({"admin"}))
+        administrator[digest(key)] = Principal("EMBEDDING_ADMIN_KEY_FILE", frozenset({"admin"}))
 
-    def without_database() -> dict[str, Caller]:
+    def without_database() -> dict[str, Principal]:
         try:
             operator = digest(authkey.operator_key(authkey.client_key(settings)))
         except EmbedshareError:  # there is no such key yet
             return administrator
-        return {**administrator, operator: Caller("operator", frozenset({"metrics"}))}
+        return {**administrator, operator: Principal("operator", frozenset({"metrics"}))}
 
     keys = Keys(Database.open(settings, authkey.key_file(settings).parent))
     return KeyRing(keys.valid, without_database, keys.used)
@@ -54,7 +54,7 @@ def rates(settings: Settings) -> Rates | None:
     """What counts callers' requests, where the settings bound them."""
     if not settings.web.rate_limit:
         return None
-    from embedshare.web.rates import Rates  # with its libraries, for who counts
+    from embedshare.access.rates import Rates  # with its libraries, for who counts
 
     return Rates(settings.web.rate_limit, settings.web.redis_url, lambda: deployment(settings))
 

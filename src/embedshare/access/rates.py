@@ -60,7 +60,7 @@ class Rates:
         Raises RateLimited where there were too many: such a request does not count.
         """
         if self._url is not None and self._redis is None:
-            self._begin(self._url)
+            self._connect_redis(self._url)
         counting = self._counting
         try:
             self._count(counting, subject)
@@ -79,7 +79,7 @@ class Rates:
             if not counting.hit(item, subject):
                 raise _refused(item, counting, subject)
 
-    def _begin(self, url: str) -> None:
+    def _connect_redis(self, url: str) -> None:
         name = self._deployment()
         with self._changing:
             if self._redis is None and name is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Set
 from loguru import logger
 
 from embedshare import platforms
-from embedshare.api_keys import Caller, digest
+from embedshare.access.keys import Principal, digest
 from embedshare.errors import DatabaseUnavailable
 
 #: The keys are read anew so often, in seconds: one that was made or revoked is known by then.
@@ -32,13 +32,13 @@ class KeyRing:
 
     def __init__(
         self,
-        read: Callable[[], Mapping[str, Caller]],
-        fixed: Callable[[], Mapping[str, Caller]] = dict,
+        read: Callable[[], Mapping[str, Principal]],
+        fixed: Callable[[], Mapping[str, Principal]] = dict,
         used: Callable[[Set[int]], None] = lambda ids: None,
     ) -> None:
         self._read, self._fixed, self._tell = read, fixed, used
-        self._stored: Mapping[str, Caller] = {}
-        self._others: Mapping[str, Caller] = {}
+        self._stored: Mapping[str, Principal] = {}
+        self._others: Mapping[str, Principal] = {}
         self._current = False
         self._used: set[int] = set()
         self._begin()
@@ -58,7 +58,7 @@ class KeyRing:
                 threading.Thread(target=self._follow, name="embedshare-keys", daemon=True).start()
                 self._is_started = True
 
-    def find(self, key: str | None) -> Caller | None:
+    def find(self, key: str | None) -> Principal | None:
         """Whose key this is; None where there is none, or it is nobody's, was revoked or has expired.
 
         Raises DatabaseUnavailable for a key that is not known while the database is away, since it may be

@@ -25,7 +25,7 @@ _PREFIX = "es_"
 
 
 @dataclass(frozen=True)
-class Caller:
+class Principal:
     """Whom a key belongs to, and what it is for.
 
     `id` is None for keys that are in no database. `expires_at` in seconds since 1970.
