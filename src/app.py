@@ -22,33 +22,14 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
-from embedshare.web import (
-    cors,
-    cross_site,
-    dashboard,
-    embed,
-    errors,
-    gate,
-    headers,
-    health,
-    index,
-    listener,
-    load,
-    metrics,
-    ollama,
-    openai,
-    openapi,
-    paths,
-    routes,
-    search,
-    tei,
-    tracing,
-)  # fmt: skip
-from embedshare.web import (
-    settings as settings_routes,
-)
-from embedshare.web.allowance import Allowance
-from embedshare.web.served import Served
+from embedshare.web import errors, openapi, routes
+from embedshare.web.apis import embed, health, index, load, metrics, ollama, openai, search, tei
+from embedshare.web.apis import settings as settings_routes
+from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards.request_limits import RequestLimits
+from embedshare.web.model_client import ModelClient
+from embedshare.web.pages import dashboard
+from embedshare.web.server import listener
 
 #: Where the application keeps its KeyRing, or None.
 API_KEYS = "embedshare.api_keys"
@@ -75,7 +56,7 @@ def create_app(
     if settings.web.trusted_proxies:
         trusted = settings.web.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
-    tracing.register(app)
+    request_ids.register(app)
     errors.register(app)
     headers.register(app)
     paths.register(app)
@@ -88,8 +69,8 @@ def create_app(
         cross_site.register(app, settings, lambda: live.cors_origins)
     cors.register(app, lambda: live.cors_origins)
     rates = wiring.rates(settings)
-    gate.register(app, ring, rates)
-    allowance = Allowance.of(settings)
+    auth.register(app, ring, rates)
+    request_limits = RequestLimits.of(settings)
     dependencies = {
         "model_server": lambda: wiring.server_state(model),
         "database": lambda: changes.database_status,
@@ -97,11 +78,11 @@ def create_app(
     }
     app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes))
-    served = Served(model, settings, allowance, lambda: live.normalize)
+    model_client = ModelClient(model, settings, request_limits, lambda: live.normalize)
     for api in (embed, openai, ollama, tei):
-        app.register_blueprint(api.blueprint(served))
+        app.register_blueprint(api.blueprint(model_client))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
-    app.register_blueprint(index.blueprint(model, allowance, Path(indexes)))
+    app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))
     searcher = model if settings.searches_the_web else None
     app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2)))
     app.register_blueprint(load.blueprint(settings.web.threads))

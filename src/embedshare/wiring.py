@@ -14,7 +14,7 @@ from embedshare.ipc import authkey, codec
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.settings_store.current import CurrentSettings
-from embedshare.web.gate import Rates
+from embedshare.web.guards.auth import Rates
 
 
 class Model(Protocol):

@@ -17,7 +17,7 @@ from embedshare import __version__
 from embedshare.errors import Overloaded
 from embedshare.settings import ServerSettings, Settings
 from embedshare.telemetry.calls import Calls
-from embedshare.web.health import DegradedHealth
+from embedshare.web.apis.health import DegradedHealth
 from tests.processes import ROOT, ModelServer
 
 

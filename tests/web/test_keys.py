@@ -23,7 +23,8 @@ from embedshare.access.rates import Rates
 from embedshare.errors import DatabaseUnavailable
 from embedshare.ipc import authkey
 from embedshare.operate.services import ask_worker
-from embedshare.web import errors, gate, routes
+from embedshare.web import errors, routes
+from embedshare.web.guards import auth
 from tests.forking import forks, holds_in_forked_child
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.redis_server import PROGRAM as REDIS
@@ -261,10 +262,10 @@ def test_two_workers_count_one_key_and_one_address_together(site: Site, embed_ke
 
 def test_an_address_of_ipv6_is_counted_with_its_network() -> None:
     assert (
-        gate._network("2001:db8:1:2:3:4:5:6") == gate._network("2001:db8:1:2::1") == "address 2001:db8:1:2::"
+        auth._network("2001:db8:1:2:3:4:5:6") == auth._network("2001:db8:1:2::1") == "address 2001:db8:1:2::"
     )
-    assert gate._network("192.0.2.1") == "address 192.0.2.1"
-    assert gate._network("unknown\r\n") == gate._network(None) == "address unknown"
+    assert auth._network("192.0.2.1") == "address 192.0.2.1"
+    assert auth._network("unknown\r\n") == auth._network(None) == "address unknown"
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_an_address_of_ipv6_is_counted_with_its_network() -> None:
     ],
 )
 def test_a_caller_is_counted_by_its_own_address_however_a_proxy_writes_it(written: str, counted: str) -> None:
-    assert gate._network(written) == f"address {counted}"
+    assert auth._network(written) == f"address {counted}"
 
 
 @pytest.mark.parametrize("write", ["::ffff:{}", "{}:5678", "[2001:db8:0:{}::1]:443"])
@@ -296,7 +297,7 @@ def test_callers_beyond_a_proxy_do_not_share_their_rates(write: str) -> None:
     rates, app = Rates("1/minute"), routes.Application(__name__)
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)  # type: ignore[method-assign]
     errors.register(app)
-    gate.register(app, None, rates)
+    auth.register(app, None, rates)
     app.add_url_rule("/embed", view_func=lambda: "embedded")
     parts = ("1", "2") if "db8" in write else ("192.0.2.71", "192.0.2.72")
     asked = [write.format(part) for part in (*parts, *parts)]

@@ -11,7 +11,7 @@ import pytest
 import requests
 from openapi_spec_validator import validate
 
-from embedshare.web.embed import BASE64
+from embedshare.web.apis.embed import BASE64
 from embedshare.web.errors import JSON
 from tests.processes import LONG
 from tests.web.conftest import Worker

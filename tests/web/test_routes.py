@@ -11,7 +11,8 @@ from embeddingClient import EmbeddingClient
 from embedshare.access.key_ring import KeyRing
 from embedshare.access.keys import SCOPES, Principal, digest
 from embedshare.settings import Settings
-from embedshare.web import errors, gate, routes
+from embedshare.web import errors, routes
+from embedshare.web.guards import auth
 
 #: The scopes of which a caller's key needs one, by route and method; none where everybody may call.
 EXPECTED = {
@@ -83,7 +84,7 @@ def test_a_route_that_declares_no_scope_needs_an_administrator_s_key(path: str) 
     }
     application = routes.Application(__name__, static_folder=None)
     errors.register(application)
-    gate.register(application, KeyRing(lambda: callers), None)
+    auth.register(application, KeyRing(lambda: callers), None)
     application.add_url_rule(path, view_func=lambda: "found")
     client = application.test_client()
     found = [client.get(path, headers={"X-API-Key": key}).status_code for key in ("all but one", "one")]

@@ -23,7 +23,7 @@ from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import RequestEntityTooLarge
 
-from embedshare.web import listener, loop
+from embedshare.web.server import listener, loop
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.web.conftest import Worker
 

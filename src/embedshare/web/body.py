@@ -39,7 +39,7 @@ def read(
 
     A page of another origin can have its visitor's browser send a body of most types without asking first,
     but JSON only where the worker allows it. Routes that change or fetch anything therefore take JSON alone:
-    a worker with API keys has no other guard, see cross_site.py.
+    a worker with API keys has no other guard, see web/guards/cross_site.py.
     With `replaces_half_pairs` half of a surrogate pair (an emoji cut in two) is read as U+FFFD. Without, it
     is an error that names the text.
     Raises UnsupportedMediaType, and InvalidInput with what is wrong and an `example` of what is right.

@@ -9,10 +9,10 @@ from flask import Blueprint, Response
 
 from embedshare import __version__
 from embedshare.web import body, errors, openapi
-from embedshare.web.embed import REFUSED_AS_TEI, listed
+from embedshare.web.apis.embed import REFUSED_AS_TEI, listed
 from embedshare.web.errors import JSON, TeiError
+from embedshare.web.model_client import ModelClient
 from embedshare.web.routes import Tag
-from embedshare.web.served import Served
 
 
 class Info(msgspec.Struct):
@@ -50,7 +50,7 @@ class SimpleToken(msgspec.Struct):
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": TeiError, "tag": Tag.TEI}
 
 
-def blueprint(served: Served) -> Blueprint:
+def blueprint(model_client: ModelClient) -> Blueprint:
     """`GET /info` and `POST /tokenize`."""
     routes = Blueprint("tei", __name__)
     decoder = msgspec.json.Decoder(TokenizeRequest)
@@ -59,16 +59,16 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: Info}, errors=errors.OF_THE_MODEL)
     def info() -> Response:
         """What the model is."""
-        described = served.description
+        described = model_client.description
         return _json(
             Info(
                 model_id=described.model_name,
                 model_sha=described.identity,
                 model_dtype=described.dtype,
                 model_type={"embedding": {}},
-                max_concurrent_requests=served.threads,
+                max_concurrent_requests=model_client.threads,
                 max_input_length=described.max_seq_length,
-                max_client_batch_size=served.max_texts,
+                max_client_batch_size=model_client.max_texts,
                 auto_truncate=True,
                 version=__version__,
             )
@@ -79,7 +79,7 @@ def blueprint(served: Served) -> Blueprint:
     def tokenize() -> Response:
         """The tokens of texts, none of which is cut."""
         asked = body.read(decoder, '{"inputs": ["a text"]}', untyped=True)
-        told = served.tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
+        told = model_client.tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
         return _json([[SimpleToken(*token) for token in one] for one in told])
 
     return routes

@@ -13,7 +13,7 @@ from werkzeug.exceptions import NotFound
 from embedshare.errors import EmbedshareError
 from embedshare.single_flight import SingleFlight
 from embedshare.web import openapi, pages
-from embedshare.web.metrics import Requests
+from embedshare.web.apis.metrics import Requests
 from embedshare.web.routes import OPEN, Tag
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from embedshare.calls import EmbedResult, Inputs
 from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
-from embedshare.web.crowd import Crowd
+from embedshare.web.steady_callers import SteadyCallers
 
 #: Nobody waits for others longer than this, in seconds.
 PATIENCE_S = 0.03
@@ -86,7 +86,7 @@ class Coalescer:
         self._is_busy = is_busy
         self._clock = clock
         self._lock = threading.Lock()
-        self._crowd = Crowd()
+        self._steady_callers = SteadyCallers()
         self._open: dict[Options, _Group] = {}
 
     def ask(self, inputs: Inputs, options: Options, caller: Hashable) -> EmbedResult:
@@ -100,7 +100,7 @@ class Coalescer:
             return self._ask(inputs, options)
         member = _Member(texts)
         with self._lock:
-            self._crowd.arrived(caller, self._clock())
+            self._steady_callers.arrived(caller, self._clock())
             group, leads = self._join(member, tokens, options)
         try:
             if leads:
@@ -109,7 +109,7 @@ class Coalescer:
                 member.answered.acquire()
         finally:
             with self._lock:
-                self._crowd.left(caller, self._clock())
+                self._steady_callers.left(caller, self._clock())
         if member.error is not None:
             raise copy(member.error)
         return member.share or self._ask(texts, options)
@@ -133,7 +133,7 @@ class Coalescer:
         """How many are worth asking for together. Called with the lock held."""
         if not self._is_busy():
             return 1
-        return min(self._crowd.usual(self._clock()) // 2, self._most)
+        return min(self._steady_callers.usual(self._clock()) // 2, self._most)
 
     def _lead(self, group: _Group, options: Options) -> None:
         """Ask for all of the group, and tell each what came of it: nothing where one is refused, since

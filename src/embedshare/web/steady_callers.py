@@ -11,7 +11,7 @@ from collections.abc import Hashable
 SOON_S = 0.05
 
 
-class Crowd:
+class SteadyCallers:
     """Callers, each with one request at a time. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:

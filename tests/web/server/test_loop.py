@@ -18,9 +18,9 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.settings import Settings, WebSettings
-from embedshare.web import listener, loop
+from embedshare.web.server import listener, loop
 from tests.processes import free_port
-from tests.web.test_listener import answer, running, sized
+from tests.web.server.test_listener import answer, running, sized
 
 LIMIT_S = 20
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

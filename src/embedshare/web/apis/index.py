@@ -20,8 +20,8 @@ from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaT
 from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
 from embedshare.vectors.client import file_format
 from embedshare.web import body, errors, openapi
-from embedshare.web.allowance import Allowance
 from embedshare.web.errors import JSON
+from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.index_files import IndexFiles
 from embedshare.web.routes import Tag
 
@@ -112,7 +112,7 @@ class Results(msgspec.Struct):
 _DECLARED: dict[str, Any] = {"scopes": ("search",), "tag": Tag.INDEXES}
 
 
-def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
+def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Blueprint:
     """`/index` and what is below it; `folder`: where the workers of this machine keep their indexes."""
     routes = Blueprint("index", __name__)
 
@@ -142,7 +142,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     def make_index() -> tuple[Response, int]:
         """An index over documents."""
         asked = body.read(of_index, example)
-        _check(asked, allowance)
+        _check(asked, request_limits)
         _check_size(asked, model.get_embedding_dimension())
         index, _, _ = model.build_vector_index(
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
@@ -159,7 +159,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     def search_index(index: str) -> Response:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
-        allowance.check([asked.query], "queries")
+        request_limits.check([asked.query], "queries")
         one = kept.open(index)
         if one is None:
             raise _unknown(index)
@@ -183,7 +183,7 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     def add_documents(index: str) -> Response:
         """More documents for an index."""
         asked = body.read(of_documents, example)
-        _check(asked, allowance)
+        _check(asked, request_limits)
 
         def add(one: VectorIndex, size: int) -> None:
             _check_size(asked, one.dimension, size)
@@ -205,8 +205,8 @@ def blueprint(model: Indexer, allowance: Allowance, folder: Path) -> Blueprint:
     return routes
 
 
-def _check(asked: DocumentsRequest, allowance: Allowance) -> None:
-    allowance.check(asked.documents, "documents")
+def _check(asked: DocumentsRequest, request_limits: RequestLimits) -> None:
+    request_limits.check(asked.documents, "documents")
     if asked.urls is not None and len(asked.urls) != len(asked.documents):
         raise UnprocessableEntity(
             f"{len(asked.urls):,} URLs came for {len(asked.documents):,} documents: send one each, or none"

@@ -23,7 +23,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.operate.probes import WorkerProbe
 from embedshare.settings import ServerSettings, Settings, WebSettings
 from embedshare.supervise.liveness import ANSWER_S, SLACK_S
-from embedshare.web import listener
+from embedshare.web.server import listener
 from tests.processes import free_port, wait_for
 from tests.web.conftest import Worker
 

@@ -17,8 +17,10 @@ from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarg
 
 from embedshare.errors import PortUnavailable
 from embedshare.settings import Settings
-from embedshare.web import errors, headers, load, paths
-from embedshare.web.loop import Loop, Sockets, StockLoop
+from embedshare.web import errors
+from embedshare.web.apis import load
+from embedshare.web.guards import headers, paths
+from embedshare.web.server.loop import Loop, Sockets, StockLoop
 
 #: Bytes of a request's line and headers together; clients send a few hundred.
 MOST_HEADER_BYTES = 32 * 1024

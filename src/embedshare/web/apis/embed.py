@@ -19,8 +19,8 @@ from embedshare.errors import EmptyInput, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON, TeiError
+from embedshare.web.model_client import ModelClient
 from embedshare.web.routes import Tag
-from embedshare.web.served import Served
 
 #: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
 BASE64 = "application/json;embeddings=base64"
@@ -100,7 +100,7 @@ class OneEmbedding(msgspec.Struct):
     processing_time_ms: float
 
 
-def blueprint(served: Served) -> Blueprint:
+def blueprint(model_client: ModelClient) -> Blueprint:
     """`POST /embed` with `texts` or `inputs`, `POST /` with `inputs`, `POST /embed/single`."""
     routes = Blueprint("embed", __name__)
     either, of_inputs = msgspec.json.Decoder(_EitherRequest), msgspec.json.Decoder(InputsRequest)
@@ -133,8 +133,8 @@ def blueprint(served: Served) -> Blueprint:
             )
         if isinstance(asked.texts, UnsetType):
             assert not isinstance(asked.inputs, UnsetType)  # one of them is there
-            return _bare(served, asked.inputs, asked)
-        found = served.embed(asked.texts)
+            return _bare(model_client, asked.inputs, asked)
+        found = model_client.embed(asked.texts)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
         vectors = _in_base64(found.rows) if kind == BASE64 else found.rows
         answer = {"embeddings": vectors, **_told(found, began), "request_id": request_ids.current()}
@@ -150,7 +150,7 @@ def blueprint(served: Served) -> Blueprint:
         """The embeddings of `inputs`, for clients of text-embeddings-inference that know a server's address
         alone."""
         asked = body.read(of_inputs, '{"inputs": ["a text"]}', untyped=True)
-        return _bare(served, asked.inputs, asked)
+        return _bare(model_client, asked.inputs, asked)
 
     @routes.post("/embed/single", scopes=("embed",), tag=Tag.EMBEDDINGS)
     @openapi.describe(
@@ -169,7 +169,7 @@ def blueprint(served: Served) -> Blueprint:
         text = sent if asked is None else asked
         if text is None or not text.strip() or (asked is not None and sent is not None):
             raise UnprocessableEntity('one text that is not blank is needed: ?text=…, or the body "a text"')
-        found = served.embed([text])
+        found = model_client.embed([text])
         return Response(dumped({"embedding": found.rows[0], **_told(found, began)}), content_type=JSON)
 
     return routes
@@ -192,8 +192,8 @@ def _text_in_address() -> str | None:
     return request.args.get("text")
 
 
-def _bare(served: Served, inputs: str | list[str], asked: _Options) -> Response:
-    found = served.embed(
+def _bare(model_client: ModelClient, inputs: str | list[str], asked: _Options) -> Response:
+    found = model_client.embed(
         listed(inputs),
         prompt_name=asked.prompt_name,
         normalize=asked.normalize is not False,

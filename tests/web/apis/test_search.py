@@ -13,7 +13,8 @@ from flask.testing import FlaskClient
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.settings import SearchSettings, Settings, WebSettings
-from embedshare.web import errors, routes, search
+from embedshare.web import errors, routes
+from embedshare.web.apis import search
 from tests.processes import ModelServer, wait_for
 from tests.searching import BREAD, Searching, searching
 

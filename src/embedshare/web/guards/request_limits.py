@@ -10,7 +10,7 @@ from embedshare.settings import Settings
 
 
 @dataclass(frozen=True)
-class Allowance:
+class RequestLimits:
     """The most that a request may hold: texts, characters of one text, and of all; 0 characters are no limit.
 
     Characters and not tokens: these are the model server's to count, which cuts each text at the model's
@@ -22,7 +22,7 @@ class Allowance:
     request_chars: int = 0
 
     @classmethod
-    def of(cls, settings: Settings) -> Allowance:
+    def of(cls, settings: Settings) -> RequestLimits:
         return cls(settings.server.max_texts, settings.web.max_text_chars, settings.web.max_request_chars)
 
     def check(self, texts: Sequence[Sized], what: str = "texts") -> None:

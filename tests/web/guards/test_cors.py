@@ -81,7 +81,7 @@ def test_what_a_page_can_send_without_being_allowed_changes_nothing(
 def test_origins_may_change_while_the_worker_runs() -> None:
     from flask import Flask
 
-    from embedshare.web import cors
+    from embedshare.web.guards import cors
 
     allowed = [OURS]
     app = Flask(__name__, static_folder=None)

@@ -14,8 +14,8 @@ from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry.cpu_load import CpuLoad
-from embedshare.web.allowance import Allowance
-from embedshare.web.coalescing import Coalescer, Options
+from embedshare.web.coalescer import Coalescer, Options
+from embedshare.web.guards.request_limits import RequestLimits
 
 #: Ollama's word for a model's newest version, which a name may or may not end with.
 LATEST = ":latest"
@@ -49,7 +49,7 @@ class Loaded(NamedTuple):
     bytes: int
 
 
-class Served:
+class ModelClient:
     """The model behind the APIs.
 
     `normalize` tells whether vectors are made of length 1 where a request does not say and its API does not
@@ -57,11 +57,11 @@ class Served:
     """
 
     def __init__(
-        self, model: Model, settings: Settings, allowance: Allowance, normalize: Callable[[], bool]
+        self, model: Model, settings: Settings, request_limits: RequestLimits, normalize: Callable[[], bool]
     ) -> None:
         self._model = model
         self._normalize = normalize
-        self._allowance = allowance
+        self._request_limits = request_limits
         processor = CpuLoad()
         self._coalescer = Coalescer(self._ask, settings.web.threads, lambda: processor.is_busy)
         self._aliases = settings.model.aliases
@@ -82,7 +82,7 @@ class Served:
 
         Raises TooLarge for more than a request may ask for, and what the model raises.
         """
-        self._allowance.check(inputs)
+        self._request_limits.check(inputs)
         options = Options(
             prompt_name, self._normalize() if normalize is None else normalize, dimensions, truncate
         )
@@ -94,7 +94,7 @@ class Served:
 
     def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text: id, text, whether it is special, start, stop."""
-        self._allowance.check(texts)
+        self._request_limits.check(texts)
         return self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)
 
     @property

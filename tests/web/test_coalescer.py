@@ -17,11 +17,11 @@ from embedshare.calls import EmbedResult, Timings
 from embedshare.errors import InvalidInput, Overloaded
 from embedshare.settings import Settings, WebSettings
 from embedshare.telemetry import cpu_load, request_ids
-from embedshare.web import coalescing, crowd
-from embedshare.web.coalescing import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options
-from embedshare.web.crowd import SOON_S, Crowd
+from embedshare.web import coalescer, steady_callers
+from embedshare.web.coalescer import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer, Options
+from embedshare.web.steady_callers import SOON_S, SteadyCallers
 from tests.processes import free_port
-from tests.web.test_listener import running
+from tests.web.server.test_listener import running
 
 PLAIN = Options(None, False, None, True)
 OTHER = PLAIN._replace(normalize=True)
@@ -85,7 +85,7 @@ def known(callers: ThreadPoolExecutor, model: Model, threads: int = 16, count: i
 
 
 def test_callers_who_come_back_soon_are_expected_and_others_are_not() -> None:
-    callers, now = Crowd(), 100.0
+    callers, now = SteadyCallers(), 100.0
     for caller in range(6):
         callers.arrived(caller, now)
     assert callers.usual(now) == 6
@@ -107,7 +107,7 @@ def test_callers_who_come_back_soon_are_expected_and_others_are_not() -> None:
 
 
 def test_a_caller_that_comes_twice_at_once_is_counted_twice_while_it_is_here() -> None:
-    callers = Crowd()
+    callers = SteadyCallers()
     for _ in range(2):
         callers.arrived("one connection", 1.0)
     assert callers.usual(1.0) == 2
@@ -148,7 +148,7 @@ def test_nobody_waits_long_for_those_who_do_not_come(
 ) -> None:
     model = Model()
     asking = known(callers, model)
-    monkeypatch.setattr(coalescing, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(coalescer, "PATIENCE_S", 0.2)
     began = time.monotonic()
     assert asking.ask(["text 3"], PLAIN, 0).rows.tolist() == [[3]]
     assert 0.15 < time.monotonic() - began < 5
@@ -244,7 +244,7 @@ def test_a_worker_s_callers_go_together_and_get_what_they_get_alone(
 ) -> None:
     """Over real sockets and the real model, on a machine that counts as busy."""
     monkeypatch.setattr(cpu_load, "BUSY_SHARE", -1.0)
-    monkeypatch.setattr(crowd, "SOON_S", 10.0)  # callers of this process, which others may slow down
+    monkeypatch.setattr(steady_callers, "SOON_S", 10.0)  # callers of this process, which others may slow down
     texts = [f"what does a worker with {number} callers answer?" for number in range(16)]
     expected = model.embed(texts)
     before = model.client_stats()["calls"]

@@ -20,7 +20,7 @@ from embedshare import platforms
 from embedshare.access.key_ring import KeyRing
 from embedshare.access.keys import Principal, digest
 from embedshare.settings import IndexSettings, ServerSettings, Settings
-from embedshare.web import index
+from embedshare.web.apis import index
 from embedshare.web.index_folder import IndexFolder
 from tests.processes import ModelServer, wait_for
 from tests.web.conftest import Worker

@@ -12,10 +12,10 @@ from msgspec import Meta
 from embedshare.calls import Inputs
 from embedshare.errors import InvalidInput, UnknownModel
 from embedshare.web import body, errors, openapi
-from embedshare.web.embed import REFUSED, dumped, in_base64
+from embedshare.web.apis.embed import REFUSED, dumped, in_base64
 from embedshare.web.errors import JSON, OpenAIError
+from embedshare.web.model_client import ModelClient
 from embedshare.web.routes import Tag
-from embedshare.web.served import Served
 
 _Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _TOKENS: dict[str, Any] = {
@@ -105,7 +105,7 @@ _EXAMPLE_ANSWER = {
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": OpenAIError, "tag": Tag.OPENAI}
 
 
-def blueprint(served: Served) -> Blueprint:
+def blueprint(model_client: ModelClient) -> Blueprint:
     """`POST /v1/embeddings`, `GET /v1/models` and `GET /v1/models/{name}`."""
     routes = Blueprint("openai", __name__)
     decoder = msgspec.json.Decoder(OpenAIRequest)
@@ -124,11 +124,11 @@ def blueprint(served: Served) -> Blueprint:
             decoder, '{"model": "any", "input": "a text"}', untyped=True, replaces_half_pairs=True
         )
         if asked.model is not None:
-            served.check_name(asked.model)
+            model_client.check_name(asked.model)
         inputs = _inputs(asked.input)
         if _are_tokens(inputs):
-            _check_tokens(inputs, asked.model, served)
-        found = served.embed(
+            _check_tokens(inputs, asked.model, model_client)
+        found = model_client.embed(
             inputs,
             normalize=True,
             dimensions=None if asked.dimensions is None else int(asked.dimensions),
@@ -149,14 +149,14 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
         """The names that the model is listed by."""
-        answer = OpenAIModels("list", [_model(name, created) for name in served.names])
+        answer = OpenAIModels("list", [_model(name, created) for name in model_client.names])
         return Response(msgspec.json.encode(answer), content_type=JSON)
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
         """Whether the model can be asked for by a name, which may hold slashes."""
-        served.check_name(name)
+        model_client.check_name(name)
         return Response(msgspec.json.encode(_model(name, created)), content_type=JSON)
 
     return routes
@@ -170,19 +170,19 @@ def _are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
     return not isinstance(inputs[0], str)
 
 
-def _check_tokens(sequences: list[list[int]], model: str | None, served: Served) -> None:
+def _check_tokens(sequences: list[list[int]], model: str | None, model_client: ModelClient) -> None:
     """Raise InvalidInput where token ids may be another tokenizer's: they would give other texts' vectors.
 
     OpenAI's clients send ids of OpenAI's vocabulary under OpenAI's names, and LangChain under any name; most
     of them are ids of the served model's vocabulary too. Its own sequences have the special tokens that its
     tokenizer puts around each text. The model server is asked for these each time, since a model can change.
     """
-    if model is None or not served.is_own_name(model):
+    if model is None or not model_client.is_own_name(model):
         raise InvalidInput(
-            f"`input` holds token ids, which are taken only where `model` is {served.short_name!r}, the "
-            f"served model, whose tokenizer they must be of; {_SEND_TEXTS}"
+            f"`input` holds token ids, which are taken only where `model` is {model_client.short_name!r}, "
+            f"the served model, whose tokenizer they must be of; {_SEND_TEXTS}"
         )
-    begin, end = served.special_tokens()
+    begin, end = model_client.special_tokens()
     for number, ids in enumerate(sequences):
         whole = len(ids) >= len(begin) + len(end)
         if not whole or ids[: len(begin)] != begin or ids[len(ids) - len(end) :] != end:

@@ -11,7 +11,8 @@ import requests
 from flask.testing import FlaskClient
 
 from embeddingClient import EmbeddingClient
-from embedshare.web import dashboard, errors, routes
+from embedshare.web import errors, routes
+from embedshare.web.pages import dashboard
 from tests.processes import ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 

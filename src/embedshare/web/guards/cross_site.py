@@ -32,7 +32,7 @@ def register(app: Flask, settings: Settings, cors_origins: Callable[[], Sequence
         host = request.environ.get("HTTP_HOST", "")
         check_host(host, host_names)
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            return  # the browser asks whether a page may: cors.py answers
+            return  # the browser asks whether a page may: web/guards/cors.py answers
         check_origin(
             request.headers.get("Origin"),
             request.headers.get("Sec-Fetch-Site"),

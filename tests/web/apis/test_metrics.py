@@ -19,7 +19,7 @@ from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.client.failover_policy import State
 from embedshare.settings import Settings
-from embedshare.web.metrics import STATES
+from embedshare.web.apis.metrics import STATES
 from tests.processes import SRC, ModelServer, free_port, wait_for
 from tests.telemetry.scraped import Scrape
 

@@ -15,10 +15,10 @@ from embedshare import __version__
 from embedshare.errors import InvalidInput, TooLarge, UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
-from embedshare.web.embed import dumped
+from embedshare.web.apis.embed import dumped
 from embedshare.web.errors import JSON
+from embedshare.web.model_client import LATEST, ModelClient
 from embedshare.web.routes import Tag
-from embedshare.web.served import LATEST, Served
 
 T = TypeVar("T")
 _REFUSED: tuple[openapi.Raised, ...] = (InvalidInput, TooLarge, UnknownModel, *errors.OF_THE_MODEL)
@@ -158,7 +158,7 @@ _OF_PROMPT = {**_NAMED, "prompt": "one model"}, {"embedding": [0.0132, -0.0417, 
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.OLLAMA}
 
 
-def blueprint(served: Served) -> Blueprint:
+def blueprint(model_client: ModelClient) -> Blueprint:
     """What is below `/api`."""
     routes = Blueprint("ollama", __name__)
     of_input = msgspec.json.Decoder(OllamaRequest)
@@ -173,9 +173,9 @@ def blueprint(served: Served) -> Blueprint:
         """The embeddings of texts, of length 1."""
         began = time.perf_counter_ns()
         asked = _read(of_input, '{"model": "any", "input": "a text"}')
-        served.check_name(asked.model)
+        model_client.check_name(asked.model)
         texts = asked.input if isinstance(asked.input, list) else [asked.input] if asked.input else []
-        found = served.embed(
+        found = model_client.embed(
             texts,
             normalize=True,
             dimensions=None if asked.dimensions is None else int(asked.dimensions),
@@ -197,19 +197,19 @@ def blueprint(served: Served) -> Blueprint:
     def ollama_embeddings() -> Response:
         """The embedding of one text, by Ollama's earlier route."""
         asked = _read(of_prompt, '{"model": "any", "prompt": "a text"}')
-        served.check_name(asked.model)
-        rows = served.embed([asked.prompt] if asked.prompt else []).rows
+        model_client.check_name(asked.model)
+        rows = model_client.embed([asked.prompt] if asked.prompt else []).rows
         return Response(dumped({"embedding": rows[0] if len(rows) else []}), content_type=JSON)
 
     @routes.get("/api/tags", **_DECLARED)
     @openapi.describe({200: OllamaModels}, errors=errors.OF_THE_MODEL)
     def ollama_tags() -> Response:
         """The names that the model is listed by."""
-        loaded, described = served.loaded, served.description
+        loaded, described = model_client.loaded, model_client.description
         at, digest, details = _time(loaded.at), described.identity, _details(described)
         return _json(
             OllamaModels(
-                [OllamaModel(name, name, at, loaded.bytes, digest, details) for name in _tags(served)]
+                [OllamaModel(name, name, at, loaded.bytes, digest, details) for name in _tags(model_client)]
             )
         )
 
@@ -217,8 +217,8 @@ def blueprint(served: Served) -> Blueprint:
     @openapi.describe({200: OllamaProcesses}, errors=errors.OF_THE_MODEL)
     def ollama_ps() -> Response:
         """The model, which is always loaded."""
-        size, described = served.loaded.bytes, served.description
-        name = _tags(served)[0]
+        size, described = model_client.loaded.bytes, model_client.description
+        name = _tags(model_client)[0]
         on_gpu = not described.device.startswith("cpu")
         running = OllamaRunning(
             name, name, size, described.identity, _details(described), _NEVER, size if on_gpu else 0,
@@ -234,8 +234,8 @@ def blueprint(served: Served) -> Blueprint:
         name = asked.name if asked.model is None else asked.model
         if name is None:
             raise InvalidInput('the body must name a model: {"model": "any"}')
-        served.check_name(name)
-        loaded, described = served.loaded, served.description
+        model_client.check_name(name)
+        loaded, described = model_client.loaded, model_client.description
         info: dict[str, Any] = {
             "general.architecture": _FAMILY,
             "general.basename": described.model_name,
@@ -258,11 +258,11 @@ def _read(decoder: msgspec.json.Decoder[T], example: str) -> T:
     return body.read(decoder, example, any_type=True, replaces_half_pairs=True)
 
 
-def _tags(served: Served) -> list[str]:
+def _tags(model_client: ModelClient) -> list[str]:
     """The names of the model, its own first, each with a tag. A folder's is the last part of its path."""
-    own, *aliases = served.names
+    own, *aliases = model_client.names
     hub_name = [own] if _HUB_NAME.fullmatch(own) else []
-    return list(dict.fromkeys(map(_tagged, [served.short_name, *hub_name, *aliases])))
+    return list(dict.fromkeys(map(_tagged, [model_client.short_name, *hub_name, *aliases])))
 
 
 def _time(seconds: float) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.settings import OperationSettings, Settings, WebSettings
-from embedshare.web.paths import normalized
+from embedshare.web.guards.paths import normalized
 
 KEY = "k" * 40
 

@@ -1,0 +1,1 @@
+"""waitress's server, listening where it is told."""
