@@ -40,7 +40,7 @@ from embedshare.errors import (  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
 from embedshare.operate import doctor, following, keys, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
-from embedshare.operate.services import MODEL_SERVER, Place, Services  # noqa: E402
+from embedshare.operate.processes import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
 from embedshare.settings_store.current import CurrentSettings  # noqa: E402
 from embedshare.supervise import rotation  # noqa: E402

@@ -15,7 +15,7 @@ import pytest
 
 from embedshare.errors import SearchFailed
 from embedshare.ipc import authkey
-from embedshare.operate.services import ask_worker
+from embedshare.operate.processes import ask_worker
 from embedshare.settings import ServerSettings, Settings, WebSettings
 from embedshare.websearch.engines import SearXNG
 from tests.processes import ROOT, environment, run_python

@@ -17,7 +17,7 @@ import requests
 
 import service_manager
 from embedshare.database.database import Database
-from embedshare.operate.services import Place
+from embedshare.operate.processes import Place
 from embedshare.settings import Settings
 from embedshare.settings_store.repository import SettingsRepository
 from tests.deploy import nginx as nginx_program

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from embedshare.ipc import authkey
 from embedshare.models.sources.swap import SwapNote
-from embedshare.operate.services import model_advice
+from embedshare.operate.processes import model_advice
 from embedshare.settings import Settings
 
 

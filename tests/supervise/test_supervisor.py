@@ -16,8 +16,8 @@ from loguru import logger
 from embedshare.errors import PortUnavailable, SupervisorError
 from embedshare.supervise import liveness
 from embedshare.supervise import supervisor as module
-from embedshare.supervise.policy import CRASH_LOOP, PAUSES
 from embedshare.supervise.process import ProcessSpec
+from embedshare.supervise.restart_policy import CRASH_LOOP, PAUSES
 from embedshare.supervise.supervisor import Supervisor, Watched
 from tests.processes import wait_for
 

@@ -22,7 +22,7 @@ from embedshare.access.keys import Principal, digest
 from embedshare.access.rates import Rates
 from embedshare.errors import DatabaseUnavailable
 from embedshare.ipc import authkey
-from embedshare.operate.services import ask_worker
+from embedshare.operate.processes import ask_worker
 from embedshare.web import errors, routes
 from embedshare.web.guards import auth
 from tests.forking import forks, holds_in_forked_child

@@ -12,9 +12,9 @@ import requests
 from loguru import logger
 
 from embedshare.errors import EmbedshareError
-from embedshare.operate.services import MODEL_SERVER, ask_worker
+from embedshare.operate.processes import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
-from embedshare.supervise.scaling import Load, Scaling
+from embedshare.supervise.scaling import Scaling, WorkerLoad
 from embedshare.supervise.supervisor import Report, Supervisor
 
 #: The workers are asked this often.
@@ -57,16 +57,16 @@ class Autoscaler:
             logger.info("from {} to {} workers: {}", len(workers), step.workers, step.reason)
             self._supervisor.scale(step.workers).result(STEP_S)
 
-    def _loads(self, workers: Sequence[Report]) -> list[Load]:
+    def _loads(self, workers: Sequence[Report]) -> list[WorkerLoad]:
         return list(self._asking.map(self._load, workers))
 
-    def _load(self, worker: Report) -> Load:
+    def _load(self, worker: Report) -> WorkerLoad:
         cores = self._cores(worker.pid)
         try:
             told = ask_worker(self._settings, worker.host, worker.port, "/load", PATIENCE_S)
-            return Load(told["in_flight"], told["threads"], cores)
+            return WorkerLoad(told["in_flight"], told["threads"], cores)
         except (EmbedshareError, requests.RequestException, ValueError, KeyError):
-            return Load(None, 1, cores)
+            return WorkerLoad(None, 1, cores)
 
     def _cores(self, pid: int | None) -> float:
         """Cores that a process used since it was last asked about."""

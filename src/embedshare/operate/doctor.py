@@ -23,7 +23,7 @@ from embedshare.engine import weights
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.identity import identity_of
 from embedshare.ipc import authkey
-from embedshare.operate.services import MODEL_SERVER, Place, port_holder, worker_address
+from embedshare.operate.processes import MODEL_SERVER, Place, port_holder, worker_address
 from embedshare.settings import Settings
 
 GOOD, WARNING, BAD = "good", "warning", "bad"

@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from embedshare.errors import EmbedshareError, ModelMismatch
-from embedshare.operate.services import MODEL_SERVER, ask_worker
+from embedshare.operate.processes import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 
 #: A worker tells within this many seconds.

@@ -10,7 +10,7 @@ from embedshare.errors import DeadlineExceeded, EmbedshareError, ServerUnavailab
 from embedshare.ipc import authkey
 from embedshare.ipc.callers import SUPERVISOR, this_process
 from embedshare.ipc.connection import Connections
-from embedshare.operate.services import reached_at
+from embedshare.operate.processes import reached_at
 from embedshare.settings import Settings
 from embedshare.supervise.liveness import ANSWER_S
 

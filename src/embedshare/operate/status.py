@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedshare.errors import EmbedshareError
-from embedshare.operate.services import MODEL_SERVER, ask_worker
+from embedshare.operate.processes import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 from embedshare.telemetry.histogram import quantile
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 BUSY, IDLE = 0.7, 0.35
 
 
-class Load(NamedTuple):
+class WorkerLoad(NamedTuple):
     """What one worker does at a moment; None where it did not tell, which is what a busy one does."""
 
     in_flight: int | None
@@ -56,7 +56,7 @@ class Scaling:
     _busy_since: float | None = None
     _idle_since: float | None = None
 
-    def step(self, now: float, loads: Sequence[Load]) -> Step | None:
+    def step(self, now: float, loads: Sequence[WorkerLoad]) -> Step | None:
         """What to change now, if anything. `loads`: those of all workers, at `now` seconds of any clock."""
         count = len(loads)
         if not self.least <= count <= self.most:

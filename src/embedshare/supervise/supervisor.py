@@ -23,8 +23,8 @@ from embedshare import platforms
 from embedshare.errors import EmbedshareError, SupervisorError
 from embedshare.supervise import held_port, liveness
 from embedshare.supervise.liveness import Liveness
-from embedshare.supervise.policy import FAULTS, Faults, RestartPolicy
 from embedshare.supervise.process import Child, ProcessSpec, last_lines
+from embedshare.supervise.restart_policy import FAULTS, Faults, RestartPolicy
 
 #: A process that is not ready after so many seconds has failed to start; a model may be downloaded first.
 READY_S = 600.0

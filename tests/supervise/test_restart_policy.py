@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.supervise.policy import CRASH_LOOP, FAULTS_WITHIN_S, PAUSES, SETTLED_S, Faults, RestartPolicy
+from embedshare.supervise.restart_policy import (
+    CRASH_LOOP,
+    FAULTS_WITHIN_S,
+    PAUSES,
+    SETTLED_S,
+    Faults,
+    RestartPolicy,
+)
 
 FIRST_S, LONGEST_S = PAUSES.first_s, PAUSES.longest_s
 
