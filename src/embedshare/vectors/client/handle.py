@@ -334,6 +334,10 @@ def _copied(
     return index
 
 
+#: Pickles of every version name the function there, and find it there.
+_copied.__module__ = "embedshare.vectors.handle"
+
+
 def _positive(top_k: Any) -> int:
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
         raise InvalidInput(f"top_k is {top_k!r}; it must be a whole number from 1 on")
