@@ -331,12 +331,12 @@ class EmbeddingClient(DropIn):
 
     @property
     def released(self) -> deque[bytes]:
-        """See vectors.sending.Model."""
+        """See vectors.client.replica.Model."""
         return self._embedder.released
 
     @property
     def piece_bytes(self) -> int:
-        """See vectors.sending.Model."""
+        """See vectors.client.replica.Model."""
         return self._settings.server.max_message_bytes
 
     def deadline(self) -> float:
@@ -352,11 +352,11 @@ class EmbeddingClient(DropIn):
         return self._embedder.embed(request, show_progress_bar=wants_progress(show_progress_bar))
 
     def query(self, text: str, truncate_dim: int | None) -> EmbedRequest:
-        """See vectors.sending.Model."""
+        """See vectors.client.replica.Model."""
         return EmbedRequest([text], None, ("query",), self._prompts, dimensions=truncate_dim, task="query")
 
     def ask_of_index(self, method: str, ask: Callable[[Indexes, CallContext], T], deadline: float) -> T:
-        """See vectors.sending.Model."""
+        """See vectors.client.replica.Model."""
         return self._embedder.of_indexes(
             method, lambda provider, context: ask(provider.indexes, context), deadline
         )

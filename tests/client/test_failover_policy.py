@@ -212,23 +212,23 @@ def test_without_a_local_model_to_be_had_the_server_is_tried_again() -> None:
 
 
 def test_the_first_model_sets_the_vector_space() -> None:
-    assert POLICY.model_identity(POLICY.begin(), ONE)[0].model == ONE
+    assert POLICY.met(POLICY.begin(), ONE)[0].model == ONE
     assert POLICY.loaded(POLICY.begin(), ONE)[0].model == ONE
     assert POLICY.loaded(FALLEN_BACK, OTHER)[0].model == ONE
     with pytest.raises(ModelMismatch):
-        POLICY.model_identity(CONNECTED, OTHER)
+        POLICY.met(CONNECTED, OTHER)
 
 
 def test_a_model_that_is_followed_has_the_old_one_s_stand_in_dropped() -> None:
     following = replace(POLICY, follow=True)
-    step = following.model_identity(FALLEN_BACK, OTHER)
+    step = following.met(FALLEN_BACK, OTHER)
     assert step[0] == replace(FALLEN_BACK, model=OTHER)
     assert done(step) == [Do.DROP_LOCAL]
     assert said(step) == [
         f"WARNING the model server's model was model {ONE.identity} (aaaaaaaaaaaa) "
         f"and is model {OTHER.identity} (bbbbbbbbbbbb) now; it is followed"
     ]
-    assert following.model_identity(CONNECTED, ONE) == (CONNECTED, [])
+    assert following.met(CONNECTED, ONE) == (CONNECTED, [])
 
 
 def test_a_forked_child_begins_again_and_knows_what_the_parent_learned() -> None:

@@ -80,7 +80,7 @@ class Failover:
         """Make the parts that hold threads and locks; a forked child has neither and makes its own."""
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._stand_in = LocalModel(self._load)
+        self._local_model = LocalModel(self._load)
         self._release: threading.Timer | None = None
 
     def call(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
@@ -148,7 +148,7 @@ class Failover:
         self._on(self._policy.closed)
         self._closing.set()
         self.served.connections.close()
-        self._stand_in.let_go()
+        self._local_model.let_go()
 
     def _reset_after_fork(self) -> None:
         """In a forked child: nothing that was inherited is used, and nothing of the parent's is ended."""
@@ -168,7 +168,7 @@ class Failover:
                 now = replace(now, probes=False)  # and the next call starts it
             if Do.START_LOOK in actions and not _starts(self._look, "embedshare-look"):
                 now = replace(now, looks=False)
-            done = [Do.DROP_LOCAL] if Do.DROP_LOCAL in actions and not self._stand_in.let_go() else []
+            done = [Do.DROP_LOCAL] if Do.DROP_LOCAL in actions and not self._local_model.let_go() else []
             if Do.RELEASE_NEVER in actions and self._release is not None:
                 self._release.cancel()
             if Do.RELEASE_LATER in actions:
@@ -190,7 +190,7 @@ class Failover:
     def _failed(self, error: ServerUnavailable, tries: int, deadline: float) -> None:
         """Wait before the next try, or fall back."""
         pause_s, now_s = self._retry_delay_s * random.uniform(0.5, 1.0), time.monotonic()
-        tried = Try(error, tries, now_s + pause_s, deadline, self._stand_in.failure)
+        tried = Try(error, tries, now_s + pause_s, deadline, self._local_model.failure)
         todo = self._on(self._policy.failed, tried, now_s)
         if Do.TRY_AGAIN in todo:
             self._closing.wait(pause_s)
@@ -210,7 +210,7 @@ class Failover:
         if self.now.state is State.FALLING_BACK and not self.now.probes:
             self._on(self._policy.called)
         try:
-            local = self._stand_in.get(self.now.model, deadline, lambda: self.now.is_local)
+            local = self._local_model.get(self.now.model, deadline, lambda: self.now.is_local)
         except DeadlineExceeded:
             raise
         except EmbedshareError as failure:
@@ -247,7 +247,7 @@ class Failover:
 
     def _look(self) -> None:
         """A call got no answer in time: fall back for the next where a new connection gets none either."""
-        self._on(self._policy.looked, self._probe(), self._stand_in.failure)
+        self._on(self._policy.looked, self._probe(), self._local_model.failure)
 
     def _release_local(self) -> None:
         if Do.DROP_LOCAL in self._on(self._policy.rested):
