@@ -37,6 +37,8 @@ def load(settings: Settings, device: str, expected_identity: str | None = None) 
     """
     try:
         settings = prepared(settings, device, expected_identity)
+    except EmbedshareError:  # of which some are OSErrors too
+        raise
     except (OSError, RuntimeError) as error:
         logger.warning("Converting {} in this process ({})", settings.model.name, error)
     return Engine.load(settings, device, expected_identity)

@@ -102,6 +102,11 @@ class System:
         url = f"http://127.0.0.1:{self.ports[worker]}/embed"
         return requests.post(url, json={"texts": texts}, timeout=90).status_code
 
+    def fail(self) -> int:
+        url = f"http://127.0.0.1:{self.ports[1]}/embed"
+        body = {"inputs": "a text", "prompt_name": "no such prompt"}
+        return requests.post(url, json=body, timeout=90).status_code
+
     def asked(self, what: str, **parameters: str) -> Any:
         answer = requests.get(f"{self.api}/{what}", params=parameters, timeout=30).json()
         assert answer["status"] == "success", answer
@@ -128,6 +133,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     running = System(tmp_path_factory.mktemp("watched"))
     try:
         wait_for(running.all_up, 60, "a scrape of all three")
+        assert {running.embed(worker, ["a text"]) for worker in (0, 1)} == {200}
+        assert running.fail() in range(400, 500)  # failures have rates too
         yield running
     finally:
         for process in running.processes:

@@ -65,9 +65,9 @@ ENCODES = """
 import importlib.util, sys
 assert importlib.util.find_spec("torch") is None
 from importlib.resources import files
-web = files("embedshare.web")
-assert all((web / "static" / name).is_file() for name in ("page.js", "search.js"))
-assert all((web / "templates" / name).is_file() for name in ("base.html", "dashboard.html", "search.html"))
+pages = files("embedshare.web") / "pages"
+assert all((pages / "static" / name).is_file() for name in ("page.js", "search.js"))
+assert all((pages / "templates" / name).is_file() for name in ("base.html", "dashboard.html", "search.html"))
 import numpy as np
 from embeddingClient import get_embedding_model
 model = get_embedding_model()
