@@ -319,3 +319,8 @@ def test_a_section_alone_is_not_pickled_since_it_may_hold_a_secret() -> None:
     assert b"hunter2" not in pickle.dumps(settings)
     with pytest.raises(TypeError, match="pickle the Settings"):
         pickle.dumps(settings.server)
+
+
+def test_the_two_ports_are_read_as_programs_of_earlier_releases_read_them() -> None:
+    settings = Settings.load({"EMBEDDING_SERVER_PORT": "6001", "PORT": "6002"})
+    assert (settings.server_port, settings.web_port) == (6001, 6002)

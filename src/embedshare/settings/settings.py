@@ -88,6 +88,16 @@ class Settings:
         return self
 
     @property
+    def server_port(self) -> int:
+        """`server.port`, as programs of earlier releases read it."""
+        return self.server.port
+
+    @property
+    def web_port(self) -> int:
+        """`web.port`, likewise."""
+        return self.web.port
+
+    @property
     def searches_the_web(self) -> bool:
         """Whether a web worker searches the web for its callers."""
         offered = self.search.over_http
