@@ -148,7 +148,7 @@ class _Where:
             if place == services.place:
                 return
             services.place = place
-            logger.info("restarting the workers at {}, from port {} on (the settings changed)", *place)
+            logger.info("Restarting the workers at {}, from port {} on (the settings changed)", *place)
             try:
                 supervisor.restart().result()
             except EmbedshareError as error:

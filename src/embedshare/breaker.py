@@ -151,7 +151,7 @@ class Attempt:
         return self._breaker._succeeded(self._period)
 
     def failed(self, retry_after_s: float = 0.0) -> bool:
-        """The service did not answer, or asked to be left alone for so many seconds; True where this opened
+        """The service did not answer, or asked for a pause of `retry_after_s`; True where this opened
         the breaker, which was closed."""
         self._is_over = True
         return self._breaker._failed(self._period, retry_after_s)

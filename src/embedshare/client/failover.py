@@ -254,7 +254,7 @@ class Failover:
             from embedshare.engine.engine import release_memory
 
             release_memory()
-            logger.info("the local model was let go")
+            logger.info("Unloaded the local model (the server answers)")
 
 
 def _starts(work: Callable[[], object], name: str) -> bool:

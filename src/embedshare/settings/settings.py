@@ -94,7 +94,7 @@ class Settings:
 
     @property
     def web_port(self) -> int:
-        """`web.port`, likewise."""
+        """`web.port`, as programs of earlier releases read it."""
         return self.web.port
 
     @property

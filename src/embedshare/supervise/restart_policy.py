@@ -12,7 +12,7 @@ PAUSES = Backoff(0.2, 30.0)
 SETTLED_S = 1.0
 #: So many failed starts in a row are a crash loop, however long each of them took.
 CRASH_LOOP = 6
-#: So many ends by a fault within so many seconds are no accident.
+#: This many faults within this many seconds are reported as the model's.
 FAULTS = 3
 FAULTS_WITHIN_S = 600.0
 
