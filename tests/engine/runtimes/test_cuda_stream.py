@@ -14,8 +14,8 @@ import torch
 from embedshare.engine.runtimes.bucketing import plan
 from embedshare.engine.runtimes.cuda import CudaStream, ModelThread
 from embedshare.engine.runtimes.device_pipeline import Pipeline
-from tests.engine.device_fake import Tape
-from tests.engine.test_device_pipeline import FIXED, expected, forward, texts
+from tests.engine.runtimes.device_fake import Tape
+from tests.engine.runtimes.test_device_pipeline import FIXED, expected, forward, texts
 
 LIMIT_S = 10.0
 

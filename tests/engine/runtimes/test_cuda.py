@@ -21,8 +21,8 @@ from embedshare.engine.runtimes.device_pipeline import Pipeline
 from embedshare.engine.runtimes.padded import PaddedRuntime
 from embedshare.errors import OutOfMemory
 from embedshare.settings import Settings
+from tests.engine.runtimes.test_padded import mixed
 from tests.engine.test_loading import smallest_cosine
-from tests.engine.test_padded import mixed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 MIB = 1 << 20

@@ -18,7 +18,7 @@ from embedshare.engine.runtimes.bucketing import Shapes, plan
 from embedshare.engine.runtimes.device_pipeline import Pipeline
 from embedshare.engine.runtimes.padded import PaddedForward, PaddedRuntime, Sizes
 from embedshare.errors import OutOfMemory
-from tests.engine.device_fake import TapeStream
+from tests.engine.runtimes.device_fake import TapeStream
 from tests.engine.test_loading import TEXTS, settings_for, small_model, smallest_cosine
 
 #: As on a GPU: fixed shapes, two batches at once.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from embedshare.engine.runtimes.bucketing import Shapes, plan
 from embedshare.engine.runtimes.device_pipeline import SLOTS, DeviceStream, Pipeline, PlainStream
-from tests.engine.device_fake import LateDevice, LateStream
+from tests.engine.runtimes.device_fake import LateDevice, LateStream
 
 LIMIT_S = 20.0
 POISON = 66_666
