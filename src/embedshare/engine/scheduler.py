@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from embedshare.engine.batch_delay import BatchDelay
+from embedshare.batch_delay import BatchDelay
 from embedshare.engine.batching import Batch, Lane, Request, Waiting
 from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded

@@ -1,47 +1,39 @@
 """Coalesces requests: those that come at about the same time ask the model together, where cores are busy.
 
-A call of the model costs a fixed sum, whatever is in it: a round trip to the model server, and there a batch.
-So where many callers come again and again, the first of them waits for others, and one call answers all. It
-waits for half of those who usually come, as the other half is answered meanwhile, and never for long. Where
-the processor has time to spare nobody waits for anybody: each is answered sooner by itself.
+A call of the model costs a fixed sum: a round trip to the model server, and there a batch. So the first of
+many callers waits for half of those that usually come, while the other half is answered, and one call answers
+all (docs/decisions/014-coalescing.md). Where the processor has time to spare no request waits for another.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple
+from typing import Any
 
-from embedshare.calls import EmbedResult, Inputs
+import msgspec
+
+from embedshare.batch_delay import BatchDelay
+from embedshare.calls import EmbedRequest, EmbedResult
 from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
-from embedshare.web.steady_callers import SteadyCallers
 
-#: Nobody waits for others longer than this, in seconds.
-PATIENCE_S = 0.03
-#: Tokens of a request that goes with others, and of all that go together, at most: what is longer costs the
-#: model so much that others would wait for it, and gains little.
+#: Groups that the usual callers form: one is answered while the other gathers.
+_GROUPS = 2
+#: Tokens of a request that is coalesced, and of a whole group, at most: what is longer costs the model so
+#: much that others would wait for it, and gains little.
 MOST_OWN_TOKENS, MOST_TOKENS = 100, 400
-#: What a text's token has of its characters at least, as a rule; in other scripts it is one and less.
+#: Characters of a token at least, as a rule; in other scripts than Latin one and less.
 _CHARACTERS_A_TOKEN = 3
-
-
-class Options(NamedTuple):
-    """How texts are embedded; requests with the same options can go together."""
-
-    prompt_name: str | None
-    normalize: bool
-    dimensions: int | None
-    truncate: bool
 
 
 class _Member:
     """A request that goes with others, in its own thread."""
 
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
+    def __init__(self, request: EmbedRequest) -> None:
+        self.request = request
         self.request_id = request_ids.current()
         self.share: EmbedResult | None = None
         self.error: EmbedshareError | None = None
@@ -63,85 +55,77 @@ class _Group:
         if self._complete.locked():
             self._complete.release()
 
-    def wait(self) -> None:
-        """Until it is complete, and not for long."""
-        self._complete.acquire(timeout=PATIENCE_S)
+    def wait(self, patience_s: float) -> None:
+        """Until it is complete, and no longer than `patience_s`."""
+        self._complete.acquire(timeout=patience_s)
 
 
 class Coalescer:
-    """Asks `ask(texts, options)` for several requests at once, of which at most `threads` are here.
-
-    `is_busy` tells whether the processor has no time to spare.
-    """
+    """Asks `ask(request)` for several requests at once; `is_busy` tells whether the processor has no time to
+    spare."""
 
     def __init__(
         self,
-        ask: Callable[[Inputs, Options], EmbedResult],
-        threads: int,
+        ask: Callable[[EmbedRequest], EmbedResult],
         is_busy: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
-        self._most = threads // 2
         self._is_busy = is_busy
         self._clock = clock
         self._lock = threading.Lock()
-        self._steady_callers = SteadyCallers()
-        self._open: dict[Options, _Group] = {}
+        self._delay = BatchDelay()
+        self._open: dict[tuple[Any, ...], _Group] = {}
+        """By all that a request says but its inputs: requests that are alike in this can go together."""
 
-    def ask(self, inputs: Inputs, options: Options, caller: Hashable) -> EmbedResult:
-        """The answer for `inputs`, which this caller asks for; raises what `ask` raises for them.
+    def ask(self, request: EmbedRequest) -> EmbedResult:
+        """The answer to the request; raises what `ask` raises for it.
 
         Token ids, and what is long, go by themselves.
         """
-        texts = [one for one in inputs if isinstance(one, str)]
+        texts = [one for one in request.inputs if isinstance(one, str)]
         tokens = sum(map(_tokens_at_most, texts))
-        if len(texts) < len(inputs) or not texts or tokens > MOST_OWN_TOKENS:
-            return self._ask(inputs, options)
-        member = _Member(texts)
+        if len(texts) < len(request.inputs) or not texts or tokens > MOST_OWN_TOKENS:
+            return self._ask(request)
+        member = _Member(request)
+        key = msgspec.structs.astuple(request)[1:]
         with self._lock:
-            self._steady_callers.arrived(caller, self._clock())
-            group, leads = self._join(member, tokens, options)
+            self._delay.arrived(self._clock())
+            group, leads = self._join(member, tokens, key)
         try:
             if leads:
-                self._lead(group, options)
+                self._lead(group, key)
             else:
                 member.answered.acquire()
         finally:
             with self._lock:
-                self._steady_callers.left(caller, self._clock())
+                self._delay.left()
         if member.error is not None:
             raise copy(member.error)
-        return member.share or self._ask(texts, options)
+        return member.share or self._ask(request)
 
-    def _join(self, member: _Member, tokens: int, options: Options) -> tuple[_Group, bool]:
+    def _join(self, member: _Member, tokens: int, key: tuple[Any, ...]) -> tuple[_Group, bool]:
         """The request's group, and whether it is the first of it. Called with the lock held."""
-        group = self._open.get(options)
+        group = self._open.get(key)
         leads = group is None or group.tokens + tokens > MOST_TOKENS
         if group is None or leads:
             if group is not None:
                 group.complete()
-            group = self._open[options] = _Group()
+            group = self._open[key] = _Group()
         group.members.append(member)
         group.tokens += tokens
-        if len(group.members) >= self._enough():
-            del self._open[options]  # more of them would leave the next group too few to be complete
+        if not self._is_busy() or self._delay.usual <= len(group.members) * _GROUPS:
+            del self._open[key]  # more of them would leave the next group too few to be complete
             group.complete()
         return group, leads
 
-    def _enough(self) -> int:
-        """How many are worth asking for together. Called with the lock held."""
-        if not self._is_busy():
-            return 1
-        return min(self._steady_callers.usual(self._clock()) // 2, self._most)
-
-    def _lead(self, group: _Group, options: Options) -> None:
+    def _lead(self, group: _Group, key: tuple[Any, ...]) -> None:
         """Ask for all of the group, and tell each what came of it: nothing where one is refused, since
         each is to ask for itself then."""
         try:
-            group.wait()
-            self._close(group, options)
-            self._answer(group.members, options)
+            group.wait(self._delay.patience_s)
+            self._close(group, key)
+            self._answer(group.members)
         except (InvalidInput, TooLarge) as error:
             if len(group.members) == 1:
                 group.members[0].error = error
@@ -149,23 +133,26 @@ class Coalescer:
             for member in group.members:
                 member.error = error
         finally:
-            self._close(group, options)
+            self._close(group, key)
             for member in group.members:
                 member.answered.release()
 
-    def _close(self, group: _Group, options: Options) -> None:
+    def _close(self, group: _Group, key: tuple[Any, ...]) -> None:
         """Nobody joins the group any more."""
         with self._lock:
-            if self._open.get(options) is group:
-                del self._open[options]
+            if self._open.get(key) is group:
+                del self._open[key]
 
-    def _answer(self, members: list[_Member], options: Options) -> None:
-        texts = [text for member in members for text in member.texts]
+    def _answer(self, members: list[_Member]) -> None:
+        texts: Any = [text for member in members for text in member.request.inputs]
+        began = self._clock()
         with request_ids.within(member.request_id for member in members):
-            answer = self._ask(texts, options)
+            answer = self._ask(msgspec.structs.replace(members[0].request, inputs=texts))
+        with self._lock:
+            self._delay.computed(self._clock() - began)
         at = 0
         for member in members:
-            end = at + len(member.texts)
+            end = at + len(member.request.inputs)
             counts = answer.token_counts[at:end]
             member.share = answer._replace(rows=answer.rows[at:end], token_counts=counts)
             at = end

@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from flask import request
-
-from embedshare.calls import EmbedResult, Inputs, Token
+from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry.cpu_load import CpuLoad
-from embedshare.web.coalescer import Coalescer, Options
+from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
 
 #: Ollama's word for a model's newest version, which a name may or may not end with.
@@ -63,7 +61,7 @@ class ModelClient:
         self._normalize = normalize
         self._request_limits = request_limits
         processor = CpuLoad()
-        self._coalescer = Coalescer(self._ask, settings.web.threads, lambda: processor.is_busy)
+        self._coalescer = Coalescer(self._ask, lambda: processor.is_busy)
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
@@ -83,14 +81,25 @@ class ModelClient:
         Raises TooLarge for more than a request may ask for, and what the model raises.
         """
         self._request_limits.check(inputs)
-        options = Options(
-            prompt_name, self._normalize() if normalize is None else normalize, dimensions, truncate
+        return self._coalescer.ask(
+            EmbedRequest(
+                inputs,
+                prompt_name=prompt_name,
+                normalize=self._normalize() if normalize is None else normalize,
+                dimensions=dimensions,
+                truncate=truncate,
+            )
         )
-        # A caller is known by its connection, which its port tells: also behind a proxy, that passes many on.
-        return self._coalescer.ask(inputs, options, request.environ.get("REMOTE_PORT"))
 
-    def _ask(self, inputs: Inputs, options: Options) -> EmbedResult:
-        return self._model.embed(inputs, **options._asdict())
+    def _ask(self, request: EmbedRequest) -> EmbedResult:
+        assert not isinstance(request.prompt_name, tuple)  # `embed` takes one name
+        return self._model.embed(
+            request.inputs,
+            prompt_name=request.prompt_name,
+            normalize=request.normalize,
+            dimensions=request.dimensions,
+            truncate=request.truncate,
+        )
 
     def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text: id, text, whether it is special, start, stop."""

@@ -1,19 +1,15 @@
 """Whether a small batch is worth holding back for a moment, because others are about to come.
 
-Pure: no threads, no clock, no model. Whatever is in a batch, it costs a fixed sum first (OpenVINO with
-all-MiniLM-L6-v2, one core: 3 ms, and 1 ms for each short text). So fewer and fuller batches serve callers who
-come one after the other, again and again, sooner, all of them. It is like a ferry: it waits for those who are
-usually here, and not longer than two crossings take.
+Pure: no threads, no clock, no model. A batch costs a fixed sum, whatever is in it, so fewer and fuller ones
+serve callers that come again and again sooner. The scheduler holds batches back by it
+(docs/decisions/002-batch-delay.md), a web worker requests (014-coalescing.md).
 """
 
 from __future__ import annotations
 
-#: A batch is held back for as long as so many take. (Measured with 16 clients on two cores: twice a batch's
-#: time gave 5% more calls than once, three times no more than twice.)
+#: A batch is held back for as long as so many take.
 _PATIENCE_BATCHES = 2
-#: And only where at least so many calls come while one is computed: else the model keeps up with them by
-#: itself. (Measured with calls that come at random, on two cores: 150 a second were answered as soon as
-#: without; 350 a second, near what the model can do, after 16 ms in place of 12.)
+#: And only where at least so many calls come while one is computed: else the model keeps up by itself.
 _CALLS_A_BATCH = 1.5
 #: Nobody is kept waiting for others longer than this.
 MOST_PATIENCE_S = 0.03
@@ -63,7 +59,12 @@ class BatchDelay:
             return 0.0
         return min(_PATIENCE_BATCHES * self._batch_s, MOST_PATIENCE_S)
 
+    @property
+    def usual(self) -> int:
+        """How many calls are under way as a rule, and never more than were lately."""
+        return round(min(_USUALLY * self._others, self._peak))
+
     def is_here(self, waiting: int, leaders: int) -> bool:
-        """Whether holding back gains nothing more: as many are under way as usually are, and never more than
-        were lately, or of them as many wait as one of `leaders` is to take."""
-        return round(min(_USUALLY * self._others, self._peak)) <= max(self._under_way, waiting * leaders)
+        """Whether holding back gains nothing more: as many are under way as usually are, or of them as many
+        wait as one of `leaders` is to take."""
+        return self.usual <= max(self._under_way, waiting * leaders)
