@@ -261,7 +261,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         "openvino",
     ),
     "BERT, prompts left out": (
-        lambda at: saved(at, pooled(bert(at), include_prompt=False), prompts=PROMPTS), _SENTENCES,
+        lambda at: saved(at, pooled(bert(at), include_prompt=False), prompts=PROMPTS), "openvino",
     ),
     "BERT, processing_kwargs": (
         lambda at: saved(at, pooled(bert(at, processing_kwargs={"text": {"max_length": 20}}))), "openvino",
@@ -285,7 +285,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "Qwen3": (lambda at: saved(at, pooled(trunk(at, "Qwen3", DECODER), "lasttoken")), "openvino"),
     "Qwen3, chat template": (chat, "openvino"),
-    "WordEmbeddings": (lambda at: saved(at, pooled(_word_embeddings())), _SENTENCES),
+    "WordEmbeddings": (lambda at: saved(at, pooled(_word_embeddings())), "static"),
     "WordEmbeddings, LSTM": (lambda at: saved(at, _lstm()), _SENTENCES),
     "bag of words": (lambda at: saved(at, [modules().BoW(_words(), {"model": 2.0})]), _SENTENCES),
     "StaticEmbedding": (lambda at: saved(at, _static(False), prompts=PROMPTS), "static"),
@@ -323,4 +323,7 @@ MORE = {
 
 def more(folder: Path, name: str) -> Path:
     config, pooling = MORE[name]
-    return saved(folder, pooled(trunk(folder, name.partition(",")[0], config), pooling))
+    family = name.partition(",")[0]
+    # GPT-2's own tokenizer names no token types; given some, the model adds a word's embedding to each token.
+    words = tokenizer(model_input_names=["input_ids", "attention_mask"]) if family == "GPT2" else None
+    return saved(folder, pooled(trunk(folder, family, config, words), pooling))

@@ -19,6 +19,7 @@ from tests.engine.small_models import (
     FAMILIES,
     MODERN,
     MORE,
+    bert,
     chat,
     more,
     pooled,
@@ -34,7 +35,7 @@ TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many worker
 
 CONVERTED = {
     "BERT, a tokenizer of cased letters", "BERT, truncate_dim", "Qwen3", "BERT, WordWeights",
-    "BERT, query_length and document_length",
+    "BERT, query_length and document_length", "BERT, prompts left out",
 }  # fmt: skip
 
 
@@ -81,11 +82,30 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     engine = Engine.load(settings, "cpu")
     assert engine.description.runtime == runtime
     assert_serves(engine, reference(folder), name in BATCHES_MATTER)
-    if name == "BERT, query_length and document_length":  # which the kept facts tell of
+    if name in ("BERT, query_length and document_length", "BERT, prompts left out"):  # told of by kept facts
         again = Engine.load(settings, "cpu")
-        queries = EmbedRequest(TEXTS, "", task="query")
+        queries = EmbedRequest(TEXTS, "Some Prompt: ", task="query")
         assert_same(again.embed(queries).rows, engine.embed(queries).rows)
         again.close()
+    engine.close()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "lasttoken"])
+def test_a_prompt_is_left_out_of_any_pooling(pooling: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, pooled(bert(tmp_path), pooling, include_prompt=False))
+    engine = Engine.load(settings_for(tmp_path, str(folder), runtime="torch"), "cpu")
+    assert engine.description.runtime == "torch"
+    assert_serves(engine, reference(folder))
+    engine.close()
+
+
+def test_words_that_are_not_averaged_are_left_to_sentence_transformers(tmp_path: Path) -> None:
+    words, *_ = reference(FAMILIES["WordEmbeddings"][0](tmp_path))
+    folder = saved(tmp_path / "other", pooled(words, "max"))
+    engine = Engine.load(settings_for(tmp_path, str(folder)), "cpu")
+    assert engine.description.runtime == "sentence-transformers"
+    texts = ["one model", "many shared workers"]  # of a text without words it has minus infinity
+    assert_same(engine.embed(EmbedRequest(texts)).rows, reference(folder).encode(texts))
     engine.close()
 
 

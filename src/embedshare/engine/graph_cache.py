@@ -18,7 +18,7 @@ from embedshare.engine.trials import KeptProof, Trial
 
 #: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, is
 #: verified otherwise, or is made of models that were refused before.
-GRAPH_VERSION = 5
+GRAPH_VERSION = 6
 #: Graphs that are kept; the one used longest ago goes first. One takes as much room as the model's weights.
 KEPT = 4
 

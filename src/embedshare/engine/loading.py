@@ -228,6 +228,8 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
     try:
         if type(model[0]).__name__ == "StaticEmbedding":
             return _static(loaded)
+        if type(model[0]).__name__ == "WordEmbeddings":
+            return _words(loaded)
         return _fast(loaded)
     except UnsupportedModel as error:
         if settings.model.runtime == "openvino":
@@ -263,12 +265,18 @@ def _fast(loaded: _Loaded) -> _Parts:
     settings, device, _, model, proof, facts = loaded
     serialized = embedders.tokenizer_of(model)
     template = embedders.template_of(model, serialized)
-    facts = msgspec.structs.replace(facts, task_cuts=embedders.task_cuts(model), template=template)
+    prompts_out = template is None and embedders.leaves_prompts_out(model)
+    facts = msgspec.structs.replace(
+        facts, task_cuts=embedders.task_cuts(model), template=template, leaves_prompts_out=prompts_out
+    )
     tokenizer = _text_tokenizer(serialized, facts)
     sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
-    proof.check(in_batches(sequences, partial(embedders.plain_forward, model)), "its modules over token ids")
+    if not prompts_out:  # else its padded forward is not told where a prompt ends
+        plain = in_batches(sequences, partial(embedders.plain_forward, model))
+        proof.check(plain, "its modules over token ids")
     embedders.check_cut(model, tokenizer)
     if device.startswith("cuda"):
+        _check_padded(facts)
         dtype = _torch_dtype(loaded, lambda dtype: rows_in(dtype, model, sequences))
         return _Parts(PaddedRuntime(model, dtype), tokenizer, facts)
     form = embedders.find_form(model, proof, sequences)
@@ -282,6 +290,7 @@ def _fast(loaded: _Loaded) -> _Parts:
                 raise
             logger.info("{}; torch runs it instead", error)
     if form is None or form[1].one_text_a_row:
+        _check_padded(facts)
         logger.info("the model does not take packed batches; they are padded instead")
         dtype = _torch_dtype(loaded, lambda dtype: rows_in(dtype, model, sequences))
         return _Parts(PaddedRuntime(model, dtype), tokenizer, loaded.facts)
@@ -292,6 +301,12 @@ def _fast(loaded: _Loaded) -> _Parts:
 
     dtype = _torch_dtype(loaded, rows)
     return _Parts(TorchRuntime(embedder, device, layout, dtype), tokenizer, loaded.facts)
+
+
+def _check_padded(facts: ModelMetadata) -> None:
+    """Raise UnsupportedModel where padded batches do not have the model's vectors."""
+    if facts.leaves_prompts_out:
+        raise UnsupportedModel("the model leaves prompts out of pooling, which padded batches do not")
 
 
 def _converted(
@@ -310,7 +325,7 @@ def _converted(
     except UnsupportedModel as error:
         _graph_cache(settings).refuse(identity, str(error))
         raise
-    kept = KeptProof(sequences, proof.expected.tolist())
+    kept = KeptProof.of(sequences, proof.expected)
     _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path), kept)
     return _in_openvino(settings, identity, graph, facts, lambda: kept)
 
@@ -358,8 +373,33 @@ def _static(loaded: _Loaded) -> _Parts:
     return _Parts(runtime, tokenizer, facts)
 
 
+def _words(loaded: _Loaded) -> _Parts:
+    """Means of word embeddings in NumPy, of words that the model's own code finds.
+
+    Raises UnsupportedModel where that does not agree with the proof.
+    """
+    from embedshare.engine.runtimes.whole import WordTokenizer
+
+    settings, device, identity, model, proof, facts = loaded
+    others = [type(module).__name__ for module in model][1:]
+    if others not in (["Pooling"], ["Pooling", "Normalize"]):
+        raise UnsupportedModel("more than pooling follows its WordEmbeddings")
+    tokenizer = WordTokenizer(model, facts.max_seq_length)
+    runtime = StaticRuntime(model[0].emb_layer.weight.detach().cpu().numpy(), "Normalize" in others)
+    sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
+    proof.check(runtime.run(sequences), "means of its words")
+    if _wants_openvino(settings, device):
+        _graph_cache(settings).refuse(identity, "the model looks words up, and NumPy runs it")
+    return _Parts(runtime, tokenizer, facts)
+
+
 def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
-    return TextTokenizer(serialized, task_cuts=facts.task_cuts, template=facts.template)
+    return TextTokenizer(
+        serialized,
+        task_cuts=facts.task_cuts,
+        template=facts.template,
+        counts_prompts=facts.leaves_prompts_out,
+    )
 
 
 def _wants_openvino(settings: Settings, device: str) -> bool:

@@ -32,6 +32,9 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     template: Template | None = None
     """What the model's chat template puts around a text."""
 
+    leaves_prompts_out: bool = False
+    """Whether pooling leaves the tokens of a prompt out."""
+
     def description(
         self, identity: str, model_name: str, device: str, dtype: str, runtime: str
     ) -> ModelDescription:

@@ -20,6 +20,22 @@ class Text:
         return self.tokens
 
 
+class PromptedIds(list[int]):
+    """Token ids of a prompt and a text, for a model that leaves the prompt out of pooling.
+
+    `prompt_tokens`: how many at the beginning are the prompt's.
+    """
+
+    def __init__(self, ids: list[int], prompt_tokens: int) -> None:
+        super().__init__(ids)
+        self.prompt_tokens = prompt_tokens
+
+
+def prompt_tokens(ids: list[int]) -> int:
+    """Tokens at the beginning of a sequence that pooling leaves out."""
+    return ids.prompt_tokens if isinstance(ids, PromptedIds) else 0
+
+
 class Token(NamedTuple):
     """One token of a text, and the characters that it stands for.
 

@@ -11,7 +11,7 @@ import sys
 import msgspec
 from tokenizers import Encoding, Tokenizer
 
-from embedshare.engine.sequences import Token
+from embedshare.engine.sequences import PromptedIds, Token
 from embedshare.errors import InvalidInput, NotServed, TooLarge
 
 #: Characters whose tokens can be had one by one in a call, at most.
@@ -63,6 +63,7 @@ class TextTokenizer:
     `serialized`: its text, as in a tokenizer.json; what is longer than its truncation allows is cut, special
     tokens included. `special_tokens`: whether they are added. `task_cuts`: tokens that texts for a task are
     cut at, where that is elsewhere. `template`: what renders the texts, special tokens and all.
+    `counts_prompts`: whether sequences say which of their tokens are the prompt's.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class TextTokenizer:
         special_tokens: bool = True,
         task_cuts: dict[str, int] | None = None,
         template: Template | None = None,
+        counts_prompts: bool = False,
     ) -> None:
         self._tokenizer = Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
         self._special_tokens = special_tokens and template is None
         self._template = template
+        self._counts_prompts = counts_prompts
         truncation = self._tokenizer.truncation
         self.max_seq_length: int = truncation["max_length"] if truncation else LONGEST
         self._cuts_left = truncation is not None and truncation["direction"] == "left"
@@ -84,7 +87,12 @@ class TextTokenizer:
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         side = "left" if self._cuts_left else "right"
         self._for_tasks = {
-            task: TextTokenizer(with_truncation(serialized, cut, side), special_tokens, template=template)
+            task: TextTokenizer(
+                with_truncation(serialized, cut, side),
+                special_tokens,
+                template=template,
+                counts_prompts=counts_prompts,
+            )
             for task, cut in (task_cuts or {}).items()
         }
 
@@ -107,6 +115,9 @@ class TextTokenizer:
             self._check_uncut(encodings)
         if self._template is not None and self._template.suffix:
             return [self._ended(encoding.ids, self._template.suffix) for encoding in encodings]
+        if self._counts_prompts and prompt:
+            tokens = self._prompt_tokens(prompt)
+            return [PromptedIds(encoding.ids, tokens) for encoding in encodings]
         return [encoding.ids for encoding in encodings]
 
     def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
@@ -150,6 +161,11 @@ class TextTokenizer:
         except TypeError:
             raise lone_surrogate(given) from None
         return [_with_overflow(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt by itself, but a special one at its end."""
+        (encoding,) = self._encodings([prompt])
+        return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
 
     def _prepared(self, texts: list[str], prompt: str) -> list[str]:
         if self._template is not None:

@@ -10,6 +10,8 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from embedshare.engine.sequences import PromptedIds, prompt_tokens
+
 #: The least cosine of a vector in reduced precision to sentence-transformers' own.
 LEAST_COSINE = 0.9999
 
@@ -20,6 +22,19 @@ class KeptProof(msgspec.Struct, frozen=True):
     sequences: list[list[int]]
     expected: list[list[float]]
     """(texts, dimensions that the model gives where a caller asks for none)"""
+
+    prompt_tokens: list[int]
+    """Of each text, how many tokens at its beginning pooling leaves out."""
+
+    @classmethod
+    def of(cls, sequences: list[list[int]], expected: np.ndarray) -> KeptProof:
+        """The proof of these sequences; `expected` (texts, dimensions)."""
+        return cls(sequences, expected.tolist(), list(map(prompt_tokens, sequences)))
+
+    def inputs(self) -> list[list[int]]:
+        """The sequences as a runtime takes them."""
+        pairs = zip(self.sequences, self.prompt_tokens, strict=True)
+        return [PromptedIds(ids, tokens) if tokens else ids for ids, tokens in pairs]
 
 
 class Trial(msgspec.Struct, frozen=True):

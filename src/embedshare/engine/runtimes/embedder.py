@@ -264,6 +264,11 @@ def _agrees(
     return False
 
 
+def leaves_prompts_out(model: SentenceTransformer) -> bool:
+    """Whether pooling leaves the tokens of a prompt out, as Instructor models do."""
+    return any(getattr(module, "include_prompt", True) is False for module in model)
+
+
 def plain_forward(model: SentenceTransformer, sequences: list[list[int]]) -> np.ndarray:
     """The model's own forward over padded token ids: float32 (n, dimension)."""
     padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0

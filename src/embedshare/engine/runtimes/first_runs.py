@@ -70,20 +70,21 @@ def first_runs(runtime: OpenVinoRuntime, proof: KeptProof) -> float:
     Returns the smallest cosine to the proof's vectors.
     """
     expected = np.array(proof.expected, np.float32)
-    short = [at for at, ids in enumerate(proof.sequences) if len(ids) <= _SHORT]
+    inputs = proof.inputs()
+    short = [at for at, ids in enumerate(inputs) if len(ids) <= _SHORT]
     batches = [short] if short else []
-    batches += [[at] for at, ids in enumerate(proof.sequences) if len(ids) > _SHORT]
+    batches += [[at] for at, ids in enumerate(inputs) if len(ids) > _SHORT]
     if short:
-        tokens = sum(len(proof.sequences[at]) for at in short)
+        tokens = sum(len(inputs[at]) for at in short)
         batches.append(short * -(-runtime.bulk_budget // tokens))
 
     def least(batch: list[int]) -> float:
-        sequences = [proof.sequences[at] for at in batch]
+        sequences = [inputs[at] for at in batch]
         return min(smallest_cosine(rows, expected[batch]) for rows in runtime.run_on_each_graph(sequences))
 
     cosines = [least(batch) for batch in batches]
     runtime.settle()  # from here on short texts that come alone have graphs of their own
-    longest = max(proof.sequences, key=len)
+    longest = max(inputs, key=len)
     for width in SINGLE_WIDTHS:
         runtime.run([longest[:width]])
     cosines += [least([at]) for at in short]

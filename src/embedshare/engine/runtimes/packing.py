@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from embedshare.engine.sequences import prompt_tokens
+
 #: How wide rows are, in tokens. Longer texts get rows of a multiple of 64.
 WIDTHS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 #: Attention grows with the width of a row: in one this wide it costs a token about as much as all the rest.
@@ -45,8 +47,8 @@ class Packed(NamedTuple):
     """(rows, width) which text a token belongs to, -1 for none: tokens see those of their own text alone."""
 
     places: np.ndarray
-    """(texts, at least the longest's tokens) where each text's tokens stand in the flattened rows, -1 after
-    its end."""
+    """(texts, at least the longest's tokens) where the tokens of each text that are pooled stand in the
+    flattened rows; -1 after its end, and for a prompt that pooling leaves out."""
 
 
 def row_width(tokens: int) -> int:
@@ -74,7 +76,8 @@ def pack(sequences: list[list[int]], layout: Layout, last: tuple[int, int] | Non
         input_ids[row, column:end] = ids
         position_ids[row, column:end] = positions[: len(ids)] + first_position
         segments[row, column:end] = text
-        places[text, : len(ids)] = positions[: len(ids)] + (row * rows.width + column)
+        pooled = slice(prompt_tokens(ids), len(ids))
+        places[text, pooled] = positions[pooled] + (row * rows.width + column)
     return Packed(input_ids, position_ids, segments, places)
 
 

@@ -104,9 +104,7 @@ class WholeTokenizer:
         self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
     ) -> list[Text]:
         """See sequences.Tokenizing."""
-        for text in (*texts, prompt):
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise lone_surrogate(texts)
+        _check_characters(texts, prompt)
         if not truncate:
             self._check_uncut(texts, prompt, task)
         return [Text(text, prompt, task, self._estimate(prompt, text)) for text in texts]
@@ -156,6 +154,24 @@ class WholeTokenizer:
                     f"text {number} is longer than the model's longest sequence, {read:,} tokens, "
                     "and was not to be truncated"
                 )
+
+
+class WordTokenizer(WholeTokenizer):
+    """Finds words with the code of a WordEmbeddings module, which keeps no state between texts."""
+
+    def __call__(
+        self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
+    ) -> list[Any]:
+        """See sequences.Tokenizing. The ids of words that the model knows."""
+        _check_characters(texts, prompt)
+        words = self._model[0]
+        return [words.tokenizer.tokenize(prompt + text)[: words.max_seq_length] for text in texts]
+
+
+def _check_characters(texts: list[str], prompt: str) -> None:
+    for text in (*texts, prompt):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise lone_surrogate(texts)
 
 
 def _preprocessed(
