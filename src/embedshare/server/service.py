@@ -10,29 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 
 from embedshare.calls import NOBODY, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.engine.engine import Engine
-from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, UnknownIndex
+from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
-from embedshare.ipc.callers import Callers, Process
+from embedshare.ipc.callers import Callers
 from embedshare.models.pool import LoadedModel, ModelPool
 from embedshare.providers.local import Local
+from embedshare.server.index_service import Answered, IndexCall, IndexService
 from embedshare.settings import Settings, parse
-from embedshare.vectors.server.index import Index
-from embedshare.vectors.server.store import IndexStore, Sender
 
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
 #: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
 
-_Question = codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Query
-_OfIndexes = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.Forget
-_Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
+_Prompted = codec.Encode | codec.Tokenize | codec.Search
 
 
 class SwapGuard(Protocol):
@@ -53,9 +49,7 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
-        self._index_store = IndexStore(
-            settings.indexes.max_indexes, settings.indexes.max_bytes, callers.is_living
-        )
+        self._indexes = IndexService(settings.indexes, callers)
         self.swap_guard: SwapGuard | None = None
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
@@ -65,80 +59,40 @@ class EmbeddingService:
         """See ipc.server.Service."""
         return EmbeddingSession(self, self._pool)
 
-    def answer(self, provider: Local, call: _Question, context: CallContext) -> _Answered:
+    def answer(
+        self,
+        provider: Local,
+        call: codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Query | IndexCall,
+        raw: bytearray,
+        context: CallContext,
+    ) -> Answered:
         """See ipc.server.Session."""
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(provider, call.what, context)), None
         self._last_asked = time.monotonic()
-        if isinstance(call, codec.Tokenize):
-            return self._tokenize(provider, call, context), None
-        if isinstance(call, codec.Encode):
+        if isinstance(call, _Prompted):
             self._check_prompt(call)
+        if isinstance(call, codec.Encode):
             request = EmbedRequest(
                 call.texts, call.prompt, normalize=call.normalize, dimensions=call.truncate_dim,
                 truncate=call.truncate, task=call.task,
             )  # fmt: skip
-        else:
+        elif isinstance(call, codec.EncodeTokens):
             request = EmbedRequest(call.sequences, "", normalize=call.normalize, dimensions=call.truncate_dim)
+        elif isinstance(call, codec.Tokenize):
+            return self._tokenize(provider, call, context), None
+        else:
+            return self._indexes.answer(provider, call, raw, context)
         rows, token_counts, timings, _ = provider.embed(request, context)
         self._last_asked = time.monotonic()
         message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None
 
     def _tokenize(self, provider: Local, call: codec.Tokenize, context: CallContext) -> codec.Reply:
-        self._check_prompt(call)
         request = EmbedRequest(call.texts, call.prompt)
         if call.detailed:
             return codec.Reply(call.id, provider.tokens(request, call.special_tokens, context))
         return codec.Reply(call.id, provider.tokenize(request, context))
-
-    def answer_of_indexes(
-        self, provider: Local, call: _OfIndexes, raw: bytearray, context: CallContext
-    ) -> _Answered:
-        """Likewise, for a call about vector indexes; UnknownIndex for one that is not of the provider's
-        model."""
-        self._last_asked = time.monotonic()
-        identity, process = provider.description.identity, self._callers.process_of(context.caller)
-        if isinstance(call, codec.Search):
-            return self._search(provider, call, process, context)
-        if isinstance(call, codec.Forget):
-            return codec.Reply(call.id, self._index_store.forget(call.indexes)), None
-        if isinstance(call, codec.Inspect):
-            return codec.Reply(call.id, self._index_store.describe(process, call.index, identity)), None
-        if isinstance(call, codec.Remove):
-            ids = np.array(call.ids, np.int64)
-            removed = self._index_store.remove(process, call.index, identity, call.before, call.version, ids)
-            return codec.Reply(call.id, removed), None
-        if call.identity != identity:
-            raise UnknownIndex("the vectors are of another model than the one that is served")
-        count = self._index_store.put(
-            Sender(context.caller, process, context.is_gone),
-            call.index,
-            identity,
-            call.version,
-            call.start,
-            call.total,
-            Index(call.dimension, call.metric, call.kind),
-            np.frombuffer(raw, "<i8", call.count),
-            np.frombuffer(raw, "<f4", offset=8 * call.count).reshape(call.count, call.dimension),
-        )
-        return codec.Reply(call.id, count), None
-
-    def _search(
-        self, provider: Local, call: codec.Search, process: Process, context: CallContext
-    ) -> _Answered:
-        self._check_prompt(call)
-        identity = provider.description.identity
-        self._index_store.check(
-            process, call.index, identity, call.version
-        )  # before anything is computed for it
-        query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")
-        found = provider.embed(query, context)
-        ids, scores = self._index_store.search(
-            process, call.index, identity, call.version, found.rows, call.k
-        )
-        raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
-        return codec.Hits(call.id, len(ids[0]), found.timings), memoryview(raw) if raw else None
 
     def swap(
         self,
@@ -213,7 +167,7 @@ class EmbeddingService:
             self._wire_seconds["decode"] += decode_s
             self._wire_seconds["encode"] += encode_s
 
-    def _check_prompt(self, call: codec.Encode | codec.Tokenize | codec.Search) -> None:
+    def _check_prompt(self, call: _Prompted) -> None:
         """A small message must not become a large one here: the prompt is written before each text."""
         size = len(call.prompt) * len(call.texts)
         allowed = self._settings.server.max_message_bytes
@@ -249,7 +203,7 @@ class EmbeddingService:
             "callers": self._callers.stats(),
             "swaps": self._pool.swaps,
             "failed_swaps": self._pool.failed_swaps,
-            "indexes": self._index_store.stats(),
+            "indexes": self._indexes.store.stats(),
         }
 
     def _query(self, provider: Local, what: str, context: CallContext) -> Any:
@@ -270,7 +224,7 @@ class EmbeddingSession:
 
     def answer(
         self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
-    ) -> _Answered:
+    ) -> Answered:
         """See ipc.server.Session."""
         if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # nor is NaN, which no deadline would ever end
             raise InvalidInput(
@@ -284,9 +238,6 @@ class EmbeddingSession:
         held = self._expected = self._pool.enter(self._expected)
         try:
             assert held.provider is not None  # it is held until `leave`
-            context = CallContext(deadline, caller, is_gone)
-            if isinstance(call, _Question):
-                return self._service.answer(held.provider, call, context)
-            return self._service.answer_of_indexes(held.provider, call, raw, context)
+            return self._service.answer(held.provider, call, raw, CallContext(deadline, caller, is_gone))
         finally:
             self._pool.leave(held)

@@ -1,0 +1,70 @@
+"""What the model server answers of vector indexes: the calls of `ipc.codec` that name one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedshare.calls import CallContext, EmbedRequest
+from embedshare.errors import UnknownIndex
+from embedshare.ipc import codec
+from embedshare.ipc.callers import Callers, Process
+from embedshare.providers.local import Local
+from embedshare.settings import IndexSettings
+from embedshare.vectors.server.index import Index
+from embedshare.vectors.server.store import IndexStore, Sender
+
+IndexCall = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.Forget
+Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
+
+
+class IndexService:
+    """Answers with the indexes of a store. An index belongs to the model whose vectors it holds."""
+
+    def __init__(self, settings: IndexSettings, callers: Callers) -> None:
+        self._callers = callers
+        self.store = IndexStore(settings.max_indexes, settings.max_bytes, callers.is_living)
+
+    def answer(self, provider: Local, call: IndexCall, raw: bytearray, context: CallContext) -> Answered:
+        """See ipc.server.Session. Raises UnknownIndex for an index that is not of the provider's model."""
+        identity, process = provider.description.identity, self._callers.process_of(context.caller)
+        match call:
+            case codec.Search():
+                return self._search(provider, call, process, context)
+            case codec.Put():
+                reply: object = self._put(identity, call, raw, process, context)
+            case codec.Remove():
+                ids = np.array(call.ids, np.int64)
+                reply = self.store.remove(process, call.index, identity, call.before, call.version, ids)
+            case codec.Inspect():
+                reply = self.store.describe(process, call.index, identity)
+            case codec.Forget():
+                reply = self.store.forget(call.indexes)
+        return codec.Reply(call.id, reply), None
+
+    def _put(
+        self, identity: str, call: codec.Put, raw: bytearray, process: Process, context: CallContext
+    ) -> int:
+        if call.identity != identity:
+            raise UnknownIndex("the vectors are of another model than the one that is served")
+        return self.store.put(
+            Sender(context.caller, process, context.is_gone),
+            call.index,
+            identity,
+            call.version,
+            call.start,
+            call.total,
+            Index(call.dimension, call.metric, call.kind),
+            np.frombuffer(raw, "<i8", call.count),
+            np.frombuffer(raw, "<f4", offset=8 * call.count).reshape(call.count, call.dimension),
+        )
+
+    def _search(
+        self, provider: Local, call: codec.Search, process: Process, context: CallContext
+    ) -> Answered:
+        index, identity, version = call.index, provider.description.identity, call.version
+        self.store.check(process, index, identity, version)  # before anything is computed for it
+        query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")
+        found = provider.embed(query, context)
+        ids, scores = self.store.search(process, index, identity, version, found.rows, call.k)
+        raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
+        return codec.Hits(call.id, len(ids[0]), found.timings), memoryview(raw) if raw else None
