@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from embedshare.calls import EmbedRequest
+from embedshare.calls import NOBODY, EmbedRequest
+from embedshare.client import local_model
 from embedshare.engine import weights
 from embedshare.errors import OutOfMemory
-from embedshare.models import memory_budget
 from tests.processes import ModelServer, copy_converted, wait_for
 
 WORKER = """
@@ -139,7 +139,7 @@ def test_a_model_without_room_is_not_loaded_and_the_server_is_waited_for(tmp_pat
     os.truncate(vast / "model.safetensors", 1 << 42)  # a sparse file: four terabytes that take no room
     settings = ModelServer(tmp_path, EMBEDDING_MODEL_NAME=str(vast)).settings()
     with pytest.raises(OutOfMemory, match=r"needs about 8,388,858 MB, and the machine has [\d,]+ MB free"):
-        memory_budget.load(settings, "cpu", None)
+        local_model.load(settings, None)
 
 
 def test_while_one_process_loads_others_wait(tmp_path: Path) -> None:
@@ -157,6 +157,6 @@ def test_while_one_process_loads_others_wait(tmp_path: Path) -> None:
     assert holder.stdout.readline() == "held\n"
     began = time.monotonic()
     copy_converted(tmp_path)
-    assert memory_budget.load(settings, "cpu", None).embed(EmbedRequest(["text"], "")).rows.shape == (1, 384)
+    assert local_model.load(settings, None).embed(EmbedRequest(["text"], ""), NOBODY).rows.shape == (1, 384)
     assert time.monotonic() - began > 1.0
     assert holder.wait() == 0

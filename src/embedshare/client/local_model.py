@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from embedshare import threads
+from embedshare import folders, threads
+from embedshare.backoff import Backoff
 from embedshare.errors import (
     DeadlineExceeded,
     EmbedshareError,
@@ -26,8 +28,9 @@ from embedshare.settings import Settings
 if TYPE_CHECKING:
     from embedshare.providers.local import Local
 
-#: After a local model could not be loaded, the next try waits this long.
-RETRY_S = 30.0
+#: Pauses after tries in a row that could not load a local model.
+RETRIES = Backoff(30.0, 240.0)
+_ENDS = "the process ends, and loads no model any more"
 
 
 class LocalModel:
@@ -40,15 +43,13 @@ class LocalModel:
         self._load = load
         self._lock = threading.Lock()
         self._loading: futures.Future[Local] | None = None
-        self._failed: tuple[float, EmbedshareError] | None = None
+        self._failure: EmbedshareError | None = None
+        self._failures, self._retry_at = 0, 0.0
 
     @property
     def failure(self) -> EmbedshareError | None:
         """Why it did not load a short while ago: it is not tried again before long."""
-        if self._failed is None:
-            return None
-        failed_at, error = self._failed
-        return error if time.monotonic() - failed_at < RETRY_S else None
+        return self._failure if time.monotonic() < self._retry_at else None
 
     def get(
         self, expected: ModelDescription | None, deadline: float, still_wanted: Callable[[], bool]
@@ -83,7 +84,7 @@ class LocalModel:
         """Hold it no longer; whether there was one. What kept one from loading is forgotten."""
         with self._lock:
             there, self._loading = self._loading is not None, None
-            self._failed = None
+            self._failures, self._retry_at = 0, 0.0
         return there
 
     def _fulfil(self, loading: futures.Future[Local], expected: ModelDescription | None) -> None:
@@ -96,7 +97,8 @@ class LocalModel:
             with self._lock:
                 if self._loading is loading:  # else it was let go meanwhile
                     self._loading = None
-                    self._failed = (time.monotonic(), failure)
+                    self._failure, self._failures = failure, self._failures + 1
+                    self._retry_at = time.monotonic() + RETRIES.pause_s(self._failures)
             loading.set_exception(failure)
         else:
             loading.set_result(local)
@@ -121,8 +123,15 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
     identity = expected.identity if expected is not None else None
     if not settings.client.use_ipc:
         return Local(conversion.load(settings, settings.model.device, identity))
+
+    def in_turn(settings: Settings) -> Local:
+        device = settings.client.fallback_device
+        with _turn(settings):
+            memory_budget.check_room(settings, device)
+            return Local(conversion.load(settings, device, identity))
+
     try:
-        return Local(memory_budget.load(settings, settings.client.fallback_device, identity, conversion.load))
+        return in_turn(settings)
     except (ModelMismatch, ModelNotFound) as error:
         if expected is None or not settings.server.on_loopback or expected.model_name == settings.model.name:
             raise
@@ -130,9 +139,35 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
             settings, model=dataclasses.replace(settings.model, name=expected.model_name)
         )
         try:
-            return Local(memory_budget.load(told, settings.client.fallback_device, identity, conversion.load))
+            return in_turn(told)
         except ModelNotFound:
             raise error from None
+
+
+@contextmanager
+def _turn(settings: Settings) -> Iterator[None]:
+    """One process of a machine at a time: workers lose the server together, and the first that loads a model
+    converts it for all of them."""
+    from filelock import FileLock, Timeout  # a base install does not have it
+
+    folder = folders.cache(settings)
+    lock = FileLock(folder / "local-model.lock", mode=0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0.5)
+            except Timeout:
+                if _process_ends():
+                    raise EmbedshareError(_ENDS) from None
+    except OSError as error:
+        logger.warning("Loading local models side by side, without a lock in {} ({})", folder, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _tell(failure: EmbedshareError) -> None:
@@ -151,6 +186,6 @@ def _failure(error: Exception) -> EmbedshareError:
     if isinstance(error, EmbedshareError):
         return error
     if _process_ends():
-        return EmbedshareError(f"the process ends, and loads no model any more ({error})")
+        return EmbedshareError(f"{_ENDS} ({error})")
     logger.opt(exception=error).error("the local model did not load")
     return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from loguru import logger
 
@@ -29,7 +30,7 @@ class LoadedModel:
     def __init__(self, engine: Engine, settings: Settings, watch: Watch) -> None:
         self.settings = settings
         self.description = engine.description
-        self.provider: Local | None = Local(engine)
+        self.provider = Local(engine)
         self.calls = 0
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=watch, args=(engine, self._ended), name="vitals", daemon=True)
@@ -39,12 +40,11 @@ class LoadedModel:
         self._ended.set()
 
     def release(self) -> None:
-        """Let the model go, which no call uses any more."""
+        """Unload the model, which no call uses any more."""
         self.stop_watching()
         self._watcher.join()
-        if self.provider is not None:
-            self.provider.engine.close()
-        self.provider = None
+        self.provider.engine.close()
+        del self.provider  # who still knows this model does not keep its memory
         release_memory()
         logger.info("{} ({}) was let go", self.description.model_name, self.description.identity[:12])
 
@@ -78,27 +78,28 @@ class ModelPool:
         """Calls that the model answers now."""
         return self._current.calls
 
-    def enter(self, expected: LoadedModel | None) -> LoadedModel:
-        """Begin a call: the model that answers it, until `leave`.
+    @contextmanager
+    def lease(self, expected: LoadedModel | None = None) -> Iterator[LoadedModel]:
+        """The model that answers a call; it stays loaded until the call is over.
 
         `expected`: the model that this caller has met. Raises ModelSwapped where that is served no more.
         """
         with self._lock:
-            held = self._current
-            if expected is not None and expected is not held:
+            leased = self._current
+            if expected is not None and expected is not leased:
                 raise ModelSwapped(
-                    f"{expected.description.model_name} is served no more, but {held.description.model_name}"
+                    f"{expected.description.model_name} is served no more, but "
+                    f"{leased.description.model_name}"
                 )
-            held.calls += 1
-            return held
-
-    def leave(self, held: LoadedModel) -> None:
-        """End a call."""
-        with self._lock:
-            held.calls -= 1
-            over = held is not self._current and not held.calls
-        if over:
-            held.release()
+            leased.calls += 1
+        try:
+            yield leased
+        finally:
+            with self._lock:
+                leased.calls -= 1
+                over = leased is not self._current and not leased.calls
+            if over:
+                leased.release()
 
     def swap(self, wanted: Settings, load: Callable[[], Engine]) -> ModelDescription:
         """Have the model that `wanted` names take over, on its device, which `load()` loads.
@@ -112,7 +113,6 @@ class ModelPool:
         try:
             held, before = self._current, self._current.description
             if _serves(held, wanted):
-                assert held.provider is not None  # it serves
                 held.provider.engine.scheduler.limit_batches(wanted.model.max_batch_size)
                 held.settings = wanted
                 return before

@@ -189,12 +189,8 @@ class EmbeddingService:
 
     def stats(self) -> dict[str, Any]:
         """What was done since the model was loaded, as EmbeddingClient.stats() has it."""
-        held = self._pool.enter(None)
-        try:
-            assert held.provider is not None  # it is held until `leave`
-            return self._stats(held.provider, NOBODY)
-        finally:
-            self._pool.leave(held)
+        with self._pool.lease() as leased:
+            return self._stats(leased.provider, NOBODY)
 
     def _stats(self, provider: Local, context: CallContext) -> dict[str, Any]:
         stats: dict[str, Any] = provider.ask("stats", context)
@@ -235,9 +231,7 @@ class EmbeddingSession:
             return codec.Reply(
                 call.id, self._service.swap(call.model_name, call.settings, deadline, is_gone)
             ), None
-        held = self._expected = self._pool.enter(self._expected)
-        try:
-            assert held.provider is not None  # it is held until `leave`
-            return self._service.answer(held.provider, call, raw, CallContext(deadline, caller, is_gone))
-        finally:
-            self._pool.leave(held)
+        with self._pool.lease(self._expected) as leased:
+            self._expected = leased
+            context = CallContext(deadline, caller, is_gone)
+            return self._service.answer(leased.provider, call, raw, context)
