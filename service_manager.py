@@ -1,10 +1,10 @@
-"""Start, watch, change and stop everything: the model server and its web workers.
+"""Start, watch, change and stop the model server and its web workers.
 
     python service_manager.py --workers 3 --port 5000
     python service_manager.py status | logs | restart | scale | swap | stop | doctor | keys
 
-The first runs until Ctrl-C, which stops everything and leaves no process behind. The others reach it over a
-local channel that only its user can use.
+The first runs until Ctrl-C, which stops every process. The others reach it over a local channel that only its
+user can use.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ from embedshare.supervise.supervisor import Supervisor, Watched  # noqa: E402
 if TYPE_CHECKING:
     from embedshare.settings_store.sync import SettingsSync
 
-#: The first worker's port where nothing else is said.
+#: The first worker's default port.
 FIRST_PORT = 5000
-#: Between two lines on how a command goes, in seconds.
+#: Seconds between two lines on a command's progress.
 SAY_EVERY_S = 2.0
-#: A command line gives up where the supervisor has said nothing for so many seconds.
+#: Seconds without a word from the supervisor after which a command gives up.
 SILENCE_S = 30.0
-#: What a swap of the model may take, loading and converting included.
+#: Seconds that a swap of the model may take, loading and converting included.
 SWAP_S = 1800.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out one command; 0 where it went well, 1 with one line on what is wrong."""
+    """Carry out one command; 0 on success, 1 with one line on what is wrong."""
     options = _parser().parse_args(_with_command(sys.argv[1:] if arguments is None else arguments))
     logs.begin("service-manager", prints=True)
     try:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _log_settings(settings: Settings, starts: bool) -> Settings:
-    """`settings` for the log of a command: what it answers is what it says, unless it starts the services."""
+    """The settings for a command's log: its answer is its only output, unless it starts the services."""
     if starts or settings.operation.log_level != "info":
         return settings
     return dataclasses.replace(
@@ -124,12 +124,12 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
         supervisor.run()
     finally:
         channel.close()
-    logger.info("everything is stopped")
+    logger.info("Stopped everything")
 
 
 class _Where:
-    """Where the workers listen: as the settings in a database say, where these are kept there; a port of the
-    command line stands above them."""
+    """The workers' address: the one in the database, if settings are kept there; the command line's port
+    overrides it."""
 
     def __init__(self, settings: Settings, port: int | None) -> None:
         self._settings = settings
@@ -137,11 +137,11 @@ class _Where:
         self._kept = _kept(settings) if settings.operation.use_db_settings else None
 
     def now(self) -> Place:
-        """With what is stored now."""
+        """The place by the stored settings."""
         return _place(self._settings, self._port, self._kept.live.now.stored if self._kept else {})
 
     def watch(self, services: Services, supervisor: Supervisor) -> None:
-        """Restart the workers one after another wherever the settings have them listen from now on."""
+        """Restart the workers one after another at each new address from the settings."""
 
         def look(*_: object) -> None:
             place = self.now()
@@ -152,7 +152,7 @@ class _Where:
             try:
                 supervisor.restart().result()
             except EmbedshareError as error:
-                logger.error("the workers did not all move, `restart` tries again: {}", error.message)
+                logger.error("Could not move every worker; retry with `restart`: {}", error.message)
 
         if self._kept is not None:
             self._kept.watcher.start(look)
@@ -171,7 +171,7 @@ def _place(settings: Settings, port: int | None, stored: Mapping[str, Any]) -> P
 
 
 class _Commands:
-    """What the supervisor does for who asks over its channel."""
+    """The supervisor's answers to commands over its channel."""
 
     def __init__(self, supervisor: Supervisor, services: Services, least: int, most: int) -> None:
         self._supervisor = supervisor
@@ -191,7 +191,7 @@ class _Commands:
             command = self._by_name[do]
         except KeyError:
             raise SupervisorError(
-                f"the supervisor knows no command {do!r}; it knows {', '.join(self._by_name)}"
+                f"unknown command {do!r}; the supervisor knows {', '.join(self._by_name)}"
             ) from None
         return command(given, say)
 
@@ -199,16 +199,17 @@ class _Commands:
         count = int(given["workers"])
         if self._most > self._least and not self._least <= count <= self._most:
             raise SupervisorError(
-                f"the number of workers follows the load from {self._least} to {self._most}: not {count}"
+                f"the number of workers follows the load, from {self._least} to {self._most}; it "
+                f"cannot be set to {count}"
             )
         self._wait(self._supervisor.scale(count), say)
 
     def _follow(self, given: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Restart the workers such that they go over to any model that the server changes to."""
+        """Restart the workers such that they follow every change of the server's model."""
         if not self._services.workers_follow:
             self._services.workers_follow = True
             self._wait(self._supervisor.restart(), say)
-            logger.info("restarted the workers to follow changes of the model (swap --follow)")
+            logger.info("Restarted the workers to follow changes of the model (swap --follow)")
 
     def _wait(self, operation: futures.Future[None], say: Callable[[str], None]) -> None:
         while not futures.wait([operation], SAY_EVERY_S).done:
@@ -219,7 +220,7 @@ class _Commands:
 
 
 def show_status(options: argparse.Namespace, settings: Settings) -> None:
-    """How every process is, and the model that they share."""
+    """Show the state of every process, and the shared model."""
     processes = control.ask(_control_file(settings), "status")
     with _client(settings) as client:
         report = status.gather(processes, settings, client.stats)
@@ -227,7 +228,7 @@ def show_status(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def show_logs(options: argparse.Namespace, settings: Settings) -> None:
-    """The last lines of the logs, and with -f those that come."""
+    """Print the last lines of the logs, and with -f new ones as they come."""
     folder = Path(settings.operation.log_dir)
     found = {log.stem: log for log in sorted(folder.glob("*.log"))}
     if options.name is not None and options.name not in found:
@@ -248,18 +249,18 @@ def show_logs(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def restart(options: argparse.Namespace, settings: Settings) -> None:
-    """Workers one after another, or the process that is named."""
+    """Restart the workers one after another, or the named process."""
     names = None if options.name is None else [options.name]
     _command(options, settings, "restart", {"names": names})
 
 
 def scale(options: argparse.Namespace, settings: Settings) -> None:
-    """Run so many workers."""
+    """Run this number of workers."""
     _command(options, settings, "scale", {"workers": options.workers})
 
 
 def swap(options: argparse.Namespace, settings: Settings) -> None:
-    """Have the model server change its model while it serves."""
+    """Make the model server change its model while it serves."""
     file = _control_file(settings)
     if options.follow:
         control.ask(file, "follow", timeout_s=SILENCE_S, on_said=_progress(options))
@@ -267,7 +268,7 @@ def swap(options: argparse.Namespace, settings: Settings) -> None:
         _warn_of_workers_that_will_refuse(file)
     with (
         _client(settings) as client,
-        Console(stderr=True).status(f"loading {options.model} beside the old model"),
+        Console(stderr=True).status(f"loading {options.model} next to the old model"),
     ):
         described = client.swap_model(options.model, timeout=SWAP_S)
     described["refusing"] = _refusing(file, settings)
@@ -281,31 +282,33 @@ def _warn_of_workers_that_will_refuse(file: Path) -> None:
     try:
         follows = control.ask(file, "follows")
     except EmbedshareError:
-        return  # without a supervisor nothing is known of the workers
+        return  # without a supervisor the workers are unknown
     if not follows:
         logger.warning(
-            "the workers refuse any other model than they have met, and answer 503 after this swap "
-            "(EMBEDDING_ON_MODEL_CHANGE is refuse); swap --follow lets them go over to it"
+            "Swapping to a model that the workers refuse with 503 (EMBEDDING_ON_MODEL_CHANGE is "
+            "refuse); swap --follow lets them follow"
         )
 
 
 def _refusing(file: Path, settings: Settings) -> list[str]:
-    """The workers that refuse the model that serves now, each of which is told."""
+    """The workers that refuse the served model; the log names each."""
     try:
         refusing = following.refusing(control.ask(file, "status"), settings)
     except EmbedshareError:
         return []
     if refusing:
         logger.warning(
-            "{} of the workers refuse this model and answer 503: {}. Restart them with: "
-            "python service_manager.py restart",
+
+            "Got refusals of the model from {} workers, which answer 503: {}. Restart them with: "
+            "python service_manager.py restart"
+        ,
             len(refusing), ", ".join(refusing),
         )  # fmt: skip
     return refusing
 
 
 def stop(options: argparse.Namespace, settings: Settings) -> None:
-    """Stop everything, and wait until it is."""
+    """Stop everything, then return."""
     file = _control_file(settings)
     where = control.whereabouts(file)
     control.ask(file, "stop")
@@ -315,7 +318,7 @@ def stop(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def examine(options: argparse.Namespace, settings: Settings) -> int:
-    """What is wrong with this machine; 1 where something is."""
+    """Print the faults of this machine; exit with 1 if there is one."""
     findings = doctor.examine(settings, _ports(options, settings), lambda: _why_no_answer(settings))
     if options.json:
         _print_json([finding._asdict() for finding in findings])
@@ -325,23 +328,23 @@ def examine(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _ports(options: argparse.Namespace, settings: Settings) -> list[doctor.Finding]:
-    """Findings on the workers' ports: where they run, else where they could be started."""
+    """Findings on the ports of running workers, or on those where they could start."""
     try:
         return list(doctor.running_workers(control.ask(_control_file(settings), "status")))
     except EmbedshareError:  # none runs
-        # Without a look at the database, which would make its tables.
+        # Without reading the database, which would create its tables.
         place = _place(settings, options.port, {})
     return list(doctor.worker_ports(settings.server.port, options.workers[0], place))
 
 
 def manage_keys(options: argparse.Namespace, settings: Settings) -> None:
-    """Make, list and revoke API keys for the web workers."""
+    """Create, list and revoke API keys of the web workers."""
     answer = keys.carry_out(options, settings)
     _print_json(answer) if options.json else _console().print(answer)
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not yet noticed by who started it does not."""
+    """Whether a process runs; an ended process that its parent has not collected does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -354,7 +357,7 @@ def _command(options: argparse.Namespace, settings: Settings, do: str, given: di
 
 
 def _progress(options: argparse.Namespace) -> Callable[[str], None]:
-    """Shows how a command goes, to people."""
+    """A function that shows a command's progress to people."""
     return lambda line: None if options.json else _console().print(line)
 
 
@@ -366,14 +369,14 @@ def _done(options: argparse.Namespace, line: str) -> None:
 
 
 def _with_command(arguments: list[str]) -> list[str]:
-    """Without a command it is `start`, as it was when there was no other."""
+    """`start` is the default command, as earlier releases had no other."""
     return arguments if arguments and arguments[0] in {*_COMMANDS, "-h", "--help"} else ["start", *arguments]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Start the model server and its web workers, and see, change and stop what runs.",
-        epilog="Without a command: start. `start --help` and the like tell more.",
+        description="Start, watch, change and stop the model server and its web workers.",
+        epilog="Default command: start. `start --help` and the like show more.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, (run, add_arguments) in _COMMANDS.items():
@@ -389,21 +392,23 @@ def _parser() -> argparse.ArgumentParser:
 def _services_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=_workers, default=(2, 2), metavar="N or LEAST-MOST",
-        help="web workers to run (default: 2); 2-8: between 2 and 8, as many as the load needs",
+        help="number of web workers (default: 2); 2-8: scales with the load",
     )  # fmt: skip
     parser.add_argument(
         "--port", type=_port, default=None,
-        help=f"the first worker's port; the next get the next (what the database has, else {FIRST_PORT})",
+        help=f"the first worker's port; others follow (default: the database's, else {FIRST_PORT})",
     )  # fmt: skip
-    parser.add_argument("--src-dir", default="src", help="the folder with modelServer.py and app.py (src)")
+    parser.add_argument(
+        "--src-dir", default="src", help="folder with modelServer.py and app.py (default: src)"
+    )
 
 
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="?", help=f"one process, such as {MODEL_SERVER} or worker-1 (default: all)"
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with the lines that come")
-    parser.add_argument("-n", "--lines", type=int, default=20, help="how many of the last lines (20)")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new lines as they come")
+    parser.add_argument("-n", "--lines", type=int, default=20, help="number of last lines (default: 20)")
 
 
 def _restart_arguments(parser: argparse.ArgumentParser) -> None:
@@ -414,7 +419,7 @@ def _swap_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder or a name")
     parser.add_argument(
         "--follow", action="store_true",
-        help="first restart the workers one after another, so that they go over to the new model",
+        help="first restart the workers one after another, so that they follow the new model",
     )  # fmt: skip
 
 
@@ -446,7 +451,7 @@ def _port(text: str) -> int:
 
 
 def _source_folder(given: str) -> Path:
-    """As given, from the working directory or from this file's; both programs must be in it."""
+    """The folder, relative to the working directory or to this file's; both programs must be in it."""
     candidates = [Path(given).expanduser().resolve(), (HERE / given).resolve()]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None:
@@ -462,18 +467,18 @@ def _control_file(settings: Settings) -> Path:
 
 
 def _refuse_a_second(file: Path) -> None:
-    """One supervisor for one model server's port: a second would take the first one's channel away."""
+    """Refuse a second supervisor for a model server's port: it would take over the first one's channel."""
     try:
         control.ask(file, "status")
     except SupervisorUnavailable:
         return
     raise SupervisorError(
-        f"a supervisor runs already, process {control.whereabouts(file).pid}; stop it first"
+        f"a supervisor already runs, process {control.whereabouts(file).pid}; stop it first"
     )
 
 
 def _client(settings: Settings) -> EmbeddingClient:
-    """A client of the model server's that nobody stands in for."""
+    """A client of the model server without a local model."""
     return EmbeddingClient(
         settings=dataclasses.replace(
             settings, client=dataclasses.replace(settings.client, fallback="none", timeout_s=5.0)
@@ -483,14 +488,14 @@ def _client(settings: Settings) -> EmbeddingClient:
 
 
 def _why_no_answer(settings: Settings) -> str | None:
-    """None where a real embedding comes back from the model server, not only a connection."""
+    """None if the model server returns a real embedding, not only a connection; else the reason."""
     with _client(settings) as client:
         report = client.health()
     return None if report["embedding_server"] == "connected" else str(report.get("error"))
 
 
 def _console() -> Console:
-    """Standard output; where that is no terminal, wide enough that nothing is cut."""
+    """Standard output; wide enough that no line is cut if it is not a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
@@ -500,9 +505,9 @@ def _print_json(value: Any) -> None:
 
 
 def _log(watched: list[Watched]) -> None:
-    """What `_show` shows, as one line of the log."""
+    """`_show` as one line of the log."""
     running = [f"{each.spec.name} on port {each.spec.port}" for each in watched]
-    logger.info("embedshare is running ({})", ", ".join(running))
+    logger.info("Running embedshare ({})", ", ".join(running))
 
 
 def _show(watched: list[Watched]) -> None:

@@ -1,7 +1,7 @@
 """A web worker: embeddings over HTTP, from the model that all workers share.
 
-`PORT=5000 python src/app.py` serves with waitress, which runs on Linux, macOS and Windows alike. Under
-another WSGI server: `gunicorn --chdir src 'app:create_app()'`.
+`PORT=5000 python src/app.py` serves with waitress, on Linux, macOS and Windows. Under another WSGI server:
+`gunicorn --chdir src 'app:create_app()'`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from embedshare.web.server import listener
 
 #: Where the application keeps its KeyRing, or None.
 API_KEYS = "embedshare.api_keys"
-#: What a change of `host` or `port` is answered with, without and with a supervisor.
+#: The answer to a change of `host` or `port`, without and with a supervisor.
 LATER = "kept; takes effect at the next restart"
 SUPERVISED_LATER = (
     f"{LATER}: the service manager restarts its workers one after another now (its --port overrides a port)"
@@ -45,9 +45,9 @@ def create_app(
     settings: Settings | None = None,
     changes: SettingsChanges | None = None,
 ) -> Flask:
-    """The WSGI application over `model`, this process's shared one by default.
+    """The WSGI application over `model`, by default this process's shared one.
 
-    `changes` is what `/settings` does, by default with `settings` as the environment's.
+    `changes` are the functions of `/settings`, by default with `settings` as the environment's.
     """
     settings = settings or Settings.load()
     model = model or _shared_model()
@@ -124,7 +124,7 @@ def _serve(settings: Settings) -> None:
         signal.signal(number, lambda *_: server.leave())
     logger.info("ready: http://{}:{}", *server.address)
     if app.extensions[API_KEYS] is not None:
-        app.extensions[API_KEYS].start()  # and not at the first request: it says where there is no key
+        app.extensions[API_KEYS].start()  # not at the first request: it warns if there is no key
     server.run()
     logger.info("stopped")
 

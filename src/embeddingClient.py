@@ -42,22 +42,22 @@ if TYPE_CHECKING:
     from embedshare.websearch.pipeline import Found, WebSearch
 
 T = TypeVar("T")
-#: A health check has its answer after so many seconds: a load balancer's own check often waits five.
+#: Seconds within which a health check has its answer: a load balancer's own check often waits five.
 HEALTH_S = 3.0
 #: Attributes that a copy of a client keeps. It also keeps the settings, and attributes of a subclass.
 _COPIED = {"truncate_dim", "_prompts", "_similarity_fn_name"}
 
 
 class EmbeddingClient(DropIn):
-    """One object, three sources: the model server, a local model while it is away, or a local model alone.
+    """One object, three sources: the model server, a local model while it is down, or a local model alone.
 
     Thread-safe: each thread has a connection of its own. A forked child opens its own connections too.
-    `address` and `authkey` stand above the settings; `max_retries` is how often a call is tried on the
-    server before a local model answers it, with `retry_delay` seconds between tries.
+    `address` and `authkey` override the settings. `max_retries` is the number of tries on the server before a
+    local model answers, with `retry_delay` seconds between them.
 
     A copy is a new client with the same settings, prompts and truncation. A pickle never holds the key: the
-    client that is loaded from it looks for the key as a new one does, in EMBEDDING_AUTHKEY and the key's
-    file, even if this one was given `authkey`.
+    client loaded from it looks for the key in EMBEDDING_AUTHKEY and the key's file, even if this one was
+    given `authkey`.
     """
 
     #: Libraries look for `sentence_transformers` here; see that module.
@@ -117,12 +117,12 @@ class EmbeddingClient(DropIn):
         return rows if len(rows) else np.empty((0, self.get_embedding_dimension()), np.float32)
 
     async def aencode(self, inputs: Any, **options: Any) -> Any:
-        """`encode` for callers with an event loop, which goes on meanwhile; the same arguments and results.
+        """`encode` for callers with an event loop, which keeps running; the same arguments and results.
 
-        Up to EMBEDDING_ASYNC_THREADS calls are under way at once, each in a thread with a connection of its
-        own. A caller that is cancelled goes on at once; its call ends unheard.
+        Up to EMBEDDING_ASYNC_THREADS calls run at once, each in a thread with a connection of its own. A
+        cancelled caller returns at once; its call ends unheard.
         """
-        import asyncio  # here already, in who awaits this
+        import asyncio  # loaded already by the caller's event loop
 
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         call = functools.partial(context.run, self.encode, inputs, **options)
@@ -140,43 +140,40 @@ class EmbeddingClient(DropIn):
         """Vectors for texts, or for sequences of the model's own token ids, with counts, timings and model.
 
         Token ids are embedded as they are: with the special tokens that they hold, and without a prompt.
-        `dimensions`: how many of each vector's values are kept. Without `truncate` a text that is longer than
-        the model's longest sequence is TooLarge, as a sequence of ids always is. Raises InvalidInput, and
-        what `encode` raises.
+        `dimensions`: values kept of each vector. Without `truncate` a text longer than the model's longest
+        sequence is TooLarge, as a sequence of ids always is. Raises InvalidInput, and what `encode` raises.
         """
         tokens = are_tokens(inputs)
         if tokens and not all(
             isinstance(ids, list) and all(type(one) is int for one in ids) for ids in inputs
         ):
-            raise InvalidInput("token ids come as a list of whole numbers for each text")
+            raise InvalidInput("token ids must be a list of whole numbers for each text")
         if dimensions is not None:
             _check_dimensions(dimensions, self.describe())
         texts, kept = inputs if tokens else as_texts(inputs), dimensions or self.truncate_dim
         request = EmbedRequest(texts, None, prompt_name, self._prompts, normalize, kept, truncate)
         answer = self._embedder.embed(request)
         if dimensions is not None:
-            _check_dimensions(dimensions, answer.description)  # another model may have been followed
+            _check_dimensions(dimensions, answer.description)  # the client may have followed another model
         return answer
 
     def tokens(
         self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
     ) -> list[list[Token]]:
-        """Every token of each text, uncut: its id, its text, whether the tokenizer added it as a special
-        token, and the first character of the text that it stands for and the one after its last (None for
-        such a special token)."""
+        """Every token of each text, without truncation: its id, its text, whether the tokenizer added it, and
+        the positions of its first character and after its last one (None for an added token)."""
         request = EmbedRequest(as_texts(texts), None, prompt_name, self._prompts)
         return self._embedder.tokens(request, special_tokens)
 
     def get_active_operations_count(self) -> int:
-        """Calls that wait or are being computed where this client's calls are answered."""
+        """Queued and running calls of the model that answers this client."""
         return self._embedder.active_operations()
 
     def health(self) -> dict[str, Any]:
-        """How the model that answers is, without raising and without falling back, within HEALTH_S.
+        """The state of the model that answers, without raising and without falling back, within HEALTH_S.
 
-        `status` is "ok" where this process has read a real embedding lately, else "degraded";
-        `embedding_server` "connected" or "disconnected", `state` who answers calls (failover_policy.State);
-        with `error` where something is wrong.
+        `status` is "ok" if this process got a real embedding lately, else "degraded"; `embedding_server`
+        "connected" or "disconnected", `state` a failover_policy.State; `error` says what is wrong.
         """
         context = CallContext(time.monotonic() + min(HEALTH_S, self._settings.client.timeout_s))
         server, report = "disconnected", {}
@@ -196,8 +193,7 @@ class EmbeddingClient(DropIn):
         }
 
     def stats(self) -> dict[str, Any]:
-        """What the model that answers has done since it was loaded, and this client's changes between
-        models."""
+        """The work of the answering model since it was loaded, and this client's changes between models."""
         context = CallContext(self.deadline())
         counters = self._embedder.failover.ask_whoever_answers(
             lambda provider: provider.ask("stats", context), context.deadline
@@ -211,7 +207,7 @@ class EmbeddingClient(DropIn):
         }
 
     def client_stats(self) -> dict[str, Any]:
-        """What this very process has asked for: counted here, so that it is there while nobody answers."""
+        """This process's own calls: counted here, so available while no model answers."""
         failover = self._embedder.failover
         return {
             "pid": os.getpid(),
@@ -226,13 +222,13 @@ class EmbeddingClient(DropIn):
     def swap_model(
         self, model_name: str, timeout: float = 600.0, how: codec.ModelSettings | None = None
     ) -> dict[str, Any]:
-        """Have the running model server change its model for `model_name`, for all of its clients.
+        """Make the running model server change its model to `model_name`, for all of its clients.
 
-        It loads beside the old one and takes over between two calls, none of which fails. Returns the fields
-        of the new model's ModelDescription, and the `seconds` it took. Raises SwapRefused, and whatever keeps
-        the model from being loaded: then nothing has changed. Clients, this one too, then follow or refuse
-        the new model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds. Its device,
-        batches and folder are as they are, or as `how` says.
+        It loads next to the old one and takes over between two calls, none of which fails. Returns the fields
+        of the new model's ModelDescription, and the `seconds` it took. Raises SwapRefused, and the errors of
+        loading the model; then nothing has changed. Clients, this one too, then follow or refuse the new
+        model as EMBEDDING_ON_MODEL_CHANGE says. Tried once, within `timeout` seconds. Its device, batches and
+        folder stay as they are, or as `how` says.
         """
         if not self._settings.client.use_ipc:
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
@@ -252,8 +248,8 @@ class EmbeddingClient(DropIn):
     ) -> tuple[str, list[str]]:
         """A web search in this process: the best passages as a context for a language model, and their URLs.
 
-        Where nothing is found, or the search fails, the context says so in a sentence. Raises InvalidInput,
-        InvalidSetting, and MissingDependency where the extra `search` is not installed.
+        If nothing is found or the search fails, the context says so in a sentence. Raises InvalidInput,
+        InvalidSetting, and MissingDependency if the extra `search` is not installed.
         """
         try:
             found = self.web_search(search_query, max_concurrent, max_chars)
@@ -264,9 +260,9 @@ class EmbeddingClient(DropIn):
         return found.context, found.urls
 
     def web_search(self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000) -> Found:
-        """As `web_search_with_embeddings`, with the passages, their titles and scores, and timings.
+        """`web_search_with_embeddings` with the passages, their titles and scores, and timings.
 
-        Raises what fails: SearchFailed, and what `encode` raises.
+        Raises SearchFailed, and what `encode` raises.
         """
 
         def count(texts: list[str]) -> list[int]:
@@ -288,9 +284,9 @@ class EmbeddingClient(DropIn):
         """Embed documents and index them in the model server: `(index, embeddings, metadata)`.
 
         `index` is a handle; embeddings are float32 (n, dimension); metadata dicts hold id, url, content (the
-        first 500 characters), full_content and length. `metric`: l2 (squared distance), cosine or ip; `kind`:
-        flat (exact), hnsw, "ivf,pq", or auto, which takes one by size. A large index is searched exactly
-        until what its kind asks for is made. Raises InvalidInput, TooLarge, and what `encode` raises.
+        first 500 characters), full_content and length. `metric`: l2 (squared distance), cosine or ip. `kind`:
+        flat (exact), hnsw, "ivf,pq", or auto, which chooses by size. A large index is searched exactly until
+        its structure is built. Raises InvalidInput, TooLarge, and what `encode` raises.
         """
         texts = as_documents(docs)
         kinds.check(metric, kind)
@@ -306,11 +302,11 @@ class EmbeddingClient(DropIn):
     def search_index(
         self, query: str, index: VectorIndex, metadata: list[dict[str, Any]] | None = None, top_k: int = 3
     ) -> list[dict[str, Any]]:
-        """The `top_k` documents nearest to the query, best first; all of them, where there are fewer.
+        """The `top_k` documents nearest to the query, best first; all of them, if there are fewer.
 
-        Each is its metadata dict (of `index.metadata`, without one given) with `relevance_score`, by the
-        index's metric, and `rank`, from 1. Raises InvalidInput; ModelMismatch where the index holds another
-        model's vectors; what `encode` raises.
+        Each is its metadata dict (of `index.metadata` by default) with `relevance_score`, by the index's
+        metric, and `rank`, from 1. Raises InvalidInput, ModelMismatch if the index holds another model's
+        vectors, and what `encode` raises.
         """
         if not isinstance(index, VectorIndex):
             raise InvalidInput(f"index must be what build_vector_index returned, not {type(index).__name__}")
@@ -322,9 +318,9 @@ class EmbeddingClient(DropIn):
     def load_vector_index(
         self, path: str | os.PathLike[str]
     ) -> tuple[VectorIndex, np.ndarray, list[dict[str, Any]]]:
-        """What `index.save(path)` wrote, as `build_vector_index` returns it.
+        """The index that `index.save(path)` wrote, as `build_vector_index` returns it.
 
-        Raises IndexCorrupted, ModelMismatch where it is of another vector space, OSError.
+        Raises IndexCorrupted, ModelMismatch if it is of another vector space, OSError.
         """
         index = VectorIndex.load(path, self)
         return index, index.embeddings, index.metadata
@@ -340,11 +336,11 @@ class EmbeddingClient(DropIn):
         return self._settings.server.max_message_bytes
 
     def deadline(self) -> float:
-        """When a call that begins now is over, a moment of `time.monotonic()`."""
+        """The deadline of a call that begins now, a moment of `time.monotonic()`."""
         return self._embedder.deadline()
 
     def embed_documents(self, docs: list[str], show_progress_bar: bool | None) -> EmbedResult:
-        """As `encode_document`, with what there is to tell of the vectors."""
+        """`encode_document` with counts, timings and model."""
         names = "document", "passage", "corpus"
         request = EmbedRequest(
             docs, None, names, self._prompts, dimensions=self.truncate_dim, task="document"
@@ -362,10 +358,7 @@ class EmbeddingClient(DropIn):
         )
 
     def close(self) -> None:
-        """Close the connections and let a local model go.
-
-        Calls after this raise ClientClosed.
-        """
+        """Close the connections and unload a local model; later calls raise ClientClosed."""
         self._embedder.failover.close()
         pool, self._async_pool = self._async_pool, None
         if pool is not None:
@@ -402,19 +395,20 @@ class EmbeddingClient(DropIn):
         return made
 
     def _reset_after_fork(self) -> None:
-        """The child has none of their threads, and their locks may be held."""
+        """Reset the threads, which the child lacks, and their locks, which may be held."""
         self._searcher = self._async_pool = None
 
 
 def _load_web_search(settings: Settings) -> WebSearch:
-    """Only who searches pays for its imports, and needs its packages."""
+    """Imported here, so that only a search pays for its imports and needs its packages."""
     try:
         from embedshare.websearch.pipeline import WebSearch
 
         return WebSearch(settings)
     except ImportError as error:
         raise MissingDependency(
-            f"a web search needs more than this installation has ({error}): pip install 'embedshare[search]'"
+            f"the web search needs a package that is not installed ({error}): pip install "
+            "'embedshare[search]'"
         ) from None
 
 
@@ -442,16 +436,16 @@ def get_embedding_client() -> EmbeddingClient:
 
 
 def get_embedding_model() -> EmbeddingClient:
-    """This process's model: the shared one, or a local one where USE_IPC_EMBEDDING is false; the same object
-    in every mode, with SentenceTransformer's methods and the client's own."""
+    """This process's model: the shared one, or a local one if USE_IPC_EMBEDDING is false. It is the same
+    object in every mode, with SentenceTransformer's methods and the client's own."""
     return get_embedding_client()
 
 
 async def fast_web_search_with_embeddings(
     search_query: str, model_client: EmbeddingClient, max_concurrent: int = 5, max_chars: int = 2000
 ) -> tuple[str, list[str]]:
-    """`model_client.web_search_with_embeddings` for callers with an event loop, which goes on meanwhile."""
-    import asyncio  # here already, in who awaits this
+    """`model_client.web_search_with_embeddings` for callers with an event loop, which keeps running."""
+    import asyncio  # loaded already by the caller's event loop
 
     search, context = model_client.web_search_with_embeddings, contextvars.copy_context()
     call = functools.partial(context.run, search, search_query, max_concurrent, max_chars)

@@ -1,7 +1,6 @@
 """The model server: one model, shared with every worker that holds the key.
 
-`python modelServer.py` serves until SIGINT or SIGTERM (Ctrl-Break on Windows), then finishes what it has
-accepted.
+`python modelServer.py` serves until SIGINT or SIGTERM (Ctrl-Break on Windows), then finishes accepted calls.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ _METRICS = "the model server's metrics"
 
 
 def serve(settings: Settings, autostarted: bool = False) -> None:
-    """Load the model, listen, say so, and answer until a stop signal; then finish what is running.
+    """Load the model, listen, and answer until a stop signal; then finish the running calls.
 
-    `autostarted`: end as well when nobody has asked for EMBEDDING_IDLE_EXIT_S.
-    Raises EmbedshareError where the server cannot start.
+    `autostarted`: also stop after EMBEDDING_IDLE_EXIT_S without a call. Raises EmbedshareError if the server
+    cannot start.
     """
     started = time.monotonic()
     stop, ready = threading.Event(), threading.Event()
@@ -101,7 +100,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         _show_metrics(settings, lambda: _view(service, server, started))
     ready.set()
     if autostarted:
-        from embedshare.client import autostart  # who was started so has what this imports
+        from embedshare.client import autostart  # an autostarted server has what this imports
 
         autostart.note_of(settings).unlink(missing_ok=True)
         threading.Thread(
@@ -115,13 +114,13 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     )
     server.serve_until_stopped()
     pool.close()
-    logger.info("stopping: finishing what was accepted, {:g} s at most", settings.server.drain_s)
+    logger.info("Stopping (finishing accepted calls, {:g} s at most)", settings.server.drain_s)
     drained = server.drain(settings.server.drain_s)
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 
 
 def _kept(settings: Settings) -> SettingsSync | None:
-    """The settings in the database, where they are to be taken from there."""
+    """The settings in the database, if they are taken from there."""
     if not settings.operation.use_db_settings:
         return None
     try:
@@ -132,7 +131,7 @@ def _kept(settings: Settings) -> SettingsSync | None:
 
 
 def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Engine, Settings]:
-    """The model that the database names; where that does not load, the one that the environment names."""
+    """The model that the database names; the environment's if that does not load."""
     from embedshare.server import reconciler  # with the database's packages, which are here
 
     wanted = reconciler.with_model(settings, kept.live.settings)
@@ -142,7 +141,7 @@ def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Engine, Set
         if reconciler.same_model(wanted, settings):
             raise
         logger.error(
-            "{} does not load, {} serves instead: {}", wanted.model.name, settings.model.name, error.message
+            "Could not load {}; serving {} instead: {}", wanted.model.name, settings.model.name, error.message
         )
         engine = conversion.load(settings, settings.model.device)
         reconciler.roll_back_all(kept.live, kept.store, error.message)
@@ -167,12 +166,12 @@ def _keep_the_model(
 
 
 def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:
-    """The model that this server was swapped to before it ended, else the one that the settings name; and
-    what it was loaded by."""
+    """The model that this server was last swapped to, else the one that the settings name; and its
+    settings."""
     noted = note.read()
     if noted is not None:
         logger.info(
-            "{} serves, swapped in at {} in place of {}; to undo it swap back, or delete {} and restart",
+            "Serving {}, swapped in at {} in place of {}; to undo it, swap back, or delete {} and restart",
             noted.swapped_in,
             noted.when,
             noted.configured,
@@ -184,22 +183,22 @@ def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:
             )
             return conversion.load(swapped, swapped.model.device), swapped
         except Exception as error:
-            logger.error("{} does not load, {} serves instead: {}", noted.swapped_in, noted.configured, error)
+            logger.error(
+                "Could not load {}; serving {} instead: {}", noted.swapped_in, noted.configured, error
+            )
     return conversion.load(settings, settings.model.device), settings
 
 
 def _end_when_idle(service: EmbeddingService, stop: threading.Event, limit_s: float) -> None:
     while not stop.wait(min(1.0, limit_s / 4)):
         if service.idle_s >= limit_s:
-            logger.info(
-                "nobody has asked for {:g} s: the server ends, to be started when it is needed", limit_s
-            )
+            logger.info("Stopping (idle for {:g} s)", limit_s)
             stop.set()
 
 
 def _give_up(reason: str) -> None:
-    """End at once, whatever the runtime holds: who supervises this process starts it again."""
-    logger.critical("{}; the server ends, to be started again", reason)
+    """Exit at once, whatever the runtime holds; the supervisor restarts the server."""
+    logger.critical("Exiting, to be restarted ({})", reason)
     os._exit(1)
 
 
@@ -209,24 +208,24 @@ def _shown(described: ModelDescription) -> str:
 
 
 def _show_metrics(settings: Settings, look: Callable[[], Any]) -> None:
-    """Let Prometheus read what `look` returns, a telemetry.prometheus.View."""
+    """Let Prometheus read the result of `look`, a telemetry.prometheus.View."""
     try:
         from embedshare.telemetry import prometheus
     except ImportError as error:
         raise MissingDependency(
-            f"EMBEDDING_METRICS_PORT needs more than this installation has ({error}): "
-            "pip install 'embedshare[server]'"
+            f"EMBEDDING_METRICS_PORT needs a package that is not installed ({error}): pip install "
+            "'embedshare[server]'"
         ) from None
     host, port = settings.server.metrics_host, settings.server.metrics_port
     try:
         prometheus.serve(host, port, look, settings.web.allowed_hosts)
     except OSError as error:
         raise _port_unavailable(_METRICS, host, port, error) from None
-    logger.info("metrics at http://{}:{}/metrics", host, port)
+    logger.info("Serving metrics at http://{}:{}/metrics", host, port)
 
 
 def _view(service: EmbeddingService, server: CallServer, started: float) -> Any:
-    from embedshare.telemetry.prometheus import View  # here already, in who asks for this
+    from embedshare.telemetry.prometheus import View  # loaded already by the caller
 
     described = service.description
     model = {
@@ -237,7 +236,7 @@ def _view(service: EmbeddingService, server: CallServer, started: float) -> Any:
 
 
 def _check_port(who: str, host: str, port: int) -> None:
-    """Find out that the port is taken before the model is loaded, not after."""
+    """Detect a taken port before the model is loaded, not after."""
     try:
         platforms.exclusive_listener(host, port, backlog=1).close()
     except OSError as error:
@@ -253,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the server; 0 after a clean stop, 1 with one line on what is wrong."""
     parser = argparse.ArgumentParser(description="Serve one model to every worker that holds the key.")
     parser.add_argument(
-        "--autostarted", action="store_true", help="end when idle, as one that EMBEDDING_AUTOSTART started"
+        "--autostarted", action="store_true", help="stop when idle, as EMBEDDING_AUTOSTART starts it"
     )
     options = parser.parse_args(arguments or [])
     logs.begin("model-server")

@@ -19,9 +19,9 @@ from embedshare.errors import EmbedshareError
 
 
 def worker_process(conn: Connection) -> None:
-    """Answer the commands that come through `conn`, one after another, until "exit" or its other end closes.
+    """Answer the commands of `conn`, one after another, until "exit" or its other end closes.
 
-    The pipe belongs to the program that made it: whoever holds its other end is trusted.
+    The pipe belongs to the program that made it; its other end is trusted.
     """
     while True:
         try:
@@ -32,7 +32,7 @@ def worker_process(conn: Connection) -> None:
             return
         try:
             conn.send(_answer(command))
-        except BrokenPipeError:  # who asked has left
+        except BrokenPipeError:  # the caller has left
             return
 
 
@@ -47,6 +47,6 @@ def _answer(command: Any) -> dict[str, Any]:
     except EmbedshareError as error:
         return {"error": error.message}
     except Exception as error:
-        logger.opt(exception=error).error("a search failed")
+        logger.opt(exception=error).error("Failed to search")
         return {"error": str(error)}
     return {"result": context, "urls": urls}

@@ -25,14 +25,14 @@ __all__ = [
 
 
 def is_using_ipc_embedding() -> bool:
-    """Whether this process's settings have it use the model server (USE_IPC_EMBEDDING)."""
+    """Whether this process's settings make it use the model server (USE_IPC_EMBEDDING)."""
     return Settings.load().client.use_ipc
 
 
 async def fast_web_search_with_embeddings(
     search_query: str, model: EmbeddingClient, max_concurrent: int = 5, max_chars: int = 2000
 ) -> tuple[str, list[str]]:
-    """What the web says to a query, as (context, URLs); the event loop goes on meanwhile."""
+    """The web's answer to a query, as (context, URLs); the event loop keeps running."""
     return await embeddingClient.fast_web_search_with_embeddings(
         search_query, model, max_concurrent, max_chars
     )

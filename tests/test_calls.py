@@ -41,7 +41,7 @@ def test_a_prompt_is_the_text_or_the_named_one_or_the_default(
 
 @pytest.mark.parametrize(("own", "there"), [(None, r"\['query', 'title'\]"), (OWN, r"\['query'\]")])
 def test_a_prompt_that_is_named_has_to_be_there(own: Prompts | None, there: str) -> None:
-    with pytest.raises(InvalidInput, match=f"there is no prompt 'corpus'; there are {there}"):
+    with pytest.raises(InvalidInput, match=f"unknown prompt 'corpus'; the model has {there}"):
         prompt_of(EmbedRequest(["text"], None, "corpus", own), MODEL)
 
 

@@ -44,13 +44,13 @@ SAYS = {
     "sys.stderr.write('10%\\r20%\\r'); sys.stderr.write('30%\\n')":
         ("INFO", "stderr: 30%"),
     "1 / 0":
-        ("CRITICAL", "the process ends by an error"),
+        ("CRITICAL", "Exiting on an uncaught error"),
     "raise KeyboardInterrupt":
-        ("WARNING", "the process was interrupted"),
+        ("WARNING", "Interrupted"),
     "thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()":
-        ("ERROR", "the thread t ended by an error"),
+        ("ERROR", "Lost the thread t to an uncaught error"),
     "type('Falls', (), {'__del__': lambda self: 1 / 0})()":
-        ("ERROR", "an error in <lambda> could not be raised"),
+        ("ERROR", "Could not raise an error in <lambda>"),
 }  # fmt: skip
 SILENT = (
     "logging.getLogger('a.library').info('what a caller sent')",

@@ -113,8 +113,8 @@ def test_a_file_that_others_can_read_or_change_is_not_read(tmp_path: Path, mode:
         (b'{"text": "kept"}', 0o600, Note("kept"), ""),
         (None, 0o600, None, ""),
         (b"{}", 0o600, None, "missing required field"),
-        (b"\xff", 0o600, None, "ignoring"),
-        pytest.param(b'{"text": "kept"}', 0o644, None, "others can read or own it", marks=posix),
+        (b"\xff", 0o600, None, "Ignoring"),
+        pytest.param(b'{"text": "kept"}', 0o644, None, "readable only by its owner", marks=posix),
     ],
 )
 def test_a_note_is_what_its_file_says_or_ignored_with_a_reason(

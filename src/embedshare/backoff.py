@@ -1,7 +1,7 @@
 """Pauses between tries: each failure in a row doubles them, up to a limit.
 
-stamina would serve for `retry` alone: a breaker, a supervisor and probes need the formula, which it and
-tenacity keep private. It costs a worker 0.3 MB and 12 ms, and logs each try as a warning.
+stamina would do for `retry`, but a breaker, a supervisor and probes need the formula, which it and tenacity
+keep private. It costs a worker 0.3 MB and 12 ms, and logs each try as a warning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: No pause is doubled more often, which keeps 2.0 ** n within a float.
+#: The most doublings, which keep 2.0 ** n within a float.
 _MOST_DOUBLINGS = 64
 
 
@@ -23,7 +23,7 @@ _MOST_DOUBLINGS = 64
 class Backoff:
     """Pauses of `first_s` seconds that double up to `longest_s`.
 
-    Up to `jitter` of a pause is added at random: callers that failed together must not return together.
+    Up to `jitter` of a pause is added at random, so that callers that failed together do not retry together.
     """
 
     first_s: float
@@ -52,9 +52,10 @@ def retry(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """The result of `work()`, which is repeated by the moment `deadline` of `clock` while its errors pass.
+    """The result of `work()`, which is retried until the moment `deadline` of `clock` while its errors are
+    temporary.
 
-    Raises its first error that does not pass, and the last one when the time is over.
+    Raises its first error that is not temporary, or the last one at the deadline.
     """
     waits_s = pauses.pauses_s()
     while True:

@@ -1,7 +1,8 @@
-"""A circuit breaker: while a service fails, calls to it are refused at once, and one at a time probes it.
+"""A circuit breaker: while a service fails, it refuses calls at once and lets one at a time probe the
+service.
 
 pybreaker holds its lock over each call, which queues all callers behind the slowest, and counts failures in a
-row instead of over a window; purgatory and aiobreaker serve asyncio.
+row, not over a window. purgatory and aiobreaker serve asyncio.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ from dataclasses import dataclass
 from embedshare import platforms
 from embedshare.backoff import Backoff
 
-#: The sliding window moves in steps of this part of it, so that its memory does not grow with the calls.
+#: The sliding window moves in steps of this share of it, so that its memory does not grow with the calls.
 SLICES = 10
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a breaker opens, and for how long."""
+    """Thresholds and times of a breaker."""
 
     open: Backoff
-    """How long it stays open: the pause doubles with each probe in a row that fails."""
+    """Seconds that it stays open; each failed probe in a row doubles them."""
 
     window_s: float = 10.0
-    """Calls that ended longer ago do not count."""
+    """Seconds for which an ended call counts."""
 
     minimum_calls: int = 1
-    """Fewer calls in the window do not open it."""
+    """Calls in the window below which it stays closed."""
 
     failure_share: float = 0.5
-    """It opens where at least this share of the window's calls failed; 0 is any failure."""
+    """Share of failed calls in the window that opens it; 0 means any failure."""
 
 
 class Breaker:
-    """Closed it admits every call, open none, half open one at a time: the probe.
+    """A closed breaker admits every call, an open one none, a half-open one one at a time: the probe.
 
-    A success of the probe closes it. A failure with a Retry-After opens it at once, and for no less. Safe to
-    use from any number of threads and after fork; its lock is held while it counts, never over a call.
+    A successful probe closes it. A failure with a Retry-After opens it at once, for at least that time.
+    Thread-safe and fork-safe; it holds its lock while it counts, never over a call.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,7 +59,7 @@ class Breaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the service answers, as far as is known."""
+        """Whether the service answered last time."""
         return self._opened == 0
 
     @property
@@ -67,7 +68,7 @@ class Breaker:
         return 0.0 if self.is_closed else max(0.0, self._open_until - self._clock())
 
     def admit(self) -> Attempt | None:
-        """Leave to make one call; None where it would only fail."""
+        """Permission for one call; None if the call would only fail."""
         now = self._clock()
         with self._lock:
             if not self.is_closed:
@@ -135,9 +136,9 @@ class Breaker:
 
 
 class Attempt:
-    """One call that a breaker admitted: the `with` block that makes it.
+    """One admitted call: the `with` block that makes it.
 
-    Without another verdict, a block that ends is a success; one that raises says nothing of the service.
+    A block that ends without a verdict is a success; one that raises says nothing about the service.
     """
 
     def __init__(self, breaker: Breaker, period: int) -> None:
@@ -171,7 +172,7 @@ class Attempt:
 
 @dataclass
 class _Slice:
-    """What ended in one part of the window."""
+    """The calls that ended in one part of the window."""
 
     number: int
     calls: int = 0

@@ -13,8 +13,8 @@ from embedshare.identity import ModelDescription
 
 #: Texts, or sequences of the model's own token ids.
 Inputs = list[str] | list[list[int]]
-#: A token: its id, its text, whether the tokenizer added it, and the first character that it stands for and
-#: the one after its last; None for a token that was added.
+#: A token: its id, its text, whether the tokenizer added it, and the positions of its first character and
+#: after its last one; None for an added token.
 Token = tuple[int, str, bool, int | None, int | None]
 
 
@@ -27,7 +27,7 @@ class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     @property
     def stages(self) -> tuple[float, float, float]:
-        """The times in the order that a call meets them."""
+        """The times in the order of a call's stages."""
         return self.tokenize_ms, self.queue_ms, self.compute_ms
 
 
@@ -36,20 +36,21 @@ class Prompts(NamedTuple):
 
     texts: dict[str, str]
     identity: str | None
-    """The model whose prompts these were, and alone are for; None: for every model."""
+    """The only model that these prompts are for; None: every model."""
 
     default_name: str | None
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
-    """Texts or token ids to embed, and how. Token ids take no prompt and are never cut."""
+    """Texts or token ids to embed, and how. Token ids take no prompt and are never truncated."""
 
     inputs: Inputs
     prompt: str | None = None
-    """The prompt's text; None: the one that `prompt_name` says."""
+    """The prompt's text; None: the one that `prompt_name` names."""
 
     prompt_name: str | tuple[str, ...] | None = None
-    """A prompt that the model must have; of several names the first that it has, else its default prompt."""
+    """The name of a prompt that the model must have. Of several names the first that it has counts, else its
+    default prompt."""
 
     own_prompts: Prompts | None = None
     normalize: bool = False
@@ -57,7 +58,7 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     """Values kept of each vector; None: all that the model serves."""
 
     truncate: bool = True
-    """Cut a text that is longer than the model's longest sequence; without it such a text is TooLarge."""
+    """Truncate texts longer than the model's longest sequence; otherwise such a text is TooLarge."""
 
     task: str | None = None
     """The purpose of the texts, such as "query"; few models embed differently for it."""
@@ -116,8 +117,8 @@ def are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
 
 
 def prompt_of(request: EmbedRequest, model: ModelDescription) -> str:
-    """The text before each of the request's texts where `model` answers. Raises InvalidInput for a name that
-    there is no prompt of."""
+    """The text before each of the request's texts where `model` answers. Raises InvalidInput for an unknown
+    name."""
     if request.prompt is not None:
         return request.prompt
     texts, default, own = model.prompts, model.default_prompt_name, request.own_prompts
@@ -126,7 +127,7 @@ def prompt_of(request: EmbedRequest, model: ModelDescription) -> str:
     name = request.prompt_name
     if name is not None and not isinstance(name, tuple):
         if name not in texts:
-            raise InvalidInput(f"there is no prompt {name!r}; there are {list(texts)}")
+            raise InvalidInput(f"unknown prompt {name!r}; the model has {list(texts)}")
         return texts[name]
     found = next((one for one in name or () if one in texts), default)
     return "" if found is None else texts.get(found, "")

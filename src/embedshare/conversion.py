@@ -1,8 +1,8 @@
-"""A model's conversion and its graph's first runs, in a process of their own: some end the process.
+"""Converts a model and runs its graph for the first time, in a child process, since some models crash it.
 
-`python -m embedshare.conversion` loads the model that its environment names and leaves in the cache what it
-found. The process that serves reads that, and lives whatever happened there. A child of `multiprocessing`
-would run an application's `__main__` again; this one does not.
+`python -m embedshare.conversion` loads the model that its environment names and leaves the results in the
+cache. The serving process reads them and survives any crash there. A child of `multiprocessing` would run an
+application's `__main__` again; this one does not.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from embedshare.platforms import children
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 
-#: How often it is asked whether the model is still wanted while it is converted, in seconds.
+#: Seconds between two checks whether the model is still wanted during its conversion.
 _ASK_EVERY_S = 0.2
 COMMAND = (sys.executable, "-m", "embedshare.conversion")
 _DONE = b"done"
 
 
 def load(settings: Settings, device: str, expected_identity: str | None = None) -> Engine:
-    """`Engine.load`, once another process has converted the model where that is needed.
+    """`Engine.load`, after another process has converted the model if needed.
 
-    Where no other process can be had, as in an interpreter that is embedded or about to end, this one
-    converts. Raises what `prepared` and `Engine.load` raise.
+    This process converts if it can start no other, as in an interpreter that is embedded or about to exit.
+    Raises what `prepared` and `Engine.load` raise.
     """
     try:
         settings = prepared(settings, device, expected_identity)
-    except EmbedshareError:  # of which some are OSErrors too
+    except EmbedshareError:  # some of which are OSErrors too
         raise
     except (OSError, RuntimeError) as error:
         logger.warning("Converting {} in this process ({})", settings.model.name, error)
@@ -51,11 +51,11 @@ def prepared(
     check: Callable[[], None] = lambda: None,
     command: Sequence[str] = COMMAND,
 ) -> Settings:
-    """Convert and try the model, where that was not done yet; the settings by which it can be loaded here.
+    """Convert and try the model, unless that was done before; the settings to load it with here.
 
-    A precision that ends the process gives way to float32, and OpenVINO in float32 to torch. `check` raises
-    where the model is not wanted any more. Raises what finding, converting and trying the model raises,
-    EngineFailed where the process is killed, and OSError where it cannot work at all.
+    A precision that crashes the process falls back to float32, and OpenVINO in float32 to torch. `check`
+    raises once the model is no longer wanted. Raises the errors of finding, converting and trying the model,
+    EngineFailed if the process is killed, and OSError if it cannot start.
     """
     settings = settings.with_values({"EMBEDDING_DEVICE": device})
     while loading.needs_first_runs(settings, device, expected_identity):
@@ -64,24 +64,24 @@ def prepared(
             break
         if said:
             raise from_wire(*json.loads(said))
-        if platforms.ended_by_fault(code) or code == 0:  # 0: somebody else has collected its exit code
+        if platforms.ended_by_fault(code) or code == 0:  # 0: the exit code was collected elsewhere
             settings = loading.after_fault(settings, device, platforms.how_ended(code))
         elif code < 0:
             killed = ", as it does where memory runs out" if code == -9 else ""
             raise EngineFailed(
-                f"the process that converts {settings.model.name} ended with code {code}{killed}; "
-                "the server's log may say more"
+                f"the process that converts {settings.model.name} ended with code {code}{killed}; see "
+                "the server's log"
             )
         else:
-            raise ChildProcessError(f"the process that converts ended with code {code} and said nothing")
+            raise ChildProcessError(f"the conversion process ended with code {code} and without a message")
     return settings
 
 
 def failure(settings: Settings, error: Exception) -> EmbedshareError:
-    """What keeps a model from loading, as an error of ours; a stranger's is logged."""
+    """The failure to load a model as an error of ours; an unexpected error is logged."""
     if isinstance(error, EmbedshareError):
         return error
-    logger.opt(exception=error).error("the model did not load")
+    logger.opt(exception=error).error("Failed to load the model")
     return UnsupportedModel(f"{settings.model.name} does not load: {type(error).__name__}: {error}")
 
 
@@ -103,7 +103,7 @@ def main() -> None:
         told = failure(settings, error)
         said = json.dumps([type(told).__name__, told.message, told.fields], default=str).encode()
     os.write(answer, said)
-    os._exit(0 if said == _DONE else 1)  # at once: the runtime still compiles what is of use to one who stays
+    os._exit(0 if said == _DONE else 1)  # at once: the runtime still compiles for later calls
 
 
 def _in_child(settings: Settings, check: Callable[[], None], command: Sequence[str]) -> tuple[int, bytes]:

@@ -1,6 +1,6 @@
-"""Every error a user can meet: what happened, what to do about it, and the HTTP status it becomes.
+"""Every error of embedshare: what happened, what to do, and the HTTP status it becomes.
 
-An error crosses the wire as its class name, its message and its fields, and arrives as the same class.
+An error crosses the wire as its class name, message and fields, and arrives as the same class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EmbedshareError(Exception):
 
 
 class InvalidInput(EmbedshareError, ValueError):
-    """The caller's arguments cannot be embedded; the message names the limit or the form that is allowed."""
+    """The caller's arguments cannot be embedded; the message names the limit or the allowed form."""
 
     http_status = 400
 
@@ -43,28 +43,28 @@ class NotServed(InvalidInput, AttributeError):
 
 
 class TooLarge(InvalidInput):
-    """A text, a list or a message is over its limit."""
+    """A text, a list or a message exceeds its limit."""
 
     http_status = 413
 
 
 class Unauthenticated(EmbedshareError, PermissionError):
-    """The worker answers callers with an API key alone, and none came, or one that is not valid."""
+    """The worker requires an API key, and the request has none or an invalid one."""
 
     http_status = 401
 
 
 class Forbidden(EmbedshareError, PermissionError):
-    """The caller's API key is valid, and not for this.
+    """The caller's API key is valid but lacks the scope.
 
-    Field `scopes`: those of which the key needs one.
+    Field `scopes`: the key needs one of them.
     """
 
     http_status = 403
 
 
 class HostRefused(EmbedshareError, PermissionError):
-    """The worker asks for no API key, and the request came under a host that is none of its machine's names.
+    """The worker asks for no API key, and the request's host is none of this machine's names.
 
     Field `host`.
     """
@@ -73,7 +73,7 @@ class HostRefused(EmbedshareError, PermissionError):
 
 
 class OriginRefused(EmbedshareError, PermissionError):
-    """The worker asks for no API key, and a page of another site sent the request by a browser.
+    """The worker asks for no API key, and a page of another site made a browser send the request.
 
     Field `origin`.
     """
@@ -100,26 +100,26 @@ class InvalidSetting(EmbedshareError, ValueError):
 
 
 class ServerUnavailable(EmbedshareError, ConnectionError):
-    """No model server answered, and no local model may or can stand in for it."""
+    """No model server answered, and no local model may or can answer instead."""
 
     http_status = 503
 
 
 class ServerHung(ServerUnavailable):
-    """The model server does not answer, neither on this connection nor on a new one: it is stopped, stuck or
-    out of reach."""
+    """The model server answers neither on this connection nor on a new one: it is stopped, stuck or out of
+    reach."""
 
 
 class IncompatibleVersion(ServerUnavailable):
-    """The client and the model server are of releases that do not understand each other.
+    """The client and the model server are of releases too far apart.
 
-    The message says which of them to upgrade. Fields: client, server (versions of the protocol).
+    The message says which of them to upgrade. Fields: client, server (protocol versions).
     """
 
 
 class ModelSwapped(ServerUnavailable):
-    """The model that a connection was met with is served no more, and nothing was done: the client sends the
-    call again on a new connection, by itself."""
+    """The server replaced its model since this connection was opened. The call was not executed; the client
+    sends it again on a new connection."""
 
 
 class AuthenticationFailed(EmbedshareError, PermissionError):
@@ -129,29 +129,29 @@ class AuthenticationFailed(EmbedshareError, PermissionError):
 
 
 class InsecureKey(EmbedshareError, PermissionError):
-    """The key cannot be trusted: others can read its file, or it is published or short and the server is not
-    on loopback."""
+    """The key cannot be trusted: others can read its file, or a server beyond loopback has a published or
+    short one."""
 
     http_status = 503
 
 
 class DeadlineExceeded(EmbedshareError, TimeoutError):
-    """The call's time was over before its answer was there."""
+    """The call's deadline passed before its answer arrived."""
 
     http_status = 504
 
 
 class Overloaded(EmbedshareError):
-    """Too much is waiting already.
+    """The queue is full.
 
-    Field `retry_after_s`: when there should be room, in seconds.
+    Field `retry_after_s`: expected seconds until there is room.
     """
 
     http_status = 503
 
 
 class ModelMismatch(EmbedshareError):
-    """Two models that do not share one vector space were about to be mixed.
+    """Vectors of two models without a common vector space would have been mixed.
 
     Fields: expected, found (identities).
     """
@@ -160,37 +160,36 @@ class ModelMismatch(EmbedshareError):
 
 
 class UnknownModel(EmbedshareError, LookupError):
-    """A request names another model than the one that is served."""
+    """A request names another model than the served one."""
 
     http_status = 404
 
 
 class UnknownIndex(EmbedshareError, LookupError):
-    """The model server does not hold that vector index (any more): its handle sends the vectors again, by
-    itself."""
+    """The model server does not hold that vector index, or no longer: its handle sends the vectors again."""
 
     http_status = 404
 
 
 class IndexIncomplete(UnknownIndex):
-    """The model server is just being sent that vector index by another process, or has no room for it until
-    others have come: its handle waits, by itself."""
+    """Another process is still sending that vector index to the model server, or others in transfer leave no
+    room for it. Its handle waits."""
 
 
 class IndexNotKept(EmbedshareError):
-    """A web worker cannot write or read the folder in which it keeps indexes."""
+    """A web worker cannot write or read its folder of indexes."""
 
     http_status = 500
 
 
 class IndexCorrupted(EmbedshareError):
-    """A file is not a saved vector index, or not whole."""
+    """A file is not a saved vector index, or is damaged."""
 
     http_status = 400
 
 
 class ModelNotFound(EmbedshareError, FileNotFoundError):
-    """No place that was looked in has the model's weights."""
+    """No searched place has the model's weights."""
 
     http_status = 503
 
@@ -202,19 +201,18 @@ class WeightsCorrupted(EmbedshareError):
 
 
 class UnsupportedModel(EmbedshareError):
-    """The model is not one that can be shared: it does not turn texts into one vector each.
+    """The model cannot be shared: it does not turn each text into one vector.
 
-    Field `setting`: `device`, where another device could run it.
+    Field `setting`: `device`, if another device could run it.
     """
 
 
 class MissingDependency(EmbedshareError, ImportError):
-    """A package is needed that this installation does not have; the message names the command that installs
-    it."""
+    """A package is not installed; the message names the command that installs it."""
 
 
 class OutOfMemory(EmbedshareError, MemoryError):
-    """A single text needs more memory on the device than there is, or a local model more than is left."""
+    """The device has too little memory for a single text, or the machine for a local model."""
 
     http_status = 503
 
@@ -224,28 +222,28 @@ class EngineFailed(EmbedshareError, RuntimeError):
 
 
 class ProtocolError(EmbedshareError):
-    """The other side sent what is not a message of ours; the connection is closed."""
+    """The other side sent something that is not a message of ours; the connection is closed."""
 
 
 class ClientClosed(EmbedshareError, RuntimeError):
-    """The client was closed and is used again."""
+    """The client was used after it was closed."""
 
 
 class PortUnavailable(EmbedshareError, OSError):
-    """A port cannot be listened at; as a rule another process does.
+    """The process cannot listen on a port, usually because another process does.
 
     Fields: host, port.
     """
 
 
 class SwapRefused(EmbedshareError):
-    """The model server does not change its model now; the message says why, and nothing has changed."""
+    """The model server does not change its model now; the message says why. Nothing has changed."""
 
     http_status = 409
 
 
 class UnknownSetting(EmbedshareError, LookupError):
-    """There is no setting of that name that can be changed while everything runs."""
+    """No setting of that name can be changed at run time."""
 
     http_status = 404
 
@@ -257,13 +255,13 @@ class SettingsFixed(EmbedshareError):
 
 
 class DatabaseUnavailable(EmbedshareError, ConnectionError):
-    """The database that settings and API keys are kept in does not answer, or refuses this user."""
+    """The database of settings and API keys does not answer, or refuses this user."""
 
     http_status = 503
 
 
 class SearchDisabled(EmbedshareError, PermissionError):
-    """The worker does not search the web for those who ask it."""
+    """The worker does not search the web for its callers."""
 
     http_status = 403
 
@@ -275,13 +273,13 @@ class SearchFailed(EmbedshareError):
 
 
 class FetchFailed(EmbedshareError):
-    """A page was not fetched: its site did not answer in time, forbids it, or sent what is no text."""
+    """A page was not fetched: its site did not answer in time, forbids it, or sent no text."""
 
     http_status = 502
 
 
 class AddressRefused(FetchFailed):
-    """An address that no page is fetched from: not http or https, or not public.
+    """An address that pages are not fetched from: not http or https, or not public.
 
     Field: url.
     """
@@ -298,9 +296,9 @@ class SupervisorUnavailable(EmbedshareError, ConnectionError):
 
 
 def missing_database(error: ImportError) -> MissingDependency:
-    """What to say where settings or API keys are kept in a database, and its packages are not installed."""
+    """The error for settings or API keys in a database whose packages are not installed."""
     return MissingDependency(
-        f"settings and API keys in a database need more than this installation has ({error}): "
+        f"settings and API keys in a database need a package that is not installed ({error}): "
         "pip install 'embedshare[database]'"
     )
 
@@ -317,8 +315,5 @@ def _rebuild(name: str, message: str, fields: dict[str, Any]) -> EmbedshareError
 
 
 def from_wire(name: str, message: str, fields: dict[str, Any]) -> EmbedshareError:
-    """The error that `name` stands for.
-
-    A name from a newer version arrives as an EmbedshareError.
-    """
+    """The error that `name` stands for; a newer version's unknown name becomes an EmbedshareError."""
     return _BY_NAME.get(name, EmbedshareError)(message, **fields)

@@ -1,4 +1,4 @@
-"""Where this user's files are, where the settings name no place."""
+"""This user's folders, for files whose place the settings do not name."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ALLOWED = "a folder that this user can write to"
 
 
 def state() -> Path:
-    """The folder for the key and what stands beside it.
+    """The folder of the key and its neighbours.
 
-    A user without a home folder (a container that runs under any number) has one among the temporary files.
-    Raises OSError where others can read or own that, or it cannot be made.
+    A user without a home folder (a container under an arbitrary user id) gets one among the temporary files.
+    Raises OSError if others can read or own that, or it cannot be made.
     """
     folder = _below_home(platformdirs.user_state_dir)
     return _temporary() / "state" if folder is None else folder
 
 
 def cache(settings: Settings) -> Path:
-    """The folder for converted models: EMBEDDING_CACHE_DIR, else this user's.
+    """The folder of converted models: EMBEDDING_CACHE_DIR, else this user's.
 
-    Raises InvalidSetting where there is none.
+    Raises InvalidSetting if there is none.
     """
     if settings.model.converted_dir is not None:
         return Path(settings.model.converted_dir)
@@ -40,13 +40,13 @@ def cache(settings: Settings) -> Path:
     except OSError as error:
         raise _needed(
             "EMBEDDING_CACHE_DIR",
-            f"this user has no home folder, and {error.filename} cannot stand in for one: {error.strerror}; "
+            f"this user has no home folder, and {error.filename} cannot replace it: {error.strerror}; "
             f"set EMBEDDING_CACHE_DIR to {_ALLOWED}",
         ) from None
 
 
 def check_temporary(who: str) -> None:
-    """Raise InvalidSetting where there is no folder for temporary files, which `who` needs."""
+    """Raise InvalidSetting if there is no folder for temporary files, which `who` needs."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def _below_home(find: Callable[..., str]) -> Path | None:
 
 
 def _temporary() -> Path:
-    """A folder that is this user's alone, the same for all processes of this user."""
+    """A folder that belongs to this user alone, the same for all of the user's processes."""
     try:
         folder = Path(tempfile.gettempdir(), f"embedshare-{platforms.user_mark()}")
     except FileNotFoundError as error:

@@ -1,8 +1,8 @@
 """Tells whether a request's Host header means this machine: the guard against DNS rebinding.
 
-A page can have its own name resolve to this machine's address. Its visitor's browser then takes a server here
-for the page's own site, and lets the page read all of it. Such a request has the page's name as its host. An
-IP address as the host is safe: a page cannot have one resolve to another machine.
+A page can make its own name resolve to this machine's address. Its visitor's browser then takes a server here
+for the page's site and lets the page read it. Such a request has the page's name as its host. An IP address
+as the host is safe: a page cannot make one resolve to another machine.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import socket
 from collections.abc import Sequence
 from functools import cache
 
-#: Any host, in a list of those that are allowed.
+#: Any host, in a list of allowed ones.
 ANY_HOST = "*"
 _HEADER = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::[0-9]*)?")
-#: RFC 6761: resolvers make these this machine's loopback, and no registry gives them away.
+#: RFC 6761: resolvers map these to this machine's loopback, and no registry assigns them.
 _LOCALHOST = "localhost"
 
 

@@ -1,4 +1,4 @@
-"""What makes two models one vector space, and what a model says of itself."""
+"""A model's identity, by which vectors of two models may be mixed, and its description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from embedshare import model_files
 from embedshare.errors import ModelMismatch, WeightsCorrupted
 
-# Facts about how a folder was written, which copies of one model differ in; they do not move a vector.
+# Facts about how a folder was written, which differ between copies of one model and do not change a vector.
 _VOLATILE_KEYS = frozenset(
     {
         "_name_or_path",
@@ -27,7 +27,7 @@ _VOLATILE_KEYS = frozenset(
 
 
 class ModelDescription(msgspec.Struct, frozen=True):
-    """What a client needs to know of the model that answers it."""
+    """A client's knowledge of the model that answers it."""
 
     identity: str
     """Digest of weights, tokenizer, pooling, normalisation and dimensions; equal identities share a vector
@@ -51,9 +51,9 @@ class ModelDescription(msgspec.Struct, frozen=True):
 def identity_of(folder: Path) -> str:
     """The identity of the model in `folder` (a SentenceTransformer's): 64 hexadecimal digits.
 
-    Reads every weight once: about 0.1 s for 100 MB. What a vector depends on goes in (weights, tokenizer,
-    configurations, code: see model_files); precision does not (bf16 and fp32 of one model agree to a cosine
-    of 0.9999).
+    Reads every weight once: about 0.1 s for 100 MB. It covers everything that a vector depends on: weights,
+    tokenizer, configurations, code (see model_files). Precision is not part of it: bf16 and fp32 of one model
+    agree to a cosine of 0.9999.
     """
     digest = hashlib.sha256()
     for path in model_files.counted(folder):
@@ -72,11 +72,11 @@ def identity_of(folder: Path) -> str:
 
 
 def check_identity(expected: str | None, found: str, who: str) -> None:
-    """Raise ModelMismatch where `who`, of identity `found`, is not of the vector space in use so far."""
+    """Raise ModelMismatch if `who`, of identity `found`, is not of the vector space in use so far."""
     if expected is not None and found != expected:
         raise ModelMismatch(
-            f"{who} is of another vector space ({found[:12]}) than the vectors so far ({expected[:12]}); "
-            "start this process anew to use it, and embed again what was stored",
+            f"{who} is of another vector space ({found[:12]}) than the vectors so far "
+            f"({expected[:12]}); restart this process to use it, and embed again what was stored",
             expected=expected,
             found=found,
         )
@@ -92,8 +92,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _converted_from(folder: Path) -> bytes:
-    """The kind of model in `folder`, where it is another than a SentenceTransformer, which loads it with a
-    pooling of its own and not with the folder's modules."""
+    """The kind of model in `folder`, unless it is a SentenceTransformer; such a kind is loaded with its own
+    pooling, not with the folder's modules."""
     try:
         said = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf8"))
     except OSError:

@@ -1,8 +1,8 @@
 """Turns the output of libraries into lines of this program's own log.
 
-Libraries write with `logging`, `warnings` and `print`, and Python prints the tracebacks of errors that
-nothing caught. All of it goes through loguru here: each line has a date, and is JSON where the log is. Output
-of C code to the file descriptor stays as it is, since a process that crashes must still say why.
+Libraries write with `logging`, `warnings` and `print`, and Python prints the tracebacks of uncaught errors.
+All of it goes through loguru here: each line has a date, and is JSON if the log is. Output of C code to the
+file descriptor stays as it is, since a crashing process must still say why.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from loguru import logger
 
 #: Warnings of one kind that are logged in a period of this many seconds. The next one says how many were not.
 MOST_OF_A_KIND, PERIOD_S = 3, 60.0
-#: Kinds that are told apart in that time. Further ones count as one kind, which bounds all lines.
+#: Kinds told apart in that time. Further ones count as one kind, which bounds all lines.
 MOST_KINDS = 100
-#: Characters that are printed without an end of the line, at most: then it is ended here.
+#: Characters printed without an end of line, at most; then the line is ended here.
 LONGEST_LINE = 10_000
 #: Characters of a message that tell its kind; all numbers count as one.
 _KIND_CHARS = 80
@@ -34,7 +34,7 @@ _OTHERS = "", ""
 
 
 class Repeats:
-    """Bounds messages that come again and again; thread-safe."""
+    """Bounds repeated messages; thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -44,7 +44,7 @@ class Repeats:
         """By kind: when its period began, and how many have come since."""
 
     def left_out(self, source: str, message: str) -> int | None:
-        """How many of this message's kind were left out before this one; None where this one is as well."""
+        """The number of this message's kind left out before this one; None if this one is left out too."""
         kind = source, _NUMBER.sub("0", message[:_KIND_CHARS])
         now = self._clock()
         with self._lock:
@@ -88,7 +88,7 @@ def original(stream: TextIO) -> TextIO:
 
 
 class Lines(io.TextIOBase):
-    """Stands for a standard stream: a line that is written becomes a line of the log."""
+    """A standard stream whose written lines become lines of the log."""
 
     encoding, errors = "utf-8", "backslashreplace"
 
@@ -101,7 +101,7 @@ class Lines(io.TextIOBase):
         atexit.register(self.end)
 
     def write(self, text: str) -> int:
-        """Log the lines that are whole with it; what a carriage return draws over is not logged."""
+        """Log the lines that it completes; text that a carriage return overwrites is not logged."""
         with self._lock:
             *lines, begun = (self._begun + text).replace("\r\n", "\n").split("\n")
             begun = begun[begun.rstrip("\r").rfind("\r") + 1 :]
@@ -146,7 +146,7 @@ class _Handler(logging.Handler):
         except Exception as error:  # a library's own mistake in a line that it logs
             message = f"{record.msg} ({type(error).__name__} in this line of the library's)"
         level = next((name for name in _LEVELS if record.levelno >= getattr(logging, name)), "DEBUG")
-        # Below a warning only loggers speak that were told to.
+        # Below a warning only the loggers that were told to log do.
         bounded = self._repeats if record.levelno >= logging.WARNING else None
         _say(level, record.name, message, bounded, record.exc_info)
 
@@ -160,10 +160,10 @@ def _say(level: str, source: str, message: str, repeats: Repeats | None, error: 
 
 
 def _take_logging(handler: logging.Handler) -> None:
-    """Have all loggers write to `handler`, and to no stream; files that they were given stay.
+    """Make all loggers write to `handler`, and to no stream; files that they were given stay.
 
-    From warnings on: below that level libraries quote what callers sent. urllib3 logs the addresses that it
-    asks for, and an address holds a query.
+    From warnings on: below that level libraries quote callers' input. urllib3 logs the addresses that it
+    requests, and an address holds a query.
     """
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -191,9 +191,9 @@ def _prints(handler: logging.Handler) -> bool:
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        logger.warning("the process was interrupted")
+        logger.warning("Interrupted")
         return
-    logger.opt(exception=(kind, error, trace)).critical("the process ends by an error")
+    logger.opt(exception=(kind, error, trace)).critical("Exiting on an uncaught error")
 
 
 def _uncaught_in_thread(failure: threading.ExceptHookArgs) -> None:
@@ -201,10 +201,10 @@ def _uncaught_in_thread(failure: threading.ExceptHookArgs) -> None:
         return
     name = failure.thread.name if failure.thread is not None else "unknown"
     error: Any = failure.exc_type, failure.exc_value, failure.exc_traceback
-    logger.opt(exception=error).error("the thread {} ended by an error", name)
+    logger.opt(exception=error).error("Lost the thread {} to an uncaught error", name)
 
 
 def _unraisable(failure: Any) -> None:
     error = failure.exc_type, failure.exc_value, failure.exc_traceback
     where = getattr(failure.object, "__qualname__", type(failure.object).__name__)  # no values: see logs.py
-    logger.opt(exception=error).error("an error in {} could not be raised", where)
+    logger.opt(exception=error).error("Could not raise an error in {}", where)

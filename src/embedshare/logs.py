@@ -25,7 +25,7 @@ _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {extra[process]}[{process.id
 
 
 def begin(process: str, *, prints: bool = False) -> None:
-    """As `configure`, before the settings are read: an error in them is logged in the right form too."""
+    """`configure` before the settings are read, so that an error in them is logged in the right form."""
     form = os.environ.get("EMBEDDING_LOG_FORMAT", "").strip().lower()
     configure(
         Settings(operation=OperationSettings(log_format="json" if form == "json" else "text")),
@@ -35,9 +35,9 @@ def begin(process: str, *, prints: bool = False) -> None:
 
 
 def configure(settings: Settings, process: str, *, prints: bool = False) -> None:
-    """Send this process's log, and what libraries say, to standard error in the settings' form.
+    """Send this process's log and its libraries' output to standard error, in the settings' form.
 
-    `prints`: standard output is the program's own, and stays as it is. For programs, not libraries.
+    `prints`: standard output is the program's own and stays as it is. For programs, not libraries.
     """
     stream = library_logs.original(sys.stderr)
     library_logs.take_over(*(["stderr"] if prints else ["stdout", "stderr"]))
@@ -54,7 +54,7 @@ def configure(settings: Settings, process: str, *, prints: bool = False) -> None
 
 
 def _to(stream: TextIO) -> Callable[[str], None]:
-    """A sink that writes there. Where that fails, as on a full disk, the line is lost and nothing else."""
+    """A sink that writes there. If that fails, as on a full disk, only the line is lost."""
 
     def write(line: str) -> None:
         try:
@@ -79,7 +79,7 @@ def _text(record: Record) -> str:
 
 
 def _json(record: Record) -> str:
-    """One flat object, put where loguru takes it from as it is."""
+    """One flat object, put where loguru takes it from unchanged."""
     extra, error = record["extra"], record["exception"]
     line: dict[str, Any] = {
         "time": record["time"].isoformat(timespec="milliseconds"),

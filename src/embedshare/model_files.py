@@ -1,8 +1,9 @@
-"""Which files of a model's folder its vectors depend on: what sentence-transformers reads to load it.
+"""The files of a model's folder that its vectors depend on: those that sentence-transformers reads to load
+it.
 
-Digests of models are kept: with saved vector indexes, and by workers of an earlier release during a rolling
-upgrade. So `counted` yields what releases before this one hashed, in their order, and then what they left
-out. A file that says nothing beyond those is not among the latter, and most folders keep their digest.
+Digests of models are stored with saved vector indexes, and held by workers of an earlier release during a
+rolling upgrade. So `counted` yields the files that earlier releases hashed, in their order, then those that
+they left out. A file without further information is not among the latter, and most folders keep their digest.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ _CONFIGURATIONS = (
     "modules.json", "config.json", "sentence_bert_config.json", "config_sentence_transformers.json",
     "tokenizer_config.json",
 )  # fmt: skip
-#: A Transformer's settings under their earlier names. The first that says anything is read, and these only
-#: where sentence_bert_config.json says nothing.
+#: A Transformer's settings under their earlier names. The first one with content is read, and these only if
+#: sentence_bert_config.json has none.
 _EARLIER_SETTINGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-#: What a module that stands in the model's own folder may read there, besides weights and vocabularies.
+#: Files that a module in the model's own folder may read there, besides weights and vocabularies.
 _READ_IN_ROOT = (
     "*.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.*.json", "adapter_config.json", "preprocessor_config.json",
@@ -39,7 +40,7 @@ _VOCABULARIES = (
     "*vocab*.txt", "*vocab*.json", "merges.txt", "dict.txt", "*.model", "*.spm", "*.bpe", "*.codes",
     "*.tiktoken", "tekken.json",
 )  # fmt: skip
-#: Tokenizers that transformers runs in Python: they read their vocabularies beside a tokenizer.json too.
+#: Tokenizers that transformers runs in Python: they read their vocabularies in addition to a tokenizer.json.
 _SLOW_TOKENIZERS = frozenset(
     f"{family}Tokenizer"
     for family in (
@@ -48,13 +49,13 @@ _SLOW_TOKENIZERS = frozenset(
         "Tapas", "XLM",
     )
 )  # fmt: skip
-#: Roles of tokens, and what transformers' families of tokenizers call them by default.
+#: Roles of tokens, and their default texts in transformers' families of tokenizers.
 _DEFAULT_TOKENS = {
     "unk_token": ("[UNK]", "<unk>"), "sep_token": ("[SEP]", "</s>"), "pad_token": ("[PAD]", "<pad>"),
     "cls_token": ("[CLS]", "<s>"), "mask_token": ("[MASK]", "<mask>"), "bos_token": ("<s>",),
     "eos_token": ("</s>",),
 }  # fmt: skip
-#: Nothing in these is read to embed a text: notes, and the same weights in forms for other runtimes.
+#: Folders that embedding a text never reads: notes, and the same weights in forms for other runtimes.
 _NOTES = re.compile(
     r"readme|license|notice|data_config\.json|generation_config\.json|.*\.(md|png|pdf)\Z", re.I
 )
@@ -92,9 +93,9 @@ def module_folders(folder: Path) -> list[str]:
 
 
 def _counted_before(folder: Path) -> Iterator[Path]:
-    """What earlier releases hashed.
+    """The files that earlier releases hashed.
 
-    Where a folder has safetensors, other formats of the same weights beside them do not count.
+    In a folder with safetensors, other formats of the same weights do not count.
     """
     modules = [folder, *sorted(path.parent for path in folder.glob("*_*/config.json"))]
     for module in modules:
@@ -106,7 +107,7 @@ def _counted_before(folder: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> Iterator[Path]:
-    """Every file that the loading of some module reads."""
+    """Every file that loading some module reads."""
     yield from _read_in_root(folder)
     yield from (path for path in folder.rglob("*.py") if not _is_hidden(path.relative_to(folder)))
     for path, kind in _modules(folder):
@@ -161,7 +162,7 @@ def _without_the_unread(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
 
 
 def _is_unread(path: Path) -> bool:
-    """Whether a file says nothing that others beside it, which count, do not say."""
+    """Whether the counted files next to a file already say all that it says."""
     folder, name = path.parent, path.name
     if name in _EARLIER_SETTINGS:
         return path != _settings_in(folder)
@@ -175,7 +176,7 @@ def _is_unread(path: Path) -> bool:
 
 
 def _settings_in(folder: Path) -> Path | None:
-    """The file that a Transformer's settings are read from."""
+    """The file of a Transformer's settings."""
     for name in ("sentence_bert_config.json", *_EARLIER_SETTINGS):
         if _json(folder / name):
             return folder / name
@@ -189,17 +190,17 @@ def _is_vocabulary(path: Path) -> bool:
 
 
 def _reads_vocabulary(folder: Path) -> bool:
-    """Whether the tokenizer beside a tokenizer.json is one that reads its vocabulary too."""
+    """Whether the tokenizer of a tokenizer.json reads its vocabulary too."""
     config = _json(folder / "tokenizer_config.json")
     named = config if isinstance(config, dict) else {}
     return named.get("tokenizer_class") in _SLOW_TOKENIZERS or "auto_map" in named
 
 
 def _names_known_tokens(path: Path) -> bool:
-    """Whether a special_tokens_map.json gives each token the role that it has without.
+    """Whether a special_tokens_map.json gives each token its default role.
 
-    transformers 5 reads the file where tokenizer_config.json has no `added_tokens_decoder`, and then before
-    the tokens that are named there. How a token is matched it takes from tokenizer.json, where that has it.
+    transformers 5 reads the file if tokenizer_config.json has no `added_tokens_decoder`, before the tokens
+    named there. How a token is matched comes from tokenizer.json, if it says so.
     """
     config, named = _json(path.parent / "tokenizer_config.json"), _json(path)
     config = config if isinstance(config, dict) else {}
@@ -220,7 +221,7 @@ def _names_known_tokens(path: Path) -> bool:
 
 
 def _adds_known_tokens(path: Path) -> bool:
-    """Whether an added_tokens.json holds none but tokens of tokenizer.json, or is not read."""
+    """Whether an added_tokens.json holds only tokens of tokenizer.json, or is not read."""
     config, added = _json(path.parent / "tokenizer_config.json"), _json(path)
     if isinstance(config, dict) and "added_tokens_decoder" in config:
         return True
@@ -229,7 +230,7 @@ def _adds_known_tokens(path: Path) -> bool:
 
 
 def _content(token: Any) -> str:
-    """A special token's text, whether it is written alone or with how it is matched."""
+    """A special token's text, written alone or with its matching rules."""
     return str(token.get("content")) if isinstance(token, dict) else str(token)
 
 
@@ -240,14 +241,14 @@ def _has_token(tokenizer: str, content: str) -> bool:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether some part of a path within the model is no part of the model."""
+    """Whether some part of a path within the model is hidden."""
     return any(part.startswith((".", "__")) or part in _OTHER_RUNTIMES for part in path.parts[:-1]) or (
         path.name.startswith(".")
     )
 
 
 def _json(path: Path) -> Any:
-    """What a JSON file holds; None where it is not there or is not JSON."""
+    """The content of a JSON file; None if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (OSError, ValueError):

@@ -1,5 +1,4 @@
-"""Files for this user alone: written whole or not at all, and not believed where others can read or change
-them."""
+"""Files for this user alone: written whole or not at all, and ignored if others can read or change them."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 
 class Exposed(PermissionError):
-    """Others can read, change or own a file that only this user may; `strerror` gives its owner and mode."""
+    """Others can read, change or own a file of this user's; `strerror` gives its owner and mode."""
 
 
 def create(path: Path, content: bytes = b"") -> None:
@@ -41,7 +40,7 @@ def create_unless_there(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Make the file and its folder, in place of one of its name: whole, for every reader. Raises OSError."""
+    """Make or replace the file, whole for every reader, and make its folder. Raises OSError."""
     with _draft(path, content) as draft:
         platforms.replace(draft, path)
 
@@ -49,7 +48,7 @@ def replace(path: Path, content: bytes) -> None:
 def read(path: Path) -> bytes:
     """The file's content. Raises Exposed and OSError.
 
-    The file is opened once: what is checked is what is read.
+    The file is opened once, so that the checked file is the one that is read.
     """
     with path.open("rb", buffering=0) as file:
         fault = platforms.fault_of_secret(os.fstat(file.fileno()))
@@ -59,15 +58,15 @@ def read(path: Path) -> bytes:
 
 
 def read_note(path: Path, kind: type[T]) -> T | None:
-    """What the JSON in the file says; None where there is no file, or, which is logged, no right one."""
+    """The note in the JSON file; None if there is no file, or, which is logged, no valid one."""
     try:
         return msgspec.json.decode(read(path), type=kind)
     except FileNotFoundError:
         return None
     except Exposed as error:
-        logger.error("ignoring {}: others can read or own it ({})", path, error.strerror)
+        logger.error("Ignoring {}: it must be readable only by its owner ({})", path, error.strerror)
     except (OSError, msgspec.MsgspecError) as error:
-        logger.error("ignoring {}: {}", path, error)
+        logger.error("Ignoring {}: {}", path, error)
     return None
 
 

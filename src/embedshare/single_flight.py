@@ -1,4 +1,4 @@
-"""The newest answer to a question that may be slow, for any number of callers who must not be."""
+"""The newest answer to a slow question, for any number of callers that must not wait for it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Asks `question` once at a time, in one thread: who comes meanwhile gets that same answer.
+    """Asks `question` once at a time, in one thread; callers that arrive meanwhile get that same answer.
 
-    The thread is a daemon, so that a question that hangs does not keep the process from ending.
+    The thread is a daemon, so that a hanging question does not keep the process from ending.
     """
 
     def __init__(self, question: Callable[[], T]) -> None:
@@ -48,5 +48,5 @@ class SingleFlight(Generic[T]):
             asked = self._questions.get()
             try:
                 asked.set_result(self._question())
-            except Exception as error:  # it is the callers', in whose threads it is raised
+            except Exception as error:  # raised in the callers' threads
                 asked.set_exception(error)

@@ -1,8 +1,7 @@
-"""Threads for work that may come after the main thread has ended: from threads that outlive it, and in atexit
-handlers.
+"""Threads for work after the main thread has ended: from threads that outlive it, and in atexit handlers.
 
-Executors refuse work from then on, in every Python. Python 3.12 and later also start no thread in an atexit
-handler, and 3.12.0 and 3.12.1 none at all once the main thread has ended.
+Executors then refuse work, in every Python. Python 3.12 and later also start no thread in an atexit handler,
+and 3.12.0 and 3.12.1 none at all once the main thread has ended.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ X = TypeVar("X", bound=threading.Thread)
 
 
 def start(work: Callable[[], object], name: str, *, daemon: bool) -> threading.Thread | None:
-    """A thread that does `work`; None where no thread can be started any more."""
+    """A thread that does `work`; None if no thread can be started any more."""
     return _started(threading.Thread(target=work, name=name, daemon=daemon))
 
 
 def later(seconds: float, work: Callable[[], object]) -> threading.Timer | None:
-    """A timer that does `work` in a daemon thread; None where no thread can be started any more."""
+    """A timer that does `work` in a daemon thread; None if no thread can be started any more."""
     timer = threading.Timer(seconds, work)
     timer.daemon = True
     return _started(timer)
 
 
 def do(work: Callable[[], object], name: str) -> None:
-    """Do `work` in a daemon thread, or, where none can be started any more, in this one."""
+    """Do `work` in a daemon thread, or in this one if none can be started any more."""
     if start(work, name, daemon=True) is None:
         work()
 
@@ -46,10 +45,10 @@ def _started(thread: X) -> X | None:
 
 
 class Threads(Executor):
-    """A pool of at most `most` threads that also does what is submitted after the main thread has ended.
+    """A pool of at most `most` threads that also does work submitted after the main thread has ended.
 
-    Up to then it is a ThreadPoolExecutor. After that its threads are plain ones, and where none can be
-    started any more the thread that submits does the work.
+    Until then it is a ThreadPoolExecutor. Afterwards its threads are plain ones, and the submitting thread
+    does the work if none can be started.
     """
 
     def __init__(self, most: int, name: str) -> None:

@@ -1,4 +1,5 @@
-"""What a web worker is handed: its callers' keys, their rates, and settings that may change while it runs."""
+"""The parts that a web worker is given: its callers' keys, their rates, and settings that may change while it
+runs."""
 
 from __future__ import annotations
 
@@ -18,19 +19,20 @@ from embedshare.web.guards.auth import Rates
 
 
 class Model(Protocol):
-    """What is asked of the worker's client here."""
+    """The questions to the worker's client here."""
 
     def client_stats(self) -> dict[str, Any]: ...
     def swap_model(self, model_name: str, *, how: codec.ModelSettings) -> dict[str, Any]: ...
 
 
 def key_ring(settings: Settings) -> KeyRing | None:
-    """The API keys of the database, of EMBEDDING_ADMIN_KEY_FILE, and of who holds the model server's key."""
+    """The API keys of the database and of EMBEDDING_ADMIN_KEY_FILE, and the one derived from the model
+    server's key."""
     if not settings.web.asks_for_keys:
         return None
     try:
         from embedshare.database.api_keys import Keys
-        from embedshare.database.database import Database  # SQLAlchemy, for who asks for keys
+        from embedshare.database.database import Database  # SQLAlchemy, only where keys are required
     except ImportError as error:
         raise missing_database(error) from None
 
@@ -51,10 +53,10 @@ def key_ring(settings: Settings) -> KeyRing | None:
 
 
 def rates(settings: Settings) -> Rates | None:
-    """What counts callers' requests, where the settings bound them."""
+    """The counter of callers' requests, if the settings limit them."""
     if not settings.web.rate_limit:
         return None
-    from embedshare.access.rates import Rates  # with its libraries, for who counts
+    from embedshare.access.rates import Rates  # with its libraries, only where rates are limited
 
     return Rates(settings.web.rate_limit, settings.web.redis_url, lambda: deployment(settings))
 
@@ -62,7 +64,7 @@ def rates(settings: Settings) -> Rates | None:
 def deployment(settings: Settings) -> str | None:
     """The name that all workers of one model server share, and no others; None while its key is missing.
 
-    It is a digest of the key, which cannot be found from it.
+    It is a digest of the key and does not reveal it.
     """
     if settings.web.redis_prefix is not None:
         return settings.web.redis_prefix
@@ -76,7 +78,7 @@ def deployment(settings: Settings) -> str | None:
 
 
 def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
-    """What `/settings` does; where a database keeps the settings, it is looked at from now on."""
+    """The functions of `/settings`; settings in a database are read continuously from now on."""
     live = CurrentSettings(settings)
 
     def apply_model(wanted: Settings, version: int) -> None:
@@ -97,8 +99,8 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
 
 
 def server_state(model: Model) -> str:
-    """How the model server is, as the last call found it, since a health check waits for nothing: `unknown`
-    before the first, `off` where none is used."""
+    """The model server's state at the last call, since a health check waits for nothing: `unknown` before the
+    first, `off` if none is used."""
     stats = model.client_stats()
     if stats["state"] == "local":
         return "off"

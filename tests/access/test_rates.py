@@ -56,7 +56,7 @@ def test_who_waits_as_long_as_is_said_goes_through() -> None:
     rates = Rates("4/second")
     let_through(rates, "one", 4)
     with pytest.raises(
-        RateLimited, match="more came from one caller than the 4 requests in one second"
+        RateLimited, match="this caller sent more than the 4 requests in one second"
     ) as caught:
         rates.count("one")
     assert caught.value.fields["limit"] == "4/second"
@@ -136,8 +136,8 @@ def test_while_redis_is_away_each_counts_for_itself_and_comes_back(
     redis.start()
     wait_for(lambda: rates.redis_status() == "connected", 10, "the return to Redis")
     assert let_through(rates, "lonely", 20) == 10  # of the new Redis, which is empty
-    assert len([line for line in said if "Redis is away" in line]) == 1
-    assert len([line for line in said if "Redis is back" in line]) == 1
+    assert len([line for line in said if "Redis does not answer" in line]) == 1
+    assert len([line for line in said if "Redis answers" in line]) == 1
 
 
 @forks

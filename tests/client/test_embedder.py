@@ -96,7 +96,7 @@ def test_dimensions_are_cut_and_then_normalised(either: EmbeddingClient) -> None
 
 
 def test_tokens_of_a_book_are_too_many_to_be_told(either: EmbeddingClient) -> None:
-    with pytest.raises(TooLarge, match="300,000 characters; tokens are told of 262,144"):
+    with pytest.raises(TooLarge, match="300,000 characters; one call may ask for the tokens of 262,144"):
         either.tokens(["word " * 60_000])
 
 
@@ -107,5 +107,5 @@ def test_a_prompt_is_before_the_text_and_not_before_tokens(model: EmbeddingClien
     assert [token[1] for token in model.tokens(["text"], prompt_name="query")[0]] == [
         "[CLS]", "find", ":", "text", "[SEP]",
     ]  # fmt: skip
-    with pytest.raises(InvalidInput, match="there is no prompt"):
+    with pytest.raises(InvalidInput, match="unknown prompt"):
         model.embed(["one text"], prompt_name="passage")

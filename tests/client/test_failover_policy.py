@@ -66,7 +66,7 @@ def test_it_begins_with_the_server_or_with_a_local_model(use_server: bool, state
 def test_an_answer_connects_and_is_told_once(state: State) -> None:
     step = POLICY.answered(Situation(state, ONE, "before"))
     assert step[0] == CONNECTED
-    how = "connected to" if state is State.CONNECTING else "back at"
+    how = "Connected to" if state is State.CONNECTING else "Returned to"
     assert said(step) == [f"INFO {how} the model server: {ONE.model_name} on cpu"]
     assert POLICY.answered(CONNECTED) == (CONNECTED, [])
 
@@ -79,7 +79,7 @@ def test_an_answer_of_a_call_that_began_before_the_fallback_does_not_end_it() ->
 def test_a_refusal_is_told_once_and_is_no_fallback(kind: type[EmbedshareError]) -> None:
     step = POLICY.refused(CONNECTED, kind("another"))
     assert step[0] == replace(CONNECTED, state=State.REFUSED, last_error="another")
-    assert said(step) == ["ERROR the model server may not be used: another"]
+    assert said(step) == ["ERROR Not using the model server: another"]
     assert POLICY.refused(step[0], kind("another"))[1] == []
 
 
@@ -110,7 +110,7 @@ def test_a_fallback_starts_its_probe_and_keeps_the_local_model(failed: Try) -> N
     assert step[0] == replace(expected, probes=True)
     assert done(step) == [Do.START_PROBE, Do.RELEASE_NEVER]
     assert said(step) == [
-        f"WARNING the model server is away ({failed.error.message}); a local model stands in until it is back"
+        f"WARNING Falling back to a local model until the model server is back ({failed.error.message})"
     ]
     assert POLICY.failed(step[0], failed, 0.0) == (step[0], [])  # another thread's, at the same time
 
@@ -129,8 +129,8 @@ def test_without_a_fallback_a_server_that_was_there_is_waited_for_until_the_dead
 @pytest.mark.parametrize(
     ("policy", "failure", "says"),
     [
-        (ALONE, None, "and no local model can stand in: EMBEDDING_FALLBACK is none"),
-        (POLICY, MissingDependency("no torch"), "and no local model can stand in: no torch"),
+        (ALONE, None, "no local model can answer instead: EMBEDDING_FALLBACK is none"),
+        (POLICY, MissingDependency("no torch"), "no local model can answer instead: no torch"),
     ],
 )
 def test_a_server_that_was_never_there_is_an_error_that_says_what_to_do(
@@ -187,7 +187,7 @@ def test_a_probe_s_answer_is_the_return() -> None:
     step = POLICY.probed(FALLEN_BACK, None)
     assert step[0] == replace(CONNECTED, fallbacks=1, returns=1)
     assert done(step) == [Do.RELEASE_LATER, Do.STOP_PROBE]
-    assert said(step) == [f"INFO back at the model server: {ONE.model_name} on cpu"]
+    assert said(step) == [f"INFO Returned to the model server: {ONE.model_name} on cpu"]
     assert done(POLICY.rested(step[0])) == [Do.DROP_LOCAL]
     assert POLICY.rested(FALLEN_BACK) == (FALLEN_BACK, [])  # it fell back again meanwhile
 
@@ -195,7 +195,7 @@ def test_a_probe_s_answer_is_the_return() -> None:
 def test_a_probe_that_is_refused_tells_each_reason_once() -> None:
     step = POLICY.probed(FALLEN_BACK, AuthenticationFailed("another key"))
     assert step[0] == replace(FALLEN_BACK, last_error="another key")
-    assert said(step) == ["WARNING the model server is back and may not be used: another key"]
+    assert said(step) == ["WARNING Not using the model server, which is back: another key"]
     assert POLICY.probed(step[0], AuthenticationFailed("another key"))[1] == []
     assert POLICY.probed(FALLEN_BACK, AWAY) == (FALLEN_BACK, [])
 
@@ -225,8 +225,8 @@ def test_a_model_that_is_followed_has_the_old_one_s_stand_in_dropped() -> None:
     assert step[0] == replace(FALLEN_BACK, model=OTHER)
     assert done(step) == [Do.DROP_LOCAL]
     assert said(step) == [
-        f"WARNING the model server's model was model {ONE.identity} (aaaaaaaaaaaa) "
-        f"and is model {OTHER.identity} (bbbbbbbbbbbb) now; it is followed"
+        f"WARNING Following the model server from model {ONE.identity} (aaaaaaaaaaaa) "
+        f"to model {OTHER.identity} (bbbbbbbbbbbb)"
     ]
     assert following.met(CONNECTED, ONE) == (CONNECTED, [])
 

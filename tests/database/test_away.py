@@ -57,7 +57,7 @@ def test_calls_are_answered_while_the_database_says_nothing_and_changes_wait_unt
 
             proxy.heal()
             wait_for(lambda: post(worker, "/settings", {**change, "value": 9}).status_code == 200, 30, "it")
-            assert b"the database answers again" in worker.log.read_bytes()
+            assert b"Reached the database again" in worker.log.read_bytes()
         finally:
             worker.process.terminate()
             worker.process.wait(30)

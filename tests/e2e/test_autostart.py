@@ -139,7 +139,7 @@ def test_it_ends_when_nobody_asks_and_is_started_again_by_the_next(machine: Mach
         assert client.stats()["pid"] != pid
         assert client.stats()["fallbacks"] == 0
     log = Autostart(settings).log.read_text()
-    assert "nobody has asked for 2 s" in log
+    assert "Stopping (idle for 2 s)" in log
     assert log.count("stopped") == 1
 
 

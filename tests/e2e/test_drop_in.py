@@ -227,7 +227,7 @@ def test_generate_embeddings(exact: EmbeddingClient, reference: Any) -> None:
         (["ok", "\ud800"], {}, InvalidInput, "text 1 holds '\\\\ud800' at position 0"),
         (["ok"], {"prompt": "\udfff"}, InvalidInput, "the prompt holds a lone surrogate"),
         ([1], {}, InvalidInput, "item 0 is a int, not a str"),
-        (5, {}, InvalidInput, "a str or a list of str can be embedded, not int"),
+        (5, {}, InvalidInput, "must be a str or a list of str, not int"),
         (None, {}, InvalidInput, "not NoneType"),
         (b"bytes", {}, InvalidInput, "not bytes"),
         (np.array("scalar"), {}, InvalidInput, "a str or a list of str"),

@@ -66,7 +66,7 @@ def test_what_the_model_itself_cannot_be_given_is_refused_as_the_caller_s_error(
 ) -> None:
     with pytest.raises(TooLarge, match="text 1 is longer"):
         client.embed(["short", "long " * 300], truncate=False)
-    with pytest.raises(NotServed, match="no token ids"):
+    with pytest.raises(NotServed, match="not token ids"):
         client.embed([[101, 102]])
     with pytest.raises(InvalidInput, match="lone surrogate"):
         client.encode("half \ud800")

@@ -257,13 +257,17 @@ def test_a_second_server_on_the_same_port_says_so_and_ends(server: ModelServer, 
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("EMBEDDING_MODEL_NAME", "/no/such/folder", "there is no folder /no/such/folder"),
+        (
+            "EMBEDDING_MODEL_NAME",
+            "/no/such/folder",
+            "no SentenceTransformer is in the folder /no/such/folder",
+        ),
         ("EMBEDDING_MODEL_NAME", "no-such-model", "looked in"),
         ("EMBEDDING_DEVICE", "cuda:7", "EMBEDDING_DEVICE is cuda:7; this machine has"),
         ("EMBEDDING_AUTHKEY_FILE", "/dev/null/key", "/dev/null/key"),
         ("EMBEDDING_DEVICE", "gpu", "EMBEDDING_DEVICE is 'gpu'; allowed: auto, cpu, cuda"),
         ("MAX_CONCURRENT_OPERATIONS", "0", "allowed: a whole number from 1 to 64"),
-        ("EMBEDDING_SERVER_HOST", "0.0.0.0", "put the key there that callers have, 32 characters"),
+        ("EMBEDDING_SERVER_HOST", "0.0.0.0", "write the clients' key to that file, 32 characters"),
     ],
 )
 def test_a_server_that_cannot_start_says_one_line_and_ends(

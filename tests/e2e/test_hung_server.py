@@ -91,7 +91,7 @@ def test_a_server_that_only_shakes_hands_hangs_and_is_named_so(
     port = str(listener.address[1])
     with (
         server.client(EMBEDDING_SERVER_PORT=port, EMBEDDING_FALLBACK="none") as client,
-        pytest.raises(ServerHung, match="accepts connections and does not answer"),
+        pytest.raises(ServerHung, match="accepts connections but does not answer"),
     ):
         client.encode("text")
     thread.join(30)

@@ -28,10 +28,10 @@ def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path
     for name in ("model-server", "worker-1"):
         os.kill(before[name]["pid"], signal.SIGSTOP)
     try:
-        wait_for(lambda: services.output.count("has not answered for") == 2, 60, "both to hang")
+        wait_for(lambda: services.output.count("Got no answer from") == 2, 60, "both to hang")
         states = {name: process["state"] for name, process in operator.processes().items()}
         assert states == {"model-server": "hung", "worker-1": "hung", "worker-2": "ready"}
-        wait_for(lambda: services.output.count("is ready, pid") == 5, 60, "both to start again")
+        wait_for(lambda: services.output.count("Ready: ") == 5, 60, "both to start again")
     finally:
         for name in ("model-server", "worker-1"):
             if psutil.pid_exists(before[name]["pid"]):
@@ -46,7 +46,7 @@ def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path
     assert operator.json("stop") == {"status": "ok"}
     assert services.process.wait(30) == 0
     said = [json.loads(line)["message"] for line in services.output.splitlines()]
-    assert sum(message.startswith("embedshare is running (model-server on port ") for message in said) == 1
+    assert sum(message.startswith("Running embedshare (model-server on port ") for message in said) == 1
 
 
 @pytest.mark.long

@@ -83,7 +83,7 @@ def test_eight_workers_fall_back_by_turns_on_the_processor_and_return(tmp_path: 
     server.start()
     wait_for(lambda: {state for _, state, _ in workers.ask()} == {"connected"}, 90, "all to return")
     said = workers.end()
-    assert all(log.count("a local model is loaded") == 1 for log in said)
+    assert all(log.count("Loaded a local model") == 1 for log in said)
     print(f"\n8 workers with local models: {memory_mb} MB resident, all answered after {took_s:.1f} s")
     assert memory_mb < 8 * 450
     assert server.stop() == 0

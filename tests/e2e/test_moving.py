@@ -131,7 +131,7 @@ def test_a_port_that_is_taken_leaves_the_workers_where_they_are(site: Site) -> N
     )
     with closing(socket.create_server(("127.0.0.1", new + 1))):
         assert site.post("port", new).status_code == 200
-        wait_for(lambda: "the workers did not all move" in site.services.output, 30, "the refusal")
+        wait_for(lambda: "Could not move every worker" in site.services.output, 30, "the refusal")
         assert f"port {new + 1} of " in site.services.output
         assert site.have_moved(site.first)
     site.command("restart")

@@ -186,7 +186,7 @@ def test_what_is_asked_wrongly_is_refused_with_what_there_is(operator: Operator)
     code, _, complained = operator.run("logs", "nobody")
     assert code == 1
     assert "there are model-server, worker-1, worker-2" in complained
-    assert "a supervisor runs already" in operator.run("start")[2] or operator.run("start")[0] == 1
+    assert "a supervisor already runs" in operator.run("start")[2] or operator.run("start")[0] == 1
 
 
 def test_the_model_is_swapped_and_swapped_back(operator: Operator, other_model: Path) -> None:
@@ -195,8 +195,8 @@ def test_the_model_is_swapped_and_swapped_back(operator: Operator, other_model: 
         _vectors(operator.url(number))  # both have met the first model
     code, said, complained = operator.run("swap", "--model", str(other_model), "--json")
     assert code == 0, complained
-    assert "swap --follow lets them go over" in complained
-    assert "2 of the workers refuse this model and answer 503: worker-1, worker-2" in complained
+    assert "swap --follow lets them follow" in complained
+    assert "Got refusals of the model from 2 workers, which answer 503: worker-1, worker-2" in complained
     swapped = json.loads(said)
     assert swapped["refusing"] == ["worker-1", "worker-2"]
     assert swapped["model_name"] == str(other_model)
@@ -318,11 +318,11 @@ def test_a_supervisor_that_was_killed_is_said_to_be_gone_and_can_be_started_agai
     (worker,) = services.children("app.py")
     code, said, complained = operator.run("--workers", "1", "--port", str(operator.first_port + 3))
     assert code == 1
-    assert f"a supervisor runs already, process {services.process.pid}" in said + complained
+    assert f"a supervisor already runs, process {services.process.pid}" in said + complained
     services.process.kill()
     services.process.wait()
     worker.wait(20)
-    assert "no supervisor runs any more" in operator.run("status")[2]
+    assert "no supervisor runs:" in operator.run("status")[2]
     again = operator.start("1")
     again.wait_until_running()
     assert operator.json("stop") == {"status": "ok"}
@@ -340,9 +340,9 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     loads = [Load(operator.url(1), 6, long)]
     try:
         wait_for(lambda: "from 1 to 2 workers: " in services.output, 60, "a second worker")
-        wait_for(lambda: "worker-2 is ready" in services.output, 60, "its readiness")
+        wait_for(lambda: "Ready: worker-2" in services.output, 60, "its readiness")
         loads.append(Load(operator.url(2), 6, long))  # as a proxy in front of them would
-        wait_for(lambda: "worker-3 is ready" in services.output, 60, "a third worker")
+        wait_for(lambda: "Ready: worker-3" in services.output, 60, "a third worker")
         assert np.allclose(_vectors(operator.url(3)), reference, atol=1e-2)
     finally:
         outcomes = sum((load.stop() for load in loads), Counter())
@@ -352,7 +352,7 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     assert "4 s idle" in services.output
     code, said, _ = operator.run("scale", "5", "--json")
     assert code == 1
-    assert "follows the load from 1 to 3: not 5" in json.loads(said)["error"]
+    assert "follows the load, from 1 to 3; it cannot be set to 5" in json.loads(said)["error"]
     assert operator.json("stop") == {"status": "ok"}
     assert services.process.wait(30) == 0
 

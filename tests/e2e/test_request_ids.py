@@ -86,7 +86,7 @@ def test_an_error_names_the_request_in_the_server_s_log_and_in_the_answer_s_head
     assert isinstance(codec.decode_answer(connection.recv_bytes(1 << 16)), codec.Failure)
     connection.close()
     (line,) = pair.in_server("late-1")
-    assert line["message"].startswith("encode failed: DeadlineExceeded: ")
+    assert line["message"].startswith("Failed to answer encode: DeadlineExceeded: ")
     assert line["level"] == "WARNING"
 
 
@@ -108,7 +108,7 @@ def test_the_worker_s_log_names_the_request_that_nobody_could_answer(tmp_path: P
     assert worker.wait(30) == 0
     assert (answer.status_code, answer.headers[HEADER]) == (503, "lost-1")
     (line,) = [one for one in log.read_text().splitlines() if "[lost-1]" in one]
-    assert "a request failed: ServerUnavailable: " in line
+    assert "Could not answer a request: ServerUnavailable: " in line
 
 
 def test_the_pieces_of_a_long_list_and_calls_of_an_event_loop_keep_the_id(pair: Pair) -> None:
@@ -147,4 +147,4 @@ def test_the_pieces_of_a_long_list_and_calls_of_an_event_loop_keep_the_id(pair: 
 def test_who_holds_another_key_is_named_by_address(pair: Pair) -> None:
     with pair.server.client(EMBEDDING_AUTHKEY="another-key-of-good-length") as stranger:
         assert stranger.health()["status"] == "degraded"
-    wait_for(lambda: b"a connection from 127.0.0.1 was turned away" in pair.server.said(), 10, "the warning")
+    wait_for(lambda: b"Refused a connection from 127.0.0.1" in pair.server.said(), 10, "the warning")

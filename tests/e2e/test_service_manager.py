@@ -35,7 +35,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, ports: tuple[int, int]) -
     assert running.process.wait(60) == 0, running.output
     assert len(family) >= 4
     assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert "everything is stopped" in running.output
+    assert "Stopped everything" in running.output
 
 
 def embed(port: int, texts: list[str]) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_each_process_writes_a_log_of_its_own(services: Services) -> None:
 def test_a_killed_worker_is_started_again(services: Services, ports: tuple[int, int]) -> None:
     victim = services.children("app.py")[0]
     victim.kill()
-    wait_for(lambda: "ended (signal 9); it is started again in" in services.output, what="the restart")
+    wait_for(lambda: "ended (signal 9)); it last said" in services.output, what="the restart")
     wait_for(lambda: _healthy(ports[0]) and len(services.children("app.py")) == 3, what="three workers")
     assert embed(ports[0], ["after the restart"]).shape == (1, 384)
 
@@ -157,7 +157,7 @@ def test_a_worker_that_crashes_again_and_again_is_given_up_and_the_rest_stay(tmp
         (["--src-dir", "/no/such/folder"], {}, "--src-dir /no/such/folder: there is no such folder"),
         (["--src-dir", "."], {}, "there is no modelServer.py in"),
         (["--port", "65535", "--workers", "2"], {}, "end beyond port 65535"),
-        ([], {"EMBEDDING_MODEL_NAME": "/no/such/model"}, "there is no folder /no/such/model"),
+        ([], {"EMBEDDING_MODEL_NAME": "/no/such/model"}, "in the folder /no/such/model"),
         ([], {"EMBEDDING_TIMEOUT_S": "soon"}, "EMBEDDING_TIMEOUT_S is 'soon'; allowed: seconds"),
     ],
 )

@@ -99,7 +99,7 @@ def counts_of_kills(folder: Path, expected: Path, timeout_s: float, **settings: 
     storm, kills = Storm(server, expected, timeout_s, **settings), 0
     while any(caller.poll() is None for caller in storm.callers):
         time.sleep(2)
-        if services.output.count("model-server is ready") > kills:
+        if services.output.count("Ready: model-server") > kills:
             for process in services.children("modelServer.py"):
                 process.kill()
                 kills += 1

@@ -94,7 +94,7 @@ def changed(at: int, value: Any) -> bytes:
 def test_a_question_that_was_not_declared_is_told_which_there_are(connection: Connection, what: str) -> None:
     error = refused(connection, codec.Query(7, 20.0, what))
     assert type(error) is InvalidInput
-    assert error.message == f"there is no question {what!r}; there are {', '.join(codec.QUERIES)}"
+    assert error.message == f"unknown query {what!r}; there are {', '.join(codec.QUERIES)}"
 
 
 def test_a_question_of_a_megabyte_is_not_sent_back(connection: Connection) -> None:
@@ -182,7 +182,7 @@ def test_a_million_texts_in_a_message_are_too_many_and_the_setting_is_named(
     call = codec.Tokenize(7, 20.0, texts, "") if tokenize else codec.Encode(7, 20.0, texts, "", True, None)
     error = refused(connection, call)
     assert type(error) is TooLarge
-    assert error.message == "1,000,000 texts came in one call; EMBEDDING_MAX_TEXTS allows 8,192"
+    assert error.message == "the call has 1,000,000 texts; EMBEDDING_MAX_TEXTS allows 8,192"
     assert client.stats()["sequences"] == before + 1  # the good call's after it
 
 

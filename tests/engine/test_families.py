@@ -150,7 +150,7 @@ def test_the_longest_text_of_the_proof_shows_every_window_or_only_the_models_own
 def test_a_chat_template_that_changes_a_text_is_left_to_sentence_transformers(tmp_path: Path) -> None:
     trims = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}"
     model = reference(chat(tmp_path, trims))
-    with pytest.raises(UnsupportedModel, match="more than to put words around"):
+    with pytest.raises(UnsupportedModel, match="more than put words around"):
         embedder.template_of(model, embedder.tokenizer_of(model))
 
 

@@ -165,7 +165,7 @@ def test_beyond_the_limit_a_call_is_refused_with_a_time_to_retry_after(threads: 
     held = hold(runtime, ours, threads)
     fits = threads.submit(compute, ours, [[2] * 10], caller=2)
     until(lambda: ours.waiting_tokens == 10)
-    with pytest.raises(Overloaded, match="10 tokens wait already, of 10") as caught:
+    with pytest.raises(Overloaded, match="10 tokens are queued, and 10") as caught:
         compute(ours, [[3]])
     assert 0.05 <= caught.value.fields["retry_after_s"] <= 30
     assert (ours.counts.rejected, ours.active, ours.waiting_tokens) == (1, 2, 10)

@@ -75,7 +75,7 @@ def test_a_folder_of_the_models_name_goes_before_the_package(
 
 def test_a_plain_transformer_s_folder_is_a_model_and_any_other_config_json_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"debug": true}')
-    with pytest.raises(ModelNotFound, match=r"no modules\.json .* no config\.json of a transformer"):
+    with pytest.raises(ModelNotFound, match=r"neither modules\.json nor a transformer's config\.json"):
         weights.find(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert weights.find(str(tmp_path)) == tmp_path.resolve()
@@ -161,7 +161,7 @@ def test_a_name_that_is_nowhere_says_where_was_looked_and_what_to_do(no_hub: Pat
 
 @pytest.mark.parametrize("name", ["a/b/c", "what is this?", "x" * 200])
 def test_a_name_that_cannot_be_one_is_refused(no_hub: Path, name: str) -> None:
-    with pytest.raises(ModelNotFound, match="is no model's name"):
+    with pytest.raises(ModelNotFound, match="is neither a model's name"):
         weights.find(name)
 
 

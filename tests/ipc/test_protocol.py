@@ -172,7 +172,7 @@ class ServerOfVersion1:
         elif what == "active_operations":
             connection.send_bytes(codec.encode(codec.Reply(call.id, 0)))
         else:
-            unknown = InvalidInput(f"there is no question {what!r}; there are describe, health, stats")
+            unknown = InvalidInput(f"unknown query {what!r}; there are describe, health, stats")
             connection.send_bytes(codec.encode(codec.failure(call.id, unknown)))
 
 

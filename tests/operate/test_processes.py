@@ -19,7 +19,7 @@ def test_the_advice_names_the_model_that_serves_and_what_helps(tmp_path: Path) -
     settings = settings_with(tmp_path)
     assert model_advice(settings) == (
         "it loads or serves org/one. If that model is the cause, EMBEDDING_DTYPE=float32 or "
-        "EMBEDDING_RUNTIME=torch avoids what fails"
+        "EMBEDDING_RUNTIME=torch avoids the fault"
     )
     note = authkey.key_file(settings).with_name(f"model-{settings.server.port}.json")
     SwapNote(note, "org/one").write("org/another")

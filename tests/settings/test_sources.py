@@ -65,7 +65,7 @@ def test_a_value_that_kubernetes_sets_for_a_service_of_a_setting_s_name_is_ignor
     assert Settings.load({**environ, "PORT": "8000"}, NOWHERE).web.port == 8000
     tell_notes()
     tell_notes()
-    assert sorted(line.split("=")[0] for line in logged) == [f"ignoring {name}" for name in sorted(names)]
+    assert sorted(line.split("=")[0] for line in logged) == [f"Ignoring {name}" for name in sorted(names)]
     assert all("Kubernetes" in line and link in line for line in logged)
 
 
@@ -127,5 +127,5 @@ def test_a_secret_in_a_dotenv_file_that_everybody_can_read_is_warned_of(
     Settings.load({}, dotenv)
     tell_notes()
     (line,) = logged
-    assert f"can read {dotenv}, which holds EMBEDDING_AUTHKEY: chmod 600" in line
+    assert f"Reading EMBEDDING_AUTHKEY from {dotenv}, which every user" in line
     assert "hunter2" not in line

@@ -163,5 +163,5 @@ def test_a_log_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_opened_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="EMBEDDING_LOG_DIR names another folder"):
+    with pytest.raises(OSError, match="set EMBEDDING_LOG_DIR to another folder"):
         Starter(tmp_path)("print()")

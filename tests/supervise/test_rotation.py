@@ -94,7 +94,9 @@ for limit in (0, 0, resource.RLIM_INFINITY, resource.RLIM_INFINITY):
 """
     said = run_python(program, environment()).splitlines()
     lost = f"['last words', '(nothing more can be written to {tmp_path}/worker.log: File too large)']"
-    told = f"ERROR cannot write logs to {tmp_path} (File too large): the services go on, and what they say"
+    told = (
+        f"ERROR Cannot write logs to {tmp_path} (File too large): the services continue, but their log lines"
+    )
     assert [line[: len(told)] for line in said] == [
         "looks",
         told,
@@ -102,7 +104,7 @@ for limit in (0, 0, resource.RLIM_INFINITY, resource.RLIM_INFINITY):
         "looks",
         lost[: len(told)],
         "looks",
-        f"INFO logs are written to {tmp_path} again",
+        f"INFO Writing logs to {tmp_path} again",
         "looks",
     ]
     assert lost in said

@@ -55,8 +55,8 @@ def test_it_stays_within_its_bounds(loads: list[WorkerLoad], bound: str) -> None
 
 
 def test_a_number_outside_of_the_bounds_is_mended_at_once() -> None:
-    assert scaling().step(0.0, [IDLE]) == Step(2, "outside of what was asked for")
-    assert scaling().step(0.0, [BUSY] * 6) == Step(4, "outside of what was asked for")
+    assert scaling().step(0.0, [IDLE]) == Step(2, "outside of the requested range")
+    assert scaling().step(0.0, [BUSY] * 6) == Step(4, "outside of the requested range")
 
 
 @given(st.lists(st.floats(0, 1), min_size=50, max_size=200), st.integers(2, 8))

@@ -330,7 +330,7 @@ def test_when_nothing_is_left_to_run_the_supervisor_says_so(world: World) -> Non
     world.process("only").end(1)
     error = world.finish(stop=False)
     assert isinstance(error, SupervisorError)
-    assert "nothing is left" in error.message
+    assert "every process was given up" in error.message
 
 
 def test_a_restart_that_cannot_be_started_is_tried_again_and_takes_nothing_down(world: World) -> None:
@@ -698,7 +698,7 @@ def test_the_third_end_by_a_fault_names_the_model_and_one_by_a_kill_does_not(wor
             wait_for(lambda ended=process: world.watched("server").process is not ended, LIMIT_S)
             world.now += 5.0
         world.becomes("server", "ready")
-        assert lines == ["server has ended by a fault 3 times (signal 8 (SIGFPE)); server serves a model\n"]
+        assert lines == ["Saw server end by a fault 3 times (signal 8 (SIGFPE)); server serves a model\n"]
     finally:
         logger.remove(sink)
         world.finish()

@@ -1,1 +1,1 @@
-"""Who may call, and how often; no Flask here."""
+"""API keys and rate limits; no Flask here."""

@@ -12,22 +12,22 @@ from embedshare import platforms
 from embedshare.access.keys import Principal, digest
 from embedshare.errors import DatabaseUnavailable
 
-#: The keys are read anew so often, in seconds: one that was made or revoked is known by then.
+#: Seconds between two readings of the keys: a new or revoked key takes effect by then.
 REFRESH_S = 1.0
-#: Which keys were used is told so often, in seconds.
+#: Seconds between two reports of the used keys.
 TELL_S = 30.0
-#: The first request waits so long for the first reading, in seconds.
+#: Seconds that the first request waits for the first reading.
 PATIENCE_S = 3.0
-#: No key is longer; what is need not be digested.
+#: The longest key; a longer text is not digested.
 MOST_CHARS = 256
 
 
 class KeyRing:
-    """Callers by their keys' digests, read again and again in a thread of its own.
+    """Callers by their keys' digests, which a thread reads again at intervals.
 
-    `read` gives those of the database, `fixed` those that need none, and `used` is told the ids of keys that
-    were shown lately; `read` and `used` may raise DatabaseUnavailable. While they do, the keys that were
-    known go on being valid.
+    `read` gives the keys of the database, `fixed` those that need none, and `used` is told the ids of
+    recently used keys. `read` and `used` may raise DatabaseUnavailable. While they do, the known keys stay
+    valid.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class KeyRing:
         self._is_started = False
 
     def start(self) -> None:
-        """Begin to read, in this process: a forked child has no thread that would, and begins by itself."""
+        """Begin to read, in this process; a forked child lacks the thread and starts its own."""
         if self._is_started:
             return
         with self._starting:
@@ -59,10 +59,9 @@ class KeyRing:
                 self._is_started = True
 
     def find(self, key: str | None) -> Principal | None:
-        """Whose key this is; None where there is none, or it is nobody's, was revoked or has expired.
+        """The key's owner; None without a key, or if it is unknown, revoked or expired.
 
-        Raises DatabaseUnavailable for a key that is not known while the database is away, since it may be
-        valid.
+        Raises DatabaseUnavailable for an unknown key while the database is down, since it may be valid.
         """
         self.start()
         if key is None or len(key) > MOST_CHARS:
@@ -72,7 +71,8 @@ class KeyRing:
         caller = self._others.get(hashed) or self._stored.get(hashed)
         if caller is None and not self._current:
             raise DatabaseUnavailable(
-                "the database with the API keys does not answer, and this key is not known"
+                "the database with the API keys does not answer, and this worker does not know this "
+                "key; retry later"
             )
         if caller is None or (caller.expires_at is not None and time.time() >= caller.expires_at):
             return None
@@ -97,14 +97,14 @@ class KeyRing:
         except DatabaseUnavailable as error:
             self._current = False
             if first or was_current:
-                logger.warning("{}; API keys that are known go on being valid", error.message)
+                logger.warning("Keeping the API keys that were read last ({})", error.message)
         else:
             if not first and not was_current:
-                logger.info("the API keys are read from the database again")
+                logger.info("Read the API keys again (the database answers)")
             if first and not self._stored and not any("admin" in one.scopes for one in self._others.values()):
                 logger.warning(
-                    "this worker answers callers with an API key alone, and there is none: "
-                    "`service_manager.py keys create --name NAME --scopes embed` makes one"
+                    "Refusing every caller (no API key exists); create one: `service_manager.py keys "
+                    "create --name NAME --scopes embed`"
                 )
         self._first.set()
 

@@ -1,7 +1,7 @@
-"""API keys: what they look like, what is kept of them, and what they can be for.
+"""API keys: their form, their digest and their scopes.
 
-A key holds 256 random bits, so that nobody finds it by trying, and a fast digest (SHA-256) keeps it as well
-as a slow one would. It is found by its digest: how long that takes tells nothing of any key.
+A key holds 256 random bits, so it cannot be guessed, and a fast digest (SHA-256) is as safe as a slow one.
+Keys are found by their digest, so the time of a lookup reveals nothing about any key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from embedshare.errors import InvalidInput
 
-#: What a key can be for; `admin` stands for all of them.
+#: The scopes of a key; `admin` stands for all of them.
 SCOPES = {
     "embed": "embedding, tokenizing and asking for the model",
     "search": "web searches and vector indexes",
@@ -26,9 +26,9 @@ _PREFIX = "es_"
 
 @dataclass(frozen=True)
 class Principal:
-    """Whom a key belongs to, and what it is for.
+    """A key's owner and its scopes.
 
-    `id` is None for keys that are in no database. `expires_at` in seconds since 1970.
+    `id` is None for keys outside the database. `expires_at` in seconds since 1970.
     """
 
     name: str
@@ -43,14 +43,14 @@ def make() -> str:
 
 
 def digest(key: str) -> str:
-    """What is kept of a key."""
+    """The stored form of a key."""
     return hashlib.sha256(key.encode("utf8", "surrogatepass")).hexdigest()
 
 
 def checked_name(name: str) -> str:
     """A name for a key. Raises InvalidInput."""
     if not (name.isprintable() and 0 < len(name.strip()) == len(name) <= 100):
-        raise InvalidInput("a key's name has 1 to 100 printable characters, and no space at its ends")
+        raise InvalidInput("a key's name must have 1 to 100 printable characters and no space at its ends")
     return name
 
 
@@ -59,6 +59,6 @@ def checked_scopes(scopes: Iterable[str]) -> list[str]:
     given = list(dict.fromkeys(scopes))
     unknown = [scope for scope in given if scope not in SCOPES]
     if unknown or not given:
-        said = f"there is no scope {unknown[0]!r}" if unknown else "a key needs a scope"
+        said = f"unknown scope {unknown[0]!r}" if unknown else "a key needs a scope"
         raise InvalidInput(f"{said}; there are {', '.join(SCOPES)}")
     return given

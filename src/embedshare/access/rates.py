@@ -1,4 +1,4 @@
-"""How often one caller may call, counted over all workers where they have a Redis."""
+"""Rate limits by caller, counted over all workers that share a Redis."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from loguru import logger
 from embedshare import platforms
 from embedshare.errors import RateLimited
 
-#: What Redis may take for an answer, in seconds. One that is away costs a request this twice, once.
+#: Seconds that Redis may take for an answer. A Redis that is down costs a request this twice, once.
 PATIENCE_S = 0.25
-#: A Redis that is away is asked this often whether it is back, in seconds.
+#: Seconds between two probes of a Redis that is down.
 PROBE_EVERY_S = 1.0
 
 
 class Rates:
     """Counts requests in sliding windows; thread-safe.
 
-    With `redis_url` the windows are in Redis and hold for all workers of one deployment together. While it is
-    away, and without one, each process counts for itself.
+    With `redis_url` the windows are in Redis, for all workers of one deployment together. While it is down,
+    and without one, each process counts alone.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Rates:
         redis_url: str | None = None,
         deployment: Callable[[], str | None] = lambda: "default",
     ) -> None:
-        """`rates` as EMBEDDING_RATE_LIMIT has them: `100/second;5000/hour`.
+        """`rates` in the form of EMBEDDING_RATE_LIMIT: `100/second;5000/hour`.
 
-        `deployment` names this one among others that use the Redis; while it returns None it is asked again
-        with each request.
+        `deployment` names this deployment among others on the Redis; while it returns None, each request asks
+        again.
         """
         self._items = sorted(parse_many(rates), key=lambda item: item.get_expiry())
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -57,7 +57,7 @@ class Rates:
     def count(self, subject: str) -> None:
         """Count a request of `subject`'s.
 
-        Raises RateLimited where there were too many: such a request does not count.
+        Raises RateLimited if there were too many; such a request does not count.
         """
         if self._url is not None and self._redis is None:
             self._connect_redis(self._url)
@@ -69,7 +69,8 @@ class Rates:
             self._count(self._own, subject)
 
     def redis_status(self) -> str:
-        """`off`, `unknown` before the first request, `connected` or `disconnected`, as it was last known."""
+        """The last known state: `off`, `unknown` (before the first request), `connected` or
+        `disconnected`."""
         if self._redis is None:
             return "off" if self._url is None else "unknown"
         return "connected" if self._counting is self._redis else "disconnected"
@@ -90,7 +91,9 @@ class Rates:
             if self._counting is self._own:
                 return
             self._counting = self._own
-        logger.warning("Redis is away ({}): this worker counts requests for itself", error.storage_error)
+        logger.warning(
+            "Counting requests in this worker alone (Redis does not answer: {})", error.storage_error
+        )
         self._start_waiting()
 
     def _start_waiting(self) -> None:
@@ -102,13 +105,13 @@ class Rates:
             time.sleep(PROBE_EVERY_S)
             if self._redis.storage.check():
                 self._counting = self._redis
-                logger.info("Redis is back: all workers count requests together")
+                logger.info("Counting requests of all workers together again (Redis answers)")
                 return
 
 
 def _over_redis(url: str, deployment: str) -> SlidingWindowCounterRateLimiter:
-    """Nothing is connected to before the first request."""
-    from redis.backoff import NoBackoff  # only who has a Redis
+    """A limiter that connects with the first request."""
+    from redis.backoff import NoBackoff  # only with a Redis
     from redis.retry import Retry
 
     storage = RedisStorage(
@@ -123,8 +126,8 @@ def _refused(item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, sub
     wait_s = max(1, math.ceil(_wait_s(item, counting, subject)))
     name = item.GRANULARITY.name
     return RateLimited(
-        f"more came from one caller than the {item.amount:,} requests in one {name} that "
-        f"EMBEDDING_RATE_LIMIT allows; send the next in {wait_s} s",
+        f"this caller sent more than the {item.amount:,} requests in one {name} that "
+        f"EMBEDDING_RATE_LIMIT allows; retry in {wait_s} s",
         retry_after_s=wait_s, limit=f"{item.amount}/{name}",
     )  # fmt: skip
 
@@ -132,8 +135,8 @@ def _refused(item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, sub
 def _wait_s(item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, subject: str) -> float:
     """Seconds until one more request has room.
 
-    The last window's requests count by the part of it that is not yet a window ago: they fade first, and
-    when this window is over its own do.
+    The last window's requests count by the share of it that is less than a window ago. They fade first; this
+    window's own fade when it is over.
     """
     storage = cast(SlidingWindowCounterSupport, counting.storage)
     window_s, most = item.get_expiry(), item.amount - 1

@@ -1,1 +1,1 @@
-"""The client's side that stands in for a SentenceTransformer."""
+"""The client: an object with SentenceTransformer's interface, over the model server or a local model."""

@@ -1,8 +1,8 @@
-"""A model server that nobody looks after: started by the first process that needs it, once for all of them.
+"""A model server without a supervisor: the first process that needs it starts it, once for all of them.
 
-Who finds no server takes a lock that all processes of this user share, starts one in the background and notes
-its process beside the key; who comes meanwhile finds the note, and waits. The server takes the note away when
-it is ready; a note whose process is gone tells of a start that failed.
+A process that finds no server takes a lock that all processes of this user share, starts a server in the
+background and notes it next to the key. Processes that come meanwhile find the note and wait. The server
+removes the note when it is ready; a note whose process is gone means a failed start.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from embedshare.settings import Settings
 from embedshare.supervise import lifeline, rotation
 from embedshare.supervise.process import last_lines
 
-#: After a start that failed the next is tried this many seconds later.
+#: Seconds after a failed start until the next try.
 RETRY_S = 30.0
-#: How the server is told that it was started by itself, and ends by itself.
+#: Environment variable that tells the server that it was autostarted, so that it stops when idle.
 FLAG = "--autostarted"
 _SERVER = Path(__file__).resolve().parents[2] / "modelServer.py"
 
@@ -36,14 +36,11 @@ class Starting(msgspec.Struct):
 
     pid: int
     created: float
-    """When its process began, in seconds since 1970: a number may be another process's later."""
+    """The start of its process, in seconds since 1970: another process may get the number later."""
 
 
 class Autostart:
-    """Starts the model server that these settings speak of.
-
-    Safe to use from any number of threads and processes.
-    """
+    """Starts the model server that these settings describe; thread-safe and process-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -54,19 +51,19 @@ class Autostart:
         self._told: int | None = None
 
     def under_way(self) -> bool:
-        """Have a server be started where none is, or see that one is; whether it is worth waiting for.
+        """Start a server if there is none; whether one is on its way, so that waiting for it is worthwhile.
 
-        False where something listens already, where the last start failed a short while ago, and where none
-        can be started from here; the reason is logged.
+        False if something listens already, the last start failed a short while ago, or none can be started
+        from here; the log has the reason.
         """
         try:
             self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(self._lock, timeout=0, mode=0o600):
                 return self._see_or_start()
         except Timeout:
-            return True  # another process does it in this moment
+            return True  # another process is starting it now
         except OSError as error:
-            logger.warning("no model server can be started from here: {}", error)
+            logger.warning("Starting no model server ({})", error)
             return False
 
     def _see_or_start(self) -> bool:
@@ -83,9 +80,11 @@ class Autostart:
         process = self._start()
         starting = Starting(process.pid, psutil.Process(process.pid).create_time())
         private_file.replace(self._note, msgspec.json.encode(starting))
-        # Its end is to be noticed, or it would stay a zombie for as long as this process lives.
+        # The child must be collected at its end, or it would stay a zombie as long as this process runs.
         threads.start(process.wait, "embedshare-server-end", daemon=True)
-        logger.info("no model server runs; one is started, process {}; its log is {}", process.pid, self.log)
+        logger.info(
+            "Started a model server, process {} (none was running); its log is {}", process.pid, self.log
+        )
         return True
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -119,11 +118,11 @@ class Autostart:
         if self._told != failed.pid:
             self._told = failed.pid
             said = " ".join(last_lines(self.log, 1))
-            logger.error("the model server did not start, see {}; it last said: {}", self.log, said)
+            logger.error("Failed to start the model server, see {}; it last said: {}", self.log, said)
 
 
 def note_of(settings: Settings) -> Path:
-    """Where a start that is under way is noted; the server takes it away when it is ready."""
+    """The path of the note on a start under way; the server removes it when it is ready."""
     return authkey.key_file(settings).with_name(f"starting-{settings.server.port}.json")
 
 

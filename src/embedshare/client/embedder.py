@@ -27,14 +27,14 @@ from embedshare.settings import Settings
 from embedshare.telemetry.calls import OK, Calls
 
 T = TypeVar("T")
-#: A health check embeds a text of its own where this process has read no vectors for this many seconds.
+#: Seconds without vectors in this process after which a health check embeds a text of its own.
 FRESH_S = 2.0
-#: To tell the server which indexes are needed no more takes this long at most.
+#: The longest time to tell the server which indexes are no longer needed, in seconds.
 RELEASE_S = 1.0
 
 
 class Embedder:
-    """The calls of one client, counted. Safe to use from any number of threads, and across fork."""
+    """The calls of one client, counted; thread-safe and fork-safe."""
 
     def __init__(self, settings: Settings, max_retries: int, retry_delay_s: float) -> None:
         self.settings = settings
@@ -81,7 +81,7 @@ class Embedder:
             done = splitting.each(request.inputs, [cut[n] for n in odd], embed, show_progress_bar)
             for number, part in zip(odd, done, strict=True):
                 parts[number] = part
-            # Another model may have been followed meanwhile: never vectors of two spaces in one answer.
+            # The client may have followed another model: one answer never mixes two spaces.
             newest = self.describe().identity
             odd = [number for number, part in enumerate(parts) if part is None or part.identity != newest]
         return calls.joined([part for part in parts if part is not None])
@@ -101,7 +101,7 @@ class Embedder:
         )
 
     def active_operations(self, limit: float = float("inf")) -> int:
-        """Calls that wait or are being computed where calls are answered."""
+        """Queued and running calls of the provider that answers."""
         return int(
             self._call("query", lambda provider, context: provider.ask("active_operations", context), limit)
         )
@@ -112,14 +112,14 @@ class Embedder:
         return self._call(method, ask, deadline)
 
     def describe(self, limit: float = float("inf")) -> ModelDescription:
-        """The model that answers, asked for where that is not known yet."""
+        """The model that answers; it is asked if it is not known yet."""
         self._learn_model(limit)
         description = self.failover.now.model
-        assert description is not None  # whoever answered has told what it is
+        assert description is not None  # the provider that answered has described itself
         return description
 
     def deadline(self, limit: float = float("inf")) -> float:
-        """When a call that begins now is over, a moment of `time.monotonic()`."""
+        """The deadline of a call that begins now, a moment of `time.monotonic()`."""
         return min(limit, time.monotonic() + self.settings.client.timeout_s)
 
     def connections(
@@ -137,7 +137,7 @@ class Embedder:
         )
 
     def tell_released(self) -> None:
-        """Tell the server which indexes are needed no more."""
+        """Tell the server which indexes are no longer needed."""
         names: list[bytes] = []
         while self.released:
             try:
@@ -187,7 +187,7 @@ class Embedder:
                 self.failover.ask_server(lambda served: served.embed(WELL, context))
                 self._last_read = time.monotonic()
             except Overloaded:
-                pass  # it answers, and has too much to do
+                pass  # it answers, but its queue is full
 
     def _cut(self, request: EmbedRequest) -> Iterator[range]:
         return splitting.cut(
@@ -200,7 +200,7 @@ class Embedder:
 
 
 def _starter(settings: Settings) -> Callable[[], bool]:
-    """Starts a server where there is none, and returns True while one is on its way."""
+    """A function that starts a server if there is none, and returns True while one is on its way."""
     if not settings.client.autostart or not settings.client.use_ipc:
         return lambda: False
     if not settings.server.on_loopback:
@@ -212,7 +212,7 @@ def _starter(settings: Settings) -> Callable[[], bool]:
         from embedshare.client.autostart import Autostart
     except ImportError as error:
         raise MissingDependency(
-            f"EMBEDDING_AUTOSTART needs more than this installation has ({error}): "
-            "pip install 'embedshare[server]'"
+            f"EMBEDDING_AUTOSTART needs a package that is not installed ({error}): pip install "
+            "'embedshare[server]'"
         ) from None
     return Autostart(settings).under_way

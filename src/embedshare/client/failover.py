@@ -1,8 +1,8 @@
 """Sends calls to the server or to a local model, as failover_policy decides: the threads, timers and logs.
 
-A call is tried on the server until it has failed `max_retries` times; then, where the settings allow it, a
-local model of the same vector space answers, and a background probe looks for the server with backoff and
-jitter. Each change of state is logged once. One deadline covers everything that a call tries.
+A call that has failed `max_retries` times on the server falls back, if the settings allow it: a local model
+of the same vector space answers. A background probe then looks for the server, with backoff and jitter. Each
+change of state is logged once. One deadline covers all tries of a call.
 """
 
 from __future__ import annotations
@@ -42,16 +42,15 @@ T = TypeVar("T")
 
 #: Pauses between probes, each with up to half of it added at random.
 PROBES = Backoff(0.5, 10.0, jitter=0.5)
-#: One probe waits this long for the server's answer.
+#: Seconds that one probe waits for the server's answer.
 PROBE_TIMEOUT_S = 5.0
 
 
 class Failover:
-    """Sends each call to the server or to the local model.
+    """Sends each call to the server or to the local model; thread-safe and fork-safe.
 
-    Safe to use from any number of threads, and across fork. `connect(on_connect)` makes the server's
-    provider, `load(expected)` loads a local model of the space of `expected`. `start_server` is asked where
-    no server answers, and tells whether one is on its way.
+    `connect(on_connect)` makes the server's provider, `load(expected)` loads a local model of the space of
+    `expected`. `start_server` is called if no server answers, and tells whether one is on its way.
     """
 
     def __init__(
@@ -84,10 +83,10 @@ class Failover:
         self._release: threading.Timer | None = None
 
     def call(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
-        """The answer of `ask(provider, context)`, and which provider gave it.
+        """The answer of `ask(provider, context)`, and the provider that gave it.
 
-        Raises the model's errors; Overloaded, DeadlineExceeded; ServerUnavailable where neither a server nor
-        a local model answers; ModelMismatch, AuthenticationFailed, InsecureKey; ClientClosed.
+        Raises the model's errors, Overloaded, DeadlineExceeded, ModelMismatch, AuthenticationFailed,
+        InsecureKey and ClientClosed. Raises ServerUnavailable if neither a server nor a local model answers.
         """
         tries, deadline = 0, context.deadline
         while True:
@@ -97,7 +96,7 @@ class Failover:
                 if local is not None:
                     return ask(local, context), local.source
                 self._pause(
-                    0.0, deadline, DeadlineExceeded("the call's time was over before anybody answered")
+                    0.0, deadline, DeadlineExceeded("the call's deadline passed before a provider answered")
                 )
                 continue  # the server is tried again
             try:
@@ -113,7 +112,7 @@ class Failover:
                 self._on(self._policy.timed_out)
                 raise
             except ServerUnavailable as error:
-                if self._start_server():  # it is on its way: that is no failed try
+                if self._start_server():  # it is on its way: not a failed try
                     self._pause(random.uniform(0.1, 0.3), deadline, error)
                     continue
                 tries += 1
@@ -136,30 +135,30 @@ class Failover:
         try:
             tell(self.served)
         except EmbedshareError as error:
-            logger.debug("the model server was not told: {}", error.message)
+            logger.debug("Could not tell the model server: {}", error.message)
 
     def ask_whoever_answers(self, ask: Callable[[Provider], T], deadline: float) -> T:
-        """As `ask_server`, but of the local model where that answers calls now."""
+        """`ask_server`, but the local model is asked if it answers calls now."""
         local = self._local(deadline) if self.now.is_local else None
         return self.ask_server(ask) if local is None else ask(local)
 
     def close(self) -> None:
-        """Answer no more calls, and let connections and the local model go."""
+        """Answer no more calls; close connections and unload the local model."""
         self._on(self._policy.closed)
         self._closing.set()
         self.served.connections.close()
         self._local_model.let_go()
 
     def _reset_after_fork(self) -> None:
-        """In a forked child: nothing that was inherited is used, and nothing of the parent's is ended."""
+        """In a forked child: use nothing inherited, and close nothing of the parent's."""
         self.served.connections.abandon()
         self._begin()
         self._on(self._policy.forked)
 
     def _on(self, event: Callable[..., Step], *told: object) -> list[Do | Say]:
-        """Go on to the situation after `event`, and do what follows from it.
+        """Enter the situation after `event`, and take its actions.
 
-        Returns what was asked for, but for DROP_LOCAL where there was none.
+        Returns the actions, but for DROP_LOCAL if there was no local model.
         """
         with self._lock:
             now, actions = self._policy.on(event, self.now, *told)
@@ -181,7 +180,7 @@ class Failover:
 
     def _check_open(self) -> None:
         if self.now.state is State.CLOSED:
-            raise ClientClosed("this client was closed; get_embedding_model() gives a new one")
+            raise ClientClosed("the client is closed; get_embedding_model() gives a new one")
 
     def _answered(self) -> None:
         if self.now.state is not State.CONNECTED:
@@ -196,7 +195,7 @@ class Failover:
             self._closing.wait(pause_s)
 
     def _pause(self, seconds: float, deadline: float, error: EmbedshareError) -> None:
-        """Wait before another try; raise `error` where the deadline would be over first."""
+        """Wait before another try; raise `error` if the deadline would pass first."""
         if time.monotonic() + seconds >= deadline:
             raise error
         self._closing.wait(seconds)
@@ -204,8 +203,8 @@ class Failover:
     def _local(self, deadline: float) -> Local | None:
         """The local model; each caller waits for it no longer than its deadline.
 
-        None where the server is tried again: it came back, or no local model can be loaded. Raises the
-        load's error where there is no server to try, and ModelMismatch.
+        None if the call goes to the server again: it is back, or no local model can be loaded. Raises
+        ModelMismatch, and the load's error if there is no server to try.
         """
         if self.now.state is State.FALLING_BACK and not self.now.probes:
             self._on(self._policy.called)
@@ -224,10 +223,10 @@ class Failover:
             self._on(self._policy.loaded, local.description)
         model = self.now.model
         same_space = model is not None and model.identity == local.description.identity
-        return local if same_space else None  # or the server came back meanwhile, and was followed
+        return local if same_space else None  # or the server is back and was followed
 
     def _find_the_way_back(self) -> None:
-        """Probe until the server answers, return to it, and let the local model go after a while."""
+        """Probe until the server answers, return to it, and unload the local model after a while."""
         pauses_s = PROBES.pauses_s()
         while not self._closing.wait(next(pauses_s)):
             if Do.STOP_PROBE in self._on(self._policy.woke):
@@ -236,17 +235,17 @@ class Failover:
                 return
 
     def _probe(self) -> EmbedshareError | None:
-        """Why the server does not answer now; None where it does."""
+        """The reason why the server does not answer; None if it does."""
         try:
             self.served.connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
         except EmbedshareError as error:
             return error
-        except Exception as error:  # the way back must not end with a surprise
+        except Exception as error:  # an unexpected error must not end the probing
             return EmbedshareError(f"{type(error).__name__}: {error}")
         return None
 
     def _look(self) -> None:
-        """A call got no answer in time: fall back for the next where a new connection gets none either."""
+        """A call got no answer in time: fall back for the next one if a new connection gets none either."""
         self._on(self._policy.looked, self._probe(), self._local_model.failure)
 
     def _release_local(self) -> None:

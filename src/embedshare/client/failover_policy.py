@@ -22,7 +22,7 @@ from embedshare.errors import (
 )
 from embedshare.identity import ModelDescription, check_identity
 
-#: The server is there, with another key or vector space.
+#: The server answers, but with another key or vector space.
 REFUSALS = (ModelMismatch, AuthenticationFailed, InsecureKey)
 _FALLBACK_OFF = EmbedshareError("EMBEDDING_FALLBACK is none")
 
@@ -33,27 +33,27 @@ class State(str, enum.Enum):
     CONNECTING = "connecting"  # none has answered yet
     CONNECTED = "connected"  # the server
     FALLING_BACK = "falling back"  # a local model, until the server is back
-    REFUSED = "refused"  # the server is there, with another key or vector space
+    REFUSED = "refused"  # the server has another key or vector space
     LOCAL = "local"  # a local model, as USE_IPC_EMBEDDING=false asks
     CLOSED = "closed"  # none
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The state and all that decides on the next one."""
+    """The state and everything that decides on the next one."""
 
     state: State
     model: ModelDescription | None = None
-    """The model that answered first, whose identity holds; where servers are followed, the one last met."""
+    """The model that answered first, whose identity holds; if servers are followed, the latest one's."""
 
     last_error: str | None = None
     fallbacks: int = 0
     returns: int = 0
     probes: bool = False
-    """A thread probes the server, to return to it."""
+    """A thread probes the server, so that calls return to it."""
 
     looks: bool = False
-    """A thread finds out if the server hangs."""
+    """A thread checks whether the server hangs."""
 
     @property
     def is_local(self) -> bool:
@@ -86,12 +86,12 @@ Step = tuple[Situation, Sequence[Do | Say]]
 
 
 class Try(NamedTuple):
-    """A call's try on the server that failed."""
+    """A call's failed try on the server."""
 
     error: ServerUnavailable
     number: int
     retry_at: float
-    """When the next try would go, which waits for its pause."""
+    """The time of the next try, after its pause."""
 
     deadline: float
     local_failure: EmbedshareError | None
@@ -100,7 +100,7 @@ class Try(NamedTuple):
 
 @dataclass(frozen=True)
 class FailoverPolicy:
-    """`follow`: a server with another model than before is used, and not refused."""
+    """`follow`: use a server with another model than before, instead of refusing it."""
 
     use_server: bool
     fall_back: bool
@@ -116,31 +116,31 @@ class FailoverPolicy:
         return (now, [Do.STOP_PROBE]) if now.state is State.CLOSED else event(now, *told)
 
     def met(self, now: Situation, model: ModelDescription) -> Step:
-        """A new connection has told which model the server has. Raises ModelMismatch where it is refused."""
+        """A new connection has told the server's model. Raises ModelMismatch if it is refused."""
         before, met = now.model, replace(now, model=model)
         if before is None or before.identity == model.identity:
             return met, []
         if not self.follow:
             check_identity(before.identity, model.identity, "the model server's model")
         names = tuple(f"{one.model_name} ({one.identity[:12]})" for one in (before, model))
-        said = Say("WARNING", "the model server's model was {} and is {} now; it is followed", names)
-        return met, [Do.DROP_LOCAL, said]  # the local one is of the space that was left
+        said = Say("WARNING", "Following the model server from {} to {}", names)
+        return met, [Do.DROP_LOCAL, said]  # the local one is of the old space
 
     def answered(self, now: Situation) -> Step:
         """The server has answered a call. During a fallback only the probe decides on the return."""
         return _connected(now) if now.state in (State.CONNECTING, State.REFUSED) else (now, [])
 
     def refused(self, now: Situation, error: EmbedshareError) -> Step:
-        """A call found the server there, and that it may not be used: one of REFUSALS."""
+        """A call found a server that may not be used: `error` is one of REFUSALS."""
         if now.state is State.REFUSED:
             return now, []
-        said = Say("ERROR", "the model server may not be used: {}", (error.message,))
+        said = Say("ERROR", "Not using the model server: {}", (error.message,))
         return replace(now, state=State.REFUSED, last_error=error.message), [said]
 
     def failed(self, now: Situation, tried: Try, time_s: float) -> Step:
-        """A try on the server failed: another, or the fallback, or an error, which is raised.
+        """A try on the server failed: retry, fall back, or raise the error.
 
-        Where nothing else can answer, a server that was there before is waited for until the deadline.
+        If no local model can answer, calls wait until their deadline for a server that has answered before.
         """
         error, at_once = tried.error, tried.number == 1 and now.state is State.CONNECTED  # it was restarted
         late = (time_s if at_once else tried.retry_at) >= tried.deadline
@@ -166,14 +166,14 @@ class FailoverPolicy:
     def looked(
         self, now: Situation, error: EmbedshareError | None, local_failure: EmbedshareError | None
     ) -> Step:
-        """A new connection was tried, to find out if the server hangs; no error: it answered."""
+        """A new connection was tried to see whether the server hangs; without an error it answered."""
         silent = isinstance(error, ServerUnavailable | DeadlineExceeded) and local_failure is None
         now = replace(now, looks=False)
         return _away(now, error) if error is not None and silent else (now, [])
 
     def called(self, now: Situation) -> Step:
-        """A call is for the local model. A probe that could not be started before, as in a process that had
-        too many threads, is started now."""
+        """A call goes to the local model. It starts a probe that could not be started before, as in a process
+        with too many threads."""
         away = now.state is State.FALLING_BACK and not now.probes
         return (replace(now, probes=True), [Do.START_PROBE]) if away else (now, [])
 
@@ -197,7 +197,7 @@ class FailoverPolicy:
             back, said = _connected(now)
             return replace(back, probes=False), [Do.RELEASE_LATER, Do.STOP_PROBE, *said]
         news = isinstance(error, REFUSALS) and now.last_error != error.message
-        said = [Say("WARNING", "the model server is back and may not be used: {}", (error.message,))]
+        said = [Say("WARNING", "Not using the model server, which is back: {}", (error.message,))]
         return replace(now, last_error=error.message), said if news else []
 
     def rested(self, now: Situation) -> Step:
@@ -221,7 +221,7 @@ def _connected(now: Situation) -> tuple[Situation, list[Do | Say]]:
     if now.model is None:
         return connected, []
     values = (
-        "connected to" if now.state is State.CONNECTING else "back at",
+        "Connected to" if now.state is State.CONNECTING else "Returned to",
         now.model.model_name,
         now.model.device,
     )
@@ -231,7 +231,7 @@ def _connected(now: Situation) -> tuple[Situation, list[Do | Say]]:
 def _away(now: Situation, error: EmbedshareError) -> Step:
     if now.is_local:
         return now, []
-    said = "the model server is away ({}); a local model stands in until it is back"
+    said = "Falling back to a local model until the model server is back ({})"
     away = replace(
         now, state=State.FALLING_BACK, last_error=error.message, fallbacks=now.fallbacks + 1, probes=True
     )
@@ -240,7 +240,7 @@ def _away(now: Situation, error: EmbedshareError) -> Step:
 
 
 def _nobody_answers(server: ServerUnavailable, local: EmbedshareError) -> ServerUnavailable:
-    message = f"{server.message}; and no local model can stand in: {local.message}"
-    if isinstance(server, ServerHung | IncompatibleVersion):  # there is a server: to start one is no remedy
+    message = f"{server.message}; no local model can answer instead: {local.message}"
+    if isinstance(server, ServerHung | IncompatibleVersion):  # there is a server: starting one does not help
         return type(server)(message, **server.fields)
     return ServerUnavailable(f"{message}. Start the server with: python start_embedding_server.py")

@@ -1,4 +1,4 @@
-"""The local model that stands in for the server: loaded once, however many threads ask, and let go again."""
+"""The local model of a fallback: loaded once for all threads, and unloaded again."""
 
 from __future__ import annotations
 
@@ -28,16 +28,13 @@ from embedshare.settings import Settings
 if TYPE_CHECKING:
     from embedshare.providers.local import Local
 
-#: Pauses after tries in a row that could not load a local model.
+#: Pauses after failed loads in a row.
 RETRIES = Backoff(30.0, 240.0)
-_ENDS = "the process ends, and loads no model any more"
+_ENDS = "the process is exiting and loads no model"
 
 
 class LocalModel:
-    """At most one local model; `load(expected)` makes it, of the vector space that is expected.
-
-    Safe to use from any number of threads.
-    """
+    """At most one local model; `load(expected)` makes it, of the expected vector space. Thread-safe."""
 
     def __init__(self, load: Callable[[ModelDescription | None], Local]) -> None:
         self._load = load
@@ -48,14 +45,14 @@ class LocalModel:
 
     @property
     def failure(self) -> EmbedshareError | None:
-        """Why it did not load a short while ago: it is not tried again before long."""
+        """The reason why it did not load lately; the next try waits for a while."""
         return self._failure if time.monotonic() < self._retry_at else None
 
     def get(
         self, expected: ModelDescription | None, deadline: float, still_wanted: Callable[[], bool]
     ) -> Local | None:
-        """The local model, loaded if need be, which goes on after the deadline; None where it is not wanted
-        any more.
+        """The local model, loaded if needed; loading continues after the deadline. None if it is no longer
+        wanted.
 
         Raises DeadlineExceeded, and the EmbedshareError that keeps it from loading.
         """
@@ -77,11 +74,11 @@ class LocalModel:
             if not still_wanted():
                 return None
             if time.monotonic() >= deadline:
-                raise DeadlineExceeded("the local model was not loaded in time; it goes on loading")
+                raise DeadlineExceeded("the local model did not load in time; loading continues")
         return loading.result()
 
     def let_go(self) -> bool:
-        """Hold it no longer; whether there was one. What kept one from loading is forgotten."""
+        """Unload it, and forget a failed load; whether there was a model."""
         with self._lock:
             there, self._loading = self._loading is not None, None
             self._failures, self._retry_at = 0, 0.0
@@ -95,22 +92,21 @@ class LocalModel:
             failure = _failure(error)
             _tell(failure)
             with self._lock:
-                if self._loading is loading:  # else it was let go meanwhile
+                if self._loading is loading:  # else it was unloaded meanwhile
                     self._loading = None
                     self._failure, self._failures = failure, self._failures + 1
                     self._retry_at = time.monotonic() + RETRIES.pause_s(self._failures)
             loading.set_exception(failure)
         else:
             loading.set_result(local)
-            logger.info("a local model is loaded, after {:.1f} s", time.monotonic() - started)
+            logger.info("Loaded a local model in {:.1f} s", time.monotonic() - started)
 
 
 def load(settings: Settings, expected: ModelDescription | None) -> Local:
-    """The model of a process that falls back, or that shares none; only such a process pays for its imports.
+    """The model of a process that falls back or shares none; only such a process pays for its imports.
 
-    The model is the one that the settings name, or, where that is not of the server's vector space, the one
-    that the server of this machine told of: it was swapped to that. Raises MissingDependency on a base
-    installation, and what `Engine.load` raises.
+    The model is the settings', or, if that is not of the server's vector space, the one that this machine's
+    server was swapped to. Raises MissingDependency on a base installation, and what `Engine.load` raises.
     """
     try:
         from embedshare import conversion
@@ -118,7 +114,7 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
         from embedshare.providers.local import Local
     except ImportError as error:
         raise MissingDependency(
-            f"a local model needs more than this installation has ({error}): pip install 'embedshare[server]'"
+            f"a local model needs a package that is not installed ({error}): pip install 'embedshare[server]'"
         ) from None
     identity = expected.identity if expected is not None else None
     if not settings.client.use_ipc:
@@ -146,8 +142,8 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
 
 @contextmanager
 def _turn(settings: Settings) -> Iterator[None]:
-    """One process of a machine at a time: workers lose the server together, and the first that loads a model
-    converts it for all of them."""
+    """One process of a machine loads at a time: workers lose the server together, and the first that loads a
+    model converts it for all of them."""
     from filelock import FileLock, Timeout  # a base install does not have it
 
     folder = folders.cache(settings)
@@ -161,7 +157,9 @@ def _turn(settings: Settings) -> Iterator[None]:
                 if _process_ends():
                     raise EmbedshareError(_ENDS) from None
     except OSError as error:
-        logger.warning("Loading local models side by side, without a lock in {} ({})", folder, error)
+        logger.warning(
+            "Loading local models without waiting for other processes (no lock in {}: {})", folder, error
+        )
         yield
         return
     try:
@@ -172,9 +170,9 @@ def _turn(settings: Settings) -> Iterator[None]:
 
 def _tell(failure: EmbedshareError) -> None:
     if _process_ends():
-        logger.info("loading a local model stopped: {}", failure.message)
+        logger.info("Stopped loading a local model ({})", failure.message)
     else:
-        logger.error("no local model can stand in: {}", failure.message)
+        logger.error("Could not load a local model: {}", failure.message)
 
 
 def _process_ends() -> bool:
@@ -187,5 +185,5 @@ def _failure(error: Exception) -> EmbedshareError:
         return error
     if _process_ends():
         return EmbedshareError(f"{_ENDS} ({error})")
-    logger.opt(exception=error).error("the local model did not load")
+    logger.opt(exception=error).error("Failed to load the local model")
     return EmbedshareError(f"the local model did not load: {type(error).__name__}: {error}")

@@ -15,8 +15,8 @@ PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 def quantize(rows: np.ndarray, precision: str) -> np.ndarray:
     """Float32 (n, dimension) in `precision`; (n, dimension / 8) for the binary ones.
 
-    int8 and uint8 divide each dimension's range over these very rows into 255 steps, so that they need two
-    rows at least. Raises InvalidInput.
+    int8 and uint8 divide each dimension's range over these rows into 255 steps, so they need at least two
+    rows. Raises InvalidInput.
     """
     if precision == "float32":
         return rows
@@ -29,8 +29,8 @@ def quantize(rows: np.ndarray, precision: str) -> np.ndarray:
         return (np.packbits(rows > 0, axis=-1).astype(np.int16) - 128).astype(np.int8)
     if len(rows) < 2:
         raise InvalidInput(
-            f"{precision} takes its ranges from the embeddings themselves and needs at least two texts; "
-            "binary and ubinary work for one"
+            f"{precision} takes its ranges from the embeddings and needs at least two texts; use "
+            "binary or ubinary for one"
         )
     low = rows.min(axis=0)
     step = (rows.max(axis=0) - low) / 255

@@ -1,11 +1,11 @@
-"""What a SentenceTransformer 6 offers to those who embed, over an Embedder.
+"""SentenceTransformer 6's interface for embedding, over an Embedder.
 
-Names, arguments, defaults, shapes and types are SentenceTransformer's. What an argument asks that a shared
-model cannot do (token embeddings, pairs, another tokenizer) is refused with NotServed, and says so.
+Names, arguments, defaults, shapes and types are SentenceTransformer's. An argument that a shared model cannot
+honour (token embeddings, pairs, another tokenizer) is refused with NotServed, which says so.
 
-Libraries that take a model look for `sentence_transformers` in its type's name (KeyBERT, BERTopic), which is
-why this module has that name and EmbeddingClient is found here. Others look for an instance of
-SentenceTransformer, which `DropIn.__class__` answers.
+Libraries that take a model look for `sentence_transformers` in its type's name (KeyBERT, BERTopic), so this
+module has that name and EmbeddingClient is found here. Others look for an instance of SentenceTransformer,
+which `DropIn.__class__` answers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 
 def _for_task(encode: Callable[_P, _T], task: str, prompt_names: tuple[str, ...]) -> Callable[_P, _T]:
-    """`encode`, with the first of these prompts that the model has where the caller names none."""
+    """`encode` with the first of these prompts that the model has, unless the caller names one."""
 
     @functools.wraps(encode)
     def encode_for_task(
@@ -87,7 +87,7 @@ class DropIn(Unserved):
         """SentenceTransformer in a process that has imported it, for `isinstance`; else this object's type.
 
         An object that stands for another answers so (unittest.mock's specs, lazy objects of frameworks).
-        `type(model)` is the client's own, and so `isinstance(model, EmbeddingClient)` holds too. Nothing is
+        `type(model)` is the client's own, so `isinstance(model, EmbeddingClient)` holds too. Nothing is
         imported for it: a process that could ask has the class.
         """
         theirs = getattr(sys.modules.get("sentence_transformers"), "SentenceTransformer", None)
@@ -116,12 +116,12 @@ class DropIn(Unserved):
         """Embed a text or a list of texts, as SentenceTransformer.encode does.
 
         Returns float32 (n, dimension), or (dimension,) for one text; a tensor with `convert_to_tensor`, a
-        list of tensors with `convert_to_numpy=False`. `batch_size`, `device`, `pool` and `chunk_size` are
-        taken and left to the server, which batches across workers by tokens. Of several names for a prompt
-        the first that the model has is used. `timeout`: seconds for the whole call, where
-        EMBEDDING_TIMEOUT_S is for each piece of a long list.
+        list of tensors with `convert_to_numpy=False`. `batch_size`, `device`, `pool` and `chunk_size` have no
+        effect: the server batches across workers by tokens. Of several prompt names the first that the model
+        has is used. `timeout`: seconds for the whole call; EMBEDDING_TIMEOUT_S applies to each piece of a
+        long list.
 
-        Raises InvalidInput, NotServed, and whatever the way to the model raises (embedshare/errors.py).
+        Raises InvalidInput, NotServed, and the errors of reaching the model (embedshare/errors.py).
         """
         inputs = _renamed(inputs, kwargs)
         self._check_options(batch_size, output_value, precision, chunk_size, kwargs)
@@ -146,7 +146,7 @@ class DropIn(Unserved):
         rows = self._embedder.embed(request, limit, wants_progress(show_progress_bar)).rows
         result: Any = quantize(rows, precision or "float32")
         if convert_to_tensor or not convert_to_numpy:
-            import torch  # only who asks for tensors pays for it
+            import torch  # only callers that want tensors pay for it
 
             tensor = torch.from_numpy(result)
             result = tensor if convert_to_tensor else list(tensor)
@@ -209,7 +209,7 @@ class DropIn(Unserved):
 
     @property
     def similarity_fn_name(self) -> str:
-        """Which of the four measures `similarity` uses; the model's own unless it was set."""
+        """The similarity measure that `similarity` uses; the model's own unless it was set."""
         return self._similarity_fn_name or self.describe().similarity_fn_name
 
     @similarity_fn_name.setter
@@ -223,7 +223,7 @@ class DropIn(Unserved):
     def prompts(self) -> dict[str, str]:
         """The prompts by name; this client's own copy, which may be changed.
 
-        Where another model is followed, its prompts come in place of that copy.
+        When the client follows another model, that model's prompts replace the copy.
         """
         return self._own_prompts().texts
 
@@ -234,18 +234,18 @@ class DropIn(Unserved):
 
     @property
     def default_prompt_name(self) -> str | None:
-        """The prompt that `encode` uses where none is named."""
+        """The default prompt of `encode`."""
         return self._own_prompts().default_name
 
     @default_prompt_name.setter
     def default_prompt_name(self, name: str | None) -> None:
         own = self._own_prompts()
         if name is not None and name not in own.texts:
-            raise InvalidInput(f"there is no prompt {name!r}; there are {list(own.texts)}")
+            raise InvalidInput(f"unknown prompt {name!r}; the model has {list(own.texts)}")
         self._prompts = own._replace(default_name=name)
 
     def _own_prompts(self) -> Prompts:
-        """This client's own, made of the model's where there are none for it yet."""
+        """This client's own prompts, copied from the model's at first use."""
         described, own = self.describe(), self._prompts
         if own is None or own.identity not in (None, described.identity):
             own = Prompts(dict(described.prompts), described.identity, described.default_prompt_name)
@@ -254,20 +254,20 @@ class DropIn(Unserved):
 
     @property
     def device(self) -> Device:
-        """Where the model that answers computes."""
+        """The device of the model that answers."""
         return Device(self.describe().device)
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of a text that count; what is longer is cut.
+        """The longest sequence in tokens; longer texts are truncated.
 
-        The shared model's, so it cannot be set.
+        It belongs to the shared model and cannot be set.
         """
         return self.describe().max_seq_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        raise NotServed("max_seq_length belongs to the shared model and cannot be set by one of its users")
+        raise NotServed("max_seq_length belongs to the shared model; a client cannot set it")
 
     def get_max_seq_length(self) -> int:
         """`max_seq_length`, by its earlier name."""
@@ -284,7 +284,7 @@ class DropIn(Unserved):
 
     @contextmanager
     def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
-        """Within this context embeddings have `truncate_dim` dimensions."""
+        """Embeddings have `truncate_dim` dimensions within this context."""
         before, self.truncate_dim = self.truncate_dim, truncate_dim
         try:
             yield
@@ -316,21 +316,21 @@ class DropIn(Unserved):
             raise InvalidInput(f"task must be a word of up to 64 letters, such as 'query', got {task!r}")
         unknown = sorted(set(kwargs) - {"task"})
         if "processing_kwargs" in unknown:
-            raise NotServed("processing_kwargs changes the tokenizer, which all workers share")
+            raise NotServed("processing_kwargs changes the tokenizer, which all clients share")
         if unknown:
             raise InvalidInput(f"encode() has no argument {', '.join(unknown)}")
 
     def _note_device(self, device: Any) -> None:
         if device is not None and not self._told_about_device:
             self._told_about_device = True
-            logger.info("encode(device=...) is left to the model server, which computes on {}", self.device)
+            logger.info("Ignoring encode(device=...) (the model server computes on {})", self.device)
 
 
 def _renamed(inputs: Any, kwargs: dict[str, Any]) -> Any:
-    """`inputs` was called `sentences` before SentenceTransformer 5.2; both are taken."""
+    """`inputs`, which was called `sentences` before SentenceTransformer 5.2; both are taken."""
     if "sentences" in kwargs:
         if inputs is not None:
-            raise InvalidInput("inputs and sentences are one argument; give one of them")
+            raise InvalidInput("inputs and sentences are the same argument; give one of them")
         return kwargs.pop("sentences")
     return inputs
 
@@ -343,7 +343,7 @@ def as_texts(inputs: Any) -> list[str]:
     if isinstance(inputs, np.ndarray):
         inputs = inputs.tolist() if inputs.ndim else None
     if inputs is None or isinstance(inputs, bytes | dict) or not hasattr(inputs, "__iter__"):
-        raise InvalidInput(f"a str or a list of str can be embedded, not {type(inputs).__name__}")
+        raise InvalidInput(f"the texts must be a str or a list of str, not {type(inputs).__name__}")
     texts = inputs if isinstance(inputs, list) else list(inputs)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -377,16 +377,16 @@ def _seconds(value: Any) -> float | None:
 
 
 def _empty(convert_to_numpy: bool, convert_to_tensor: bool) -> Any:
-    """What SentenceTransformer returns for no texts at all."""
+    """SentenceTransformer's result for no texts."""
     if convert_to_tensor:
-        import torch  # only who asks for tensors pays for it
+        import torch  # only callers that want tensors pay for it
 
         return torch.tensor([])
     return np.array([]) if convert_to_numpy else []
 
 
 def wants_progress(show_progress_bar: bool | None) -> bool:
-    """Whether progress is shown where nothing was said, as SentenceTransformer has it: by the log level."""
+    """Whether progress is shown by default: by the log level, as in SentenceTransformer."""
     if show_progress_bar is None:
         return logging.getLogger("embeddingClient").getEffectiveLevel() in (logging.INFO, logging.DEBUG)
     return show_progress_bar
@@ -415,8 +415,8 @@ def _features(ids: list[list[int]], described: ModelDescription) -> dict[str, An
 
 
 def __getattr__(name: str) -> Any:
-    """EmbeddingClient, which calls this module its own (see the beginning) and is defined where users import
-    it from: pickles of the class look for it here."""
+    """EmbeddingClient, which names this module as its own and is defined where users import it from: pickles
+    of the class look for it here."""
     if name == "EmbeddingClient":
         return importlib.import_module("embeddingClient").EmbeddingClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""How alike embeddings are: the four measures of SentenceTransformer, in NumPy.
+"""Similarity of embeddings: the four measures of SentenceTransformer, in NumPy.
 
-Higher is more alike. Where torch is installed the scores are a tensor, as SentenceTransformer's are; where it
-is not, a NumPy array.
+Higher is more alike. Scores are a tensor if torch is installed, as SentenceTransformer's are; else a NumPy
+array.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
 
 
 def unknown(name: object) -> InvalidInput:
-    """The error for a measure that is none of NAMES."""
+    """The error for a measure that is not in NAMES."""
     return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(NAMES)}")
 
 

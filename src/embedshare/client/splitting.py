@@ -1,4 +1,4 @@
-"""A long list of texts goes to the server in pieces, of which some are under way at once."""
+"""Splits a long list of texts into pieces for the server, some of which are in flight at once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ X = TypeVar("X")
 #: A piece has at most this many texts and bytes.
 PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
-#: Pieces of one call that are under way at once: while one is computed the next is already on the server.
+#: Pieces of one call in flight at once: while one is computed the next is already on the server.
 IN_FLIGHT = 2
 
 
 def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int) -> Iterator[range]:
     """Ranges of texts, or of sequences of token ids, that fit into one message each.
 
-    Raises TooLarge for a text that fits into none, InvalidInput for one that has no UTF-8 form (a lone
-    surrogate): both say which, by its place in the whole list.
+    Raises TooLarge for a text that fits into none, InvalidInput for one without a UTF-8 form (a lone
+    surrogate). Both name it by its position in the whole list.
     """
     allowed = max_message_bytes - 4096
     most = min(PIECE_TEXTS, max_texts)
@@ -35,8 +35,8 @@ def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int
             length = _bytes_of(text)
         except UnicodeEncodeError as error:
             raise InvalidInput(
-                f"text {index} holds {error.object[error.start]!r} at position {error.start}, a lone "
-                "surrogate, which is no character; encode it with errors='replace' first"
+                f"text {index} holds a lone surrogate, {error.object[error.start]!r}, at position "
+                f"{error.start}; encode it with errors='replace' first"
             ) from None
         if length > allowed:
             raise TooLarge(
@@ -54,9 +54,9 @@ def each(
 ) -> list[T]:
     """`call` for the texts of each piece; the results in the pieces' order.
 
-    IN_FLIGHT pieces are under way at once: one in this thread, the others each in a thread (and so on a
-    connection) of its own, unless no thread can be started any more. An error or an interrupt is raised when
-    the pieces that are under way have ended; no further one begins.
+    IN_FLIGHT pieces are in flight at once: one in this thread, the others each in a thread, and so on a
+    connection, of its own, if threads can still start. An error or an interrupt is raised when the pieces in
+    flight have ended; no further one begins.
     """
     results: dict[int, T] = {}
     errors: list[BaseException] = []
@@ -113,11 +113,11 @@ def _bytes_of(text: str | list[int]) -> int:
 
 @contextmanager
 def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """What is called with the number of texts that are done."""
+    """A function that is called with the number of finished texts."""
     if not shown:
         yield lambda done: None
         return
-    from tqdm.auto import tqdm  # only who wants to see it: 20 ms, and a fork meanwhile breaks the import lock
+    from tqdm.auto import tqdm  # imported when shown: 20 ms, and a fork meanwhile breaks the import lock
 
     with tqdm(total=total, desc="Texts", unit="text") as bar:
         yield bar.update

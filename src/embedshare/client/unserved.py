@@ -1,5 +1,5 @@
-"""The rest of SentenceTransformer's public names: each works, does nothing harmlessly, or is NotServed and
-says what to do instead.
+"""The rest of SentenceTransformer's public names: each works, has no effect, or is NotServed with the
+alternative.
 
 A method is NotServed when it is called. A property is NotServed when it is read, which is an AttributeError
 too: `hasattr(model, "tokenizer")` is False, and `getattr` with a default gives that.
@@ -35,13 +35,13 @@ _OF_THE_WEIGHTS = """
     register_state_dict_pre_hook set_adapter set_extra_state set_pooling_include_prompt set_submodule
     to_empty
 """
-#: Methods that need the model itself, and what to do instead.
+#: Methods that need the model itself, and their alternatives.
 METHODS: dict[str, str] = {
     **dict.fromkeys(_OF_THE_WEIGHTS.split(), _WEIGHTS),
     **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], _TRAINING),
     **dict.fromkeys(["push_to_hub", "save", "save_pretrained", "save_to_hub"], _SAVING),
 }
-#: Properties that need it, and what to do instead.
+#: Properties that need it, and their alternatives.
 PROPERTIES: dict[str, str] = {
     **dict.fromkeys(["T_destination", "config", "model_card_data_class", "transformers_model"], _WEIGHTS),
     "processor": _TOKENIZER,
@@ -55,7 +55,7 @@ _DEVICES = ("cpu", "cuda", "ipu", "mtia", "xpu")
 
 
 class ModelCardData:
-    """Where evaluators note their results: `eval_results_dict`, by evaluator."""
+    """Evaluators' results: `eval_results_dict`, by evaluator."""
 
     def __init__(self, described: ModelDescription) -> None:
         self.model_name = self.base_model = described.model_name
@@ -75,7 +75,7 @@ class ModelCardData:
 
 
 class Unserved:
-    """The names of SentenceTransformer that are no part of embedding."""
+    """The names of SentenceTransformer that are not part of embedding."""
 
     SUPPORTED_SIMILARITY_FN_NAMES: ClassVar = NAMES
     default_huggingface_organization: ClassVar = "sentence-transformers"
@@ -84,7 +84,7 @@ class Unserved:
     dump_patches: ClassVar = False
     is_hpu_graph_enabled: ClassVar = False
     training: ClassVar = False
-    #: Read by a torch.nn.Module that holds this object among its modules: there are none below it.
+    #: A torch.nn.Module that holds this object among its modules reads them: it has no submodules.
     _modules: ClassVar[dict[str, Any]] = {}
     _load_state_dict_post_hooks: ClassVar[dict[int, Any]] = {}
 
@@ -98,7 +98,7 @@ class Unserved:
 
     @property
     def model_card_data(self) -> ModelCardData:
-        """Where evaluators note their results."""
+        """The place where evaluators note their results."""
         if self._card is None:
             self._card = ModelCardData(self.describe())
         return self._card
@@ -113,7 +113,7 @@ class Unserved:
         return bool(modality == "text")
 
     def is_singular_input(self, inputs: Any) -> bool:
-        """Whether this is one text and no batch."""
+        """Whether this is one text, not a batch."""
         return isinstance(inputs, str)
 
     @property
@@ -148,7 +148,7 @@ class Unserved:
         return evaluator(self, output_path)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """This object, where the model is on that device and computes in that precision already; else
+        """This object, if the model is on that device and computes in that precision already; else
         NotServed."""
         wanted = [*args, kwargs.get("device"), kwargs.get("dtype"), kwargs.get("tensor")]
         for one in wanted:
@@ -185,7 +185,7 @@ class Unserved:
         return self
 
     def smart_apply(self, *args: Any, **kwargs: Any) -> Any:
-        """As `apply`; transformers adds it to every module."""
+        """`apply`, under the name that transformers adds to every module."""
         return self
 
     def share_memory(self) -> Any:
@@ -211,23 +211,23 @@ class Unserved:
     def named_modules(
         self, memo: set[Any] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Any]]:
-        """NotServed; none, where a module that holds this object asks, which comes with its `memo`."""
+        """NotServed; none for a module that holds this object, which asks with its `memo`."""
         if memo is None:
             raise _refusal("named_modules()", _WEIGHTS)
         return iter(())
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """NotServed; nothing is added where a module that holds this object asks, with its `destination`."""
+        """NotServed; adds nothing for a module that holds this object, which asks with its `destination`."""
         if destination is None:
             raise _refusal("state_dict()", _WEIGHTS)
         return destination
 
     def _apply(self, fn: Callable[[Any], object], recurse: bool = True) -> Any:
-        """A module that holds this object moves its own tensors; here are none."""
+        """A module that holds this object moves its own tensors; this one has none."""
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        """A module that holds this object loads its own tensors; here are none."""
+        """A module that holds this object loads its own tensors; this one has none."""
         return None
 
     def __getitem__(self, index: Any) -> NoReturn:
@@ -237,16 +237,16 @@ class Unserved:
         here = self.describe().device
         if not _same_device(wanted, here):
             raise NotServed(
-                f"the shared model computes on {here} and is not moved to {wanted} by one of its users; "
-                "leave that out, or set EMBEDDING_DEVICE for the model server"
+                f"the shared model computes on {here}; a client cannot move it to {wanted}. Omit the "
+                "move, or set EMBEDDING_DEVICE for the model server"
             )
 
     def _check_precision(self, wanted: str) -> None:
         here = self.describe().dtype
         if wanted != here:
             raise NotServed(
-                f"the shared model computes in {here} and is not converted to {wanted} by one of its users; "
-                "leave that out, or set EMBEDDING_DTYPE for the model server"
+                f"the shared model computes in {here}; a client cannot convert it to {wanted}. Omit "
+                "the conversion, or set EMBEDDING_DTYPE for the model server"
             )
 
 
@@ -279,7 +279,7 @@ def _converts(name: str, precision: str) -> Any:
         return self
 
     return _named(
-        convert, name, f"This object, where the model computes in {precision} already; else NotServed."
+        convert, name, f"This object, if the model computes in {precision} already; else NotServed."
     )
 
 
@@ -287,11 +287,11 @@ def _moves(name: str) -> Any:
     def move(self: Any, device: Any = None) -> Any:
         return self.to(f"{name}:{device}" if isinstance(device, int) else device or name)
 
-    return _named(move, name, "This object, where the model is on such a device already; else NotServed.")
+    return _named(move, name, "This object, if the model is on such a device already; else NotServed.")
 
 
 def _of_type(self: Any, dst_type: Any) -> Any:
-    """This object, where the model computes in that already; else NotServed."""
+    """This object, if the model computes in that already; else NotServed."""
     self._check_precision(str(dst_type).removeprefix("torch."))
     return self
 

@@ -1,1 +1,1 @@
-"""The database that settings and API keys are kept in: SQLite, PostgreSQL, MySQL or MariaDB."""
+"""The database of settings and API keys: SQLite, PostgreSQL, MySQL or MariaDB."""

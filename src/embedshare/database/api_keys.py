@@ -1,4 +1,4 @@
-"""API keys in the database: made, listed, revoked, and those that are valid now."""
+"""API keys in the database: created, listed, revoked, and the valid ones."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Keys:
     def create(
         self, name: str, scopes: Iterable[str], expires_at: datetime | None = None
     ) -> tuple[ApiKey, str]:
-        """A new key, as it is kept and as its caller sends it: that is known here and now alone.
+        """A new key: its row, and the key itself, which is known here alone.
 
-        Raises InvalidInput for a name that a valid key has already, and for scopes that are none.
+        Raises InvalidInput for the name of another valid key, and for unknown scopes.
         """
         key = keys.make()
         made = ApiKey(
@@ -34,29 +34,29 @@ class Keys:
         )  # fmt: skip
         with self._database.write() as session:
             if session.scalar(select(ApiKey.id).where(ApiKey.name == name, _valid())) is not None:
-                raise InvalidInput(f"there is a valid key named {name!r} already; revoke it first")
+                raise InvalidInput(f"a valid key named {name!r} exists; revoke it first")
             session.add(made)
         return made, key
 
     def all(self) -> Sequence[ApiKey]:
-        """Every key that was ever made, the oldest first."""
+        """Every key that was ever created, the oldest first."""
         with self._database.read() as session:
             return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
 
     def revoke(self, name_or_id: str) -> ApiKey:
-        """The key, which is valid no more. Raises InvalidInput where no valid key has that name or id."""
+        """The key, which is now revoked. Raises InvalidInput if no valid key has that name or id."""
         named = ApiKey.name == name_or_id
         if name_or_id.isascii() and name_or_id.isdecimal() and len(name_or_id) < 10:
             named = or_(named, ApiKey.id == int(name_or_id))
         with self._database.write() as session:
             found = session.scalars(select(ApiKey).where(named, _valid()).order_by(named)).first()
             if found is None:
-                raise InvalidInput(f"there is no valid key with the name or id {name_or_id!r}")
+                raise InvalidInput(f"no valid key has the name or id {name_or_id!r}")
             found.revoked_at = now()
         return found
 
     def valid(self) -> dict[str, Principal]:
-        """Who may call, by their keys' digests."""
+        """The valid keys' owners, by their digests."""
         with self._database.read() as session:
             rows = session.execute(
                 select(ApiKey.key_hash, ApiKey.name, ApiKey.scopes, ApiKey.id, ApiKey.expires_at).where(
@@ -69,7 +69,7 @@ class Keys:
         }
 
     def used(self, ids: Iterable[int]) -> None:
-        """Note that keys were used by now."""
+        """Record that keys were used by now."""
         with self._database.write() as session:
             session.execute(update(ApiKey).where(ApiKey.id.in_(list(ids))).values(last_used_at=now()))
 

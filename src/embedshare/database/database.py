@@ -1,4 +1,4 @@
-"""One process's connections to the database: sessions to read and to write with, and whether it answers."""
+"""One process's connections to the database: its sessions, and whether it answers."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from embedshare.errors import DatabaseUnavailable, MissingDependency
 from embedshare.private_file import Exposed
 from embedshare.settings import Settings
 
-#: Seconds to connect and for one answer, at most: a request must not wait long for a database that is away.
+#: Seconds to connect and for one answer, at most: a request must not wait long for a database that is down.
 TIMEOUT_S = 2
-#: Seconds after a failure until one call tries again: each try may take TIMEOUT_S of a request's thread.
+#: Seconds after a failure until one call retries: each try may take TIMEOUT_S of a request's thread.
 QUIET_S = 1.0
-#: Any failure counts, since what was known serves meanwhile, and a database that is back is used at once.
+#: Any failure counts: the last known values serve meanwhile, and a database that is back is used at once.
 _LIMITS = Limits(Backoff(QUIET_S, QUIET_S), failure_share=0.0)
-#: How often SQLite's log is tried to be set while others do.
+#: Seconds between two tries to set SQLite's log while others do.
 _LOCKED = Backoff(0.01, 0.01)
-#: Connections of a process: some that are kept, and more at need.
+#: Connections of a process: the kept ones, and further ones on demand.
 _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": TIMEOUT_S, "pool_recycle": 1800}
 
 Status = Literal["connected", "disconnected"]
 
 
 class Database:
-    """Connects and migrates when first used; safe to use from any number of threads, and after fork."""
+    """Connects and migrates at first use; thread-safe and fork-safe."""
 
     def __init__(self, url: URL) -> None:
-        """Raises MissingDependency where the driver is not installed."""
+        """Raises MissingDependency if the driver is not installed."""
         self._url = url
         self._engine = _engine(url)
         self._migrated = False
@@ -63,19 +63,19 @@ class Database:
 
     @property
     def shown(self) -> str:
-        """Where it is, without the password."""
+        """Its address, without the password."""
         return self._url.render_as_string(hide_password=True)
 
     @property
     def status(self) -> Status:
-        """Whether it answered when it was last asked."""
+        """Its state when it was last asked."""
         return "connected" if self._migrated and self._breaker.is_closed else "disconnected"
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session to read with.
 
-        Raises DatabaseUnavailable where the database does not answer, at once where it did not a second ago.
+        Raises DatabaseUnavailable if the database does not answer; at once if it did not a second ago.
         """
         with self._answering():
             self._migrate()
@@ -84,9 +84,9 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session to read and write with, in one transaction: all of it is kept at the end, or nothing.
+        """A session to read and write with, in one transaction.
 
-        Raises DatabaseUnavailable likewise; IntegrityError passes through.
+        Raises DatabaseUnavailable as `read` does; IntegrityError passes through.
         """
         with self._answering():
             self._migrate()
@@ -95,7 +95,7 @@ class Database:
                 yield session
 
     def check(self) -> str:
-        """Connect and change nothing; where the database is, in words.
+        """Connect and change nothing; the database's address in words.
 
         Raises DatabaseUnavailable.
         """
@@ -109,7 +109,7 @@ class Database:
         self._engine.dispose()
 
     def _reset_after_fork(self) -> None:
-        """The child has connections and a lock of its own: those of its parent are the parent's."""
+        """The child opens connections of its own, with a new lock; the parent's stay the parent's."""
         self._migrating = threading.Lock()
         self._engine.dispose(close=False)
 
@@ -143,7 +143,7 @@ class Database:
                     logger.error("{}", self._failure)
                 raise DatabaseUnavailable(self._failure) from None
             if attempt.succeeded():
-                logger.info("the database answers again ({})", self.shown)
+                logger.info("Reached the database again ({})", self.shown)
 
     def _reason(self, error: Exception) -> str:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -160,15 +160,15 @@ def _engine(url: URL) -> Engine:
     if url.drivername.startswith("sqlite"):
         arguments = {"timeout": TIMEOUT_S}
     elif not url.drivername.startswith("postgresql"):
-        # as on the others: what was committed meanwhile is seen, and not what the first look has seen
+        # As on the others: a session sees later commits, not only those before its first read.
         pool["isolation_level"] = "READ COMMITTED"
         arguments |= {"read_timeout": TIMEOUT_S, "write_timeout": TIMEOUT_S, "charset": "utf8mb4"}
     try:
         engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, **pool)
     except ImportError as error:
         raise MissingDependency(
-            f"EMBEDDING_DB_URL needs a package that this installation does not have ({error.name}): "
-            "pip install 'embedshare[database]'"
+            f"EMBEDDING_DB_URL needs a package that is not installed ({error.name}): pip install "
+            "'embedshare[database]'"
         ) from None
     if engine.dialect.name == "sqlite":
         file = Path(url.database or "").resolve()
@@ -204,22 +204,22 @@ def _set_write_ahead_log(connection: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Who is to write takes the writer's place at once: a reader that turns writer is refused when another
+    """Writers take the write lock at the beginning: SQLite refuses a reader that becomes a writer if another
     has written meanwhile."""
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _make_file(path: Path) -> None:
-    """The file, for this user alone, before SQLite makes it for everybody."""
+    """Create the file for this user alone, before SQLite creates it for all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         private_file.create(path)
 
 
 def _check_files(path: Path) -> None:
-    """Raise Exposed where others can write to the database or own it: a row that they put there would be an
-    API key or a setting. SQLite takes over what it finds in its journals, so they count as the database."""
+    """Raise Exposed if others can write to the database or own it: their rows would be API keys or settings.
+    SQLite adopts its journals, so they count as the database."""
     for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
         try:
             fault = platforms.fault_of_trust(file.lstat())
@@ -231,13 +231,14 @@ def _check_files(path: Path) -> None:
 
 
 def _tell_exposure(path: Path) -> None:
-    """Warn of what is no reason not to use the database."""
+    """Warn of faults that do not forbid the use of the database."""
     if platforms.WINDOWS:
         return
     if path.stat().st_mode & 0o004:
-        logger.warning("every user of this machine can read {}: chmod 600 it", path)
+        logger.warning("Using {}, which every user of this machine can read; chmod 600 it", path)
     if platforms.fault_of_trust(path.parent.stat()) is not None:
         logger.warning(
-            "others can write to {}, and so take away the database in it: move it to a folder of this user's",
+            "Using the database in {}, where others can write and replace it; move it to a folder of "
+            "this user's",
             path.parent,
         )

@@ -1,4 +1,4 @@
-"""PostgreSQL's connections with a limit for each answer: libpq itself waits for as long as TCP does."""
+"""PostgreSQL connections with a limit for each answer: libpq itself waits as long as TCP does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import psycopg
 
 
 class TimedConnection(psycopg.Connection[Any]):
-    """Closed, with an OperationalError, where an answer has not come within `answer_s`."""
+    """Closed, with an OperationalError, if an answer takes longer than `answer_s`."""
 
     answer_s = 2.0
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
-        """See psycopg.Connection: what it waits for is asked again and again, at least each 0.1 s."""
+        """See psycopg.Connection; it polls, at least every 0.1 s."""
         return super().wait(self._timed(gen), *args, **options)
 
     def _timed(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy maps them. What is changed here needs a migration (`migrations/versions`)."""
+"""The tables, as SQLAlchemy maps them. A change here needs a migration (`migrations/versions`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-#: What MySQL and MariaDB are to make tables as.
+#: The character set and engine of tables in MySQL and MariaDB.
 MYSQL_OPTIONS = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A time with its zone; the database keeps it in UTC, to the microsecond, without one."""
+    """A time with its zone; the database stores it in UTC, to the microsecond, without one."""
 
     impl = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
     cache_ok = True
@@ -30,9 +30,9 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class JsonText(TypeDecorator[Any]):
-    """Any value that JSON has, as its text; no value at all is NULL.
+    """Any JSON value, stored as its text; no value at all is NULL.
 
-    Not the databases' own JSON types: these sort keys, turn numbers into others, or are not there.
+    Not the databases' own JSON types: they sort keys, change numbers, or are missing.
     """
 
     impl = Text
@@ -46,32 +46,32 @@ class JsonText(TypeDecorator[Any]):
 
 
 def now() -> datetime:
-    """The time as it is written into the tables."""
+    """The time in the form of the tables."""
     return datetime.now(timezone.utc)
 
 
 class Base(DeclarativeBase):
-    """Holds what the tables share."""
+    """The columns that tables share."""
 
     metadata = MetaData()
     __table_args__: Any = MYSQL_OPTIONS
 
 
 class Setting(Base):
-    """A setting that holds in place of the environment's."""
+    """A setting that overrides the environment's."""
 
     __tablename__ = "settings"
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     raw: Mapped[str] = mapped_column("value", Text)
-    """JSON; the text as it is, since operators may write into this table too."""
+    """JSON; the bare text is accepted too, since operators may write into this table."""
 
     updated_at: Mapped[datetime] = mapped_column(UtcTime, default=now, onupdate=now)
     updated_by: Mapped[str] = mapped_column(String(255))
 
 
 class SettingsVersion(Base):
-    """One row: a number that grows with each change of the settings, which is how others learn of it."""
+    """One row: a number that grows with each change of the settings and so announces it."""
 
     __tablename__ = "settings_version"
 
@@ -80,7 +80,7 @@ class SettingsVersion(Base):
 
 
 class SettingChange(Base):
-    """What was changed, when and by whom; rows are only ever added."""
+    """A change's content, time and author; rows are only ever added."""
 
     __tablename__ = "settings_audit"
 
@@ -97,7 +97,7 @@ class SettingChange(Base):
 
 
 class ApiKey(Base):
-    """A key that a caller of the HTTP routes shows; only its hash is kept."""
+    """A key for the HTTP routes; only its hash is stored."""
 
     __tablename__ = "api_keys"
 

@@ -1,4 +1,4 @@
-"""EMBEDDING_DB_URL to what SQLAlchemy connects to."""
+"""Turns EMBEDDING_DB_URL into the address that SQLAlchemy connects to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sqlalchemy.exc import ArgumentError
 from embedshare.errors import InvalidSetting
 from embedshare.settings import Settings
 
-#: The file that is the database where EMBEDDING_DB_URL names none.
+#: The database's file if EMBEDDING_DB_URL names none.
 FILE_NAME = "embedshare.db"
-#: A kind of database, and what it is reached with here whatever driver the URL names.
+#: A kind of database, and the driver used here, whatever driver the URL names.
 _DRIVERS = {
     "sqlite": "sqlite+pysqlite",
     "postgres": "postgresql+psycopg",
@@ -23,10 +23,10 @@ _DRIVERS = {
 
 
 def database_url(settings: Settings, folder: Path) -> URL:
-    """Where the database is: EMBEDDING_DB_URL, else a SQLite file in `folder`.
+    """The database's address: EMBEDDING_DB_URL, else a SQLite file in `folder`.
 
-    Names of other drivers, such as those for asyncio, are taken as the one that is used here.
-    Raises InvalidSetting, which never quotes the URL: it holds a password.
+    Other drivers' names, such as asyncio ones, mean the driver used here. Raises InvalidSetting, which never
+    quotes the URL: it holds a password.
     """
     if settings.operation.db_url is None:
         return URL.create("sqlite+pysqlite", database=str(folder / FILE_NAME))

@@ -1,1 +1,1 @@
-"""Texts to vectors: in the model server, and in a worker that has fallen back."""
+"""Turns texts into vectors: in the model server, and in a worker that has fallen back."""

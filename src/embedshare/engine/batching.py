@@ -1,9 +1,9 @@
-"""What waits, and what comes next.
+"""The queues of sequences, and the next batch.
 
-Pure: no threads, no clock, no model. Sequences wait, not requests. A batch is cut by a token budget, so that
-it costs about as much whatever the lengths, and filled row by row: what long texts leave free in a row is
-given to short ones. Small (interactive) requests go ahead of large (bulk) ones; within either who was served
-least goes first, and bulk that has waited long enough goes first once, so that nobody starves.
+Pure: no threads, no clock, no model. Sequences are queued, not requests. A token budget limits a batch, so
+that it costs about the same whatever the lengths. A batch is filled row by row: short texts use the room that
+long ones leave. Small (interactive) requests go ahead of large (bulk) ones. Within either the least-served
+caller goes first, and bulk that has waited long enough goes first once, so that it cannot starve.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from embedshare.engine.runtimes.packing import row_width
 
-#: Requests of at most this many tokens are interactive.
+#: The most tokens of an interactive request.
 INTERACTIVE_TOKENS = 512
-#: A batch is filled in rows of at least this many tokens: narrower ones leave too much free.
+#: The least width of a batch's rows, in tokens: narrower ones waste too much.
 _LEAST_WIDTH = 32
-#: Bulk work that has been passed over for this long goes first once.
+#: Seconds after which passed-over bulk work goes first once.
 BULK_PATIENCE_S = 0.25
 
 
@@ -34,7 +34,7 @@ class Lane(enum.IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One caller's sequences on their way.
+    """One caller's sequences.
 
     Times are seconds of one monotonic clock.
     """
@@ -44,17 +44,17 @@ class Request:
     enqueued: float
     deadline: float
     ticket: Any = None
-    """What the scheduler keeps beside it."""
+    """The scheduler's own object for it."""
 
     order: list[int] = field(default_factory=list)
-    """Positions of the sequences that still wait, the longest last."""
+    """Positions of the queued sequences, the longest last."""
 
     lengths: list[int] = field(default_factory=list)
     """Tokens of each sequence."""
 
     tokens: int = 0
     interrupted: bool = False
-    """Whether a batch with sequences of it was given up once, by the end of its thread."""
+    """Whether a batch with sequences of it was abandoned once, by the end of its thread."""
 
     def __post_init__(self) -> None:
         self.lengths = [len(ids) for ids in self.sequences]
@@ -63,12 +63,12 @@ class Request:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that still waits."""
+        """Tokens of the longest queued sequence."""
         return self.lengths[self.order[-1]]
 
     def take(self, room: list[int], most: int, packs: bool = True) -> list[int]:
-        """The positions of sequences that fit into rows with this much room left, the longest first, and
-        `most` of them at most; the room they take is taken off: all of a row, where not `packs`."""
+        """The positions of at most `most` sequences that fit into rows with this much room left, the longest
+        first. Their room is subtracted; unless `packs`, all of a row."""
         taken: list[int] = []
         row = 0
         while self.order and row < len(room) and len(taken) < most:
@@ -88,7 +88,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Sequences to compute together: `parts` says which positions of which request."""
+    """Sequences to compute together: `parts` lists each request's positions."""
 
     parts: list[tuple[Request, list[int]]]
     tokens: int
@@ -118,11 +118,10 @@ def _batch_of(singles: list[tuple[Request, int]]) -> Batch:
 
 
 class _Queue:
-    """Requests of one kind; who was served the fewest tokens goes first, one caller's requests keep their
-    order.
+    """Requests of one lane; the least-served caller goes first, and one caller's requests keep their order.
 
-    Start-time fair queueing: a caller's tokens count while others wait, and who comes anew starts level with
-    the least served of those who wait. (Goyal, Vin and Cheng 1996.)
+    Start-time fair queueing (Goyal, Vin and Cheng 1996): a caller's tokens count while others are queued, and
+    a new caller starts level with the least-served queued one.
     """
 
     def __init__(self) -> None:
@@ -155,9 +154,9 @@ class _Queue:
         return True
 
     def take(self, budget: int, most: int, packs: bool) -> list[tuple[Request, list[int]]]:
-        """Up to `most` sequences that fit into rows of at most `budget` tokens together, but one at least.
+        """Up to `most` sequences that together fit into rows of at most `budget` tokens, but at least one.
 
-        Where not `packs`, each has a row of its own.
+        Unless `packs`, each has a row of its own.
         """
         width = row_width(max(_LEAST_WIDTH, *(request.longest for request in self)))
         room = [width] * max(1, budget // width)
@@ -178,7 +177,7 @@ class _Queue:
         return parts
 
     def _forget(self) -> None:
-        """Nothing counts any more of those whom the least served of the waiting has caught up with."""
+        """Forget the service of callers that the least-served queued one has caught up with."""
         if not self._by_caller:
             self._served, self._least_served = {}, 0
             return
@@ -188,10 +187,10 @@ class _Queue:
 
 
 class Waiting:
-    """All that waits.
+    """The queues of all lanes.
 
-    `tokens` is how much; `budgets` what a batch of each lane may hold, and `max_sequences` how many. `packs`:
-    whether short texts stand behind long ones in a row. Where not, a batch is of texts of like length.
+    `tokens` is their size; `budgets` limits a batch's tokens by lane, and `max_sequences` its sequences.
+    `packs`: whether short texts share rows with long ones. Otherwise a batch has texts of like length.
     """
 
     def __init__(self, interactive_budget: int, bulk_budget: int, packs: bool = True) -> None:
@@ -207,22 +206,22 @@ class Waiting:
             yield from self._queues[lane]
 
     def of(self, lane: Lane) -> Iterator[Request]:
-        """What waits in a lane, in the order of its turns."""
+        """The queued requests of a lane, in the order of their turns."""
         return iter(self._queues[lane])
 
     def calls(self, lane: Lane) -> int:
-        """How many calls wait in a lane."""
+        """The number of queued calls in a lane."""
         return len(self._queues[lane])
 
     def append(self, request: Request) -> None:
-        """Let `request` wait."""
+        """Queue `request`."""
         if request.lane is Lane.BULK and not self._queues[Lane.BULK]:
             self._bulk_served = request.enqueued
         self._queues[request.lane].append(request)
         self.tokens += request.tokens
 
     def put_back(self, request: Request, positions: list[int]) -> None:
-        """Let sequences that were taken for a batch wait again."""
+        """Queue again the sequences that were taken for a batch."""
         waits_still = bool(request.order)
         by_length = [*request.order, *positions]
         request.order = sorted(by_length, key=request.lengths.__getitem__)
@@ -231,19 +230,19 @@ class Waiting:
             self._queues[request.lane].append(request)
 
     def remove(self, request: Request) -> None:
-        """Let go of what still waits of `request`, if anything does."""
+        """Drop the queued sequences of `request`, if any."""
         if self._queues[request.lane].remove(request):
             self.tokens -= sum(request.lengths[position] for position in request.order)
             request.order = []
 
     def lanes(self, now: float) -> list[Lane]:
-        """The lanes in which something waits, the one to serve first at the front."""
+        """The lanes with queued work, the one to serve first at the front."""
         waiting = [lane for lane in Lane if self._queues[lane]]
         impatient = now - self._bulk_served >= BULK_PATIENCE_S
         return waiting[::-1] if impatient else waiting
 
     def next_batch(self, lane: Lane, now: float) -> Batch | None:
-        """The lane's batch to compute next, or None when nothing waits there."""
+        """The lane's next batch, or None if its queue is empty."""
         if not self._queues[lane]:
             return None
         if lane is Lane.BULK:

@@ -1,4 +1,4 @@
-"""The engine: identity, tokens, scheduler and runtime as one thing that turns texts into vectors."""
+"""The engine: identity, tokens, scheduler and runtime together turn texts into vectors."""
 
 from __future__ import annotations
 
@@ -33,15 +33,12 @@ from embedshare.settings import Settings
 from embedshare.telemetry import memory
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
-#: Where a call's time goes in the engine.
+#: The stages of a call in the engine.
 STAGES = ("tokenize", "queue", "compute")
 
 
 class Engine:
-    """A loaded model.
-
-    Safe to use from any number of threads.
-    """
+    """A loaded model; thread-safe."""
 
     def __init__(
         self,
@@ -86,7 +83,7 @@ class Engine:
         """
         if importlib.util.find_spec("tokenizers") is None:
             raise MissingDependency(
-                "a local model needs more than this installation has: pip install 'embedshare[server]'"
+                "a local model needs packages that are not installed: pip install 'embedshare[server]'"
             )
         from embedshare.engine import loading  # a base install does not have what this imports
 
@@ -101,8 +98,8 @@ class Engine:
     def embed(self, request: EmbedRequest, context: CallContext = NOBODY) -> EmbedResult:
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
-        Raises InvalidInput for token ids that are not the model's and for a prompt that it does not have,
-        TooLarge, Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
+        Raises InvalidInput for token ids that are not the model's and for an unknown prompt, TooLarge,
+        Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
         """
         started = time.monotonic()
         try:
@@ -120,11 +117,11 @@ class Engine:
         return embedded._replace(rows=rows)
 
     def tokenize(self, request: EmbedRequest) -> list[list[int]]:
-        """The token ids of each text, special tokens included, cut at the model's longest sequence."""
+        """The token ids of each text, special tokens included, truncated at the model's longest sequence."""
         return self._tokenizer.ids(self._texts(request), prompt_of(request, self.description))
 
     def tokens(self, request: EmbedRequest, special_tokens: bool = True) -> list[list[Token]]:
-        """Every token of each text, uncut, and where in the text it is."""
+        """Every token of each text, without truncation, and its place in the text."""
         prompt = prompt_of(request, self.description)
         return self._tokenizer.detailed(self._texts(request), prompt, special_tokens)
 
@@ -133,22 +130,22 @@ class Engine:
         self._runtime.settle()
 
     def close(self) -> None:
-        """End the threads of an engine that nobody calls any more."""
+        """End the threads of an engine without callers."""
         self.settle()
         self.scheduler.close()
 
     @property
     def runtime_health(self) -> RuntimeHealth:
-        """Whether batches go through."""
+        """Whether batches pass through the runtime."""
         return self.scheduler.runtime_health
 
     @property
     def last_embedding_age_s(self) -> float:
-        """Seconds since an embedding last went through."""
+        """Seconds since the last successful embedding."""
         return time.monotonic() - self._last_embedded
 
     def stats(self) -> dict[str, Any]:
-        """What was done since the model was loaded, as plain numbers."""
+        """The work since the model was loaded, as plain numbers."""
         with self._lock:
             total, failed = self._total, self._failed
             histograms = {f"{stage}_ms": one.snapshot() for stage, one in self._stages.items()}
@@ -196,16 +193,16 @@ class Engine:
         return EmbedResult(rows, counts, timings, self.description)
 
     def _texts(self, request: EmbedRequest) -> list[str]:
-        """The inputs, whichever they are. Raises TooLarge where they are too many for a call."""
+        """The inputs of any kind. Raises TooLarge if they are too many for a call."""
         texts = cast("list[str]", request.inputs)
         if len(texts) > self._max_texts:
             raise TooLarge(
-                f"{len(texts):,} texts came in one call; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
+                f"the call has {len(texts):,} texts; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
             )
         return texts
 
     def _count(self, embedded: EmbedResult | None, started: float) -> None:
-        """One call more, which failed where there is nothing embedded."""
+        """Count one more call, which failed if nothing is embedded."""
         now = time.monotonic()
         with self._lock:
             self._total += 1
@@ -219,7 +216,7 @@ class Engine:
 
 
 def release_memory() -> None:
-    """Give back what engines that nobody holds any more still keep, GPU memory too."""
+    """Free the memory that unused engines still keep, GPU memory too."""
     gc.collect()
     platforms.give_back_memory()
     torch = sys.modules.get("torch")

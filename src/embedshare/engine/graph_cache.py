@@ -16,20 +16,21 @@ from loguru import logger
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.trials import KeptProof, Trial
 
-#: Raised whenever the graph that `runtimes/conversion.py` makes changes its inputs, outputs or meaning, is
-#: verified otherwise, or is made of models that were refused before.
+#: Raised when the graph of `runtimes/conversion.py` changes its inputs, outputs, meaning or verification, or
+#: is made of models that were refused before.
 GRAPH_VERSION = 6
-#: Graphs that are kept; the one used longest ago goes first. One takes as much room as the model's weights.
+#: The number of stored graphs; the least recently used one goes first. Each takes as much room as the model's
+#: weights.
 KEPT = 4
 
 
 class CachedGraph(NamedTuple):
-    """What is kept of a model."""
+    """The stored parts of a model."""
 
     graph: Path
     facts: ModelMetadata
     tokenizer: str
-    """The text of the tokenizer that sentence-transformers uses for it."""
+    """The text of sentence-transformers' tokenizer for it."""
 
 
 class GraphCache:
@@ -40,7 +41,7 @@ class GraphCache:
         self._version = f"{GRAPH_VERSION} {converter_version}"
 
     def find(self, identity: str) -> CachedGraph | None:
-        """What is kept of the model with this identity."""
+        """The stored parts of the model with this identity."""
         entry = self._entry(identity)
         if not (entry / "facts.json").exists():
             return None
@@ -48,21 +49,21 @@ class GraphCache:
             facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=ModelMetadata)
             tokenizer = (entry / "tokenizer.json").read_text(encoding="utf8")
         except (OSError, ValueError) as error:
-            logger.warning("the converted graph in {} cannot be read and is made anew: {}", entry, error)
+            logger.warning("Converting the model again (the graph in {} cannot be read: {})", entry, error)
             self.forget(identity)
             return None
         try:
             os.utime(entry)
         except OSError:
-            pass  # in a cache that cannot be written to, as in a read-only image, nothing is ever dropped
+            pass  # a cache that cannot be written to, as in a read-only image, never drops anything
         return CachedGraph(entry / "graph.xml", facts, tokenizer)
 
     def proof(self, identity: str) -> KeptProof:
-        """What the model's graph is held against. Raises OSError, ValueError."""
+        """The proof for the model's graph. Raises OSError, ValueError."""
         return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=KeptProof)
 
     def trials(self, identity: str, cpu_kind: str) -> KeptTrials:
-        """What is known of the model's graph on CPUs of this kind."""
+        """The known trials of the model's graph on CPUs of this kind."""
         return KeptTrials(self._entry(identity), cpu_kind)
 
     def keep(
@@ -73,9 +74,9 @@ class GraphCache:
         write: Callable[[Path], None],
         proof: KeptProof | None = None,
     ) -> None:
-        """Keep what `write(path of graph.xml)` writes.
+        """Store the files that `write(path of graph.xml)` writes.
 
-        A folder that cannot be written to costs the next start its time, and nothing else.
+        A folder that cannot be written to only costs the next start its time.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,31 +94,31 @@ class GraphCache:
         except OSError as error:
             if not self._entry(identity).is_dir():  # else another process was first
                 logger.warning(
-                    "could not keep the converted graph in {}, and the next start converts it again ({}); "
-                    "EMBEDDING_CACHE_DIR names another folder",
+                    "Could not keep the converted graph in {}, so the next start converts again "
+                    "({}); set EMBEDDING_CACHE_DIR to another folder",
                     self._folder,
                     error,
                 )
 
     def refuse(self, identity: str, reason: str) -> None:
-        """Keep why there is no graph of the model. In a folder that cannot be written to, each start finds
-        that out again."""
+        """Store the reason why the model has no graph. If the folder cannot be written to, each start finds
+        it again."""
         try:
             entry = self._entry(identity)
             entry.mkdir(mode=0o700, parents=True, exist_ok=True)
             (entry / "refused.txt").write_text(reason, encoding="utf8")
         except OSError as error:
-            logger.info("The next start tries to convert the model again ({})", error)
+            logger.info("Retrying the conversion at the next start ({})", error)
 
     def refusal(self, identity: str) -> str | None:
-        """Why there is no graph of the model, where that was found out."""
+        """The reason why the model has no graph, if it is known."""
         try:
             return (self._entry(identity) / "refused.txt").read_text(encoding="utf8")
         except (OSError, ValueError):
             return None
 
     def forget(self, identity: str) -> None:
-        """Remove a graph that turned out not to work."""
+        """Remove a graph that does not work."""
         shutil.rmtree(self._entry(identity), ignore_errors=True)
 
     def _entry(self, identity: str) -> Path:
@@ -137,7 +138,7 @@ class KeptTrials:
         self._cpu_kind = cpu_kind
 
     def find(self, dtype: str) -> Trial | None:
-        """What the first runs in this precision have shown; None where there were none."""
+        """The result of the first runs in this precision; None without one."""
         try:
             return msgspec.json.decode(self._file(dtype).read_bytes(), type=Trial)
         except FileNotFoundError:
@@ -147,14 +148,14 @@ class KeptTrials:
             return None
 
     def keep(self, dtype: str, trial: Trial) -> None:
-        """Keep it for later starts. A folder that cannot be written to costs each of them the same trial."""
+        """Store it for later starts. If the folder cannot be written to, each of them repeats the trial."""
         file = self._file(dtype)
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             draft.write_bytes(msgspec.json.encode(trial))
             draft.replace(file)
         except OSError as error:
-            logger.info("The next start tries {} again ({} cannot be written: {})", dtype, file, error)
+            logger.info("Retrying {} at the next start ({} cannot be written: {})", dtype, file, error)
 
     def _file(self, dtype: str) -> Path:
         return self._entry / f"{self._cpu_kind}-{dtype}.json"

@@ -1,8 +1,8 @@
-"""Settings to a loaded model: where its weights are, what it is, and which runtime is to run it.
+"""Loads the model that the settings name: its weights, its identity, and its runtime.
 
-On a CPU OpenVINO runs the model: from a graph that an earlier start kept, which takes about a second and no
-torch, else from one that is converted now. Everything else is torch's: packed, padded, or
-sentence-transformers itself for a model whose vectors no faster form has.
+On a CPU OpenVINO runs the model. It reads the graph of an earlier start, which takes about a second and no
+torch, or converts one now. Otherwise torch runs it: packed, padded, or in sentence-transformers itself if no
+faster form has its vectors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from embedshare.engine.runtimes.embedder import Embedder
     from embedshare.engine.runtimes.proof import Proof
 
-#: What a runtime is warmed up with: lengths from one word to several lines.
+#: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
     "model",
     "one model, many workers",
@@ -48,20 +48,20 @@ SAMPLE = [
 
 
 class EngineParts(NamedTuple):
-    """What an engine is made of."""
+    """The parts of an engine."""
 
     runtime: Runtime
     tokenizer: Tokenizing
     description: ModelDescription
     full_dimension: int
-    """What the runtime computes: `description.dimension`, or more."""
+    """The runtime's dimensions: `description.dimension`, or more."""
 
 
 def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
     """Find, verify and load the model that the settings name, on `device`.
 
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
-    anything is loaded, where the model is not of the vector space that `expected_identity` names.
+    loading, if the model is not of the vector space that `expected_identity` names.
     """
     folder = weights.find(settings.model.name, settings.model.cache_dir)
     identity = identity_of(folder)
@@ -73,8 +73,8 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
 
 
 def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
-    """Whether `load` would convert the model, which takes torch, memory and a while, or run its graph in a
-    precision for the first time, which ends some processes.
+    """Whether `load` would convert the model, which takes torch, memory and time, or run its graph in a
+    precision for the first time, which crashes some processes.
 
     Raises ModelNotFound, WeightsCorrupted, ModelMismatch.
     """
@@ -82,9 +82,9 @@ def needs_first_runs(settings: Settings, device: str, expected_identity: str | N
 
 
 def after_fault(settings: Settings, device: str, how: str) -> Settings:
-    """Keep what has ended the process that was to do what is due; the settings with what comes next instead.
+    """Record what crashed the preparing process; returns the settings for the next try.
 
-    `how` says how it ended. Raises what `needs_first_runs` raises, and UnsupportedModel where nothing is left
+    `how` says how it ended. Raises what `needs_first_runs` raises, and UnsupportedModel if no form is left
     because EMBEDDING_RUNTIME is openvino.
     """
     untried = _untried(settings, device, None)
@@ -104,7 +104,7 @@ def after_fault(settings: Settings, device: str, how: str) -> Settings:
         return settings.with_values({"EMBEDDING_DTYPE": "float32"})
     why = f"the process that converted or tried {settings.model.name} ended with {how}"
     if settings.model.runtime == "openvino":
-        raise UnsupportedModel(f"{why}; EMBEDDING_RUNTIME=torch serves it")
+        raise UnsupportedModel(f"{why}; set EMBEDDING_RUNTIME=torch to serve it")
     logger.warning("Running the model with torch, not OpenVINO ({})", why)
     return settings.with_values({"EMBEDDING_RUNTIME": "torch"})
 
@@ -131,12 +131,12 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
 
 
 def same_device(one: str, other: str) -> bool:
-    """Whether two settings of the device are plainly one device."""
+    """Whether two settings of the device certainly mean one device."""
     return _known(one) == _known(other)
 
 
 def _known(device: str) -> str:
-    """`device`, where "auto" is the CPU if there is plainly no other."""
+    """`device`, with "auto" as the CPU if there is certainly no other."""
     return "cpu" if device == "auto" and not platforms.may_have_gpu() else device
 
 
@@ -160,9 +160,9 @@ def _ready(settings: Settings, device: str, identity: str, folder: Path) -> _Par
 
 
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
-    """A runtime over what an earlier start has kept.
+    """A runtime over the files of an earlier start.
 
-    Raises UnsupportedModel where that is that OpenVINO does not run the model.
+    Raises UnsupportedModel if they say that OpenVINO does not run the model.
     """
     if not _wants_openvino(settings, device):
         return None
@@ -182,7 +182,7 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         return _Parts(runtime, _text_tokenizer(kept.tokenizer, facts), facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
-            "the converted graph in {} does not load and is made anew: {}", kept.graph.parent, error
+            "Converting the model again (the graph in {} does not load: {})", kept.graph.parent, error
         )
         cache.forget(identity)
         return None
@@ -195,17 +195,18 @@ def _in_openvino(
     facts: ModelMetadata,
     proof: Callable[[], KeptProof],
 ) -> Runtime:
-    """The graph in the precision that fits it. Raises UnsupportedModel, and what reading the graph raises."""
+    """The graph in the precision that fits it. Raises UnsupportedModel, and the errors of reading the
+    graph."""
     from embedshare.engine.runtimes.first_runs import fitting
     from embedshare.engine.runtimes.openvino import OpenVinoRuntime, cpu_kind
 
-    assert facts.layout is not None  # of every model that has a graph
+    assert facts.layout is not None  # every model with a graph has one
     make = partial(OpenVinoRuntime, graph, facts.layout)
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
 
 
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
-    """A runtime over the model itself, loaded with torch, in the fastest form that agrees with it."""
+    """A runtime over the model itself, loaded with torch, in the fastest form that matches it."""
     _require("torch", "sentence_transformers")
     folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
@@ -253,9 +254,9 @@ class _Loaded(NamedTuple):
 
 
 def _fast(loaded: _Loaded) -> _Parts:
-    """The model's modules over token ids, in the first form that agrees with the proof.
+    """The model's modules over token ids, in the first form that matches the proof.
 
-    Raises UnsupportedModel where none does.
+    Raises UnsupportedModel if none does.
     """
     from embedshare.engine.runtimes import embedder as embedders
     from embedshare.engine.runtimes.padded import PaddedRuntime, rows_in
@@ -271,7 +272,7 @@ def _fast(loaded: _Loaded) -> _Parts:
     )
     tokenizer = _text_tokenizer(serialized, facts)
     sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
-    if not prompts_out:  # else its padded forward is not told where a prompt ends
+    if not prompts_out:  # its padded forward does not learn where a prompt ends
         plain = in_batches(sequences, partial(embedders.plain_forward, model))
         proof.check(plain, "its modules over token ids")
     embedders.check_cut(model, tokenizer)
@@ -288,10 +289,10 @@ def _fast(loaded: _Loaded) -> _Parts:
         except UnsupportedModel as error:
             if settings.model.runtime == "openvino":
                 raise
-            logger.info("{}; torch runs it instead", error)
+            logger.info("Running the model with torch ({})", error)
     if form is None or form[1].one_text_a_row:
         _check_padded(facts)
-        logger.info("the model does not take packed batches; they are padded instead")
+        logger.info("Padding batches (the model does not take packed ones)")
         dtype = _torch_dtype(loaded, lambda dtype: rows_in(dtype, model, sequences))
         return _Parts(PaddedRuntime(model, dtype), tokenizer, loaded.facts)
     embedder, layout = form
@@ -304,7 +305,7 @@ def _fast(loaded: _Loaded) -> _Parts:
 
 
 def _check_padded(facts: ModelMetadata) -> None:
-    """Raise UnsupportedModel where padded batches do not have the model's vectors."""
+    """Raise UnsupportedModel if padded batches do not give the model's vectors."""
     if facts.leaves_prompts_out:
         raise UnsupportedModel("the model leaves prompts out of pooling, which padded batches do not")
 
@@ -312,15 +313,15 @@ def _check_padded(facts: ModelMetadata) -> None:
 def _converted(
     loaded: _Loaded, embedder: Embedder | None, serialized: str, sequences: list[list[int]]
 ) -> Runtime:
-    """The model as a graph, which is kept. Raises UnsupportedModel."""
+    """The model as a graph, which is stored. Raises UnsupportedModel."""
     from embedshare.engine.runtimes.conversion import convert
     from embedshare.engine.runtimes.openvino import resolve_dtype, write_graph
 
     settings, _, identity, _, proof, facts = loaded
-    resolve_dtype(settings.model.dtype)  # one that OpenVINO does not have is no fault of the model's
+    resolve_dtype(settings.model.dtype)  # OpenVINO's lack of it is not the model's fault
     try:
         if embedder is None or facts.layout is None:
-            raise UnsupportedModel("the model agrees with itself in no layout that one graph can take")
+            raise UnsupportedModel("no layout for a single graph reproduces the model's vectors")
         graph = convert(embedder, facts.layout, proof, sequences)
     except UnsupportedModel as error:
         _graph_cache(settings).refuse(identity, str(error))
@@ -333,7 +334,7 @@ def _converted(
 def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
     """The precision for torch: "auto" is the first in which `rows`, the proof's vectors, are near enough.
 
-    A precision that the operator names is taken however near its vectors are.
+    A precision that the operator names is used however near its vectors are.
     """
     from embedshare.engine.runtimes.torch import resolve_dtype
 
@@ -354,7 +355,7 @@ def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
 
 
 def _static(loaded: _Loaded) -> _Parts:
-    """A StaticEmbedding in NumPy. Raises UnsupportedModel where that does not agree with the proof."""
+    """A StaticEmbedding in NumPy. Raises UnsupportedModel if it does not match the proof."""
     settings, device, identity, model, proof, facts = loaded
     serialized = model.tokenizer.to_str()
     tokenizer = TextTokenizer(serialized, special_tokens=False)
@@ -368,7 +369,7 @@ def _static(loaded: _Loaded) -> _Parts:
     facts = msgspec.structs.replace(
         facts, max_seq_length=tokenizer.max_seq_length, normalized_rows=bool(others)
     )
-    if _wants_openvino(settings, device):  # whose version the cache of all that is kept goes by
+    if _wants_openvino(settings, device):  # its version is part of the cache's key
         _graph_cache(settings).keep(identity, facts, serialized, lambda path: runtime.write(path.parent))
     return _Parts(runtime, tokenizer, facts)
 
@@ -376,7 +377,7 @@ def _static(loaded: _Loaded) -> _Parts:
 def _words(loaded: _Loaded) -> _Parts:
     """Means of word embeddings in NumPy, of words that the model's own code finds.
 
-    Raises UnsupportedModel where that does not agree with the proof.
+    Raises UnsupportedModel if they do not match the proof.
     """
     from embedshare.engine.runtimes.whole import WordTokenizer
 
@@ -420,6 +421,6 @@ def _require(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependency(
-            f"a local model needs {' and '.join(missing)}, which this installation does not have: "
-            "pip install 'embedshare[server]'"
+            f"a local model needs {' and '.join(missing)}, which this installation lacks: pip install "
+            "'embedshare[server]'"
         )

@@ -1,4 +1,4 @@
-"""What is known of a model without loading it: kept beside a converted graph, so that no start loads more."""
+"""A model's metadata, stored with its converted graph, so that a start need not load the model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from embedshare.identity import ModelDescription
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """A SentenceTransformer's own word on itself, and the layout that its transformer takes."""
+    """A SentenceTransformer's description of itself, and the layout that its transformer takes."""
 
     dimension: int
     full_dimension: int
-    """What the model computes, of which callers get the first `dimension` unless they ask for others."""
+    """The computed dimensions; callers get the first `dimension` by default."""
 
     max_seq_length: int
     prompts: dict[str, str]
@@ -27,10 +27,10 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     """Whether a StaticEmbedding's means are normalised; None for any other model."""
 
     task_cuts: dict[str, int] = {}
-    """Tokens that texts for a task are cut at, where that is elsewhere."""
+    """Longest sequences of texts for a task, if they differ."""
 
     template: Template | None = None
-    """What the model's chat template puts around a text."""
+    """The text that the model's chat template puts around a text."""
 
     leaves_prompts_out: bool = False
     """Whether pooling leaves the tokens of a prompt out."""
@@ -38,7 +38,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     def description(
         self, identity: str, model_name: str, device: str, dtype: str, runtime: str
     ) -> ModelDescription:
-        """What clients are told of the model, run by `runtime` on `device`."""
+        """The model's description for clients, run by `runtime` on `device`."""
         return ModelDescription(
             identity=identity,
             model_name=model_name,

@@ -1,10 +1,9 @@
-"""Owns the queue, the semaphore and the clock: who computes what, and when.
+"""Owns the queue, the semaphore and the clock, and decides which thread computes which batch, and when.
 
-A call that comes to an idle lane (interactive or bulk) is computed by the thread it came on, and pays for no
-hand-over. What comes meanwhile waits and is then computed by a thread of the scheduler's, batch after batch,
-for as long as anything waits: it goes straight from one batch to the next, while the callers' threads take
-their answers away. Where callers come one after the other, an interactive batch is held back for a moment for
-the next of them (batch_delay.py).
+The calling thread computes a call that arrives at an idle lane (interactive or bulk), without a hand-over.
+Calls that arrive while every leader slot is taken are queued. A scheduler thread computes them batch after
+batch until the queue is empty, while the callers' threads take their answers away. If calls come one after
+another, an interactive batch is held back for a moment for more (batch_delay.py).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from embedshare.telemetry.histogram import SEQUENCES, TOKENS, Histogram, Snapsho
 
 RunBatch = Callable[[list[Any]], np.ndarray]
 
-#: A request that has waited longer is asked whether its caller is still there before it is computed.
+#: Seconds of waiting after which a request's caller is checked before its computation.
 _CHECK_CALLER_AFTER_S = 0.02
 
 
@@ -40,7 +39,7 @@ class _Ticket:
 
     rows: np.ndarray
     missing: set[int]
-    """Positions whose rows are not there yet."""
+    """Positions whose rows are missing."""
 
     is_gone: Callable[[], bool]
     request_id: str | None
@@ -58,7 +57,7 @@ class _Ticket:
 
 @dataclass(slots=True)
 class Counts:
-    """What the scheduler has done since its start."""
+    """The scheduler's counts since its start."""
 
     batches: int = 0
     sequences: int = 0
@@ -76,8 +75,8 @@ class Counts:
 class Scheduler:
     """Computes rows for sequences through `run`, at most `permits` batches at once, `leaders` of one lane.
 
-    `run` takes token ids, or what else has a length in tokens, and returns float32 rows of shape
-    (n, dimension).
+    `run` takes token ids, or other sequences with a length in tokens, and returns float32 rows of shape (n,
+    dimension).
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Scheduler:
         self._leaders_left = dict.fromkeys(Lane, leaders)
         self._batch_delay = BatchDelay()
         self._company_came = threading.Condition(self._lock)
-        self._holds_back = False  # whether a leader waits for company
+        self._holds_back = False  # whether a leader holds a batch back
         self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
@@ -113,7 +112,7 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Calls that wait or are being computed."""
+        """Queued and running calls."""
         return self._active
 
     @property
@@ -121,11 +120,11 @@ class Scheduler:
         return self._waiting.tokens
 
     def limit_batches(self, sequences: int) -> None:
-        """From now on no batch has more sequences than this; 0: no such limit."""
+        """Limit further batches to this many sequences; 0: no limit."""
         self._waiting.max_sequences = sequences or sys.maxsize
 
     def histograms(self) -> dict[str, Snapshot]:
-        """The sizes of the batches that were computed."""
+        """The sizes of computed batches."""
         with self._lock:
             return {
                 "batch_sequences": self._batch_sequences.snapshot(),
@@ -133,7 +132,7 @@ class Scheduler:
             }
 
     def close(self) -> None:
-        """End the scheduler's threads. Nothing may wait, and nothing may come any more."""
+        """End the scheduler's threads. The queue must be empty and stay so."""
         self._threads.shutdown(wait=False)
 
     def compute(
@@ -164,14 +163,14 @@ class Scheduler:
                     self._company_came.notify()
             ticket.leads = self._appoint(request.lane)
             if ticket.leads and request.tokens > self._waiting.budgets[request.lane]:
-                self._hand_over(request.lane)  # more than one batch: others of it can be computed beside
+                self._hand_over(request.lane)  # more than one batch: others can run in parallel
         try:
             self._wait(request, ticket)
         finally:
             self._leave(request, ticket)
         if ticket.error is not None:
             # A copy each, and under no name here: an error that holds this frame while the frame holds it
-            # would keep the call's tokens until the garbage collector comes by, thousands of calls later.
+            # would keep the call's tokens until the next garbage collection, thousands of calls later.
             raise copy(ticket.error)
         return rows, ticket.first_computed - now, ticket.compute_s
 
@@ -182,8 +181,8 @@ class Scheduler:
             rate = self.counts.tokens / self.counts.compute_s if self.counts.compute_s else 0.0
             retry_after_s = round(min(30.0, max(0.05, waiting / rate / 2)) if rate else 1.0, 3)
             raise Overloaded(
-                f"{waiting:,} tokens wait already, of {self._max_waiting_tokens:,} allowed; "
-                f"try again in {retry_after_s:g} s",
+                f"{waiting:,} tokens are queued, and {self._max_waiting_tokens:,} are allowed; retry "
+                f"in {retry_after_s:g} s",
                 retry_after_s=retry_after_s,
             )
         self._waiting.append(request)
@@ -192,7 +191,7 @@ class Scheduler:
         """Until the request is done: lead whenever appointed, else sleep."""
         while not ticket.done:
             if ticket.leads:
-                ticket.wake.acquire(blocking=False)  # it is open where this thread was appointed while awake
+                ticket.wake.acquire(blocking=False)  # released if this thread was appointed while awake
                 self._lead(request.lane, ticket)
                 continue
             left_s = min(max(0.0, request.deadline - self._clock()), threading.TIMEOUT_MAX)
@@ -202,7 +201,7 @@ class Scheduler:
                         self._expire(request)
 
     def _leave(self, request: Request, ticket: _Ticket) -> None:
-        """Whatever happened, an interrupt too: leave nothing waiting, and no permit held."""
+        """After any end, an interrupt too: leave nothing queued, and no permit held."""
         with self._lock:
             self._active -= 1
             if request.lane is Lane.INTERACTIVE:
@@ -212,8 +211,8 @@ class Scheduler:
                 self._step_down(request.lane, ticket)
 
     def _lead(self, lane: Lane, ticket: _Ticket | None = None) -> None:
-        """Compute the lane's batches until nothing waits, the ticket's call is done, or the other lane is to
-        be served with the only permit."""
+        """Compute the lane's batches until its queue is empty, the ticket's call is done, or the other lane
+        needs the only permit."""
         while True:
             if lane is Lane.INTERACTIVE:
                 self._hold_back()
@@ -226,7 +225,7 @@ class Scheduler:
                 if batch is None:
                     self._step_down(lane, ticket)
                     return
-                if self._waiting.calls(lane):  # who came while the batch was held back appointed nobody
+                if self._waiting.calls(lane):  # arrivals during the delay appointed no leader
                     self._hand_over(lane)
             self._compute(batch)
 
@@ -240,7 +239,7 @@ class Scheduler:
             raise
 
     def _hold_back(self) -> None:
-        """Wait for those who are likely to come to the next interactive batch.
+        """Wait for calls that are likely to join the next interactive batch.
 
         Not with a permit that bulk waits for.
         """
@@ -250,7 +249,9 @@ class Scheduler:
             if not patience_s or bulk_waits or self._holds_back:
                 return
             first_deadline = min((each.deadline for each in self._waiting.of(Lane.INTERACTIVE)), default=0.0)
-            until = min(self._clock() + patience_s, first_deadline - patience_s)  # it is to be computed yet
+            until = min(
+                self._clock() + patience_s, first_deadline - patience_s
+            )  # its computation needs time too
             self._holds_back = True
             try:
                 while self._waiting.calls(Lane.INTERACTIVE) and not self._company_is_here():
@@ -263,15 +264,15 @@ class Scheduler:
         return self._batch_delay.is_here(self._waiting.calls(Lane.INTERACTIVE), self._leaders)
 
     def _is_for_another(self, lane: Lane, now: float) -> bool:
-        """Whether another leader holds the lane's next batch back, or the other lane has the better claim to
-        the only permit."""
+        """Whether another leader holds the lane's next batch back, or the other lane has priority for the
+        only permit."""
         if lane is Lane.INTERACTIVE and self._holds_back:
             return True
         first = next(iter(self._waiting.lanes(now)), lane)
         return first is not lane and not self._permits and self._leaders_left[first] > 0
 
     def _step_down(self, lane: Lane, ticket: _Ticket | None) -> None:
-        """Give the permit back, and let threads of the scheduler's lead where something waits.
+        """Return the permit, and let the scheduler's threads lead lanes with queued work.
 
         Called with the lock held.
         """
@@ -283,17 +284,17 @@ class Scheduler:
             self._hand_over(waiting)
 
     def _hand_over(self, lane: Lane) -> None:
-        """Let a thread of the scheduler's lead this lane, if there is a permit. Called with the lock held."""
+        """Let a scheduler thread lead this lane, if there is a permit. Called with the lock held."""
         if not self._appoint(lane):
             return
         try:
             self._threads.submit(self._lead_on, lane)
-        except RuntimeError:  # the interpreter is ending: its executors take no work, callers still come
+        except RuntimeError:  # the interpreter is exiting: executors take no work, callers still arrive
             self._hand_over_to_a_caller(lane)
 
     def _hand_over_to_a_caller(self, lane: Lane) -> None:
-        """Let the thread of a call that waits lead, with the permit that was taken for it; give that back
-        where none waits. Called with the lock held."""
+        """Let the thread of a queued call lead with the permit taken for it; without one return the permit.
+        Called with the lock held."""
         tickets = (request.ticket for request in self._waiting.of(lane))
         ticket: _Ticket | None = next((each for each in tickets if not each.leads), None)
         if ticket is None:
@@ -316,27 +317,26 @@ class Scheduler:
         return True
 
     def _whose_caller_left(self) -> list[Request]:
-        """Asked without the lock held, since each answer is a system call."""
+        """Checked without the lock, since each answer is a system call."""
         with self._lock:
             since = self._clock() - _CHECK_CALLER_AFTER_S
             waited = [request for request in self._waiting if request.enqueued < since]
         return [request for request in waited if request.ticket.is_gone()]
 
     def _drop_the_late(self, left: list[Request], now: float) -> None:
-        """Compute nothing for those who have left or whose time is over.
+        """Fail queued calls whose caller has left or whose deadline has passed.
 
         Called with the lock held.
         """
         for request in left:
             if not request.ticket.done:
                 self.counts.abandoned += 1
-                self._fail(request, DeadlineExceeded("the caller left before its answer was there"))
+                self._fail(request, DeadlineExceeded("the caller left before its answer was ready"))
         for request in [request for request in self._waiting if request.deadline <= now]:
             self._expire(request)
 
     def _compute(self, batch: Batch) -> None:
-        """Compute a batch, and what fails as a whole in halves: a sequence that fails by itself fails its own
-        call alone."""
+        """Compute a batch, and one that fails in halves, so that a bad sequence fails its own call alone."""
         parts = [batch]
         try:
             while parts:
@@ -348,15 +348,15 @@ class Scheduler:
                 if halves:
                     parts += reversed(halves)
                     with request_ids.within(request.ticket.request_id for request, _ in tried.parts):
-                        logger.warning("{} in a batch of {}; trying halves", error, len(tried.sequences))
+                        logger.warning("Retrying a batch of {} in halves ({})", len(tried.sequences), error)
                 else:
                     self._fail_batch(tried, error)
-        except BaseException:  # this thread is to end: others compute what it has not
+        except BaseException:  # this thread must end: others compute the rest
             self._put_back(parts)
             raise
 
     def _attempt(self, batch: Batch) -> EmbedshareError | None:
-        """Compute a batch as it is; why that failed, or None."""
+        """Compute a batch as it is; the error that failed it, or None."""
         batch = batch.without(lambda request: request.ticket.done)
         if not batch.parts:
             return None
@@ -369,12 +369,12 @@ class Scheduler:
             succeeded = True
         except OutOfMemory as error:
             self.counts.out_of_memory += 1
-            return error.with_traceback(None)  # which would hold the batch, and be held by it
+            return error.with_traceback(None)  # a traceback would hold the batch, and be held by it
         except Exception as error:
             self.counts.failed_batches += 1
             if len(batch.sequences) == 1:
                 with request_ids.within(request.ticket.request_id for request, _ in batch.parts):
-                    logger.exception("a text could not be computed")
+                    logger.exception("Failed to compute a text")
             return error.with_traceback(None) if isinstance(error, EmbedshareError) else _engine_failed(error)
         finally:
             self.runtime_health.leave(succeeded)
@@ -382,7 +382,7 @@ class Scheduler:
         return None
 
     def _put_back(self, parts: list[Batch]) -> None:
-        """Let sequences wait again whose thread has come to an end; those to whom it happens twice fail."""
+        """Queue again the sequences of an ended thread; those that this happens to twice fail."""
         with self._lock:
             for request, positions in (pair for part in parts for pair in part.parts):
                 missing = [position for position in positions if position in request.ticket.missing]
@@ -414,10 +414,10 @@ class Scheduler:
                 part = rows[at : at + len(positions)]
                 at += len(positions)
                 if ticket.error is not None:
-                    continue  # it expired meanwhile, and its thread has been told
+                    continue  # it expired meanwhile, and its thread knows
                 ticket.rows[positions] = part
                 ticket.first_computed = ticket.first_computed or started
-                # Two batches of a call may run side by side: what they share counts once.
+                # Two batches of a call may run in parallel: their common time counts once.
                 ticket.compute_s += max(0.0, ended - max(started, ticket.computed_until))
                 ticket.computed_until = ended
                 ticket.missing.difference_update(positions)
@@ -433,7 +433,7 @@ class Scheduler:
         self.counts.expired += 1
         waited = self._clock() - request.enqueued
         self._fail(
-            request, DeadlineExceeded(f"the call waited {waited:.2f} s for the model, all the time it had")
+            request, DeadlineExceeded(f"the call waited {waited:.2f} s for the model, until its deadline")
         )
 
     def _fail(self, request: Request, error: EmbedshareError) -> None:
@@ -444,7 +444,7 @@ class Scheduler:
 
 
 def _wake(ticket: _Ticket) -> None:
-    """Wake the request's thread; one that leads is awake."""
+    """Wake the request's thread; a leading one is awake."""
     if not ticket.leads:
         ticket.wake.release()
 

@@ -1,4 +1,4 @@
-"""What waits for a runtime: the tokens of a text, or the text itself where the model's own code reads it."""
+"""The queued input of a runtime: a text's tokens, or the text itself if the model's own code reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclass(slots=True)
 class Text:
-    """A text for a model that tokenizes by itself. Its length is that of the tokens."""
+    """A text for a model that tokenizes by itself; its length is that of the tokens."""
 
     text: str
     prompt: str
@@ -23,7 +23,7 @@ class Text:
 class PromptedIds(list[int]):
     """Token ids of a prompt and a text, for a model that leaves the prompt out of pooling.
 
-    `prompt_tokens`: how many at the beginning are the prompt's.
+    `prompt_tokens`: the number of the prompt's tokens, at the beginning.
     """
 
     def __init__(self, ids: list[int], prompt_tokens: int) -> None:
@@ -32,7 +32,7 @@ class PromptedIds(list[int]):
 
 
 def prompt_tokens(ids: list[int]) -> int:
-    """Tokens at the beginning of a sequence that pooling leaves out."""
+    """The number of tokens at the beginning that pooling leaves out."""
     return ids.prompt_tokens if isinstance(ids, PromptedIds) else 0
 
 
@@ -50,7 +50,7 @@ class Token(NamedTuple):
 
 
 class Tokenizing(Protocol):
-    """How texts become what a runtime takes."""
+    """Turns texts into a runtime's sequences."""
 
     max_seq_length: int
 
@@ -59,7 +59,7 @@ class Tokenizing(Protocol):
     ) -> list[Any]:
         """A sequence for each text with `prompt` before it, as long as its tokens.
 
-        Raises TooLarge where not `truncate` and a text would have to be cut.
+        Raises TooLarge if `truncate` is false and a text would be truncated.
         """
 
     def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""Texts to token ids, with one tokenizer whose truncation is set once.
+"""Turns texts into token ids, with one tokenizer whose truncation is set once.
 
 The fast tokenizers are not safe for threads that change truncation or padding between calls; here nothing
-changes after the start. They work outside the interpreter's lock where they are given a batch.
+changes after the start. They release the interpreter's lock for a batch.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from tokenizers import Encoding, Tokenizer
 from embedshare.engine.sequences import PromptedIds, Token
 from embedshare.errors import InvalidInput, NotServed, TooLarge
 
-#: Characters whose tokens can be had one by one in a call, at most.
+#: The most characters of one call whose tokens can be listed.
 MAX_DETAILED = 1 << 18
-#: A single text of up to this many characters goes the tokenizer's quickest way, which holds the
-#: interpreter's lock: a text of 2 MB would keep all other threads of the server for seconds.
+#: Characters of a single text up to which it goes the tokenizer's quickest way, which holds the interpreter's
+#: lock: 2 MB would block all other threads for seconds.
 _QUICK_CHARS = 1 << 13
-#: No text of up to this many characters is cut before it is tokenized.
+#: Characters up to which a text is never shortened before it is tokenized.
 _SHORT_CHARS = 1 << 12
 
 
-#: Where a model names no longest sequence, as T5 does, its texts are cut at this many tokens, far beyond what
-#: attention can be computed over.
+#: The tokens of a text for a model that names no longest sequence, as T5: far beyond what attention can be
+#: computed over.
 LONGEST = 1 << 17
 
 
 def with_truncation(tokenizer: str, max_seq_length: int, side: str = "right") -> str:
-    """The text of a tokenizer that cuts what is longer, and does not pad."""
+    """The text of a tokenizer that truncates longer texts, and does not pad."""
     made = Tokenizer.from_str(tokenizer)
     made.no_padding()
     made.enable_truncation(max_length=min(max_seq_length, LONGEST), direction=side)
@@ -38,21 +38,21 @@ def with_truncation(tokenizer: str, max_seq_length: int, side: str = "right") ->
 
 
 class Template(msgspec.Struct, frozen=True):
-    """What a chat template puts around a text, the user's message, and around a prompt, the system's."""
+    """The text that a chat template puts around the user's message and the system's prompt."""
 
     before: str
-    """Before a text without a prompt."""
+    """Text before a text without a prompt."""
 
     before_prompt: str
     between: str
-    """Between a prompt and its text."""
+    """Text between a prompt and its text."""
 
     after: str
     suffix: list[int]
-    """The token ids at the end of a text that is cut, in place of those that stood there."""
+    """The token ids that replace the end of a truncated text."""
 
     def render(self, text: str, prompt: str) -> str:
-        """The message of a user who says `text`."""
+        """The message of a user whose text is `text`."""
         before = self.before_prompt + prompt + self.between if prompt else self.before
         return before + text + self.after
 
@@ -60,10 +60,9 @@ class Template(msgspec.Struct, frozen=True):
 class TextTokenizer:
     """A model's fast tokenizer, for texts alone.
 
-    `serialized`: its text, as in a tokenizer.json; what is longer than its truncation allows is cut, special
-    tokens included. `special_tokens`: whether they are added. `task_cuts`: tokens that texts for a task are
-    cut at, where that is elsewhere. `template`: what renders the texts, special tokens and all.
-    `counts_prompts`: whether sequences say which of their tokens are the prompt's.
+    `serialized`: its text, as in a tokenizer.json; its truncation counts special tokens. `special_tokens`:
+    whether they are added. `task_cuts`: longest sequences of texts for a task, if they differ. `template`:
+    renders the texts, special tokens included. `counts_prompts`: whether sequences mark the prompt's tokens.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class TextTokenizer:
         truncation = self._tokenizer.truncation
         self.max_seq_length: int = truncation["max_length"] if truncation else LONGEST
         self._cuts_left = truncation is not None and truncation["direction"] == "left"
-        # Characters. Half of them is more than the longest word that a tokenizer divides into tokens.
+        # Characters. Half of them exceed the longest word that a tokenizer divides into tokens.
         self._short = max(_SHORT_CHARS, 16 * self.max_seq_length) if truncation else sys.maxsize
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         side = "left" if self._cuts_left else "right"
@@ -99,9 +98,9 @@ class TextTokenizer:
     def __call__(
         self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
     ) -> list[list[int]]:
-        """The token ids of each text with `prompt` before it, cut as texts for `task` are.
+        """The token ids of each text with `prompt` before it, truncated as texts for `task` are.
 
-        Raises TooLarge where not `truncate` and a text would have to be cut.
+        Raises TooLarge if `truncate` is false and a text would be truncated.
         """
         if task in self._for_tasks:
             return self._for_tasks[task](texts, prompt, truncate)
@@ -127,8 +126,8 @@ class TextTokenizer:
     def checked(self, sequences: list[list[int]]) -> list[list[int]]:
         """`sequences` of token ids, if the model can embed them as they are.
 
-        Raises InvalidInput for an empty one and for an id that is not in the vocabulary, TooLarge for one
-        that is longer than the longest sequence.
+        Raises InvalidInput for an empty one and for an id outside the vocabulary, TooLarge for one longer
+        than the longest sequence.
         """
         for number, ids in enumerate(sequences):
             if not ids:
@@ -141,7 +140,7 @@ class TextTokenizer:
             if not 0 <= min(ids) <= max(ids) < self.vocabulary_size:
                 bad = next(one for one in ids if not 0 <= one < self.vocabulary_size)
                 raise InvalidInput(
-                    f"token array {number} holds {bad}; the ids of the served model's own tokenizer are 0 to "
+                    f"token array {number} holds {bad}; the served model's token ids are 0 to "
                     f"{self.vocabulary_size - 1:,}"
                 )
         return sequences
@@ -149,11 +148,13 @@ class TextTokenizer:
     def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text with `prompt` before it, also beyond the longest sequence."""
         if self._template is not None:
-            raise NotServed("the served model reads a chat template's rendering of a text, and not its words")
+            raise NotServed(
+                "the served model reads a chat template's rendering of a text, not the text itself"
+            )
         size = sum(map(len, texts)) + len(prompt) * len(texts)
         if size > MAX_DETAILED:
             raise TooLarge(
-                f"the texts have {size:,} characters; tokens are told of {MAX_DETAILED:,} in a call, at most"
+                f"the texts have {size:,} characters; one call may ask for the tokens of {MAX_DETAILED:,}"
             )
         given, texts = texts, self._prepared(texts, prompt)
         try:
@@ -163,7 +164,7 @@ class TextTokenizer:
         return [_with_overflow(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt by itself, but a special one at its end."""
+        """The number of tokens of a prompt by itself, without a special one at its end."""
         (encoding,) = self._encodings([prompt])
         return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
 
@@ -173,15 +174,15 @@ class TextTokenizer:
         return [prompt + text for text in texts] if prompt else texts
 
     def _ended(self, ids: list[int], suffix: list[int]) -> list[int]:
-        """`ids` with the template's end, where they were cut."""
+        """`ids` with the template's end, if they were truncated."""
         return ids if len(ids) < self.max_seq_length else [*ids[: -len(suffix)], *suffix]
 
     def _check_uncut(self, encodings: list[Encoding]) -> None:
         for number, encoding in enumerate(encodings):
             if encoding.overflowing:
                 raise TooLarge(
-                    f"text {number} is longer than the model's longest sequence, {self.max_seq_length:,} "
-                    "tokens, and was not to be truncated"
+                    f"text {number} is longer than the model's longest sequence, "
+                    f"{self.max_seq_length:,} tokens, and truncation is off"
                 )
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
@@ -190,10 +191,11 @@ class TextTokenizer:
         return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special_tokens)
 
     def _kept(self, text: str) -> str:
-        """As much of a long text as fills the longest sequence, so that 20 MB do not take half a minute.
+        """The beginning of a long text that fills the longest sequence, so that 20 MB do not take half a
+        minute.
 
-        Half of it is enough, so that no tokenizer would cut what counts otherwise. It is cut at a space,
-        where there is one in its second half: base64, minified code and Chinese have none.
+        Half of it is enough, so no tokenizer would truncate the rest differently. It is cut at a space in its
+        second half, if there is one: base64, minified code and Chinese have none.
         """
         size = self._short
         while size < len(text):
@@ -222,14 +224,12 @@ def lone_surrogate(texts: list[str]) -> InvalidInput:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            return InvalidInput(
-                f"text {number} holds a lone surrogate at position {error.start}, which is no character"
-            )
-    return InvalidInput("the prompt holds a lone surrogate, which is no character")
+            return InvalidInput(f"text {number} holds a lone surrogate at position {error.start}")
+    return InvalidInput("the prompt holds a lone surrogate")
 
 
 def _with_overflow(encoding: Encoding, text: str) -> list[Token]:
-    """The tokens of an encoding and of what was cut from it, with the special tokens at the ends once."""
+    """The tokens of an encoding and of its truncated rest, with the special tokens at the ends once."""
     first = _tokens(encoding, text)
     parts = [first, *(_tokens(cut, text) for cut in encoding.overflowing)]
     words = [[token for token in part if token.start is not None] for part in parts]

@@ -1,6 +1,6 @@
-"""What the first runs of a graph in one precision on one kind of CPU have shown: kept beside the graph.
+"""The results of a graph's first runs in one precision on one kind of CPU, stored with the graph.
 
-Half precision costs some models more than it is worth, and some graphs end the process that runs them.
+Half precision changes some models too much, and some graphs crash the process that runs them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LEAST_COSINE = 0.9999
 
 
 class KeptProof(msgspec.Struct, frozen=True):
-    """The texts of a model's proof (runtimes/proof.py) as token ids, and sentence-transformers' vectors."""
+    """A model's proof (runtimes/proof.py): its texts as token ids, and sentence-transformers' vectors."""
 
     sequences: list[list[int]]
     expected: list[list[float]]
-    """(texts, dimensions that the model gives where a caller asks for none)"""
+    """(texts, the model's default dimensions)."""
 
     prompt_tokens: list[int]
-    """Of each text, how many tokens at its beginning pooling leaves out."""
+    """Of each text, the number of tokens at its beginning that pooling leaves out."""
 
     @classmethod
     def of(cls, sequences: list[list[int]], expected: np.ndarray) -> KeptProof:
@@ -32,37 +32,37 @@ class KeptProof(msgspec.Struct, frozen=True):
         return cls(sequences, expected.tolist(), list(map(prompt_tokens, sequences)))
 
     def inputs(self) -> list[list[int]]:
-        """The sequences as a runtime takes them."""
+        """The sequences in a runtime's form."""
         pairs = zip(self.sequences, self.prompt_tokens, strict=True)
         return [PromptedIds(ids, tokens) if tokens else ids for ids, tokens in pairs]
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What the first runs have shown."""
+    """The result of the first runs."""
 
     cosine: float | None
-    """The smallest to the proof's vectors; None where they ended the process."""
+    """The smallest to the proof's vectors; None if they crashed the process."""
 
     @property
     def passed(self) -> bool:
-        """Whether the precision is one to serve in."""
+        """Whether the precision is good enough to serve in."""
         return self.cosine is not None and self.cosine >= LEAST_COSINE
 
 
 class Trials(Protocol):
-    """What is known of one graph on this kind of CPU, by precision."""
+    """The known trials of one graph on this kind of CPU, by precision."""
 
     def find(self, dtype: str) -> Trial | None: ...
     def keep(self, dtype: str, trial: Trial) -> None: ...
 
 
 def smallest_cosine(rows: np.ndarray, expected: np.ndarray) -> float:
-    """Of `rows` (texts, at least the columns of `expected`) to the vectors that they should be.
+    """The smallest cosine of `rows` (texts, at least the columns of `expected`) to their expected vectors.
 
-    A text that has no vector (no tokens: zeros, or not a number) does not count.
+    A text without a vector (no tokens: zeros, or NaN) does not count.
     """
     rows = rows[:, : expected.shape[1]].astype(np.float64)
     sizes = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
-    counts = np.linalg.norm(expected, axis=1) > 0  # False for what is not a number
+    counts = np.linalg.norm(expected, axis=1) > 0  # False for NaN
     cosines = (rows * expected).sum(axis=1)[counts] / np.maximum(sizes[counts], 1e-30)
     return float(np.where(np.isnan(cosines), -1.0, cosines).min(initial=1.0))

@@ -1,8 +1,8 @@
-"""Whether batches go through the runtime, and what follows where they do not.
+"""Watches whether batches pass through the runtime, and gives a failing runtime up.
 
-A batch that fails says little, since one text may be to blame. So a runtime that failed its last batch is
-asked for an embedding of its own, once a second, until it gives one; one that gives none again and again, or
-holds a batch without end, is given up.
+A failed batch says little, since one text may be to blame. So a runtime that failed its last batch gets a
+test embedding once a second until one succeeds. A runtime that fails them repeatedly, or holds a batch for
+too long, is given up.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from typing import Protocol
 from embedshare.calls import WELL, CallContext, EmbedRequest
 from embedshare.errors import DeadlineExceeded, EmbedshareError, Overloaded
 
-#: So many embeddings in a row that fail, one a second, and the runtime is given up.
+#: Failed test embeddings in a row, one a second, after which the runtime is given up.
 PROBES = 5
 PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 5.0
 
 
 class RuntimeHealth:
-    """When batches entered the runtime, and how the last one left it.
-
-    Safe to use from any number of threads.
-    """
+    """The times at which batches entered the runtime, and the outcome of the last one; thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,22 +30,22 @@ class RuntimeHealth:
         self.failing = False
 
     def enter(self) -> None:
-        """This thread hands a batch to the runtime."""
+        """This thread passes a batch to the runtime."""
         self._inside[threading.get_ident()] = self._clock()
 
     def leave(self, succeeded: bool) -> None:
-        """The runtime is done with this thread's batch."""
+        """The runtime has finished this thread's batch."""
         del self._inside[threading.get_ident()]
         self.failing = not succeeded
 
     @property
     def longest_inside_s(self) -> float:
-        """Seconds that the batch has been in the runtime that entered it first; 0 where none is."""
+        """Seconds that the oldest batch has been in the runtime; 0 without one."""
         return self._clock() - min(list(self._inside.values()), default=self._clock())
 
 
 class WatchedEngine(Protocol):
-    """What is watched: an engine."""
+    """The watched engine."""
 
     @property
     def runtime_health(self) -> RuntimeHealth: ...
@@ -58,8 +55,8 @@ class WatchedEngine(Protocol):
 def watch(
     engine: WatchedEngine, stop: threading.Event, stuck_s: float, give_up: Callable[[str], None]
 ) -> None:
-    """Until `stop`: call `give_up` with the reason where the runtime holds a batch for over `stuck_s`
-    seconds, or fails whatever it is asked."""
+    """Until `stop`: call `give_up` with the reason if the runtime holds a batch for over `stuck_s` seconds,
+    or fails every test embedding."""
     failures = 0
     while not stop.wait(PROBE_EVERY_S):
         inside_s = engine.runtime_health.longest_inside_s
@@ -77,7 +74,7 @@ def _probe(engine: WatchedEngine) -> EmbedshareError | None:
     try:
         engine.embed(WELL, CallContext(time.monotonic() + _PROBE_TIMEOUT_S))
     except (DeadlineExceeded, Overloaded):
-        pass  # it has work, and what becomes of that is seen
+        pass  # it has work, whose outcome is seen
     except EmbedshareError as error:
         return error
     return None

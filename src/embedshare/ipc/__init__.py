@@ -1,1 +1,1 @@
-"""How the two sides talk: messages, sockets, keys."""
+"""The wire between client and model server: messages, sockets, keys."""

@@ -1,5 +1,4 @@
-"""Where the key lives that server and clients share: EMBEDDING_AUTHKEY, else a file that only its owner can
-read."""
+"""The key that server and clients share: EMBEDDING_AUTHKEY, else a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from embedshare import folders, private_file
 from embedshare.errors import InsecureKey, ServerUnavailable
 from embedshare.settings import Settings
 
-#: Keys that stand in public code, so that everybody holds them.
+#: Keys in public code, which everyone knows.
 PUBLISHED_KEYS = frozenset({"embedding_secret"})
-#: A shorter key of one's own can be guessed from a handshake that was listened to.
+#: A shorter key can be guessed from an overheard handshake.
 LEAST_KEY_BYTES = 16
-#: Errors of the file itself or of its path. Others, such as too many open files, are over after a while.
+#: Errors of the file or its path. Others, such as too many open files, pass after a while.
 _WRONG_PLACE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 )
@@ -28,7 +27,7 @@ _WRONG_PLACE = frozenset(
 def client_key(settings: Settings) -> bytes:
     """The key to call the server with.
 
-    Raises ServerUnavailable where there is none yet or its file cannot be read now, InsecureKey.
+    Raises ServerUnavailable if there is none yet or its file cannot be read now, InsecureKey.
     """
     if settings.server.authkey is not None:
         return settings.server.authkey.encode()
@@ -42,11 +41,11 @@ def client_key(settings: Settings) -> bytes:
 
 
 def server_key(settings: Settings) -> bytes:
-    """The key to ask of callers; on loopback made at random the first time.
+    """The key that callers must prove; on loopback a random one from the first start.
 
-    Beyond it the operator has to have chosen the key: EMBEDDING_AUTHKEY, or a file that is there already and
-    that EMBEDDING_AUTHKEY_FILE names, such as a container's secret. Raises InsecureKey for a key that
-    protects nothing.
+    Beyond loopback the operator must have chosen it: EMBEDDING_AUTHKEY, or an existing file that
+    EMBEDDING_AUTHKEY_FILE names, such as a container's secret. Raises InsecureKey for a key without
+    protection.
     """
     if settings.server.authkey is not None:
         _check_own(settings, settings.server.authkey)
@@ -60,23 +59,23 @@ def server_key(settings: Settings) -> bytes:
     try:
         return _read(path)
     except FileNotFoundError:
-        if not settings.server.on_loopback:  # callers elsewhere could never have a key that is made now
+        if not settings.server.on_loopback:  # remote callers could not read a key generated here
             raise InsecureKey(
                 f"there is no key at {path} (EMBEDDING_AUTHKEY_FILE), and EMBEDDING_SERVER_HOST is "
-                f"{settings.server.host!r}: put the key there that callers have, 32 characters or more"
+                f"{settings.server.host!r}: write the clients' key to that file, 32 characters or more"
             ) from None
     try:
         return _create(path)
     except OSError as error:
         raise InsecureKey(
-            f"no key can be kept at {path}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE to "
-            "a file in a folder that this user can write to, or to one that holds a key"
+            f"no key can be written to {path}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE "
+            "to a file in a folder that this user can write to, or to one that holds a key"
         ) from None
 
 
 def operator_key(key: bytes) -> str:
-    """The API key by which who holds the model server's key, such as the supervisor, asks web workers for
-    their figures; nothing of that key can be learned from it."""
+    """The API key by which a holder of the model server's key, such as the supervisor, reads the web workers'
+    figures. It does not reveal that key."""
     return hmac.new(key, b"embedshare operator", hashlib.sha256).hexdigest()
 
 
@@ -89,9 +88,9 @@ def handed_in(path: Path, setting: str) -> str:
 
 
 def key_file(settings: Settings) -> Path:
-    """Where this user's key is kept.
+    """The path of this user's key.
 
-    Raises InsecureKey where there is no such place.
+    Raises InsecureKey if there is none.
     """
     if settings.server.authkey_file is not None:
         return Path(settings.server.authkey_file)
@@ -99,13 +98,14 @@ def key_file(settings: Settings) -> Path:
         return folders.state() / "authkey"
     except OSError as error:
         raise InsecureKey(
-            f"this user has no home folder, and no key can be kept in {error.filename}: {error.strerror}; "
-            "set EMBEDDING_AUTHKEY_FILE to a file in a folder that this user can write to"
+            f"this user has no home folder, and no key can be written to {error.filename}: "
+            f"{error.strerror}; set EMBEDDING_AUTHKEY_FILE to a file in a folder that this user can "
+            "write to"
         ) from None
 
 
 def _check_own(settings: Settings, key: str) -> None:
-    """Warn of a weak key where only this machine can reach the server, and refuse it elsewhere."""
+    """Warn of a weak key if only this machine can reach the server; refuse it elsewhere."""
     if key in PUBLISHED_KEYS:
         weakness = "is a published key"
     elif len(key.encode()) < LEAST_KEY_BYTES:
@@ -114,7 +114,9 @@ def _check_own(settings: Settings, key: str) -> None:
         return
     if not settings.server.on_loopback:
         raise InsecureKey(f"EMBEDDING_AUTHKEY {weakness}, and the server listens beyond this machine")
-    logger.warning("EMBEDDING_AUTHKEY {}: other users of this machine may call the model server", weakness)
+    logger.warning(
+        "Using an EMBEDDING_AUTHKEY that {}; other users of this machine may call the model server", weakness
+    )
 
 
 def _read(path: Path, remedy: str = "delete it and restart the model server for a new one") -> bytes:
@@ -131,13 +133,13 @@ def _read(path: Path, remedy: str = "delete it and restart the model server for 
     except OSError as error:
         if error.errno in _WRONG_PLACE:
             raise InsecureKey(f"{path} cannot be read as this user's key: {error.strerror}") from None
-        raise ServerUnavailable(f"{path}, the key's file, cannot be read now: {error.strerror}") from None
+        raise ServerUnavailable(f"the key's file {path} cannot be read now: {error.strerror}") from None
     if len(key) < 32 or not all(33 <= byte < 127 for byte in key):
         raise InsecureKey(f"{path} holds no key; {remedy}")
     return key
 
 
 def _create(path: Path) -> bytes:
-    """A new key; that of another server of this user where it is first."""
+    """A new key, or the one that another server of this user has just written."""
     private_file.create_unless_there(path, secrets.token_hex(32).encode())
     return _read(path)

@@ -1,4 +1,4 @@
-"""How many bytes of calls the server holds at once, from when a message is announced until it is answered."""
+"""Limits the bytes of calls that the server holds at once, from a message's announcement to its answer."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-#: Smaller messages are let in unasked: all connections together cannot send many bytes of them.
+#: Smaller messages need no room: all connections together cannot send many bytes of them.
 SMALL_BYTES = 64 * 1024
 _UNASKED = nullcontext()
 
 
 class ByteBudget:
-    """Room for `limit` bytes of large messages, or for one of any size where no other is held.
-
-    Safe to use from any number of threads.
-    """
+    """Room for `limit` bytes of large messages, or for a single one of any size; thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -23,10 +20,10 @@ class ByteBudget:
         self.held = 0
 
     def of(self, size: int) -> AbstractContextManager[None]:
-        """Within, room for `size` bytes is held.
+        """A context that holds room for `size` bytes.
 
-        Until there is some the message stays unread, so that its sender is slowed by the network and ends the
-        call at its own deadline.
+        Until there is room the message stays unread: the network slows its sender, which ends the call at its
+        own deadline.
         """
         return _UNASKED if size <= SMALL_BYTES else self._hold(size)
 

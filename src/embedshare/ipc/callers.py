@@ -1,4 +1,4 @@
-"""Who is connected to the server: its callers' processes, by what they said of themselves when they came."""
+"""The processes connected to the server, as they describe themselves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from embedshare.ipc.codec import PROGRAM_LENGTH, Caller
 from embedshare.telemetry import memory
 
-#: A process: where it is (None: this machine), its id, its program; the last two None until it has said.
+#: A process: its host (None: this machine), its id, its program; the last two None until it says so.
 Process = tuple[str | None, int | None, str | None]
 
 
-#: The program that the supervisor says it is.
+#: The supervisor's name as a program.
 SUPERVISOR = "service_manager.py"
 
 
@@ -27,9 +27,9 @@ class _Process:
 
 
 class Callers:
-    """Connections, and calls that brought texts, by process.
+    """Connections, and calls with texts, by process; thread-safe.
 
-    Safe to use from any number of threads. A process is forgotten with its last connection.
+    A process is forgotten with its last connection.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Callers:
             self._enter(connection, (None if _is_this_machine(host) else host, None, None))
 
     def introduce(self, connection: int, caller: Caller) -> None:
-        """A connection's other end has said who it is."""
+        """A connection's other end has described itself."""
         with self._lock:
             host, pid, program = self._key_of[connection]
             if (pid, program) != (caller.pid, caller.program):
@@ -51,7 +51,7 @@ class Callers:
                 self._enter(connection, (host, caller.pid, caller.program))
 
     def count(self, connection: int) -> None:
-        """Texts have come by a connection."""
+        """Texts have arrived on a connection."""
         with self._lock:
             self._processes[self._key_of[connection]].calls += 1
 
@@ -67,9 +67,9 @@ class Callers:
             return self._key_of[connection]
 
     def is_living(self, process: Process) -> bool:
-        """Whether a process is connected, or of this machine and running.
+        """Whether a process is connected, or a running one of this machine.
 
-        Of another machine, or where it cannot be told, one that is not connected counts as ended.
+        A process that is neither, or cannot be checked, counts as ended.
         """
         with self._lock:
             if process in self._processes:
@@ -80,7 +80,7 @@ class Callers:
     def stats(self) -> list[dict[str, Any]]:
         """One entry a process, those with the most calls first; `memory_mb` for those of this machine.
 
-        The supervisor is left out, since it only asks whether the server lives.
+        The supervisor is left out, since it only checks that the server is alive.
         """
         with self._lock:
             found = [
@@ -111,7 +111,7 @@ class Callers:
 
 
 def this_process(program: str | None) -> Caller:
-    """How this process introduces itself: as `program`, else by the file that it runs."""
+    """This process's description of itself: `program`, else the file that it runs."""
     name = program or os.path.basename(sys.argv[0] if sys.argv else "") or "python"
     shown = "".join(letter if letter.isprintable() and letter.isascii() else "?" for letter in name)
     return Caller(os.getpid(), shown[:PROGRAM_LENGTH])
@@ -119,5 +119,5 @@ def this_process(program: str | None) -> Caller:
 
 def _is_this_machine(host: str) -> bool:
     address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)  # how IPv4 comes to a socket of IPv6
+    mapped = getattr(address, "ipv4_mapped", None)  # the form of IPv4 on an IPv6 socket
     return bool((mapped or address).is_loopback)

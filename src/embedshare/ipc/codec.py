@@ -1,8 +1,8 @@
-"""Messages to bytes and back: msgpack by msgspec, decoded into the types declared here and no others.
+"""Encodes and decodes messages: msgpack by msgspec, decoded into the types declared here alone.
 
-A message is one msgpack array whose first item says its type. Vectors do not go through msgpack: a `Rows`
+A message is one msgpack array whose first item is its type. Vectors do not go through msgpack: a `Rows`
 message announces them and their raw little-endian float32 bytes follow it, so that the receiver reads them
-into the array that it hands out.
+into the array that it returns.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
 
 QUERIES = ("describe", "health", "stats", "active_operations")
-#: What follows a request, or several that go together, from worker to server, and into both logs.
+#: The id of a request, or of several coalesced ones, from the worker to the server and into both logs.
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.SEVERAL}\Z")]
-#: A vector index's random id, which whoever does not know it does not guess.
+#: A vector index's random id, which cannot be guessed.
 IndexName = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-#: A token's number in the vocabulary, whose own size the server checks.
+#: A token's number in the vocabulary, whose size the server checks.
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-#: What a text is embedded for, such as "query".
+#: The purpose of an embedding, such as "query".
 Task = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
-#: Letters in the name that a program gives itself, at most.
+#: The longest name of a program.
 PROGRAM_LENGTH = 64
 
 
 class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """Embed `texts`.
 
-    `time_left_s`: seconds until the caller stops waiting; `request_id`: what the call is part of; without
-    `truncate` a text that is longer than the model's longest sequence is an error. `task` makes a difference
-    to few models; version 1 does not know it (see `encode` and `for_version_1`).
+    `time_left_s`: seconds until the caller stops waiting; `request_id`: the request that the call belongs to.
+    Without `truncate` a text longer than the model's longest sequence is an error. Few models use `task`;
+    version 1 lacks it (see `encode` and `for_version_1`).
     """
 
     id: int
@@ -50,9 +50,9 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
 
 
 class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
-    """The token ids of `texts`, special tokens included, cut at the model's longest sequence.
+    """The token ids of `texts`, special tokens included, truncated at the model's longest sequence.
 
-    `detailed`: the fields of an engine.sequences.Token for each in place of its id, uncut, and special
+    `detailed`: the fields of an engine.sequences.Token in place of each id, without truncation, and special
     tokens as `special_tokens` says.
     """
 
@@ -66,14 +66,14 @@ class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=Tru
 
 
 class Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Who calls, by its own word: for those who watch, and nothing is allowed or refused by it."""
+    """The caller's description of itself, for operators; it grants and denies nothing."""
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
     program: Annotated[str, msgspec.Meta(max_length=PROGRAM_LENGTH, pattern=r"^[ -~]+\Z")]
 
 
 class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
-    """A question about the server; `what` is one of QUERIES."""
+    """A query about the server; `what` is one of QUERIES."""
 
     id: int
     time_left_s: float
@@ -82,18 +82,17 @@ class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
 
 
 class ModelSettings(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """How a model is to be served, as the settings of the same names say."""
+    """How to serve a model, in the settings' names."""
 
     device: str
     max_batch_size: int
     model_cache_dir: str | None
     version: int
-    """The version of the database's settings that this is to change."""
+    """The version of the database's settings that this changes."""
 
 
 class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
-    """Change the model for the one named `model_name`, for every caller; without `settings` it is served as
-    the present one is.
+    """Replace the model by `model_name` for every caller; by default with the present one's options.
 
     Answered by a Reply with the fields of the new model's ModelDescription, and `seconds`.
     """
@@ -108,8 +107,8 @@ class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
     """Vectors of a vector index: `count` int64 ids and `count` x `dimension` float32 values follow this
     message as raw little-endian bytes.
 
-    They are number `start` and on of `total`. `identity`: the model that made them; `version`: what the
-    index is with them. Answered by a Reply with how many it has now.
+    They are number `start` and on of `total`. `identity`: the model that made them; `version`: the index's
+    version with them. Answered by a Reply with the index's count.
     """
 
     id: int
@@ -126,7 +125,7 @@ class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
 
     @property
     def raw_bytes(self) -> int:
-        """The size of what follows."""
+        """The size of the bytes that follow."""
         return self.count * (8 + 4 * self.dimension)
 
 
@@ -166,7 +165,7 @@ class Remove(msgspec.Struct, tag=7, array_like=True, forbid_unknown_fields=True)
 
 
 class Inspect(msgspec.Struct, tag=8, array_like=True, forbid_unknown_fields=True):
-    """What an index is.
+    """Describe an index.
 
     Answered by a Reply with its version, count, kind, built, recall, bytes.
     """
@@ -177,9 +176,9 @@ class Inspect(msgspec.Struct, tag=8, array_like=True, forbid_unknown_fields=True
 
 
 class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True):
-    """Let indexes go.
+    """Drop indexes.
 
-    Answered by a Reply with how many there were.
+    Answered by a Reply with the number of those that existed.
     """
 
     id: int
@@ -188,7 +187,7 @@ class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True)
 
 
 class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_fields=True):
-    """Embed sequences of token ids, as they are: special tokens are the caller's matter.
+    """Embed sequences of token ids, as they are: the caller adds special tokens.
 
     Answered by Rows.
     """
@@ -204,7 +203,7 @@ class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_field
 class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """`count` x `dimension` float32 values follow this message as raw bytes.
 
-    `token_counts`: how many tokens the model read for each.
+    `token_counts`: the number of tokens that the model read for each.
     """
 
     id: int
@@ -248,9 +247,9 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
 def encode(message: Call | Answer) -> bytes:
-    """The bytes of a message; an Encode for no task has those of version 1.
+    """The bytes of a message; an Encode without a task has those of version 1.
 
-    Raises InvalidInput for text that has no UTF-8 form (a lone surrogate).
+    Raises InvalidInput for text without a UTF-8 form (a lone surrogate).
     """
     try:
         if isinstance(message, Encode) and message.task is None:
@@ -264,7 +263,7 @@ def encode(message: Call | Answer) -> bytes:
 
 
 def for_version_1(call: Call) -> Call:
-    """`call` as a server of version 1 takes it."""
+    """`call` in the form of version 1."""
     return msgspec.structs.replace(call, task=None) if isinstance(call, Encode) else call
 
 
@@ -301,9 +300,9 @@ def error_in(answer: Failure) -> EmbedshareError:
 
 
 def description_in(reply: Reply) -> ModelDescription:
-    """The model description that answers a "describe".
+    """The model description in a reply to "describe".
 
-    Raises ProtocolError where it is none.
+    Raises ProtocolError for any other reply.
     """
     try:
         return msgspec.convert(reply.value, ModelDescription)
@@ -317,5 +316,5 @@ def _surrogate_message(texts: list[str], error: UnicodeEncodeError) -> str:
             text.encode()
         except UnicodeEncodeError as found:
             where = f"text {index} holds {text[found.start]!r} at position {found.start}"
-            return f"{where}, a lone surrogate, which is no character; encode it with errors='replace' first"
-    return f"the prompt holds a lone surrogate at position {error.start}, which is no character"
+            return f"{where}, a lone surrogate; encode it with errors='replace' first"
+    return f"the prompt holds a lone surrogate at position {error.start}"

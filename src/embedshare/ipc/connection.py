@@ -1,4 +1,4 @@
-"""The client's end: one connection for each thread of each process, opened when first needed."""
+"""The client's end: one connection for each thread of each process, opened at first use."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from embedshare.ipc import codec, protocol
 from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
 
-#: After this many idle seconds a connection is checked before a call uses it: a firewall or NAT may have
-#: forgotten it without a word.
+#: Idle seconds after which a connection is checked before use: a firewall or NAT may have dropped it
+#: silently.
 IDLE_S = 2.0
-#: The check waits this many seconds for an answer; then a new connection takes its place.
+#: Seconds that the check waits for an answer before it opens a new connection.
 PROOF_S = 2.0
-#: The largest message that is read from a server: its rows come separately, so answers are small.
+#: The largest message from a server: its rows come separately, so answers are small.
 MAX_ANSWER_BYTES = 64 << 20
-#: What follows an answer: rows, or the ids and scores of hits.
+#: The bytes behind an answer: rows, or the ids and scores of hits.
 _Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | None
-#: Makes a call of its id, the seconds that it has left, and the model that is to answer it.
+#: Makes a call from its id, its seconds left, and the model that is to answer it.
 Build = Callable[[int, float, ModelDescription], codec.Call]
 
 
 class Connections:
     """This process's connections to one server.
 
-    `key` is asked for at each new connection, so that a key that was replaced is found. `on_connect` sees the
-    server's description before the connection is used and may refuse it by raising. `caller` is who
-    this process says there that it is. `notice_hang`: a call whose answer is late ends with ServerHung
-    where a new connection gets no answer either. Without it each call waits until its deadline.
+    `key` is called for each new connection, so that a replaced key is found. `on_connect` sees the server's
+    description before the connection is used and may refuse it by raising. `caller` describes this process to
+    the server. `notice_hang`: a late call ends with ServerHung if a new connection gets no answer either.
+    Without it each call waits until its deadline.
     """
 
     def __init__(
@@ -73,20 +73,19 @@ class Connections:
         self._open_lock = threading.Lock()
 
     def call(self, build: Build, deadline: float, raw: memoryview | None = None) -> Any:
-        """Send the call that `build(id, time_left_s, model)` makes for the model that the connection has met,
-        and the raw bytes that it announces, and return its answer.
+        """Send the call that `build(id, time_left_s, model)` makes for the connection's model, with the raw
+        bytes that it announces, and return its answer.
 
         An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the model that
-        made them, a Search `((ids, scores), answer, model)`, anything else the reply's value. Raises the
-        error that the server answered; ServerUnavailable where the connection broke, and DeadlineExceeded:
-        after either the call may be sent again, since none but a Swap changes anything that a second one of
-        it would change again.
+        made them, a Search `((ids, scores), answer, model)`, any other call the reply's value. Raises the
+        server's error, ServerUnavailable if the connection broke, and DeadlineExceeded. After either the call
+        may be sent again: calls are idempotent.
         """
         while True:
             try:
                 return self._call(build, deadline, raw)
             except ModelSwapped:
-                continue  # nothing was done; a new connection meets the model that serves now
+                continue  # the call was not executed; a new connection has the current model
 
     def _call(self, build: Build, deadline: float, raw: memoryview | None) -> Any:
         reused = getattr(self._local, "connection", None) is not None
@@ -97,10 +96,10 @@ class Connections:
         except ServerUnavailable:
             if not reused:
                 raise
-            # The server was started anew since the last call: that costs a connection, not a failed try.
+            # The server was restarted since the last call: that costs a connection, not a failed try.
             connection, call, answer, rows = self._send(build, deadline, raw)
         if isinstance(answer, codec.Failure):
-            if answer.id != call.id:  # said of the connection, which the server closes
+            if answer.id != call.id:  # about the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
         if isinstance(answer, codec.Reply):
@@ -111,11 +110,11 @@ class Connections:
         self, build: Build, deadline: float, raw: memoryview | None
     ) -> tuple[Connection, codec.Call, codec.Answer, _Raw]:
         connection = self._connection(deadline)
-        assert connection.model is not None  # it has been met
+        assert connection.model is not None  # set when it was opened
         call = build(next(self._ids), max(0.0, deadline - time.monotonic()), connection.model)
         message = self._encoded(call, connection.protocol)
-        # Until its answer is read nobody else finds it: neither the next call, wherever an interrupt ends
-        # this one, nor a signal handler that calls meanwhile.
+        # Until its answer is read the connection is hidden from the next call, wherever an interrupt ends
+        # this one, and from a signal handler that calls meanwhile.
         self._local.connection = None
         try:
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
@@ -126,7 +125,9 @@ class Connections:
             raise
         except (EOFError, OSError) as error:
             connection.close()
-            raise ServerUnavailable(f"the model server went away in mid-call ({error})") from None
+            raise ServerUnavailable(
+                f"the model server closed the connection during a call ({error})"
+            ) from None
         except BaseException:
             connection.close()
             raise
@@ -134,7 +135,7 @@ class Connections:
         return connection, call, answer, rows
 
     def _encoded(self, call: codec.Call, version: int) -> bytes:
-        """The message of a call. Raises TooLarge, InvalidInput."""
+        """The bytes of a call. Raises TooLarge, InvalidInput."""
         message = codec.encode(codec.for_version_1(call) if version == 1 else call)
         if len(message) > self._max_message_bytes:
             raise TooLarge(
@@ -144,7 +145,7 @@ class Connections:
         return message
 
     def probe(self, deadline: float) -> None:
-        """Connect, or use the connection there is, and see that the server answers."""
+        """Connect, or use an open connection, and check that the server answers."""
         self.call(lambda call_id, left, model: codec.Query(call_id, left, "active_operations"), deadline)
 
     def close(self) -> None:
@@ -156,7 +157,7 @@ class Connections:
         self._local = threading.local()
 
     def abandon(self) -> None:
-        """In a forked child: let go of what was inherited, without ending the parent's connections."""
+        """In a forked child: drop the inherited connections without ending the parent's."""
         for connection in list(self._open):
             connection.abandon()
         self._open = weakref.WeakSet()
@@ -180,7 +181,7 @@ class Connections:
         return connection
 
     def _proved(self, connection: Connection, deadline: float) -> Connection | None:
-        """An idle connection, where it still leads to the server; else it is closed."""
+        """An idle connection if it still leads to the server; else it is closed."""
         limit = min(deadline, time.monotonic() + PROOF_S)
         try:
             connection.set_deadline(limit)
@@ -196,33 +197,33 @@ class Connections:
         return connection
 
     def _probe_server(self, deadline: float) -> None:
-        """Ask the server something on a connection of its own; see HangDetector."""
+        """Query the server on a connection of its own; see HangDetector."""
         try:
             self._connect(deadline).close()
         except (ServerUnavailable, DeadlineExceeded) as error:
             if not platforms.is_own_shortage(error):
                 raise
         except EmbedshareError:
-            pass  # it lives, and the next call raises this error
+            pass  # it is alive; the next call raises this error
 
     def _ask(
         self, connection: Connection, what: str, deadline: float, caller: codec.Caller | None = None
     ) -> codec.Reply:
-        """The server's reply to a question. Raises the error that it answers."""
+        """The server's reply to a query. Raises the error that it answers."""
         query = codec.Query(next(self._ids), max(0.0, deadline - time.monotonic()), what, caller)
         answer, _ = _exchange(connection, query, codec.encode(query))
         if isinstance(answer, codec.Failure):
             raise codec.error_in(answer)
         if not isinstance(answer, codec.Reply):
-            raise ProtocolError("the server answered a question with vectors")
+            raise ProtocolError("the server answered a query with vectors")
         return answer
 
     def _agree(self, connection: Connection, deadline: float) -> ModelDescription:
-        """Agree with the server on a version of the protocol; its model."""
+        """Agree with the server on a protocol version; returns its model."""
         caller = self._caller()
         try:
             reply = self._ask(connection, protocol.question(protocol.VERSION), deadline, caller)
-        except InvalidInput:  # a server of version 1 does not know the question
+        except InvalidInput:  # a server of version 1 does not know the query
             connection.protocol = protocol.agreed(1)
             return codec.description_in(self._ask(connection, protocol.question(1), deadline, caller))
         welcome = protocol.welcome_in(reply.value)
@@ -239,13 +240,15 @@ class Connections:
             connection.close()
             if time.monotonic() >= deadline:
                 raise
-            raise ServerHung("the model server accepts connections and does not answer on them") from None
+            raise ServerHung("the model server accepts connections but does not answer on them") from None
         except EmbedshareError:
             connection.close()
             raise
         except (EOFError, OSError) as error:
             connection.close()
-            raise ServerUnavailable(f"the model server went away as it was met ({error})") from None
+            raise ServerUnavailable(
+                f"the model server closed the connection while it was opened ({error})"
+            ) from None
         except BaseException:
             connection.close()
             raise
@@ -278,7 +281,7 @@ def _exchange(
 
 
 def _rows_of(call: codec.Call) -> int:
-    """How many rows a call is answered with."""
+    """The number of rows in a call's answer."""
     if isinstance(call, codec.Encode):
         return len(call.texts)
     return len(call.sequences) if isinstance(call, codec.EncodeTokens) else 0
@@ -287,7 +290,7 @@ def _rows_of(call: codec.Call) -> int:
 def _hits(connection: Connection, call: codec.Call, count: int) -> tuple[np.ndarray, np.ndarray]:
     asked = call.k if isinstance(call, codec.Search) else 0
     if not 0 <= count <= asked:
-        raise ProtocolError(f"{count} hits came where {asked} were asked for")
+        raise ProtocolError(f"{count} hits came; {asked} were requested")
     ids, scores = np.empty(count, np.int64), np.empty(count, np.float32)
     if count:
         connection.recv_into(ids.data.cast("B"))

@@ -1,8 +1,7 @@
-"""The supervisor's channel: commands from this user's terminal to the supervisor that runs.
+"""The supervisor's channel: commands from this user's terminal to the running supervisor.
 
-A socket on loopback, on every system alike, with the handshake and the messages of the model server's, and a
-key that is made anew for each supervisor. Where it listens and its key stand in a file beside the model
-server's key, which only its user can read.
+It is a socket on loopback, on every system, with the model server's handshake and messages and a key for each
+supervisor. Its address and key are in a file next to the model server's key, which only its user can read.
 """
 
 from __future__ import annotations
@@ -34,35 +33,35 @@ from embedshare.ipc.pending_handshakes import PendingHandshakes
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.settings import Settings
 
-#: A command or an answer, in bytes.
+#: The largest command or answer, in bytes.
 MAX_BYTES = 1 << 20
-#: Who has connected has this many seconds to prove its key, and then for its command.
+#: Seconds that a caller has to prove its key, and then for its command.
 HANDSHAKE_S = 5.0
-#: Callers at once that have not proved to hold the key.
+#: Callers at once without a proved key.
 MAX_UNAUTHENTICATED = 8
 
 
 class Command(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """What to do, with what it needs to know."""
+    """A command and its arguments."""
 
     do: str
     arguments: dict[str, Any]
 
 
 class Said(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True):
-    """A line on what is under way; more follows."""
+    """A line on a command's progress; more follows."""
 
     line: str
 
 
 class Done(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
-    """It is done; what came of it."""
+    """The result of a finished command."""
 
     value: Any
 
 
 class Whereabouts(msgspec.Struct):
-    """Where a supervisor listens, and what it has to be shown."""
+    """A supervisor's address and key."""
 
     port: int
     key: str
@@ -70,7 +69,8 @@ class Whereabouts(msgspec.Struct):
 
 
 _Answer = Said | Done | codec.Failure
-#: Carries out a command: its name, its arguments, and whom to tell how it goes. Raises EmbedshareError.
+#: Carries out a command: its name, its arguments, and a function for lines on its progress. Raises
+#: EmbedshareError.
 CarryOut = Callable[[str, dict[str, Any], Callable[[str], None]], Any]
 
 _encoder = msgspec.msgpack.Encoder()
@@ -79,7 +79,7 @@ _answers: msgspec.msgpack.Decoder[_Answer] = msgspec.msgpack.Decoder(_Answer)
 
 
 def file_of(settings: Settings, key_file: Path) -> Path:
-    """Where the supervisor of a model server's port is written down, beside that server's key."""
+    """The file of the supervisor of a model server's port, next to that server's key."""
     return key_file.with_name(f"supervisor-{settings.server.port}.json")
 
 
@@ -97,7 +97,7 @@ class ControlServer:
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more, and take the file away. Commands under way are still answered."""
+        """Stop listening and remove the file. Running commands are still answered."""
         self._closed.set()
         self._listener.close()
         self._file.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ class ControlServer:
             except OSError as error:
                 if self._closed.wait(0.1):  # out of file descriptors, as a rule: do not spin
                     return
-                logger.error("a command could not be accepted: {}", error)
+                logger.error("Could not accept a command: {}", error)
                 continue
             self._pending_handshakes.enter(connection)
             threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
@@ -122,7 +122,7 @@ class ControlServer:
                 connection.set_deadline(None)
                 self._answer(connection, command)
         except (EOFError, OSError, EmbedshareError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            logger.debug("a command was not carried out to its end: {}", error)
+            logger.debug("Could not finish a command: {}", error)
         finally:
             connection.close()
 
@@ -132,7 +132,7 @@ class ControlServer:
             handshake.demand_proof(connection, self._key.encode())
             handshake.prove(connection, self._key.encode())
         except handshake.REFUSALS:
-            logger.warning("a command was turned away: who sent it holds another key")
+            logger.warning("Refused a command (its sender holds another key)")
             return False
         finally:
             self._pending_handshakes.leave(connection)
@@ -148,7 +148,7 @@ class ControlServer:
         except EmbedshareError as error:
             answer = codec.failure(0, error)
         except Exception as error:
-            logger.exception("{} failed", command.do)
+            logger.exception("Failed to carry out {}", command.do)
             answer = codec.failure(
                 0, SupervisorError(f"{command.do} failed: {type(error).__name__}: {error}")
             )
@@ -163,17 +163,17 @@ def ask(
     timeout_s: float = 10.0,
     on_said: Callable[[str], None] = lambda line: None,
 ) -> Any:
-    """Have the supervisor that `file` tells of carry out a command; what came of it.
+    """Have the supervisor of `file` carry out a command; returns its result.
 
-    `timeout_s` is how long it may say nothing. Raises SupervisorUnavailable where there is none, or it does
-    not answer; InsecureKey; and what the command raises.
+    `timeout_s`: seconds that it may be silent. Raises SupervisorUnavailable if there is none, or it does not
+    answer; InsecureKey; and the command's errors.
     """
     where = whereabouts(file)
     try:
         connection = Client(("127.0.0.1", where.port), where.key.encode(), time.monotonic() + HANDSHAKE_S)
     except (ServerUnavailable, AuthenticationFailed, DeadlineExceeded):
         raise SupervisorUnavailable(
-            f"no supervisor runs any more: the one that {file} tells of, process {where.pid}, does not answer"
+            f"no supervisor runs: the one that {file} names, process {where.pid}, does not answer"
         ) from None
     try:
         connection.set_deadline(time.monotonic() + timeout_s)
@@ -184,12 +184,14 @@ def ask(
             answer = _next_answer(connection, timeout_s)
     except DeadlineExceeded:
         raise SupervisorUnavailable(
-            f"the supervisor, process {where.pid}, said nothing for {timeout_s:g} s; see its log"
+            f"the supervisor, process {where.pid}, did not answer for {timeout_s:g} s; see its log"
         ) from None
     except (EOFError, OSError):
-        raise SupervisorUnavailable(f"the supervisor, process {where.pid}, ended meanwhile") from None
+        raise SupervisorUnavailable(
+            f"the supervisor, process {where.pid}, ended during the command"
+        ) from None
     except msgspec.MsgspecError as error:
-        raise ProtocolError(f"the supervisor answered something else: {error}") from None
+        raise ProtocolError(f"the supervisor's answer is not valid: {error}") from None
     finally:
         connection.close()
     if isinstance(answer, codec.Failure):
@@ -203,7 +205,7 @@ def _next_answer(connection: Connection, timeout_s: float) -> _Answer:
 
 
 def whereabouts(file: Path) -> Whereabouts:
-    """What the supervisor has written down; it may have ended since.
+    """The content of a supervisor's file; the supervisor may have ended since.
 
     Raises SupervisorUnavailable, InsecureKey.
     """
@@ -226,6 +228,6 @@ def _write(file: Path, where: Whereabouts) -> None:
         private_file.replace(file, msgspec.json.encode(where))
     except OSError as error:
         raise InsecureKey(
-            f"no key can be kept at {file}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE to "
-            "a file in a folder that this user can write to"
+            f"no key can be written to {file}: {error.strerror or error}; set EMBEDDING_AUTHKEY_FILE "
+            "to a file in a folder that this user can write to"
         ) from None

@@ -1,4 +1,4 @@
-"""The handshake of `multiprocessing.connection`: each end has the other prove that it holds the key."""
+"""The handshake of `multiprocessing.connection`: each end makes the other prove that it holds the key."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from embedshare.ipc.transport import Connection
 
-#: How it says no: up to Python 3.11, to what is no handshake at all, by an assertion.
+#: Its refusals: up to Python 3.11 an assertion for anything but a handshake.
 REFUSALS = (AuthenticationError, AssertionError)
 
 
 def demand_proof(connection: Connection, authkey: bytes) -> None:
-    """Let the other end prove that it holds the key. Raises one of REFUSALS where it does not.
+    """Make the other end prove that it holds the key; raises one of REFUSALS if it does not.
 
-    Up to Python 3.11 the standard library compares digests with ==, whose time tells how much of a guess was
-    right; from 3.12 on with hmac.compare_digest.
+    Up to Python 3.11 the standard library compares digests with ==, whose time reveals how much of a guess
+    was right; from 3.12 on with hmac.compare_digest.
     """
     if sys.version_info >= (3, 12):
         stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]
@@ -35,5 +35,5 @@ def demand_proof(connection: Connection, authkey: bytes) -> None:
 
 
 def prove(connection: Connection, authkey: bytes) -> None:
-    """Prove to the other end that this one holds the key. Raises one of REFUSALS where it says no."""
+    """Prove to the other end that this one holds the key; raises one of REFUSALS if it refuses."""
     stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]

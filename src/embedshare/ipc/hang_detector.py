@@ -1,7 +1,7 @@
-"""Tells a slow server from one that hangs: once an answer is late, a second connection is tried.
+"""Tells a slow server from a hung one: once an answer is late, a second connection is tried.
 
-Answers to this process's other calls show that the server lives. Without any, one thread probes it on a
-connection of its own, and the result holds for all threads that wait.
+Answers to this process's other calls show that the server is alive. Without any, one thread probes it on a
+connection of its own, and the result holds for all waiting threads.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Callable
 from embedshare.errors import DeadlineExceeded, ServerHung, ServerUnavailable
 from embedshare.ipc import transport
 
-#: A server hangs that does not answer the probe within this many seconds. It answers in a millisecond, and in
-#: up to two seconds on a machine with hundreds of busy processes.
+#: A hung server does not answer the probe within this many seconds. A live one needs a millisecond, or up to
+#: two seconds on a machine with hundreds of busy processes.
 PROBE_S = 4.0
 
 
 class HangDetector:
-    """Whether the server lives; `probe(deadline)` asks it on a new connection.
+    """Whether the server is alive; `probe(deadline)` queries it on a new connection. Thread-safe.
 
-    `probe` raises ServerUnavailable or DeadlineExceeded where it gets no answer. Safe to use from any number
-    of threads.
+    `probe` raises ServerUnavailable or DeadlineExceeded without an answer.
     """
 
     def __init__(self, probe: Callable[[float], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,9 +35,9 @@ class HangDetector:
         self._last_answer = now
 
     def check(self, deadline: float) -> None:
-        """Return where the server lives.
+        """Return if the server is alive.
 
-        Raises ServerHung where it does not, and DeadlineExceeded where that is not known by `deadline`.
+        Raises ServerHung if it hangs, and DeadlineExceeded if that is unknown at `deadline`.
         """
         asked = self._clock()
         if asked - self._last_answer < transport.PATIENCE_S:

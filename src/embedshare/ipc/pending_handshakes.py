@@ -1,4 +1,4 @@
-"""Connections that have not yet proved to hold the key: few at once, and while others wait, none for long."""
+"""Limits connections without a proved key: few at once, and none for long while others wait."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import time
 
 from embedshare.ipc.transport import Connection
 
-#: As long as a connection may keep another from coming in. A handshake takes a few milliseconds.
+#: Seconds that a connection may keep another waiting. A handshake takes a few milliseconds.
 PATIENCE_S = 0.25
 
 
 class PendingHandshakes:
-    """Places for `most` connections.
-
-    Safe to use from any number of threads.
-    """
+    """Places for `most` connections; thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -25,9 +22,8 @@ class PendingHandshakes:
     def enter(self, connection: Connection) -> None:
         """Take a place.
 
-        Where there is none, wait for it, and hang up on the oldest once it has had its PATIENCE_S: who says
-        nothing cannot shut out those who hold the key, and honest callers that come all at once are not
-        turned away but wait unaccepted.
+        If all are taken, wait, and hang up on the oldest after its PATIENCE_S. So a silent peer cannot shut
+        out holders of the key, and honest callers in a burst wait unaccepted instead of being refused.
         """
         with self._left:
             while len(self._since) >= self._most:

@@ -1,11 +1,11 @@
-"""Versions of the wire's messages: what a client and a server of different releases agree on.
+"""Versions of the wire's messages, and how a client and a server agree on one.
 
-A client opens each connection with the question `describe/N`, where N is the newest version that it speaks.
-The server answers with the newest version of its own and a description of its model, and the client speaks
-the newest version that both know. Each release speaks its own version and the one before it, so that a
-rolling upgrade loses no call. Two versions apart is IncompatibleVersion, which says which side to upgrade.
+A client opens each connection with the query `describe/N`, where N is the newest version that it speaks. The
+server answers with its own newest version and a description of its model, and the client speaks the newest
+version that both know. Each release speaks its own version and the one before it, so that a rolling upgrade
+loses no call. Two versions apart is IncompatibleVersion, which names the side to upgrade.
 
-Version 1 had no such exchange: its clients ask `describe`, and its servers know no other form of it.
+Version 1 had no such exchange: its clients ask `describe`, and its servers know no other form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embedshare.identity import ModelDescription
 #: The newest version that this release speaks, and the oldest.
 VERSION = 2
 OLDEST = VERSION - 1
-#: The question of version 1, without a number.
+#: The query of version 1, without a number.
 DESCRIBE = "describe"
 _NUMBERED = re.compile(rf"{DESCRIBE}/([1-9][0-9]{{0,3}})\Z")
 
@@ -30,18 +30,18 @@ class Welcome(msgspec.Struct, frozen=True):
     """The value of a server's answer to `describe/N`; later versions may add fields."""
 
     protocol: int
-    """The newest version that the server speaks; it speaks the one before it as well."""
+    """The newest version that the server speaks; it speaks the one before it too."""
 
     model: ModelDescription
 
 
 def question(version: int) -> str:
-    """The question that a client of `version` opens a connection with."""
+    """The query that a client of `version` opens a connection with."""
     return DESCRIBE if version == 1 else f"{DESCRIBE}/{version}"
 
 
 def offered(what: str) -> int | None:
-    """The version that a client opens a connection with; None for any other question."""
+    """The version that a client opens a connection with; None for any other query."""
     numbered = _NUMBERED.match(what)
     if numbered:
         return int(numbered[1])
@@ -58,9 +58,9 @@ def check_client(version: int) -> None:
 
 
 def agreed(server: int) -> int:
-    """The version that a client of this release speaks with a server whose newest version is `server`.
+    """The version for a client of this release and a server whose newest version is `server`.
 
-    Raises IncompatibleVersion where they are two or more apart.
+    Raises IncompatibleVersion if they are two or more apart.
     """
     if server < OLDEST:
         raise IncompatibleVersion(_too_far_apart(VERSION, server, "server"), client=VERSION, server=server)
@@ -70,7 +70,7 @@ def agreed(server: int) -> int:
 
 
 def welcome_in(value: Any) -> Welcome:
-    """The Welcome in a reply's value. Raises ProtocolError where it is none."""
+    """The Welcome in a reply's value. Raises ProtocolError for any other value."""
     try:
         return msgspec.convert(value, Welcome)
     except msgspec.ValidationError as error:
@@ -80,5 +80,5 @@ def welcome_in(value: Any) -> Welcome:
 def _too_far_apart(client: int, server: int, older: str) -> str:
     return (
         f"the client speaks version {client} of the protocol and the model server version {server}, "
-        f"which are too far apart: upgrade the {older}"
+        f"too far apart: upgrade the {older}"
     )

@@ -1,8 +1,7 @@
 """The server's end: `multiprocessing.managers.Server` with our serializer, limits and calls.
 
-The manager gives the listener, the handshake's key and the life of the process; of its own verbs (create,
-shutdown, incref and the like) none can be called, and a connection carries declared calls alone, one after
-another.
+The manager gives the listener, the handshake's key and the process's life cycle. Its own verbs (create,
+shutdown, incref and the like) cannot be called; a connection carries declared calls alone, one after another.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.telemetry import request_ids
 from embedshare.telemetry.calls import OK
 
-#: Connections that have not yet proved to hold the key. More wait unaccepted, see pending_handshakes.py.
+#: Connections without a proved key. More wait unaccepted, see pending_handshakes.py.
 MAX_UNAUTHENTICATED = 64
-#: A message that has begun must be whole, and an answer taken, within this many seconds.
+#: Seconds in which a begun message must be whole, and an answer taken.
 MESSAGE_S = 30.0
 #: The outcome of a call whose caller did not take its answer.
 UNDELIVERED = "undelivered"
@@ -46,27 +45,27 @@ managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-d
 
 
 class Session(Protocol):
-    """What answers one connection's calls."""
+    """Answers one connection's calls."""
 
     def answer(
         self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
     ) -> tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]:
         """The answer to `call`, which `raw` followed, and the raw bytes that follow the answer.
 
-        `received`: `time.monotonic()` when it came; `caller`: a number for its connection; `is_gone` tells,
-        without waiting, whether the caller has left. Raises an EmbedshareError that the caller is sent;
-        ModelSwapped, after which the connection is closed.
+        `received`: `time.monotonic()` at its arrival; `caller`: a number for its connection; `is_gone` tells,
+        without waiting, whether the caller has left. Raises an EmbedshareError for the caller; ModelSwapped,
+        after which the connection is closed.
         """
 
 
 class Service(Protocol):
-    """What opens a session for each connection."""
+    """Opens a session for each connection."""
 
     def session(self) -> Session:
         """A session for a new connection."""
 
     def note_wire(self, decode_s: float, encode_s: float) -> None:
-        """How long receiving and decoding a call that got rows took, and encoding its answer."""
+        """Record the time to receive and decode a call that got rows, and to encode its answer."""
 
 
 class CallServer(managers.Server):
@@ -115,35 +114,32 @@ class CallServer(managers.Server):
         self.listener.close()
 
     def drain(self, limit_s: float) -> bool:
-        """Wait until no call is being answered, `limit_s` seconds at most; then close every connection."""
+        """Wait until no call is in flight, at most `limit_s` seconds; then close every connection."""
         limit = time.monotonic() + limit_s
         while self._busy and time.monotonic() < limit:
-            time.sleep(0.01)  # asked for once in a server's life: a call need not tell that it is done
+            time.sleep(0.01)  # runs once in a server's life, so calls need not signal their end
         for connection in list(self._connections):
             connection.close()
         return not self._busy
 
     @property
     def connections(self) -> int:
-        """Callers connected now."""
+        """Connected callers."""
         return len(self._connections)
 
     def outcomes(self) -> dict[tuple[str, str], int]:
-        """Calls that are over, by method and by outcome: OK, UNDELIVERED or the name of an error's class."""
+        """Finished calls, by method and outcome: OK, UNDELIVERED or the name of an error's class."""
         with self._busy_lock:
             return dict(self._outcomes)
 
     def accepter(self) -> None:
-        """Take in connections; a thread each.
-
-        (The manager's own name for it.)
-        """
+        """Accept connections, a thread each; the name is the manager's."""
         while not self.stop_event.is_set():
             try:
                 connection = self.listener.accept()
             except OSError as error:
                 if not self.stop_event.is_set():
-                    logger.error("a connection could not be accepted: {}", error)
+                    logger.error("Could not accept a connection: {}", error)
                     self.stop_event.wait(0.1)  # out of file descriptors, as a rule: do not spin
                 continue
             self._pending_handshakes.enter(connection)
@@ -153,8 +149,8 @@ class CallServer(managers.Server):
                 threading.Thread(
                     target=self.handle_request, args=(connection, self._next_caller), name=name, daemon=True
                 ).start()
-            except RuntimeError as error:  # no thread to be had: turn this one away, and go on
-                logger.error("a connection could not be served: {}", error)
+            except RuntimeError as error:  # no thread can start: refuse this one and continue
+                logger.error("Could not serve a connection: {}", error)
                 self._pending_handshakes.leave(connection)
                 connection.close()
 
@@ -169,7 +165,7 @@ class CallServer(managers.Server):
         except ModelSwapped as error:
             self._send_failure(connection, 0, error)
         except ProtocolError as error:
-            logger.warning("a connection was closed: {}", error)
+            logger.warning("Closed a connection ({})", error)
             self._send_failure(connection, 0, error)
         finally:
             self._connections.discard(connection)
@@ -203,7 +199,7 @@ class CallServer(managers.Server):
             if size > self._max_message_bytes:
                 allowed = self._max_message_bytes
                 raise ProtocolError(f"vectors of {size:,} bytes were announced; at most {allowed:,} are read")
-            with self._byte_budget.of(size):  # its message was small, and holds no room already
+            with self._byte_budget.of(size):  # its message was small and holds no room
                 raw = bytearray(size)
                 if size:
                     connection.set_deadline(time.monotonic() + MESSAGE_S)
@@ -227,7 +223,7 @@ class CallServer(managers.Server):
         received: float,
         caller: int,
     ) -> str:
-        """Answer a call; its outcome."""
+        """Answer a call; returns its outcome."""
         decoded = time.monotonic()
         if not isinstance(call, codec.Query):
             self._callers.count(caller)
@@ -245,11 +241,12 @@ class CallServer(managers.Server):
             raise
         except EmbedshareError as error:
             level = "WARNING" if error.http_status >= 500 and not isinstance(error, Overloaded) else "DEBUG"
-            logger.log(level, "{} failed: {}: {}", _method_of(call), type(error).__name__, error.message)
+            kind = type(error).__name__
+            logger.log(level, "Failed to answer {}: {}: {}", _method_of(call), kind, error.message)
             self._send_failure(connection, call.id, error)
-            return type(error).__name__
+            return kind
         except Exception as error:
-            logger.exception("a call failed")
+            logger.exception("Failed to answer a call")
             failure = EngineFailed(f"the model server failed: {type(error).__name__}")
             self._send_failure(connection, call.id, failure)
             return type(failure).__name__
@@ -261,7 +258,9 @@ class CallServer(managers.Server):
         connection.set_deadline(encoded + MESSAGE_S)
         connection.send_bytes(message, rows)
         count = answer.count if isinstance(answer, codec.Rows) else 0
-        logger.debug("{} of {} texts: {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3)
+        logger.debug(
+            "Answered {} of {} texts in {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3
+        )
         return OK
 
     def _authenticate(self, connection: Connection) -> bool:
@@ -270,7 +269,7 @@ class CallServer(managers.Server):
             handshake.demand_proof(connection, self.authkey)
             handshake.prove(connection, self.authkey)
         except handshake.REFUSALS:
-            logger.warning("a connection from {} was turned away: it holds another key", connection.peer)
+            logger.warning("Refused a connection from {} (it holds another key)", connection.peer)
             return False
         finally:
             self._pending_handshakes.leave(connection)
@@ -290,11 +289,11 @@ class CallServer(managers.Server):
             connection.set_deadline(time.monotonic() + MESSAGE_S)
             connection.send_bytes(codec.encode(codec.failure(call_id, error)))
         except (OSError, InvalidInput):
-            pass  # the caller is gone, or the message quotes what has no UTF-8 form: nothing can be told
+            pass  # the caller is gone, or the message quotes a lone surrogate: it cannot be sent
 
 
 def _method_of(call: codec.Call) -> str:
-    """What a call asks for, out of a few names."""
+    """The name of a call, one of a few."""
     if isinstance(call, codec.Query):
         what = protocol.DESCRIBE if protocol.offered(call.what) else call.what
         return what if what in codec.QUERIES else "unknown"

@@ -1,9 +1,8 @@
-"""The sockets: a connection with deadlines and size limits, and the Listener/Client pair that
-`multiprocessing.managers` is given for it.
+"""Sockets with deadlines and size limits, and the Listener/Client pair for `multiprocessing.managers`.
 
 The framing (four bytes of length, big-endian, then the message) and the handshake are those of
-`multiprocessing.connection`, whose authentication runs over `send_bytes` and `recv_bytes` unchanged. What is
-ours: no pickle is ever read, a message's size is checked before it is read, and every wait has an end.
+`multiprocessing.connection`, whose authentication runs over `send_bytes` and `recv_bytes` unchanged. Ours
+adds: pickle is never read, a message's size is checked before it is read, and every wait has a limit.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _HANDSHAKE_FRAME = 256  # what multiprocessing.connection itself allows before a
 _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one system call instead of two
 
 
-#: A server that is there accepts a connection and proves its key within this many seconds.
+#: A running server accepts a connection and proves its key within this many seconds.
 MEETING_S = 5.0
-#: `on_silence` is called after each this many seconds in which the other end neither sent nor took a byte.
+#: `on_silence` is called after each period of this many seconds without a byte to or from the other end.
 PATIENCE_S = 2.0
-#: Where one reaches what listens on every address.
+#: The address that reaches a server listening on every address.
 _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -69,8 +68,8 @@ class Connection:
         """Reads and writes raise DeadlineExceeded after this moment of `time.monotonic()`; None waits for
         ever.
 
-        Before that, `on_silence(deadline)` is called after each PATIENCE_S in which nothing came or went; the
-        wait ends with what it raises.
+        Before that, `on_silence(deadline)` is called after each PATIENCE_S without a byte. An error that it
+        raises ends the wait.
         """
         self._deadline = deadline
         self._on_silence = on_silence
@@ -87,14 +86,14 @@ class Connection:
     def recv_bytes(self, maxlength: int = _HANDSHAKE_FRAME) -> bytes | bytearray:
         """Receive one message of at most `maxlength` bytes.
 
-        Raises EOFError at a clean end, ProtocolError over it.
+        Raises EOFError at a clean end, ProtocolError for a longer message.
         """
         return self.recv_announced(self.recv_size(maxlength))
 
     def recv_size(self, maxlength: int) -> int:
         """The size of the next message, which `recv_announced` then receives.
 
-        Raises EOFError at a clean end, ProtocolError over `maxlength`.
+        Raises EOFError at a clean end, ProtocolError if it exceeds `maxlength`.
         """
         if self._end - self._start < 4:
             self._fill(4)
@@ -106,7 +105,7 @@ class Connection:
         return int(size)
 
     def recv_announced(self, size: int) -> bytes | bytearray:
-        """The message of which `recv_size` has told the size."""
+        """The message whose size `recv_size` returned."""
         if size <= _READ_AHEAD:
             if self._end - self._start < size:
                 self._fill(size)
@@ -118,7 +117,7 @@ class Connection:
         return large
 
     def recv_into(self, target: memoryview) -> None:
-        """Fill `target` with the bytes that come next."""
+        """Fill `target` with the next bytes."""
         buffered = min(self._end - self._start, target.nbytes)
         target[:buffered] = self._buffer[self._start : self._start + buffered]
         self._start += buffered
@@ -138,24 +137,18 @@ class Connection:
             self._fill(1)
 
     def peer_closed(self) -> bool:
-        """Whether the other end is gone.
-
-        Does not wait.
-        """
+        """Whether the other end is gone, without waiting."""
         return self._end == self._start and platforms.peer_closed(self._sock)
 
     def hang_up(self) -> None:
-        """End the stream and wake the thread that waits on it, which is left to close this end."""
+        """End the stream and wake the thread that waits on it, which then closes this end."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # already closed by the other end
 
     def close(self) -> None:
-        """Close this end.
-
-        A thread that waits on the connection is woken.
-        """
+        """Close this end, and wake a thread that waits on it."""
         self.hang_up()
         self._sock.close()
 
@@ -164,7 +157,7 @@ class Connection:
         self._sock.close()
 
     def _fill(self, size: int) -> None:
-        """Have at least `size` bytes (at most _READ_AHEAD) in the buffer."""
+        """Read until the buffer has at least `size` bytes (at most _READ_AHEAD)."""
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start + size > _READ_AHEAD:
@@ -199,7 +192,7 @@ class Connection:
             data = memoryview(data)[sent:]
 
     def _after_silence(self, waited: OSError, too_late: str) -> None:
-        """Go on waiting, or raise what ends the wait."""
+        """Continue the wait, or raise the error that ends it."""
         if platforms.connection_given_up(waited):
             raise waited
         deadline = self._deadline
@@ -211,9 +204,9 @@ class Connection:
         """Let the kernel end the next wait at the deadline, or when `on_silence` is due.
 
         Python's own socket timeouts cost two system calls an operation, the kernel's one when they change.
-        Between calls with about the same time to go they stay: a wait may end up to 1% and 20 ms late. A wait
-        that a signal breaks off begins anew with all of the kernel's time, so a thread that signals come to
-        has Python's; so has a greenlet, whose waits are not the kernel's.
+        Between calls with about the same time left they stay: a wait may end up to 1% and 20 ms late. A
+        signal restarts a wait with all of the kernel's time, so a thread that gets signals has Python's; so
+        has a greenlet, whose waits are not the kernel's.
         """
         left = _time_left(self._deadline) or 0.0
         if self._on_silence is not None:
@@ -243,7 +236,7 @@ class Listener:
 
     def __init__(self, address: tuple[str, int], backlog: int = 16) -> None:
         host, port = address
-        # The manager asks for 16, fewer than the workers that may start at one moment.
+        # The manager asks for 16, fewer than the workers that may start at once.
         self._sock = platforms.exclusive_listener(host, port, max(backlog, 512))
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
 
@@ -253,18 +246,18 @@ class Listener:
         return Connection(sock, peer=str(address[0]))
 
     def close(self) -> None:
-        """Stop listening; a thread that waits in accept() gets an OSError."""
+        """Stop listening; a thread in accept() gets an OSError."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # not every system lets a listening socket be shut down; closing is enough there
+            pass  # some systems cannot shut down a listening socket; closing is enough there
         self._sock.close()
 
 
 def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = None) -> Connection:  # noqa: N802
     """An authenticated connection to the server at `address`.
 
-    Raises ServerUnavailable where none answers, AuthenticationFailed where the keys differ, DeadlineExceeded.
+    Raises ServerUnavailable if none answers, AuthenticationFailed if the keys differ, DeadlineExceeded.
     """
     host, port = _REACHED_AT.get(address[0], address[0]), address[1]
     meeting = time.monotonic() + MEETING_S
@@ -284,7 +277,7 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
     except handshake.REFUSALS:
         connection.close()
         raise AuthenticationFailed(
-            f"the model server at {host}:{port} holds another key, or is none"
+            f"the model server at {host}:{port} holds another key, or is not a model server"
         ) from None
     except DeadlineExceeded:
         connection.close()
@@ -301,7 +294,7 @@ def Client(address: tuple[str, int], authkey: bytes, deadline: float | None = No
 
 
 def _not_met(host: str, port: int, deadline: float | None) -> ServerHung | DeadlineExceeded:
-    """A server that hangs is away; only a call whose own time is over has exceeded its deadline."""
+    """A hanging server counts as down; only a call past its own deadline has exceeded it."""
     if deadline is not None and time.monotonic() >= deadline:
         return DeadlineExceeded(f"no connection to the model server at {host}:{port} in time")
     return ServerHung(f"the model server at {host}:{port} does not answer", host=host, port=port)

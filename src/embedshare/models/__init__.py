@@ -1,1 +1,1 @@
-"""Which models there are, and which of them are in memory."""
+"""The models in memory, and the sources that choose them."""

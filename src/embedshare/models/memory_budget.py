@@ -1,4 +1,4 @@
-"""Whether the machine, its container or a GPU has room for one more model."""
+"""Checks whether the machine, its container or a GPU has room for one more model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from embedshare.engine import weights
 from embedshare.errors import OutOfMemory
 from embedshare.settings import Settings
 
-#: What a model needs besides its weights, with the libraries that run it (measured: 224 MB in all with
-#: all-MiniLM-L6-v2's 91 MB), and while it is converted the weights once more.
+#: A model's memory besides its weights, with its libraries (measured: 224 MB with the 91 MB of
+#: all-MiniLM-L6-v2); its conversion takes the weights once more.
 _OVERHEAD_BYTES = 250 << 20
 _COPIES = 2
 
 
 def check_room(settings: Settings, device: str) -> None:
-    """Raise OutOfMemory where the machine, its container or the GPU has no room for one more model."""
+    """Raise OutOfMemory if the machine, its container or the GPU has no room for one more model."""
     folder = weights.find(settings.model.name, settings.model.cache_dir)
     needed = _COPIES * sum(file.stat().st_size for file in _weights_in(folder)) + _OVERHEAD_BYTES
     for where, free in _free(device):
@@ -39,12 +39,12 @@ def _weights_in(folder: Path) -> Iterator[Path]:
 
 
 def _free(device: str) -> Iterator[tuple[str, int]]:
-    """Bytes that a model could take, by where."""
+    """Bytes available to a model, by place."""
     limited = platforms.container_memory_left()
     available = psutil.virtual_memory().available
     yield "the machine", available if limited is None else min(available, limited)
     if device.startswith("cuda"):
-        import torch  # which runs the model there
+        import torch  # torch runs the model there
 
         if torch.cuda.is_available():
             yield device, torch.cuda.mem_get_info(device)[0]

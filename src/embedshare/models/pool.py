@@ -1,7 +1,7 @@
-"""The model that is served, and its change for another.
+"""The served model, and its replacement by another.
 
-The new one is loaded beside the old one and takes over between two calls: a call that has begun ends with the
-model that it began with, and the old model is let go with the last of these.
+The new model is loaded next to the old one and takes over between two calls. A call ends with the model that
+it began with, and the old model is unloaded after the last of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Watch = Callable[[Engine, threading.Event], None]
 
 
 class LoadedModel:
-    """A model, what it was loaded by, and how many calls it answers now."""
+    """A model, its settings, and the number of its calls in flight."""
 
     def __init__(self, engine: Engine, settings: Settings, watch: Watch) -> None:
         self.settings = settings
@@ -44,15 +44,15 @@ class LoadedModel:
         self.stop_watching()
         self._watcher.join()
         self.provider.engine.close()
-        del self.provider  # who still knows this model does not keep its memory
+        del self.provider  # a holder of this object does not keep the model's memory
         release_memory()
-        logger.info("{} ({}) was let go", self.description.model_name, self.description.identity[:12])
+        logger.info("Unloaded {} ({})", self.description.model_name, self.description.identity[:12])
 
 
 class ModelPool:
-    """Holds the model that answers calls, and while another takes over the one that still does.
+    """Holds the model that answers calls, and during a swap the old one; thread-safe.
 
-    `note(model_name)` is told of each model that has taken over. Safe to use from any number of threads.
+    `note(model_name)` is called for each model that has taken over.
     """
 
     def __init__(self, engine: Engine, settings: Settings, watch: Watch, note: Callable[[str], None]) -> None:
@@ -65,30 +65,30 @@ class ModelPool:
 
     @property
     def description(self) -> ModelDescription:
-        """The model that serves now."""
+        """The served model."""
         return self._current.description
 
     @property
     def settings(self) -> Settings:
-        """What the model that serves now was loaded by."""
+        """The settings of the served model."""
         return self._current.settings
 
     @property
     def calls(self) -> int:
-        """Calls that the model answers now."""
+        """The served model's calls in flight."""
         return self._current.calls
 
     @contextmanager
     def lease(self, expected: LoadedModel | None = None) -> Iterator[LoadedModel]:
         """The model that answers a call; it stays loaded until the call is over.
 
-        `expected`: the model that this caller has met. Raises ModelSwapped where that is served no more.
+        `expected`: the model of the caller's connection. Raises ModelSwapped if it is no longer served.
         """
         with self._lock:
             leased = self._current
             if expected is not None and expected is not leased:
                 raise ModelSwapped(
-                    f"{expected.description.model_name} is served no more, but "
+                    f"{expected.description.model_name} is no longer served, but "
                     f"{leased.description.model_name}"
                 )
             leased.calls += 1
@@ -102,14 +102,14 @@ class ModelPool:
                 leased.release()
 
     def swap(self, wanted: Settings, load: Callable[[], Engine]) -> ModelDescription:
-        """Have the model that `wanted` names take over, on its device, which `load()` loads.
+        """Replace the served model by the one that `wanted` names, on its device, which `load()` loads.
 
-        Where that model serves there already, only the size of its batches follows `wanted`, at once. Raises
-        SwapRefused where another swap is under way, and what finding and loading the model raise: then
-        nothing has changed.
+        If that model serves there already, only the batch size follows `wanted`, at once. Raises SwapRefused
+        if another swap is under way, and the errors of finding and loading the model; then nothing has
+        changed.
         """
         if not self._swapping.acquire(blocking=False):
-            raise SwapRefused("another swap is under way; ask again when it is over")
+            raise SwapRefused("another swap is under way; retry when it is done")
         try:
             held, before = self._current, self._current.description
             if _serves(held, wanted):
@@ -117,14 +117,14 @@ class ModelPool:
                 held.settings = wanted
                 return before
             began = time.monotonic()
-            logger.info("a swap begins: {} is loaded, {} goes on serving", wanted.model.name, _shown(before))
+            logger.info("Loading {} for a swap ({} keeps serving)", wanted.model.name, _shown(before))
             new = LoadedModel(load(), wanted, self._watch)
             with self._lock:
                 old, self._current = self._current, new
                 self.swaps += 1
                 over = not old.calls
             names = _shown(before), _shown(new.description)
-            logger.info("a swap is done: {} gave way to {}, after {:.1f} s", *names, time.monotonic() - began)
+            logger.info("Swapped {} for {} in {:.1f} s", *names, time.monotonic() - began)
             self._note(wanted.model.name)
             if over:
                 old.release()
@@ -133,7 +133,7 @@ class ModelPool:
             serving = self._current.description.model_name
             self.failed_swaps += 1
             logger.error(
-                "a swap to {} failed, {} goes on serving: {}", wanted.model.name, serving, error.message
+                "Could not swap to {}; {} keeps serving: {}", wanted.model.name, serving, error.message
             )
             release_memory()
             raise
@@ -141,12 +141,12 @@ class ModelPool:
             self._swapping.release()
 
     def close(self) -> None:
-        """Watch the model no more: the server stops."""
+        """Stop watching the model: the server stops."""
         self._current.stop_watching()
 
 
 def _serves(held: LoadedModel, wanted: Settings) -> bool:
-    """Whether the model that serves is the wanted one, on the wanted device."""
+    """Whether the served model is the wanted one, on the wanted device."""
     if not loading.same_device(held.settings.model.device, wanted.model.device):
         return False
     return identity_of(weights.find(wanted.model.name, wanted.model.cache_dir)) == held.description.identity

@@ -1,1 +1,1 @@
-"""What operators do with the services: what is run, how it is, what it says, what is wrong."""
+"""Operators' commands: the processes to run, their state, their logs, their faults."""

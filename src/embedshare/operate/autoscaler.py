@@ -1,4 +1,4 @@
-"""Follows the workers' load, and has the supervisor start or stop one where it asks for it."""
+"""Scales the workers with their load, through the supervisor."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from embedshare.settings import Settings
 from embedshare.supervise.scaling import Scaling, WorkerLoad
 from embedshare.supervise.supervisor import Report, Supervisor
 
-#: The workers are asked this often.
+#: Seconds between two measurements.
 EVERY_S = 1.0
-#: A worker that does not tell its load in so many seconds is too busy to.
+#: Seconds without an answer after which a worker counts as busy.
 PATIENCE_S = 1.5
-#: A step is given this long: a worker that starts, or one that finishes its work.
+#: Seconds for a step: a worker that starts, or one that finishes its work.
 STEP_S = 120.0
 
 
 class Autoscaler:
-    """A thread that looks and decides for as long as the process lives."""
+    """A thread that measures and decides as long as the process lives."""
 
     def __init__(self, supervisor: Supervisor, scaling: Scaling, settings: Settings) -> None:
         self._supervisor = supervisor
@@ -45,16 +45,16 @@ class Autoscaler:
             try:
                 self._look()
             except (EmbedshareError, TimeoutError) as error:
-                logger.warning("the number of workers stays as it is: {}", error)
+                logger.warning("Keeping the number of workers ({})", error)
 
     def _look(self) -> None:
         reports = self._supervisor.report().result(STEP_S)
         workers = [report for report in reports if report.name != MODEL_SERVER]
         if any(worker.state != "ready" for worker in workers):
-            return  # what starts or stops is not judged, nor is the load that the others have meanwhile
+            return  # a starting or stopping worker distorts the others' load
         step = self._scaling.step(time.monotonic(), self._loads(workers))
         if step is not None:
-            logger.info("from {} to {} workers: {}", len(workers), step.workers, step.reason)
+            logger.info("Scaling from {} to {} workers ({})", len(workers), step.workers, step.reason)
             self._supervisor.scale(step.workers).result(STEP_S)
 
     def _loads(self, workers: Sequence[Report]) -> list[WorkerLoad]:
@@ -69,7 +69,7 @@ class Autoscaler:
             return WorkerLoad(None, 1, cores)
 
     def _cores(self, pid: int | None) -> float:
-        """Cores that a process used since it was last asked about."""
+        """Cores that a process used since its last measurement."""
         if pid is None:
             return 0.0
         try:

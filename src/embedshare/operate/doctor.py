@@ -1,4 +1,4 @@
-"""What is wrong with this machine: each finding with its remedy. Looks, and changes nothing."""
+"""Finds faults of this machine, each with its remedy; changes nothing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from embedshare.operate.processes import MODEL_SERVER, Place, port_holder, worke
 from embedshare.settings import Settings
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
-#: Free memory and disk below which a first start may fail: a model is loaded with torch and converted then.
+#: Free memory and disk below which a first start may fail: it loads the model with torch and converts it.
 FIRST_START_BYTES = 2 << 30
 SUPPORTED = ((3, 10), (3, 13))
 _COLOURS = {GOOD: "green", WARNING: "yellow", BAD: "red"}
-#: What the whole product needs, and what it is without.
+#: The packages of the whole product, and the effect of a missing one.
 _PACKAGES = {
     "torch": "no model can be loaded for the first time",
     "sentence-transformers": "no model can be loaded for the first time",
@@ -43,7 +43,7 @@ _PACKAGES = {
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     about: str
     state: str
@@ -58,10 +58,10 @@ def examine(
     ports: Sequence[Finding],
     server_answers: Callable[[], str | None],
 ) -> list[Finding]:
-    """Look at everything that the services need.
+    """Check everything that the services need.
 
-    `ports` are what `running_workers` or `worker_ports` found. `server_answers` tells why the model server
-    does not answer, None where it does.
+    `ports` are the findings of `running_workers` or `worker_ports`. `server_answers` says why the model
+    server does not answer, None if it does.
     """
     return [
         *_python(),
@@ -96,7 +96,7 @@ def _python() -> Iterator[Finding]:
         yield Finding("Python", GOOD, found)
     else:
         low, high = (".".join(map(str, version)) for version in SUPPORTED)
-        yield Finding("Python", WARNING, found, f"use one from {low} to {high}, which the tests run with")
+        yield Finding("Python", WARNING, found, f"use one from {low} to {high}, the tested versions")
 
 
 def _packages() -> Iterator[Finding]:
@@ -152,7 +152,7 @@ def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Ite
         yield Finding("model server", GOOD, f"answers at {where}")
     elif _free(settings.server.host, settings.server.port):
         yield Finding(
-            "model server", WARNING, f"nobody listens at {where}", "start it: python service_manager.py"
+            "model server", WARNING, f"no process listens at {where}", "start it: python service_manager.py"
         )
     else:
         yield Finding(
@@ -162,7 +162,7 @@ def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Ite
 
 
 def running_workers(processes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """The workers of the supervisor's report, at the ports where they run."""
+    """The workers of the supervisor's report, at their ports."""
     for process in processes:
         if process["name"] == MODEL_SERVER:
             continue
@@ -177,7 +177,7 @@ def running_workers(processes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]
 
 
 def worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Finding]:
-    """Whether that number of workers could be started at `place`."""
+    """Whether that number of workers could start at `place`."""
     ports = [worker_address(place, number, server_port)[1] for number in range(1, workers + 1)]
     taken = [port for port in ports if not _free(place.host, port)]
     if not taken:
@@ -237,7 +237,7 @@ def _room(settings: Settings) -> Iterator[Finding]:
     available = psutil.virtual_memory().available
     limited = platforms.container_memory_left()
     free = available if limited is None else min(available, limited)
-    yield _enough("memory", free, "a first start takes 2 GB for a small model; end what is not needed")
+    yield _enough("memory", free, "a first start takes 2 GB for a small model; end other programs")
     folder = _existing(folders.cache(settings))
     yield _enough(
         "disk", shutil.disk_usage(folder).free, f"make room where {folder} is, or set EMBEDDING_CACHE_DIR"
@@ -282,7 +282,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     if not settings.operation.use_db_settings and not settings.web.asks_for_keys:
         return
     try:
-        from embedshare.database.database import Database  # SQLAlchemy, for who keeps anything there
+        from embedshare.database.database import Database  # SQLAlchemy, only with a database
     except ImportError as error:
         yield Finding("database", BAD, missing_database(error).message, "run that command")
         return
@@ -290,14 +290,14 @@ def _database(settings: Settings) -> Iterator[Finding]:
         database = Database.open(settings, authkey.key_file(settings).parent)
         found = database.check()
     except EmbedshareError as error:
-        remedy = "start it, or mend EMBEDDING_DB_URL; see docs/operations.md, Settings in a database"
+        remedy = "start it, or fix EMBEDDING_DB_URL; see docs/operations.md, Settings in a database"
         yield Finding("database", BAD, error.message, remedy)
         return
     yield Finding("database", GOOD, found)
 
 
 def _writable(about: str, folder: Path, name: str) -> Finding:
-    """Whether files can be made in the folder that the setting `name` names, or where it would be made."""
+    """Whether files can be written to the folder of the setting `name`, or to its future place."""
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -316,7 +316,7 @@ def _enough(about: str, free: int, remedy: str) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or what there is of the way to it."""
+    """The folder, or its nearest existing parent."""
     return next((each for each in (folder, *folder.parents) if each.exists()), Path("."))
 
 

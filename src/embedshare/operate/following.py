@@ -1,4 +1,4 @@
-"""Which workers do not go over to the model that the server serves now."""
+"""Finds workers that do not follow the served model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from embedshare.errors import EmbedshareError, ModelMismatch
 from embedshare.operate.processes import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 
-#: A worker tells within this many seconds.
+#: Seconds for a worker's answer.
 PATIENCE_S = 10.0
 
 
 def refusing(processes: Sequence[Mapping[str, Any]], settings: Settings) -> list[str]:
-    """The names of the workers that refuse the server's model, of the supervisor's report."""
+    """The names of the workers, of the supervisor's report, that refuse the served model."""
     workers = [process for process in processes if process["name"] != MODEL_SERVER]
     with ThreadPoolExecutor(max(1, len(workers))) as threads:
         refuses = list(threads.map(lambda worker: _refuses(worker, settings), workers))
@@ -28,5 +28,5 @@ def _refuses(worker: Mapping[str, Any], settings: Settings) -> bool:
     try:
         answer = ask_worker(settings, worker["host"], worker["port"], "/embedding/stats", PATIENCE_S)
     except (EmbedshareError, requests.RequestException, ValueError):
-        return False  # it does not tell, which `status` shows
+        return False  # no answer, which `status` shows
     return isinstance(answer, dict) and answer.get("type") == ModelMismatch.__name__

@@ -1,4 +1,4 @@
-"""`service_manager.py keys`: API keys made, listed and revoked."""
+"""`service_manager.py keys`: creates, lists and revokes API keys."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What follows the word `keys` on the command line."""
+    """The arguments after the word `keys`."""
     commands = parser.add_subparsers(required=True, metavar="create | list | revoke")
-    create = commands.add_parser("create", help="make a key and print it, this once")
-    create.add_argument("--name", required=True, help="whose it is")
+    create = commands.add_parser("create", help="create a key and print it, once")
+    create.add_argument("--name", required=True, help="its owner")
     create.add_argument(
         "--scopes", required=True, metavar="SCOPE,…",
-        help="what it is for: " + "; ".join(f"{scope}: {meaning}" for scope, meaning in SCOPES.items()),
+        help="its scopes: " + "; ".join(f"{scope}: {meaning}" for scope, meaning in SCOPES.items()),
     )  # fmt: skip
     create.add_argument(
-        "--expires", type=_days, metavar="DAYS", help="after how many days it ends (default: never)"
+        "--expires", type=_days, metavar="DAYS", help="days until it expires (default: never)"
     )
     create.set_defaults(key_command=_create)
-    listed = commands.add_parser("list", help="all keys, also those that were revoked")
+    listed = commands.add_parser("list", help="all keys, also revoked ones")
     listed.set_defaults(key_command=_list)
-    revoke = commands.add_parser("revoke", help="end a key: workers refuse it within two seconds")
+    revoke = commands.add_parser("revoke", help="revoke a key: workers refuse it within two seconds")
     revoke.add_argument("key", metavar="NAME|ID")
     revoke.set_defaults(key_command=_revoke)
     for command in (create, listed, revoke):
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def carry_out(options: argparse.Namespace, settings: Settings) -> Any:
-    """What the command answers: a value for JSON, else a table or a line to print.
+    """The command's answer: a value for JSON, else a table or a line to print.
 
     Raises InvalidInput, DatabaseUnavailable.
     """
@@ -61,7 +61,7 @@ def _create(keys: Keys, options: argparse.Namespace) -> Any:
     made, key = keys.create(options.name, scopes, expires)
     if options.json:
         return {**_described(made), "key": key}
-    print(f"{made.name}: for {', '.join(made.scopes)}; it is shown this once:", file=sys.stderr)  # noqa: T201
+    print(f"{made.name}: for {', '.join(made.scopes)}; shown only once:", file=sys.stderr)  # noqa: T201
     return key
 
 

@@ -1,4 +1,4 @@
-"""Questions by which the supervisor learns whether its processes live; busy ones answer them too."""
+"""The supervisor's liveness probes, which busy processes answer too."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from embedshare.operate.processes import reached_at
 from embedshare.settings import Settings
 from embedshare.supervise.liveness import ANSWER_S
 
-#: OPTIONS * is HTTP's ping (RFC 9110, 9.3.7). A worker's loop answers it by itself, also while all of its
-#: threads are busy.
+#: OPTIONS * is HTTP's ping (RFC 9110, 9.3.7). A worker's loop answers it, also while all of its threads are
+#: busy.
 _PING = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _PONG = b"HTTP/1.1 204 "
 
 
 class WorkerProbe:
-    """Asks one web worker, on a connection that stays open: a worker that holds as many connections as it
-    may takes no new ones, and lives."""
+    """Probes one web worker on a connection that stays open: a live worker may have reached its limit of
+    connections."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = reached_at(host), port
@@ -37,7 +37,7 @@ class WorkerProbe:
                 except TimeoutError:
                     raise
                 except OSError:
-                    self._close()  # the worker may close what was idle: a new connection tells
+                    self._close()  # the worker may close an idle connection: try a new one
             self._socket = socket.create_connection(self._address, timeout=limit - time.monotonic())
             return self._ask(self._socket, limit)
         except OSError as error:
@@ -45,14 +45,14 @@ class WorkerProbe:
             return platforms.is_own_shortage(error)
 
     def _ask(self, sock: socket.socket, limit: float) -> bool:
-        """Whether it answers; raises OSError where the connection does not lead to it."""
+        """Whether it answers; raises OSError if the connection does not lead to it."""
         sock.settimeout(max(0.001, limit - time.monotonic()))
         sock.sendall(_PING)
         answer = sock.recv(4096)
         if not answer:
             raise ConnectionResetError
         if not answer.startswith(_PONG):
-            self._close()  # another program's answer, of which more may follow
+            self._close()  # another program's answer, which may continue
         return answer.startswith(b"HTTP/")
 
     def _close(self) -> None:
@@ -62,13 +62,13 @@ class WorkerProbe:
 
 
 class ServerProbe:
-    """Asks the model server how many calls are under way, which a thread of its own answers."""
+    """Asks the model server for its calls in flight, which a separate thread answers."""
 
     def __init__(self, settings: Settings) -> None:
         self._connections = Connections(
             settings.server.address,
             lambda: authkey.client_key(settings),
-            lambda description: None,  # whatever it serves
+            lambda description: None,  # any model
             settings.server.max_message_bytes,
             lambda: this_process(SUPERVISOR),
         )
@@ -79,5 +79,5 @@ class ServerProbe:
         except (ServerUnavailable, DeadlineExceeded) as error:
             return platforms.is_own_shortage(error)
         except EmbedshareError:
-            pass  # it answered: with another key, or that it has too many connections
+            pass  # it answered: another key, or too many connections
         return True

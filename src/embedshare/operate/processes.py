@@ -1,4 +1,4 @@
-"""What is run: the model server, and as many web workers as were asked for, on ports that are free."""
+"""The processes to run: the model server and the web workers, on free ports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
 
 MODEL_SERVER = "model-server"
-#: The folder with this version's app.py, which takes an open port; one of another folder may not.
+#: The folder with this version's app.py, which takes an open port; another folder's may not.
 OWN_SOURCE = Path(embedshare.__file__).resolve().parent.parent
 
 
 class Place(NamedTuple):
-    """Where the workers listen: the first at `port`, the next at the next ports."""
+    """The workers' address: the first at `port`, the others at the next ports."""
 
     host: str
     port: int
@@ -34,10 +34,10 @@ class Place(NamedTuple):
 
 class Services:
     """The processes of one machine. `source` is the folder with modelServer.py and app.py; `place` may change
-    while they run.
+    at run time.
 
-    `server_answers` tells whether a real embedding comes back, `server_lives` whether the server answers
-    anything. `worker_lives(host, port)` makes what tells the latter of a worker.
+    `server_answers` tells whether the server returns a real embedding, `server_lives` whether it answers at
+    all. `worker_lives(host, port)` makes the latter for a worker.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Services:
         self._worker_lives = worker_lives
 
     def stages(self, workers: int) -> list[list[ProcessSpec]]:
-        """The model server, where one is shared, then the workers.
+        """The model server, if one is shared, then the workers.
 
         Raises PortUnavailable.
         """
@@ -67,7 +67,9 @@ class Services:
         if settings.client.use_ipc:
             _check_port(settings.server.host, settings.server.port, "the model server")
         else:
-            logger.info("USE_IPC_EMBEDDING is false: no model server; each worker loads a model of its own")
+            logger.info(
+                "Starting no model server (USE_IPC_EMBEDDING is false: each worker loads a model of its own)"
+            )
         first = [[self._server()]] if settings.client.use_ipc else []
         last = [self.worker(number) for number in range(1, workers + 1)]
         for worker in last:
@@ -75,7 +77,8 @@ class Services:
         return [*first, last]
 
     def worker(self, number: int) -> ProcessSpec:
-        """The nth worker, from 1, by what holds now. Raises PortUnavailable where there is no such port."""
+        """The nth worker, from 1, by the current settings. Raises PortUnavailable if there is no such
+        port."""
         host, port = worker_address(self.place, number, self._settings.server.port)
         name, url = f"worker-{number}", worker_url(host, port)
         changes = {"EMBEDDING_ON_MODEL_CHANGE": "follow"} if self.workers_follow else {}
@@ -92,13 +95,17 @@ class Services:
         )
 
     def check(self, worker: ProcessSpec, held: Collection[int] = ()) -> None:
-        """Find out whether a worker can listen at its port; those `held` are the workers' own to take.
+        """Check whether a worker can listen on its port; the ports `held` are the workers' own.
 
         Raises PortUnavailable.
         """
         left_out = worker.port - 1
         if left_out == self._settings.server.port and worker.port > self.place.port:
-            logger.info("port {} is the model server's; the next worker gets {}", left_out, worker.port)
+            logger.info(
+                "Skipping port {}, which is the model server's; the next worker gets {}",
+                left_out,
+                worker.port,
+            )
         _check_port(worker.host, worker.port, worker.name.replace("-", " "), held=worker.port in held)
 
     def _server(self) -> ProcessSpec:
@@ -115,7 +122,7 @@ class Services:
 
 
 def model_advice(settings: Settings) -> str:
-    """Which model a server that ends by a fault again and again loads or serves, and what helps."""
+    """The model of a server that ends by a fault repeatedly, and the remedy."""
     name = settings.model.name
     try:
         key = authkey.key_file(settings)
@@ -131,14 +138,14 @@ def model_advice(settings: Settings) -> str:
         logger.warning("Naming the configured model (the served one is not known: {})", error)
     return (
         f"it loads or serves {name}. If that model is the cause, EMBEDDING_DTYPE=float32 or "
-        "EMBEDDING_RUNTIME=torch avoids what fails"
+        "EMBEDDING_RUNTIME=torch avoids the fault"
     )
 
 
 def worker_address(place: Place, number: int, server_port: int) -> tuple[str, int]:
-    """Where the nth worker listens, which leaves out the model server's own port.
+    """The nth worker's address, which skips the model server's own port.
 
-    Raises PortUnavailable where there is no such port.
+    Raises PortUnavailable if there is no such port.
     """
     host, first = place
     port = first + number - 1
@@ -151,21 +158,20 @@ def worker_address(place: Place, number: int, server_port: int) -> tuple[str, in
 
 
 def worker_url(host: str, port: int) -> str:
-    """Where a worker of this machine that listens at `host` is asked, without a path."""
+    """The URL of a local worker that listens at `host`, without a path."""
     host = reached_at(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def reached_at(host: str) -> str:
-    """The address of this machine at which a worker that listens at `host` is reached."""
+    """The address of this machine that reaches a worker listening at `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: float) -> Any:
-    """The JSON answer of the worker that listens there, also where it asks for API keys: the model server's
-    key stands for one.
+    """The JSON answer of the worker that listens there; a key derived from the model server's opens it.
 
-    Raises requests.RequestException, ValueError where it is no JSON, EmbedshareError.
+    Raises requests.RequestException, ValueError for an answer that is not JSON, EmbedshareError.
     """
     headers = {}
     if dataclasses.replace(settings, web=dataclasses.replace(settings.web, host=host)).web.asks_for_keys:
@@ -177,8 +183,8 @@ def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: f
 def _get(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> requests.Response:
     """The answer of a worker of this machine.
 
-    Nothing of the environment is used: a proxy that HTTP_PROXY names cannot reach this machine's loopback,
-    and would be sent the key.
+    It ignores the environment: a proxy of HTTP_PROXY cannot reach this machine's loopback, and would get the
+    key.
     """
     with requests.Session() as session:
         session.trust_env = False
@@ -186,7 +192,7 @@ def _get(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -
 
 
 def port_holder(port: int) -> int | None:
-    """The process that listens at a port of this machine, as far as this user may know."""
+    """The process that listens on a port of this machine, if this user may know."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
@@ -198,8 +204,8 @@ def port_holder(port: int) -> int | None:
 
 
 def _check_port(host: str, port: int, who: str, *, held: bool = False) -> None:
-    """Find out before anything is started that a port is taken, and by whom; of one that is `held` by its own
-    user, whether the host is this machine's."""
+    """Detect a taken port, and its holder, before any start. A port `held` by its own user is checked for its
+    host alone."""
     try:
         platforms.exclusive_listener(host, 0 if held else port, backlog=1).close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How everything is: the supervisor's processes, what each does now, and the model that they share."""
+"""The state of the services: the supervisor's processes, their load, and the shared model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from embedshare.operate.processes import MODEL_SERVER, ask_worker
 from embedshare.settings import Settings
 from embedshare.telemetry.histogram import quantile
 
-#: Rates and percentiles are those of this many seconds.
+#: Seconds over which rates and percentiles are measured.
 OVER_S = 1.0
-#: Who does not answer in so many seconds is shown without figures.
+#: Seconds without an answer after which a process is shown without figures.
 PATIENCE_S = 3.0
-#: Colours of states; what is neither is red.
+#: Colours of states; others are red.
 _WELL, _UNDER_WAY = {"ready"}, {"waiting", "starting", "restarting", "stopping"}
 
 Stats = dict[str, Any]
@@ -79,7 +79,7 @@ def render(report: Mapping[str, Any]) -> RenderableType:
 def _who_to_ask(
     process: Mapping[str, Any], settings: Settings, server_stats: Callable[[], Stats]
 ) -> Callable[[], Stats]:
-    """The server tells of all calls, a worker of its own client's."""
+    """The server reports all calls, a worker its own client's."""
     if process["name"] == MODEL_SERVER:
         return server_stats
 
@@ -100,13 +100,13 @@ def _ask(stats: Callable[[], Stats]) -> tuple[float, Stats] | None:
 
 
 def _activity(first: tuple[float, Stats] | None, last: tuple[float, Stats] | None) -> dict[str, float | None]:
-    """Calls a second between two answers, and their percentiles; None where nothing can be told."""
+    """Calls a second between two answers, and their percentiles; None if unknown."""
     if first is None or last is None:
         return {"calls_per_s": None, "p50_ms": None, "p99_ms": None}
     (began, before), (ended, after) = first, last
     then, now = before["histograms"]["total_ms"], after["histograms"]["total_ms"]
     counts = [b - a for a, b in zip(then["counts"], now["counts"], strict=True)]
-    if min(counts) < 0:  # it was started anew meanwhile
+    if min(counts) < 0:  # it was restarted meanwhile
         counts = now["counts"]
     p50, p99 = (quantile(now["bounds"], counts, share) for share in (0.5, 0.99))
     return {
@@ -134,11 +134,11 @@ def _described(server: Mapping[str, Any]) -> list[tuple[str, str]]:
             "mean batch",
             f"{server['mean_batch_sequences']:,.1f} texts, {server['mean_batch_tokens']:,.0f} tokens",
         ),
-        ("queue", f"{server['waiting_tokens']:,} tokens wait, {server['active_operations']} calls under way"),
+        ("queue", f"{server['waiting_tokens']:,} tokens, {server['active_operations']} calls in flight"),
         ("calls", f"{server['total_requests']:,}, of which {server['failed_requests']:,} failed"),
         (
             "indexes",
-            f"{indexes['count']:,}, {indexes['bytes'] / 1e6:,.0f} MB; {indexes['evicted']:,} made room",
+            f"{indexes['count']:,}, {indexes['bytes'] / 1e6:,.0f} MB; {indexes['evicted']:,} evicted",
         ),
         ("GPU memory", f"{gpu:,.0f} MB" if gpu is not None else "no GPU"),
     ]

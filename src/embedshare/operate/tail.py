@@ -1,4 +1,4 @@
-"""The last lines of log files, and those that come."""
+"""The last lines of log files, and new ones as they come."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedshare.supervise.process import last_lines
 
-#: Log files are looked at this often.
+#: Seconds between two reads of log files.
 EVERY_S = 0.2
 
 
@@ -20,7 +20,7 @@ def last(logs: Mapping[str, Path], count: int) -> Iterator[tuple[str, str]]:
 
 
 def follow(logs: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
-    """Lines as they come, without end; a log that is begun anew, or appears, is followed from its start."""
+    """New lines, without end; a log that is truncated, or appears, is followed from its start."""
     ends = {name: _size(log) for name, log in logs.items()}
     begun = dict.fromkeys(logs, b"")
     while True:

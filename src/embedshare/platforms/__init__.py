@@ -1,4 +1,4 @@
-"""Where operating systems differ: every such choice is made here, and nowhere else."""
+"""The differences between operating systems, all decided here."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
 )
 
 
-#: What asks a process group on Windows to finish; it arrives there as SIGBREAK. Elsewhere it is never sent.
+#: The signal that asks a process group on Windows to finish, which arrives there as SIGBREAK. It is never
+#: sent elsewhere.
 CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 
 
-#: Whether a file that a process has mapped can neither be replaced nor deleted.
+#: Whether a file that a process has mapped cannot be replaced or deleted.
 KEEPS_MAPPED_FILES = WINDOWS
-#: Likewise one that a process has open, for as long as it reads it.
+#: Whether that holds for a file that a process has open for reading.
 _READING_S = 2.0
 _OPEN_ELSEWHERE = Backoff(0.02, 0.02)
 
-#: TCP keepalive: idle seconds before the first probe, seconds between probes, and probes without an answer
-#: after which the system gives the connection up.
+#: TCP keepalive: idle seconds before the first probe, seconds between probes, and unanswered probes until the
+#: connection is given up.
 _KEEPALIVE_IDLE_S = 10
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_PROBES = 3
-#: A connection whose data is not acknowledged for this long is given up. So is one to a server that leaves a
-#: large message unread until there is room, for which a few seconds would be too short.
+#: Seconds without acknowledgement until a connection is given up. A server may leave a large message unread
+#: until there is room, for which a few seconds would be too short.
 _UNACKNOWLEDGED_S = 30
 #: Too many open files, here or on the whole machine, and no memory for sockets.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-#: Signals by which a process ends that did something wrong itself.
+#: Signals that end a process for a fault of its own.
 _FAULTS = {
     getattr(signal, name).value
     for name in ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
@@ -64,7 +65,7 @@ _ABORTED_ON_WINDOWS = 3
 
 
 def replace(source: Path, target: Path) -> None:
-    """Give a file another's name, in one step, which also others who read that one survive.
+    """Rename a file over another in one step that its readers survive.
 
     Raises OSError.
     """
@@ -81,10 +82,9 @@ _numbers = itertools.count()
 
 
 def after_fork_in_child(callback: Callable[[], object]) -> None:
-    """Call `callback` in every child that is forked from this process, those first that came first.
+    """Call `callback` in every forked child of this process, in the order of registration.
 
-    The method of an object is called while the object lives, which this does not prolong. Windows does not
-    fork.
+    An object's method is called while the object lives; this does not keep it alive. Windows does not fork.
     """
     number, forget = next(_numbers), _in_child.pop
     if not isinstance(callback, MethodType):
@@ -102,7 +102,7 @@ def after_fork_in_child(callback: Callable[[], object]) -> None:
 
 
 def _reset_after_fork() -> None:
-    with ExitStack() as callbacks:  # one that raises, which Python prints, does not keep the others from it
+    with ExitStack() as callbacks:  # one that raises, which Python prints, does not stop the others
         for callback in reversed(list(_in_child.values())):
             callbacks.callback(callback)
 
@@ -112,7 +112,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def may_have_gpu() -> bool:
-    """Whether it is worth seconds to load torch and ask it for a GPU."""
+    """Whether loading torch to look for a GPU is worth its seconds."""
     if sys.platform == "darwin":
         return os.uname().machine == "arm64"
     if sys.platform == "win32":
@@ -121,7 +121,7 @@ def may_have_gpu() -> bool:
 
 
 def cpu_features() -> str:
-    """The features that the system says its CPUs have, on Linux; empty elsewhere."""
+    """The CPU features that Linux reports; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf8", errors="replace").splitlines()
     except OSError:
@@ -157,9 +157,9 @@ def _memory_left(group: Path) -> int | None:
 
 
 def give_back_memory() -> None:
-    """Give freed memory back to the system, where the C library keeps it: in most Linuxes."""
+    """Return freed memory to the system, if the C library keeps it, as in most Linuxes."""
     if sys.platform == "linux":
-        import ctypes  # only who lets a model go
+        import ctypes  # only after unloading a model
 
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; musl has none and needs none
         if trim is not None:
@@ -167,10 +167,10 @@ def give_back_memory() -> None:
 
 
 def limit_own_memory(size: int) -> None:
-    """Let this process take at most `size` bytes of memory of its own; more is a MemoryError.
+    """Limit this process to `size` bytes of its own memory; more is a MemoryError.
 
-    Linux alone, where no sandbox forbids it: macOS does not hold to such a limit, and Windows sets them by
-    jobs, from outside.
+    Linux alone, where no sandbox forbids it: macOS ignores such a limit, and Windows sets them by jobs, from
+    outside.
     """
     if sys.platform == "linux":
         import resource
@@ -186,14 +186,14 @@ PASSES_SOCKETS = not WINDOWS
 
 
 def with_socket(listener: socket.socket | None) -> dict[str, Any]:
-    """Arguments for subprocess.Popen: a child that has this socket, under the same number."""
+    """Arguments for subprocess.Popen: the child gets this socket, under the same number."""
     return {} if listener is None else {"pass_fds": (listener.fileno(),)}
 
 
 def ended_by_fault(code: int) -> bool:
     """Whether a process with this exit code made a fault, such as a division by zero, or aborted.
 
-    One that was killed or asked to end did not.
+    A killed or stopped process did not.
     """
     if WINDOWS:
         return code >= 0xC0000000 or code == _ABORTED_ON_WINDOWS
@@ -209,8 +209,8 @@ def how_ended(code: int) -> str:
 
 
 def own_process_group() -> dict[str, Any]:
-    """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor, which stops its children
-    itself."""
+    """Arguments for subprocess.Popen: a terminal's Ctrl-C reaches the supervisor alone, which stops its
+    children."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
@@ -224,7 +224,7 @@ def in_background() -> dict[str, Any]:
 
 
 def restrict_to_owner(path: Path) -> None:
-    """Let only this user read and write the file at `path`."""
+    """Allow only this user to read and write the file at `path`."""
     if sys.platform == "win32":
         import getpass
 
@@ -237,8 +237,7 @@ def restrict_to_owner(path: Path) -> None:
 
 
 def append_only(path: Path) -> BinaryIO:
-    """A file that is written to at its end alone, also by processes that inherit it, and also when it was cut
-    short meanwhile."""
+    """A file that is written at its end alone, also by processes that inherit it, and after a truncation."""
     if sys.platform == "win32":
         # O_APPEND is the C library's there, and is not inherited; this right is the system's.
         import _winapi
@@ -259,18 +258,18 @@ def append_only(path: Path) -> BinaryIO:
 
 
 def user_mark() -> str:
-    """Part of a name that keeps this user's files apart from others' in a shared folder."""
+    """A part of file names that separates this user's from others' in a shared folder."""
     if sys.platform == "win32":
-        return "own"  # each user has a folder for temporary files there
+        return "own"  # each user has a temporary folder there
     return str(os.getuid())
 
 
 def fault_of_secret(status: os.stat_result) -> str | None:
-    """Why others can read or change a file like this; None where it is a secret of this process.
+    """The reason why others can read or change a file like this; None if it is a secret of this process.
 
     A secret's owner is this user, and others have no right to it (0600, 0400). Or its owner is root, and a
     group of this process may read it (0440), as the secret of a Kubernetes pod is mounted. On Windows the
-    file's access list was set when it was made, inside the user's own profile folder.
+    file's access list was set when it was created, inside the user's own profile folder.
     """
     if sys.platform == "win32":
         return None
@@ -284,7 +283,7 @@ def fault_of_secret(status: os.stat_result) -> str | None:
 
 
 def fault_of_trust(status: os.stat_result, rights: int = 0o022) -> str | None:
-    """Why others can change a file or folder like this; None where only this user and root can.
+    """The reason why others can change a file or folder like this; None if only this user and root can.
 
     `rights` are those that others must not have. A group that is this user's alone counts as this user: one
     with the user's own number, and one of this process without a name here, as a pod's `fsGroup`.
@@ -322,9 +321,9 @@ def _shown(status: os.stat_result) -> str:
 
 
 def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:
-    """Set SO_RCVTIMEO or SO_SNDTIMEO, where `waits_in_kernel`; 0 waits for ever.
+    """Set SO_RCVTIMEO or SO_SNDTIMEO, if `waits_in_kernel`; 0 waits for ever.
 
-    A wait that is over raises BlockingIOError.
+    An expired wait raises BlockingIOError.
     """
     microseconds = math.ceil(seconds * 1e6)
     value = struct.pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
@@ -332,19 +331,19 @@ def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None
 
 
 def waits_in_kernel(sock: socket.socket) -> bool:
-    """Whether reads and writes of a socket may wait in the kernel, with its time-outs.
+    """Whether a socket's reads and writes may wait in the kernel, with its time-outs.
 
-    The sockets of gevent and eventlet do not: they wait in their scheduler's loop, which knows Python's
-    time-outs alone. On Windows a socket is good for nothing once such a time-out is over (Microsoft's page on
-    SO_RCVTIMEO), and here it is waited on again.
+    Sockets of gevent and eventlet must not: they wait in their scheduler's loop, which uses Python's
+    time-outs alone. On Windows a socket is unusable after such a time-out (Microsoft's page on SO_RCVTIMEO),
+    and here it is used again.
     """
     return not WINDOWS and isinstance(sock, _socket.socket)
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Have the system find out within half a minute that a connection's other end is unreachable.
+    """Let the system detect within half a minute that a connection's other end is unreachable.
 
-    Probes also keep an idle connection in the tables of firewalls and NATs, which forget one after minutes.
+    Probes also keep an idle connection in the tables of firewalls and NATs, which drop one after minutes.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     values = {
@@ -357,20 +356,20 @@ def keep_alive(sock: socket.socket) -> None:
     for name, value in values.items():
         option = getattr(socket, name, None)
         if option is not None:
-            with suppress(OSError):  # older Windows knows the names, and not all of the options
+            with suppress(OSError):  # older Windows has the names, but not all of the options
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def connection_given_up(error: OSError) -> bool:
-    """Whether an error of a read or write means that the system gave the connection up, and not that the wait
-    is over: the same class, and a number that a wait of Python's or the kernel's does not have."""
+    """Whether an error of a read or write means that the system gave the connection up, not that the wait
+    expired. The class is the same; the number differs from those of Python's and the kernel's waits."""
     return error.errno == errno.ETIMEDOUT
 
 
 def is_own_shortage(error: BaseException | None) -> bool:
-    """Whether an error, or one that it stands for, means that this process could not open a connection.
+    """Whether an error, or its cause, means that this process could not open a connection.
 
-    Such an error says nothing of the other end.
+    Such an error says nothing about the other end.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _SHORTAGES:
@@ -380,19 +379,19 @@ def is_own_shortage(error: BaseException | None) -> bool:
 
 
 def peer_closed(sock: socket.socket) -> bool:
-    """Whether the other end has closed a blocking socket, without waiting and without taking data from it."""
+    """Whether the other end has closed a blocking socket, without waiting or reading."""
     try:
         if sys.platform == "win32":
             return bool(select.select([sock], [], [], 0)[0]) and sock.recv(1, socket.MSG_PEEK) == b""
         return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
         return False
-    except (OSError, ValueError):  # ValueError: select of a socket that this end has closed
+    except (OSError, ValueError):  # ValueError: select on a socket that this end has closed
         return True
 
 
 def address_family(host: str) -> socket.AddressFamily | None:
-    """The family of an IP address; None for a host's name."""
+    """The family of an IP address; None for a host name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
@@ -405,8 +404,8 @@ def address_family(host: str) -> socket.AddressFamily | None:
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     """The socket addresses of a host, the preferred one first. Raises OSError for an unknown name.
 
-    Only a name that is neither a number nor localhost is looked up: the C library's resolver holds a lock
-    that a child forked meanwhile by another thread would wait for without end.
+    Only a name that is neither a number nor localhost is looked up: the resolver of the C library holds a
+    lock, for which a child that another thread forks meanwhile would wait for ever.
     """
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
@@ -418,7 +417,7 @@ def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[An
 
 
 def exclusive_listener(host: str, port: int, backlog: int) -> socket.socket:
-    """A listening TCP socket that no second process can share: elsewhere SO_REUSEADDR only skips TIME_WAIT,
+    """A listening TCP socket that no second process can share. SO_REUSEADDR only skips TIME_WAIT elsewhere;
     on Windows it would let two servers listen on one port."""
     family, address = addresses(host, port)[0]
     sock = socket.socket(family, socket.SOCK_STREAM)

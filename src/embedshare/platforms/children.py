@@ -1,4 +1,4 @@
-"""The environment of child processes: how they find this package, and what they do without."""
+"""The environment of child processes: the path to this package, and no secrets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def python_path() -> str:
-    """PYTHONPATH for a child: where this package lies, then what this process was given."""
+    """PYTHONPATH for a child: this package's folder, then this process's own."""
     ours = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     return os.pathsep.join([ours, inherited] if inherited else [ours])
@@ -25,7 +25,7 @@ _NEEDED_PREFIXES = ("PYTHON", "LC_", "LD_LIBRARY_", "DYLD_LIBRARY_")
 
 
 def bare_environment(prefixes: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without keys, passwords and all else that a child has no use for.
+    """This process's environment without keys, passwords and everything else that a child does not use.
 
     `prefixes` are beginnings of further names, in capitals, that the child keeps.
     """

@@ -1,4 +1,4 @@
-"""A provider answers the calls of one model, wherever the model is."""
+"""A provider answers the calls of one model, here or in the model server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class IndexCopy(NamedTuple):
     """A vector index as its handle knows it at one moment."""
 
     name: bytes
-    """The 16 random bytes by which the model server knows it."""
+    """Its id in the model server: 16 random bytes."""
 
     identity: str
     """The model whose vectors it holds."""
@@ -38,7 +38,7 @@ class IndexPiece(NamedTuple):
 
 
 class Indexes(abc.ABC):
-    """Answers the calls of vector indexes. Each raises UnknownIndex for an index that it does not have."""
+    """Answers the calls of vector indexes. Each raises UnknownIndex for an unknown index."""
 
     @abc.abstractmethod
     def search(
@@ -52,15 +52,16 @@ class Indexes(abc.ABC):
 
     @abc.abstractmethod
     def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
-        """Add vectors, by which it becomes `index.contents.version`; how many it has now."""
+        """Add vectors, after which it is `index.contents.version`; returns its new count."""
 
     @abc.abstractmethod
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
-        """Remove vectors from version `before`, which becomes `index.contents.version`; how many it had."""
+        """Remove vectors from version `before`, which becomes `index.contents.version`; returns its old
+        count."""
 
 
 class Provider(abc.ABC):
-    """Answers the calls of a model. Safe to use from any number of threads."""
+    """Answers the calls of a model; thread-safe."""
 
     source: ClassVar[Source]
     indexes: Indexes
@@ -75,8 +76,9 @@ class Provider(abc.ABC):
 
     @abc.abstractmethod
     def tokens(self, request: EmbedRequest, special_tokens: bool, context: CallContext) -> list[list[Token]]:
-        """Every token of each text with its prompt, uncut; special ones as `special_tokens` says."""
+        """Every token of each text with its prompt, without truncation; special ones as `special_tokens`
+        says."""
 
     @abc.abstractmethod
     def ask(self, what: str, context: CallContext) -> Any:
-        """The answer to a question: `active_operations`, `health` or `stats`."""
+        """The answer to a query: `active_operations`, `health` or `stats`."""

@@ -17,7 +17,7 @@ from embedshare.vectors.client.snapshot import of_another_model
 if TYPE_CHECKING:
     from embedshare.engine.engine import Engine
 
-#: A health check embeds a text of its own where no embedding has gone through for this many seconds.
+#: Seconds without an embedding after which a health check embeds a text of its own.
 FRESH_S = 2.0
 
 
@@ -51,10 +51,10 @@ class Local(Provider):
             return self.engine.stats()
         if what == "health":
             return self._health(context)
-        raise InvalidInput(f"there is no question {what!r}")
+        raise InvalidInput(f"unknown query {what!r}")
 
     def _health(self, context: CallContext) -> dict[str, Any]:
-        """Healthy means that a real embedding went through lately, or goes through now."""
+        """The model's health: "ok" if a real embedding succeeded lately or succeeds now."""
         if self.engine.last_embedding_age_s > FRESH_S:
             self.embed(WELL, context)
         return {
@@ -66,7 +66,7 @@ class Local(Provider):
 
 
 class LocalIndexes(Indexes):
-    """The vectors that a handle holds, searched where they are: exactly. Nothing is copied or kept."""
+    """The vectors of a handle, searched in place and exactly. Nothing is copied or stored."""
 
     def __init__(self, provider: Local) -> None:
         self._provider = provider
@@ -90,7 +90,7 @@ class LocalIndexes(Indexes):
         return {**told, "recall": 1.0, "bytes": 0}
 
     def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
-        """See Indexes. The handle holds the vectors already."""
+        """See Indexes. The handle has the vectors already."""
         return piece.total
 
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:

@@ -16,7 +16,7 @@ from embedshare.telemetry import request_ids
 
 
 class Served(Provider):
-    """Answers through `connections`. A prompt is resolved for the model that the connection has met."""
+    """Answers through `connections`. A prompt is resolved for the connection's model."""
 
     source = "server"
 
@@ -52,7 +52,7 @@ class Served(Provider):
         )
 
     def forget(self, names: list[bytes], context: CallContext) -> None:
-        """Let the server drop the indexes of these names."""
+        """Have the server drop the indexes of these names."""
         self.connections.call(
             lambda call_id, left, model: codec.Forget(call_id, left, names), context.deadline
         )
@@ -68,7 +68,7 @@ class Served(Provider):
 
 
 class ServedIndexes(Indexes):
-    """The indexes that the model server holds."""
+    """The indexes of the model server."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -95,7 +95,7 @@ class ServedIndexes(Indexes):
         return described
 
     def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
-        """See Indexes; the vectors go behind the message as they are."""
+        """See Indexes; the vectors follow the message as raw bytes."""
         raw = piece.ids.astype("<i8").tobytes() + piece.rows.astype("<f4", copy=False).tobytes()
         count = self._connections.call(
             lambda call_id, left, model: codec.Put(

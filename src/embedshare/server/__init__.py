@@ -1,1 +1,1 @@
-"""What the model server answers, and how its model is loaded and changed."""
+"""The model server's answers, and the loading and replacement of its model."""

@@ -1,4 +1,4 @@
-"""What the model server answers of vector indexes: the calls of `ipc.codec` that name one."""
+"""The model server's answers to the calls of vector indexes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
 
 
 class IndexService:
-    """Answers with the indexes of a store. An index belongs to the model whose vectors it holds."""
+    """Answers with the indexes of a store. An index belongs to the model of its vectors."""
 
     def __init__(self, settings: IndexSettings, callers: Callers) -> None:
         self._callers = callers
@@ -45,7 +45,7 @@ class IndexService:
         self, identity: str, call: codec.Put, raw: bytearray, process: Process, context: CallContext
     ) -> int:
         if call.identity != identity:
-            raise UnknownIndex("the vectors are of another model than the one that is served")
+            raise UnknownIndex("the vectors are of another model than the served one")
         return self.store.put(
             Sender(context.caller, process, context.is_gone),
             call.index,
@@ -62,7 +62,7 @@ class IndexService:
         self, provider: Local, call: codec.Search, process: Process, context: CallContext
     ) -> Answered:
         index, identity, version = call.index, provider.description.identity, call.version
-        self.store.check(process, index, identity, version)  # before anything is computed for it
+        self.store.check(process, index, identity, version)  # before any computing
         query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")
         found = provider.embed(query, context)
         ids, scores = self.store.search(process, index, identity, version, found.rows, call.k)

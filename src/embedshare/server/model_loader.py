@@ -1,7 +1,7 @@
-"""The model that is to take over, loaded beside the one that serves.
+"""Loads the next model while the current one serves.
 
-torch never enters the server for it: another process converts what is to be converted (`conversion.py`), and
-the server outlives whatever happens there.
+torch never enters the server for it: another process converts the model if needed (`conversion.py`), and the
+server survives any crash there.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from embedshare.settings import Settings
 
 
 def load(settings: Settings, check: Callable[[], None]) -> Engine:
-    """The model that the settings name, warmed up, where there is room for it on its device.
+    """The model that the settings name, warmed up, if there is room for it on its device.
 
-    `check` raises where it is not wanted any more. Raises OutOfMemory, what `Engine.load` raises, and
-    EngineFailed where the process that converts is killed or cannot work.
+    `check` raises once it is no longer wanted. Raises OutOfMemory, what `Engine.load` raises, and
+    EngineFailed if the converting process is killed or cannot start.
     """
     memory_budget.check_room(settings, settings.model.device)
     try:

@@ -1,4 +1,5 @@
-"""Keeps the model that serves the one that the database names, and out of the database what does not load."""
+"""Keeps the served model equal to the one that the database names, and rolls back a model that does not
+load."""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ from embedshare.settings_store.current import CurrentSettings
 from embedshare.settings_store.repository import SettingsRepository, StoredSettings
 from embedshare.settings_store.watcher import Watcher
 
-#: A worker has the model changed first and keeps that in the database then: seconds that it may take to.
+#: Seconds that a worker may take to store a change of the model, which is applied first.
 GRACE_S = 8.0
-#: Until a model is tried again that did not load and could not be rolled back, in seconds.
+#: Seconds until the retry of a model that neither loaded nor could be rolled back.
 RETRY_S = 30.0
 _WHO = "model server"
 
 
 class Reconciler:
-    """Asked before each swap, and told of each look at the database.
+    """Called before each swap and after each reading of the database.
 
-    `serving()` is what the model that serves was loaded by; `change(settings)` has another take over.
+    `serving()` gives the served model's settings; `change(settings)` replaces the model.
     """
 
     def __init__(
@@ -52,21 +53,23 @@ class Reconciler:
     def check_swap(self, wanted: Settings, version: int | None) -> None:
         """See service.SwapGuard."""
         if version is None:
-            raise SwapRefused("the model is kept in the database: change it with POST /settings")
+            raise SwapRefused("the database names the model; change it with POST /settings")
         try:
             self._watcher.look()
         except DatabaseUnavailable as error:
             if not same_model(wanted, self._live.settings):
-                raise SwapRefused(f"the model server cannot keep another model: {error.message}") from None
+                raise SwapRefused(
+                    f"the database does not answer, so that no other model can be saved: {error.message}"
+                ) from None
         if same_model(wanted, self._live.settings):
-            return  # what the database names: a change was not kept, and is taken back
+            return  # the database's model: undoes a change that was not stored
         if version != self._live.now.version:
-            raise SwapRefused("the settings were changed meanwhile; ask again")
+            raise SwapRefused("the settings changed during the swap; retry")
         if not same_model(self._serving(), self._live.settings):
-            raise SwapRefused("another change of the model is being kept; ask again")
+            raise SwapRefused("another change of the model is being saved; retry")
 
     def on_look(self, before: Settings, found: StoredSettings) -> None:
-        """See watcher.Seen: swap to what the database names, or roll it back there."""
+        """See watcher.Seen: swap to the model that the database names, or roll it back there."""
         if not self._acting.acquire(blocking=False):
             return
         try:
@@ -82,7 +85,7 @@ class Reconciler:
             self._acting.release()
 
     def _is_due(self, is_new: bool) -> bool:
-        """Whether to act: at once on a change of the database, later where it is the model that changed."""
+        """Whether to act: at once on a change of the database, later on a change of the served model."""
         now = time.monotonic()
         if is_new:
             return True
@@ -91,13 +94,13 @@ class Reconciler:
         return now - self._differs_since >= GRACE_S and now >= self._retry_at
 
     def _follow(self, wanted: Settings) -> None:
-        logger.info("the database names {}, which is to take over", wanted.model.name)
+        logger.info("Loading {} (the database names it)", wanted.model.name)
         stored = self._live.now.stored
         try:
             self._change(with_model(self._serving(), wanted))
             self._agreed, self._differs_since = stored, None
         except SwapRefused as error:
-            logger.info("not now: {}", error.message)
+            logger.info("Postponing the change of model ({})", error.message)
         except EmbedshareError as error:
             changed = {
                 key: stored.get(key, runtime_settings.DELETED)
@@ -114,26 +117,26 @@ class Reconciler:
 
 
 def roll_back_all(live: CurrentSettings, store: SettingsRepository, reason: str) -> None:
-    """At a start, where the model that the database names does not load: the environment's is to serve."""
+    """At a start whose database model does not load, roll it back: the environment's is to serve."""
     stored = {key: value for key, value in live.now.stored.items() if key in runtime_settings.OF_THE_MODEL}
     try:
         store.roll_back(stored, {}, _WHO, reason)
     except DatabaseUnavailable:
-        pass  # what is wrong is found again by a later look, and rolled back then
+        pass  # a later reading finds the error again and rolls it back
 
 
 def with_model(settings: Settings, wanted: Settings) -> Settings:
-    """`settings` with the model of `wanted`, and how that is served."""
+    """`settings` with the model of `wanted` and its options."""
     names = [runtime_settings.NAMES[key] for key in runtime_settings.OF_THE_MODEL]
     values: dict[str, Any] = {name: wanted.value(name) for name in names}
     if wanted.model.cache_dir != settings.model.cache_dir:
-        # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
+        # Trust in a name is trust in the operator's cache: another folder may hold any code.
         values["EMBEDDING_TRUST_REMOTE_CODE"] = ()
     return settings.with_values(values)
 
 
 def same_model(one: Settings, other: Settings) -> bool:
-    """Whether both name one model, served in one way."""
+    """Whether both name one model, served in the same way."""
     same_name = weights.full_name(one.model.name) == weights.full_name(other.model.name)
     return same_name and with_model(one, other) == dataclasses.replace(
         one, model=dataclasses.replace(one.model, name=other.model.name)

@@ -1,4 +1,4 @@
-"""What the model server answers: the calls of `ipc.codec`, with the model that serves."""
+"""The model server's answers to the calls of `ipc.codec`."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from embedshare.settings import Settings, parse
 
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
-#: The longest that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
+#: The longest time that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
 
 _Prompted = codec.Encode | codec.Tokenize | codec.Search
 
 
 class SwapGuard(Protocol):
-    """Where the model is kept in a database: who says which swaps are taken."""
+    """Decides on swaps if a database names the model."""
 
     def check_swap(self, wanted: Settings, version: int | None) -> None:
-        """Raise SwapRefused where the model that serves may not give way to the wanted one now.
+        """Raise SwapRefused if the wanted model may not replace the served one now.
 
-        `version` of the database's settings is what who asks is about to change, None where nothing is.
+        `version` is the settings' version that the caller is about to change; None if it changes none.
         """
 
 
 class EmbeddingService:
-    """Answers the calls of `ipc.codec` with the model that `serving` holds."""
+    """Answers the calls of `ipc.codec` with the served model."""
 
     def __init__(self, pool: ModelPool, settings: Settings, stop: threading.Event, callers: Callers) -> None:
         self._pool = pool
@@ -101,9 +101,9 @@ class EmbeddingService:
         deadline: float,
         is_gone: Callable[[], bool],
     ) -> dict[str, Any]:
-        """Have another model take over; the fields of its description, and `seconds`.
+        """Replace the model; the fields of its description, and `seconds`.
 
-        Raises SwapRefused, InvalidInput, InvalidSetting, and what keeps the model from loading: then nothing
+        Raises SwapRefused, InvalidInput, InvalidSetting, and the errors of loading the model; then nothing
         has changed.
         """
         if not self._settings.server.allow_swap:
@@ -122,12 +122,12 @@ class EmbeddingService:
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded("the swap took longer than its caller waits; nothing has changed")
             if is_gone():
-                raise SwapRefused("who asked for the swap has left; nothing has changed")
+                raise SwapRefused("the swap's caller has left; nothing has changed")
 
         return self.change_model(wanted, check)
 
     def change_model(self, wanted: Settings, check: Callable[[], None]) -> dict[str, Any]:
-        """Have the model that `wanted` names take over, for as long as `check` does not raise; likewise."""
+        """Replace the model by the one that `wanted` names, unless `check` raises; see `swap`."""
 
         def load() -> Engine:
             from embedshare.server import model_loader  # a base install does not have what this imports
@@ -147,7 +147,7 @@ class EmbeddingService:
         served = self._pool.settings
         if given is None:
             return dataclasses.replace(served, model=dataclasses.replace(served.model, name=name))
-        # A trusted name means what the operator's cache holds: in another folder it may be anybody's code.
+        # Trust in a name is trust in the operator's cache: another folder may hold any code.
         same_cache = given.model_cache_dir == self._settings.model.cache_dir
         return dataclasses.replace(
             served,
@@ -168,7 +168,7 @@ class EmbeddingService:
             self._wire_seconds["encode"] += encode_s
 
     def _check_prompt(self, call: _Prompted) -> None:
-        """A small message must not become a large one here: the prompt is written before each text."""
+        """Bound the prompt, which is written before each text: a small message must not grow large here."""
         size = len(call.prompt) * len(call.texts)
         allowed = self._settings.server.max_message_bytes
         if size > allowed:
@@ -179,16 +179,16 @@ class EmbeddingService:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since somebody last asked for vectors or tokens; health checks do not count."""
+        """Seconds since the last call for vectors or tokens; health checks do not count."""
         return 0.0 if self._pool.calls else time.monotonic() - self._last_asked
 
     @property
     def description(self) -> ModelDescription:
-        """The model that is served."""
+        """The served model."""
         return self._pool.description
 
     def stats(self) -> dict[str, Any]:
-        """What was done since the model was loaded, as EmbeddingClient.stats() has it."""
+        """The work since the model was loaded, in the form of EmbeddingClient.stats()."""
         with self._pool.lease() as leased:
             return self._stats(leased.provider, NOBODY)
 
@@ -204,14 +204,14 @@ class EmbeddingService:
 
     def _query(self, provider: Local, what: str, context: CallContext) -> Any:
         if what not in codec.QUERIES:
-            raise InvalidInput(f"there is no question {what[:40]!r}; there are {', '.join(codec.QUERIES)}")
+            raise InvalidInput(f"unknown query {what[:40]!r}; there are {', '.join(codec.QUERIES)}")
         if what == "describe":
             return msgspec.to_builtins(provider.description)
         return self._stats(provider, context) if what == "stats" else provider.ask(what, context)
 
 
 class EmbeddingSession:
-    """One connection's calls: all of them are answered by the model that the first of them met."""
+    """One connection's calls, all answered by the model of its first call."""
 
     def __init__(self, service: EmbeddingService, pool: ModelPool) -> None:
         self._service = service
@@ -222,7 +222,7 @@ class EmbeddingSession:
         self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
     ) -> Answered:
         """See ipc.server.Session."""
-        if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # nor is NaN, which no deadline would ever end
+        if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # NaN fails too: no deadline would end it
             raise InvalidInput(
                 f"time_left_s is {call.time_left_s}; allowed: seconds from 0 to {MAX_TIME_LEFT_S:g}"
             )

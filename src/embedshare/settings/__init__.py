@@ -1,4 +1,4 @@
-"""Every setting, in sections: its name in the environment, its type, its default and what it means.
+"""Every setting, in sections: its name in the environment, its type, its default and its meaning.
 
 Values come from the environment, else from a `.env` file in the working directory, else from the defaults.
 `python -m embedshare.settings docs/settings.md` writes the table of all of them.
@@ -11,7 +11,7 @@ from embedshare.settings.operation import OperationSettings
 from embedshare.settings.search import SearchSettings
 from embedshare.settings.server import ServerSettings
 from embedshare.settings.settings import Settings, parse
-from embedshare.settings.settings import _from_pickle as _from_pickle  # where older pickles look for it
+from embedshare.settings.settings import _from_pickle as _from_pickle  # where older pickles find it
 from embedshare.settings.sources import tell_notes
 from embedshare.settings.web import WebSettings
 

@@ -1,4 +1,4 @@
-"""The client: where it looks for vectors, and what it does while the server is away."""
+"""Settings of the client: the source of its vectors, and its behaviour while the server is down."""
 
 from __future__ import annotations
 

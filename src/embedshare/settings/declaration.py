@@ -1,4 +1,4 @@
-"""How a section declares a setting: a field of a frozen dataclass, with what is known of it beside it."""
+"""How a section declares a setting: a field of a frozen dataclass with its metadata."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from embedshare.settings.parsing import Parser
 
 
 class Declaration(NamedTuple):
-    """What is known of a setting besides its type and its default."""
+    """A setting's metadata, besides its type and default."""
 
     name: str
-    """In the environment and in `.env`."""
+    """Its name in the environment and in `.env`."""
 
     parse: Parser
 
     meaning: str
-    """A noun phrase with the unit, the effect at the limit, and the default where that is derived."""
+    """A noun phrase with the unit, the effect at the limit, and a derived default."""
 
     secret: bool
     """Whether its value stays out of messages, `repr` and pickles."""
 
     other_name: str | None
-    """Read where `name` is not given."""
+    """Names that are read if `name` is not given."""
 
     shown: str | None
-    """The default as a person writes it, where `written` would say it otherwise."""
+    """The default in a person's words, if `written` would differ."""
 
     def value(self, text: str, name: str) -> Any:
-        """What `text` means; `name` is the setting's in the InvalidSetting that this raises."""
+        """The value of `text`; `name` is the setting's in the InvalidSetting that this raises."""
         try:
             return self.parse(text)
         except ValueError as error:
@@ -56,25 +56,25 @@ def setting(
 
 
 class Section:
-    """What every section of the settings is derived from."""
+    """The base of every section."""
 
     TITLE: ClassVar[str]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A section may hold a secret, and no pickle does."""
+        """A section may hold a secret, and pickles hold none."""
         raise TypeError(
             "a section of the settings is not pickled; pickle the Settings, which leave secrets out"
         )
 
 
 def declared(section: type[Section]) -> Mapping[str, Declaration]:
-    """The settings of a section, by field, in the order in which it declares them."""
+    """The settings of a section, by field, in the order of their declaration."""
     fields = dataclasses.fields(section)  # type: ignore[arg-type]
     return {field.name: field.metadata["declaration"] for field in fields}
 
 
 def written(value: Any) -> str:
-    """A value as it is written in the environment."""
+    """A value in the form of the environment."""
     if isinstance(value, tuple):
         return ",".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

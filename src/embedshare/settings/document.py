@@ -1,4 +1,4 @@
-"""docs/settings.md, made from the declarations."""
+"""Writes docs/settings.md from the declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vector indexes: how many the server holds, and where web workers keep those of `/index`."""
+"""Settings of vector indexes: the server's limits, and the folder of `/index`."""
 
 from __future__ import annotations
 

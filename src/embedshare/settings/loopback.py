@@ -1,4 +1,4 @@
-"""Whether an address is one that only this machine reaches."""
+"""Tells whether only this machine reaches an address."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name, which may come to mean any address
+        return False  # a name, which may resolve to any address

@@ -1,4 +1,4 @@
-"""The model: which it is, what runs it, and how large its batches are."""
+"""Settings of the model: its name, its runtime, and the size of its batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 from embedshare.settings import parsing
 from embedshare.settings.declaration import Section, setting
 
-#: Among the names of a model: whatever a request calls it.
+#: Among the names of a model: any name in a request.
 ANY_NAME = "*"
 
 

@@ -1,4 +1,4 @@
-"""Operation: logs, the number of workers, and the settings' database."""
+"""Settings of operation: logs, the number of workers, and the settings' database."""
 
 from __future__ import annotations
 

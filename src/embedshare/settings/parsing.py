@@ -1,4 +1,4 @@
-"""What a setting's text means: pure functions that return the value. ValueError says what is allowed."""
+"""Parses settings' texts: pure functions that return the value. Their ValueError says what is allowed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 Parser = Callable[[str], Any]
-#: Among the models whose code is run: the one that EMBEDDING_MODEL_NAME names.
+#: Among the models whose code runs: the one that EMBEDDING_MODEL_NAME names.
 CONFIGURED = "true"
 _RATE = re.compile(r"[1-9]\d{0,8}/(?:second|minute|hour|day)")
-#: An origin: a scheme (a browser extension or a program has one of its own), a host and at most a port.
+#: An origin: a scheme (browser extensions and programs have their own), a host and at most a port.
 _ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://(?:[a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _ALLOWED_HOST = re.compile(r"\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _BOOLEANS = {
@@ -41,7 +41,7 @@ def key(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("text in UTF-8") from None  # and not the error itself, which quotes the key
+        raise ValueError("text in UTF-8") from None  # not the error itself, which quotes the key
     return text or None
 
 
@@ -57,7 +57,7 @@ def choice(*allowed: str) -> Parser:
 
 
 def integer(low: int, high: int) -> Parser:
-    """A whole number within both ends."""
+    """A whole number between both ends."""
 
     def parse(text: str) -> int:
         try:
@@ -72,7 +72,7 @@ def integer(low: int, high: int) -> Parser:
 
 
 def seconds(low: float, high: float) -> Parser:
-    """A number within both ends."""
+    """A number between both ends."""
 
     def parse(text: str) -> float:
         allowed = f"seconds, a number from {low:g} to {high:g}"
@@ -103,14 +103,16 @@ def host(text: str) -> str:
 
 def hosts_with_ports(text: str) -> str:
     if not text.isascii() or "/" in text or "*" in text or "@" in text:
-        raise ValueError("host names or addresses, each alone or with a port (wiki.example:8080), and commas")
+        raise ValueError(
+            "comma-separated host names or addresses, with or without a port (wiki.example:8080)"
+        )
     return text
 
 
 def host_patterns(text: str) -> tuple[str, ...]:
     names = tuple(part.strip().lower().removesuffix(".") for part in text.split(",") if part.strip())
     if not all(_ALLOWED_HOST.fullmatch(name) for name in names):
-        raise ValueError("names without ports, as embed.example,*.svc.cluster.local, and commas; or *")
+        raise ValueError("comma-separated names without ports, as embed.example,*.svc.cluster.local; or *")
     return names
 
 
@@ -118,7 +120,7 @@ def origins(text: str) -> tuple[str, ...]:
     found = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
     for origin in found:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ValueError("origins as https://app.example or http://localhost:3000, and commas; or *")
+            raise ValueError("comma-separated origins, as https://app.example,http://localhost:3000; or *")
     return found
 
 
@@ -150,7 +152,7 @@ def rates(text: str) -> str:
 def names(text: str) -> tuple[str, ...]:
     found = tuple(name.strip() for name in text.split(",")) if text else ()
     if not _are_names(found):
-        raise ValueError("names with commas between them, such as text-embedding-3-small,minilm; or *")
+        raise ValueError("comma-separated names, such as text-embedding-3-small,minilm; or *")
     return found
 
 
@@ -160,7 +162,7 @@ def trusted_models(text: str) -> tuple[str, ...]:
         return (CONFIGURED,) if boolean(text) else ()
     found = tuple(name.strip() for name in text.split(","))
     if not _are_names(found):
-        raise ValueError("true, false, or names and folders of models with commas between them")
+        raise ValueError("true, false, or comma-separated names and folders of models")
     return tuple(CONFIGURED if name.lower() == CONFIGURED else name for name in found)
 
 

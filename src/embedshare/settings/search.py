@@ -1,4 +1,4 @@
-"""The web search: whether a web worker offers it, which engine finds pages, and which hosts are fetched."""
+"""Settings of the web search: permission, engine, and allowed hosts."""
 
 from __future__ import annotations
 

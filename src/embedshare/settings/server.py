@@ -1,4 +1,4 @@
-"""The model server: where it listens, its key, and how much it accepts."""
+"""Settings of the model server: its address, its key, and its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values in force: all sections, read from the environment, carried to other processes, and changed."""
+"""The settings in force: all sections, read from the environment, passed to other processes, and changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from embedshare.settings.web import WebSettings
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The values in force.
+    """The settings in force.
 
     `Settings()` holds the defaults, `Settings.load()` the environment's.
     """
@@ -39,8 +39,8 @@ class Settings:
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> Settings:
         """Read the settings from `environ` (the process's) and the `.env` file (the working directory's).
 
-        Raises InvalidSetting with the name, the value and what is allowed. `tell_notes` logs which values
-        were ignored.
+        Raises InvalidSetting with the name, the value and the allowed values. `tell_notes` logs ignored
+        values.
         """
         environ = os.environ if environ is None else environ
         secrets = [name for name, place in PLACES.items() if place.declaration.secret]
@@ -48,12 +48,12 @@ class Settings:
         return cls().with_values(_completed(_parsed(given)))
 
     def value(self, name: str) -> Any:
-        """The value of the setting that the environment calls `name`."""
+        """The value of the setting with this name in the environment."""
         place = PLACES[name]
         return getattr(getattr(self, place.section), place.field)
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:
-        """These settings with other values, by the names that the environment calls them."""
+        """These settings with other values, by their names in the environment."""
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             changes.setdefault(PLACES[name].section, {})[PLACES[name].field] = value
@@ -64,7 +64,7 @@ class Settings:
         return dataclasses.replace(self, **sections)
 
     def environment(self) -> dict[str, str]:
-        """These values for the environment of another process, which `load` reads there; no secrets."""
+        """The values for the environment of another process, which `load` reads there; no secrets."""
         return {
             name: written(value) or PLACES[name].declaration.shown or ""
             for name, value in self._public().items()
@@ -72,11 +72,11 @@ class Settings:
         }
 
     def _public(self) -> dict[str, Any]:
-        """The values that are no secrets, by name."""
+        """The values that are not secret, by name."""
         return {name: self.value(name) for name, place in PLACES.items() if not place.declaration.secret}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle holds no secret: they are read where it is loaded, as `load` reads them there."""
+        """A pickle holds no secret: unpickling reads them as `load` does."""
         return _from_pickle, ({_pickled_as(name): value for name, value in self._public().items()},)
 
     def __copy__(self) -> Settings:
@@ -105,7 +105,7 @@ class Settings:
 
 
 class Place(NamedTuple):
-    """Where a setting's value is."""
+    """The place of a setting's value."""
 
     section: str
     field: str
@@ -125,8 +125,7 @@ PLACES: Mapping[str, Place] = {
 
 
 def parse(setting: str, text: str, name: str) -> Any:
-    """The value that `text` is for the setting that the environment calls `setting`; `name` is what the
-    InvalidSetting calls it that this raises."""
+    """The value of `text` for the setting `setting` of the environment; an InvalidSetting calls it `name`."""
     return PLACES[setting].declaration.value(text, name)
 
 
@@ -136,14 +135,14 @@ def _names_in_use() -> list[str]:
 
 
 def _names_of(declaration: Declaration) -> Iterator[str]:
-    """The names that a setting is read by, the one that counts first."""
+    """The names that a setting is read by, in order of precedence."""
     yield declaration.name
     if declaration.other_name is not None:
         yield declaration.other_name
 
 
 def _parsed(given: Mapping[str, str]) -> dict[str, Any]:
-    """The value of each setting that is given a text under one of its names."""
+    """The value of each setting that has a text under one of its names."""
     values = {}
     for name, place in PLACES.items():
         found = next((one for one in _names_of(place.declaration) if one in given), None)
@@ -155,16 +154,16 @@ def _parsed(given: Mapping[str, str]) -> dict[str, Any]:
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with those that follow from others."""
     trusted = values.get("EMBEDDING_TRUST_REMOTE_CODE", ())
-    if CONFIGURED in trusted:  # by its name: another may be swapped in
+    if CONFIGURED in trusted:  # by name: another model may be swapped in
         configured = values.get("EMBEDDING_MODEL_NAME", ModelSettings.name)
         named = tuple(configured if name == CONFIGURED else name for name in trusted)
         values = {**values, "EMBEDDING_TRUST_REMOTE_CODE": named}
-    if values.get("EMBEDDING_USE_DB_SETTINGS"):  # the model is meant to change then
+    if values.get("EMBEDDING_USE_DB_SETTINGS"):  # the model may change then
         values = {"EMBEDDING_ON_MODEL_CHANGE": "follow", **values}
     return values
 
 
-#: Pickles on disk call settings as the fields were called before there were sections.
+#: Pickles on disk use the names of the fields from before there were sections.
 _PICKLED_AS = {"USE_IPC_EMBEDDING": "use_ipc", "EMBEDDING_HOST": "web_host", "PORT": "web_port"}
 
 
@@ -173,7 +172,6 @@ def _pickled_as(name: str) -> str:
 
 
 def _from_pickle(public: dict[str, Any]) -> Settings:
-    """These settings, and the environment's for what a pickle does not hold: secrets, and settings that are
-    newer than it."""
+    """These settings, with the environment's for those that a pickle lacks: secrets and newer settings."""
     names = {_pickled_as(name): name for name in PLACES}
     return Settings.load().with_values({names[key]: value for key, value in public.items() if key in names})

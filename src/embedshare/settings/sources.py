@@ -1,4 +1,4 @@
-"""The settings' texts: from the environment, else from a `.env` file that only its owner can write."""
+"""Reads the settings' texts: from the environment, else from a `.env` file that only its owner can write."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from loguru import logger
 from embedshare import platforms
 from embedshare.errors import InvalidSetting
 
-#: What Kubernetes writes into NAME_PORT for a Service NAME.
+#: The value that Kubernetes writes into NAME_PORT for a Service NAME.
 _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://")
-#: Remarks on the environment that are not logged yet, and all that were made.
+#: Notes on the environment that are not logged yet, and all notes.
 _notes: deque[str] = deque()
 _noted: set[str] = set()
 
@@ -24,9 +24,9 @@ _noted: set[str] = set()
 def given(
     environ: Mapping[str, str], dotenv: Path, names: Collection[str], secrets: Collection[str]
 ) -> dict[str, str]:
-    """The text of each setting of `names` that is given; `secrets` are those among them.
+    """The given text of each setting of `names`; `secrets` are those among them.
 
-    Raises InvalidSetting where the `.env` file cannot be read, or others can have written our settings there.
+    Raises InvalidSetting if the `.env` file cannot be read, or others can have written our settings there.
     """
     found = _dotenv_values(dotenv, names, secrets)
     found.update(
@@ -36,12 +36,12 @@ def given(
 
 
 def _is_service_link(name: str, environ: Mapping[str, str]) -> bool:
-    """Whether Kubernetes set it, as it does in each pod for a Service of a setting's name: one that is called
+    """Whether Kubernetes set it, as it does in each pod for a Service of a setting's name: a Service
     embedding-server gives every pod EMBEDDING_SERVER_PORT=tcp://10.0.0.1:5002."""
     if not name.endswith("_PORT") or not _SERVICE_LINK.match(environ[name]):
         return False
     _note(
-        f"ignoring {name}={environ[name]}: Kubernetes sets it in every pod for a Service of that "
+        f"Ignoring {name}={environ[name]}: Kubernetes sets it in every pod for a Service of that "
         "name. To use the setting, set it in the pod's specification; enableServiceLinks: false "
         "there ends this line"
     )
@@ -52,7 +52,7 @@ def _dotenv_values(path: Path, names: Collection[str], secrets: Collection[str])
     """Our settings in the file."""
     if not path.is_file():
         return {}
-    from dotenv import dotenv_values  # only where there is such a file: a worker's import stays light
+    from dotenv import dotenv_values  # only for such a file: a worker's import stays light
 
     try:
         with path.open(encoding="utf-8") as file:
@@ -68,24 +68,26 @@ def _dotenv_values(path: Path, names: Collection[str], secrets: Collection[str])
 
 
 def _check_writers(path: Path, status: os.stat_result, found: Mapping[str, str]) -> None:
-    """Refuse settings that others can have written."""
+    """Refuse settings that others may have written."""
     fault = platforms.fault_of_trust(status) if found else None
     if fault is not None:
         allowed = "a file that root or this user owns, and that others cannot write to"
         raise InvalidSetting(
             f"{path} sets {', '.join(found)}, and others can write to it or own it ({fault}): chown it to "
-            "this user and chmod 600 it, or take these settings out of it",
+            "this user and chmod 600 it, or remove these settings from it",
             name=".env", value=str(path), allowed=allowed,
         )  # fmt: skip
 
 
 def _note_readers(path: Path, status: os.stat_result, held: list[str]) -> None:
     if held and status.st_mode & 0o004 and not platforms.WINDOWS:
-        _note(f"every user of this machine can read {path}, which holds {', '.join(held)}: chmod 600 it")
+        _note(
+            f"Reading {', '.join(held)} from {path}, which every user of this machine can read; chmod 600 it"
+        )
 
 
 def _is_secret(value: str) -> bool:
-    """A URL is one where it holds a password."""
+    """A URL is a secret if it holds a password."""
     return "@" in value if "://" in value else bool(value)
 
 
@@ -96,7 +98,7 @@ def _note(line: str) -> None:
 
 
 def tell_notes() -> None:
-    """Log what `Settings.load` noticed, each thing once in a process: for when the log has its form."""
-    with suppress(IndexError):  # several threads may be here
+    """Log the notes of `Settings.load`, each once in a process, when the log has its form."""
+    with suppress(IndexError):  # several threads may run this
         while True:
             logger.warning("{}", _notes.popleft())

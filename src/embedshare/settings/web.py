@@ -1,4 +1,4 @@
-"""A web worker: where it listens, who may call, and how much a caller may ask for."""
+"""Settings of a web worker: its address, its callers, and their limits."""
 
 from __future__ import annotations
 

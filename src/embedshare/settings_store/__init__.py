@@ -1,1 +1,1 @@
-"""Settings that are kept in a database and change while processes run."""
+"""Settings in a database, which change while processes run."""

@@ -1,4 +1,4 @@
-"""A change of the settings: applied first, and kept only where that went well."""
+"""Changes the settings: applied first, and stored only if that succeeded."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from embedshare.settings import Settings
 from embedshare.settings_store import runtime_settings
 from embedshare.settings_store.current import CurrentSettings, SettingsSnapshot
 
-#: Seconds that a change waits for another one that is under way.
+#: Seconds that a change waits for another one.
 PATIENCE_S = 10.0
-#: What is wrong with the value, and not with the moment.
+#: Errors of the value, not of the moment.
 _OF_THE_VALUE = (ModelNotFound, WeightsCorrupted, UnsupportedModel, InvalidInput, PortUnavailable)
 Status = Literal["off", "connected", "disconnected"]
 
 
 class SyncedSettings(Protocol):
-    """What keeps the settings: repository.SettingsRepository and watcher.Watcher."""
+    """The stored settings: repository.SettingsRepository and watcher.Watcher."""
 
     @property
     def status(self) -> Literal["connected", "disconnected"]: ...
@@ -47,10 +47,10 @@ class SyncedSettings(Protocol):
 
 
 class SettingsChanges:
-    """What `/settings` answers and does.
+    """The functions of `/settings`.
 
-    `apply_model(settings, version)` has the model server serve what the settings say, or raises;
-    `kept` is None where the settings are the environment's.
+    `apply_model(settings, version)` makes the model server serve what the settings say, or raises; `kept` is
+    None if the settings are the environment's.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class SettingsChanges:
 
     @property
     def database_status(self) -> Status:
-        """Whether the database answers, or is not used."""
+        """The database's state, or `off`."""
         return "off" if self._kept is None else self._kept.status
 
     def change(self, given: Mapping[str, Any], who: str) -> SettingsSnapshot:
-        """Apply and keep all of these values, or none; what holds then.
+        """Apply and store all of these values, or none; returns the settings in force.
 
-        Raises UnknownSetting, InvalidSetting for what is no value or cannot be applied, SettingsFixed,
-        DatabaseUnavailable, SwapRefused, and what else keeps the model server from changing its model.
+        Raises UnknownSetting, InvalidSetting for a value that is invalid or cannot be applied, SettingsFixed,
+        DatabaseUnavailable, SwapRefused, and the model server's errors.
         """
         kept = self._open()
         for key in given:
@@ -83,24 +83,24 @@ class SettingsChanges:
         return self._change(kept, values, set(), who)
 
     def delete(self, key: str, who: str) -> SettingsSnapshot:
-        """Have the environment's value hold again; likewise, and UnknownSetting."""
+        """Restore the environment's value; raises as `change` does."""
         kept = self._open()
         runtime_settings.check_known(key)
         return self._change(kept, {}, {key}, who)
 
     def audit(self, limit: int) -> list[Any]:
-        """The latest changes (tables.SettingChange), the last one first."""
+        """The latest changes (tables.SettingChange), newest first."""
         return self._open().audit(limit)
 
     def notes(self, changed: set[str]) -> dict[str, str]:
-        """What is to be said of keys that were changed and do not hold at once."""
+        """Notes on changed keys that take effect later."""
         return dict.fromkeys(sorted(changed & runtime_settings.OF_THE_LISTENER), self.place_note)
 
     def _open(self) -> SyncedSettings:
         if self._kept is None:
             raise SettingsFixed(
-                "the settings come from the environment; EMBEDDING_USE_DB_SETTINGS=true keeps them in a "
-                "database, where they can be changed"
+                "the settings come from the environment; set EMBEDDING_USE_DB_SETTINGS=true to keep "
+                "them in a database, where they can be changed"
             )
         return self._kept
 
@@ -109,13 +109,11 @@ class SettingsChanges:
     ) -> SettingsSnapshot:
         until = time.monotonic() + PATIENCE_S
         if not self._changing.acquire(timeout=PATIENCE_S):
-            raise SwapRefused("another change of the settings is under way; ask again when it is over")
+            raise SwapRefused("another change of the settings is under way; retry when it is done")
         try:
             retry(
                 lambda: self._apply_and_keep(kept, values, deleted, who),
-                lambda error: isinstance(
-                    error, SwapRefused
-                ),  # as a rule another worker's change is under way
+                lambda error: isinstance(error, SwapRefused),  # usually another worker's change is under way
                 Backoff(0.25, 0.25),
                 until,
             )
@@ -126,7 +124,7 @@ class SettingsChanges:
     def _apply_and_keep(
         self, kept: SyncedSettings, values: dict[str, Any], deleted: set[str], who: str
     ) -> None:
-        kept.look()  # a database that is away is found before anything is changed
+        kept.look()  # a database that is down is found before any change
         before = self.live.now
         stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
         wanted = self.live.with_stored(stored)
@@ -136,7 +134,7 @@ class SettingsChanges:
 
     @contextmanager
     def _applied(self, before: SettingsSnapshot, wanted: Settings) -> Iterator[None]:
-        """Within, the wanted settings are in force; what goes wrong there takes them back."""
+        """The wanted settings are in force in this context; an error there undoes them."""
         changed = {key for key in runtime_settings.NAMES if _of(key, before.settings) != _of(key, wanted)}
         try:
             if "host" in changed:
@@ -146,7 +144,7 @@ class SettingsChanges:
         except _OF_THE_VALUE as error:
             names = ", ".join(sorted(_blamed(error, changed)))
             raise InvalidSetting(
-                f"{names} cannot be applied, and nothing was changed: {error.message}",
+                f"{names} cannot be applied; nothing was changed: {error.message}",
                 name=names, value="", allowed="what the services can serve",
             ) from None  # fmt: skip
         try:
@@ -159,12 +157,12 @@ class SettingsChanges:
     def _take_back(self, before: SettingsSnapshot) -> None:
         try:
             self._apply_model(before.settings, before.version)
-        except EmbedshareError as error:  # then the model server does, when it sees that nothing was kept
-            logger.error("a change of the model was not kept and not taken back either: {}", error.message)
+        except EmbedshareError as error:  # then the model server undoes it, as nothing was stored
+            logger.error("Could neither save nor undo a change of the model: {}", error.message)
 
 
 def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
-    """Of the keys that were changed together, those whose values the services refuse."""
+    """The keys, of those changed together, whose values the services refuse."""
     if isinstance(error, PortUnavailable):
         likely: Set[str] = {"host"}
     elif "setting" in error.fields:
@@ -177,7 +175,7 @@ def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
 
 
 def _check_host(host: str) -> None:
-    """Raise PortUnavailable where it is no address of this machine: no worker could start with it."""
+    """Raise PortUnavailable if it is not an address of this machine: no worker could start with it."""
     try:
         platforms.exclusive_listener(host, 0, backlog=1).close()
     except OSError as error:
@@ -192,7 +190,7 @@ def _of(key: str, settings: Settings) -> Any:
 def _full_name(model_name: str) -> str:
     """A model's folder with its whole path: the model server may run in another working directory.
 
-    Any other name stays as it is: an error must not tell which folders exist, and where links lead.
+    Any other name stays as it is: an error must not reveal existing folders or links.
     """
     folder = Path(os.path.expanduser(model_name))
     return str(folder.resolve()) if model_files.holds_model(folder) else model_name

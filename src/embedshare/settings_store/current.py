@@ -1,4 +1,4 @@
-"""The settings that hold in this process now."""
+"""This process's settings in force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SettingsSnapshot(NamedTuple):
     """The settings of one moment."""
 
     settings: Settings
-    """What holds: the environment's, with the stored values in place of its own."""
+    """The settings in force: the environment's with the stored values."""
 
     stored: Mapping[str, Any]
     """The database's values by key."""
@@ -26,7 +26,8 @@ class SettingsSnapshot(NamedTuple):
 
 
 class CurrentSettings:
-    """Read by every request and changed by one thread; a reader needs no lock, since all changes at once."""
+    """Read by every request and changed by one thread; readers need no lock, since a change replaces all at
+    once."""
 
     def __init__(self, settings: Settings) -> None:
         self._environment = settings
@@ -39,7 +40,7 @@ class CurrentSettings:
 
     @property
     def normalize(self) -> bool:
-        """Whether the HTTP routes give vectors of length 1."""
+        """Whether the HTTP routes return vectors of length 1."""
         return self.now.settings.web.normalize
 
     @property
@@ -48,7 +49,7 @@ class CurrentSettings:
         return self.now.settings.web.cors_origins
 
     def placed(self) -> Settings:
-        """The environment's settings, with the `host` and `port` that hold now: for a worker that starts."""
+        """The environment's settings with the current `host` and `port`, for a worker that starts."""
         now = self.now.settings
         return dataclasses.replace(
             self._environment,
@@ -56,9 +57,9 @@ class CurrentSettings:
         )
 
     def with_stored(self, stored: Mapping[str, Any]) -> Settings:
-        """What would hold with these values in the database."""
+        """The settings that these values in the database would give."""
         return runtime_settings.with_values(self._environment, stored)
 
     def take(self, stored: Mapping[str, Any], version: int) -> None:
-        """From now on these values hold."""
+        """Put these values in force."""
         self.now = SettingsSnapshot(self.with_stored(stored), stored, version, self.now.source)

@@ -1,5 +1,5 @@
-"""The database's settings as they were last seen, in a file beside the key, for a process that starts while
-the database is away."""
+"""The database's last known settings, in a file next to the key, for a process that starts while the database
+is down."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class LastKnown:
         self.path = path
 
     def read(self) -> tuple[dict[str, Any], int] | None:
-        """Values by key and their version, where there is a file to be trusted."""
+        """Values by key and their version, if there is a trusted file."""
         kept = private_file.read_note(self.path, _SavedSettings)
         if kept is None:
             return None
         try:
             values = {key: runtime_settings.value_of(key, value) for key, value in kept.values.items()}
         except InvalidSetting as error:
-            logger.error("ignoring {}: {}", self.path, error)
+            logger.error("Ignoring {}: {}", self.path, error)
             return None
         return values, kept.version
 
     def write(self, values: dict[str, Any], version: int) -> None:
-        """Keep what was seen."""
+        """Store the values."""
         try:
             private_file.replace(self.path, msgspec.json.encode(_SavedSettings(version, values)))
         except OSError as error:
-            logger.error("{} was not written: {}", self.path, error)
+            logger.error("Could not write {}: {}", self.path, error)

@@ -1,4 +1,4 @@
-"""The settings in the database, and who changed which of them."""
+"""The settings in the database, and the audit of their changes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from embedshare.database.tables import Setting, SettingChange, SettingsVersion, 
 from embedshare.errors import InvalidSetting
 from embedshare.settings_store import runtime_settings
 
-#: The longest name that is kept of who changed something.
+#: The longest stored name of a change's author.
 _MAX_WHO = 255
 
 
 class StoredSettings(NamedTuple):
-    """What a look at the database has found."""
+    """The result of a reading of the database."""
 
     values: dict[str, Any]
     """Valid values by key."""
 
     invalid: dict[str, tuple[Any, str]]
-    """The values of other rows, and what is wrong with them."""
+    """The values of other rows, and their errors."""
 
     version: int
 
@@ -40,7 +40,7 @@ class SettingsRepository:
         self.database = database
 
     def read(self) -> StoredSettings:
-        """All values, those too that were written past this program."""
+        """All values, also those written past this program."""
         with self.database.read() as session:
             rows = session.execute(select(Setting.key, Setting.raw)).all()
             version = session.execute(select(SettingsVersion.version)).scalar_one()
@@ -55,8 +55,8 @@ class SettingsRepository:
         return StoredSettings(values, invalid, version)
 
     def change(self, changes: Mapping[str, Any], who: str) -> None:
-        """Keep all of these values (of `runtime_settings.value_of`, or its DELETED), or none; what is changed
-        by that is audited."""
+        """Store all of these values (of `runtime_settings.value_of`, or its DELETED), or none; changes are
+        audited."""
         with self.database.write() as session:
             self._raise_version(session)
             lines = [
@@ -68,8 +68,8 @@ class SettingsRepository:
         _log(lines)
 
     def roll_back(self, failed: Mapping[str, Any], to: Mapping[str, Any], who: str, reason: str) -> None:
-        """Put the keys of `failed` back to what `to` has of them, else away; of each only where the database
-        still has the value that failed."""
+        """Set the keys of `failed` back to their values in `to`, else delete them; each only if the database
+        still has the failed value."""
         lines = []
         with self.database.write() as session:
             self._raise_version(session)
@@ -89,13 +89,13 @@ class SettingsRepository:
             return list(session.scalars(latest))
 
     def _raise_version(self, session: Session) -> None:
-        """A new version; its row's lock lets one writer at a time look and change."""
+        """A new version; its row's lock admits one writer at a time."""
         session.execute(update(SettingsVersion).values(version=SettingsVersion.version + 1))
 
     def _put(
         self, session: Session, key: str, value: Any, who: str, action: str, reason: str | None
     ) -> SettingChange | None:
-        """The line of the audit; None where nothing is changed."""
+        """The audit's line; None without a change."""
         found, who = session.get(Setting, key), who[:_MAX_WHO]
         old = _value(found)
         if old == value:
@@ -121,6 +121,6 @@ def _log(lines: Iterable[SettingChange | None]) -> None:
         if line is not None:
             why = f": {line.reason}" if line.reason else ""
             logger.info(
-                "setting {}: {!r} to {!r} ({} by {}){}",
+                "Changed setting {} from {!r} to {!r} ({} by {}){}",
                 line.key, line.old, line.new, line.action, line.changed_by, why,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The settings that can be changed while everything runs: their keys, and values to and from JSON."""
+"""The settings that can change at run time: their keys, and their values to and from JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from embedshare.errors import InvalidSetting, UnknownSetting
 from embedshare.settings import Settings, parse
 
-#: Keys as callers know them, and what the environment calls these settings.
+#: Keys as callers use them, and the environment's names of these settings.
 NAMES = {
     "model_name": "EMBEDDING_MODEL_NAME",
     "device": "EMBEDDING_DEVICE",
@@ -20,29 +20,31 @@ NAMES = {
     "port": "PORT",
     "cors_origins": "CORS_ORIGINS",
 }
-#: Those that the model server applies.
+#: The settings that the model server applies.
 OF_THE_MODEL = frozenset({"model_name", "device", "model_cache_dir", "max_batch_size"})
-#: Those that say where a web worker listens.
+#: The settings of a web worker's address.
 OF_THE_LISTENER = frozenset({"host", "port"})
 _BOOLEANS = frozenset({"normalize_embeddings"})
 _NUMBERS = frozenset({"max_batch_size", "port"})
 _LISTS = frozenset({"cors_origins"})
-#: In place of a value: the setting goes, and the environment's holds again.
+#: In place of a value: the environment's holds again.
 DELETED: Any = object()
-#: The longest text that a value may be.
+#: The longest text of a value.
 MAX_TEXT = 4096
 
 
 def check_known(key: str) -> None:
-    """Raise UnknownSetting where there is no such key."""
+    """Raise UnknownSetting for an unknown key."""
     if key not in NAMES:
-        raise UnknownSetting(f"there is no setting {key[:64]!r} to change; there are {', '.join(NAMES)}")
+        raise UnknownSetting(
+            f"unknown setting {key[:64]!r}; the ones that can be changed are {', '.join(NAMES)}"
+        )
 
 
 def value_of(key: str, given: Any) -> Any:
-    """The value, as JSON keeps it, that a caller or a row of the database gives for `key`.
+    """The JSON value for `key` that a caller or a row of the database gives.
 
-    Text is read as the environment's is. Raises InvalidSetting.
+    Text is parsed as in the environment. Raises InvalidSetting.
     """
     if key not in NAMES:
         message = f"{key[:64]!r} cannot be set; allowed: {', '.join(NAMES)}"
@@ -59,7 +61,7 @@ def value_of(key: str, given: Any) -> Any:
 
 
 def _text(key: str, given: Any) -> str | None:
-    """What would stand in the environment; None where the value is of another type."""
+    """The value's text in the environment; None if the value is of another type."""
     if isinstance(given, str):
         return given
     if given is None and key == "model_cache_dir":
@@ -72,12 +74,12 @@ def _text(key: str, given: Any) -> str | None:
 
 
 def encoded(value: Any) -> str:
-    """A value as a row of the database has it."""
+    """A value in the form of a row."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def decoded(raw: str) -> Any:
-    """The value in a row; what is no JSON is a text, as an operator writes it by hand."""
+    """The value in a row; text that is not JSON stands for itself, as operators write it."""
     try:
         return json.loads(raw)
     except ValueError:
@@ -85,7 +87,7 @@ def decoded(raw: str) -> Any:
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """The settings in force, by key, as JSON shows them."""
+    """The settings in force, by key, in JSON's types."""
     values = {key: settings.value(name) for key, name in NAMES.items()}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 

@@ -14,10 +14,10 @@ from embedshare.settings_store.watcher import Watcher
 
 
 class SettingsSync:
-    """`live`, kept what the database says; files of this user's are in `folder`.
+    """`live`, kept equal to the database; this user's files are in `folder`.
 
-    What the database has is taken at once, and looked for again once `watcher.start` was called.
-    Raises InvalidSetting, MissingDependency.
+    It takes the database's settings at once, and again at intervals after `watcher.start`. Raises
+    InvalidSetting, MissingDependency.
     """
 
     def __init__(self, live: CurrentSettings, folder: Path) -> None:
@@ -31,7 +31,7 @@ class SettingsSync:
 
     @property
     def status(self) -> Literal["connected", "disconnected"]:
-        """Whether the database answered when it was last asked."""
+        """The database's state when it was last asked."""
         return self.database.status
 
     def look(self) -> None:

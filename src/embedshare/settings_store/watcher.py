@@ -1,4 +1,4 @@
-"""Looks for changes of the settings in the database, twice a second, and hands them to who applies them."""
+"""Reads the settings in the database twice a second, and passes changes on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from embedshare.settings_store.current import CurrentSettings
 from embedshare.settings_store.last_known import LastKnown
 from embedshare.settings_store.repository import SettingsRepository, StoredSettings
 
-#: Between two looks, in seconds.
+#: Seconds between two readings.
 LOOK_EVERY_S = 0.5
-#: Told after each look what held before it, and what the look has found.
+#: Called after each reading with the settings before it and its result.
 Seen = Callable[[Settings, StoredSettings], None]
 
 
 class Watcher:
-    """Keeps `live` what the database says, and what it last said while it is away.
+    """Keeps `live` equal to the database, or to its last values while it is down.
 
-    A row that has no valid value changes nothing: what held before it goes on holding.
+    A row without a valid value changes nothing: the value before it stays in force.
     """
 
     def __init__(self, store: SettingsRepository, live: CurrentSettings, last_known: LastKnown) -> None:
@@ -40,29 +40,29 @@ class Watcher:
         self._thread: threading.Thread | None = None
 
     def first_look(self) -> None:
-        """Take the settings from the database, or, where it is away, those that were last seen."""
+        """Take the settings from the database, or, while it is down, the last known ones."""
         try:
             self.look()
         except DatabaseUnavailable:
             kept = self._last_known.read()
             if kept is None:
-                logger.warning("the settings of the environment hold until the database answers")
+                logger.warning("Using the environment's settings until the database answers")
                 return
             self._live.take(*kept)
-            logger.warning("the settings that the database had last hold until it answers")
+            logger.warning("Using the settings last read from the database until it answers")
 
     def start(self, on_look: Seen | None = None) -> None:
-        """Go on looking in a thread of its own, and tell `on_look` of each look."""
+        """Keep reading in a thread of its own, and call `on_look` after each reading."""
         self._on_look = on_look
         self._thread = threading.Thread(target=self._run, name="settings", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop reading."""
         self._stop.set()
 
     def look(self) -> None:
-        """Look now. Raises DatabaseUnavailable; then nothing has changed."""
+        """Read now. Raises DatabaseUnavailable; then nothing has changed."""
         with self._looking:
             before, found = self._live.now, self._store.read()
             kept = {key: before.stored[key] for key in found.invalid if key in before.stored}
@@ -71,12 +71,12 @@ class Watcher:
                 self._live.take(values, found.version)
                 self._last_known.write(values, found.version)
                 for key, (_, reason) in found.invalid.items():
-                    logger.error("the database's {} is not heeded: {}", key, reason)
+                    logger.error("Ignoring the database's {}: {}", key, reason)
         if self._on_look is not None:
             self._on_look(before.settings, found)
 
     def _reset_after_fork(self) -> None:
-        """The child has a thread of its own."""
+        """The child starts a thread of its own."""
         looked = self._thread is not None and not self._stop.is_set()
         self._begin()
         if looked:
@@ -87,6 +87,6 @@ class Watcher:
             try:
                 self.look()
             except DatabaseUnavailable:
-                pass  # the database itself has said so, once
-            except Exception as error:  # the looking must not end with a surprise
-                logger.opt(exception=error).error("a look at the settings failed")
+                pass  # logged once by the database itself
+            except Exception as error:  # an unexpected error must not end the readings
+                logger.opt(exception=error).error("Failed to read the settings")

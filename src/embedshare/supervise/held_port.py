@@ -1,7 +1,7 @@
 """A worker's listening socket, which the supervisor opens and keeps open while it restarts the worker.
 
 Connections that arrive between the old process and the new one wait in the socket's queue. Without it their
-port would be closed for a second: a proxy would answer 502, and avoid the worker for a while afterwards.
+port would be closed for a second: a proxy would answer 502, and avoid the worker for a while.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ BACKLOG = 1024
 def hold(host: str, port: int) -> socket.socket | None:
     """The socket that a worker at this address is started with.
 
-    None where there is none: on Windows, for a host name (a worker listens at all of its addresses), and
-    where the port cannot be had. The worker then listens by itself, or says why it cannot.
+    None on Windows, for a host name (a worker listens on all of its addresses), and if the port cannot be
+    bound. The worker then listens by itself, or logs why it cannot.
     """
     if not platforms.PASSES_SOCKETS or platforms.address_family(host) is None:
         return None
@@ -32,12 +32,12 @@ def hold(host: str, port: int) -> socket.socket | None:
 
 
 def environment(listener: socket.socket | None) -> dict[str, str]:
-    """Variables by which the child that is started with this socket finds it."""
+    """Variables that tell the child of this socket."""
     return {} if listener is None else {VARIABLE: str(listener.fileno())}
 
 
 def take(host: str, port: int) -> socket.socket | None:
-    """The socket that this process was started with; None where there is none, or it is another address's."""
+    """The socket that this process was started with; None without one, or if it is another address's."""
     given = os.environ.pop(VARIABLE, None)
     if given is None:
         return None

@@ -1,8 +1,8 @@
-"""How a child learns that its supervisor is gone, or wants it to stop.
+"""Tells a child that its supervisor is gone, or wants it to stop.
 
-Its standard input ends: that holds even when the supervisor is killed and can say nothing. On Windows a
-thread that waits on standard input keeps others from loading libraries (numpy/numpy#24290): there the child
-looks whether the supervisor still runs, and is asked to stop by Ctrl-Break.
+The child's standard input ends, even when the supervisor is killed. On Windows a thread that waits on
+standard input keeps others from loading libraries (numpy/numpy#24290): there the child polls the supervisor's
+process, and Ctrl-Break asks it to stop.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections.abc import Callable
 from embedshare import platforms
 
 VARIABLE = "EMBEDSHARE_LIFELINE"
-#: On Windows: how often the child looks for its supervisor, in seconds.
+#: Seconds between two polls of the supervisor on Windows.
 LOOK_EVERY_S = 0.5
 
 
 def environment(name: str) -> dict[str, str]:
-    """What a supervisor adds to the environment of the child that it calls `name`."""
+    """The variable that a supervisor sets in the environment of the child `name`."""
     return {VARIABLE: f"{os.getpid()} {name}"}
 
 
 def follow(stop: Callable[[], None]) -> str | None:
-    """Call `stop` when the supervisor lets go of this process, whose name there is returned; None, and
-    nothing is done, where it has none."""
+    """Call `stop` when the supervisor is gone or asks for it; returns this process's name there. None,
+    without effect, if it has no supervisor."""
     line = os.environ.pop(VARIABLE, None)
     if line is None:
         return None
@@ -49,7 +49,7 @@ def _wait_for_end_of_input() -> None:
 
 
 def _wait_for_end_of(pid: int) -> None:
-    import psutil  # there wherever a supervisor is, and needed on Windows alone
+    import psutil  # installed with every supervisor, needed on Windows alone
 
     paused = threading.Event()
     while psutil.pid_exists(pid):

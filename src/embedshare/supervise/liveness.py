@@ -1,6 +1,6 @@
-"""Whether a process that runs still answers. Pure: no clock, no processes.
+"""Tells whether a running process still answers. Pure: no clock, no processes.
 
-Only time in which this process itself ran is counted, so that neither a suspended machine nor a stopped
+Only time in which the asking process itself ran counts, so neither a suspended machine nor a stopped
 supervisor makes its services look hung.
 """
 
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: A process is asked this many seconds after its last answer, and has as many seconds to answer.
+#: Seconds between an answer and the next check, and for the answer.
 ASK_EVERY_S, ANSWER_S = 1.0, 2.0
-#: An answer that took this many seconds longer shows that the asking process was stopped or starved.
+#: Excess seconds of an answer that show that the asking process was stopped or starved.
 SLACK_S = 1.0
-#: A process that has not answered for this many seconds is hung. Two questions in a row have failed by then.
+#: Seconds of silence after which a process is hung. Two checks in a row have failed by then.
 HUNG_S = 5.0
 
 
 @dataclass
 class Liveness:
-    """What one process answered lately; `stuck_s` seconds of silence are too many."""
+    """One process's recent answers; `stuck_s` seconds of silence are too many."""
 
     stuck_s: float
     silent_s: float = 0.0
@@ -37,5 +37,5 @@ class Liveness:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it has not answered for so long that it must be killed."""
+        """Whether it has been silent for so long that it must be killed."""
         return self.silent_s >= max(self.stuck_s, HUNG_S)

@@ -1,4 +1,4 @@
-"""One child process: how it is started, how it is asked to stop, and what it last said."""
+"""One child process: its start, its stop, and its last log lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import psutil
 from embedshare import platforms
 from embedshare.supervise import held_port, lifeline
 
-#: Bytes that are written to find out whether the disk has room: a block of most file systems.
+#: Bytes written to test whether the disk has room: a block of most file systems.
 _PROBE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """What to run. `ready` tells, within seconds, whether it does its work; it is asked from a thread."""
+    """A process to run. `ready` tells within seconds whether it works; a thread calls it."""
 
     name: str
     command: list[str]
@@ -32,21 +32,21 @@ class ProcessSpec:
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
     keeps_port: bool = False
-    """Whether it can be started with a listening socket, see held_port.py"""
+    """Whether it can be started with a listening socket, see held_port.py."""
     lives: Callable[[], bool] | None = None
-    """Asked from a thread each second once it is ready: whether it answers, within liveness.ANSWER_S. None: a
-    process that hangs is not noticed"""
+    """Called by a thread each second once it is ready: whether it answers, within liveness.ANSWER_S. None: a
+    hang is not detected."""
     advice: Callable[[], str] | None = None
-    """What to tell an operator where it ends by a fault of its own again and again"""
+    """Advice for an operator if it ends by a fault of its own repeatedly."""
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens."""
+        """Its address."""
         return self.host, self.port
 
 
 class Child:
-    """A started process. Its output goes to its log file, its end can be waited for."""
+    """A started process. Its output goes to its log file; its end can be waited for."""
 
     def __init__(self, spec: ProcessSpec, listener: socket.socket | None = None) -> None:
         with _opened(spec.log) as log:
@@ -72,14 +72,14 @@ class Child:
         return self._process.wait()
 
     def ask_to_stop(self) -> None:
-        """Let it finish what it does and end."""
+        """Let it finish its work and end."""
         if platforms.WINDOWS:
             self._process.send_signal(platforms.CTRL_BREAK)
         elif self._process.stdin is not None:
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End it and everything it started, at once."""
+        """End it and every process that it started, at once."""
         try:
             family = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -93,7 +93,7 @@ class Child:
 
 
 def last_lines(log: Path, count: int = 10) -> list[str]:
-    """The end of a log file, and one line more where what came after could not be written to it."""
+    """The end of a log file, plus a line if later output could not be written to it."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 64 * 1024))
@@ -105,7 +105,8 @@ def last_lines(log: Path, count: int = 10) -> list[str]:
 
 
 def write_fault(folder: Path) -> str | None:
-    """Why nothing can be written in a folder, such as a full disk; None where it can, or is not there."""
+    """The reason why a folder cannot be written to, such as a full disk; None if it can, or does not
+    exist."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(_PROBE_BYTES))
@@ -121,5 +122,5 @@ def _opened(log: Path) -> BinaryIO:
         log.parent.mkdir(parents=True, exist_ok=True)
         return platforms.append_only(log)
     except OSError as error:
-        reason = f"its log cannot be written to ({error.strerror}); EMBEDDING_LOG_DIR names another folder"
+        reason = f"its log cannot be written to ({error.strerror}); set EMBEDDING_LOG_DIR to another folder"
         raise OSError(error.errno, reason, str(log)) from None

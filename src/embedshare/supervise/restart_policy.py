@@ -1,4 +1,4 @@
-"""When a process that ended is started again, and when that is given up. Pure: no clock, no processes."""
+"""Decides when an ended process is restarted, and when to give up. Pure: no clock, no processes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from embedshare.backoff import Backoff
 
-#: Pauses before a restart, in seconds: they double with each failed start in a row.
+#: Pauses before a restart, in seconds: each failed start in a row doubles them.
 PAUSES = Backoff(0.2, 30.0)
-#: A process that was ready for as long has not failed to start, whatever ended it then.
+#: Seconds of readiness after which a start counts as successful, whatever ended the process.
 SETTLED_S = 1.0
-#: So many failed starts in a row are a crash loop, however long each of them took.
+#: Failed starts in a row that make a crash loop, however long each took.
 CRASH_LOOP = 6
 #: This many faults within this many seconds are reported as the model's.
 FAULTS = 3
@@ -24,20 +24,20 @@ class Faults:
     moments: list[float] = field(default_factory=list)
 
     def note(self, now: float) -> bool:
-        """One more; whether the process ends so again and again."""
+        """Count one more; whether the process ends so repeatedly."""
         self.moments = [*self.moments, now][-FAULTS:]
         return len(self.moments) == FAULTS and now - self.moments[0] <= FAULTS_WITHIN_S
 
 
 @dataclass
 class RestartPolicy:
-    """One process's ends, and what follows from them."""
+    """One process's ends and their consequences."""
 
     failed_starts: int = 0
 
     def restart_in(self, ready_s: float | None) -> float | None:
-        """Seconds until a process is to be started again that ended after being ready for `ready_s` seconds
-        (None: it never was); None for never."""
+        """Seconds until the restart of a process that ended after being ready for `ready_s` seconds (None: it
+        never was); None for no restart."""
         if ready_s is not None and ready_s >= SETTLED_S:
             self.failed_starts = 0
             return PAUSES.first_s

@@ -1,9 +1,8 @@
-"""Log files that stay short while other processes write to them.
+"""Rotates log files while other processes write to them.
 
-A process keeps its log open for as long as it runs, so the file is copied and then cut to nothing, as
-logrotate's copytruncate does it: a line that is written between the two, a few microseconds, is lost.
-Renaming would need every process to open its log again; a pipe through the supervisor would stall them when
-that stalls.
+A process keeps its log open, so the file is copied and then truncated, as by logrotate's copytruncate: a line
+written in the microseconds between is lost. Renaming would need every process to reopen its log; a pipe
+through the supervisor would stall them whenever it stalls.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from loguru import logger
 
 from embedshare.supervise.process import write_fault
 
-#: Whether there is room for logs is looked at so often, in seconds.
+#: Seconds between two checks whether there is room for logs.
 LOOK_EVERY_S = 10.0
 
 
 class Logs:
-    """Keeps logs short, and says when nothing can be written to their folder and when it can again: the
-    processes themselves could say that nowhere."""
+    """Rotates logs, and logs when their folder cannot be written to and when it can again: the processes
+    could log that nowhere."""
 
     def __init__(self, max_bytes: int, keep: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes, self._keep = max_bytes, keep
@@ -32,12 +31,12 @@ class Logs:
         self._faults: dict[Path, str] = {}
 
     def __call__(self, log: Path) -> None:
-        """Look at one log; to be called often."""
+        """Check one log; called often."""
         folder = log.parent
         if self._clock() >= self._look_at.get(folder, 0.0):
             self._look_at[folder] = self._clock() + LOOK_EVERY_S
             self._look(folder)
-        if folder not in self._faults:  # a log is copied to make it short
+        if folder not in self._faults:  # rotating copies a log
             rotate(log, self._max_bytes, self._keep)
 
     def _look(self, folder: Path) -> None:
@@ -46,17 +45,17 @@ class Logs:
             self._faults[folder] = fault
         if fault is not None and fault != before:
             logger.error(
-                "cannot write logs to {} ({}): the services go on, and what they say is lost. Make room "
-                "there, or restart with another EMBEDDING_LOG_DIR",
+                "Cannot write logs to {} ({}): the services continue, but their log lines are lost. "
+                "Make room there, or restart with another EMBEDDING_LOG_DIR",
                 folder,
                 fault,
             )
         elif fault is None and before is not None:
-            logger.info("logs are written to {} again", folder)
+            logger.info("Writing logs to {} again", folder)
 
 
 def rotate(log: Path, max_bytes: int, keep: int) -> None:
-    """Where `log` is larger than `max_bytes`, move it on to `log`.1, and that to `log`.2, up to `keep`."""
+    """If `log` is larger than `max_bytes`, move it to `log`.1, and that to `log`.2, up to `keep`."""
     try:
         if log.stat().st_size <= max_bytes:
             return
@@ -71,8 +70,8 @@ def rotate(log: Path, max_bytes: int, keep: int) -> None:
             shutil.copyfile(log, _numbered(log, 1))
         with log.open("r+b") as file:
             file.truncate(0)
-    except OSError as error:  # a full disk, as a rule: the log goes on growing, and the services go on
-        logger.warning("{} could not be rotated: {}", log, error)
+    except OSError as error:  # usually a full disk: the log keeps growing, and the services continue
+        logger.warning("Could not rotate {}: {}", log, error)
 
 
 def _numbered(log: Path, number: int) -> Path:

@@ -1,9 +1,9 @@
-"""How many workers a load needs. Pure: no clock, no processes.
+"""Scales the number of workers with the load. Pure: no clock, no processes.
 
-A worker is as busy as the busier of its threads (requests under way, of as many as it answers at once) and
-its core (Python runs on one at a time). More are started when the workers were busy on average for a while,
-fewer when what is left would still be idle, for longer: the gap between the two, and the times, keep the
-number from swinging.
+A worker is as busy as the busier of its threads (requests in flight, of as many as it answers at once) and
+its core (Python runs on one). More are started when the workers were busy on average for a while; fewer when
+the remaining ones would be idle, for longer. The gap between the two, and the times, keep the number from
+oscillating.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-#: Mean busyness at which another worker is wanted, and below which those that stay must be for one to go.
+#: Mean busyness at which another worker starts, and below which the remaining ones must be for one to stop.
 BUSY, IDLE = 0.7, 0.35
 
 
 class WorkerLoad(NamedTuple):
-    """What one worker does at a moment; None where it did not tell, which is what a busy one does."""
+    """One worker's load at a moment; None if it did not answer, as a busy one does."""
 
     in_flight: int | None
-    """Requests that it answers or that wait in it"""
+    """Requests in flight or queued."""
 
     threads: int
-    """Requests that it answers at once"""
+    """Requests that it answers at once."""
 
     cpu: float
-    """Cores in use, of which Python has one"""
+    """Cores in use; Python uses one."""
 
     @property
     def busy(self) -> float:
@@ -36,7 +36,7 @@ class WorkerLoad(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The number of workers that is wanted, and why."""
+    """The wanted number of workers, and the reason."""
 
     workers: int
     reason: str
@@ -44,9 +44,9 @@ class Step(NamedTuple):
 
 @dataclass
 class Scaling:
-    """Decides, from loads that come one after another, between `least` and `most` workers.
+    """Decides, from successive loads, between `least` and `most` workers.
 
-    `up_s` and `down_s`: for how long the workers must have been busy, or idle, before one comes or goes.
+    `up_s` and `down_s`: seconds that the workers must have been busy, or idle, before one starts or stops.
     """
 
     least: int
@@ -57,10 +57,10 @@ class Scaling:
     _idle_since: float | None = None
 
     def step(self, now: float, loads: Sequence[WorkerLoad]) -> Step | None:
-        """What to change now, if anything. `loads`: those of all workers, at `now` seconds of any clock."""
+        """The change to make now, if any. `loads`: those of all workers, at `now` seconds of any clock."""
         count = len(loads)
         if not self.least <= count <= self.most:
-            return self._decided(min(max(count, self.least), self.most), "outside of what was asked for")
+            return self._decided(min(max(count, self.least), self.most), "outside of the requested range")
         mean = sum(load.busy for load in loads) / count
         after = mean * count / (count - 1) if count > 1 else 1.0
         self._busy_since = _since(self._busy_since, now, mean >= BUSY and count < self.most)
@@ -72,13 +72,13 @@ class Scaling:
         return None
 
     def _decided(self, workers: int, reason: str) -> Step:
-        """Begin to measure anew: the next step is judged by what this one changes."""
+        """Restart the measurement: the next step is judged by this one's effect."""
         self._busy_since = self._idle_since = None
         return Step(workers, reason)
 
 
 def _since(before: float | None, now: float, holds: bool) -> float | None:
-    """Since when something holds; None while it does not."""
+    """The time since when a condition holds; None while it does not."""
     if not holds:
         return None
     return now if before is None else before

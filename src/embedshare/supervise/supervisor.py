@@ -1,7 +1,8 @@
-"""Starts processes, sees that they work, starts again what ends, and leaves nothing behind.
+"""Starts processes, watches and restarts them, and stops them all at its end.
 
-One loop owns all state; everything else (ends, readiness, what operators ask for, stop signals) reaches it as
-an event in one queue. The clock and the way to start a process are arguments, so that tests bring their own.
+One loop owns all state; everything else (ends, readiness, operators' commands, stop signals) reaches it as an
+event in one queue. The clock and the function that starts a process are arguments, so that tests bring their
+own.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from embedshare.supervise.liveness import Liveness
 from embedshare.supervise.process import Child, ProcessSpec, last_lines
 from embedshare.supervise.restart_policy import FAULTS, Faults, RestartPolicy
 
-#: A process that is not ready after so many seconds has failed to start; a model may be downloaded first.
+#: Seconds after which a start has failed without readiness; a model may be downloaded first.
 READY_S = 600.0
-#: Readiness is asked for this often.
+#: Seconds between two readiness checks.
 READY_EVERY_S = 0.1
-#: A process that is asked to stop is killed after this many seconds more than it says it needs.
+#: Seconds, beyond its own stop time, after which a stopping process is killed.
 STOP_GRACE_S = 5.0
-#: A restart waits this many seconds before the next worker where a worker's port was closed meanwhile, since
-#: proxies avoid a worker for 2 s after refused connections (fail_timeout in deploy/nginx).
+#: Seconds that a restart waits before the next worker if a worker's port was closed meanwhile: proxies avoid
+#: a worker for 2 s after refused connections (fail_timeout in deploy/nginx).
 PROXY_RETURN_S = 3.0
-#: The loop looks at least so often whether something is due. Windows runs signal handlers between its waits.
+#: The longest wait of the loop for an event. Windows runs signal handlers between its waits.
 TICK_S = 0.5
 
 
 class Process(Protocol):
-    """What the supervisor needs of a started process; `process.Child` is one."""
+    """The supervisor's view of a started process; `process.Child` is one."""
 
     pid: int
 
@@ -51,7 +52,7 @@ class Process(Protocol):
 
 @dataclass(eq=False)
 class Watched:
-    """A process as the supervisor sees it."""
+    """A process in the supervisor's state."""
 
     spec: ProcessSpec
     policy: RestartPolicy = field(default_factory=RestartPolicy)
@@ -70,7 +71,7 @@ class Watched:
 
 
 class Report(NamedTuple):
-    """A process as an operator sees it."""
+    """A process in an operator's report."""
 
     name: str
     pid: int | None
@@ -79,21 +80,21 @@ class Report(NamedTuple):
     state: str
     uptime_s: float | None
     restarts: int
-    """Starts after the first, asked for or not"""
+    """Starts after the first, requested or not."""
 
     last_end: str | None
-    """How it last ended, such as "signal 9" """
+    """The cause of its last end, such as "signal 9"."""
 
     log: str
 
 
-#: What an operation waits for before it goes on.
+#: A condition that an operation waits for.
 Condition = Callable[[], bool]
 
 
 @dataclass
 class _Operation:
-    """Something that an operator asked for and that takes its time; `steps` gives what it waits for next."""
+    """An operator's request that takes time; `steps` gives the conditions that it waits for."""
 
     steps: Iterator[Condition]
     done: Future[None]
@@ -115,7 +116,7 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A process was asked whether it lives."""
+    """The result of a liveness check."""
 
     watched: Watched
     process: Process
@@ -125,7 +126,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Call:
-    """What is done in the loop at once, whatever operation is under way."""
+    """A function that the loop runs at once, whatever operation is under way."""
 
     do: Callable[[], Any]
     done: Future[Any]
@@ -142,10 +143,9 @@ _Event = _Ended | _Ready | _Asked | _Call | _Operation | _Stop
 class Supervisor:
     """Runs processes in stages: each stage starts when all of the one before are ready.
 
-    `on_ready` is called once, when everything runs. `drain_s`: how long a process may finish its work.
-    `more(n)` tells what the nth process of the last stage is from its next start on, from 1; `check(spec,
-    held)` raises where one cannot listen at a new port, `held` being the stage's own. `rotate` keeps a log
-    file short.
+    `on_ready` is called once, when everything runs. `drain_s`: seconds for a process to finish its work.
+    `more(n)` gives the nth process of the last stage from its next start on, from 1. `check(spec, held)`
+    raises if one cannot listen on a new port, `held` being the stage's own. `rotate` keeps a log file short.
     """
 
     def __init__(
@@ -178,39 +178,38 @@ class Supervisor:
 
     @property
     def watched(self) -> list[Watched]:
-        """All processes, in the order they are started in."""
+        """All processes, in the order of their starts."""
         return [watched for stage in self._stages for watched in stage]
 
     def stop(self) -> None:
-        """Ask the loop to stop everything. May be called from a signal handler or another thread."""
+        """Make the loop stop everything. May be called from a signal handler or another thread."""
         self._events.put(_Stop())
 
     def report(self) -> Future[list[Report]]:
-        """How every process is, asked of the loop."""
+        """The state of every process, from the loop."""
         return self._in_loop(lambda: [self._reported(watched) for watched in self.watched])
 
     def restart(self, names: Sequence[str] | None = None) -> Future[None]:
-        """Stop and start processes, one after another: each is ready before the next is asked to stop.
+        """Stop and start processes, one after another: each is ready before the next one stops.
 
-        None: all of the last stage. One that has another port from now on is ready there before it leaves
-        the old one. Raises SupervisorError for a name that there
-        is not, and where one does not become ready again: those after it are left as they are. Raises what
-        `check` does, before anything is stopped.
+        None: all of the last stage. A process with a new port is ready there before it leaves the old one.
+        Raises SupervisorError for an unknown name, and if one does not become ready again; those after it are
+        left as they are. Raises what `check` does, before anything stops.
         """
         return self._ask_for(self._restart_in_turn(names))
 
     def scale(self, count: int) -> Future[None]:
         """Run `count` processes in the last stage: start the next numbers, or stop the highest.
 
-        Raises what keeps one from starting; it is not part of the stage then.
+        Raises the error that keeps one from starting, which then leaves the stage.
         """
         return self._ask_for(self._scale_to(count))
 
     def run(self) -> None:
         """Start everything, keep it running until `stop()`, then stop it.
 
-        Raises SupervisorError where something does not start, or nothing is left that could be kept running;
-        nothing runs any more then.
+        Raises SupervisorError if something does not start, or every process was given up; all processes are
+        stopped then.
         """
         try:
             for stage in self._stages:
@@ -232,7 +231,7 @@ class Supervisor:
         return operation.done
 
     def _start_stage(self, stage: list[Watched]) -> bool:
-        """Start a stage and wait until it is ready; False where a stop was asked for meanwhile."""
+        """Start a stage and wait until it is ready; False if a stop was requested meanwhile."""
         deadline = self._clock() + READY_S
         for watched in stage:
             self._start(watched)
@@ -262,7 +261,7 @@ class Supervisor:
             self._advance()
 
     def _next_event(self, until: float | None) -> _Event | None:
-        """The next event; None when something may be due."""
+        """The next event; None when an action may be due."""
         moments = [moment for one in self.watched for moment in (one.restart_at, one.kill_at)]
         left = [moment - self._clock() for moment in (until, *moments) if moment is not None]
         try:
@@ -283,7 +282,7 @@ class Supervisor:
             self._operations.append(event)
 
     def _advance(self) -> None:
-        """Let the first operation go on for as long as what it waits for is true, then the next."""
+        """Advance the first operation while its conditions hold, then the next."""
         while self._operations:
             operation = self._operations[0]
             if operation.until is not None and not operation.until():
@@ -305,11 +304,11 @@ class Supervisor:
         if any(spec.port > watched.spec.port for watched, spec in turns):
             turns.reverse()  # where old and new ports overlap, a port has been left when its next user comes
         for watched, spec in turns:
-            logger.info("{} is restarted, as was asked", spec.name)
+            logger.info("Restarting {} (requested)", spec.name)
             if spec.port != watched.spec.port:
                 yield from self._move(watched, spec)
                 continue
-            same_host = spec.host == watched.spec.host  # two that include each other cannot both have a port
+            same_host = spec.host == watched.spec.host  # two overlapping addresses cannot share a port
             stays_open = same_host and watched.listener is not None
             if spec.keeps_port and not stays_open and watched is not turns[0][0]:
                 yield self._after(PROXY_RETURN_S)
@@ -329,7 +328,7 @@ class Supervisor:
     def _move(self, old: Watched, spec: ProcessSpec) -> Iterator[Condition]:
         """Start a process at its new port, then stop it at the old one.
 
-        Proxies need PROXY_RETURN_S to try a port again that refused them.
+        Proxies need PROXY_RETURN_S to retry a port that refused them.
         """
         stage = self._stages[-1]
         new = Watched(spec, restarts=old.restarts + 1, last_end=old.last_end)
@@ -348,7 +347,7 @@ class Supervisor:
     def _scale_to(self, count: int) -> Iterator[Condition]:
         stage = self._stages[-1]
         if self._more is None:
-            raise SupervisorError("this stage does not grow")
+            raise SupervisorError("this stage cannot be scaled")
         added = []
         while len(stage) < count:
             watched = Watched(self._more(len(stage) + 1))
@@ -380,7 +379,7 @@ class Supervisor:
         return lambda: self._clock() >= limit
 
     def _begin_to_stop(self, watched: Watched, *, keeps_port: bool = False) -> Condition:
-        """Ask a process to stop, and not to be started again; true when it has ended."""
+        """Ask a process to stop, and do not restart it; true when it has ended."""
         watched.restart_at = None
         if not keeps_port:
             _release_port(watched)
@@ -422,7 +421,7 @@ class Supervisor:
         watched.state, watched.restart_at, watched.ready_since = "starting", None, None
         watched.started, watched.kill_at, watched.killed_for = self._clock(), None, None
         watched.liveness = Liveness(self._stuck_s)
-        logger.info("{} starts, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
+        logger.info("Starting {}, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
         name = watched.spec.name
         threading.Thread(
             target=lambda: self._events.put(_Ended(watched, process, process.wait())),
@@ -434,7 +433,7 @@ class Supervisor:
         ).start()
 
     def _follow(self, watched: Watched, process: Process) -> None:
-        """Ask a process whether it is ready, and then whether it lives, for as long as it runs."""
+        """Check whether a process is ready, and then whether it is alive, as long as it runs."""
         self._ask_until_ready(watched, process)
         while watched.process is process and not self._stopping.wait(liveness.ASK_EVERY_S):
             lives, began = watched.spec.lives, self._clock()
@@ -442,8 +441,8 @@ class Supervisor:
                 return
             try:
                 answered = lives()
-            except Exception as error:  # of the question: it must not cost a process its life
-                logger.opt(exception=error).warning("{} could not be asked", watched.spec.name)
+            except Exception as error:  # an error of the check must not kill a process
+                logger.opt(exception=error).warning("Could not ask {} whether it lives", watched.spec.name)
                 answered = True
             self._events.put(_Asked(watched, process, answered, self._clock() - began))
 
@@ -452,11 +451,11 @@ class Supervisor:
         while watched.process is process and not self._stopping.wait(READY_EVERY_S):
             try:
                 ready = watched.spec.ready()
-            except Exception as error:  # a check of the door's own: it is not ready, and is asked again
+            except Exception as error:  # an error of the check: not ready, check again
                 ready = False
                 if str(error) != said:
                     said = str(error)
-                    logger.warning("whether {} is ready could not be asked: {}", watched.spec.name, said)
+                    logger.warning("Could not check whether {} is ready: {}", watched.spec.name, said)
             if ready:
                 self._events.put(_Ready(watched, process))
                 return
@@ -464,7 +463,7 @@ class Supervisor:
     def _note_ready(self, event: _Ready) -> None:
         if event.watched.process is event.process and event.watched.state == "starting":
             event.watched.state, event.watched.ready_since = "ready", self._clock()
-            logger.info("{} is ready, pid {}", event.watched.spec.name, event.process.pid)
+            logger.info("Ready: {}, pid {}", event.watched.spec.name, event.process.pid)
 
     def _note_answer(self, event: _Asked) -> None:
         watched, known = event.watched, event.watched.liveness
@@ -475,13 +474,13 @@ class Supervisor:
             watched.state = "hung"
             silent_s = known.silent_s
             pid = event.process.pid
-            logger.warning("{} has not answered for {:.0f} s, pid {}", watched.spec.name, silent_s, pid)
+            logger.warning("Got no answer from {} for {:.0f} s, pid {}", watched.spec.name, silent_s, pid)
         elif not known.is_hung and watched.state == "hung":
             watched.state = "ready"
-            logger.info("{} answers again, pid {}", watched.spec.name, event.process.pid)
+            logger.info("Got an answer from {} again, pid {}", watched.spec.name, event.process.pid)
         if known.is_stuck and watched.killed_for is None:
             watched.killed_for = f"it had not answered for {known.silent_s:.0f} s"
-            logger.error("killing {}: {} (EMBEDDING_STUCK_S)", watched.spec.name, watched.killed_for)
+            logger.error("Killing {}: {} (EMBEDDING_STUCK_S)", watched.spec.name, watched.killed_for)
             event.process.kill()
 
     def _ended(self, event: _Ended) -> None:
@@ -493,9 +492,9 @@ class Supervisor:
             watched.last_end += f", {watched.killed_for}"
         if watched.state == "stopping":
             watched.state = "stopped"
-            logger.info("{} stopped ({})", watched.spec.name, watched.last_end)
+            logger.info("Stopped {} ({})", watched.spec.name, watched.last_end)
         else:
-            _release_port(watched)  # it did not end as asked: callers are refused, and try another worker
+            _release_port(watched)  # an unplanned end: callers are refused and try another worker
             self._note_fault(watched, event.code)
             self._plan_restart(watched, f"{watched.spec.name} ended ({watched.last_end})")
 
@@ -503,7 +502,7 @@ class Supervisor:
         if platforms.ended_by_fault(code) and watched.faults.note(self._clock()):
             advice = f"; {watched.spec.advice()}" if watched.spec.advice is not None else ""
             how = platforms.how_ended(code)
-            logger.error("{} has ended by a fault {} times ({}){}", watched.spec.name, FAULTS, how, advice)
+            logger.error("Saw {} end by a fault {} times ({}){}", watched.spec.name, FAULTS, how, advice)
 
     def _plan_restart(self, watched: Watched, what: str) -> None:
         since, watched.ready_since = watched.ready_since, None
@@ -512,12 +511,12 @@ class Supervisor:
         if pause_s is None:
             watched.state, watched.restart_at = "given up", None
             last = "\n".join(last_lines(watched.spec.log))
-            logger.error("{}, again and again; given up. {} ends with:\n{}", what, watched.spec.log, last)
+            logger.error("Giving up ({}, again and again); {} ends with:\n{}", what, watched.spec.log, last)
             if all(other.state == "given up" for other in self.watched):
-                raise SupervisorError("nothing is left that could be kept running")
+                raise SupervisorError("every process was given up")
             return
         watched.state, watched.restart_at = "restarting", self._clock() + pause_s
-        logger.warning("{}; it is started again in {:g} s; it last said: {}", what, pause_s, said)
+        logger.warning("Restarting in {1:g} s ({0}); it last said: {2}", what, pause_s, said)
 
     def _do_what_is_due(self) -> None:
         for watched in self.watched:
@@ -534,11 +533,11 @@ class Supervisor:
     def _kill(self, watched: Watched) -> None:
         watched.kill_at = None
         if watched.process is not None:
-            logger.warning("{} did not stop in {:g} s and is killed", watched.spec.name, self._stop_s)
+            logger.warning("Killing {} (it did not stop in {:g} s)", watched.spec.name, self._stop_s)
             watched.process.kill()
 
     def _stop_everything(self) -> None:
-        """Stop the last stage first, so that what others depend on outlives them."""
+        """Stop the last stage first, so that a process outlives its dependents."""
         self._stopping.set()
         for operation in self._operations:
             operation.done.set_exception(_STOPPING)
@@ -571,7 +570,7 @@ _STOPPING = SupervisorError("the supervisor stops everything")
 
 
 def _release_port(watched: Watched) -> None:
-    """Keep a process's port open no longer than it does itself."""
+    """Close the supervisor's socket of a process's port."""
     if watched.listener is not None:
         watched.listener.close()
         watched.listener = None

@@ -1,1 +1,1 @@
-"""What is counted and timed, and how it is shown to those who watch."""
+"""Counters, timings and their display."""

@@ -1,6 +1,6 @@
-"""A client's own calls: how many, how they ended, who answered them, how long they took.
+"""A client's own calls: their number, outcomes, sources and times.
 
-A call costs two turns of one lock and about a microsecond; who wants more of each call than that listens.
+A call costs two turns of one lock and about a microsecond; a listener gets each call.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from embedshare import platforms
 from embedshare.calls import Timings
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
-#: The outcome of a call that was answered; every other is the name of an error's class.
+#: The outcome of an answered call; any other is the name of an error's class.
 OK = "ok"
 Source = Literal["server", "local", "nobody"]
 
 
 class Ended(NamedTuple):
-    """One call that is over."""
+    """One finished call."""
 
     method: str
     outcome: str
     source: Source
     total_ms: float
     timings: Timings | None
-    """Where vectors came back."""
+    """Whether it returned vectors."""
     embeddings: int
-    """How many vectors that were."""
+    """The number of those vectors."""
 
 
 class Calls:
-    """Counts calls.
+    """Counts calls; thread-safe.
 
-    Safe to use from any number of threads. A forked child starts from zero, with its parent's listeners.
+    A forked child starts from zero, with its parent's listeners.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Calls:
         timings: Timings | None,
         embeddings: int = 0,
     ) -> None:
-        """The call that began then is over."""
+        """The call that began then has ended."""
         total_ms = (time.perf_counter() - began) * 1e3
         with self._lock:
             self._in_flight -= 1
@@ -80,7 +80,7 @@ class Calls:
             listener(Ended(method, outcome, source, total_ms, timings, embeddings))
 
     def stats(self) -> dict[str, Any]:
-        """Plain numbers; `histograms` are of the calls that vectors came back from."""
+        """Plain numbers; `histograms` are of the calls that returned vectors."""
         with self._lock:
             ended = dict(self._ended)
             in_flight, embeddings, total_ms = self._in_flight, self._embeddings, self._total_ms.snapshot()

@@ -1,4 +1,4 @@
-"""Whether this machine's processor has time to spare."""
+"""Tells whether this machine's processor has time to spare."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 
 import psutil
 
-#: The cores' time is read so often at most, in seconds: the system counts it in hundredths of one.
+#: Seconds between two readings of the cores' time, at least: the system counts it in hundredths.
 LOOK_EVERY_S = 0.05
-#: Who has not asked for so long, in seconds, is told of now, and not of a time when nobody asked.
+#: Seconds without a question after which only the present load counts.
 STALE_AFTER_S = 0.5
-#: With a larger share of the cores' time in use, by all programs together, there is none to spare. (Measured
-#: with 16 callers of a web worker who make no pause, on two cores: 82 to 97%; with a threshold of 0.8, which
-#: is crossed now and then, batches were smaller.)
+#: The share of the cores' time, of all programs together, above which none is spare. With 16 web callers on
+#: two cores it is 82 to 97%; a threshold of 0.8, which is crossed now and then, made batches smaller.
 BUSY_SHARE = 0.6
 
 
 class CpuLoad:
-    """The machine's cores, all together. `read` gives the seconds that they spent in each state since its
-    start, as `psutil.cpu_times` does."""
+    """The machine's cores together. `read` gives the seconds that they spent in each state since the start,
+    as `psutil.cpu_times` does."""
 
     def __init__(
         self, read: Callable[[], Any] = psutil.cpu_times, clock: Callable[[], float] = time.monotonic
@@ -33,7 +32,7 @@ class CpuLoad:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it hardly had time to spare between the last two looks; not, where these are long ago."""
+        """Whether it had hardly time to spare between the last two readings; False if these are long ago."""
         now = self._clock()
         if now - self._looked >= LOOK_EVERY_S:
             stale, self._looked = now - self._looked > STALE_AFTER_S, now
@@ -43,7 +42,7 @@ class CpuLoad:
     def _look(self, stale: bool) -> None:
         times = self._read()
         idle_s = times.idle + getattr(times, "iowait", 0.0)
-        # What guests get is counted in "user" and "nice" once more (proc_stat(5)).
+        # Guests' time is counted in "user" and "nice" again (proc_stat(5)).
         total_s = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         passed_s, idle_s_then = total_s - self._total_s, self._idle_s
         self._idle_s, self._total_s = idle_s, total_s

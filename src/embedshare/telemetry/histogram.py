@@ -1,6 +1,6 @@
 """Cumulative histograms: percentiles and rates of any span are differences of two snapshots.
 
-An observation costs a bisection and two additions, and no memory, however many there are.
+An observation costs a bisection and two additions, and no memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TypedDict
 
-#: Upper bounds for times in milliseconds: two to five in each doubling of what a call usually takes.
+#: Upper bounds for times in milliseconds: two to five in each doubling of a call's usual time.
 MILLISECONDS = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0,
     75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 750.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0, 20_000.0, 60_000.0,
@@ -35,7 +35,7 @@ class Snapshot(TypedDict):
 class Histogram:
     """Observations by size.
 
-    Its owner sees to it that one thread at a time observes or takes a snapshot.
+    Its owner ensures that one thread at a time observes or takes a snapshot.
     """
 
     __slots__ = ("_bounds", "_counts", "_sum")
@@ -60,10 +60,10 @@ class Histogram:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
-    """The value that a share `q` (0 to 1) of the observations does not exceed; None where there are none.
+    """The value that a share `q` (0 to 1) of the observations does not exceed; None without observations.
 
-    Within a bucket values are taken to be spread evenly, and those above all bounds to be at the last one, as
-    Prometheus has it. `counts` may be the difference of two snapshots.
+    As in Prometheus, values within a bucket count as spread evenly, and those above all bounds as the last
+    bound. `counts` may be the difference of two snapshots.
     """
     total = sum(counts)
     if total <= 0:

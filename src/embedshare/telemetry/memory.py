@@ -1,4 +1,4 @@
-"""What processes and GPUs hold, where it can be told; None where it cannot."""
+"""The memory of processes and GPUs; None if it is unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 def of_process(pid: int | None = None) -> int | None:
     """Bytes that a process of this machine, or this one, has in memory."""
     try:
-        import psutil  # which a base installation does not have
+        import psutil  # missing in a base installation
     except ImportError:
         return None
     try:
@@ -19,7 +19,7 @@ def of_process(pid: int | None = None) -> int | None:
 
 
 def of_gpu() -> int | None:
-    """Bytes that this process has taken from its GPUs; None where it uses none."""
+    """Bytes that this process has taken from its GPUs; None if it uses none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -27,5 +27,5 @@ def of_gpu() -> int | None:
 
 
 def megabytes(size: int | None) -> float | None:
-    """Bytes as stats show them."""
+    """Bytes in the form of the stats."""
     return None if size is None else round(size / 1e6, 1)

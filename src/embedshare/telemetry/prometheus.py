@@ -1,6 +1,6 @@
-"""The model server's numbers as Prometheus reads them, at a port of their own.
+"""The model server's metrics for Prometheus, on a port of their own.
 
-There is one server process, so nothing is kept here: each scrape reads the counters that are there anyway.
+There is one server process, so nothing is stored here: each scrape reads the existing counters.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from embedshare import hosts, platforms
 from embedshare.telemetry import memory
 from embedshare.telemetry.histogram import Snapshot
 
-#: A scraper that says nothing for so long is not waited for any more.
+#: Seconds without a word after which a scraper is dropped.
 SCRAPER_S = 10.0
 STAGES = ("tokenize", "queue", "compute", "total")
-#: Counters: the name here, the key in the stats, what it is.
+#: Counters: the name here, the key in the stats, the meaning.
 COUNTERS = (
     ("texts", "sequences", "Texts that were computed"),
     ("tokens", "tokens", "Tokens that were computed, padding not included"),
-    ("padding_tokens", "padding_tokens", "Places in batches that were computed and held no token"),
+    ("padding_tokens", "padding_tokens", "Computed positions in batches without a token"),
     ("batches", "batches", "Batches that were computed"),
     ("shared_batches", "shared_batches", "Batches that held texts of more than one caller"),
-    ("expired_calls", "expired", "Calls whose time was over before they were computed"),
+    ("expired_calls", "expired", "Calls whose deadline passed before they were computed"),
     ("abandoned_calls", "abandoned", "Calls whose caller had left before they were computed"),
-    ("rejected_calls", "rejected", "Calls turned away because too much waited"),
-    ("out_of_memory_batches", "out_of_memory", "Batches that the device had no memory for"),
+    ("rejected_calls", "rejected", "Calls refused because the queue was full"),
+    ("out_of_memory_batches", "out_of_memory", "Batches that did not fit into the device's memory"),
     ("failed_batches", "failed_batches", "Batches that the runtime failed"),
     ("swaps", "swaps", "Changes of the model while the server ran"),
-    ("failed_swaps", "failed_swaps", "Changes of the model that failed and changed nothing"),
+    ("failed_swaps", "failed_swaps", "Failed changes of the model, which changed nothing"),
 )
 GAUGES = (
-    ("waiting_tokens", "waiting_tokens", "Tokens that wait to be computed"),
-    ("active_calls", "active_operations", "Calls that wait or are being computed"),
+    ("waiting_tokens", "waiting_tokens", "Queued tokens"),
+    ("active_calls", "active_operations", "Queued and running calls"),
 )
 
 
@@ -52,29 +52,27 @@ class View(NamedTuple):
     """The server at one moment."""
 
     stats: Mapping[str, Any]
-    """As EmbeddingClient.stats() has them."""
+    """In the form of EmbeddingClient.stats()."""
 
     outcomes: Mapping[tuple[str, str], int]
-    """Calls that are over, by method and outcome."""
+    """Finished calls, by method and outcome."""
 
     connections: int
     model: Mapping[str, str]
-    """What the model is: name, identity, device and the like."""
+    """The model's name, identity, device and the like."""
 
     uptime_s: float
 
 
 class ServerCollector(Collector):
-    """Metrics made of what `look` returns at each scrape."""
+    """Metrics from the result of `look` at each scrape."""
 
     def __init__(self, look: Callable[[], View]) -> None:
         self._look = look
 
     def collect(self) -> Iterator[Metric]:
         stats, outcomes, connections, model, uptime_s = self._look()
-        calls = CounterMetricFamily(
-            "embedshare_server_calls", "Calls that are over", labels=["method", "outcome"]
-        )
+        calls = CounterMetricFamily("embedshare_server_calls", "Finished calls", labels=["method", "outcome"])
         for (method, outcome), count in sorted(outcomes.items()):
             calls.add_metric([method, outcome], count)
         yield calls
@@ -91,7 +89,7 @@ class ServerCollector(Collector):
             "embedshare_server_index_bytes", "Memory that they take", value=indexes["bytes"]
         )
         yield CounterMetricFamily(
-            "embedshare_server_evicted_indexes", "Those that made room for others", value=indexes["evicted"]
+            "embedshare_server_evicted_indexes", "Indexes evicted for others", value=indexes["evicted"]
         )
         sizes = {
             "memory_bytes": ("Memory that the server's process holds", memory.of_process()),
@@ -101,15 +99,14 @@ class ServerCollector(Collector):
         for name, (meaning, size) in sizes.items():
             if size is not None:
                 yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=size)
-        yield InfoMetricFamily("embedshare_server_model", "The model that is served", value=dict(model))
+        yield InfoMetricFamily("embedshare_server_model", "The served model", value=dict(model))
 
 
 def serve(host: str, port: int, look: Callable[[], View], allowed_hosts: Sequence[str] = ()) -> None:
     """Answer `GET /metrics` at an address until the process ends, in threads of its own.
 
-    There is no key before it, so it answers under this machine's names, `host` and `allowed_hosts` alone.
-
-    Raises OSError where the address cannot be listened at.
+    It needs no key, so it answers under this machine's names, `host` and `allowed_hosts` alone. Raises
+    OSError if the address cannot be listened on.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(ServerCollector(look))
@@ -130,7 +127,7 @@ def _handler(over: CollectorRegistry, allowed: Sequence[str]) -> type[MetricsHan
 
         def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
             if not hosts.means_this_machine(self.headers.get("Host", ""), allowed):
-                self.send_error(421, explain="put this host's name into EMBEDDING_ALLOWED_HOSTS")
+                self.send_error(421, explain="add this host's name to EMBEDDING_ALLOWED_HOSTS")
             elif self.path.partition("?")[0] == "/metrics":
                 super().do_GET()
             else:
@@ -141,7 +138,7 @@ def _handler(over: CollectorRegistry, allowed: Sequence[str]) -> type[MetricsHan
 
 def _histograms(snapshots: Mapping[str, Snapshot]) -> Iterator[Metric]:
     seconds = HistogramMetricFamily(
-        "embedshare_server_call_seconds", "Where the time of answered embeddings went", labels=["stage"]
+        "embedshare_server_call_seconds", "Time of answered embeddings by stage", labels=["stage"]
     )
     for stage in STAGES:
         snapshot = snapshots[f"{stage}_ms"]
@@ -155,7 +152,7 @@ def _histograms(snapshots: Mapping[str, Snapshot]) -> Iterator[Metric]:
 
 
 def _buckets(snapshot: Snapshot, divisor: float) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound, as Prometheus has them."""
+    """Cumulative counts by upper bound, in Prometheus's form."""
     below, buckets = 0, []
     for bound, count in zip([*snapshot["bounds"], float("inf")], snapshot["counts"], strict=True):
         below += count

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-#: How many tokens each text has.
+#: The number of tokens of each text.
 Count = Callable[[list[str]], list[int]]
 
-#: About the 800 characters that an answer shows, and half of what the default model reads.
+#: About the 800 characters that an answer shows, and half of the default model's longest sequence.
 MAX_TOKENS = 160
-#: The end of a passage that the next one begins with: an answer may stand across the cut.
+#: The end of a passage that the next one repeats: an answer may cross the cut.
 OVERLAP_TOKENS = 32
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-ÞΑ-ΩЀ-Я])|(?<=[。！？])")
@@ -24,7 +24,7 @@ class _Piece(msgspec.Struct):
     text: str
     tokens: int
     joint: str
-    """What stands between it and the piece before: a space or a new line."""
+    """The separator before it: a space or a new line."""
 
 
 def cut(
@@ -36,8 +36,8 @@ def cut(
 ) -> list[list[str]]:
     """The passages of each text, each of at most `max_tokens` and `max_chars` characters.
 
-    `count` is asked for the sentences of all texts at once. Tokens of sentences are added up, which is exact
-    for models that split at spaces first.
+    `count` is called with the sentences of all texts at once. Token counts of sentences are added up, which
+    is exact for models that split at spaces first.
     """
     pieces = [sentences(text) for text in texts]
     _count([piece for own in pieces for piece in own], count)
@@ -46,12 +46,12 @@ def cut(
 
 
 def estimate(texts: list[str]) -> list[int]:
-    """About how many tokens texts have, where no model is there to say: four characters each in English."""
+    """The approximate number of tokens without a model: four characters each in English."""
     return [len(text.encode("utf-8", "replace")) // 4 + 1 for text in texts]
 
 
 def sentences(text: str) -> list[_Piece]:
-    """The sentences of a text, which end at the end of a line at the latest."""
+    """The sentences of a text; a line's end always ends one."""
     found = []
     for line in text.splitlines():
         joint = "\n"
@@ -68,7 +68,7 @@ def _count(pieces: list[_Piece], count: Count) -> None:
 
 
 def _fitting(pieces: list[_Piece], count: Count, max_tokens: int, max_chars: int) -> list[_Piece]:
-    """The pieces, the too long ones halved until they fit."""
+    """The pieces, with too long ones halved until they fit."""
     while True:
         fitting: list[_Piece] = []
         halves: list[_Piece] = []
@@ -117,7 +117,7 @@ def _length(piece: _Piece) -> int:
 
 
 def _tail(pieces: list[_Piece], most_tokens: int) -> list[_Piece]:
-    """The last pieces of together at most so many tokens, never all."""
+    """The last pieces, of together at most this many tokens, never all."""
     kept: list[_Piece] = []
     for piece in reversed(pieces[1:]):
         if sum(one.tokens for one in kept) + piece.tokens > most_tokens:

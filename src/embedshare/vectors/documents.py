@@ -29,7 +29,7 @@ def metadata_of(docs: Sequence[str], urls: Iterable[str] | None) -> list[dict[st
     addresses = [""] * len(docs) if urls is None else _strings(urls, "urls")
     if len(addresses) != len(docs):
         raise InvalidInput(
-            f"{len(addresses):,} urls came for {len(docs):,} docs; one for each is needed, or None"
+            f"there are {len(addresses):,} urls for {len(docs):,} docs; give one for each, or None"
         )
     return [
         {

@@ -71,7 +71,7 @@ def register(app: Flask) -> None:
     @app.errorhandler(EmbedshareError)
     def ours(error: EmbedshareError) -> Response:
         if error.http_status >= 500:
-            logger.warning("a request failed: {}: {}", type(error).__name__, error.message)
+            logger.warning("Could not answer a request: {}: {}", type(error).__name__, error.message)
         response = _response(error.message, type(error).__name__, error.http_status)
         if "retry_after_s" in error.fields:
             response.headers["Retry-After"] = str(math.ceil(error.fields["retry_after_s"]))
@@ -91,7 +91,7 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        logger.opt(exception=error).error("a request failed")
+        logger.opt(exception=error).error("Failed to answer a request")
         return _response("the server failed to answer; its log says why", InternalServerError.__name__, 500)
 
 

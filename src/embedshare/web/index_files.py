@@ -97,7 +97,7 @@ class IndexFiles(Generic[Kept]):
                 return None
             except IndexCorrupted as error:
                 if self._files.is_index(path):
-                    logger.warning("deleted a damaged index ({})", type(error).__name__)
+                    logger.warning("Deleted a damaged index ({})", type(error).__name__)
                     self._files.delete(name)
                 return None
         self._remember(name, stamp, index)
@@ -161,9 +161,9 @@ class IndexFiles(Generic[Kept]):
         gone = victims(held, newest, self._most, self._most_bytes, newest.used_s)
         if gone is None:
             raise TooLarge(
-                f"an index of {size:,} bytes is more than this key's share of the {self._most:,} indexes and "
-                f"{self._most_bytes:,} bytes that workers keep, and other keys use theirs: delete others of "
-                "this key's, or make a smaller one"
+                f"an index of {size:,} bytes exceeds this key's share of the {self._most:,} indexes "
+                f"and {self._most_bytes:,} bytes that workers keep, and other keys use theirs: delete "
+                "indexes of this key, or make a smaller one"
             )
         for one in gone:
             self._files.delete(one.name)
@@ -193,7 +193,7 @@ class IndexFiles(Generic[Kept]):
             with self._told():
                 lock.acquire()
         except Timeout:
-            raise Overloaded("others changed this index all the time", retry_after_s=1.0) from None
+            raise Overloaded("others kept changing this index; retry", retry_after_s=1.0) from None
         try:
             yield
         finally:
@@ -207,8 +207,8 @@ class IndexFiles(Generic[Kept]):
             raise
         except OSError as error:
             raise IndexNotKept(
-                f"indexes cannot be kept in {self._folder}: {error.strerror or error}; EMBEDDING_INDEX_DIR "
-                "names another folder"
+                f"indexes cannot be kept in {self._folder}: {error.strerror or error}; set "
+                "EMBEDDING_INDEX_DIR to another folder"
             ) from None
 
 

@@ -79,8 +79,10 @@ class IndexFolder:
             return  # the first index makes it, or raises what is wrong with it
         if others:
             logger.warning(
-                "ignoring {:,} other things in the folder of indexes {} (such as {}); "
-                "EMBEDDING_INDEX_DIR names a folder for indexes alone",
+
+                "Ignoring {:,} other things in the folder of indexes {} (such as {}); set "
+                "EMBEDDING_INDEX_DIR to a folder for indexes alone"
+            ,
                 len(others), self.path, ", ".join(sorted(others)[:_NAMED]),
             )  # fmt: skip
 
@@ -114,5 +116,5 @@ class IndexFolder:
         except OSError as error:
             # Without its name: an index's id is all that one needs to read it.
             logger.warning(
-                "could not delete an index in {} ({})", self.path, error.strerror or type(error).__name__
+                "Could not delete an index in {} ({})", self.path, error.strerror or type(error).__name__
             )

@@ -107,20 +107,20 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
     """The parts, the host in ASCII and lower case, and the port."""
     if len(url) > LONGEST_URL or any(c <= " " or c == "\\" or c == "\x7f" for c in url):
         raise AddressRefused(
-            "an address too long, or with characters that none may hold", url=url[:LONGEST_URL]
+            "the address is too long, or holds characters that are not allowed", url=url[:LONGEST_URL]
         )
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise AddressRefused(f"no web address ({type(error).__name__})", url=url) from None
+        raise AddressRefused(f"not a web address ({type(error).__name__})", url=url) from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise AddressRefused(f"{parts.scheme or 'no scheme'} is neither http nor https", url=url)
     if "@" in parts.netloc:
-        raise AddressRefused("an address with a user name", url=url)
+        raise AddressRefused("the address holds a user name", url=url)
     host = _ascii(parts.hostname or "", url).rstrip(".")
     if not host:
-        raise AddressRefused("an address without a host", url=url)
+        raise AddressRefused("the address has no host", url=url)
     return parts, host, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
 
@@ -130,7 +130,7 @@ def _ascii(host: str, url: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode("ascii")
     except idna.IDNAError:
-        raise AddressRefused("a host name that is none", url=url) from None
+        raise AddressRefused("the host name is not valid", url=url) from None
 
 
 def _literal(host: str, url: str) -> Address | None:
@@ -153,7 +153,7 @@ def _parsed(address: str, url: str) -> Address:
     try:
         return ipaddress.ip_address(address)
     except ValueError:
-        raise AddressRefused(f"{address} is no address", url=url) from None
+        raise AddressRefused(f"{address} is not an address", url=url) from None
 
 
 def _netloc(host: str, port: int, scheme: str) -> str:

@@ -22,7 +22,7 @@ def resolve(host: str, port: int, deadline: float) -> list[str]:
     """
     places = _places
     if not places.acquire(timeout=max(0.0, deadline - time.monotonic())):
-        raise FetchFailed(f"{host} could not be asked for: {AT_ONCE} names are waited for")
+        raise FetchFailed(f"{host} cannot be resolved now: {AT_ONCE} other names are being resolved")
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -39,7 +39,7 @@ def resolve(host: str, port: int, deadline: float) -> list[str]:
     try:
         answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
-        raise FetchFailed(f"the address of {host} did not come in time") from None
+        raise FetchFailed(f"{host} was not resolved in time") from None
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -39,7 +39,7 @@ def engine(settings: Settings) -> Engine:
         return Ddgs()
     if settings.search.searxng_url is None:
         raise InvalidSetting(
-            "EMBEDDING_SEARCH_ENGINE is searxng, and EMBEDDING_SEARXNG_URL says not where it is",
+            "EMBEDDING_SEARCH_ENGINE is searxng, and EMBEDDING_SEARXNG_URL is not set",
             name="EMBEDDING_SEARXNG_URL",
             value="",
             allowed="an address that begins with http:// or https://",
@@ -80,7 +80,7 @@ class SearXNG:
         try:
             found = msgspec.json.decode(content, type=_Reply).results
         except (msgspec.DecodeError, UnicodeError) as error:
-            raise SearchFailed(f"SearXNG answered what is no list of results: {error}") from None
+            raise SearchFailed(f"SearXNG's answer is not a list of results: {error}") from None
         return _distinct([SearchResult(one.url, one.title or "", one.content or "") for one in found], limit)
 
     def _get(self, url: str, deadline: float, redirects: int) -> bytes:
@@ -109,7 +109,7 @@ class SearXNG:
                     raise SearchFailed(f"SearXNG answered {reply.status_code}")
                 content = http_client.body(reply, deadline, MAX_ANSWER_BYTES + 1)
         except FetchFailed as error:
-            raise SearchFailed(f"SearXNG's answer was not read: {error.message}") from None
+            raise SearchFailed(f"SearXNG's answer could not be read: {error.message}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise SearchFailed(f"SearXNG did not answer: {http_client.reason_of(error)}") from None
         if len(content) > MAX_ANSWER_BYTES:

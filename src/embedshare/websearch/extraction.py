@@ -89,7 +89,7 @@ def _main_text(text: str) -> str:
             return main
         whole = trafilatura.html2txt(text)
     except Exception as error:  # a stranger's page meets a parser: nothing that it does may end the search
-        logger.debug("a page could not be read: {}", type(error).__name__)
+        logger.debug("Could not read a page: {}", type(error).__name__)
         return ""
     return max(main, whole, key=len)
 

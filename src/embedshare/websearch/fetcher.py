@@ -67,7 +67,9 @@ def _joined(base: str, location: str) -> str:
     except UnicodeError:
         return urljoin(base, location)
     except ValueError as error:
-        raise FetchFailed(f"a redirect to what is no address ({type(error).__name__})") from None
+        raise FetchFailed(
+            f"a redirect to something that is not an address ({type(error).__name__})"
+        ) from None
 
 
 def _page(target: Target, response: requests.Response, deadline: float) -> Page:
@@ -77,7 +79,7 @@ def _page(target: Target, response: requests.Response, deadline: float) -> Page:
     header["Content-Type"] = response.headers.get("Content-Type", "")
     kind = header.get_content_type() if response.headers.get("Content-Type") else "text/html"
     if kind not in CONTENT_TYPES:
-        raise FetchFailed(f"{target.host} sent {kind}, which is no page of text")
+        raise FetchFailed(f"{target.host} sent {kind}, which is not a page of text")
     return Page(target.url, body(response, deadline, MAX_BYTES), kind, header.get_content_charset())
 
 

@@ -128,7 +128,7 @@ def _prepared(target: Target) -> requests.PreparedRequest:
     try:
         return requests.Request("GET", target.url, headers={**_HEADERS, "Host": target.netloc}).prepare()
     except (requests.RequestException, ValueError) as error:
-        raise FetchFailed(f"no address of a page ({type(error).__name__})") from None
+        raise FetchFailed(f"not the address of a page ({type(error).__name__})") from None
 
 
 class _Inflate:

@@ -122,7 +122,10 @@ class WebSearch:
         best, others = rank(query, documents, embed, count, max_chars)
         timings = _timings(began, answered, fetched)
         logger.info(
-            "web search: {} links, {} pages, {} sources; engine {:.2f} s, pages {:.2f} s, ranking {:.2f} s",
+
+            "Searched the web: {} links, {} pages, {} sources; engine {:.2f} s, pages {:.2f} s, "
+            "ranking {:.2f} s"
+        ,
             len(results), len(documents), len(best), timings.engine_s, timings.fetch_s, timings.rank_s,
         )  # fmt: skip
         if not best:
@@ -189,10 +192,10 @@ class WebSearch:
         try:
             document = self._read(url, min(deadline, time.monotonic() + self._page_s))
         except EmbedshareError as error:
-            logger.debug("a page was left out: {}", error.message)
+            logger.debug("Left out a page: {}", error.message)
             return None
         except Exception as error:  # the thread of one page: its failure must not cost the others
-            logger.warning("a page was left out: {}", type(error).__name__)  # more may quote the page
+            logger.warning("Left out a page: {}", type(error).__name__)  # more may quote the page
             return None
         return document if document.text else None
 
@@ -259,7 +262,7 @@ def _check(query: str, max_concurrent: int, max_chars: int) -> None:
     try:
         query.encode()
     except UnicodeEncodeError:
-        raise InvalidInput("the query holds a lone surrogate, which is no character") from None
+        raise InvalidInput("the query holds a lone surrogate, which is not a character") from None
     for name, value in (("max_concurrent", max_concurrent), ("max_chars", max_chars)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} must be a whole number from 1 on")

@@ -54,5 +54,5 @@ class Robots:
 def _parsed(content: bytes, host: str) -> Protego:
     text = content.decode("utf-8", "replace").removeprefix("\ufeff")
     if len(_PROGRAM.findall(text)) * len(text.splitlines()) > MAX_WORK:
-        raise FetchFailed(f"{host} has more rules in its robots.txt than are read")
+        raise FetchFailed(f"the robots.txt of {host} has too many rules")
     return Protego.parse(text)

@@ -99,7 +99,7 @@ class Sandbox:
                 code = child.end()
                 if time.monotonic() >= until:
                     raise Lost("it took too long") from None
-                logger.warning("a process for what strangers sent ended with code {}", code)
+                logger.warning("Lost a process that reads untrusted data (it ended with code {})", code)
                 if worked:
                     continue  # idle for too long at this moment, or broken by what came before
                 raise Lost(f"it ended the process with code {code}") from None

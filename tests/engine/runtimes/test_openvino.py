@@ -104,6 +104,6 @@ def test_a_disk_without_room_for_the_graph_costs_the_next_start_its_time_and_not
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         logger.remove(sink)
     (line,) = lines
-    assert line.startswith(f"WARNING could not keep the converted graph in {tmp_path / 'graphs'}")
-    assert "EMBEDDING_CACHE_DIR names another folder" in line
+    assert line.startswith(f"WARNING Could not keep the converted graph in {tmp_path / 'graphs'}")
+    assert "set EMBEDDING_CACHE_DIR to another folder" in line
     assert list((tmp_path / "graphs").iterdir()) == []  # not half of one either

@@ -144,14 +144,14 @@ def test_an_index_of_which_a_quarter_is_gone_or_new_is_worn() -> None:
 @pytest.mark.parametrize(
     ("ids", "rows", "said"),
     [
-        ([0], np.ones((1, 3)), r"shape \(1, 3\) came to an index of 4"),
+        ([0], np.ones((1, 3)), r"shape \(1, 3\) do not fit an index of 4"),
         ([0], np.ones(4), "shape"),
         ([0], np.array([[1, np.nan, 1, 1]]), "not finite"),
         ([0], np.array([[1, np.inf, 1, 1]]), "not finite"),
-        ([0, 1], np.ones((1, 4)), "2 ids came for 1 vectors"),
-        ([1, 1], np.ones((2, 4)), "have to grow"),
-        ([2, 1], np.ones((2, 4)), "have to grow"),
-        ([-1], np.ones((1, 4)), "have to grow"),
+        ([0, 1], np.ones((1, 4)), "2 ids for 1 vectors"),
+        ([1, 1], np.ones((2, 4)), "must grow"),
+        ([2, 1], np.ones((2, 4)), "must grow"),
+        ([-1], np.ones((1, 4)), "must grow"),
     ],
 )
 def test_what_is_not_an_index_s_is_refused_and_changes_nothing(

@@ -128,7 +128,7 @@ def test_indexes_that_are_being_sent_do_not_push_each_other_out() -> None:
     put(store, b"w", 500)
     put(store, b"a", 1, total=900, caller=1)
     assert names_on(store, b"w") == "w"
-    with pytest.raises(IndexIncomplete, match="no room for this index until others have come"):
+    with pytest.raises(IndexIncomplete, match="no room for this index until others are complete"):
         put(store, b"b", 1, total=900, caller=2)
     assert put(store, b"a", 899, start=1, caller=1) == 900
     assert put(store, b"b", 1, total=900, caller=2) == 1
@@ -249,7 +249,7 @@ def test_what_is_forgotten_is_gone() -> None:
 def test_vectors_of_other_dimensions_change_nothing() -> None:
     store = store_of(9, 1 << 20)
     put(store, b"a", 2)
-    with pytest.raises(InvalidInput, match="9 dimensions came to an index of 8"):
+    with pytest.raises(InvalidInput, match="9 dimensions do not fit an index of 8"):
         store.put(
             Sender(1, ME, bool),
             b"a",

@@ -105,7 +105,7 @@ def test_openai_lists_the_model_and_finds_names_with_slashes(gpt: openai.OpenAI)
         ({"input": ["text", 101]}, "not a mixture"),
         ({"input": [[101], []]}, "length >= 1"),
         ({"input": [101, 99_999, 102], "model": "all-MiniLM-L6-v2"}, "token array 0 holds 99999"),
-        ({"input": [101, 2028, 102]}, "only where `model` is 'all-MiniLM-L6-v2'.*check_embedding_ctx_length"),
+        ({"input": [101, 2028, 102]}, "need `model` to be 'all-MiniLM-L6-v2'.*check_embedding_ctx_length"),
         ({"input": "a", "dimensions": 385}, "allows 1 to 384"),
         ({"input": "a", "dimensions": 0}, ">= 1.0"),
         ({"input": "a", "encoding_format": "hex"}, "Invalid enum value 'hex'"),
@@ -239,7 +239,7 @@ def test_the_base_address_tells_that_something_runs(worker: Worker, method: str)
 
 def test_ollama_s_errors_are_its_client_s(worker: Worker) -> None:
     client = ollama.Client(worker.url)
-    with pytest.raises(ollama.ResponseError, match="not to be truncated") as caught:
+    with pytest.raises(ollama.ResponseError, match="truncation is off") as caught:
         client.embed("any", "word " * 300, truncate=False)
     assert caught.value.status_code == 413
     with pytest.raises(ollama.ResponseError, match="not found") as missing:
@@ -263,9 +263,9 @@ def test_the_hub_s_client_extracts_features(worker: Worker, path: str, expected:
         client.feature_extraction(TEXTS[0], normalize=True, truncate=True, truncation_direction="right"),
         expected[:1],
     )
-    with pytest.raises(HfHubHTTPError, match="not to be truncated"):
+    with pytest.raises(HfHubHTTPError, match="truncation is off"):
         client.feature_extraction("word " * 300, truncate=False)
-    with pytest.raises(HfHubHTTPError, match="there is no prompt 'title'"):
+    with pytest.raises(HfHubHTTPError, match="unknown prompt 'title'"):
         client.feature_extraction("a", prompt_name="title")
 
 

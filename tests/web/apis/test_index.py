@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_told(model: EmbeddingClient, tmp_pat
     settings = Settings(indexes=IndexSettings(directory=str(tmp_path / "a file" / "indexes")))
     answer = create_app(model, settings).test_client().post("/index", json={"documents": ["a"]})
     assert (answer.status_code, answer.json["type"]) == (500, "IndexNotKept")
-    assert "EMBEDDING_INDEX_DIR names another folder" in answer.json["error"]
+    assert "set EMBEDDING_INDEX_DIR to another folder" in answer.json["error"]
 
 
 def test_what_a_killed_worker_left_half_written_goes(browser: FlaskClient, folder: Path) -> None:
@@ -282,7 +282,7 @@ def test_an_index_that_cannot_be_deleted_is_logged_without_its_id(tmp_path: Path
     finally:
         logger.remove(handler)
     [line] = lines
-    assert line.startswith(f"could not delete an index in {tmp_path} (")
+    assert line.startswith(f"Could not delete an index in {tmp_path} (")
     assert name not in line
 
 

@@ -1,6 +1,6 @@
-"""What runs a batch: one file for each runtime, all behind one small interface."""
+"""The runtimes that compute batches: a file each, behind one small interface."""
 
 import sys
 
-# OpenVINO's converter reports each use to its maker where this package can be imported, and else does not.
+# OpenVINO's converter reports each use to its maker if this package can be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What every runtime offers to the scheduler."""
+"""The interface of runtimes to the scheduler."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Runtime(Protocol):
     device: str
     dtype: str
     max_batches_per_lane: int
-    """Batches of one lane that are worth running side by side."""
+    """The most useful parallel batches of one lane."""
     max_batches: int
-    """Batches of both lanes that may run side by side."""
+    """The most parallel batches of both lanes."""
     interactive_budget: int
     bulk_budget: int
-    """Tokens in one batch, at most, of each kind of work."""
+    """The most tokens in one batch, for each lane."""
     packs: bool
-    """Whether texts share rows; those that do not cost as much as the longest of their batch."""
+    """Whether texts share rows; otherwise each costs as much as the longest of its batch."""
     padding_tokens: int
-    """Places in all batches so far that were computed and held no token."""
+    """Computed positions without a token, in all batches so far."""
 
     def run(self, sequences: list[Any]) -> np.ndarray:
-        """Sequences to float32 vectors of shape (n, dimension), contiguous, the caller's own.
+        """Sequences to float32 vectors of shape (n, dimension), contiguous and new.
 
-        Raises OutOfMemory where the device has no room for this many.
+        Raises OutOfMemory if the device has no room for this many.
         """
 
     def settle(self) -> None:
-        """Return when nothing that was begun with the load goes on any more, such as further compilation."""
+        """Return when work begun by the load, such as further compilation, has ended."""

@@ -1,8 +1,8 @@
-"""Texts of like length in one padded batch: which go together, and in what shape.
+"""Groups texts of like length into padded batches of a few shapes.
 
-Pure. Padding everything to the longest text of a batch wastes half of it. Sorted by length and cut where one
-more launch costs less than the padding that it saves, a batch has next to none, attention costs what each
-text's own length asks for, and a launch has two dimensions: few enough shapes to capture a graph of each.
+Pure. Padding everything to the longest text of a batch wastes half of it. So texts are sorted by length and
+cut where one more launch costs less than the padding that it saves. Little padding is left, attention costs
+only each text's own length, and a launch has two dimensions: few enough shapes to capture a graph of each.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Rows are no narrower than this in fixed shapes: below it a device takes as long.
+#: The least width of rows in fixed shapes: a device takes as long for narrower ones.
 LEAST_WIDTH = 16
 
 
 class Launch(NamedTuple):
-    """Texts that are computed together, out of a batch sorted by length, the longest first."""
+    """Texts computed together, out of a batch sorted by length, the longest first."""
 
     first: int
-    """The first text's place in the sorted batch."""
+    """The first text's position in the sorted batch."""
     texts: int
     rows: int
-    """At least `texts`; what the others hold does not count."""
+    """At least `texts`; the results of other rows do not count."""
     width: int
     """Tokens in a row."""
     start: int
-    """Where its integers begin in the batch's buffer: a length for each row, then the rows."""
+    """The start of its integers in the batch's buffer: a length for each row, then the rows."""
 
     @property
     def end(self) -> int:
@@ -35,20 +35,20 @@ class Launch(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """Which shapes a device computes well."""
+    """The shapes that a device computes well."""
 
     longest: int
-    """Tokens in a text, at most."""
+    """The most tokens in a text."""
     launch_tokens: int
-    """Tokens in one launch, padding included, at most; one text may have more."""
+    """The most tokens in one launch, padding included; one text may have more."""
     free_tokens: int
-    """Padding up to this costs less than one more launch."""
+    """The padding, in tokens, that costs less than one more launch."""
     fixed: bool
-    """Round rows and widths, so that there are few shapes; else launches are as large as their texts."""
+    """Round rows and widths, so that there are few shapes; otherwise launches are as large as their texts."""
 
     @property
     def least_width(self) -> int:
-        """No launch is narrower."""
+        """The least width of a launch."""
         return min(LEAST_WIDTH, self.longest) if self.fixed else 1
 
     def width_of(self, length: int) -> int:
@@ -58,13 +58,13 @@ class Shapes(NamedTuple):
         return max(length, min(max(self.least_width, length + -length % step), self.longest))
 
     def most_rows(self, width: int) -> int:
-        """Rows in one launch, at most."""
+        """The most rows in one launch."""
         return max(1, self.launch_tokens // width)
 
     def shape_for(self, count: int, width: int) -> tuple[int, int]:
         """Rows and width for `count` texts, or for as many of them as make a good shape.
 
-        Small launches cost the same whatever their size, so they share the fewest shapes.
+        Small launches cost the same at any size, so they share the fewest shapes.
         """
         if not self.fixed:
             return count, width
@@ -110,8 +110,8 @@ def write(sequences: list[list[int]], launches: list[Launch], padding_id: int, b
 
 
 def _fitting_rows(widths: list[int], first: int, shapes: Shapes) -> int:
-    """How many texts from `first` on go together: all of its width, and those of the next smaller width if
-    all of them can be padded for free, since nothing less saves a launch."""
+    """The number of texts from `first` on that go together: all of its width, and all of the next smaller
+    width if they can be padded for free, since nothing less saves a launch."""
     end = min(first + shapes.most_rows(widths[first]), len(widths))
     padding = count = 0
     for place in range(first, end):

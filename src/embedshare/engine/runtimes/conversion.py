@@ -1,4 +1,4 @@
-"""A loaded model to an OpenVINO graph, verified against the model that it was made of. Needs torch."""
+"""Converts a loaded model to an OpenVINO graph, verified against that model. Needs torch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from embedshare.errors import UnsupportedModel
 
 
 def convert(embedder: Embedder, layout: Layout, proof: Proof, sequences: list[list[int]]) -> ov.Model:
-    """The graph of `embedder` for batches in `layout`, held against the proof in float32.
+    """The graph of `embedder` for batches in `layout`, checked against the proof in float32.
 
-    `sequences`: the token ids of the proof's samples. Raises UnsupportedModel where it cannot be made, or
+    `sequences`: the token ids of the proof's samples. Raises UnsupportedModel if it cannot be made, or
     differs from the model.
     """
     arrays = pack([ids for ids in sequences if len(ids) <= SHORT], layout)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing tells of every branch; the result is verified instead
+            warnings.simplefilter("ignore")  # tracing warns of every branch; the result is verified instead
             graph = ov.convert_model(
                 embedder,
                 example_input=tuple(torch.from_numpy(array) for array in arrays),
                 input=[ov.PartialShape([-1, -1])] * len(arrays),
             )
             add_head_inputs(graph, len(embedder.rest))
-    except Exception as error:  # the converter raises whatever the traced model does
-        raise UnsupportedModel(f"OpenVINO does not convert the model: {error}") from error
+    except Exception as error:  # the converter raises the traced model's errors too
+        raise UnsupportedModel(f"OpenVINO cannot convert the model: {error}") from error
     compiled = cpu_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(batch: list[list[int]]) -> np.ndarray:
@@ -51,8 +51,8 @@ def convert(embedder: Embedder, layout: Layout, proof: Proof, sequences: list[li
 
 
 def _cuts(sequences: list[list[int]]) -> list[list[int]]:
-    """Sequences for rows of each width: of a model whose code asks how long its texts are, tracing keeps the
-    one branch that it took."""
+    """Sequences for rows of each width: tracing keeps the one branch taken of code that depends on the texts'
+    length."""
     longest = max(sequences, key=len)
     return [longest[:width] for width in WIDTHS if width <= len(longest)] or [longest]
 
@@ -66,12 +66,11 @@ def _proof_of(embedder: Embedder, layout: Layout, sequences: list[list[int]]) ->
 
 
 def add_head_inputs(graph: ov.Model, heads: int) -> None:
-    """Make the input of each of up to `heads` products that end the graph, as a Dense module's does, an
-    output.
+    """Make the input of each of up to `heads` products at the graph's end, as a Dense module's, an output.
 
-    Asked for bfloat16, the CPU plugin leaves all between an output and the products before it in float32: the
-    sums and norms of every layer, as long as no other product stands in between. With a Dense at the end they
-    would all be rounded (2026.4; all-MiniLM-L6-v2 with such a head: cosine 0.99989 in place of 0.99996).
+    In bfloat16 the CPU plugin keeps everything between an output and the products before it in float32: the
+    sums and norms of every layer, up to the next product. With a Dense at the end all would be rounded
+    (OpenVINO 2026.4; all-MiniLM-L6-v2 with such a head: cosine 0.99989, not 0.99996).
     """
     end = graph.output(0).get_node().input_value(0)
     for _ in range(heads):
@@ -83,11 +82,11 @@ def add_head_inputs(graph: ov.Model, heads: int) -> None:
 
 
 def _products_before(end: ov.Output) -> list[ov.Node]:
-    """The nearest products of matrices on every way back from `end`."""
+    """The nearest matrix products on every path back from `end`."""
     products, seen, left = [], set(), [end.get_node()]
     while left:
         node = left.pop()
-        name = node.get_friendly_name()  # of which a graph has each once; a Node is made anew for each look
+        name = node.get_friendly_name()  # unique in a graph; each access makes a new Node
         if name in seen:
             continue
         seen.add(name)

@@ -1,4 +1,4 @@
-"""What only a CUDA device has: streams, pinned memory, graphs, and one thread that runs the model."""
+"""CUDA's own parts: streams, pinned memory, graphs, and one thread that runs the model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from loguru import logger
 
 from embedshare.engine.runtimes.device_pipeline import Work
 
-#: Captures that may fail before no more are tried. One can fail for want of memory, all those of a model that
-#: waits for the device in the middle of its forward do.
+#: Failed captures after which no more are tried. One can fail for want of memory; all fail for a model that
+#: waits for the device in its forward.
 _MOST_FAILURES = 3
 
 
 class ModelThread:
     """The one thread that runs a model's Python code on a device, plainly or to capture it.
 
-    Graphs are replayed, and memory is copied, by whoever asks. But every thread that runs the model itself
-    gets a cuBLAS handle and, for each stream, a workspace of up to 32 MiB, which graphs keep the address of:
-    they must outlive the thread that captured them. And only one capture may be under way in a process.
+    Callers replay graphs and copy memory themselves. But every thread that runs the model gets a cuBLAS
+    handle and, for each stream, a workspace of up to 32 MiB, whose address graphs keep: they must outlive the
+    thread that captured them. And a process can have only one capture at a time.
     """
 
     def __init__(self, device: str) -> None:
@@ -34,9 +34,9 @@ class ModelThread:
         self._ending = threading.Lock()
 
     def do(self, work: Callable[[], Any]) -> Any:
-        """`work()`, there; an interrupt comes through when it is done.
+        """`work()` in that thread; an interrupt is raised when it is done.
 
-        Once the main thread has ended, and this thread with it, in the thread that asks.
+        Once the main thread has ended, and this thread with it, in the calling thread.
         """
         try:
             future: Future[Any] = self._thread.submit(self._run, work)
@@ -47,10 +47,10 @@ class ModelThread:
         try:
             return future.result()
         except BaseException:
-            wait([future])  # else the next to come would find the stream in the middle of a capture
+            wait([future])  # else the next caller would find the stream in the middle of a capture
             raise
         finally:
-            del future  # it holds the error, whose frames hold the batch's memory, and this one among them
+            del future  # it holds the error, whose frames hold the batch's memory
 
     @staticmethod
     def _run(work: Callable[[], Any]) -> Any:
@@ -58,16 +58,15 @@ class ModelThread:
             return work()
 
     def release_memory(self) -> None:
-        """Give back what the allocator keeps for later; between captures, since it must not come within."""
+        """Free the memory that the allocator keeps for later; between captures, which forbid it."""
         with contextlib.suppress(RuntimeError):  # torch before 2.12 refuses, after a capture that failed
             self.do(torch.cuda.empty_cache)
 
 
 class CudaStream:
-    """A stream on a CUDA device, and the graphs that were captured of it.
+    """A stream on a CUDA device, and the graphs captured in it.
 
-    `urgent`: goes before other streams' work wherever the device has a choice. See
-    device_pipeline.DeviceStream.
+    `urgent`: goes before other streams' work if the device has a choice. See device_pipeline.DeviceStream.
     """
 
     overlaps = True
@@ -78,8 +77,9 @@ class CudaStream:
         self.stream = self.side_stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._failures_left = _MOST_FAILURES
-        # The end of one graph frees the cuBLAS workspace of all that were captured in its stream
-        # (github.com/pytorch/pytorch/issues/193402), so none ends before the queue, failed ones neither.
+        # The end of one graph frees the cuBLAS workspace of all graphs captured in its stream
+        # (github.com/pytorch/pytorch/issues/193402), so none, not even a failed one, ends before the queue.
+        # The host spins for an urgent batch, which is faster, and sleeps for others, which frees a core.
         self._kept: list[torch.cuda.CUDAGraph] = []
 
     def side_stream(self) -> Any:
@@ -103,10 +103,10 @@ class CudaStream:
         self._thread.do(partial(self._in_stream, work))
 
     def capture(self, work: Work) -> Work:
-        """A graph of `work`; where it cannot be captured, what `call`s it.
+        """A graph of `work`; if it cannot be captured, a function that `call`s it.
 
-        `work` must leave all that it allocates: the graphs share one pool of memory, since they never run at
-        the same time and none reads what another has left.
+        `work` must not keep what it allocates: the graphs share one pool of memory, since they never run at
+        the same time and none reads another's remains.
         """
         if self._failures_left:
             replay: Work | None = self._thread.do(partial(self._capture, work))
@@ -123,7 +123,7 @@ class CudaStream:
             work()
 
     def _capture(self, work: Work) -> Work | None:
-        self._in_stream(work)  # loads kernels and makes the workspace, neither of which a capture may do
+        self._in_stream(work)  # loads kernels and makes the workspace, which a capture must not
         graph = torch.cuda.CUDAGraph()
         self._kept.append(graph)
         try:
@@ -136,7 +136,7 @@ class CudaStream:
             raise
         except RuntimeError as error:
             self._failures_left -= 1
-            logger.warning("a batch runs without a CUDA graph, which is slower: {}", error)
+            logger.warning("Running a batch without a CUDA graph, which is slower ({})", error)
             return None
         replay: Work = graph.replay
         return replay

@@ -1,8 +1,8 @@
-"""A batch on its way through a device: staged by the caller's thread, copied in, computed, copied out.
+"""Moves a batch through a device: staged by the caller's thread, copied in, computed, copied out.
 
-Two batches are in the pipeline at once, each in a slot of its own: while one computes, the other is written,
-copied, or waits at the door, so that the device goes from one to the next without a pause. The same code
-runs on a CPU, where streams are nothing and a captured graph is the function that it was captured of.
+Two batches are in the pipeline at once, each in its own slot: while one computes, the other is written or
+copied, so that the device never pauses. The same code runs on a CPU, where streams have no effect and a
+captured graph is the captured function.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from embedshare.engine.runtimes.bucketing import Launch, Shapes, write
 
 #: Batches in a pipeline at once.
 SLOTS = 2
-#: Shapes that a graph is captured of, at most: each takes some device memory.
+#: The most shapes with a captured graph: each takes some device memory.
 MOST_GRAPHS = 64
 
 Work = Callable[[], None]
-#: A launch's integers (see `bucketing.write`), its rows and its width to float32 vectors (rows, dimension).
+#: Computes a launch's integers (see `bucketing.write`), rows and width to float32 vectors (rows, dimension).
 Forward = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
 class DeviceStream(Protocol):
-    """Where a pipeline's work is done, in order. `PlainStream` and `cuda.CudaStream` are such."""
+    """The stream of a pipeline's work, in order: `PlainStream` or `cuda.CudaStream`."""
 
     stream: Any
     overlaps: bool
-    """Copies go on while the host does other things."""
+    """Copies run while the host does other work."""
 
     def side_stream(self) -> Any:
-        """Another stream, for copies beside the computing."""
+        """Another stream, for copies during the computation."""
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """What is asked of the device within goes to `stream`."""
+        """Work issued in this context goes to `stream`."""
 
     def event(self) -> Any:
         """A mark in a stream, which other streams and the host can wait for."""
@@ -55,11 +55,10 @@ class DeviceStream(Protocol):
         """Do `work` in this queue's stream."""
 
     def capture(self, work: Work) -> Work:
-        """What does `work` again and again in the stream it is called in, on the same memory, at less cost
-        than `call`."""
+        """A cheaper `call` of `work`, repeatable in the calling stream on the same memory."""
 
     def settle(self, *streams: Any) -> None:
-        """Wait until nothing is left to do in these streams and the queue's own."""
+        """Wait until these streams and the queue's own are empty."""
 
 
 class PlainStream:
@@ -69,7 +68,7 @@ class PlainStream:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self.stream = torch.cpu.Stream()  # torch's own stand-ins, which do nothing
+        self.stream = torch.cpu.Stream()  # torch's own placeholders, which have no effect
 
     def side_stream(self) -> Any:
         return torch.cpu.Stream()
@@ -95,11 +94,11 @@ class PlainStream:
         return partial(self.call, work)
 
     def settle(self, *streams: Any) -> None:
-        """Nothing is ever left to do."""
+        """Nothing is ever outstanding."""
 
 
 class Pipeline:
-    """Runs launches one after the other through `forward`, with graphs of the shapes that come again.
+    """Runs launches one after another through `forward`, with graphs of repeated shapes.
 
     `most_graphs`: 0 for a `forward` that cannot be captured.
     """
@@ -123,7 +122,7 @@ class Pipeline:
         most_tokens = max(shapes.launch_tokens, shapes.longest)
         most_rows = shapes.most_rows(shapes.least_width)
         with queue.on(queue.stream):
-            # What graphs read and write: captured by address, so these stay where they are.
+            # The memory that graphs read and write: captured by address, so it never moves.
             self._inputs = queue.empty(most_tokens + most_rows, dtype=torch.int32)
             self._rows = queue.empty(most_rows, dimension, dtype=torch.float32)
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
@@ -131,7 +130,7 @@ class Pipeline:
             self._slots.put(_Slot(queue, dimension))
 
     def run(self, sequences: list[list[int]], launches: list[Launch]) -> np.ndarray:
-        """Token ids, sorted as for `bucketing.plan`, to float32 vectors, in the same order."""
+        """Token ids, sorted as for `bucketing.plan`, to float32 vectors in the same order."""
         slot = self._slots.get()
         try:
             slot.upload(sequences, launches, self._padding_id)
@@ -142,7 +141,7 @@ class Pipeline:
                 slot.computed.record(self._queue.stream)
             return slot.download(len(sequences))
         except BaseException:
-            self._queue.settle(slot.copies)  # before another batch is written where this one is still read
+            self._queue.settle(slot.copies)  # before another batch overwrites this one
             raise
         finally:
             self._slots.put(slot)
@@ -155,8 +154,8 @@ class Pipeline:
         slot.rows[first : first + texts].copy_(self._rows[:texts], non_blocking=True)
 
     def _first_or_captured(self, rows: int, width: int) -> Work:
-        """A shape is computed plainly the first time it is seen, and captured the second: capturing costs as
-        much as some runs, and most of the rare shapes never come again."""
+        """Run a shape plainly the first time, and capture it the second: capturing costs as much as some
+        runs, and most rare shapes never return."""
         shape = rows, width
 
         def work() -> None:
@@ -165,17 +164,17 @@ class Pipeline:
         if shape not in self._seen or len(self._graphs) >= self._most_graphs:
             self._seen.add(shape)
             return partial(self._queue.call, work)
-        # Rows of one token of id 1, to capture with: harmless, and padded, so that nothing takes a way that
-        # is open to full rows alone.
+        # Rows of one token of id 1, to capture with: harmless, and padded, so that no shortcut for full rows
+        # is captured.
         self._inputs.fill_(1)
         self._graphs[shape] = self._queue.capture(work)
         return self._graphs[shape]
 
 
 class _Slot:
-    """The memory of one batch, on the host and on the device, and the marks of how far it has come.
+    """The memory of one batch, on the host and on the device, with marks of its progress.
 
-    Whoever holds the slot has it alone, and gives it back when the device is done with it.
+    A slot has one holder, which returns it when the device has finished.
     """
 
     def __init__(self, queue: DeviceStream, dimension: int) -> None:

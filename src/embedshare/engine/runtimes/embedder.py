@@ -1,9 +1,8 @@
 """A SentenceTransformer as one module from packed token ids to vectors: transformer, pooling, dense,
 normalise.
 
-The fast runtimes run this module, or what it was converted to. How a model's attention can be packed is not
-guessed from its name: each mask and layout is held against the proof (see `proof`), and the first that agrees
-is used.
+The fast runtimes run this module, or its conversion. A model's packing is not guessed from its name: each
+mask and layout is checked against the proof (see `proof`), and the first that matches is used.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ _PROBES = [
     "q7Zk", "V9xw", " \n Café\n\n", "<think> no </think> /no_think", "{{ 1 }}{% raw %}", "<|im_end|>",
     "[INST] & <s>",
 ]  # fmt: skip
-#: A cut of fewer tokens than this is found, where a model reads more.
+#: Truncation at fewer tokens than this is detected, if a model reads more.
 _CUTS_BELOW = 8192
 
 
 class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed: minutes and gigabytes
     """Packed batches (see `packing.Packed`) to float32 vectors (texts, dimension).
 
-    `mask`: how the transformer is told which tokens see each other.
+    `mask`: tells the transformer which tokens see each other.
     """
 
     def __init__(self, model: SentenceTransformer, mask: Mask = whole_text) -> None:
@@ -66,7 +65,7 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         hidden = self.mask(self.transformer, input_ids, position_ids, segments)
         found = places.clamp(min=0)
         tokens = hidden.reshape(-1, hidden.shape[-1])[found]
-        # Pooling adds up many values: it stays in float32 whatever the transformer computes in.
+        # Pooling adds up many values: it stays in float32 in every precision of the transformer.
         features = {
             "token_embeddings": tokens.float(),
             "attention_mask": (places >= 0).long(),
@@ -80,7 +79,7 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
 def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransformer:
     """The model in `folder`, in float32, ready to compute.
 
-    Raises UnsupportedModel where it cannot be shared.
+    Raises UnsupportedModel if it cannot be shared.
     """
     transformers_logging.disable_progress_bar()  # one line an event: the log says when the model is ready
     transformers_logging.set_verbosity_error()
@@ -99,8 +98,8 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
     except (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError, RuntimeError) as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise UnsupportedModel(
-                f"the model in {folder} needs Python code of its own, which is run only for the models that "
-                "EMBEDDING_TRUST_REMOTE_CODE names: add its name there if you trust it, and restart"
+                f"the model in {folder} needs Python code of its own; if you trust it, add its name "
+                "to EMBEDDING_TRUST_REMOTE_CODE and restart"
             ) from None
         raise UnsupportedModel(f"the model in {folder} does not load: {error}") from error
     model.float().eval()
@@ -109,7 +108,7 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
 
 
 def tokenizer_of(model: SentenceTransformer) -> str:
-    """The text of the tokenizer that sentence-transformers uses, cutting where the model does.
+    """The text of sentence-transformers' tokenizer, which truncates as the model does.
 
     Raises UnsupportedModel for a model that is not a text transformer with a fast tokenizer.
     """
@@ -125,10 +124,10 @@ def tokenizer_of(model: SentenceTransformer) -> str:
 
 
 def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
-    """What the model's chat template puts around texts; None for a model without one. `serialized`: the text
-    of its tokenizer.
+    """The text that the model's chat template puts around texts; None without a template. `serialized`: the
+    text of its tokenizer.
 
-    Raises UnsupportedModel where it does more with them.
+    Raises UnsupportedModel if the template does more.
     """
     first = model[0]
     if "message" not in first.modality_config:
@@ -136,7 +135,7 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
     if first.processor is not model.tokenizer:
         raise UnsupportedModel("the model's chat template is not its tokenizer's")
     options = dict(first.processing_kwargs.get("chat_template", {}))
-    options.pop("restore_suffix", None)  # which is sentence-transformers' own, and shows in what it reads
+    options.pop("restore_suffix", None)  # sentence-transformers' own option, visible in its result
 
     def rendered(text: str, prompt: str) -> str:
         _, inputs = first.input_formatter.batch_to_message("text", {"text": [text]})
@@ -156,7 +155,7 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
     template = Template(before, before_prompt, between, after, [])
     for text, prompt in ((text, prompt) for text in _PROBES for prompt in ("", *_PROBES)):
         if tail != after or rendered(text, prompt) != template.render(text, prompt):
-            raise UnsupportedModel("the model's chat template does more than to put words around a text")
+            raise UnsupportedModel("the model's chat template does more than put words around a text")
     tokenizer = TextTokenizer(serialized, template=template)
     if tokenizer.max_seq_length >= LONGEST:
         return template
@@ -167,7 +166,7 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
 
 
 def task_cuts(model: SentenceTransformer) -> dict[str, int]:
-    """Tokens that texts for a task are cut at, where those are not as many as without one."""
+    """The longest sequences of texts for a task, if they differ from the usual one."""
     if not may_read_task(model):
         return {}
     plain = _cut(model)
@@ -175,18 +174,18 @@ def task_cuts(model: SentenceTransformer) -> dict[str, int]:
 
 
 def check_cut(model: SentenceTransformer, tokenizer: TextTokenizer) -> None:
-    """Raise UnsupportedModel where a text that is too long is not cut as sentence-transformers cuts it."""
+    """Raise UnsupportedModel if a too long text is not truncated as in sentence-transformers."""
     if tokenizer.max_seq_length >= LONGEST:
         return
     text = _numbers(tokenizer.max_seq_length + 64)
     for task in (None, *TASKS) if may_read_task(model) else (None,):
         if _ids(model, text, task) != tokenizer([text], task=task)[0]:
-            raise UnsupportedModel("the model cuts long texts in a way of its own")
+            raise UnsupportedModel("the model truncates long texts in a way of its own")
 
 
 def _cut(model: SentenceTransformer, task: str | None = None) -> int:
-    """Tokens that sentence-transformers cuts a text at: fewer than the model's longest sequence where its
-    settings for texts, or for texts of this task, say so."""
+    """Tokens at which sentence-transformers truncates a text: fewer than the model's longest sequence if its
+    settings for texts, or for this task, say so."""
     longest = int(min(model.max_seq_length, LONGEST))
     words = min(longest, _CUTS_BELOW) + 64
     ids = _ids(model, _numbers(words), task)
@@ -194,7 +193,7 @@ def _cut(model: SentenceTransformer, task: str | None = None) -> int:
 
 
 def _numbers(words: int) -> str:
-    """A text of as many words that differ, of one token each at least."""
+    """A text of this many different words, of at least one token each."""
     return " ".join(map(str, range(words)))
 
 
@@ -205,7 +204,7 @@ def _ids(model: SentenceTransformer, text: str, task: str | None) -> list[int]:
 
 
 def facts_of(model: SentenceTransformer, proof: Proof) -> ModelMetadata:
-    """What the model says of itself; its layout is not known yet."""
+    """The model's own description; its layout is not known yet."""
     longest, tokenizer = model.max_seq_length, tokenizer_in(model)
     return ModelMetadata(
         dimension=proof.expected.shape[1],
@@ -223,13 +222,13 @@ def facts_of(model: SentenceTransformer, proof: Proof) -> ModelMetadata:
 def find_form(
     model: SentenceTransformer, proof: Proof, sequences: list[list[int]]
 ) -> tuple[Embedder, Layout] | None:
-    """The embedder and the layout of its batches that agree with the proof, packed if possible; None if
-    none do.
+    """The embedder and the layout of its batches that match the proof, packed if possible; None if none
+    match.
 
     `sequences`: the token ids of the proof's samples.
     """
     transformer = model[0].auto_model
-    tried = MASKS if shows_windows(model) else (own,)  # whose windows are right, whether they show or not
+    tried = MASKS if shows_windows(model) else (own,)  # its windows are right even if no sample shows them
     padding_id = getattr(transformer.config, "pad_token_id", None) or 0
     attention = transformer.config._attn_implementation
     for one_text_a_row in (False, True):
@@ -257,7 +256,7 @@ def _agrees(
         proof.check(in_batches(sequences, run), what)
     except UnsupportedModel as error:
         logger.debug("{}", error)
-    except Exception as error:  # whatever a model raises that does not take this kind of mask
+    except Exception as error:  # a model without this kind of mask may raise anything
         logger.debug("{} do not run: {}", what, error)
     else:
         return True

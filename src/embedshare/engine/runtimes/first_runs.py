@@ -1,4 +1,5 @@
-"""A graph's first runs in a precision, at every class of shapes, and the precision that they leave."""
+"""Runs a graph for the first time in a precision, at every class of shapes, and chooses the precision by
+it."""
 
 from __future__ import annotations
 
@@ -11,17 +12,17 @@ from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, 
 from embedshare.engine.trials import KeptProof, Trial, Trials, smallest_cosine
 from embedshare.errors import UnsupportedModel
 
-#: Texts of up to this many tokens are run in batches, longer ones each in its own.
+#: Tokens up to which texts run in batches, longer ones each alone.
 _SHORT = 128
 
 
 def precisions(dtype: str) -> list[str]:
-    """Those to try, in this order, where `dtype` is the one that is meant."""
+    """The precisions to try for `dtype`, in this order."""
     return list(dict.fromkeys((dtype, "float32")))
 
 
 def untried(wanted: str, trials: Trials) -> str:
-    """The precision that `fitting` would try; empty where all that it needs is known."""
+    """The precision that `fitting` would try; empty if its results are known."""
     try:
         meant = resolve_dtype(wanted)
     except UnsupportedModel:
@@ -41,9 +42,9 @@ def fitting(
     trials: Trials,
     proof: Callable[[], KeptProof],
 ) -> OpenVinoRuntime:
-    """The model in the precision that EMBEDDING_DTYPE (`wanted`) means, or in float32 where it needs that.
+    """The model in the precision that EMBEDDING_DTYPE (`wanted`) means, or in float32 if it needs that.
 
-    A precision that the operator names is taken however near its vectors are. Raises UnsupportedModel where
+    A precision that the operator names is used however near its vectors are. Raises UnsupportedModel if
     OpenVINO cannot run the model in any.
     """
     why = ""
@@ -83,7 +84,7 @@ def first_runs(runtime: OpenVinoRuntime, proof: KeptProof) -> float:
         return min(smallest_cosine(rows, expected[batch]) for rows in runtime.run_on_each_graph(sequences))
 
     cosines = [least(batch) for batch in batches]
-    runtime.settle()  # from here on short texts that come alone have graphs of their own
+    runtime.settle()  # from here on single short texts have graphs of their own
     longest = max(inputs, key=len)
     for width in SINGLE_WIDTHS:
         runtime.run([longest[:width]])

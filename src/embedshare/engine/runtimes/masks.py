@@ -1,9 +1,8 @@
-"""Ways to tell a transformer which tokens see each other: those of one text, and of these the ones that the
-model lets see each other.
+"""Attention masks for packed rows: each token sees only its own text's tokens, as far as the model allows.
 
-Which way a model takes is not guessed from its name: each is held against the proof (see
-`embedder.find_form`). All take `segments` (rows, width), the number of the text that a token belongs to, and
-give the last hidden states (rows, width, size).
+A model's mask is not guessed from its name: each one is checked against the proof (see `embedder.find_form`).
+All take `segments` (rows, width), the number of each token's text, and give the last hidden states (rows,
+width, size).
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-_MASKED = -30000.0  # as good as minus infinity, and finite in float16 too
-#: The attention implementation, by transformers' register of them, whose masks keep texts apart.
+_MASKED = -30000.0  # as good as minus infinity, but finite in float16
+#: The attention implementation, in transformers' register, whose masks keep texts apart.
 _PACKED = "embedshare_packed"
-#: Of the batch that the thread computes.
+#: The segments of the batch that this thread computes.
 _segments: ContextVar[torch.Tensor | None] = ContextVar("segments", default=None)
 
 Mask = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -31,7 +30,7 @@ Mask = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def whole_text(
     transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
 ) -> torch.Tensor:
-    """Each token sees its whole text, in all layers: BERT, T5 and their like."""
+    """Each token sees its whole text, in all layers: BERT, T5 and the like."""
     bias = _bias(_same_text(segments)[:, None], transformer.dtype)
     hidden: torch.Tensor = transformer(input_ids=input_ids, attention_mask=bias, position_ids=position_ids)[0]
     return hidden
@@ -40,10 +39,10 @@ def whole_text(
 def own(
     transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
 ) -> torch.Tensor:
-    """The model makes its masks by itself, causal ones and windows: Qwen3, ModernBERT, Gemma and their like.
+    """The model makes its own masks, causal ones and windows: Qwen3, ModernBERT, Gemma and the like.
 
-    transformers makes them of functions of two columns. Where these go by the difference alone, they are as
-    right in the middle of a row. A model that makes none gets a mask of what is no padding.
+    transformers makes them from functions of two columns. Functions of the difference alone hold in the
+    middle of a row too. A model that makes none gets a mask of the real tokens.
     """
     if transformer.config._attn_implementation != _PACKED:
         transformer.set_attn_implementation(_PACKED)
@@ -101,7 +100,7 @@ def _bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _packed_mask(mask_function: Callable[..., torch.Tensor], **options: Any) -> torch.Tensor | None:
-    """See transformers' `sdpa_mask`, of which this is the form for packed rows."""
+    """See transformers' `sdpa_mask`; this is its form for packed rows."""
     segments = _segments.get()
     if segments is None:
         mask: torch.Tensor | None = sdpa_mask(mask_function=mask_function, **options)

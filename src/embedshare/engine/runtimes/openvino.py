@@ -1,4 +1,4 @@
-"""OpenVINO: the fastest way on a CPU. Needs neither torch nor the model, only the converted graph."""
+"""OpenVINO: the fastest runtime on a CPU. It needs neither torch nor the model, only the converted graph."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ from embedshare.engine.runtimes.shape_dispatch import with_fixed_shapes
 from embedshare.errors import OutOfMemory, UnsupportedModel
 
 VERSION = str(ov.__version__)
-#: Widths at which a text that comes alone has a graph of fixed shape: they hold nearly all short queries.
+#: Widths at which a single text has a graph of fixed shape: they hold nearly all short queries.
 SINGLE_WIDTHS = (8, 12, 16, 20, 24, 32)
 #: One batch at a time, with all cores.
 _LATENCY: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
-#: A batch has all cores where none has run beside another for so long: those that share the cores with others
-#: take less of their time with a part of them. (Measured with 16 callers of a web worker on the same two
-#: cores: 0.25 s gave 8% more calls than 0.05 s.)
+#: Seconds without parallel batches after which a batch has all cores: parallel ones take less time with a
+#: part of the cores each. With 16 web callers on two cores 0.25 s gave 8% more calls than 0.05 s.
 _ALONE_AFTER_S = 0.25
 #: The branch for any other shape.
 _OPEN = -1
-#: The least cosine between vectors of one text from two branches, each in reduced precision.
+#: The least cosine between one text's vectors from two branches, each in reduced precision.
 _SAME = 0.999
 
 
 def resolve_dtype(dtype: str) -> str:
-    """The precision that is meant on this CPU; "auto" is the faster one.
+    """The precision that `dtype` means on this CPU; "auto" is the faster one.
 
-    Raises UnsupportedModel for one it does not compute in.
+    Raises UnsupportedModel for a precision that it does not compute in.
     """
     if dtype == "float16":
         raise UnsupportedModel("OpenVINO computes in float32 or bfloat16 on a CPU, not in float16")
@@ -55,7 +54,7 @@ def resolve_dtype(dtype: str) -> str:
 
 @cache
 def cpu_kind() -> str:
-    """Twelve hexadecimal digits for all that OpenVINO chooses its code on this machine by."""
+    """Twelve hexadecimal digits for everything by which OpenVINO chooses its code on this machine."""
     core = cpu_core()
     told = [core.get_property("CPU", "FULL_DEVICE_NAME"), platforms.cpu_features()]
     told += sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -64,9 +63,9 @@ def cpu_kind() -> str:
 
 
 def write_graph(graph: ov.Model, path: Path) -> None:
-    """Write a graph in full precision; its weights go beside it.
+    """Write a graph in full precision, its weights next to it.
 
-    Raises OSError, which OpenVINO does not: a full disk is a RuntimeError of a C++ stream there.
+    Raises OSError, unlike OpenVINO, whose full disk is a RuntimeError of a C++ stream.
     """
     try:
         ov.save_model(graph, path, compress_to_fp16=False)
@@ -78,10 +77,10 @@ def write_graph(graph: ov.Model, path: Path) -> None:
 
 
 def cpu_core() -> ov.Core:
-    """OpenVINO with its CPU plugin, which it loads in a thread that ends with that.
+    """OpenVINO with its CPU plugin, loaded in a thread that ends with the plugin.
 
-    On a CPU with AMX the plugin gives the thread that loads it a stack for signals, and frees that with
-    itself. A signal in that thread would then end the process.
+    On a CPU with AMX the plugin gives its loading thread a signal stack, and frees it with itself. A later
+    signal in that thread would crash the process.
     """
 
     loaded: Future[ov.Core] = Future()
@@ -95,7 +94,7 @@ def cpu_core() -> ov.Core:
             loaded.set_exception(error)
 
     thread = threads.start(load, "embedshare-plugin", daemon=False)
-    if thread is None:  # the interpreter is ending
+    if thread is None:  # the interpreter is exiting
         load()
     else:
         thread.join()
@@ -125,13 +124,13 @@ class _Compiled(NamedTuple):
 
     request: ov.InferRequest
     branches: dict[int, int] | None = None
-    """By width of a single text: the branch of that shape (runtimes/shape_dispatch.py). None: the graph has
-    no branches."""
+    """The branch for a single text, by its width (runtimes/shape_dispatch.py). None: the graph has no
+    branches."""
 
 
 @dataclass(slots=True)
 class _Graph:
-    """One of the graphs that can run side by side, and the shape of its last batch."""
+    """One of the graphs that can run in parallel, and the shape of its last batch."""
 
     compiled: _Compiled
     shape: tuple[int, int] | None = None
@@ -140,8 +139,8 @@ class _Graph:
 class OpenVinoRuntime:
     """Runs a converted graph on the CPU.
 
-    While batches come alone they use all cores. Those that run side by side have a part of the cores each and
-    never wait for one another: together they get a fifth more done than one after the other.
+    Single batches use all cores. Parallel ones use a part of the cores each and never wait for one another:
+    together they do a fifth more than one after the other.
     """
 
     name = "openvino"
@@ -165,7 +164,7 @@ class OpenVinoRuntime:
         self._last_beside = float("-inf")
         self.padding_tokens = 0
         self._freed = threading.Condition()
-        # Not a daemon, whoever loads the model: a process must not end while OpenVINO compiles.
+        # Not a daemon, in every process: it must not end while OpenVINO compiles.
         self._shapes = threads.start(partial(self._fix_shapes, model), "embedshare-shapes", daemon=False)
 
     def settle(self) -> None:
@@ -189,7 +188,9 @@ class OpenVinoRuntime:
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
                 raise
-            raise OutOfMemory(f"the CPU has no memory for {len(sequences)} sequences: {error}") from None
+            raise OutOfMemory(
+                f"the CPU has too little memory for {len(sequences)} sequences: {error}"
+            ) from None
         finally:
             with self._freed:
                 self.padding_tokens += padding
@@ -197,12 +198,12 @@ class OpenVinoRuntime:
                 self._freed.notify()
 
     def run_on_each_graph(self, sequences: list[list[int]]) -> Iterator[np.ndarray]:
-        """The vectors of each compiled form in turn, of a runtime that nobody else uses yet."""
+        """The vectors of each compiled form in turn, for a runtime without other users."""
         for graph in (self._free[0], self._free[-1]):
             yield self._run(sequences, graph)[0]
 
     def _run(self, sequences: list[list[int]], graph: _Graph) -> tuple[np.ndarray, int]:
-        """The vectors, and how many places were padding."""
+        """The vectors, and the number of padded positions."""
         request, branches = graph.compiled
         width = row_width(len(sequences[0]))
         which = branches.get(width, _OPEN) if branches and len(sequences) == 1 else _OPEN
@@ -220,15 +221,15 @@ class OpenVinoRuntime:
         return self._core.compile_model(graph, "CPU", _options(self.dtype, options))
 
     def _fix_shapes(self, graph: ov.Model) -> None:
-        """Give the graph that uses all cores a branch for each width of a short text: a second of work, in
-        which calls are answered already."""
+        """Give the graph with all cores a branch for each width of a short text: a second of work, during
+        which calls are answered."""
         try:
             shapes = [[(1, width)] * len(graph.inputs) for width in SINGLE_WIDTHS]
             compiled = self._compile(with_fixed_shapes(graph, shapes), _LATENCY)
             request = compiled.create_infer_request()
             branches = self._right_branches(request)
         except RuntimeError as error:
-            logger.warning("short texts stay a little slower, their graph was not compiled: {}", error)
+            logger.warning("Running short texts a little slower (their graph did not compile: {})", error)
             return
         if branches:
             self._all_cores.compiled = _Compiled(request, branches)
@@ -240,7 +241,7 @@ class OpenVinoRuntime:
         """
         right = {}
         for branch, width in enumerate(SINGLE_WIDTHS):
-            inputs = pack([list(range(1, width))], self._layout)  # as long as has a place of padding too
+            inputs = pack([list(range(1, width))], self._layout)  # a length with a padded position too
             expected, found = (
                 request.infer([*inputs, np.array(which, np.int32)])[0][0].copy() for which in (_OPEN, branch)
             )

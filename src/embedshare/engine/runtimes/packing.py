@@ -1,7 +1,7 @@
-"""Several texts in one row, kept apart by a block-diagonal attention mask: batches without padding.
+"""Packs several texts into one row, kept apart by a block-diagonal attention mask: batches without padding.
 
-Pure. Short queries padded to the longest of a batch are half padding. Packed into rows they are little, and
-the rows have one of a few widths, so that a runtime meets shapes that it has prepared before.
+Pure. Short queries padded to the longest of a batch are half padding. Packed rows have little, and one of a
+few widths, so that a runtime meets prepared shapes.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ import numpy as np
 
 from embedshare.engine.sequences import prompt_tokens
 
-#: How wide rows are, in tokens. Longer texts get rows of a multiple of 64.
+#: Widths of rows, in tokens. Longer texts get rows of a multiple of 64.
 WIDTHS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-#: Attention grows with the width of a row: in one this wide it costs a token about as much as all the rest.
-#: (Measured with all-MiniLM-L6-v2: the same tokens in rows of 64 and 256 took 1 and 1.28 of the time.)
+#: Attention grows with a row's width: at this width it costs a token about as much as everything else. With
+#: all-MiniLM-L6-v2 rows of 256 took 1.28 times as long as rows of 64.
 _ATTENTION_WIDTH = 600
-#: What it costs a runtime to be given another shape than the last time, in tokens. (Measured with OpenVINO:
-#: 0.6 ms and more, in which 12 tokens are computed.)
+#: The cost of a change of shape for a runtime, in tokens: 0.6 ms and more in OpenVINO, in which 12 tokens are
+#: computed.
 _CHANGE = 12
 
 
 class Layout(NamedTuple):
-    """How a model wants its batches laid out."""
+    """A model's layout of batches."""
 
     first_position: int = 0
-    """What it counts positions from."""
+    """The first position's number."""
     one_text_a_row: bool = False
-    """Plain padding, for models whose attention knows places by column."""
+    """Plain padding, for models whose attention knows positions by column."""
 
 
 class Packed(NamedTuple):
-    """A batch as the model takes it.
+    """A batch in the model's form.
 
     All int64.
     """
 
     input_ids: np.ndarray
-    """(rows, width) token ids, 0 where nothing is."""
+    """(rows, width) token ids, 0 without a token."""
 
     position_ids: np.ndarray
-    """(rows, width) place of each token within its own text."""
+    """(rows, width) the position of each token within its own text."""
 
     segments: np.ndarray
-    """(rows, width) which text a token belongs to, -1 for none: tokens see those of their own text alone."""
+    """(rows, width) the number of each token's text, -1 for none: tokens see their own text alone."""
 
     places: np.ndarray
-    """(texts, at least the longest's tokens) where the tokens of each text that are pooled stand in the
-    flattened rows; -1 after its end, and for a prompt that pooling leaves out."""
+    """(texts, at least the longest's tokens) the places of each text's pooled tokens in the flattened rows;
+    -1 after its end, and for a prompt that pooling leaves out."""
 
 
 def row_width(tokens: int) -> int:
@@ -57,9 +57,9 @@ def row_width(tokens: int) -> int:
 
 
 def pack(sequences: list[list[int]], layout: Layout, last: tuple[int, int] | None = None) -> Packed:
-    """Lay texts out in the rows that cost least, longest first, each in the first row that has room.
+    """Pack texts into the cheapest rows, longest first, each into the first row with room.
 
-    `last`: the shape (rows, width) of the batch before, taken again where that costs less than another.
+    `last`: the shape (rows, width) of the batch before, taken again if that costs less than another.
     """
     first_position, one_text_a_row = layout
     lengths = [len(ids) for ids in sequences]
@@ -82,7 +82,7 @@ def pack(sequences: list[list[int]], layout: Layout, last: tuple[int, int] | Non
 
 
 class _Rows(NamedTuple):
-    """Where each text stands."""
+    """The place of each text."""
 
     width: int
     number: int
@@ -112,7 +112,7 @@ def _cheapest_rows(lengths: list[int], last: tuple[int, int] | None) -> _Rows:
 
 
 def _row_cost(width: int) -> float:
-    """In tokens that pay for no attention."""
+    """The cost of a row, in tokens without attention."""
     return width * (1 + width / _ATTENTION_WIDTH)
 
 

@@ -1,8 +1,8 @@
-"""The model's own forward over padded batches of texts of like length: what runs on CUDA devices, and
-elsewhere where a model does not take packed batches.
+"""The model's own forward over padded batches of like length: on CUDA devices, and for models that cannot be
+packed.
 
-Packing leaves less padding still, and on a CPU that counts most. But its batches have four dimensions, too
-many to capture graphs of, and attention over a packed row costs the square of the row, not of the text.
+Packing leaves less padding, which counts most on a CPU. But its batches have four dimensions, too many to
+capture graphs of, and attention over a packed row costs the square of the row, not of the text.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from embedshare.engine.runtimes.device_pipeline import DeviceStream, Pipeline, P
 from embedshare.engine.runtimes.proof import in_batches
 from embedshare.engine.runtimes.torch import DTYPES, as_out_of_memory
 
-#: Batches of up to this many integers (tokens, padding, a length for each row) have a pipeline of their own:
-#: a query that comes while a large batch computes is computed beside it.
+#: Integers (tokens, padding, a length for each row) of a batch up to which it has a pipeline of its own, so
+#: that a query is computed while a large batch is.
 SMALL_BATCH = 4096
-#: Shapes (texts, tokens in each) whose graphs are there before the first query comes.
+#: Shapes (texts, tokens in each) whose graphs are ready before the first query.
 _WARM = [(1, 16), (1, 32), (1, 64), (1, 128), (1, 256), *((2**n, m) for n in range(1, 5) for m in (16, 32))]
 
 
 class PaddedForward:
     """A SentenceTransformer's modules over one launch, the transformer in `dtype`.
 
-    They make their own masks and positions: whatever the architecture, this is what SentenceTransformer does.
+    They make their own masks and positions, so any architecture behaves as in SentenceTransformer.
     """
 
     def __init__(self, model: SentenceTransformer, dtype: str) -> None:
@@ -39,11 +39,11 @@ class PaddedForward:
         self._transformer.to(DTYPES[dtype])
 
     def __call__(self, integers: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-        """See device_pipeline.Forward. It asks nothing of the device that the host would have to wait for."""
+        """See device_pipeline.Forward. It never makes the host wait for the device."""
         lengths, ids = integers[:rows], integers[rows:].view(rows, width)
         present = torch.arange(width, device=ids.device) < lengths[:, None]
         features = self._transformer({"input_ids": ids.long(), "attention_mask": present.long()})
-        # Pooling adds up many values: it stays in float32 whatever the transformer computes in.
+        # Pooling adds up many values: it stays in float32 in every precision of the transformer.
         features = {
             name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
             for name, value in features.items()
@@ -73,7 +73,7 @@ def rows_in(dtype: str, model: SentenceTransformer, sequences: list[list[int]]) 
 
 
 class Sizes(NamedTuple):
-    """How much at once is worth it on a kind of device."""
+    """The useful amount of parallel work on a kind of device."""
 
     max_batches_per_lane: int
     interactive_budget: int
@@ -83,7 +83,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, device: str) -> Sizes:
-        """On a GPU the next batch is made ready while one computes; on a CPU one uses all cores."""
+        """On a GPU the next batch is prepared while one computes; on a CPU one batch uses all cores."""
         if device.startswith("cuda"):
             return cls(
                 max_batches_per_lane=2,
@@ -119,14 +119,14 @@ class PaddedRuntime:
         self._forward = PaddedForward(model, dtype)
         self._thread = ModelThread(self.device) if self.device.startswith("cuda") else None
         if self._thread is not None:
-            torch.cuda.synchronize(self.device)  # the weights were written in another stream than reads them
-            self._thread.release_memory()  # what they took in float32
+            torch.cuda.synchronize(self.device)  # the weights were written in another stream
+            self._thread.release_memory()  # the memory of the float32 weights
         self._small, self._large = self._pipeline(urgent=True), self._pipeline(urgent=False)
         self._counting = threading.Lock()
         self.padding_tokens = 0
         if self._thread is not None:
             self._warm_up()
-            self.padding_tokens = 0  # of the calls alone
+            self.padding_tokens = 0  # counts the calls alone
 
     def settle(self) -> None:
         """See base.Runtime."""
@@ -164,5 +164,5 @@ class PaddedRuntime:
 
 
 def _padding(sequences: list[list[int]], launches: list[Launch]) -> int:
-    """Places in the launches that hold none of these tokens."""
+    """Positions in the launches without a token."""
     return sum(launch.rows * launch.width for launch in launches) - sum(map(len, sequences))

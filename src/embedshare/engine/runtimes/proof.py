@@ -1,7 +1,8 @@
-"""What sentence-transformers itself makes of some texts: every faster form of a model is held against it.
+"""The proof: vectors that sentence-transformers itself makes of some texts, which every faster form of a
+model must match.
 
-It starts from texts, as callers do: whatever a folder asks for on a text's way to its vector, such as a chat
-template, truncation at the left, or a prompt that pooling leaves out, shows in the vectors.
+It starts from texts, as callers do. So everything that a folder configures between text and vector shows: a
+chat template, truncation on the left, a prompt that pooling leaves out.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from embedshare.errors import UnsupportedModel
 
 #: The largest difference between two forms of one model in float32, for vectors of length 1.
 MOST = 1e-4
-#: Tokens of the longest text, or as many as the model reads, or as the widest window of its attention asks.
+#: Tokens of the longest text; or the model's longest sequence, or the widest window of its attention.
 _LONG = 512
-#: A window that asks for a longer text than this is not tried: see `shows_windows`.
+#: Windows that need a longer text than this are not tried: see `shows_windows`.
 _LONGEST_TRIED = 2048
-#: Sequences of up to this many tokens are held against it in one batch, longer ones each in its own.
+#: Tokens up to which sequences are compared in one batch, longer ones each alone.
 SHORT = 128
 _WORDS = "The QUICK brown Fox: Café São Ünïcödé ÇA — 漢字 😀"
 _TEXTS = ["model", "one model, many workers", "", " \n", _WORDS, "How is an embedding shared? " * 3]
-#: A prompt as a caller may send it, whatever those of the model are.
+#: A caller's own prompt, unlike the model's.
 _PROMPT = "Some Prompt: "
 TASKS = ("query", "document")
 
 
 class Sample(NamedTuple):
-    """One text as a caller sends it."""
+    """One text in a caller's form."""
 
     text: str
     prompt: str = ""
@@ -47,17 +48,17 @@ class Proof(NamedTuple):
 
     samples: list[Sample]
     expected: np.ndarray
-    """Float32 (samples, dimensions that the model gives where a caller asks for none)"""
+    """Float32 (samples, the model's default dimensions)."""
 
     full_dimension: int
-    """Dimensions that the model computes."""
+    """The dimensions that the model computes."""
 
     def difference(self, rows: np.ndarray) -> float:
         """The largest difference of `rows` (samples, at least those dimensions), for vectors of length 1."""
         return float(self._differences(rows).max())
 
     def check(self, rows: np.ndarray, what: str) -> None:
-        """Raise UnsupportedModel where `rows`, which `what` has made, are not the model's."""
+        """Raise UnsupportedModel if `rows`, made by `what`, are not the model's vectors."""
         differences = self._differences(rows)
         worst = int(differences.argmax())
         if differences[worst] > MOST:
@@ -72,21 +73,21 @@ class Proof(NamedTuple):
         largest = np.abs(self.expected).max(axis=1)
         size = np.minimum(np.linalg.norm(self.expected, axis=1), np.maximum(largest, 1.0))
         apart = np.abs(rows - self.expected).max(axis=1) / np.maximum(size, 1e-3)
-        same = np.isnan(self.expected).any(axis=1)  # a text of no tokens has no mean, there as here
+        same = np.isnan(self.expected).any(axis=1)  # a text without tokens has no mean, there as here
         return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
 
 
 def prove(model: SentenceTransformer) -> Proof:
-    """The vectors of the model in the precision that it is loaded in, each computed by itself.
+    """The vectors of the model in the precision that it is loaded in, each computed alone.
 
-    What a model cannot embed is left out. Raises UnsupportedModel for one that embeds no text.
+    Samples that the model cannot embed are left out. Raises UnsupportedModel for one that embeds no text.
     """
     samples, rows = [], []
     failure: Exception | None = None
     for sample in _samples(model):
         try:
             rows.append(_vector(model, *sample))
-        except Exception as error:  # whatever the model raises
+        except Exception as error:  # the model may raise anything
             logger.debug("sentence-transformers does not embed {!r}: {}", sample, error)
             failure = failure or error
             continue
@@ -101,9 +102,9 @@ def prove(model: SentenceTransformer) -> Proof:
 
 
 def set_longest(model: SentenceTransformer) -> None:
-    """Bound the texts of a model that names no longest sequence, or one beyond its positions.
+    """Set the longest sequence of a model that names none, or one beyond its positions.
 
-    sentence-transformers cuts at what the folder names, and then fails.
+    sentence-transformers truncates at the named length, and then fails.
     """
     named = model.max_seq_length
     if not isinstance(model[0], Transformer) or model.tokenizer is None or named is None:
@@ -133,7 +134,7 @@ def set_longest(model: SentenceTransformer) -> None:
 
 
 def shows_windows(model: SentenceTransformer) -> bool:
-    """Whether the longest sample is longer than every window that the model's attention may have."""
+    """Whether the longest sample exceeds every window that the model's attention may have."""
     return _window(model) <= _LONGEST_TRIED or (model.max_seq_length or 0) <= _LONGEST_TRIED
 
 
@@ -159,7 +160,7 @@ def _samples(model: SentenceTransformer) -> Iterator[Sample]:
     prompts = list(dict.fromkeys(prompt for prompt in [_PROMPT, *model.prompts.values()] if prompt))
     for prompt in prompts:
         yield Sample(_WORDS, prompt)
-    if (model.max_seq_length or _LONG) <= _LONG:  # else it is not cut, and a short text tells as much
+    if (model.max_seq_length or _LONG) <= _LONG:  # else it is not truncated, and a short text shows as much
         yield Sample(texts[-1], prompts[-1])
     if may_read_task(model):
         for task in TASKS:
@@ -177,7 +178,7 @@ def _vector(
 
 
 def _long_text(model: SentenceTransformer) -> str:
-    """Words that differ, since among equal ones it does not show how far a token sees."""
+    """Words that differ: equal ones would not show how far a token sees."""
     longest = model.max_seq_length or _LONG
     tokens = int(min(longest, max(_LONG, _window(model) if shows_windows(model) else 0))) + 8
     tokenizer = tokenizer_in(model)
@@ -191,8 +192,8 @@ def _long_text(model: SentenceTransformer) -> str:
 
 
 def _window(model: SentenceTransformer) -> int:
-    """Tokens of a text in which the widest window of the model's attention, as its configuration tells of
-    it, shows; 0 for one that tells of none."""
+    """Tokens of a text that show the widest window of the model's attention, by its configuration; 0 without
+    one."""
     if not isinstance(model[0], Transformer):
         return 0
     config = model[0].auto_model.config
@@ -209,7 +210,7 @@ def _window(model: SentenceTransformer) -> int:
 
 
 def _positions(model: SentenceTransformer) -> int | None:
-    """How many positions the model has learned, where it has learned any."""
+    """The number of learned positions, if the model has any."""
     named = getattr(model[0].auto_model.config, "max_position_embeddings", None)
     tables = [
         table.num_embeddings

@@ -1,8 +1,8 @@
-"""One graph in several fixed shapes: OpenVINO prepares each once, and changing between them costs nothing.
+"""One graph in several fixed shapes: OpenVINO prepares each once, and switching between them is free.
 
-A graph whose shapes are open spends 0.6 ms and more on being given another shape than the last time, a third
-of what a short query takes. Here it stands beside copies of itself whose shapes are fixed, in the branches of
-`If` operations; all of them share one set of weights in memory.
+A graph with open shapes needs 0.6 ms and more to change its shape, a third of a short query's time. Here
+copies with fixed shapes are the branches of `If` operations, next to the open graph; all share one set of
+weights in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from openvino import opset15 as ops
 
 
 def with_fixed_shapes(graph: ov.Model, shapes: list[list[tuple[int, int]]]) -> ov.Model:
-    """`graph`, with one input more: a number that says which of `shapes` its inputs have, -1 for any other.
+    """`graph` with one more input: the index in `shapes` of its inputs' shapes, -1 for any other.
 
     Each entry of `shapes` holds one shape for each input of `graph`, all of two dimensions.
     """
@@ -29,7 +29,7 @@ def _branches(
     inputs: list[ov.Node],
     which: ov.Node,
 ) -> ov.Output:
-    """If it is this shape, its branch; else the same question about the next; in the end the open graph."""
+    """The branch of this shape, else the check for the next one; the open graph at the end."""
     choice = ops.if_op(ops.equal(which, ops.constant(np.array(number, np.int32))).output(0))
     fixed = _fixed(graph, shapes[number])
     last = number + 1 == len(shapes)
@@ -51,7 +51,7 @@ def _branches(
 
 
 def _fixed(graph: ov.Model, shapes: list[tuple[int, int]]) -> ov.Model:
-    """A copy of the graph for one shape. It shares the graph's constants."""
+    """A copy of the graph for one shape, which shares the graph's constants."""
     copy = graph.clone()
     inputs = []
     for parameter, shape in zip(copy.get_parameters(), shapes, strict=True):

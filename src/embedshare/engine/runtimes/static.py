@@ -1,4 +1,4 @@
-"""StaticEmbedding: a row for each token of the vocabulary, and their mean. NumPy alone, no model to run."""
+"""StaticEmbedding: the mean of one row for each token of the vocabulary, in NumPy alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ROWS = "rows.npy"
 
 
 class StaticRuntime:
-    """Looks tokens up. `normalize`: the model has a Normalize module."""
+    """Looks rows up. `normalize`: the model has a Normalize module."""
 
     name = "static"
     device = "cpu"
@@ -28,18 +28,18 @@ class StaticRuntime:
 
     @classmethod
     def read(cls, folder: Path, normalize: bool) -> StaticRuntime:
-        """What `write` has written. Raises OSError, ValueError."""
+        """Read the files that `write` has written. Raises OSError, ValueError."""
         return cls(np.load(folder / _ROWS, allow_pickle=False), normalize)
 
     def write(self, folder: Path) -> None:
-        """Keep the rows in `folder`."""
+        """Write the rows to `folder`."""
         np.save(folder / _ROWS, self._table)
 
     def settle(self) -> None:
         """See base.Runtime."""
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
-        """See base.Runtime. A text of no tokens is zeros."""
+        """See base.Runtime. A text without tokens is zeros."""
         rows = np.zeros((len(sequences), self._table.shape[1]), np.float32)
         for row, ids in zip(rows, sequences, strict=True):
             if ids:

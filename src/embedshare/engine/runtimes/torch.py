@@ -1,4 +1,5 @@
-"""PyTorch over packed batches: CPUs without OpenVINO or with a model that does not convert, Apple's GPUs."""
+"""PyTorch over packed batches: for CPUs without OpenVINO or with a model that does not convert, and Apple's
+GPUs."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(device: str) -> str:
-    """The device that "auto" means here, or the one that is named.
+    """The device that "auto" means here, or the named one.
 
-    Raises UnsupportedModel where it is not there.
+    Raises UnsupportedModel if it does not exist.
     """
     if device.startswith("cuda"):
         count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
@@ -37,7 +38,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """The precision that "auto" means on `device`: half where the hardware gains by it, else float32."""
+    """The precision that "auto" means on `device`: half if the hardware gains by it, else float32."""
     if dtype != "auto":
         return dtype
     if device.startswith("cuda"):
@@ -50,7 +51,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def _products() -> precision.Products:
-    dice = torch.Generator().manual_seed(0)  # of its own: a worker's numbers are not to change by a fallback
+    dice = torch.Generator().manual_seed(0)  # its own: a fallback must not change a worker's random numbers
     rows = torch.randn(precision.ROWS, precision.INPUTS, generator=dice)
     weights = torch.randn(precision.OUTPUTS, precision.INPUTS, generator=dice)
 
@@ -61,7 +62,7 @@ def _products() -> precision.Products:
 
 
 def as_out_of_memory(error: BaseException, device: str, count: int) -> OutOfMemory | None:
-    """What `error` means for a batch of `count` sequences, where it is a lack of memory."""
+    """The OutOfMemory for a batch of `count` sequences, if `error` means a lack of memory."""
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if lacking or "not enough memory" in str(error) or "out of memory" in str(error):

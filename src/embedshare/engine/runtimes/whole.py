@@ -1,7 +1,7 @@
-"""The last runtime: `encode` of sentence-transformers itself, for a model that no faster form agrees with.
+"""The last runtime: `encode` of sentence-transformers itself, for a model that no faster form matches.
 
-It serves whatever sentence-transformers loads, at its speed. The model's own code reads the texts, so texts
-wait in the scheduler and not token ids.
+It serves every model that sentence-transformers loads, at its speed. The model's own code reads the texts, so
+the scheduler queues texts, not token ids.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from embedshare.engine.sequences import Text, Token
 from embedshare.engine.tokens import TextTokenizer, lone_surrogate
 from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedModel
 
-#: Characters that are taken for a token, to estimate how long a text is before the model reads it.
+#: Characters per token, to estimate a text's length before the model reads it.
 _TOKEN_CHARS = 4
 
 
@@ -40,7 +40,8 @@ class WholeRuntime:
 
     def __init__(self, model: SentenceTransformer, full_dimension: int) -> None:
         self.device = str(model.device)
-        #: What is no transformer computes such a batch in milliseconds, and each call of `encode` costs one.
+        #: Models other than transformers compute such a batch in milliseconds, and a call of `encode` costs
+        #: one.
         self.bulk_budget = 4096 if isinstance(model[0], Transformer) else 65_536
         self._model = model
         self._dimension = full_dimension
@@ -79,14 +80,14 @@ class WholeRuntime:
         raise failure
 
     def _count(self, texts: list[str], **options: Any) -> dict[str, Any]:
-        """The model's `preprocess`, which `encode` calls, and how many tokens it makes of each text."""
+        """The model's `preprocess`, which `encode` calls, with the number of tokens of each text."""
         features = _preprocessed(self._preprocess, texts, **options)
         self._read.update(zip(texts, _counts(features, texts), strict=True))
         return features
 
 
 class WholeTokenizer:
-    """Takes texts as they are: the model's own code reads them when they are computed."""
+    """Takes texts as they are: the model's own code reads them at computation."""
 
     def __init__(self, model: SentenceTransformer, max_seq_length: int) -> None:
         self._model = _with_own_tokenizer(model)
@@ -123,14 +124,12 @@ class WholeTokenizer:
 
     def checked(self, sequences: list[list[int]]) -> list[list[int]]:
         """See sequences.Tokenizing."""
-        raise NotServed(
-            "the served model is run by sentence-transformers, which takes texts and no token ids"
-        )
+        raise NotServed("sentence-transformers runs the served model and takes texts, not token ids")
 
     def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
         """See sequences.Tokenizing."""
         if self._detailed is None:
-            raise NotServed("the served model's tokenizer does not tell where in a text its tokens are")
+            raise NotServed("the served model's tokenizer gives no token offsets")
         return self._detailed.detailed(texts, prompt, special_tokens)
 
     def _estimate(self, prompt: str, text: str) -> int:
@@ -151,8 +150,8 @@ class WholeTokenizer:
             (whole,) = _counts(self._features(text, prompt, task, processing_kwargs=uncut), [text])
             if whole > read:
                 raise TooLarge(
-                    f"text {number} is longer than the model's longest sequence, {read:,} tokens, "
-                    "and was not to be truncated"
+                    f"text {number} is longer than the model's longest sequence, {read:,} tokens, and "
+                    "truncation is off"
                 )
 
 
@@ -162,7 +161,7 @@ class WordTokenizer(WholeTokenizer):
     def __call__(
         self, texts: list[str], prompt: str = "", truncate: bool = True, task: str | None = None
     ) -> list[Any]:
-        """See sequences.Tokenizing. The ids of words that the model knows."""
+        """See sequences.Tokenizing; the ids of words that the model knows."""
         _check_characters(texts, prompt)
         words = self._model[0]
         return [words.tokenizer.tokenize(prompt + text)[: words.max_seq_length] for text in texts]
@@ -180,11 +179,11 @@ def _preprocessed(
     try:
         return preprocess(texts, **options)
     except ValueError as error:
-        raise InvalidInput(f"the served model does not take this: {error}") from None
+        raise InvalidInput(f"the served model rejects this input: {error}") from None
 
 
 def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
-    """Tokens in each text; words where the model counts none."""
+    """Tokens in each text; words if the model counts no tokens."""
     if "attention_mask" in features:
         counts: list[int] = features["attention_mask"].sum(dim=1).tolist()
         return counts
@@ -195,6 +194,6 @@ def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
 
 
 def _with_own_tokenizer(model: SentenceTransformer) -> SentenceTransformer:
-    """The model once more, with the same weights in memory: texts are counted while it computes others."""
+    """A copy of the model with the same weights in memory: texts are counted while it computes others."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)

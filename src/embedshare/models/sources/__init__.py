@@ -1,1 +1,1 @@
-"""Who says which models there should be."""
+"""The sources that choose the served model."""

@@ -1,5 +1,4 @@
-"""The note beside the key's file that a model server was swapped to another model: its next start must not
-bring the old one back."""
+"""The note next to the key's file of a model server's last swap, so that its next start loads that model."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from embedshare import private_file
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What the file holds."""
+    """The file's content."""
 
     configured: str
     """EMBEDDING_MODEL_NAME at the time of the swap."""
@@ -30,14 +29,14 @@ class SwapNote:
         self._configured = configured
 
     def read(self) -> Note | None:
-        """The note, where there is one that holds.
+        """The note, if there is a valid one.
 
-        It is void, and removed, once EMBEDDING_MODEL_NAME is another than it was then.
+        It is void, and removed, once EMBEDDING_MODEL_NAME differs from its value at the swap.
         """
         note = private_file.read_note(self.path, Note)
         if note is not None and note.configured != self._configured:
             logger.info(
-                "EMBEDDING_MODEL_NAME was {} and is {} now: the swap to {} is void",
+                "Ignoring the swap to {2} (EMBEDDING_MODEL_NAME was {0} and is {1})",
                 note.configured,
                 self._configured,
                 note.swapped_in,
@@ -47,7 +46,7 @@ class SwapNote:
         return note
 
     def write(self, model_name: str) -> None:
-        """Note that `model_name` serves now. Back at the configured model there is nothing to note."""
+        """Note that `model_name` serves now. For the configured model, remove the note."""
         if model_name == self._configured:
             self._remove()
             return
@@ -56,11 +55,11 @@ class SwapNote:
             private_file.replace(self.path, msgspec.json.format(msgspec.json.encode(note)))
         except OSError as error:
             logger.error(
-                "{} was not written ({}): the next start brings {} back", self.path, error, self._configured
+                "Could not write {} ({}); the next start serves {} again", self.path, error, self._configured
             )
 
     def _remove(self) -> None:
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
-            logger.error("{} is void and could not be removed: {}", self.path, error)
+            logger.error("Could not remove the outdated {}: {}", self.path, error)

@@ -304,7 +304,7 @@ class VectorIndex:
     @contextmanager
     def _alone(self, deadline: float) -> Iterator[None]:
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise DeadlineExceeded("the index was being changed or sent all the time that the call had")
+            raise DeadlineExceeded("the index was being changed or sent for all of the call's time")
         try:
             yield
         finally:
@@ -361,5 +361,5 @@ def _when_sent(work: Callable[[], T], deadline: float) -> T:
         return retry(work, lambda error: isinstance(error, IndexIncomplete), PAUSES, deadline)
     except IndexIncomplete:
         raise DeadlineExceeded(
-            "the index was being sent to the model server all the time that there was"
+            "the index was being sent to the model server for all of the call's time"
         ) from None

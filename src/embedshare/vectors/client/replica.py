@@ -152,7 +152,7 @@ class Replica:
             except UnknownIndex:  # the connection broke between two pieces, or the model was swapped
                 if self._model.describe().identity != self._identity:
                     return  # which the handle finds and tells
-        raise ServerUnavailable(f"the model server lost the index {TRIES} times while it was being sent")
+        raise ServerUnavailable(f"the model server lost the index {TRIES} times during its upload")
 
     def _put(self, contents: IndexSnapshot, first: int, start: int, deadline: float | None) -> None:
         """Send the vectors from number `first` on, which are the server's from `start` on."""

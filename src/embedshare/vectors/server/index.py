@@ -92,14 +92,14 @@ class Index:
         """
         rows = self._checked(vectors)
         if len(ids) != len(rows):
-            raise InvalidInput(f"{len(ids):,} ids came for {len(rows):,} vectors")
+            raise InvalidInput(f"there are {len(ids):,} ids for {len(rows):,} vectors")
         if not len(ids):
             self.version = version
             return
         with self._lock:
             last = self._ids[self._count - 1] if self._count else -1
             if ids[0] <= last or (np.diff(ids) <= 0).any():
-                raise InvalidInput("the ids of an index have to grow from one vector to the next, from 0 on")
+                raise InvalidInput("the ids of an index must grow from one vector to the next, from 0 on")
             start, end = self._count, self._count + len(ids)
             before = self._base.count if self._base else 0
             self._rows = _with_room(self._rows, start - before, end - before)
@@ -138,7 +138,7 @@ class Index:
             raise InvalidInput(f"k is {k}; it must be at least 1")
         with self._lock:
             if version not in (None, self.version):
-                raise UnknownIndex("the index was changed since its version was looked at")
+                raise UnknownIndex("the index was changed since its version was read")
             base, count, removed = self._base, self._count, self._removed
             rows = self._rows[: count - (base.count if base else 0)]
             ids, dead = self._ids[:count], self._dead[:count]
@@ -184,7 +184,7 @@ class Index:
     def _checked(self, vectors: np.ndarray) -> np.ndarray:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise InvalidInput(
-                f"vectors of shape {vectors.shape} came to an index of {self.dimension} dimensions"
+                f"vectors of shape {vectors.shape} do not fit an index of {self.dimension} dimensions"
             )
         rows = np.ascontiguousarray(vectors, np.float32)
         if not np.isfinite(rows).all():

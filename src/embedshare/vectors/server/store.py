@@ -107,7 +107,7 @@ class IndexStore:
         try:
             if vectors.shape[1] != index.dimension:
                 raise InvalidInput(
-                    f"vectors of {vectors.shape[1]} dimensions came to an index of {index.dimension}"
+                    f"vectors of {vectors.shape[1]} dimensions do not fit an index of {index.dimension}"
                 )
             end = start + len(ids)
             self._check_size(index, max(total, end))
@@ -189,7 +189,7 @@ class IndexStore:
                     kept.unused_since = now
                 elif now - kept.unused_since >= ABANDONED_S:
                     del self._complete[name]
-                    logger.info("an index of {:,} vectors is let go: its users are gone", len(kept.index))
+                    logger.info("Evicted an index of {:,} vectors (its users are gone)", len(kept.index))
 
     def _begin_upload(self, name: bytes, new: _StoredIndex) -> _StoredIndex | None:
         """Take in a new index, with room for all that was announced; None where it is here already."""
@@ -208,7 +208,7 @@ class IndexStore:
             coming = sum(kept.index.nbytes for kept in self._coming.values())
             full = coming + empty.nbytes > self._max_bytes or len(self._coming) >= self._max_indexes
             if self._coming and full:
-                raise IndexIncomplete("the model server has no room for this index until others have come")
+                raise IndexIncomplete("the model server has no room for this index until others are complete")
             new.heard = self._clock()
             self._coming[name] = new
             self._tend_from_now_on()
@@ -237,7 +237,7 @@ class IndexStore:
                     self._complete.move_to_end(name)
                 kept.heard = self._clock()
                 return kept
-        raise UnknownIndex("the model server has no index of which these vectors are the next")
+        raise UnknownIndex("the model server has no index that these vectors continue")
 
     def _find(self, process: Hashable, name: bytes, identity: str, version: int | None) -> _StoredIndex:
         with self._lock:
@@ -254,8 +254,8 @@ class IndexStore:
                 and version in (None, coming.announced)
                 and self._is_being_sent(coming)
             ):
-                raise IndexIncomplete("this index is just being sent to the model server")
-        raise UnknownIndex("the model server does not hold this index of the model that it serves")
+                raise IndexIncomplete("this index is still being sent to the model server")
+        raise UnknownIndex("the model server does not hold this index for the served model")
 
     def _check_size(self, index: Index, total: int) -> None:
         kind = kinds.resolve(index.kind, total, index.dimension)
@@ -284,7 +284,7 @@ class IndexStore:
             del self._complete[name]
             count, held = count - 1, held - kept.index.nbytes
             self._evicted += 1
-            logger.info("an index of {:,} vectors made room for others", len(kept.index))
+            logger.info("Evicted an index of {:,} vectors (to make room)", len(kept.index))
 
     def _is_being_sent(self, kept: _StoredIndex) -> bool:
         return self._clock() - kept.heard < STALL_S and not kept.sender.is_gone()
@@ -329,9 +329,9 @@ class IndexStore:
         try:
             index.build()
         except Exception as error:  # it goes on answering exactly
-            logger.error("an index could not be built: {}: {}", type(error).__name__, error)
+            logger.error("Could not build an index: {}: {}", type(error).__name__, error)
             return
         logger.info(
-            "an index of {:,} vectors is built: {}, recall {:.3f}, {:,} bytes",
+            "Built an index of {:,} vectors: {}, recall {:.3f}, {:,} bytes",
             len(index), index.built_kind, index.recall, index.nbytes,
         )  # fmt: skip

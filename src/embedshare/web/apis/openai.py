@@ -179,8 +179,8 @@ def _check_tokens(sequences: list[list[int]], model: str | None, model_client: M
     """
     if model is None or not model_client.is_own_name(model):
         raise InvalidInput(
-            f"`input` holds token ids, which are taken only where `model` is {model_client.short_name!r}, "
-            f"the served model, whose tokenizer they must be of; {_SEND_TEXTS}"
+            f"`input` holds token ids, which need `model` to be {model_client.short_name!r}, the "
+            f"served model, and its tokenizer's ids; {_SEND_TEXTS}"
         )
     begin, end = model_client.special_tokens()
     for number, ids in enumerate(sequences):

@@ -142,7 +142,7 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
             raise SearchDisabled(_OFF)
         if not places.acquire(blocking=False):
             raise Overloaded(
-                f"{at_once} searches are under way, as many as this worker makes at once",
+                f"this worker makes {at_once} searches already, its limit",
                 retry_after_s=RETRY_AFTER_S,
             )
         try:

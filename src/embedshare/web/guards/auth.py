@@ -84,7 +84,7 @@ def _admitted(caller: Principal | None, key: str | None, needed: tuple[str, ...]
             "WWW-Authenticate": f'Bearer realm="embedshare", error="insufficient_scope", scope="{needed[0]}"'
         }
         raise Forbidden(
-            f"the API key {caller.name!r} is not for this, which needs the scope {scopes}; it has "
+            f"the API key {caller.name!r} needs the scope {scopes} for this; it has "
             f"{', '.join(sorted(caller.scopes))}",
             scopes=list(needed),
         )

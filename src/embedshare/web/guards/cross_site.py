@@ -50,10 +50,9 @@ def check_host(host: str, allowed: Sequence[str]) -> None:
         return
     shown = host[:_SHOWN_CHARS]
     raise HostRefused(
-        f"the host {shown!r} is none of this machine's names, and this worker asks for no API key: it "
-        "answers localhost, IP addresses and EMBEDDING_HOST. Where a proxy or a name server sends callers "
-        "here by another name, put that name into EMBEDDING_ALLOWED_HOSTS, or ask for keys "
-        "(EMBEDDING_API_KEYS=required)",
+        f"the host {shown!r} is none of this machine's names, and this worker asks for no API key, so "
+        "it answers only localhost, IP addresses and EMBEDDING_HOST. Behind a proxy or another name, "
+        "add that name to EMBEDDING_ALLOWED_HOSTS, or ask for keys (EMBEDDING_API_KEYS=required)",
         host=shown,
     )
 
@@ -83,7 +82,7 @@ def check_origin(
         else "CORS_ORIGINS allows pages by their origin"
     )
     raise OriginRefused(
-        f"a page of {shown} sent this, and this worker, which asks for no API key, answers its own pages and "
-        f"programs alone; {remedy}",
+        f"a page of {shown} sent this; this worker asks for no API key, so it answers only programs "
+        f"and its own pages; {remedy}",
         origin=shown,
     )
