@@ -82,7 +82,7 @@ def test_a_plain_transformer_s_folder_is_a_model_and_any_other_config_json_is_no
 
 
 def test_a_folder_without_a_sentence_transformer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match=r"no modules\.json"):
+    with pytest.raises(ModelNotFound, match=r"neither modules\.json"):
         weights.find(str(tmp_path))
 
 

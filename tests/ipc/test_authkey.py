@@ -219,7 +219,7 @@ def test_beyond_this_machine_a_named_file_must_be_as_private_and_long_as_elsewhe
 def test_a_published_key_is_warned_of_on_loopback(logged: list[str], host: str) -> None:
     assert server_key(Settings(server=ServerSettings(authkey=PUBLISHED, host=host))) == PUBLISHED.encode()
     assert len(logged) == 1
-    assert logged[0].startswith("WARNING EMBEDDING_AUTHKEY is a published key")
+    assert logged[0].startswith("WARNING Using an EMBEDDING_AUTHKEY that is a published key")
     assert PUBLISHED not in logged[0]
 
 
@@ -237,7 +237,7 @@ def test_a_short_key_is_warned_of_on_loopback_and_refused_beyond(logged: list[st
         == key.encode()
     )
     (line,) = logged
-    assert line.startswith("WARNING EMBEDDING_AUTHKEY is shorter than 16 bytes")
+    assert line.startswith("WARNING Using an EMBEDDING_AUTHKEY that is shorter than 16 bytes")
     assert f" {key} " not in line
     with pytest.raises(
         InsecureKey, match="is shorter than 16 bytes, and the server listens beyond"

@@ -34,7 +34,7 @@ class Keys:
         )  # fmt: skip
         with self._database.write() as session:
             if session.scalar(select(ApiKey.id).where(ApiKey.name == name, _valid())) is not None:
-                raise InvalidInput(f"a valid key named {name!r} exists; revoke it first")
+                raise InvalidInput(f"a valid key named {name!r} exists already; revoke it first")
             session.add(made)
         return made, key
 
