@@ -98,7 +98,7 @@ class FamilySession(LocalSession):
         """The largest difference of our engine's vectors in float32 to SentenceTransformer's, for vectors of
         length 1. What the engine makes of the model is kept in `cache`."""
         paths.import_from_src()
-        from embedshare.engine.engine import Engine
+        from embedshare.providers.local import Local
         from embedshare.settings import ModelSettings, Settings
 
         _be_quiet()
@@ -106,7 +106,7 @@ class FamilySession(LocalSession):
         given = Settings(
             model=ModelSettings(name=self._folder, converted_dir=str(cache), dtype="float32", device="cpu")
         )
-        engine = Engine.load(given, "cpu")
+        engine = Local.load(given, "cpu")
         try:
             if engine.description.runtime != "static" and isinstance(self.model.max_seq_length, int):
                 # SentenceTransformer fails for texts beyond a model's positions, where a folder names more

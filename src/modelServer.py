@@ -20,7 +20,6 @@ from loguru import logger
 
 from embedshare import conversion, logs, platforms
 from embedshare.engine import watchdog
-from embedshare.engine.engine import Engine
 from embedshare.errors import (
     EmbedshareError,
     MissingDependency,
@@ -34,6 +33,7 @@ from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
 from embedshare.models.pool import ModelPool
 from embedshare.models.sources.swap import SwapNote
+from embedshare.providers.local import Local
 from embedshare.server.service import EmbeddingService
 from embedshare.settings import Settings
 from embedshare.settings_store.current import CurrentSettings
@@ -70,14 +70,14 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     if kept is None:
         noted_in = authkey.key_file(settings).with_name(f"model-{settings.server.port}.json")
         note = SwapNote(noted_in, settings.model.name)
-        engine, served = _first_model(settings, note)
+        local, served = _first_model(settings, note)
     else:
-        engine, served = _database_model(settings, kept)
+        local, served = _database_model(settings, kept)
 
-    def watch(engine: Engine, ended: threading.Event) -> None:
-        watchdog.watch(engine, ended, settings.server.stuck_s, _give_up)
+    def watch(local: Local, ended: threading.Event) -> None:
+        watchdog.watch(local, ended, settings.server.stuck_s, _give_up)
 
-    pool = ModelPool(engine, served, watch, (lambda name: None) if kept is not None else note.write)
+    pool = ModelPool(local, served, watch, (lambda name: None) if kept is not None else note.write)
     callers = Callers()
     service = EmbeddingService(pool, settings, stop, callers)
     if kept is not None:
@@ -130,7 +130,7 @@ def _kept(settings: Settings) -> SettingsSync | None:
     return SettingsSync(CurrentSettings(settings), authkey.key_file(settings).parent)
 
 
-def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Engine, Settings]:
+def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Local, Settings]:
     """The model that the database names; the environment's if that does not load."""
     from embedshare.server import reconciler  # with the database's packages, which are here
 
@@ -143,9 +143,9 @@ def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Engine, Set
         logger.error(
             "Could not load {}; serving {} instead: {}", wanted.model.name, settings.model.name, error.message
         )
-        engine = conversion.load(settings, settings.model.device)
+        local = conversion.load(settings, settings.model.device)
         reconciler.roll_back_all(kept.live, kept.store, error.message)
-        return engine, settings
+        return local, settings
 
 
 def _keep_the_model(
@@ -165,7 +165,7 @@ def _keep_the_model(
     kept.watcher.start(reconciler.on_look)
 
 
-def _first_model(settings: Settings, note: SwapNote) -> tuple[Engine, Settings]:
+def _first_model(settings: Settings, note: SwapNote) -> tuple[Local, Settings]:
     """The model that this server was last swapped to, else the one that the settings name; and its
     settings."""
     noted = note.read()

@@ -17,8 +17,8 @@ from loguru import logger
 from embedshare import conversion
 from embedshare.calls import EmbedRequest
 from embedshare.engine import loading
-from embedshare.engine.engine import Engine
 from embedshare.errors import EngineFailed, UnsupportedModel
+from embedshare.providers.local import Local
 from embedshare.settings import Settings
 from tests.engine.small_models import bert, pooled, saved
 from tests.engine.test_loading import TEXTS, settings_for
@@ -57,7 +57,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     assert conversion.prepared(settings, "cpu") == settings
     assert not loading.needs_first_runs(settings, "cpu", None)
     assert conversion.prepared(settings, "cpu", command=NEVER) == settings
-    engine = Engine.load(settings, "cpu")
+    engine = Local.load(settings, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
     return Converted(model, folder / "cache", engine.embed(EmbedRequest(TEXTS, "")).rows)
 
@@ -92,7 +92,7 @@ def test_a_precision_that_ends_the_process_gives_way_to_float32_once_and_for_all
     assert line.startswith("Computing in float32, not bfloat16 (OpenVINO ended the process that tried")
     assert os.name == "nt" or "signal 6 (SIGABRT)" in line
     assert conversion.prepared(untried, "cpu", command=NEVER) == untried  # nothing is tried again
-    engine = Engine.load(untried, "cpu")
+    engine = Local.load(untried, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
     np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, converted.texts, atol=1e-5)
 
@@ -107,7 +107,7 @@ def test_what_ends_the_process_in_float32_too_runs_in_torch(
         "Running the model with torch, not OpenVINO",
     ]
     assert conversion.prepared(untried, "cpu", command=NEVER) == untried
-    engine = Engine.load(untried.with_values({"EMBEDDING_DTYPE": "float32"}), "cpu")
+    engine = Local.load(untried.with_values({"EMBEDDING_DTYPE": "float32"}), "cpu")
     assert engine.description.runtime == "torch"
     np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, converted.texts, atol=1e-4)
 
@@ -167,7 +167,7 @@ def test_a_model_that_ends_the_process_while_it_is_converted_runs_in_torch(
     (line,) = warned
     assert line.startswith("Running the model with torch, not OpenVINO (the process that converted or tried")
     assert not loading.needs_first_runs(settings, "cpu", None)
-    again = Engine.load(settings, "cpu")
+    again = Local.load(settings, "cpu")
     assert again.description.runtime == "torch"
     np.testing.assert_allclose(
         np.linalg.norm(again.embed(EmbedRequest(TEXTS, "")).rows, axis=1), 1.0, atol=1e-5

@@ -17,9 +17,9 @@ from loguru import logger
 
 from embedshare import logs, platforms
 from embedshare.engine import loading
-from embedshare.engine.engine import Engine
 from embedshare.errors import EmbedshareError, EngineFailed, UnsupportedModel, from_wire
 from embedshare.platforms import children
+from embedshare.providers.local import Local
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 
@@ -29,11 +29,11 @@ COMMAND = (sys.executable, "-m", "embedshare.conversion")
 _DONE = b"done"
 
 
-def load(settings: Settings, device: str, expected_identity: str | None = None) -> Engine:
-    """`Engine.load`, after another process has converted the model if needed.
+def load(settings: Settings, device: str, expected_identity: str | None = None) -> Local:
+    """`Local.load`, after another process has converted the model if needed.
 
     This process converts if it can start no other, as in an interpreter that is embedded or about to exit.
-    Raises what `prepared` and `Engine.load` raise.
+    Raises what `prepared` and `Local.load` raise.
     """
     try:
         settings = prepared(settings, device, expected_identity)
@@ -41,7 +41,7 @@ def load(settings: Settings, device: str, expected_identity: str | None = None) 
         raise
     except (OSError, RuntimeError) as error:
         logger.warning("Converting {} in this process ({})", settings.model.name, error)
-    return Engine.load(settings, device, expected_identity)
+    return Local.load(settings, device, expected_identity)
 
 
 def prepared(

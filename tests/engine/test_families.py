@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from embedshare.calls import EmbedRequest
-from embedshare.engine.engine import Engine
 from embedshare.engine.runtimes import embedder, proof
 from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
 from embedshare.errors import UnsupportedModel
+from embedshare.providers.local import Local
 from tests.engine.small_models import (
     BATCHES_MATTER,
     DIMENSION,
@@ -51,7 +51,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * size)
 
 
-def assert_serves(engine: Engine, real: Any, one_by_one: bool = False) -> None:
+def assert_serves(engine: Local, real: Any, one_by_one: bool = False) -> None:
     if engine.description.runtime != "static" and isinstance(real.max_seq_length, int):
         real.max_seq_length = engine.description.max_seq_length
 
@@ -79,11 +79,11 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     settings = settings_for(tmp_path, str(folder))
     if runtime == "openvino" and not LONG and name not in CONVERTED:  # which takes seconds for each
         settings, runtime = settings_for(tmp_path, str(folder), runtime="torch"), "torch"
-    engine = Engine.load(settings, "cpu")
+    engine = Local.load(settings, "cpu")
     assert engine.description.runtime == runtime
     assert_serves(engine, reference(folder), name in BATCHES_MATTER)
     if name in ("BERT, query_length and document_length", "BERT, prompts left out"):  # told of by kept facts
-        again = Engine.load(settings, "cpu")
+        again = Local.load(settings, "cpu")
         queries = EmbedRequest(TEXTS, "Some Prompt: ", task="query")
         assert_same(again.embed(queries).rows, engine.embed(queries).rows)
         again.close()
@@ -93,7 +93,7 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
 @pytest.mark.parametrize("pooling", ["cls", "max", "lasttoken"])
 def test_a_prompt_is_left_out_of_any_pooling(pooling: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, pooled(bert(tmp_path), pooling, include_prompt=False))
-    engine = Engine.load(settings_for(tmp_path, str(folder), runtime="torch"), "cpu")
+    engine = Local.load(settings_for(tmp_path, str(folder), runtime="torch"), "cpu")
     assert engine.description.runtime == "torch"
     assert_serves(engine, reference(folder))
     engine.close()
@@ -102,7 +102,7 @@ def test_a_prompt_is_left_out_of_any_pooling(pooling: str, tmp_path: Path) -> No
 def test_words_that_are_not_averaged_are_left_to_sentence_transformers(tmp_path: Path) -> None:
     words, *_ = reference(FAMILIES["WordEmbeddings"][0](tmp_path))
     folder = saved(tmp_path / "other", pooled(words, "max"))
-    engine = Engine.load(settings_for(tmp_path, str(folder)), "cpu")
+    engine = Local.load(settings_for(tmp_path, str(folder)), "cpu")
     assert engine.description.runtime == "sentence-transformers"
     texts = ["one model", "many shared workers"]  # of a text without words it has minus infinity
     assert_same(engine.embed(EmbedRequest(texts)).rows, reference(folder).encode(texts))
@@ -113,7 +113,7 @@ def test_short_texts_that_come_alone_have_their_vectors_in_every_fixed_shape(tmp
     """A causal model's graph is wrong in some of them (OpenVINO 2026.4.1)."""
     make, runtime = FAMILIES["Qwen3"]
     folder = make(tmp_path)
-    engine = Engine.load(settings_for(tmp_path, str(folder)), "cpu")
+    engine = Local.load(settings_for(tmp_path, str(folder)), "cpu")
     assert engine.description.runtime == runtime == "openvino"
     engine.settle()
     real = reference(folder)
@@ -128,7 +128,7 @@ def test_short_texts_that_come_alone_have_their_vectors_in_every_fixed_shape(tmp
 @pytest.mark.parametrize("name", MORE)
 def test_more_of_a_family_have_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
     folder = more(tmp_path, name)
-    engine = Engine.load(settings_for(tmp_path, str(folder)), "cpu")
+    engine = Local.load(settings_for(tmp_path, str(folder)), "cpu")
     assert_serves(engine, reference(folder), name.partition(",")[0] in BATCHES_MATTER)
     engine.close()
 

@@ -15,10 +15,10 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.engine import Engine
 from embedshare.engine.graph_cache import GraphCache
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.errors import ModelMismatch, UnsupportedModel
+from embedshare.providers.local import Local
 from embedshare.settings import ModelSettings, Settings
 from tests.processes import add_own_code, environment, run_python
 
@@ -96,7 +96,7 @@ def test_other_models_give_what_sentence_transformer_gives(
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     settings = settings_for(tmp_path, str(folder), runtime=runtime)
     for _ in range(2):  # a first start, and one from what it has kept
-        engine = Engine.load(settings, "cpu")
+        engine = Local.load(settings, "cpu")
         np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, expected, atol=2e-5)
         assert engine.description.dimension == 24
         assert engine.description.max_seq_length == 64
@@ -111,7 +111,7 @@ def test_a_model_whose_attention_reaches_only_so_far_is_right_for_long_texts(
 
     folder = small_model(tmp_path, "ModernBert", "mean", max_seq_length=250)
     texts = [*TEXTS, " ".join(map(str, range(1000, 1240)))]
-    engine = Engine.load(settings_for(tmp_path, str(folder), runtime=runtime), "cpu")
+    engine = Local.load(settings_for(tmp_path, str(folder), runtime=runtime), "cpu")
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
     np.testing.assert_allclose(engine.embed(EmbedRequest(texts, "")).rows, expected, atol=1e-4)
 
@@ -123,15 +123,15 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
     make, _ = FAMILIES["StaticEmbedding"]
     model = "all-MiniLM-L6-v2" if kind == "transformer" else str(make(tmp_path))
     settings = settings_for(tmp_path, model)
-    first = Engine.load(settings, "cpu")
+    first = Local.load(settings, "cpu")
     rows = first.embed(EmbedRequest(TEXTS, "")).rows
     np.save(tmp_path / "rows.npy", rows)
     said = run_python(
         "import sys, numpy as np\n"
         "from embedshare.calls import EmbedRequest\n"
-        "from embedshare.engine.engine import Engine\n"
+        "from embedshare.providers.local import Local\n"
         "from embedshare.settings import Settings\n"
-        "engine = Engine.load(Settings.load(), 'auto')\n"
+        "engine = Local.load(Settings.load(), 'auto')\n"
         f"rows = np.load({str(tmp_path / 'rows.npy')!r})\n"
         f"texts = {TEXTS!r}\n"
         "assert np.abs(engine.embed(EmbedRequest(texts, '')).rows - rows).max() < 1e-5\n"
@@ -147,19 +147,19 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
 
 def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, "all-MiniLM-L6-v2")
-    rows = Engine.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
+    rows = Local.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
     warnings: list[str] = []
     sink = logger.add(lambda message: warnings.append(str(message)), level="WARNING")
     try:
         for number, broken in enumerate(("graph.bin", "facts.json"), 1):
             (entry,) = (tmp_path / "cache" / "graphs").iterdir()
             (entry / broken).write_bytes(b"not what was kept")
-            again = Engine.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
+            again = Local.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
             np.testing.assert_allclose(again, rows, atol=1e-6)
             assert sum("Converting the model again" in warning for warning in warnings) == number, broken
     finally:
         logger.remove(sink)
-    assert Engine.load(settings, "cpu").description.runtime == "openvino"
+    assert Local.load(settings, "cpu").description.runtime == "openvino"
 
 
 def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
@@ -180,13 +180,13 @@ def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    engine = Engine.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu")
+    engine = Local.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu")
     assert engine.embed(EmbedRequest(["text"], "")).rows.shape == (1, 384)
 
 
 def test_another_model_than_expected_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelMismatch, match="another vector space"):
-        Engine.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu", expected_identity="0" * 64)
+        Local.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu", expected_identity="0" * 64)
     assert not (tmp_path / "cache").exists()
 
 
@@ -200,7 +200,7 @@ def test_another_model_than_expected_is_refused_before_it_is_loaded(tmp_path: Pa
 def test_what_a_runtime_cannot_do_is_refused(tmp_path: Path, changes: dict[str, str], says: str) -> None:
     settings = settings_for(tmp_path, "all-MiniLM-L6-v2", **changes)
     with pytest.raises(UnsupportedModel, match=says):
-        Engine.load(settings, settings.model.device)
+        Local.load(settings, settings.model.device)
 
 
 def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhere_else(
@@ -211,7 +211,7 @@ def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhe
     settings = settings_for(tmp_path, str(folder), runtime="torch")
     for trusted in ((), ("all-MiniLM-L6-v2",), (f"{folder}-2", str(folder.parent))):
         with pytest.raises(UnsupportedModel, match="add its name to EMBEDDING_TRUST_REMOTE_CODE"):
-            Engine.load(
+            Local.load(
                 dataclasses.replace(
                     settings, model=dataclasses.replace(settings.model, trust_remote_code=trusted)
                 ),
@@ -219,7 +219,7 @@ def test_a_model_s_own_code_is_run_where_the_model_is_named_as_trusted_and_nowhe
             )
         assert not ran.exists()
     monkeypatch.chdir(folder.parent)
-    engine = Engine.load(
+    engine = Local.load(
         dataclasses.replace(
             settings, model=dataclasses.replace(settings.model, trust_remote_code=("other", folder.name))
         ),

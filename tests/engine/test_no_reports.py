@@ -11,11 +11,11 @@ connect, resolve = socket.socket.connect, socket.getaddrinfo
 socket.socket.connect = lambda self, address: asked.append(address) or connect(self, address)
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or resolve(host, *rest, **more)
 from embedshare.calls import EmbedRequest
-from embedshare.engine.engine import Engine
+from embedshare.providers.local import Local
 from embedshare.settings import ModelSettings, Settings
 import tempfile
 with tempfile.TemporaryDirectory() as cache:
-    engine = Engine.load(Settings(model=ModelSettings(converted_dir=cache)), "cpu")
+    engine = Local.load(Settings(model=ModelSettings(converted_dir=cache)), "cpu")
     print(len(engine.embed(EmbedRequest(["a text"], "")).rows))
     engine.close()
 import openvino.tools.ovc.main as converter

@@ -12,11 +12,11 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.engine import Engine
 from embedshare.engine.graph_cache import KeptTrials
 from embedshare.engine.runtimes import first_runs, openvino, precision
 from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
 from embedshare.errors import UnsupportedModel
+from embedshare.providers.local import Local
 from tests.engine.small_models import SIZES, modules, pooled, saved, tokenizer, trunk
 from tests.engine.test_loading import TEXTS, settings_for
 from tests.engine.test_loading import smallest_cosine as cosine_of
@@ -131,7 +131,7 @@ def test_a_head_over_minilm_is_near_enough_in_auto(tmp_path: Path, head: str, pr
     folder = head_over_minilm(tmp_path, head)
     texts = ["", *TEXTS]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
-    engine = Engine.load(settings_for(tmp_path, str(folder), dtype="auto"), "cpu")
+    engine = Local.load(settings_for(tmp_path, str(folder), dtype="auto"), "cpu")
     assert cosine_of(engine.embed(EmbedRequest(texts, "")).rows, expected) >= LEAST_COSINE
     if head == "Dense":  # whose graph has the sums of the transformer in float32, as without a head
         assert (engine.description.runtime, engine.description.dtype) == ("openvino", "bfloat16")
@@ -157,16 +157,16 @@ def test_a_model_that_needs_float32_has_it_and_is_tried_once(
 
     folder = sensitive_model(tmp_path)
     settings = settings_for(tmp_path, str(folder), dtype="auto")
-    assert Engine.load(settings, "cpu").description.dtype == "float32"
+    assert Local.load(settings, "cpu").description.dtype == "float32"
     (kept,) = (tmp_path / "cache" / "graphs").glob(f"*/{openvino.cpu_kind()}-bfloat16.json")
     assert json.loads(kept.read_text())["cosine"] < LEAST_COSINE
     monkeypatch.setattr(first_runs, "first_runs", None)  # tried no more
-    engine = Engine.load(settings, "cpu")
+    engine = Local.load(settings, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, expected, atol=1e-4)
     named = settings.with_values({"EMBEDDING_DTYPE": "bfloat16"})
-    assert Engine.load(named, "cpu").description.dtype == "bfloat16"
+    assert Local.load(named, "cpu").description.dtype == "bfloat16"
     assert sum("WARNING Computing in bfloat16 as EMBEDDING_DTYPE asks" in line for line in said) == 1
 
 
@@ -178,9 +178,9 @@ def test_torch_takes_the_precision_that_is_near_enough(
 
     monkeypatch.setattr(torch, "resolve_dtype", lambda dtype, device: "bfloat16")
     settings = settings_for(tmp_path, str(sensitive_model(tmp_path)), runtime="torch", dtype="auto")
-    assert Engine.load(settings, "cpu").description.dtype == "float32"
+    assert Local.load(settings, "cpu").description.dtype == "float32"
     named = settings.with_values({"EMBEDDING_DTYPE": "bfloat16"})
-    assert Engine.load(named, "cpu").description.dtype == "bfloat16"
+    assert Local.load(named, "cpu").description.dtype == "bfloat16"
     assert [line.partition(" (")[0] for line in said] == [
         "INFO Not computing in bfloat16",
         "WARNING Computing in bfloat16 as EMBEDDING_DTYPE asks",
@@ -197,9 +197,9 @@ def test_why_openvino_does_not_run_a_model_is_kept(
 
     monkeypatch.setattr(conversion, "convert", convert)
     settings = settings_for(tmp_path, str(sensitive_model(tmp_path)))
-    assert Engine.load(settings, "cpu").description.runtime == "torch"
+    assert Local.load(settings, "cpu").description.runtime == "torch"
     monkeypatch.setattr(conversion, "convert", None)  # tried no more
-    assert Engine.load(settings, "cpu").description.runtime == "torch"
+    assert Local.load(settings, "cpu").description.runtime == "torch"
     assert f"INFO Not running {settings.model.name} with OpenVINO (it does not convert)\n" in said
     with pytest.raises(UnsupportedModel, match="it does not convert"):
-        Engine.load(settings.with_values({"EMBEDDING_RUNTIME": "openvino"}), "cpu")
+        Local.load(settings.with_values({"EMBEDDING_RUNTIME": "openvino"}), "cpu")

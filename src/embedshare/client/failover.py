@@ -250,7 +250,7 @@ class Failover:
 
     def _release_local(self) -> None:
         if Do.DROP_LOCAL in self._on(self._policy.rested):
-            from embedshare.engine.engine import release_memory
+            from embedshare.providers.local import release_memory
 
             release_memory()
             logger.info("Unloaded the local model (the server answers)")

@@ -106,25 +106,24 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
     """The model of a process that falls back or shares none; only such a process pays for its imports.
 
     The model is the settings', or, if that is not of the server's vector space, the one that this machine's
-    server was swapped to. Raises MissingDependency on a base installation, and what `Engine.load` raises.
+    server was swapped to. Raises MissingDependency on a base installation, and what `Local.load` raises.
     """
     try:
         from embedshare import conversion
         from embedshare.models import memory_budget
-        from embedshare.providers.local import Local
     except ImportError as error:
         raise MissingDependency(
             f"a local model needs a package that is not installed ({error}): pip install 'embedshare[server]'"
         ) from None
     identity = expected.identity if expected is not None else None
     if not settings.client.use_ipc:
-        return Local(conversion.load(settings, settings.model.device, identity))
+        return conversion.load(settings, settings.model.device, identity)
 
     def in_turn(settings: Settings) -> Local:
         device = settings.client.fallback_device
         with _turn(settings):
             memory_budget.check_room(settings, device)
-            return Local(conversion.load(settings, device, identity))
+            return conversion.load(settings, device, identity)
 
     try:
         return in_turn(settings)

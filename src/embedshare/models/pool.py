@@ -14,26 +14,25 @@ from contextlib import contextmanager
 from loguru import logger
 
 from embedshare.engine import loading, weights
-from embedshare.engine.engine import Engine, release_memory
 from embedshare.errors import EmbedshareError, ModelSwapped, SwapRefused
 from embedshare.identity import ModelDescription, identity_of
-from embedshare.providers.local import Local
+from embedshare.providers.local import Local, release_memory
 from embedshare.settings import Settings
 
-#: Watches an engine until the event is set, in a thread of its own.
-Watch = Callable[[Engine, threading.Event], None]
+#: Watches a model until the event is set, in a thread of its own.
+Watch = Callable[[Local, threading.Event], None]
 
 
 class LoadedModel:
     """A model, its settings, and the number of its calls in flight."""
 
-    def __init__(self, engine: Engine, settings: Settings, watch: Watch) -> None:
+    def __init__(self, local: Local, settings: Settings, watch: Watch) -> None:
         self.settings = settings
-        self.description = engine.description
-        self.provider = Local(engine)
+        self.description = local.description
+        self.provider = local
         self.calls = 0
         self._ended = threading.Event()
-        self._watcher = threading.Thread(target=watch, args=(engine, self._ended), name="vitals", daemon=True)
+        self._watcher = threading.Thread(target=watch, args=(local, self._ended), name="vitals", daemon=True)
         self._watcher.start()
 
     def stop_watching(self) -> None:
@@ -43,7 +42,7 @@ class LoadedModel:
         """Unload the model, which no call uses any more."""
         self.stop_watching()
         self._watcher.join()
-        self.provider.engine.close()
+        self.provider.close()
         del self.provider  # a holder of this object does not keep the model's memory
         release_memory()
         logger.info("Unloaded {} ({})", self.description.model_name, self.description.identity[:12])
@@ -55,11 +54,11 @@ class ModelPool:
     `note(model_name)` is called for each model that has taken over.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, watch: Watch, note: Callable[[str], None]) -> None:
+    def __init__(self, local: Local, settings: Settings, watch: Watch, note: Callable[[str], None]) -> None:
         self._watch = watch
         self._note = note
         self._lock = threading.Lock()
-        self._current = LoadedModel(engine, settings, watch)
+        self._current = LoadedModel(local, settings, watch)
         self._swapping = threading.Lock()
         self.swaps = self.failed_swaps = 0
 
@@ -101,7 +100,7 @@ class ModelPool:
             if over:
                 leased.release()
 
-    def swap(self, wanted: Settings, load: Callable[[], Engine]) -> ModelDescription:
+    def swap(self, wanted: Settings, load: Callable[[], Local]) -> ModelDescription:
         """Replace the served model by the one that `wanted` names, on its device, which `load()` loads.
 
         If that model serves there already, only the batch size follows `wanted`, at once. Raises SwapRefused
@@ -113,7 +112,7 @@ class ModelPool:
         try:
             held, before = self._current, self._current.description
             if _serves(held, wanted):
-                held.provider.engine.scheduler.limit_batches(wanted.model.max_batch_size)
+                held.provider.scheduler.limit_batches(wanted.model.max_batch_size)
                 held.settings = wanted
                 return before
             began = time.monotonic()

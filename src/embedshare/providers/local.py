@@ -1,68 +1,255 @@
-"""A model in this process as a provider: its engine answers."""
+"""A model in this process as a provider: tokens, scheduler and runtime turn its texts into vectors."""
 
 from __future__ import annotations
 
+import gc
+import importlib.util
+import os
+import sys
+import threading
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 
-from embedshare.calls import WELL, CallContext, EmbedRequest, EmbedResult, Token
-from embedshare.errors import InvalidInput
+from embedshare import platforms
+from embedshare.calls import (
+    NOBODY,
+    WELL,
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    Timings,
+    Token,
+    are_tokens,
+    prompt_of,
+)
+from embedshare.engine.runtimes.base import Runtime
+from embedshare.engine.scheduler import Scheduler
+from embedshare.engine.sequences import Tokenizing
+from embedshare.engine.watchdog import RuntimeHealth
+from embedshare.errors import DeadlineExceeded, InvalidInput, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
+from embedshare.settings import Settings
+from embedshare.telemetry import memory
+from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 from embedshare.vectors import exact
 from embedshare.vectors.client.snapshot import of_another_model
 
-if TYPE_CHECKING:
-    from embedshare.engine.engine import Engine
-
 #: Seconds without an embedding after which a health check embeds a text of its own.
 FRESH_S = 2.0
+#: The stages of a call in the engine.
+STAGES = ("tokenize", "queue", "compute")
 
 
 class Local(Provider):
-    """Answers with an engine."""
+    """A loaded model."""
 
     source = "local"
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizing,
+        description: ModelDescription,
+        full_dimension: int,
+        settings: Settings,
+    ) -> None:
         self.indexes = LocalIndexes(self)
+        self._runtime = runtime
+        self._tokenizer = tokenizer
+        self._max_texts = settings.server.max_texts
+        self.description = description
+        self._own_dimension = description.dimension if description.dimension < full_dimension else None
+        self._loaded = time.monotonic()
+        self._last_embedded = float("-inf")
+        self._lock = threading.Lock()
+        self._total = self._failed = 0
+        self._stages = {stage: Histogram(MILLISECONDS) for stage in STAGES}
+        self._total_ms = Histogram(MILLISECONDS)
+        self.model_bytes: int | None = None
+        """What loading the model added to this process's memory."""
+        self.scheduler = Scheduler(
+            runtime.run,
+            full_dimension,
+            permits=min(settings.model.max_concurrent_operations, runtime.max_batches),
+            leaders=runtime.max_batches_per_lane,
+            interactive_budget=min(
+                runtime.interactive_budget, settings.model.max_batch_tokens or runtime.interactive_budget
+            ),
+            bulk_budget=settings.model.max_batch_tokens or runtime.bulk_budget,
+            max_waiting_tokens=settings.server.max_waiting_tokens,
+            packs=runtime.packs,
+        )
+        self.scheduler.limit_batches(settings.model.max_batch_size)
 
-    @property
-    def description(self) -> ModelDescription:
-        """The model."""
-        return self.engine.description
+    @classmethod
+    def load(cls, settings: Settings, device: str, expected_identity: str | None = None) -> Local:
+        """Find, verify, load and warm up the model that the settings name, on `device`.
 
-    def embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
-        return self.engine.embed(request, context)
+        Raises what `loading.load` raises.
+        """
+        if importlib.util.find_spec("tokenizers") is None:
+            raise MissingDependency(
+                "a local model needs packages that are not installed: pip install 'embedshare[server]'"
+            )
+        from embedshare.engine import loading  # a base install does not have what this imports
 
-    def tokenize(self, request: EmbedRequest, context: CallContext) -> list[list[int]]:
-        return self.engine.tokenize(request)
+        before = memory.of_process()
+        local = cls(*loading.load(settings, device, expected_identity), settings)
+        local.embed(EmbedRequest(loading.SAMPLE, ""))
+        after = memory.of_process()
+        if before is not None and after is not None:
+            local.model_bytes = max(0, after - before)
+        return local
 
-    def tokens(self, request: EmbedRequest, special_tokens: bool, context: CallContext) -> list[list[Token]]:
-        return [list(one) for one in self.engine.tokens(request, special_tokens)]
+    def embed(self, request: EmbedRequest, context: CallContext = NOBODY) -> EmbedResult:
+        """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
+
+        Raises InvalidInput for token ids that are not the model's and for an unknown prompt, TooLarge,
+        Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
+        """
+        started = time.monotonic()
+        try:
+            embedded = self._embed(request, context)
+        except BaseException:
+            self._count(None, started)
+            raise
+        self._count(embedded, started)
+        rows = embedded.rows
+        dimensions = self._own_dimension if request.dimensions is None else request.dimensions
+        if dimensions is not None:
+            rows = np.ascontiguousarray(rows[:, :dimensions])
+        if request.normalize:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return embedded._replace(rows=rows)
+
+    def tokenize(self, request: EmbedRequest, context: CallContext = NOBODY) -> list[list[int]]:
+        """The token ids of each text, special tokens included, truncated at the model's longest sequence."""
+        return self._tokenizer.ids(self._texts(request), prompt_of(request, self.description))
+
+    def tokens(
+        self, request: EmbedRequest, special_tokens: bool = True, context: CallContext = NOBODY
+    ) -> list[list[Token]]:
+        """Every token of each text, without truncation, and its place in the text."""
+        prompt = prompt_of(request, self.description)
+        return [[*one] for one in self._tokenizer.detailed(self._texts(request), prompt, special_tokens)]
 
     def ask(self, what: str, context: CallContext) -> Any:
         if what == "active_operations":
-            return self.engine.scheduler.active
+            return self.scheduler.active
         if what == "stats":
-            return self.engine.stats()
+            return self.stats()
         if what == "health":
             return self._health(context)
         raise InvalidInput(f"unknown query {what!r}")
 
+    def settle(self) -> None:
+        """Return when the model is as fast as it gets: some runtimes answer while they still compile."""
+        self._runtime.settle()
+
+    def close(self) -> None:
+        """End the threads of an engine without callers."""
+        self.settle()
+        self.scheduler.close()
+
+    @property
+    def runtime_health(self) -> RuntimeHealth:
+        """Whether batches pass through the runtime."""
+        return self.scheduler.runtime_health
+
+    @property
+    def last_embedding_age_s(self) -> float:
+        """Seconds since the last successful embedding."""
+        return time.monotonic() - self._last_embedded
+
+    @property
+    def _uptime_s(self) -> float:
+        return round(time.monotonic() - self._loaded, 3)
+
+    def stats(self) -> dict[str, Any]:
+        """The work since the model was loaded, as plain numbers."""
+        with self._lock:
+            total, failed = self._total, self._failed
+            histograms = {f"{stage}_ms": one.snapshot() for stage, one in self._stages.items()}
+            histograms["total_ms"] = self._total_ms.snapshot()
+        counts = asdict(self.scheduler.counts)
+        batches = counts["batches"] or 1
+        return counts | {
+            "total_requests": total,
+            "successful_requests": total - failed,
+            "failed_requests": failed,
+            "stage_seconds": {stage: histograms[f"{stage}_ms"]["sum"] / 1e3 for stage in STAGES},
+            "histograms": histograms | self.scheduler.histograms(),
+            "uptime": self._uptime_s,
+            "pid": os.getpid(),
+            "mean_batch_sequences": round(counts["sequences"] / batches, 3),
+            "mean_batch_tokens": round(counts["tokens"] / batches, 3),
+            "waiting_tokens": self.scheduler.waiting_tokens,
+            "active_operations": self.scheduler.active,
+            "padding_tokens": self._runtime.padding_tokens,
+            "memory_mb": memory.megabytes(memory.of_process()),
+            "model_mb": memory.megabytes(self.model_bytes),
+            "gpu_memory_mb": memory.megabytes(memory.of_gpu()),
+            "callers": [],
+            "swaps": 0,
+            "failed_swaps": 0,
+            "indexes": {"count": 0, "bytes": 0, "evicted": 0},
+        }
+
     def _health(self, context: CallContext) -> dict[str, Any]:
         """The model's health: "ok" if a real embedding succeeded lately or succeeds now."""
-        if self.engine.last_embedding_age_s > FRESH_S:
+        if self.last_embedding_age_s > FRESH_S:
             self.embed(WELL, context)
         return {
             "status": "ok",
-            "last_embedding_age_s": round(self.engine.last_embedding_age_s, 3),
-            "active_operations": self.engine.scheduler.active,
-            "uptime": self.engine.stats()["uptime"],
+            "last_embedding_age_s": round(self.last_embedding_age_s, 3),
+            "active_operations": self.scheduler.active,
+            "uptime": self._uptime_s,
         }
+
+    def _embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
+        started = time.monotonic()
+        texts = self._texts(request)
+        if len(texts) > 1 and context.is_gone():
+            raise DeadlineExceeded("the caller left before its texts were read")
+        sequences = (
+            self._tokenizer.checked(request.inputs)
+            if are_tokens(request.inputs)
+            else self._tokenizer(texts, prompt_of(request, self.description), request.truncate, request.task)
+        )
+        tokenized = time.monotonic()
+        rows, waited_s, computed_s = self.scheduler.compute(
+            sequences, deadline=context.deadline, caller=context.caller, is_gone=context.is_gone
+        )
+        counts = list(map(len, sequences))
+        timings = Timings((tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
+        return EmbedResult(rows, counts, timings, self.description)
+
+    def _texts(self, request: EmbedRequest) -> list[str]:
+        """The inputs of any kind. Raises TooLarge if they are too many for a call."""
+        texts = cast("list[str]", request.inputs)
+        if len(texts) > self._max_texts:
+            raise TooLarge(
+                f"the call has {len(texts):,} texts; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
+            )
+        return texts
+
+    def _count(self, embedded: EmbedResult | None, started: float) -> None:
+        """Count one more call, which failed if nothing is embedded."""
+        now = time.monotonic()
+        with self._lock:
+            self._total += 1
+            if embedded is None:
+                self._failed += 1
+                return
+            for stage, ms in zip(STAGES, embedded.timings.stages, strict=True):
+                self._stages[stage].observe(ms)
+            self._total_ms.observe((now - started) * 1e3)
+            self._last_embedded = now
 
 
 class LocalIndexes(Indexes):
@@ -96,3 +283,12 @@ class LocalIndexes(Indexes):
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
         """See Indexes. The handle has removed them already."""
         return len(ids)
+
+
+def release_memory() -> None:
+    """Free the memory that unused engines still keep, GPU memory too."""
+    gc.collect()
+    platforms.give_back_memory()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

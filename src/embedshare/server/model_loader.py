@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from embedshare import conversion
-from embedshare.engine.engine import Engine
 from embedshare.errors import EmbedshareError, EngineFailed
 from embedshare.models import memory_budget
+from embedshare.providers.local import Local
 from embedshare.settings import Settings
 
 
-def load(settings: Settings, check: Callable[[], None]) -> Engine:
+def load(settings: Settings, check: Callable[[], None]) -> Local:
     """The model that the settings name, warmed up, if there is room for it on its device.
 
-    `check` raises once it is no longer wanted. Raises OutOfMemory, what `Engine.load` raises, and
+    `check` raises once it is no longer wanted. Raises OutOfMemory, what `Local.load` raises, and
     EngineFailed if the converting process is killed or cannot start.
     """
     memory_budget.check_room(settings, settings.model.device)
@@ -28,13 +28,13 @@ def load(settings: Settings, check: Callable[[], None]) -> Engine:
         raise EngineFailed(f"{settings.model.name} cannot be converted: {error}") from None
     check()
     try:
-        engine = Engine.load(ready, ready.model.device)
-        engine.settle()
+        local = Local.load(ready, ready.model.device)
+        local.settle()
     except Exception as error:
         raise conversion.failure(settings, error) from None
     try:
         check()
     except EmbedshareError:
-        engine.close()
+        local.close()
         raise
-    return engine
+    return local

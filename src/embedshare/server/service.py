@@ -13,7 +13,6 @@ import msgspec
 
 from embedshare.calls import NOBODY, CallContext, EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.engine import Engine
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
@@ -129,7 +128,7 @@ class EmbeddingService:
     def change_model(self, wanted: Settings, check: Callable[[], None]) -> dict[str, Any]:
         """Replace the model by the one that `wanted` names, unless `check` raises; see `swap`."""
 
-        def load() -> Engine:
+        def load() -> Local:
             from embedshare.server import model_loader  # a base install does not have what this imports
 
             return model_loader.load(wanted, check)

@@ -13,13 +13,13 @@ import torch
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine import weights
-from embedshare.engine.engine import Engine, release_memory
 from embedshare.engine.runtimes import embedder as embedders
 from embedshare.engine.runtimes.bucketing import Shapes, plan
 from embedshare.engine.runtimes.cuda import CudaStream, ModelThread
 from embedshare.engine.runtimes.device_pipeline import Pipeline
 from embedshare.engine.runtimes.padded import PaddedRuntime
 from embedshare.errors import OutOfMemory
+from embedshare.providers.local import Local, release_memory
 from embedshare.settings import Settings
 from tests.engine.runtimes.test_padded import mixed
 from tests.engine.test_loading import smallest_cosine
@@ -128,7 +128,7 @@ def test_a_forward_that_waits_for_the_device_runs_without_graphs() -> None:
 
 
 def test_the_engine_chooses_half_precision_and_agrees(reference: Any) -> None:
-    engine = Engine.load(Settings(), "auto")
+    engine = Local.load(Settings(), "auto")
     assert engine.description.device == "cuda:0"
     assert engine.description.dtype in ("bfloat16", "float16")
     texts = ["one model, many workers", "word " * 300, "a"]

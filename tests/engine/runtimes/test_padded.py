@@ -190,7 +190,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(default_model: Any) -> 
 def test_a_model_that_does_not_pack_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from embedshare.engine.engine import Engine
+    from embedshare.providers.local import Local
 
     monkeypatch.setattr(embedders, "find_form", lambda *_: None)
     folder = small_model(tmp_path, "Bert", "mean")
@@ -198,5 +198,5 @@ def test_a_model_that_does_not_pack_is_served(tmp_path: Path, monkeypatch: pytes
     assert isinstance(loading.load(settings, "cpu", None).runtime, PaddedRuntime)
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(
-        Engine.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows, expected, atol=2e-5
+        Local.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows, expected, atol=2e-5
     )
