@@ -237,7 +237,7 @@ class EmbeddingClient(DropIn):
         connections = self._embedder.connections(lambda description: None)  # whatever model serves now
         try:
             swapped: dict[str, Any] = connections.call(
-                lambda call_id, left, model: codec.Swap(call_id, left, name, how), time.monotonic() + timeout
+                codec.Swap(*codec.UNSENT, name, how), time.monotonic() + timeout
             )
         finally:
             connections.close()

@@ -16,7 +16,7 @@ from embedshare.client import splitting
 from embedshare.client.failover import Failover
 from embedshare.client.failover_policy import FailoverPolicy
 from embedshare.client.local_model import load
-from embedshare.errors import InvalidSetting, MissingDependency, Overloaded
+from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
@@ -24,7 +24,7 @@ from embedshare.ipc.connection import Connections
 from embedshare.providers.base import Provider
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
-from embedshare.telemetry.calls import OK, Calls
+from embedshare.telemetry.calls import OK, Calls, Source
 
 T = TypeVar("T")
 #: Seconds without vectors in this process after which a health check embeds a text of its own.
@@ -159,7 +159,7 @@ class Embedder:
         context = CallContext(self.deadline(limit))
         began = self.calls.begin()
         try:
-            answer, source = self.failover.call(ask, context)
+            answer, source = self._tried(ask, context)
         except BaseException as error:
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
@@ -170,6 +170,24 @@ class Embedder:
         if source == "server":
             self._last_read = time.monotonic()
         return answer
+
+    def _tried(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
+        """The answer, and the provider that gave it.
+
+        Raises the model's errors, Overloaded, DeadlineExceeded, ModelMismatch, AuthenticationFailed,
+        InsecureKey and ClientClosed. Raises ServerUnavailable if neither a server nor a local model answers.
+        """
+        tries = self.failover.tries(context.deadline)
+        while True:
+            provider = tries.provider()
+            try:
+                answer = ask(provider, context)
+            except EmbedshareError as error:
+                if not tries.go_on(provider, error):
+                    raise
+            else:
+                tries.answered(provider)
+                return answer, provider.source
 
     def _nothing(self, request: EmbedRequest, limit: float) -> EmbedResult:
         """The result for no texts. Raises InvalidInput for a prompt that the model does not have."""

@@ -19,7 +19,6 @@ from loguru import logger
 
 from embedshare import platforms, threads
 from embedshare.backoff import Backoff
-from embedshare.calls import CallContext
 from embedshare.client.failover_policy import REFUSALS, Do, FailoverPolicy, Say, State, Step, Try
 from embedshare.client.local_model import LocalModel
 from embedshare.errors import (
@@ -33,7 +32,6 @@ from embedshare.errors import (
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import Provider
 from embedshare.providers.served import Served
-from embedshare.telemetry.calls import Source
 
 if TYPE_CHECKING:
     from embedshare.providers.local import Local
@@ -82,44 +80,9 @@ class Failover:
         self._local_model = LocalModel(self._load)
         self._release: threading.Timer | None = None
 
-    def call(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
-        """The answer of `ask(provider, context)`, and the provider that gave it.
-
-        Raises the model's errors, Overloaded, DeadlineExceeded, ModelMismatch, AuthenticationFailed,
-        InsecureKey and ClientClosed. Raises ServerUnavailable if neither a server nor a local model answers.
-        """
-        tries, deadline = 0, context.deadline
-        while True:
-            self._check_open()
-            if self.now.is_local:
-                local = self._local(deadline)
-                if local is not None:
-                    return ask(local, context), local.source
-                self._pause(
-                    0.0, deadline, DeadlineExceeded("the call's deadline passed before a provider answered")
-                )
-                continue  # the server is tried again
-            try:
-                answer = ask(self.served, context)
-            except Overloaded as error:
-                self._pause(
-                    float(error.fields.get("retry_after_s", 1.0)) * random.uniform(0.75, 1.5), deadline, error
-                )
-            except REFUSALS as error:
-                self._on(self._policy.refused, error)
-                raise
-            except DeadlineExceeded:
-                self._on(self._policy.timed_out)
-                raise
-            except ServerUnavailable as error:
-                if self._start_server():  # it is on its way: not a failed try
-                    self._pause(random.uniform(0.1, 0.3), deadline, error)
-                    continue
-                tries += 1
-                self._failed(error, tries, deadline)
-            else:
-                self._answered()
-                return answer, self.served.source
+    def tries(self, deadline: float) -> Tries:
+        """The tries of a call that has until `deadline`, a moment of `time.monotonic()`."""
+        return Tries(self, deadline)
 
     def ask_server(self, ask: Callable[[Served], T]) -> T:
         """The server's own answer, tried once; no local model is asked."""
@@ -186,20 +149,6 @@ class Failover:
         if self.now.state is not State.CONNECTED:
             self._on(self._policy.answered)
 
-    def _failed(self, error: ServerUnavailable, tries: int, deadline: float) -> None:
-        """Wait before the next try, or fall back."""
-        pause_s, now_s = self._retry_delay_s * random.uniform(0.5, 1.0), time.monotonic()
-        tried = Try(error, tries, now_s + pause_s, deadline, self._local_model.failure)
-        todo = self._on(self._policy.failed, tried, now_s)
-        if Do.TRY_AGAIN in todo:
-            self._closing.wait(pause_s)
-
-    def _pause(self, seconds: float, deadline: float, error: EmbedshareError) -> None:
-        """Wait before another try; raise `error` if the deadline would pass first."""
-        if time.monotonic() + seconds >= deadline:
-            raise error
-        self._closing.wait(seconds)
-
     def _local(self, deadline: float) -> Local | None:
         """The local model; each caller waits for it no longer than its deadline.
 
@@ -254,6 +203,69 @@ class Failover:
 
             release_memory()
             logger.info("Unloaded the local model (the server answers)")
+
+
+class Tries:
+    """The tries of one call: each has a provider, and answers or fails."""
+
+    def __init__(self, failover: Failover, deadline: float) -> None:
+        self._failover = failover
+        self._deadline = deadline
+        self._failed = 0
+
+    def provider(self) -> Provider:
+        """The provider of the next try: the server, or the local model.
+
+        Raises DeadlineExceeded, ClientClosed, ModelMismatch, and the local model's load error if there is no
+        server to try.
+        """
+        failover = self._failover
+        while True:
+            failover._check_open()
+            if not failover.now.is_local:
+                return failover.served
+            local = failover._local(self._deadline)
+            if local is not None:
+                return local
+            if time.monotonic() >= self._deadline:  # the server is tried again
+                raise DeadlineExceeded("the call's deadline passed before a provider answered")
+
+    def answered(self, provider: Provider) -> None:
+        """The try's provider answered."""
+        if provider is self._failover.served:
+            self._failover._answered()
+
+    def go_on(self, provider: Provider, error: EmbedshareError) -> bool:
+        """Wait for another try after this error. False if there is none: then the caller raises it.
+
+        Raises ServerUnavailable if neither a server nor a local model answers, and ModelMismatch.
+        """
+        failover = self._failover
+        if provider is not failover.served:
+            return False
+        if isinstance(error, Overloaded):
+            return self._waits(float(error.fields.get("retry_after_s", 1.0)) * random.uniform(0.75, 1.5))
+        if isinstance(error, REFUSALS):
+            failover._on(failover._policy.refused, error)
+        elif isinstance(error, DeadlineExceeded):
+            failover._on(failover._policy.timed_out)
+        elif isinstance(error, ServerUnavailable):
+            if failover._start_server():  # it is on its way: not a failed try
+                return self._waits(random.uniform(0.1, 0.3))
+            self._failed += 1
+            pause_s, now_s = failover._retry_delay_s * random.uniform(0.5, 1.0), time.monotonic()
+            tried = Try(error, self._failed, now_s + pause_s, self._deadline, failover._local_model.failure)
+            if Do.TRY_AGAIN in failover._on(failover._policy.failed, tried, now_s):
+                failover._closing.wait(pause_s)
+            return True
+        return False
+
+    def _waits(self, seconds: float) -> bool:
+        """Wait before another try, unless the deadline would pass first."""
+        if time.monotonic() + seconds >= self._deadline:
+            return False
+        self._failover._closing.wait(seconds)
+        return True
 
 
 def _starts(work: Callable[[], object], name: str) -> bool:

@@ -238,7 +238,11 @@ class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
 
 
 Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget | EncodeTokens
+#: Calls whose texts have a prompt.
+Prompted = Encode | Tokenize | Search
 Answer = Rows | Reply | Failure | Hits
+#: The id and the seconds left of a call before its connection sends it.
+UNSENT = 0, 0.0
 
 _ENCODE_TAG = Encode.__struct_config__.tag
 _encoder = msgspec.msgpack.Encoder()

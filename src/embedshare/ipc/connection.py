@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedshare import platforms
+from embedshare.calls import EmbedRequest, prompt_of
 from embedshare.errors import (
     DeadlineExceeded,
     EmbedshareError,
@@ -36,8 +37,6 @@ PROOF_S = 2.0
 MAX_ANSWER_BYTES = 64 << 20
 #: The bytes behind an answer: rows, or the ids and scores of hits.
 _Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | None
-#: Makes a call from its id, its seconds left, and the model that is to answer it.
-Build = Callable[[int, float, ModelDescription], codec.Call]
 
 
 class Connections:
@@ -72,9 +71,16 @@ class Connections:
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._open_lock = threading.Lock()
 
-    def call(self, build: Build, deadline: float, raw: memoryview | None = None) -> Any:
-        """Send the call that `build(id, time_left_s, model)` makes for the connection's model, with the raw
-        bytes that it announces, and return its answer.
+    def call(
+        self,
+        call: codec.Call,
+        deadline: float,
+        request: EmbedRequest | None = None,
+        raw: memoryview | None = None,
+    ) -> Any:
+        """Send `call`, and the raw bytes that it announces, and return its answer.
+
+        It gets its id and the seconds left here, and the prompt of `request` for the connection's model.
 
         An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the model that
         made them, a Search `((ids, scores), answer, model)`, any other call the reply's value. Raises the
@@ -83,21 +89,23 @@ class Connections:
         """
         while True:
             try:
-                return self._call(build, deadline, raw)
+                return self._call(call, deadline, request, raw)
             except ModelSwapped:
                 continue  # the call was not executed; a new connection has the current model
 
-    def _call(self, build: Build, deadline: float, raw: memoryview | None) -> Any:
+    def _call(
+        self, call: codec.Call, deadline: float, request: EmbedRequest | None, raw: memoryview | None
+    ) -> Any:
         reused = getattr(self._local, "connection", None) is not None
         try:
-            connection, call, answer, rows = self._send(build, deadline, raw)
+            connection, answer, rows = self._send(call, deadline, request, raw)
         except ServerHung:
             raise
         except ServerUnavailable:
             if not reused:
                 raise
             # The server was restarted since the last call: that costs a connection, not a failed try.
-            connection, call, answer, rows = self._send(build, deadline, raw)
+            connection, answer, rows = self._send(call, deadline, request, raw)
         if isinstance(answer, codec.Failure):
             if answer.id != call.id:  # about the connection, which the server closes
                 self._drop(connection)
@@ -107,11 +115,13 @@ class Connections:
         return rows, answer, connection.model
 
     def _send(
-        self, build: Build, deadline: float, raw: memoryview | None
-    ) -> tuple[Connection, codec.Call, codec.Answer, _Raw]:
+        self, call: codec.Call, deadline: float, request: EmbedRequest | None, raw: memoryview | None
+    ) -> tuple[Connection, codec.Answer, _Raw]:
         connection = self._connection(deadline)
         assert connection.model is not None  # set when it was opened
-        call = build(next(self._ids), max(0.0, deadline - time.monotonic()), connection.model)
+        call.id, call.time_left_s = next(self._ids), max(0.0, deadline - time.monotonic())
+        if request is not None and isinstance(call, codec.Prompted):
+            call.prompt = prompt_of(request, connection.model)
         message = self._encoded(call, connection.protocol)
         # Until its answer is read the connection is hidden from the next call, wherever an interrupt ends
         # this one, and from a signal handler that calls meanwhile.
@@ -132,7 +142,7 @@ class Connections:
             connection.close()
             raise
         self._local.connection = connection
-        return connection, call, answer, rows
+        return connection, answer, rows
 
     def _encoded(self, call: codec.Call, version: int) -> bytes:
         """The bytes of a call. Raises TooLarge, InvalidInput."""
@@ -146,7 +156,7 @@ class Connections:
 
     def probe(self, deadline: float) -> None:
         """Connect, or use an open connection, and check that the server answers."""
-        self.call(lambda call_id, left, model: codec.Query(call_id, left, "active_operations"), deadline)
+        self.call(codec.Query(*codec.UNSENT, "active_operations"), deadline)
 
     def close(self) -> None:
         """Close every thread's connection."""

@@ -27,8 +27,6 @@ MAX_NAME = 4096
 #: The longest time that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
 
-_Prompted = codec.Encode | codec.Tokenize | codec.Search
-
 
 class SwapGuard(Protocol):
     """Decides on swaps if a database names the model."""
@@ -69,7 +67,7 @@ class EmbeddingService:
         if isinstance(call, codec.Query):
             return codec.Reply(call.id, self._query(provider, call.what, context)), None
         self._last_asked = time.monotonic()
-        if isinstance(call, _Prompted):
+        if isinstance(call, codec.Prompted):
             self._check_prompt(call)
         if isinstance(call, codec.Encode):
             request = EmbedRequest(
@@ -166,7 +164,7 @@ class EmbeddingService:
             self._wire_seconds["decode"] += decode_s
             self._wire_seconds["encode"] += encode_s
 
-    def _check_prompt(self, call: _Prompted) -> None:
+    def _check_prompt(self, call: codec.Prompted) -> None:
         """Bound the prompt, which is written before each text: a small message must not grow large here."""
         size = len(call.prompt) * len(call.texts)
         allowed = self._settings.server.max_message_bytes
