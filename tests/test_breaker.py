@@ -24,6 +24,11 @@ class World:
         self.now = 1000.0
         self.breaker = Breaker(limits, lambda: self.now)
 
+    @property
+    def retry_in_s(self) -> float:
+        """Seconds until a call may be admitted; 0 where one may now."""
+        return 0.0 if self.breaker.is_closed else max(0.0, self.breaker._open_until - self.now)
+
     def attempt(self) -> Attempt:
         attempt = self.breaker.admit()
         assert attempt is not None
@@ -43,7 +48,7 @@ def test_it_opens_with_the_call_that_makes_enough_failures_of_enough_calls() -> 
     world = World()
     assert world.end(True, False, False, False) == [False, False, False, True]
     assert world.breaker.admit() is None
-    assert world.breaker.retry_in_s == 4.0
+    assert world.retry_in_s == 4.0
 
 
 def test_it_stays_closed_while_most_calls_succeed_and_while_there_were_few() -> None:
@@ -76,7 +81,7 @@ def test_after_its_time_one_probe_is_admitted_and_closes_it_for_all() -> None:
     world.now += 3.999
     assert world.breaker.admit() is None
     world.now += 0.002
-    assert world.breaker.retry_in_s == 0.0
+    assert world.retry_in_s == 0.0
     probe = world.attempt()
     assert world.breaker.admit() is None
     assert probe.succeeded()
@@ -87,18 +92,18 @@ def test_after_its_time_one_probe_is_admitted_and_closes_it_for_all() -> None:
 def test_each_failed_probe_doubles_the_time_up_to_the_limit_and_a_success_begins_again() -> None:
     world, waits = World().opened(), []
     for _ in range(4):
-        waits.append(world.breaker.retry_in_s)
-        world.now += world.breaker.retry_in_s
+        waits.append(world.retry_in_s)
+        world.now += world.retry_in_s
         assert world.attempt().failed() is False, "it was open before"
     assert waits == [4.0, 8.0, 10.0, 10.0]
-    world.now += world.breaker.retry_in_s
+    world.now += world.retry_in_s
     world.attempt().succeeded()
-    assert world.opened().breaker.retry_in_s == 4.0
+    assert world.opened().retry_in_s == 4.0
 
 
 def test_the_time_is_spread_at_random() -> None:
     worlds = [World(Limits(Backoff(4.0, 10.0, jitter=0.5), minimum_calls=4)) for _ in range(20)]
-    waits = {world.opened().breaker.retry_in_s for world in worlds}
+    waits = {world.opened().retry_in_s for world in worlds}
     assert len(waits) > 1
     assert all(4.0 <= wait <= 6.0 for wait in waits)
 
@@ -106,7 +111,7 @@ def test_the_time_is_spread_at_random() -> None:
 def test_a_retry_after_opens_it_at_once_and_for_no_less() -> None:
     world = World()
     assert world.attempt().failed(retry_after_s=7.0)
-    assert world.breaker.retry_in_s == 7.0
+    assert world.retry_in_s == 7.0
 
 
 def test_a_later_retry_after_of_calls_that_were_under_way_holds_too() -> None:
@@ -116,7 +121,7 @@ def test_a_later_retry_after_of_calls_that_were_under_way_holds_too() -> None:
     world.now += 1.0
     assert second.failed(retry_after_s=9.0) is False
     assert third.failed(retry_after_s=2.0) is False
-    assert world.breaker.retry_in_s == 9.0
+    assert world.retry_in_s == 9.0
 
 
 def test_calls_that_began_before_it_opened_neither_close_it_nor_prolong_it() -> None:
@@ -126,7 +131,7 @@ def test_calls_that_began_before_it_opened_neither_close_it_nor_prolong_it() -> 
     assert late[0].succeeded() is False
     assert late[1].failed() is False
     assert world.breaker.admit() is None
-    assert world.breaker.retry_in_s == 4.0
+    assert world.retry_in_s == 4.0
 
 
 def test_a_block_that_ends_is_a_success_and_one_that_raises_is_no_verdict() -> None:
@@ -256,7 +261,7 @@ class BreakerAgainstModel(RuleBasedStateMachine):
     def both_agree(self) -> None:
         assert self.world.breaker.is_closed == (self.opened == 0)
         left_s = 0.0 if self.opened == 0 else max(0.0, self.until - self.world.now)
-        assert self.world.breaker.retry_in_s == pytest.approx(left_s)
+        assert self.world.retry_in_s == pytest.approx(left_s)
 
 
 TestBreakerAgainstModel = BreakerAgainstModel.TestCase

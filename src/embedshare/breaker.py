@@ -62,11 +62,6 @@ class Breaker:
         """Whether the service answered last time."""
         return self._opened == 0
 
-    @property
-    def retry_in_s(self) -> float:
-        """Seconds until a call may be admitted; 0 where one may now."""
-        return 0.0 if self.is_closed else max(0.0, self._open_until - self._clock())
-
     def admit(self) -> Attempt | None:
         """Permission for one call; None if the call would only fail."""
         now = self._clock()

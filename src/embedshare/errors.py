@@ -16,19 +16,23 @@ class EmbedshareError(Exception):
 
     http_status: ClassVar[int] = 500
 
+    def __init_subclass__(cls, http_status: int | None = None) -> None:
+        """`http_status`: set it if it differs from that of the class's base."""
+        super().__init_subclass__()
+        if http_status is not None:
+            cls.http_status = http_status
+
     def __init__(self, message: str, /, **fields: Any) -> None:
         super().__init__(message)
         self.message = message
         self.fields = fields
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self).__name__, self.message, self.fields)
+        return from_wire, (type(self).__name__, self.message, self.fields)
 
 
-class InvalidInput(EmbedshareError, ValueError):
+class InvalidInput(EmbedshareError, ValueError, http_status=400):
     """The caller's arguments cannot be embedded; the message names the limit or the allowed form."""
-
-    http_status = 400
 
 
 class EmptyInput(InvalidInput):
@@ -42,67 +46,51 @@ class NotServed(InvalidInput, AttributeError):
     """
 
 
-class TooLarge(InvalidInput):
+class TooLarge(InvalidInput, http_status=413):
     """A text, a list or a message exceeds its limit."""
 
-    http_status = 413
 
-
-class Unauthenticated(EmbedshareError, PermissionError):
+class Unauthenticated(EmbedshareError, PermissionError, http_status=401):
     """The worker requires an API key, and the request has none or an invalid one."""
 
-    http_status = 401
 
-
-class Forbidden(EmbedshareError, PermissionError):
+class Forbidden(EmbedshareError, PermissionError, http_status=403):
     """The caller's API key is valid but lacks the scope.
 
     Field `scopes`: the key needs one of them.
     """
 
-    http_status = 403
 
-
-class HostRefused(EmbedshareError, PermissionError):
+class HostRefused(EmbedshareError, PermissionError, http_status=421):
     """The worker asks for no API key, and the request's host is none of this machine's names.
 
     Field `host`.
     """
 
-    http_status = 421
 
-
-class OriginRefused(EmbedshareError, PermissionError):
+class OriginRefused(EmbedshareError, PermissionError, http_status=403):
     """The worker asks for no API key, and a page of another site made a browser send the request.
 
     Field `origin`.
     """
 
-    http_status = 403
 
-
-class RateLimited(EmbedshareError):
+class RateLimited(EmbedshareError, http_status=429):
     """The caller sent more requests than EMBEDDING_RATE_LIMIT allows.
 
     Fields: retry_after_s, in seconds, and limit, such as `100/second`.
     """
 
-    http_status = 429
 
-
-class InvalidSetting(EmbedshareError, ValueError):
+class InvalidSetting(EmbedshareError, ValueError, http_status=422):
     """A setting's value is not allowed.
 
     Fields: name, value, allowed.
     """
 
-    http_status = 422
 
-
-class ServerUnavailable(EmbedshareError, ConnectionError):
+class ServerUnavailable(EmbedshareError, ConnectionError, http_status=503):
     """No model server answered, and no local model may or can answer instead."""
-
-    http_status = 503
 
 
 class ServerHung(ServerUnavailable):
@@ -122,53 +110,39 @@ class ModelSwapped(ServerUnavailable):
     sends it again on a new connection."""
 
 
-class AuthenticationFailed(EmbedshareError, PermissionError):
+class AuthenticationFailed(EmbedshareError, PermissionError, http_status=503):
     """The model server and this client do not hold the same key."""
 
-    http_status = 503
 
-
-class InsecureKey(EmbedshareError, PermissionError):
+class InsecureKey(EmbedshareError, PermissionError, http_status=503):
     """The key cannot be trusted: others can read its file, or a server beyond loopback has a published or
     short one."""
 
-    http_status = 503
 
-
-class DeadlineExceeded(EmbedshareError, TimeoutError):
+class DeadlineExceeded(EmbedshareError, TimeoutError, http_status=504):
     """The call's deadline passed before its answer arrived."""
 
-    http_status = 504
 
-
-class Overloaded(EmbedshareError):
+class Overloaded(EmbedshareError, http_status=503):
     """The queue is full.
 
     Field `retry_after_s`: expected seconds until there is room.
     """
 
-    http_status = 503
 
-
-class ModelMismatch(EmbedshareError):
+class ModelMismatch(EmbedshareError, http_status=503):
     """Vectors of two models without a common vector space would have been mixed.
 
     Fields: expected, found (identities).
     """
 
-    http_status = 503
 
-
-class UnknownModel(EmbedshareError, LookupError):
+class UnknownModel(EmbedshareError, LookupError, http_status=404):
     """A request names another model than the served one."""
 
-    http_status = 404
 
-
-class UnknownIndex(EmbedshareError, LookupError):
+class UnknownIndex(EmbedshareError, LookupError, http_status=404):
     """The model server does not hold that vector index, or no longer: its handle sends the vectors again."""
-
-    http_status = 404
 
 
 class IndexIncomplete(UnknownIndex):
@@ -176,28 +150,20 @@ class IndexIncomplete(UnknownIndex):
     room for it. Its handle waits."""
 
 
-class IndexNotKept(EmbedshareError):
+class IndexNotKept(EmbedshareError, http_status=500):
     """A web worker cannot write or read its folder of indexes."""
 
-    http_status = 500
 
-
-class IndexCorrupted(EmbedshareError):
+class IndexCorrupted(EmbedshareError, http_status=400):
     """A file is not a saved vector index, or is damaged."""
 
-    http_status = 400
 
-
-class ModelNotFound(EmbedshareError, FileNotFoundError):
+class ModelNotFound(EmbedshareError, FileNotFoundError, http_status=503):
     """No searched place has the model's weights."""
 
-    http_status = 503
 
-
-class WeightsCorrupted(EmbedshareError):
+class WeightsCorrupted(EmbedshareError, http_status=503):
     """The weights on disk are not the published ones, or cannot be read."""
-
-    http_status = 503
 
 
 class UnsupportedModel(EmbedshareError):
@@ -211,10 +177,8 @@ class MissingDependency(EmbedshareError, ImportError):
     """A package is not installed; the message names the command that installs it."""
 
 
-class OutOfMemory(EmbedshareError, MemoryError):
+class OutOfMemory(EmbedshareError, MemoryError, http_status=503):
     """The device has too little memory for a single text, or the machine for a local model."""
-
-    http_status = 503
 
 
 class EngineFailed(EmbedshareError, RuntimeError):
@@ -236,46 +200,32 @@ class PortUnavailable(EmbedshareError, OSError):
     """
 
 
-class SwapRefused(EmbedshareError):
+class SwapRefused(EmbedshareError, http_status=409):
     """The model server does not change its model now; the message says why. Nothing has changed."""
 
-    http_status = 409
 
-
-class UnknownSetting(EmbedshareError, LookupError):
+class UnknownSetting(EmbedshareError, LookupError, http_status=404):
     """No setting of that name can be changed at run time."""
 
-    http_status = 404
 
-
-class SettingsFixed(EmbedshareError):
+class SettingsFixed(EmbedshareError, http_status=400):
     """The settings come from the environment alone: EMBEDDING_USE_DB_SETTINGS is false."""
 
-    http_status = 400
 
-
-class DatabaseUnavailable(EmbedshareError, ConnectionError):
+class DatabaseUnavailable(EmbedshareError, ConnectionError, http_status=503):
     """The database of settings and API keys does not answer, or refuses this user."""
 
-    http_status = 503
 
-
-class SearchDisabled(EmbedshareError, PermissionError):
+class SearchDisabled(EmbedshareError, PermissionError, http_status=403):
     """The worker does not search the web for its callers."""
 
-    http_status = 403
 
-
-class SearchFailed(EmbedshareError):
+class SearchFailed(EmbedshareError, http_status=502):
     """The search engine did not answer, or not with results."""
 
-    http_status = 502
 
-
-class FetchFailed(EmbedshareError):
+class FetchFailed(EmbedshareError, http_status=502):
     """A page was not fetched: its site did not answer in time, forbids it, or sent no text."""
-
-    http_status = 502
 
 
 class AddressRefused(FetchFailed):
@@ -289,10 +239,8 @@ class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""
 
 
-class SupervisorUnavailable(EmbedshareError, ConnectionError):
+class SupervisorUnavailable(EmbedshareError, ConnectionError, http_status=503):
     """No supervisor of this user runs, or it does not answer."""
-
-    http_status = 503
 
 
 def missing_database(error: ImportError) -> MissingDependency:
@@ -308,10 +256,6 @@ _BY_NAME: dict[str, type[EmbedshareError]] = {
     for cls in list(globals().values())
     if isinstance(cls, type) and issubclass(cls, EmbedshareError)
 }
-
-
-def _rebuild(name: str, message: str, fields: dict[str, Any]) -> EmbedshareError:
-    return from_wire(name, message, fields)
 
 
 def from_wire(name: str, message: str, fields: dict[str, Any]) -> EmbedshareError:

@@ -1,4 +1,7 @@
-"""How a section declares a setting: a field of a frozen dataclass with its metadata."""
+"""How a section declares a setting: a field of a frozen dataclass with its metadata.
+
+A section reads as a table: a row has the name, the parser and the default, and below them the meaning.
+"""
 
 from __future__ import annotations
 

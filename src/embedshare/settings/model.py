@@ -15,75 +15,31 @@ ANY_NAME = "*"
 class ModelSettings(Section):
     TITLE = "Model"
 
-    name: str = setting(
-        "EMBEDDING_MODEL_NAME",
-        parsing.required_text,
-        "all-MiniLM-L6-v2",
-        "Model to serve: a folder, a name whose weights come as a package, or a name on the Hugging Face hub",
-    )
-    cache_dir: str | None = setting(
-        "EMBEDDING_MODEL_CACHE_DIR",
-        parsing.optional_text,
-        None,
-        "Directory for weights from the hub. Default: the Hugging Face cache",
-    )
-    converted_dir: str | None = setting(
-        "EMBEDDING_CACHE_DIR",
-        parsing.optional_text,
-        None,
-        "Directory for converted models, which the next start reuses. Default: the user's cache folder",
-    )
-    aliases: tuple[str, ...] = setting(
-        "EMBEDDING_MODEL_ALIASES",
-        parsing.names,
-        (ANY_NAME,),
-        "Names, separated by commas, that OpenAI and Ollama clients may request the model by, in addition "
-        "to its own; `*` is any name, empty is none",
-    )
-    trust_remote_code: tuple[str, ...] = setting(
-        "EMBEDDING_TRUST_REMOTE_CODE",
-        parsing.trusted_models,
-        (),
+    # fmt: off
+    name: str = setting("EMBEDDING_MODEL_NAME", parsing.required_text, "all-MiniLM-L6-v2",
+        "Model to serve: a folder, a name whose weights come as a package, or a name on the Hugging Face hub")
+    cache_dir: str | None = setting("EMBEDDING_MODEL_CACHE_DIR", parsing.optional_text, None,
+        "Directory for weights from the hub. Default: the Hugging Face cache")
+    converted_dir: str | None = setting("EMBEDDING_CACHE_DIR", parsing.optional_text, None,
+        "Directory for converted models, which the next start reuses. Default: the user's cache folder")
+    aliases: tuple[str, ...] = setting("EMBEDDING_MODEL_ALIASES", parsing.names, (ANY_NAME,),
+        "Names, separated by commas, that OpenAI and Ollama clients may request the model by, in addition to "
+        "its own; `*` is any name, empty is none")
+    trust_remote_code: tuple[str, ...] = setting("EMBEDDING_TRUST_REMOTE_CODE", parsing.trusted_models, (),
         "Models whose own Python code may run: names and folders separated by commas. Or true for the model "
-        "of `EMBEDDING_MODEL_NAME`, and for no model that replaces it in a swap",
-        shown="false",
-    )
-    device: str = setting(
-        "EMBEDDING_DEVICE",
-        parsing.device,
-        "auto",
-        "Device that runs the model: auto (a GPU if there is one), cpu, cuda, cuda:1, …, or mps",
-    )
-    dtype: str = setting(
-        "EMBEDDING_DTYPE",
-        parsing.choice("auto", "float32", "bfloat16", "float16"),
-        "auto",
+        "of `EMBEDDING_MODEL_NAME`, and for no model that replaces it in a swap", shown="false")
+    device: str = setting("EMBEDDING_DEVICE", parsing.device, "auto",
+        "Device that runs the model: auto (a GPU if there is one), cpu, cuda, cuda:1, …, or mps")
+    dtype: str = setting("EMBEDDING_DTYPE", parsing.choice("auto", "float32", "bfloat16", "float16"), "auto",
         "Precision of the computation: auto, float32, bfloat16 or float16; auto is half precision on a GPU "
-        "or CPU that is faster with it, else float32",
-    )
-    runtime: str = setting(
-        "EMBEDDING_RUNTIME",
-        parsing.choice("auto", "torch", "openvino"),
-        "auto",
+        "or CPU that is faster with it, else float32")
+    runtime: str = setting("EMBEDDING_RUNTIME", parsing.choice("auto", "torch", "openvino"), "auto",
         "Library that runs the model: auto, torch or openvino; auto is OpenVINO on a CPU if it is installed "
-        "and fits the model, else torch",
-    )
-    max_concurrent_operations: int = setting(
-        "MAX_CONCURRENT_OPERATIONS",
-        parsing.integer(1, 64),
-        3,
-        "Maximum batches inside the runtime at the same time, short and long ones together. A CPU never "
-        "runs more than three",
-    )
-    max_batch_tokens: int = setting(
-        "EMBEDDING_MAX_BATCH_TOKENS",
-        parsing.integer(0, 1_000_000),
-        0,
-        "Maximum tokens in one batch; 0 leaves the limit to the runtime (1,024 on a CPU, 16,384 on a GPU)",
-    )
-    max_batch_size: int = setting(
-        "EMBEDDING_MAX_BATCH_SIZE",
-        parsing.integer(0, 1_000_000),
-        0,
-        "Maximum texts in one batch, in addition to the limit in tokens; 0 sets no limit",
-    )
+        "and fits the model, else torch")
+    max_concurrent_operations: int = setting("MAX_CONCURRENT_OPERATIONS", parsing.integer(1, 64), 3,
+        "Maximum batches inside the runtime at the same time, short and long ones together. A CPU never runs "
+        "more than three")
+    max_batch_tokens: int = setting("EMBEDDING_MAX_BATCH_TOKENS", parsing.integer(0, 1_000_000), 0,
+        "Maximum tokens in one batch; 0 leaves the limit to the runtime (1,024 on a CPU, 16,384 on a GPU)")
+    max_batch_size: int = setting("EMBEDDING_MAX_BATCH_SIZE", parsing.integer(0, 1_000_000), 0,
+        "Maximum texts in one batch, in addition to the limit in tokens; 0 sets no limit")

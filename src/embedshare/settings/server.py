@@ -13,108 +13,50 @@ from embedshare.settings.loopback import is_loopback
 class ServerSettings(Section):
     TITLE = "Model server"
 
-    host: str = setting(
-        "EMBEDDING_SERVER_HOST",
-        parsing.host,
-        "localhost",
-        "Host name or address that the model server listens on and clients connect to",
-    )
-    port: int = setting(
-        "EMBEDDING_SERVER_PORT", parsing.integer(1, 65535), 5002, "TCP port of the model server"
-    )
-    authkey: str | None = setting(
-        "EMBEDDING_AUTHKEY",
-        parsing.key,
-        None,
+    # fmt: off
+    host: str = setting("EMBEDDING_SERVER_HOST", parsing.host, "localhost",
+        "Host name or address that the model server listens on and clients connect to")
+    port: int = setting("EMBEDDING_SERVER_PORT", parsing.integer(1, 65535), 5002,
+        "TCP port of the model server")
+    authkey: str | None = setting("EMBEDDING_AUTHKEY", parsing.key, None,
         "Secret key that the server and its clients share. Default: a key that the server generates and "
-        "keeps in the key file",
-        secret=True,
-    )
-    authkey_file: str | None = setting(
-        "EMBEDDING_AUTHKEY_FILE",
-        parsing.optional_text,
-        None,
+        "keeps in the key file", secret=True)
+    authkey_file: str | None = setting("EMBEDDING_AUTHKEY_FILE", parsing.optional_text, None,
         "Path of the key file, such as a container's secret. Default: `embedshare/authkey` in the user's "
-        "state folder",
-    )
-    max_connections: int = setting(
-        "EMBEDDING_MAX_CONNECTIONS",
-        parsing.integer(1, 100_000),
-        1024,
-        "Maximum open connections of clients. Further connections get `Overloaded` and a time to retry after",
-    )
-    handshake_s: float = setting(
-        "EMBEDDING_HANDSHAKE_S",
-        parsing.seconds(0.1, 300),
-        5.0,
-        "Seconds in which a new connection must prove that it holds the key. The server then closes it",
-    )
-    max_message_bytes: int = setting(
-        "EMBEDDING_MAX_MESSAGE_BYTES",
-        parsing.integer(64 * 1024, 1 << 30),
+        "state folder")
+    max_connections: int = setting("EMBEDDING_MAX_CONNECTIONS", parsing.integer(1, 100_000), 1024,
+        "Maximum open connections of clients. Further connections get `Overloaded` and a time to retry after")
+    handshake_s: float = setting("EMBEDDING_HANDSHAKE_S", parsing.seconds(0.1, 300), 5.0,
+        "Seconds in which a new connection must prove that it holds the key. The server then closes it")
+    max_message_bytes: int = setting("EMBEDDING_MAX_MESSAGE_BYTES", parsing.integer(1 << 16, 1 << 30),
         32 << 20,
         "Maximum size of one message to the server, and of one HTTP request's body, in bytes. A larger one "
-        "is refused unread",
-    )
-    max_texts: int = setting(
-        "EMBEDDING_MAX_TEXTS",
-        parsing.integer(1, 1_000_000),
-        8192,
-        "Maximum texts in one message or HTTP request. The client splits longer lists; a longer HTTP "
-        "request is refused",
-    )
-    max_held_bytes: int = setting(
-        "EMBEDDING_MAX_HELD_BYTES",
-        parsing.integer(1 << 20, 1 << 40),
-        256 << 20,
+        "is refused unread")
+    max_texts: int = setting("EMBEDDING_MAX_TEXTS", parsing.integer(1, 1_000_000), 8192,
+        "Maximum texts in one message or HTTP request. The client splits longer lists; a longer HTTP request "
+        "is refused")
+    max_held_bytes: int = setting("EMBEDDING_MAX_HELD_BYTES", parsing.integer(1 << 20, 1 << 40), 256 << 20,
         "Maximum bytes of all calls in the server. Beyond the limit, large messages stay unread until calls "
-        "end",
-    )
-    max_waiting_tokens: int = setting(
-        "EMBEDDING_MAX_WAITING_TOKENS",
-        parsing.integer(1_000, 1_000_000_000),
+        "end")
+    max_waiting_tokens: int = setting("EMBEDDING_MAX_WAITING_TOKENS", parsing.integer(1_000, 1_000_000_000),
         1_000_000,
-        "Maximum queued tokens in the server. Further calls get `Overloaded` and a time to retry after",
-    )
-    drain_s: float = setting(
-        "EMBEDDING_DRAIN_S",
-        parsing.seconds(0, 600),
-        10.0,
+        "Maximum queued tokens in the server. Further calls get `Overloaded` and a time to retry after")
+    drain_s: float = setting("EMBEDDING_DRAIN_S", parsing.seconds(0, 600), 10.0,
         "Seconds that the server or a web worker has to finish accepted work when it is told to stop. Work "
-        "that takes longer is cut off",
-    )
-    stuck_s: float = setting(
-        "EMBEDDING_STUCK_S",
-        parsing.seconds(1, 86_400),
-        120.0,
+        "that takes longer is cut off")
+    stuck_s: float = setting("EMBEDDING_STUCK_S", parsing.seconds(1, 86_400), 120.0,
         "Seconds that one batch may take in the runtime. The server then exits, to be restarted. Also "
-        "seconds without an answer after which the supervisor kills and restarts a process",
-    )
-    idle_exit_s: float = setting(
-        "EMBEDDING_IDLE_EXIT_S",
-        parsing.seconds(1, 31_536_000),
-        600.0,
-        "Seconds without a call after which a server that `EMBEDDING_AUTOSTART` started exits",
-    )
-    allow_swap: bool = setting(
-        "EMBEDDING_ALLOW_SWAP",
-        parsing.boolean,
-        True,
+        "seconds without an answer after which the supervisor kills and restarts a process")
+    idle_exit_s: float = setting("EMBEDDING_IDLE_EXIT_S", parsing.seconds(1, 31_536_000), 600.0,
+        "Seconds without a call after which a server that `EMBEDDING_AUTOSTART` started exits")
+    allow_swap: bool = setting("EMBEDDING_ALLOW_SWAP", parsing.boolean, True,
         "Permission for every holder of the key to swap the running server's model. With false the server "
-        "refuses every swap",
-    )
-    metrics_host: str = setting(
-        "EMBEDDING_METRICS_HOST",
-        parsing.host,
-        "127.0.0.1",
-        "Address that the model server's metrics listen on",
-    )
-    metrics_port: int = setting(
-        "EMBEDDING_METRICS_PORT",
-        parsing.integer(0, 65535),
-        0,
-        "Port of the model server's metrics for Prometheus, at `/metrics`; 0 disables them",
-    )
+        "refuses every swap")
+    metrics_host: str = setting("EMBEDDING_METRICS_HOST", parsing.host, "127.0.0.1",
+        "Address that the model server's metrics listen on")
+    metrics_port: int = setting("EMBEDDING_METRICS_PORT", parsing.integer(0, 65535), 0,
+        "Port of the model server's metrics for Prometheus, at `/metrics`; 0 disables them")
+    # fmt: on
 
     @property
     def address(self) -> tuple[str, int]:
