@@ -10,7 +10,6 @@ Importing it loads no torch, no transformers and no model; it weighs about 40 MB
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import functools
 import os
 import threading
@@ -77,13 +76,10 @@ class EmbeddingClient(DropIn):
             tell_notes()
         if address is not None:
             _check_address(address)
-            settings = dataclasses.replace(
-                settings, server=dataclasses.replace(settings.server, host=address[0], port=address[1])
-            )
+            host, port = address
+            settings = settings.with_values({"EMBEDDING_SERVER_HOST": host, "EMBEDDING_SERVER_PORT": port})
         if authkey is not None:
-            settings = dataclasses.replace(
-                settings, server=dataclasses.replace(settings.server, authkey=_key_text(authkey))
-            )
+            settings = settings.with_values({"EMBEDDING_AUTHKEY": _key_text(authkey)})
         super().__init__(Embedder(settings, max_retries, retry_delay))
         self._settings = settings
         self._tries = max_retries, retry_delay

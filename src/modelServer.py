@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import _thread
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -178,9 +177,7 @@ def _first_model(settings: Settings, note: SwapNote) -> tuple[Local, Settings]:
             note.path,
         )
         try:
-            swapped = dataclasses.replace(
-                settings, model=dataclasses.replace(settings.model, name=noted.swapped_in)
-            )
+            swapped = settings.with_values({"EMBEDDING_MODEL_NAME": noted.swapped_in})
             return conversion.load(swapped, swapped.model.device), swapped
         except Exception as error:
             logger.error(

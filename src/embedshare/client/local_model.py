@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -130,11 +129,8 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
     except (ModelMismatch, ModelNotFound) as error:
         if expected is None or not settings.server.on_loopback or expected.model_name == settings.model.name:
             raise
-        told = dataclasses.replace(
-            settings, model=dataclasses.replace(settings.model, name=expected.model_name)
-        )
         try:
-            return in_turn(told)
+            return in_turn(settings.with_values({"EMBEDDING_MODEL_NAME": expected.model_name}))
         except ModelNotFound:
             raise error from None
 

@@ -130,17 +130,13 @@ class Connections:
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
             answer, rows = _exchange(connection, call, message, raw)
             self._hang_detector.answered(connection.last_answer)
-        except EmbedshareError:
+        except BaseException as error:
             connection.close()
-            raise
-        except (EOFError, OSError) as error:
-            connection.close()
+            if isinstance(error, EmbedshareError) or not isinstance(error, EOFError | OSError):
+                raise
             raise ServerUnavailable(
                 f"the model server closed the connection during a call ({error})"
             ) from None
-        except BaseException:
-            connection.close()
-            raise
         self._local.connection = connection
         return connection, answer, rows
 
@@ -196,14 +192,13 @@ class Connections:
         try:
             connection.set_deadline(limit)
             self._ask(connection, "active_operations", limit)
-        except (EmbedshareError, EOFError, OSError):
+        except BaseException as error:
             connection.close()
+            if not isinstance(error, EmbedshareError | EOFError | OSError):
+                raise
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded("no answer in time") from None
             return None
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def _probe_server(self, deadline: float) -> None:
@@ -246,22 +241,16 @@ class Connections:
             description = self._agree(connection, deadline)
             connection.model = description
             self._on_connect(description)
-        except DeadlineExceeded:
+        except BaseException as error:
             connection.close()
-            if time.monotonic() >= deadline:
+            if isinstance(error, DeadlineExceeded) and time.monotonic() < deadline:
+                message = "the model server accepts connections but does not answer on them"
+                raise ServerHung(message) from None
+            if isinstance(error, EmbedshareError) or not isinstance(error, EOFError | OSError):
                 raise
-            raise ServerHung("the model server accepts connections but does not answer on them") from None
-        except EmbedshareError:
-            connection.close()
-            raise
-        except (EOFError, OSError) as error:
-            connection.close()
             raise ServerUnavailable(
                 f"the model server closed the connection while it was opened ({error})"
             ) from None
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def _drop(self, connection: Connection) -> None:

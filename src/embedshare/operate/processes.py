@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -174,7 +173,7 @@ def ask_worker(settings: Settings, host: str, port: int, path: str, timeout_s: f
     Raises requests.RequestException, ValueError for an answer that is not JSON, EmbedshareError.
     """
     headers = {}
-    if dataclasses.replace(settings, web=dataclasses.replace(settings.web, host=host)).web.asks_for_keys:
+    if settings.with_values({"EMBEDDING_HOST": host}).web.asks_for_keys:
         key = authkey.operator_key(authkey.client_key(settings))
         headers["Authorization"] = f"Bearer {key}"
     return _get(f"{worker_url(host, port)}{path}", timeout_s, headers).json()

@@ -3,7 +3,6 @@ load."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -138,6 +137,5 @@ def with_model(settings: Settings, wanted: Settings) -> Settings:
 def same_model(one: Settings, other: Settings) -> bool:
     """Whether both name one model, served in the same way."""
     same_name = weights.full_name(one.model.name) == weights.full_name(other.model.name)
-    return same_name and with_model(one, other) == dataclasses.replace(
-        one, model=dataclasses.replace(one.model, name=other.model.name)
-    )
+    named = one.with_values({"EMBEDDING_MODEL_NAME": other.model.name})
+    return same_name and with_model(one, other) == named

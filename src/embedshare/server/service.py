@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -143,20 +142,19 @@ class EmbeddingService:
         name = configured if name == weights.full_name(configured) else name
         served = self._pool.settings
         if given is None:
-            return dataclasses.replace(served, model=dataclasses.replace(served.model, name=name))
+            return served.with_values({"EMBEDDING_MODEL_NAME": name})
         # Trust in a name is trust in the operator's cache: another folder may hold any code.
         same_cache = given.model_cache_dir == self._settings.model.cache_dir
-        return dataclasses.replace(
-            served,
-            model=dataclasses.replace(
-                served.model,
-                name=name,
-                trust_remote_code=self._settings.model.trust_remote_code if same_cache else (),
-                device=parse("EMBEDDING_DEVICE", given.device, "device"),
-                max_batch_size=parse("EMBEDDING_MAX_BATCH_SIZE", str(given.max_batch_size), "max_batch_size"),
-                cache_dir=given.model_cache_dir,
+        values = {
+            "EMBEDDING_MODEL_NAME": name,
+            "EMBEDDING_TRUST_REMOTE_CODE": self._settings.model.trust_remote_code if same_cache else (),
+            "EMBEDDING_DEVICE": parse("EMBEDDING_DEVICE", given.device, "device"),
+            "EMBEDDING_MAX_BATCH_SIZE": parse(
+                "EMBEDDING_MAX_BATCH_SIZE", str(given.max_batch_size), "max_batch_size"
             ),
-        )
+            "EMBEDDING_MODEL_CACHE_DIR": given.model_cache_dir,
+        }
+        return served.with_values(values)
 
     def note_wire(self, decode_s: float, encode_s: float) -> None:
         """See ipc.server.Service."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -50,11 +49,8 @@ class CurrentSettings:
 
     def placed(self) -> Settings:
         """The environment's settings with the current `host` and `port`, for a worker that starts."""
-        now = self.now.settings
-        return dataclasses.replace(
-            self._environment,
-            web=dataclasses.replace(self._environment.web, host=now.web.host, port=now.web.port),
-        )
+        web = self.now.settings.web
+        return self._environment.with_values({"EMBEDDING_HOST": web.host, "PORT": web.port})
 
     def with_stored(self, stored: Mapping[str, Any]) -> Settings:
         """The settings that these values in the database would give."""

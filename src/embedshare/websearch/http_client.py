@@ -203,14 +203,8 @@ class _TimedHTTP(HTTPConnection):
         self.sock: Any = _Timed(self.sock, self._deadline)
 
 
-class _TimedHTTPS(HTTPSConnection):
-    def __init__(self, *args: Any, deadline: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._deadline = deadline
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock: Any = _Timed(self.sock, self._deadline)
+class _TimedHTTPS(_TimedHTTP, HTTPSConnection):
+    pass
 
 
 class _Timed:
