@@ -82,17 +82,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     if kept is not None:
         _keep_the_model(kept, service, pool, stop)
     try:
-        server = CallServer(
-            service,
-            settings.server.address,
-            key,
-            callers,
-            max_message_bytes=settings.server.max_message_bytes,
-            max_held_bytes=settings.server.max_held_bytes,
-            max_connections=settings.server.max_connections,
-            handshake_s=settings.server.handshake_s,
-            stop_event=stop,
-        )
+        server = CallServer(service, settings.server, key, callers, stop)
     except OSError as error:  # another server has taken the port meanwhile
         raise _port_unavailable("the model server", *settings.server.address, error) from None
     if settings.server.metrics_port:

@@ -13,6 +13,7 @@ from embedshare.ipc.codec import Caller
 from embedshare.ipc.connection import Connections
 from embedshare.ipc.hang_detector import PROBE_S, HangDetector
 from embedshare.ipc.transport import PATIENCE_S
+from embedshare.settings import ServerSettings
 from tests.processes import wait_for
 
 
@@ -116,7 +117,7 @@ def test_a_process_that_can_open_no_connection_takes_no_slow_server_for_a_hung_o
         except OSError:
             raise ServerUnavailable("no connection") from None
 
-    connections = Connections(("127.0.0.1", 9), key, lambda _: None, 1 << 20, lambda: Caller(1, "test"), True)
+    connections = Connections(ServerSettings(), key, lambda _: None, lambda: Caller(1, "test"), True)
     if counts:
         with pytest.raises(ServerHung):
             connections._hang_detector.check(time.monotonic() + 60)

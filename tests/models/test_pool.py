@@ -72,7 +72,7 @@ def test_a_caller_that_has_met_another_model_is_told_so(models: ModelPool) -> No
     with models.lease() as first:
         pass
     models.swap(Settings(), lambda: local("b"))
-    with pytest.raises(ModelSwapped, match="a is served no more, but b"), models.lease(first):
+    with pytest.raises(ModelSwapped, match="a is no longer served, but b"), models.lease(first):
         pass
     assert models.calls == 0
     models.close()

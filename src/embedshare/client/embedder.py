@@ -128,10 +128,9 @@ class Embedder:
         """New connections to the server, by the settings."""
         settings = self.settings
         return Connections(
-            settings.server.address,
+            settings.server,
             lambda: client_key(settings),
             on_connect,
-            settings.server.max_message_bytes,
             lambda: this_process(self.program),
             notice_hang,
         )

@@ -27,6 +27,7 @@ from embedshare.identity import ModelDescription
 from embedshare.ipc import codec, protocol
 from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
+from embedshare.settings import ServerSettings
 
 #: Idle seconds after which a connection is checked before use: a firewall or NAT may have dropped it
 #: silently.
@@ -50,17 +51,15 @@ class Connections:
 
     def __init__(
         self,
-        address: tuple[str, int],
+        settings: ServerSettings,
         key: Callable[[], bytes],
         on_connect: Callable[[ModelDescription], object],
-        max_message_bytes: int,
         caller: Callable[[], codec.Caller],
         notice_hang: bool = False,
     ) -> None:
-        self._address = address
+        self._settings = settings
         self._key = key
         self._on_connect = on_connect
-        self._max_message_bytes = max_message_bytes
         self._caller = caller
         self.reconnects = 0
         """Connections that took the place of one that had ended."""
@@ -143,10 +142,11 @@ class Connections:
     def _encoded(self, call: codec.Call, version: int) -> bytes:
         """The bytes of a call. Raises TooLarge, InvalidInput."""
         message = codec.encode(codec.for_version_1(call) if version == 1 else call)
-        if len(message) > self._max_message_bytes:
+        allowed = self._settings.max_message_bytes
+        if len(message) > allowed:
             raise TooLarge(
                 f"the call takes {len(message):,} bytes, its prompt included; "
-                f"EMBEDDING_MAX_MESSAGE_BYTES allows {self._max_message_bytes:,}"
+                f"EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
         return message
 
@@ -236,7 +236,7 @@ class Connections:
         return welcome.model
 
     def _connect(self, deadline: float) -> Connection:
-        connection = Client(self._address, self._key(), deadline)
+        connection = Client(self._settings.address, self._key(), deadline)
         try:
             description = self._agree(connection, deadline)
             connection.model = description

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac  # here and not in the handshake: a fork while a thread imports breaks the import lock
 import os
 import sys
+import time
 from multiprocessing import AuthenticationError
 from multiprocessing import connection as stock
 from typing import TYPE_CHECKING
@@ -37,3 +38,15 @@ def demand_proof(connection: Connection, authkey: bytes) -> None:
 def prove(connection: Connection, authkey: bytes) -> None:
     """Prove to the other end that this one holds the key; raises one of REFUSALS if it refuses."""
     stock.answer_challenge(connection, authkey)  # type: ignore[arg-type]
+
+
+def succeeds(connection: Connection, authkey: bytes, limit_s: float) -> bool:
+    """Whether an accepted connection's other end proves within `limit_s` that it holds the key, as this one
+    does."""
+    connection.set_deadline(time.monotonic() + limit_s)
+    try:
+        demand_proof(connection, authkey)
+        prove(connection, authkey)
+    except REFUSALS:
+        return False
+    return True

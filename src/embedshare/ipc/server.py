@@ -28,6 +28,7 @@ from embedshare.ipc.byte_budget import ByteBudget
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.pending_handshakes import PendingHandshakes
 from embedshare.ipc.transport import Client, Connection, Listener
+from embedshare.settings import ServerSettings
 from embedshare.telemetry import request_ids
 from embedshare.telemetry.calls import OK
 
@@ -81,23 +82,16 @@ class CallServer(managers.Server):
     def __init__(
         self,
         service: Service,
-        address: tuple[str, int],
+        settings: ServerSettings,
         authkey: bytes,
         callers: Callers,
-        *,
-        max_message_bytes: int,
-        max_held_bytes: int,
-        max_connections: int,
-        handshake_s: float,
         stop_event: threading.Event,
     ) -> None:
-        super().__init__({}, address, authkey, SERIALIZER)
+        super().__init__({}, settings.address, authkey, SERIALIZER)
         self.stop_event = stop_event
         self._service = service
-        self._max_message_bytes = max_message_bytes
-        self._byte_budget = ByteBudget(max_held_bytes)
-        self._max_connections = max_connections
-        self._handshake_s = handshake_s
+        self._settings = settings
+        self._byte_budget = ByteBudget(settings.max_held_bytes)
         self._pending_handshakes = PendingHandshakes(MAX_UNAUTHENTICATED)
         self._connections: set[Connection] = set()
         self._busy = 0
@@ -179,7 +173,7 @@ class CallServer(managers.Server):
             connection.wait_for_message()
             received = time.monotonic()
             connection.set_deadline(received + MESSAGE_S)
-            size = connection.recv_size(self._max_message_bytes)
+            size = connection.recv_size(self._settings.max_message_bytes)
             with self._byte_budget.of(size):
                 self._receive_and_answer(connection, session, size, received, caller)
 
@@ -196,8 +190,8 @@ class CallServer(managers.Server):
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
             size = call.raw_bytes if isinstance(call, codec.Put) else 0
-            if size > self._max_message_bytes:
-                allowed = self._max_message_bytes
+            if size > self._settings.max_message_bytes:
+                allowed = self._settings.max_message_bytes
                 raise ProtocolError(f"vectors of {size:,} bytes were announced; at most {allowed:,} are read")
             with self._byte_budget.of(size):  # its message was small and holds no room
                 raw = bytearray(size)
@@ -265,19 +259,16 @@ class CallServer(managers.Server):
 
     def _authenticate(self, connection: Connection) -> bool:
         try:
-            connection.set_deadline(time.monotonic() + self._handshake_s)
-            handshake.demand_proof(connection, self.authkey)
-            handshake.prove(connection, self.authkey)
-        except handshake.REFUSALS:
+            if handshake.succeeds(connection, self.authkey, self._settings.handshake_s):
+                return True
             logger.warning("Refused a connection from {} (it holds another key)", connection.peer)
             return False
         finally:
             self._pending_handshakes.leave(connection)
-        return True
 
     def _admit(self, connection: Connection) -> bool:
-        if len(self._connections) >= self._max_connections:
-            limit = self._max_connections
+        limit = self._settings.max_connections
+        if len(self._connections) >= limit:
             error = Overloaded(f"the server holds {limit} connections, its limit", retry_after_s=1.0)
             self._send_failure(connection, 0, error)
             return False

@@ -66,10 +66,9 @@ class ServerProbe:
 
     def __init__(self, settings: Settings) -> None:
         self._connections = Connections(
-            settings.server.address,
+            settings.server,
             lambda: authkey.client_key(settings),
             lambda description: None,  # any model
-            settings.server.max_message_bytes,
             lambda: this_process(SUPERVISOR),
         )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from loguru import logger
 
@@ -29,21 +29,14 @@ from embedshare.settings import Settings
 from embedshare.settings_store import runtime_settings
 from embedshare.settings_store.current import CurrentSettings, SettingsSnapshot
 
+if TYPE_CHECKING:  # with the database's packages, which not every worker has
+    from embedshare.settings_store.sync import SettingsSync
+
 #: Seconds that a change waits for another one.
 PATIENCE_S = 10.0
 #: Errors of the value, not of the moment.
 _OF_THE_VALUE = (ModelNotFound, WeightsCorrupted, UnsupportedModel, InvalidInput, PortUnavailable)
 Status = Literal["off", "connected", "disconnected"]
-
-
-class SyncedSettings(Protocol):
-    """The stored settings: repository.SettingsRepository and watcher.Watcher."""
-
-    @property
-    def status(self) -> Literal["connected", "disconnected"]: ...
-    def look(self) -> None: ...
-    def change(self, changes: Mapping[str, Any], who: str) -> None: ...
-    def audit(self, limit: int) -> list[Any]: ...
 
 
 class SettingsChanges:
@@ -54,7 +47,7 @@ class SettingsChanges:
     """
 
     def __init__(
-        self, live: CurrentSettings, kept: SyncedSettings | None, apply_model: Callable[[Settings, int], Any]
+        self, live: CurrentSettings, kept: SettingsSync | None, apply_model: Callable[[Settings, int], Any]
     ) -> None:
         self.live = live
         self.place_note = "kept; the program that serves this worker decides where it listens"
@@ -66,7 +59,7 @@ class SettingsChanges:
     @property
     def database_status(self) -> Status:
         """The database's state, or `off`."""
-        return "off" if self._kept is None else self._kept.status
+        return "off" if self._kept is None else self._kept.database.status
 
     def change(self, given: Mapping[str, Any], who: str) -> SettingsSnapshot:
         """Apply and store all of these values, or none; returns the settings in force.
@@ -90,13 +83,13 @@ class SettingsChanges:
 
     def audit(self, limit: int) -> list[Any]:
         """The latest changes (tables.SettingChange), newest first."""
-        return self._open().audit(limit)
+        return self._open().store.audit(limit)
 
     def notes(self, changed: set[str]) -> dict[str, str]:
         """Notes on changed keys that take effect later."""
         return dict.fromkeys(sorted(changed & runtime_settings.OF_THE_LISTENER), self.place_note)
 
-    def _open(self) -> SyncedSettings:
+    def _open(self) -> SettingsSync:
         if self._kept is None:
             raise SettingsFixed(
                 "the settings come from the environment; set EMBEDDING_USE_DB_SETTINGS=true to keep "
@@ -105,7 +98,7 @@ class SettingsChanges:
         return self._kept
 
     def _change(
-        self, kept: SyncedSettings, values: dict[str, Any], deleted: set[str], who: str
+        self, kept: SettingsSync, values: dict[str, Any], deleted: set[str], who: str
     ) -> SettingsSnapshot:
         until = time.monotonic() + PATIENCE_S
         if not self._changing.acquire(timeout=PATIENCE_S):
@@ -122,15 +115,15 @@ class SettingsChanges:
             self._changing.release()
 
     def _apply_and_keep(
-        self, kept: SyncedSettings, values: dict[str, Any], deleted: set[str], who: str
+        self, kept: SettingsSync, values: dict[str, Any], deleted: set[str], who: str
     ) -> None:
-        kept.look()  # a database that is down is found before any change
+        kept.watcher.look()  # a database that is down is found before any change
         before = self.live.now
         stored = {key: value for key, value in {**before.stored, **values}.items() if key not in deleted}
         wanted = self.live.with_stored(stored)
         with self._applied(before, wanted):
-            kept.change({**values, **dict.fromkeys(deleted, runtime_settings.DELETED)}, who)
-        kept.look()
+            kept.store.change({**values, **dict.fromkeys(deleted, runtime_settings.DELETED)}, who)
+        kept.watcher.look()
 
     @contextmanager
     def _applied(self, before: SettingsSnapshot, wanted: Settings) -> Iterator[None]:

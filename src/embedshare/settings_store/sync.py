@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 from embedshare.database.database import Database
 from embedshare.settings_store.current import CurrentSettings
@@ -28,20 +26,3 @@ class SettingsSync:
         last_known = LastKnown(folder / f"settings-{settings.server.port}.json")
         self.watcher = Watcher(self.store, live, last_known)
         self.watcher.first_look()
-
-    @property
-    def status(self) -> Literal["connected", "disconnected"]:
-        """The database's state when it was last asked."""
-        return self.database.status
-
-    def look(self) -> None:
-        """See Watcher.look."""
-        self.watcher.look()
-
-    def change(self, changes: Mapping[str, Any], who: str) -> None:
-        """See SettingsRepository.change."""
-        self.store.change(changes, who)
-
-    def audit(self, limit: int) -> list[Any]:
-        """See SettingsRepository.audit."""
-        return self.store.audit(limit)

@@ -109,6 +109,7 @@ class Results(msgspec.Struct):
     results: list[Result]
 
 
+_REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, IndexNotKept, *errors.OF_THE_MODEL)
 _DECLARED: dict[str, Any] = {"scopes": ("search",), "tag": Tag.INDEXES}
 
 
@@ -129,14 +130,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
     @routes.post("/index", **_DECLARED)
     @openapi.describe(
         {201: IndexMade},
-        errors=(
-            InvalidInput,
-            TooLarge,
-            UnprocessableEntity,
-            UnsupportedMediaType,
-            IndexNotKept,
-            *errors.OF_THE_MODEL,
-        ),
+        errors=(*_REFUSED, UnprocessableEntity),
         body=IndexRequest,
     )
     def make_index() -> tuple[Response, int]:
@@ -153,7 +147,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
     @routes.post("/index/<index>/search", **_DECLARED)
     @openapi.describe(
         {200: Results},
-        errors=(InvalidInput, TooLarge, NotFound, UnsupportedMediaType, IndexNotKept, *errors.OF_THE_MODEL),
+        errors=(*_REFUSED, NotFound),
         body=QueryRequest,
     )
     def search_index(index: str) -> Response:
@@ -169,15 +163,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
     @routes.post("/index/<index>/documents", **_DECLARED)
     @openapi.describe(
         {200: IndexMade},
-        errors=(
-            InvalidInput,
-            TooLarge,
-            NotFound,
-            UnprocessableEntity,
-            UnsupportedMediaType,
-            IndexNotKept,
-            *errors.OF_THE_MODEL,
-        ),
+        errors=(*_REFUSED, NotFound, UnprocessableEntity),
         body=DocumentsRequest,
     )
     def add_documents(index: str) -> Response:
