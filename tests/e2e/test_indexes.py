@@ -390,7 +390,7 @@ def test_a_file_that_is_not_whole_is_told(model: EmbeddingClient, tmp_path: Path
     changed = bytes([data[middle] ^ 0xFF])
     for broken in (b"", b"text", data[:middle], data[:middle] + changed + data[middle + 1 :]):
         (tmp_path / "broken").write_bytes(broken)
-        with pytest.raises(IndexCorrupted, match="not a saved vector index, or not whole"):
+        with pytest.raises(IndexCorrupted, match="not a saved vector index, or is damaged"):
             VectorIndex.load(tmp_path / "broken", model)
     np.savez(tmp_path / "other.npz", a=np.arange(3))
     with pytest.raises(IndexCorrupted):

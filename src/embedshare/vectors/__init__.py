@@ -1,1 +1,1 @@
-"""Vector indexes: kept by the model server, held by a light handle in the worker."""
+"""Vector indexes: stored by the model server, used through a light handle in the worker."""

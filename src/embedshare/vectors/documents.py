@@ -1,4 +1,4 @@
-"""What is known of each document beside its vector, and what a search says of it."""
+"""The documents' metadata, and a search's results made of it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from embedshare.errors import InvalidInput
 
-#: Characters of a document that its `content` shows.
+#: The length of a document's `content`, in characters.
 SHOWN = 500
 
 
 def as_documents(docs: Iterable[str]) -> list[str]:
-    """The documents as a list, whatever holds them: a list, an array, a generator.
+    """The documents of a list, an array or a generator, as a list.
 
-    Raises InvalidInput where they are none, or one is no str.
+    Raises InvalidInput if there are none, or one is not a str.
     """
     return _strings(docs, "docs")
 
@@ -23,8 +23,8 @@ def as_documents(docs: Iterable[str]) -> list[str]:
 def metadata_of(docs: Sequence[str], urls: Iterable[str] | None) -> list[dict[str, Any]]:
     """A dict for each document: id, url, content (its beginning), full_content, length.
 
-    `urls`: one each, the same ones too; without them each is "". Raises InvalidInput where their number is
-    another, or one is no str.
+    `urls`: one each, duplicates allowed; by default each is "". Raises InvalidInput for another number of
+    them, or one that is not a str.
     """
     addresses = [""] * len(docs) if urls is None else _strings(urls, "urls")
     if len(addresses) != len(docs):
@@ -59,7 +59,7 @@ def _strings(given: Any, name: str) -> list[str]:
 def results_of(
     ids: Sequence[int], scores: Sequence[float], metadata: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The metadata of what was found, best first, each with `relevance_score` and `rank` (from 1)."""
+    """The metadata of the results, best first, each with `relevance_score` and `rank` (from 1)."""
     return [
         {**_entry(metadata, number), "relevance_score": score, "rank": rank}
         for rank, (number, score) in enumerate(zip(ids, scores, strict=True), 1)
@@ -67,7 +67,7 @@ def results_of(
 
 
 def _entry(metadata: Sequence[dict[str, Any]], number: int) -> dict[str, Any]:
-    """The dict of that id: in its place where nothing was removed, else among those in order."""
+    """The dict of that id: at its position if nothing was removed, else found by order."""
     if number < len(metadata) and metadata[number]["id"] == number:
         return metadata[number]
     at = bisect_left(metadata, number, key=lambda entry: int(entry["id"]))

@@ -1,4 +1,4 @@
-"""Exact search over rows as they lie in memory: with FAISS where it is installed, else in NumPy."""
+"""Exact search over rows in memory: with FAISS if it is installed, else in NumPy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from embedshare.vectors.kinds import higher_is_better
 
-#: Candidates beside the k best that NumPy's quick formula might have ranked a little too low.
+#: Extra candidates that NumPy's quick formula might have ranked a little too low.
 _SPARE = 16
 
 
@@ -40,7 +40,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def faiss() -> Any:
-    """The library, imported when it is first needed, by who searches; None where it is not installed."""
+    """The library, imported at the first search; None if it is not installed."""
     if importlib.util.find_spec("faiss") is None:
         return None
     return importlib.import_module("faiss")

@@ -1,5 +1,4 @@
-"""Where pickles of a VectorIndex look for the function that makes one again, those of earlier versions
-too."""
+"""The place where pickles of a VectorIndex, of every version, find the function that restores one."""
 
 from embedshare.vectors.client.handle import _copied
 

@@ -1,4 +1,4 @@
-"""Which kind of index suits so many vectors of such a dimension, and what it takes; pure."""
+"""Chooses the kind of an index by its size, and estimates its memory; pure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ HNSW: Final = "hnsw"
 IVF_PQ: Final = "ivf,pq"
 AUTO: Final = "auto"
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-#: Exact search reads every value once: up to here (20,000 vectors of 384) that is 2 to 3 ms.
+#: The values up to which search is exact, reading each once: 20,000 vectors of 384 take 2 to 3 ms.
 FLAT_VALUES = 8_000_000
-#: Beyond this (520,000 vectors of 384) a graph takes over 900 MB, and codes take a third of that.
+#: The values beyond which codes are used: for 520,000 vectors of 384 a graph takes over 900 MB, codes a third
+#: of that.
 HNSW_VALUES = 200_000_000
-#: k-means for 256 codes asks for 39 vectors a code; a smaller set is searched exactly, whatever was asked.
+#: k-means for 256 codes needs 39 vectors a code; a smaller set is searched exactly, whatever its kind.
 LEAST_CODED = 10_000
-#: Likewise a graph of fewer vectors than this gains nothing.
+#: Vectors below which a graph gains nothing.
 LEAST_LINKED = 1_000
-#: Links of a vector in the graph's lowest layer are twice as many.
+#: Half the links of a vector in the graph's lowest layer.
 LINKS = 32
 
 
 def check(metric: str, kind: str) -> tuple[Metric, Kind]:
-    """The two names, where there are such.
+    """The two names, if they are valid.
 
     Raises InvalidInput.
     """
@@ -41,7 +42,7 @@ def check(metric: str, kind: str) -> tuple[Metric, Kind]:
 
 
 def resolve(kind: str, count: int, dimension: int) -> str:
-    """The kind that `count` vectors get where `kind` was asked for: FLAT, HNSW or IVF_PQ."""
+    """The kind of an index of `count` vectors that asks for `kind`: FLAT, HNSW or IVF_PQ."""
     if kind == AUTO:
         values = count * dimension
         kind = FLAT if values <= FLAT_VALUES else HNSW if values <= HNSW_VALUES else IVF_PQ
@@ -50,12 +51,12 @@ def resolve(kind: str, count: int, dimension: int) -> str:
 
 
 def subvectors(dimension: int) -> int:
-    """Parts that product quantization cuts a vector into, a byte each: of four values or more."""
+    """The parts, of a byte each, that product quantization cuts a vector into: of four values or more."""
     return next(parts for parts in range(max(1, dimension // 4), 0, -1) if dimension % parts == 0)
 
 
 def bytes_of(kind: str, count: int, dimension: int) -> int:
-    """About what an index of that kind takes once it is built; ids included."""
+    """The approximate bytes of a built index of that kind, ids included."""
     each = {
         FLAT: 4 * dimension,
         HNSW: 4 * dimension + 4 * 2 * LINKS + 24,

@@ -1,1 +1,1 @@
-"""A web search in the worker: an engine's links, their pages' readable text, and the passages that answer."""
+"""A web search in the worker: an engine's links, their pages' readable text, and the best passages."""

@@ -1,7 +1,7 @@
-"""Which addresses pages may be fetched from: public ones over http and https, and hosts that were allowed.
+"""The addresses that pages may be fetched from: public ones over http and https, and allowed hosts.
 
-A name is resolved once, here; the connection then goes to the very addresses that were checked, so that a
-name which comes to mean something else meanwhile (DNS rebinding) gains nothing.
+A name is resolved once, here; the connection then goes to the checked addresses, so that a changed name (DNS
+rebinding) has no effect.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from embedshare.errors import AddressRefused, FetchFailed
 from embedshare.websearch.dns import resolve
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: The addresses of a host and a port, as text, by a moment of `time.monotonic()`. Raises OSError where there
-#: are none, and FetchFailed where it takes longer to know.
+#: The addresses of a host and a port, as text, by a moment of `time.monotonic()`. Raises OSError if there are
+#: none, and FetchFailed if it takes longer.
 Resolve = Callable[[str, int, float], list[str]]
 
-#: Where web sites listen. Others would let a page's link speak to a mail server or a database.
+#: Ports of web sites. Others would let a page's link reach a mail server or a database.
 PORTS = frozenset({80, 443, 8000, 8080, 8443})
 LONGEST_URL = 4096
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-#: Anycast relays of 6to4, which Python calls global up to some versions.
+#: Anycast relays of 6to4, which some versions of Python call global.
 _SIX_TO_FOUR_RELAYS = ipaddress.ip_network("192.88.99.0/24")
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where a page is fetched from."""
+    """The address that a page is fetched from."""
 
     url: str
     scheme: str
@@ -63,9 +63,9 @@ class AddressPolicy:
         self._allowed = frozenset(filter(None, map(_allowed_entry, allowed_hosts.split(","))))
 
     def target(self, url: str, deadline: float) -> Target:
-        """Where `url` leads, by the moment `deadline` of `time.monotonic()`.
+        """The addresses of `url`, by the moment `deadline` of `time.monotonic()`.
 
-        Raises AddressRefused, and FetchFailed for a name that has no address, or none in time.
+        Raises AddressRefused, and FetchFailed for a name without an address, or without one in time.
         """
         parts, host, port = _split(url)
         literal = _literal(host, url)
@@ -79,8 +79,8 @@ class AddressPolicy:
         if not found:
             raise FetchFailed(f"{host} has no address")
         for address in found:
-            # One internal address among public ones is enough: which one a connection takes is not the
-            # site's to choose.
+            # One internal address among public ones is enough to refuse: the site must not choose the
+            # connection's.
             if not allowed and not is_public(_parsed(address, url)):
                 raise AddressRefused(f"{host} is not a public address", url=url)
         path = parts.path or "/"
@@ -89,11 +89,11 @@ class AddressPolicy:
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address belongs to the public internet, and leads nowhere else by being translated."""
+    """Whether the address belongs to the public internet, and is not translated to another one."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if address in _NAT64:  # how a network without IPv4 reaches public IPv4 sites
+        if address in _NAT64:  # used by networks without IPv4 to reach public IPv4 sites
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if address.scope_id is not None or address not in _GLOBAL_UNICAST or address in _SIX_TO_FOUR:
             return False
@@ -134,7 +134,7 @@ def _ascii(host: str, url: str) -> str:
 
 
 def _literal(host: str, url: str) -> Address | None:
-    """The address that the host is written as; None for a name.
+    """The IP address that the host is written as; None for a name.
 
     Decimal, octal, hexadecimal and shortened notations (2130706433, 0177.0.0.1, 0x7f.1) are refused:
     libraries read them differently, and no honest link has one.

@@ -1,4 +1,4 @@
-"""Which passages of long pages are worth embedding: the beginnings, and those with the query's words."""
+"""Selects the passages of long pages to embed: the beginnings, and those with the query's words."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-#: Passages that one search embeds at most: a fraction of a second of a CPU.
+#: The most passages that one search embeds: a fraction of a second of a CPU.
 MAX_PASSAGES = 96
-#: A page's first passages, which say what it is about, are always among them.
+#: A page's first passages, which state its topic, are always selected.
 LEADING = 4
 
 _WORD = re.compile(r"\w+")
-#: BM25's saturation and its weight of length, as usual.
+#: BM25's usual saturation and weight of length.
 _K1, _B = 1.2, 0.75
 
 
 def select(pages: Sequence[Sequence[str]], query: str, most: int = MAX_PASSAGES) -> list[list[int]]:
-    """For each page's passages the positions, in order, of those to embed; all pages get an equal share."""
+    """The positions, in order, of each page's passages to embed; all pages get an equal share."""
     if not pages:
         return []
     share = max(1, most // len(pages))
@@ -35,7 +35,7 @@ def select(pages: Sequence[Sequence[str]], query: str, most: int = MAX_PASSAGES)
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without the plural's and verb's commonest endings."""
+    """The words of a text in lower case, without the commonest endings of plurals and verbs."""
     return [_stem(word) for word in _WORD.findall(text.lower())]
 
 

@@ -1,4 +1,5 @@
-"""Public search engines' answers, in a process apart: ddgs reads them with lxml in several threads."""
+"""Queries public search engines in a separate process: ddgs parses their answers with lxml in several
+threads."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from embedshare.errors import SearchFailed
 from embedshare.websearch import sandbox
 from embedshare.websearch.types import SearchResult
 
-#: Searches of one worker that ask at once.
+#: One worker's parallel queries.
 AT_ONCE = 4
 
 
-#: How the environment names the way out to the web: proxies, and the certificates to trust.
+#: Variables of the environment for web access: proxies, and the certificates to trust.
 _ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_", "DDGS_", "PRIMP_")
-_REASONS = {"RatelimitException": "they take no more queries now", "TimeoutException": "they took too long"}
+_REASONS = {"RatelimitException": "they accept no more queries now", "TimeoutException": "they took too long"}
 
 
 class _Question(msgspec.Struct):
     query: str
     limit: int
     timeout_s: int
-    """Of each request of the library's, of which one may follow another."""
+    """The time limit of each request of the library, which may make several."""
 
 
 class _Answer(msgspec.Struct):
@@ -52,7 +53,7 @@ class DdgsProcess:
 
 
 def main() -> None:
-    """The process apart."""
+    """The separate process."""
     import ddgs
     from ddgs.exceptions import DDGSException
 
@@ -60,7 +61,7 @@ def main() -> None:
         try:
             with ddgs.DDGS(timeout=question.timeout_s) as engines:
                 found = engines.text(question.query, max_results=question.limit)
-        except DDGSException as error:  # its message quotes the address that was asked, and so the query
+        except DDGSException as error:  # its message quotes the address, and so the query
             nothing = str(error) == "No results found."
             return _Answer([], None if nothing else _REASONS.get(type(error).__name__, "they failed"))
         links = (

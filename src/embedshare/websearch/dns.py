@@ -1,4 +1,4 @@
-"""What the system's resolver says, by a deadline: the resolver itself keeps to none."""
+"""Resolves names by a deadline, which the system's resolver itself lacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from embedshare import platforms, threads
 from embedshare.errors import FetchFailed
 
-#: Names that are asked for at once, those that nobody waits for any more included.
+#: Names being resolved at once, abandoned ones included.
 AT_ONCE = 16
 _places = threading.BoundedSemaphore(AT_ONCE)
 
@@ -18,7 +18,7 @@ _places = threading.BoundedSemaphore(AT_ONCE)
 def resolve(host: str, port: int, deadline: float) -> list[str]:
     """The addresses of a host and a port, by the moment `deadline` of `time.monotonic()`.
 
-    Raises OSError for a name that has none, and FetchFailed where the answer takes longer.
+    Raises OSError for a name without an address, and FetchFailed if the answer takes longer.
     """
     places = _places
     if not places.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -34,7 +34,7 @@ def resolve(host: str, port: int, deadline: float) -> list[str]:
         finally:
             places.release()
 
-    # A daemon, since nothing ends a thread that the resolver holds, and no exit should wait for it.
+    # A daemon: nothing ends a thread in the resolver, and no exit should wait for it.
     threads.do(ask, "embedshare-resolve")
     try:
         answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))

@@ -17,17 +17,17 @@ from embedshare.websearch import http_client
 from embedshare.websearch.ddgs_process import DdgsProcess
 from embedshare.websearch.types import SearchResult
 
-#: Seconds that an engine has for its answer.
+#: Seconds for an engine's answer.
 ENGINE_S = 10.0
-#: A SearXNG's answer has some tens of kilobytes.
+#: The largest answer of a SearXNG, which usually has some tens of kilobytes.
 MAX_ANSWER_BYTES = 4_000_000
-#: A SearXNG may be known by an address that leads to its own, as from http to https.
+#: The redirects of a SearXNG, as from http to https.
 MAX_REDIRECTS = 3
 _HEADERS = {"User-Agent": http_client.AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
 
 
 class Engine(Protocol):
-    """Who finds pages."""
+    """A search engine."""
 
     def search(self, query: str, limit: int) -> list[SearchResult]:
         """At most `limit` links, the best first. Raises SearchFailed."""
@@ -48,7 +48,7 @@ def engine(settings: Settings) -> Engine:
 
 
 class Ddgs:
-    """Public search engines, asked through the library ddgs."""
+    """Public search engines, through the library ddgs."""
 
     def __init__(self) -> None:
         self._asking = DdgsProcess()
@@ -68,8 +68,8 @@ class _Reply(msgspec.Struct):
 
 
 class SearXNG:
-    """A SearXNG, whose operator allows the format json. The address is this process's own setting, and so not
-    held to the rules for pages."""
+    """A SearXNG whose operator allows the format json. Its address is this process's own setting, and so not
+    subject to the rules for pages."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/search"
@@ -89,7 +89,7 @@ class SearXNG:
         left = max(0.001, deadline - time.monotonic())
         try:
             request = session.prepare_request(requests.Request("GET", url, headers=_HEADERS))
-            # The environment's proxies are for the internet: a private address is asked without one.
+            # The environment's proxies are for the internet: a private address is reached without one.
             proxies = {"no_proxy": "*"} if _is_internal(urlsplit(url).hostname or "") else {}
             around: dict[str, Any] = {**session.merge_environment_settings(url, proxies, True, True, None)}
             with (
@@ -118,7 +118,7 @@ class SearXNG:
 
 
 def _is_internal(host: str) -> bool:
-    """Whether a host is plainly not on the internet: this machine, a private address, a name without a
+    """Whether a host is certainly not on the internet: this machine, a private address, a name without a
     domain, as a container's."""
     try:
         return not ipaddress.ip_address(host).is_global

@@ -1,4 +1,4 @@
-"""A page's readable text and its title, without navigation, whatever encoding its site names."""
+"""Extracts a page's readable text and title, without navigation, in any encoding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from loguru import logger
 
 from embedshare.websearch.types import Document, Page
 
-#: Characters of readable text that are taken of one page.
+#: The most characters of readable text of one page.
 MAX_CHARS = 100_000
-#: Of its title, which stands before each of its passages when they are embedded.
+#: The most characters of its title, which precedes each of its passages when they are embedded.
 MAX_TITLE_CHARS = 200
-#: With less than this trafilatura has as a rule missed the page, which may be a table or a list of links.
+#: Characters below which trafilatura has usually missed the page, which may be a table or a list of links.
 MIN_CHARS = 200
 
 _BOMS = {
@@ -26,7 +26,7 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-#: What the web's pages are in; among all that there are, short texts are often taken for rare ones.
+#: The encodings of most web pages; with all encodings, short texts are often taken for rare ones.
 _GUESSED = [
     *("cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256"),
     *("koi8_r", "shift_jis", "euc_jp", "euc_kr", "gb18030", "big5"),
@@ -35,15 +35,15 @@ _META = re.compile(
     rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE
 )
 _TITLE = re.compile(r"<title[^>]*>([^<]{0,1000})", re.IGNORECASE)
-#: What neither XML nor a reader knows.
+#: Characters without a meaning for XML or a reader.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _SPACES = re.compile(r"[^\S\n]+")
-#: As browsers read these names: sites that say Latin-1 send Windows' own quotation marks.
+#: Encodings as browsers read their names: sites that say Latin-1 send Windows' own quotation marks.
 _MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
 
 
 def readable(page: Page) -> Document:
-    """The page's title and its readable text. `parsing` calls it in a process apart."""
+    """The page's title and its readable text; runs in the separate process."""
     text = _CONTROLS.sub(" ", decoded(page.content, page.charset))
     if page.content_type == "text/plain":
         return Document("", _tidied(text))
@@ -53,10 +53,10 @@ def readable(page: Page) -> Document:
 
 
 def decoded(content: bytes, charset: str | None) -> str:
-    """The text of `content`, of which the end may be missing; `charset` is what the site's header says.
+    """The text of `content`, whose end may be missing; `charset` is from the site's header.
 
-    Bytes beyond ASCII that are valid UTF-8 are UTF-8 whatever header and page say; these are believed
-    otherwise, and where they are wrong or silent the encoding is guessed.
+    Bytes beyond ASCII that are valid UTF-8 are UTF-8 whatever header and page say. Otherwise header and page
+    are believed; if they are wrong or silent the encoding is guessed.
     """
     for bom, encoding in _BOMS.items():
         if content.startswith(bom):
@@ -75,20 +75,20 @@ def _strictly(content: bytes, encoding: str) -> str | None:
     try:
         name = codecs.lookup(encoding).name
         decoder = codecs.getincrementaldecoder(_MEANT.get(name, name))()
-        text = decoder.decode(content)  # not final: the cut may stand in the middle of a character
+        text = decoder.decode(content)  # not final: the cut may split a character
     except (LookupError, ValueError, AttributeError, TypeError):
-        return None  # unknown, wrong, or a codec that is none of text
+        return None  # unknown, wrong, or a codec that is not for text
     return text if isinstance(text, str) else None
 
 
 def _main_text(text: str) -> str:
     try:
-        # Recall before precision: what is beside the point loses in the ranking, what is left out is lost.
+        # Recall before precision: the ranking drops irrelevant text, but cannot restore missing text.
         main = trafilatura.extract(text, include_comments=False, favor_recall=True, fast=True) or ""
         if len(main) >= MIN_CHARS:
             return main
         whole = trafilatura.html2txt(text)
-    except Exception as error:  # a stranger's page meets a parser: nothing that it does may end the search
+    except Exception as error:  # untrusted input in a parser: no failure may end the search
         logger.debug("Could not read a page: {}", type(error).__name__)
         return ""
     return max(main, whole, key=len)

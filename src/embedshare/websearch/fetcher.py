@@ -1,4 +1,4 @@
-"""Fetches one page: from public addresses, where robots.txt allows it, within a time and a size."""
+"""Fetches one page: from public addresses, if robots.txt allows it, within a time and a size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedshare.websearch.types import Page
 MAX_BYTES = 2_000_000
 MAX_REDIRECTS = 5
 ROBOTS_S = 3.0
-ROBOTS_BYTES = 500_000  # RFC 9309: a crawler reads at least so much
+ROBOTS_BYTES = 500_000  # RFC 9309: a crawler reads at least this much
 CONTENT_TYPES = frozenset({"text/html", "application/xhtml+xml", "text/plain"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -28,7 +28,7 @@ _Read = Callable[[Target, requests.Response, float], Page]
 
 
 class Fetcher:
-    """Thread-safe. Of what it fetches it keeps the rules of robots.txt alone."""
+    """Thread-safe. It keeps only robots.txt rules."""
 
     def __init__(self, addresses: AddressPolicy) -> None:
         self._addresses = addresses
@@ -37,7 +37,7 @@ class Fetcher:
     def fetch(self, url: str, deadline: float) -> Page:
         """The page at `url`, by the moment `deadline` of `time.monotonic()`.
 
-        Raises AddressRefused, and FetchFailed for a page that is not to be had.
+        Raises AddressRefused, and FetchFailed for a page that cannot be fetched.
         """
         return self._follow(self._addresses.target(url, deadline), deadline, _page, self._robots.check)
 
@@ -55,7 +55,7 @@ class Fetcher:
 
     def _fetch_rules(self, target: Target, deadline: float) -> bytes:
         deadline = min(deadline, time.monotonic() + ROBOTS_S)
-        # of the same addresses: a name that was checked once is not asked for again
+        # of the same addresses: a checked name is not resolved again
         rules = msgspec.structs.replace(target, url=f"{target.origin}/robots.txt")
         return self._follow(rules, deadline, _rules, lambda target, deadline: None).content
 
@@ -84,7 +84,7 @@ def _page(target: Target, response: requests.Response, deadline: float) -> Page:
 
 
 def _rules(target: Target, response: requests.Response, deadline: float) -> Page:
-    """RFC 9309: a site without rules forbids nothing, one that is in trouble everything."""
+    """RFC 9309: a site without rules forbids nothing, a failing one everything."""
     status = response.status_code
     if status >= 500 or status == 429:
         raise FetchFailed(f"{target.host} answered {status} for its robots.txt")

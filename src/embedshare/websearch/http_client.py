@@ -1,7 +1,7 @@
-"""One GET to the very addresses that were checked, which ends by its deadline however slowly the site sends.
+"""One GET to the checked addresses, which ends by its deadline however slowly the site sends.
 
-Nothing is taken from the environment but REQUESTS_CA_BUNDLE (no proxy, no .netrc) and nothing is kept (no
-cookies): a proxy would resolve the name anew, past the check.
+It uses nothing of the environment but REQUESTS_CA_BUNDLE (no proxy, no .netrc) and keeps nothing (no
+cookies): a proxy would resolve the name again, past the check.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from embedshare.errors import FetchFailed
 from embedshare.websearch.address_policy import Target
 
-#: The name that a site's robots.txt and its log know the project by.
+#: The project's name in sites' robots.txt and logs.
 AGENT = "embedshare"
-#: Connecting to one address takes at most so long, so that a second one has its turn.
+#: Seconds to connect to one address, so that a second one has its turn.
 CONNECT_S = 4.0
-#: Addresses of one host that are tried.
+#: The most addresses of one host that are tried.
 MAX_ADDRESSES = 3
 _CHUNK = 1 << 14
 _HEADERS = {
@@ -70,7 +70,7 @@ def answer(target: Target, deadline: float) -> Iterator[requests.Response]:
 
 
 def body(response: requests.Response, deadline: float, max_bytes: int) -> bytes:
-    """At most `max_bytes` of the body, decompressed; no more is read, nor held, of a longer one."""
+    """At most `max_bytes` of the body, decompressed; no more of a longer one is read or held."""
     inflate = _Inflate(response.headers.get("Content-Encoding", ""))
     content, read = bytearray(), 0
     try:
@@ -88,7 +88,7 @@ def body(response: requests.Response, deadline: float, max_bytes: int) -> bytes:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a site could not be asked or read, in a few words.
+    """The reason why a site could not be reached or read, in a few words.
 
     Libraries quote the whole address, which may hold the query of a search.
     """
@@ -100,7 +100,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that its libraries have wrapped into it."""
+    """The error, and the errors that its libraries have wrapped in it."""
     seen: set[int] = set()
     left = [error]
     while left:
@@ -132,13 +132,13 @@ def _prepared(target: Target) -> requests.PreparedRequest:
 
 
 class _Inflate:
-    """Undoes a content encoding, never beyond what it is asked for: a few kilobytes may stand for many."""
+    """Decodes a content encoding within limits: a few kilobytes may expand to many."""
 
     def __init__(self, encoding: str) -> None:
         encoding = encoding.strip().lower()
         if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise FetchFailed(f"the page is encoded as {encoding}, which was not asked for")
-        # 32 + MAX_WBITS: gzip or zlib, whichever the first bytes say
+        # 32 + MAX_WBITS: gzip or zlib, by the first bytes
         self._stream = zlib.decompressobj(32 + zlib.MAX_WBITS) if encoding not in ("", "identity") else None
         self._may_be_raw = encoding == "deflate"
 
@@ -157,7 +157,7 @@ class _Inflate:
 
 
 class Timed(HTTPAdapter):
-    """Sends one request, whose answer is over by a moment of `time.monotonic()`."""
+    """Sends one request, whose answer ends by a moment of `time.monotonic()`."""
 
     def __init__(self, deadline: float) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
@@ -177,7 +177,7 @@ class Timed(HTTPAdapter):
 
 
 class _Pinned(Timed):
-    """Connects to one address, whatever the name means by now; TLS still asks for the name and checks it."""
+    """Connects to one address, whatever its name resolves to now; TLS still checks the name."""
 
     def __init__(self, target: Target, address: str, deadline: float) -> None:
         super().__init__(deadline)
@@ -208,9 +208,9 @@ class _TimedHTTPS(_TimedHTTP, HTTPSConnection):
 
 
 class _Timed:
-    """A socket whose every read has the time that is left of the whole.
+    """A socket whose every read has the time left of the whole.
 
-    A socket's own timeout begins anew with each byte: a site that drips would hold a thread for hours.
+    A socket's own timeout restarts with each byte: a slow site would hold a thread for hours.
     """
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
@@ -226,7 +226,7 @@ class _Timed:
 class _TimedReads(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
-        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open as long as this is
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open as long as this object
 
     def readable(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Pages to documents, in a process apart."""
+"""Turns pages into documents, in a separate process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from embedshare.errors import FetchFailed
 from embedshare.websearch import sandbox
 from embedshare.websearch.types import Document, Page
 
-#: Seconds that reading one page may take: the longest take two on an idle machine, and others wait meanwhile.
+#: Seconds for one page: the longest take two on an idle machine, and others wait meanwhile.
 PARSE_S = 5.0
 
 
@@ -20,13 +20,13 @@ class PageProcess:
         self._apart = sandbox.Sandbox(__name__, at_once=1)
 
     def prepare(self) -> None:
-        """Be ready soon: a page is coming."""
+        """Start the process: a page is coming."""
         self._apart.prepare()
 
     def readable(self, page: Page, deadline: float) -> Document:
         """The page's title and its readable text, by the moment `deadline` of `time.monotonic()`.
 
-        Raises FetchFailed where that takes longer, or is more than a process survives.
+        Raises FetchFailed if that takes longer, or crashes the process.
         """
         try:
             answer = self._apart.do(msgspec.msgpack.encode(page), deadline, PARSE_S)
@@ -36,8 +36,8 @@ class PageProcess:
 
 
 def main() -> None:
-    """The process apart."""
-    from embedshare.websearch.extraction import readable  # which loads what the worker is spared
+    """The separate process."""
+    from embedshare.websearch.extraction import readable  # its imports stay out of the worker
 
     sandbox.serve(
         lambda message: msgspec.msgpack.encode(readable(msgspec.msgpack.decode(message, type=Page)))

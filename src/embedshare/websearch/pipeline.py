@@ -1,7 +1,7 @@
-"""The web search: an engine's links, their pages side by side, and the passages nearest to the query.
+"""The web search: an engine's links, their pages in parallel, and the passages nearest to the query.
 
-It runs in the worker that asks. The model is handed in as a function; nothing of the model server's is held
-while a page is waited for.
+It runs in the calling worker. The model is a function argument; no permit of the model server is held while a
+page is fetched.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from embedshare.websearch.types import Document, SearchResult
 
 #: Float32 (n, dimension) for n texts.
 Embed = Callable[[list[str]], np.ndarray]
-#: What there is to read at an address, by a moment of `time.monotonic()`. Raises EmbedshareError.
+#: The document at an address, by a moment of `time.monotonic()`. Raises EmbedshareError.
 Read = Callable[[str, float], Document]
 
 MAX_LINKS = 6
 #: Sources in an answer, each with its best passage.
 SOURCES = 3
-#: The beginning of a page stands for all of it. A source is chosen by its best passage and by its page,
-#: alike: of a long page some passage is near by chance, and a page that is about the question says so first.
+#: The beginning of a page represents all of it. A source is ranked by its best passage and by its page,
+#: equally: some passage of a long page is near by chance, and a page about the query says so first.
 HEAD_CHARS = 2000
-#: Characters of a passage that the context shows.
+#: The most characters of a passage in the context.
 SHOWN_CHARS = 800
 
 NO_RESULTS = "No search results found"
@@ -54,7 +54,7 @@ class Passage(msgspec.Struct, frozen=True):
 
 
 class SearchTimings(msgspec.Struct, frozen=True):
-    """Seconds that the stages of a search took, and all of it."""
+    """Seconds of a search's stages, and of all."""
 
     engine_s: float = 0.0
     fetch_s: float = 0.0
@@ -63,24 +63,24 @@ class SearchTimings(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a search found."""
+    """The result of a search."""
 
     context: str
-    """The sources' best passages as text for a language model; a sentence where there are none."""
+    """The sources' best passages as text for a language model; a sentence if there are none."""
     urls: list[str]
     """The sources in the order of the context."""
     passages: list[Passage]
     """The same as data."""
     others: list[Passage]
-    """What else the sources say on it, the best first."""
+    """Further passages of the sources, the best first."""
     timings: SearchTimings
 
 
 class WebSearch:
-    """Thread-safe. Of a search it keeps nothing but the sites' robots.txt.
+    """Thread-safe. Of a search it keeps only the sites' robots.txt.
 
-    A page has `page_s` seconds, all pages have what is left of `total_s`; once there are enough pages for an
-    answer the rest have `patience_s` more.
+    A page has `page_s` seconds, all pages have the rest of `total_s`; once there are enough pages for an
+    answer the others have `patience_s` more.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class WebSearch:
         max_chars: int = 2000,
         count: chunking.Count = chunking.estimate,
     ) -> Found:
-        """The sources that answer `query` best.
+        """The best sources for `query`.
 
-        At most `max_concurrent` pages are fetched at once. A page is read whole, and no passage of it has
-        more than `max_chars` characters. `count` says how many tokens texts have. Raises SearchFailed where
-        the engine fails, InvalidInput, and what `embed` and `count` raise; a page that fails is left out.
+        At most `max_concurrent` pages are fetched at once. A page is read whole, and its passages have at
+        most `max_chars` characters. `count` gives texts' numbers of tokens. Raises SearchFailed if the engine
+        fails, InvalidInput, and what `embed` and `count` raise; a page that fails is left out.
         """
         _check(query, max_concurrent, max_chars)
         began = time.monotonic()
@@ -133,7 +133,7 @@ class WebSearch:
         return Found("\n".join(map(_block, best)), [passage.url for passage in best], best, others, timings)
 
     def _results(self, query: str, deadline: float) -> list[SearchResult]:
-        """The engine's links, in a thread: a library may keep to no time limit of ours."""
+        """The engine's links, fetched in a thread: a library may ignore our time limit."""
         answers: queue.SimpleQueue[list[SearchResult] | EmbedshareError] = queue.SimpleQueue()
 
         def ask() -> None:
@@ -141,7 +141,7 @@ class WebSearch:
                 answers.put(self._engine.search(query, MAX_LINKS))
             except EmbedshareError as error:
                 answers.put(error)
-            except Exception as error:  # a library of others: whatever it raises is a failed search
+            except Exception as error:  # a third-party library: any error is a failed search
                 # its message may quote the query, which no log may hold
                 answers.put(SearchFailed(f"the search engine failed: {type(error).__name__}"))
 
@@ -157,7 +157,7 @@ class WebSearch:
     def _documents(
         self, results: list[SearchResult], width: int, deadline: float
     ) -> list[tuple[SearchResult, Document]]:
-        """What could be read, in the engine's order."""
+        """The documents that could be read, in the engine's order."""
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Document | None]] = queue.SimpleQueue()
         over = threading.Event()
@@ -180,7 +180,7 @@ class WebSearch:
             try:
                 number, document = done.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                break  # time is over: what is there has to do
+                break  # time is up: use the pages that arrived
             if document is not None:
                 read[number] = document
                 if len(read) == SOURCES:
@@ -194,18 +194,18 @@ class WebSearch:
         except EmbedshareError as error:
             logger.debug("Left out a page: {}", error.message)
             return None
-        except Exception as error:  # the thread of one page: its failure must not cost the others
+        except Exception as error:  # one page's thread: its failure must not affect the others
             logger.warning("Left out a page: {}", type(error).__name__)  # more may quote the page
             return None
         return document if document.text else None
 
 
 def reader(addresses: AddressPolicy) -> Read:
-    """Fetches a page and takes its readable text."""
+    """A function that fetches a page and extracts its text."""
     fetcher, parser = Fetcher(addresses), PageProcess()
 
     def read(url: str, deadline: float) -> Document:
-        parser.prepare()  # it starts while the page comes
+        parser.prepare()  # it starts while the page arrives
         return parser.readable(fetcher.fetch(url, deadline), deadline)
 
     return read
@@ -218,8 +218,8 @@ def rank(
     count: chunking.Count,
     max_chars: int,
 ) -> tuple[list[Passage], list[Passage]]:
-    """The best passage of each of the SOURCES best documents, and the others of these that were compared with
-    the query; the nearest first."""
+    """The best passage of each of the SOURCES best documents, and their other compared passages; the nearest
+    first."""
     cut = chunking.cut([document.text for _, document in documents], count, max_chars)
     chosen = bm25.select(cut, query)
     candidates = [(number, cut[number][at]) for number, positions in enumerate(chosen) for at in positions]
@@ -227,7 +227,7 @@ def rank(
         return [], []
     titles = [document.title or result.title for result, document in documents]
     whole = [(number, documents[number][1].text[:HEAD_CHARS]) for number in dict(candidates)]
-    # With its page's title a passage says what it is about, which few passages repeat.
+    # With its page's title a passage states its topic, which few passages repeat.
     texts = [f"{titles[number]}\n{text}".strip() for number, text in [*whole, *candidates]]
     rows = embed([query, *texts])
     near = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
@@ -262,7 +262,7 @@ def _check(query: str, max_concurrent: int, max_chars: int) -> None:
     try:
         query.encode()
     except UnicodeEncodeError:
-        raise InvalidInput("the query holds a lone surrogate, which is not a character") from None
+        raise InvalidInput("the query holds a lone surrogate") from None
     for name, value in (("max_concurrent", max_concurrent), ("max_chars", max_chars)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} must be a whole number from 1 on")

@@ -1,4 +1,4 @@
-"""What a site's robots.txt forbids, remembered for an hour, as RFC 9309 says."""
+"""Sites' robots.txt rules, cached for an hour, as RFC 9309 says."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from embedshare.websearch.http_client import AGENT
 
 KEPT_S = 3600.0
 MAX_SITES = 1024
-#: Rules times the programs that they may be for, which Protego goes through: about a second.
+#: The most rules times programs for Protego to check: about a second.
 MAX_WORK = 1_000_000
-#: The text of a site's rules, empty where it has none, by a moment of `time.monotonic()`. Raises FetchFailed
-#: where the site cannot say.
+#: The text of a site's rules, empty without any, by a moment of `time.monotonic()`. Raises FetchFailed if the
+#: site fails.
 FetchRules = Callable[[Target, float], bytes]
 _PROGRAM = re.compile(r"^\s*user[- ]?agent", re.IGNORECASE | re.MULTILINE)
 
@@ -33,7 +33,7 @@ class Robots:
         self._sites: OrderedDict[str, tuple[float, Protego]] = OrderedDict()
 
     def check(self, target: Target, deadline: float) -> None:
-        """Raises FetchFailed where the site forbids the page, or cannot say what it forbids."""
+        """Raise FetchFailed if the site forbids the page, or cannot send its rules."""
         if not self._rules(target, deadline).can_fetch(target.url, AGENT):
             raise FetchFailed(f"{target.host} asks in its robots.txt not to fetch this page")
 
@@ -42,7 +42,9 @@ class Robots:
             until, rules = self._sites.get(target.origin, (0.0, None))
         if rules is not None and time.monotonic() < until:
             return rules
-        rules = _parsed(self._fetch(target, deadline), target.host)  # unlocked: no site waits for another
+        rules = _parsed(
+            self._fetch(target, deadline), target.host
+        )  # without the lock: no site waits for another
         with self._lock:
             self._sites[target.origin] = time.monotonic() + KEPT_S, rules
             self._sites.move_to_end(target.origin)

@@ -1,12 +1,11 @@
-"""Work on what strangers sent, in a child process: what crashes, hangs or fills the memory there ends that
-process, and the worker goes on.
+"""Runs work on untrusted data in a child process: a crash, hang or memory leak ends that process, not the
+worker.
 
-lxml crashes now and then where several threads use it (github.com/adbar/trafilatura, issues 840 and 925), and
-a page of two megabytes can be written so that reading it takes minutes; a thread cannot be ended, a process
-can. `multiprocessing`, and what builds on it, is no way to start one here: to spawn would run the worker's
-own script again, to fork would copy the locks of its threads, and it reads pickles, by which a child that was
-taken over would take over the worker. A child costs the start of an interpreter, and ends when it has had
-nothing to do for a minute.
+lxml sometimes crashes in several threads (github.com/adbar/trafilatura, issues 840 and 925), and a page of
+two megabytes can take minutes to parse; a process can be ended, a thread cannot. `multiprocessing`, and
+libraries on it, cannot start one here: spawn would run the worker's script again, and fork would copy its
+threads' locks. It also reads pickles, by which a compromised child would take over the worker. A child costs
+an interpreter's start, and ends after a minute without work.
 """
 
 from __future__ import annotations
@@ -29,33 +28,32 @@ from loguru import logger
 from embedshare import platforms, threads
 from embedshare.platforms import children
 
-#: A child without work ends after so long.
+#: Seconds after which an idle child ends.
 IDLE_S = 60.0
-#: A child ends itself after so long with one piece of work: its parent, which would be quicker, is gone.
+#: Seconds after which a child ends itself: its parent, which would be quicker, is gone.
 ORPHANED_S = 60.0
-#: Memory that a child may take, where the system holds it to a limit.
+#: The child's memory limit, where the system enforces one.
 MEMORY_BYTES = 1 << 30
-#: A longer message is none of ours: a page has two megabytes.
+#: The longest message: a page has two megabytes.
 LONGEST = 16 << 20
 _LENGTH = struct.Struct("<I")
 
 
 class Lost(Exception):
-    """There is no answer: the child did not start, ended, or was ended when its time was over."""
+    """There is no answer: the child did not start, crashed, or was killed at its deadline."""
 
 
 def require(package: str) -> None:
-    """Raises ImportError where a package that the child needs is not installed; nothing is imported."""
+    """Raise ImportError if a package that the child needs is missing; nothing is imported."""
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"there is no package {package}", name=package)
 
 
 class Sandbox:
-    """At most `at_once` children, each of which does one piece of work at a time. Thread-safe.
+    """At most `at_once` children, each with one piece of work at a time. Thread-safe.
 
-    `module` is what a child runs as its main module; it calls `serve`. Its environment
-    holds the variables that an interpreter needs and those that begin with one of `environment`, so no keys
-    and no passwords.
+    `module` is a child's main module; it calls `serve`. Its environment holds only the variables that an
+    interpreter needs and those that begin with one of `environment`: no keys and no passwords.
     """
 
     def __init__(self, module: str, at_once: int, environment: tuple[str, ...] = ()) -> None:
@@ -64,12 +62,12 @@ class Sandbox:
         self._idle: deque[_Child] = deque()
 
     def prepare(self) -> None:
-        """Start a child where none is waiting or working: there will be work when it is ready."""
+        """Start a child if there is none, so that it is ready when work comes."""
         if self._places.acquire(blocking=False):
             try:
                 self._idle.append(self._child())
             except OSError:
-                pass  # who asks it for work will be told
+                pass  # the next call for work raises it
             finally:
                 self._places.release()
 
@@ -101,7 +99,7 @@ class Sandbox:
                     raise Lost("it took too long") from None
                 logger.warning("Lost a process that reads untrusted data (it ended with code {})", code)
                 if worked:
-                    continue  # idle for too long at this moment, or broken by what came before
+                    continue  # it just ended idle, or was broken by earlier work
                 raise Lost(f"it ended the process with code {code}") from None
             except BaseException:
                 child.end()
@@ -110,7 +108,7 @@ class Sandbox:
             return answer
 
     def _child(self) -> _Child:
-        """One that waits, else a new one."""
+        """An idle child, else a new one."""
         while self._idle:
             child = self._idle.pop()
             if child.runs:
@@ -137,16 +135,16 @@ class _Child:
         return self._process.poll() is None
 
     def wait_until_ready(self, deadline: float) -> None:
-        """Raises OSError or EOFError where it ended, or the deadline ended it."""
+        """Raises OSError or EOFError if it ended, or the deadline ended it."""
         self._exchange(None, deadline)
 
     def do(self, work: bytes, deadline: float) -> bytes:
-        """Raises OSError or EOFError where it ended, or the deadline ended it."""
+        """Raises OSError or EOFError if it ended, or the deadline ended it."""
         self.worked = True
         return self._exchange(work, deadline)
 
     def _exchange(self, work: bytes | None, deadline: float) -> bytes:
-        # A pipe has no timeout on every system; that its other end dies wakes its reader on all.
+        # Pipes lack timeouts on some systems; the end of the other process wakes the reader on all.
         ending = threads.later(max(0.0, deadline - time.monotonic()), self._process.kill)
         try:
             if work is not None:
@@ -170,14 +168,14 @@ class _Child:
 
 
 def serve(work: Callable[[bytes], bytes]) -> None:
-    """The child's side: answers until its parent closes its input, or lets it wait for IDLE_S.
+    """The child's side: answers until its parent closes its input, or leaves it idle for IDLE_S.
 
     An exception of `work` ends the child, as a crash would.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer, which closes our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # left to the parent, which closes our input
     platforms.limit_own_memory(MEMORY_BYTES)
     asked, answers = (os.fdopen(os.dup(end), mode, 0) for end, mode in ((0, "rb"), (1, "wb")))
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries' output must not mix with answers
     _send(answers, b"")  # ready: the imports are done
     while True:
         _end_after(IDLE_S)
@@ -189,7 +187,7 @@ def serve(work: Callable[[bytes], bytes]) -> None:
 
 
 def _end_after(seconds: float) -> None:
-    """From a thread of C's, which needs no turn of Python's."""
+    """In a thread of C's, which needs no turn of Python's."""
     faulthandler.dump_traceback_later(seconds, exit=True)
 
 
@@ -201,7 +199,7 @@ def _send(pipe: Any, message: bytes) -> None:
 
 
 def _receive(pipe: Any) -> bytes | None:
-    """None where the other end has closed."""
+    """None if the other end has closed."""
     head = _read(pipe, _LENGTH.size)
     if head is None:
         return None

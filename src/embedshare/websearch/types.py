@@ -1,4 +1,4 @@
-"""What a site sent, and what there is to read in it."""
+"""The web search's values: pages as sites send them, and their readable text."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import msgspec
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What a site sent."""
+    """A site's answer."""
 
     url: str
-    """Where it came from, after redirects."""
+    """Its address, after redirects."""
     content: bytes
-    """Decompressed, and the beginning of a page that is too long."""
+    """Decompressed; only the beginning of a page that is too long."""
     content_type: str
     charset: str | None
-    """What the header says, which need not be true."""
+    """The header's encoding, which may be wrong."""
 
 
 class Document(msgspec.Struct, frozen=True):
-    """What there is to read on a page; `text` is empty where there is nothing."""
+    """A page's readable text; `text` is empty if there is none."""
 
     title: str
     text: str

@@ -1,1 +1,1 @@
-"""A vector index as its caller holds it."""
+"""The caller's side of a vector index."""

@@ -1,7 +1,7 @@
-"""An index in a file: a .npz archive of arrays, read without pickle, with what they are as JSON inside.
+"""An index in a file: a .npz archive of arrays, read without pickle, with their description as JSON inside.
 
-Where a mapped file can be replaced, the embeddings are not read but mapped: processes that load one file
-share its pages, and touch them only to send the index again.
+The embeddings are mapped, not read, if a mapped file can be replaced. Processes that load one file share its
+pages, and touch them only to send the index again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 from embedshare import platforms
 from embedshare.errors import IndexCorrupted, InvalidInput
 
-#: No index ever gives an id over this, which leaves room to count on in 64 bits.
+#: The largest id of an index, which leaves room to count on in 64 bits.
 MOST_IDS = 2**62
-#: What the first field of the JSON says; a file of another form is refused.
+#: The first field of the JSON; a file of another form is refused.
 FORM = "embedshare vector index 1"
 
 
 class About(msgspec.Struct, forbid_unknown_fields=True):
-    """What the arrays are."""
+    """The arrays' description."""
 
     form: str
     name: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -48,7 +48,7 @@ _FIRST, _NAME_AT = b"embeddings.npy", 30
 def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embeddings: np.ndarray) -> None:
     """Write the file, whole or not at all.
 
-    Raises InvalidInput where the metadata holds what JSON cannot, OSError.
+    Raises InvalidInput for metadata that JSON cannot hold, OSError.
     """
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
@@ -66,7 +66,7 @@ def write(path: str | os.PathLike[str], about: About, ids: np.ndarray, embedding
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file begins as `write` writes it, also where the rest is missing or damaged."""
+    """Whether a file begins as `write` writes it, even if the rest is missing or damaged."""
     try:
         with path.open("rb") as file:
             head = file.read(_NAME_AT + len(_FIRST))
@@ -76,9 +76,9 @@ def is_ours(path: Path) -> bool:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
-    """What is in the file: what it is, int64 ids (n,), float32 embeddings (n, dimension), read-only.
+    """The file's content: description, int64 ids (n,), float32 embeddings (n, dimension), read-only.
 
-    Raises IndexCorrupted, and OSError where the file cannot be read.
+    Raises IndexCorrupted, and OSError if the file cannot be read.
     """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str]) -> tuple[About, np.ndarray, np.ndarray]:
 
 
 def _check(archive: zipfile.ZipFile) -> None:
-    """A saved index is not compressed, so that no small file becomes a large one in memory; and whole."""
+    """Check that the file is whole and not compressed, so that no small file becomes large in memory."""
     if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
         raise ValueError("its parts are compressed")
     if any(part.header_offset < 0 for part in archive.infolist()):  # zipfile would look for them there
@@ -114,7 +114,7 @@ def _check(archive: zipfile.ZipFile) -> None:
 
 
 def _mapped(path: str | os.PathLike[str], file: BinaryIO, part: zipfile.ZipInfo) -> np.ndarray:
-    """The float32 array of that part, where it lies in the file."""
+    """The float32 array of that part, at its place in the file."""
     file.seek(part.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", file.read(4))
     file.seek(name_length + extra_length, os.SEEK_CUR)
@@ -136,5 +136,5 @@ def _mapped(path: str | os.PathLike[str], file: BinaryIO, part: zipfile.ZipInfo)
 
 
 def corrupted(path: str | os.PathLike[str], why: object) -> IndexCorrupted:
-    """The error for such a file."""
-    return IndexCorrupted(f"{os.fspath(path)} is not a saved vector index, or not whole: {why}")
+    """The error for an invalid file."""
+    return IndexCorrupted(f"{os.fspath(path)} is not a saved vector index, or is damaged: {why}")

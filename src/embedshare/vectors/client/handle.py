@@ -1,7 +1,7 @@
-"""The handle of a vector index: what the caller holds, while the index itself is in the model server.
+"""A vector index in its caller's hands; the index itself is in the model server.
 
-The handle keeps the embeddings, so that a server that does not have the index (any more) gets it again
-without embedding anything, and so that a local model can answer while the server is away.
+The handle keeps the embeddings. So a server without the index gets it again without embedding anything, and a
+local model can answer while the server is down.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from embedshare.vectors.client.snapshot import IndexSnapshot, of_another_model
 from embedshare.vectors.documents import as_documents, metadata_of
 
 T = TypeVar("T")
-#: What may befall the news of a change on its way to the server: the next search finds it out.
+#: Errors of a change's message to the server: the next search detects the loss.
 _MENDED_LATER: Final = (UnknownIndex, ServerUnavailable, DeadlineExceeded, Overloaded)
 
 
 class _At(NamedTuple):
-    """What a search asks for: which index, and how often the server had been told of it by then."""
+    """A search's index, and the number of the server's updates by then."""
 
     copy: IndexCopy
     told: int
 
 
 class VectorIndex:
-    """A vector index of documents, kept by the model server.
+    """A vector index of documents, stored in the model server.
 
-    `len(index)` documents; `metadata` and `embeddings` (float32, (n, dimension)) are theirs in the same
-    order. `add` and `remove` change all of them. Safe to use from any number of threads; a forked child's is
-    its own as soon as it changes it.
+    It has `len(index)` documents; `metadata` and `embeddings` (float32, (n, dimension)) are theirs in the
+    same order. `add` and `remove` change all of them. Thread-safe; a forked child's copy separates at its
+    first change.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class VectorIndex:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For copies and pickles: a handle of the same index in the server, until either is changed."""
+        """For copies and pickles: a handle of the same index in the server, until either changes."""
         return _copied, self._parts()
 
     def __copy__(self) -> VectorIndex:
@@ -119,19 +119,18 @@ class VectorIndex:
 
     @property
     def ids(self) -> list[int]:
-        """The documents' numbers, in order; a removed one's is never given again."""
+        """The documents' numbers, in order; a removed one's is never reused."""
         ids: list[int] = self._contents.ids.tolist()
         return ids
 
     @property
     def recall(self) -> float:
-        """Recall at 10 against exact search, measured on vectors of its own when the index was built."""
+        """Recall at 10 against exact search, measured on its own vectors when the index was built."""
         return float(self.describe()["recall"])
 
     def describe(self) -> dict[str, Any]:
-        """How the index is kept where searches are answered: `count`; `kind`, how it is searched now;
-        `built`, false while what its kind asks for is still being made and it is searched exactly; `recall`;
-        `bytes`."""
+        """The index where searches are answered: `count`; `kind` of its present search; `built`, false while
+        it is searched exactly until its structure is built; `recall`; `bytes`."""
         deadline = self._model.deadline()
         found = self._asked(
             "inspect", lambda index, indexes, context: indexes.describe(index, context), deadline
@@ -139,7 +138,7 @@ class VectorIndex:
         return {name: value for name, value in found.items() if name != "version"}
 
     def search(self, query: str, top_k: int = 3) -> tuple[list[int], list[float]]:
-        """The ids and scores of the `top_k` documents nearest to a text, best first; of all, where there are
+        """The ids and scores of the `top_k` documents nearest to a text, best first; of all, if there are
         fewer.
 
         Scores: squared L2 distance (lower is better), cosine or inner product (higher is better). One round
@@ -149,7 +148,7 @@ class VectorIndex:
         return ids, scores
 
     def find(self, query: str, top_k: int = 3) -> list[dict[str, Any]]:
-        """As `search`, with the documents' metadata of that moment: see EmbeddingClient.search_index."""
+        """`search` with the documents' metadata of that moment: see EmbeddingClient.search_index."""
         contents, ids, scores = self._search(query, top_k)
         return contents.results(ids, scores)
 
@@ -171,9 +170,9 @@ class VectorIndex:
         *,
         show_progress_bar: bool | None = None,
     ) -> list[int]:
-        """Embed documents and add them; their ids.
+        """Embed documents and add them; returns their ids.
 
-        Raises InvalidInput, ModelMismatch, TooLarge, and what `encode` raises: then nothing has changed.
+        Raises InvalidInput, ModelMismatch, TooLarge, and what `encode` raises; then nothing has changed.
         """
         texts = as_documents(docs)
         metadata = metadata_of(texts, urls)
@@ -194,7 +193,7 @@ class VectorIndex:
             try:
                 self._copy.add(self._contents, first, deadline)
             except _MENDED_LATER:
-                pass  # what the server has is of an earlier version now: the next search sends all
+                pass  # the server has an earlier version now: the next search sends all
             except TooLarge:
                 self._contents = before
                 raise
@@ -203,9 +202,9 @@ class VectorIndex:
         return new.tolist()
 
     def remove(self, ids: Sequence[int]) -> int:
-        """Remove documents by their ids; how many of them there were.
+        """Remove documents by their ids; returns how many there were.
 
-        Raises InvalidInput; DeadlineExceeded where the index was being changed all the time.
+        Raises InvalidInput; DeadlineExceeded if the index was being changed for all of the call's time.
         """
         numbers = np.array(_ids(ids), np.int64)
         deadline = self._model.deadline()
@@ -226,8 +225,7 @@ class VectorIndex:
         """Write embeddings, metadata and the model's identity into one file, which `load` reads.
 
         Processes that load the same file share one index in the server, with this one until it changes its
-        own. Raises InvalidInput where the metadata holds what JSON cannot, OSError: then the file is as it
-        was.
+        own. Raises InvalidInput for metadata that JSON cannot hold, OSError; then the file is unchanged.
         """
         with self._alone(self._model.deadline()):
             contents = self._contents
@@ -242,7 +240,7 @@ class VectorIndex:
     def load(cls, path: str | os.PathLike[str], model: Model) -> VectorIndex:
         """The index that `save` wrote, for this client (`EmbeddingClient`).
 
-        Raises IndexCorrupted, ModelMismatch where it is of another vector space, OSError.
+        Raises IndexCorrupted, ModelMismatch if it is of another vector space, OSError.
         """
         about, ids, embeddings = file_format.read(path)
         try:
@@ -258,7 +256,7 @@ class VectorIndex:
         return index
 
     def send(self) -> None:
-        """Have the server hold the index, where the server answers calls."""
+        """Send the index to the server, if the server answers calls."""
 
         def send() -> None:
             self._check_model()
@@ -272,8 +270,8 @@ class VectorIndex:
     def _asked(
         self, method: str, ask: Callable[[IndexCopy, Indexes, CallContext], T], deadline: float
     ) -> tuple[IndexSnapshot, T]:
-        """The answer of a server that has the index, which gets it where it has it not; and what the index
-        holds by it."""
+        """The answer of a server with the index, which is sent if it lacks it; and the index's contents for
+        it."""
 
         def asked() -> tuple[IndexSnapshot, T]:
             while True:
@@ -290,7 +288,7 @@ class VectorIndex:
         return _when_sent(asked, deadline)
 
     def _send_unless_sent(self, at: _At, deadline: float | None) -> None:
-        """Of several threads who found that the server does not have the index, the first sends it."""
+        """Send the index once, from the first of several threads that found it missing."""
         with self._alone(self._model.deadline() if deadline is None else deadline):
             name, version, told = self._copy.name, self._contents.version, self._copy.told
             if (name, version, told) == (at.copy.name, at.copy.contents.version, at.told):
@@ -334,7 +332,7 @@ def _copied(
     return index
 
 
-#: Pickles of every version name the function there, and find it there.
+#: Pickles of every version name the function there.
 _copied.__module__ = "embedshare.vectors.handle"
 
 

@@ -1,5 +1,4 @@
-"""The half of a handle that talks of its index to the model server: under which name it is there, and how it
-gets there."""
+"""A handle's connection to its index in the model server: its name there, and its transfer."""
 
 from __future__ import annotations
 
@@ -20,16 +19,16 @@ from embedshare.vectors.client.snapshot import IndexSnapshot
 
 T = TypeVar("T")
 
-#: Vectors go to the server in pieces of at most this many bytes.
+#: The largest piece of vectors sent to the server, in bytes.
 PIECE_BYTES = 8 << 20
-#: An index is sent so often at one time, where servers end meanwhile.
+#: Transfers of an index before an error, if servers end meanwhile.
 TRIES = 5
-#: A caller that waits for an index that another one sends asks again after these pauses.
+#: Pauses of a caller that waits for another's transfer of an index.
 PAUSES = Backoff(0.01, 0.25)
 
 
 class Model(Protocol):
-    """What a handle needs of the client that made it."""
+    """The handle's view of the client that made it."""
 
     @property
     def released(self) -> deque[bytes]:
@@ -52,7 +51,7 @@ class Model(Protocol):
 class Replica:
     """An index in the model server, as one handle knows it.
 
-    The handle sees to it that one thread at a time changes it.
+    The handle ensures that one thread at a time changes it.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Replica:
     ) -> None:
         self._model = model
         self._identity, self._metric, self._kind, self._dimension = identity, metric, kind, dimension
-        self._count = 0  # vectors of this index there, those too that were removed since it was sent
+        self._count = 0  # this index's vectors there, also those removed since the transfer
         self.told = 0
         """How often the server was sent the index or a change of it."""
         self.sent = False
@@ -76,11 +75,11 @@ class Replica:
         self._take_name(shared_name or secrets.token_bytes(16), shared=shared_name is not None)
 
     def of(self, contents: IndexSnapshot) -> IndexCopy:
-        """The index with these contents, as calls name it."""
+        """The index with these contents, in the form of calls."""
         return IndexCopy(self.name, self._identity, self._metric, self._kind, contents)
 
     def share(self) -> bytes:
-        """The name, which other processes may use from now on: what it names is changed no more."""
+        """The name, which other processes may use from now on; its contents stay unchanged."""
         if not self._shared:
             self.become_owner()
             self._shared = True
@@ -88,15 +87,16 @@ class Replica:
         return self.name
 
     def become_owner(self) -> None:
-        """Before it changes: what other processes share stays as it is, and this one's has another name."""
+        """Before a change: take another name, so that the shared index stays as it is."""
         if self._has_others:
             self._take_name(secrets.token_bytes(16))
             self.sent = False
 
     def send(self, contents: IndexSnapshot, deadline: float | None) -> None:
-        """Have the server hold these.
+        """Have the server hold these contents.
 
-        Without a deadline each piece has a call's own. Raises IndexIncomplete where another process is at it.
+        Without a deadline each piece has a call's own. Raises IndexIncomplete while another process sends
+        them.
         """
         if not (self._has_others and self._is_there(contents, deadline or self._model.deadline())):
             self._put_all(contents, deadline)
@@ -104,18 +104,18 @@ class Replica:
         self.told += 1
 
     def add(self, contents: IndexSnapshot, first: int, deadline: float) -> None:
-        """Send those from number `first` on, to the others that are there.
+        """Send the vectors from number `first` on, to add to the others there.
 
-        Raises UnknownIndex where they are not.
+        Raises UnknownIndex if those are missing.
         """
         if self.sent:
             self._put(contents, first, self._count, deadline)
             self.told += 1
 
     def remove(self, contents: IndexSnapshot, before: int, ids: list[int], deadline: float) -> None:
-        """Have the server, which holds version `before`, leave these out."""
+        """Have the server, which holds version `before`, remove these."""
         if not self.sent or 9 * len(ids) + 256 > self._model.piece_bytes:
-            return  # what is there is of an earlier version, which is mended with the next search
+            return  # the server has an earlier version, which the next search replaces
         index = self.of(contents)
         self._model.ask_of_index(
             "remove", lambda indexes, context: indexes.remove(index, before, ids, context), deadline
@@ -127,8 +127,8 @@ class Replica:
         return self._shared or self._pid != os.getpid()
 
     def _is_there(self, contents: IndexSnapshot, deadline: float) -> bool:
-        """Whether another process has sent this very index; where what it sent has changed since, this one
-        gets a name of its own."""
+        """Whether another process has sent this index; if that one has changed since, this one takes a new
+        name."""
         index = self.of(contents)
         try:
             described = self._model.ask_of_index(
@@ -151,7 +151,7 @@ class Replica:
                 raise
             except UnknownIndex:  # the connection broke between two pieces, or the model was swapped
                 if self._model.describe().identity != self._identity:
-                    return  # which the handle finds and tells
+                    return  # the handle detects and reports it
         raise ServerUnavailable(f"the model server lost the index {TRIES} times during its upload")
 
     def _put(self, contents: IndexSnapshot, first: int, start: int, deadline: float | None) -> None:
@@ -161,7 +161,7 @@ class Replica:
         most = max(1, min(PIECE_BYTES, self._model.piece_bytes) // (8 + 4 * self._dimension))
         pieces = [slice(at, at + most) for at in range(0, max(1, len(ids)), most)]
         if start == 0 and self._has_others:
-            pieces.insert(0, slice(0, 0))  # of several who have it the first to announce it sends it
+            pieces.insert(0, slice(0, 0))  # of several holders the first to announce it sends it
         index = self.of(contents)
         for at in pieces:
             piece = IndexPiece(ids[at], rows[at], start + at.start, total)
@@ -170,13 +170,13 @@ class Replica:
                 return indexes.put(index, piece, context)
 
             if self._model.ask_of_index("put", put, deadline or self._model.deadline()) >= total:
-                break  # it is whole, or another process has sent all of it meanwhile
+                break  # it is whole, or another process has sent the rest
         self._count = total
 
     def _take_name(self, name: bytes, shared: bool = False) -> None:
         self.name, self._shared, self._pid = name, shared, os.getpid()
         self._finalizer = weakref.finalize(self, _release, self._model.released, name, self._pid)
-        if shared:  # what others may use goes when it was not used for long
+        if shared:  # a shared index is evicted after long disuse
             self._finalizer.detach()
 
 

@@ -1,4 +1,4 @@
-"""What an index holds at one moment; a change makes another, so whoever reads one reads all of one moment."""
+"""An index's contents at one moment; a change makes a new snapshot, so a reader sees a single moment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class IndexSnapshot:
     documents: list[dict[str, Any]]
 
     def rows(self, metric: str) -> np.ndarray:
-        """The embeddings as a search in this process takes them: contiguous, at length 1 for cosine."""
+        """The embeddings in the form of a local search: contiguous, at length 1 for cosine."""
         if metric != "cosine":
             return np.ascontiguousarray(self.embeddings, np.float32)
         if "unit" not in self.__dict__:  # cached_property has a lock, which a fork may inherit closed
@@ -31,7 +31,7 @@ class IndexSnapshot:
         return unit
 
     def with_more(self, ids: np.ndarray, rows: np.ndarray, documents: list[dict[str, Any]]) -> IndexSnapshot:
-        """These and more."""
+        """A snapshot with more documents."""
         return IndexSnapshot(
             self.version + 1,
             np.concatenate([self.ids, ids]),
@@ -40,7 +40,7 @@ class IndexSnapshot:
         )
 
     def without(self, numbers: np.ndarray) -> tuple[IndexSnapshot, list[int]]:
-        """These but for the documents of such ids, and the ids that there were."""
+        """A snapshot without the documents of these ids, and the ids that existed."""
         keep = ~np.isin(self.ids, numbers)
         removed: list[int] = self.ids[~keep].tolist()
         if not removed:
@@ -54,9 +54,9 @@ class IndexSnapshot:
 
 
 def of_another_model(identity: str, found: str) -> ModelMismatch:
-    """The error for an index of the model `identity` where the model `found` answers."""
+    """The error for an index of the model `identity` if the model `found` answers."""
     return ModelMismatch(
-        f"the index holds vectors of another model ({identity[:12]}) than the one that serves "
+        f"the index holds vectors of another model ({identity[:12]}) than the served one "
         f"({found[:12]}); embed its documents again: build_vector_index(docs, urls)",
         expected=identity,
         found=found,

@@ -1,1 +1,1 @@
-"""Vector indexes as the model server holds them."""
+"""The model server's side of vector indexes."""

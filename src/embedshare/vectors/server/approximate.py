@@ -1,5 +1,5 @@
-"""FAISS's approximate structures: built once over a set of rows, measured against exact search, and then
-only read."""
+"""FAISS's approximate structures: built once over a set of rows, measured against exact search, then
+read-only."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from embedshare.errors import MissingDependency
 from embedshare.vectors import exact, kinds
 
-#: How far a search looks, the least first: the first that reaches TARGET is kept.
+#: The extent of a search, the smallest first: the first that reaches TARGET is used.
 EFFORTS = {kinds.HNSW: (64, 128, 256, 512, 1024), kinds.IVF_PQ: (16, 32, 64, 128, 256)}
-#: Recall at 10 that is aimed at, on vectors of the set itself; a stranger's query finds a little less.
+#: The target recall at 10, on vectors of the set itself; an outside query gets a little less.
 TARGET = 0.99
-#: How many of the set's vectors are asked for their neighbours.
+#: The number of the set's vectors whose neighbours are searched.
 SAMPLE = 200
 _AT = 10
-#: IVF,PQ ranks this many candidates for each one asked for anew, by 8 bits a value.
+#: IVF,PQ re-ranks this many candidates for each requested one, by 8 bits a value.
 _REFINED = 20
-#: Beyond this share of the set a search is exact: a graph's walk would cost as much, and find less.
+#: The share of the set beyond which a search is exact: a graph's walk would cost as much, and find less.
 _WIDE = 0.05
 
 
 class Approximate:
-    """Rows that are searched by a graph (HNSW) or by codes (IVF,PQ, ranked anew by finer codes).
+    """Rows searched by a graph (HNSW) or by codes (IVF,PQ, re-ranked by finer codes).
 
     Immutable, so any number of threads may search it. `recall`: at 10, against exact search.
     """
@@ -44,14 +44,14 @@ class Approximate:
 
     @property
     def nbytes(self) -> int:
-        """About what it takes."""
+        """Its approximate size."""
         return kinds.bytes_of(self.kind, self.count, self.dimension)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `exact.search`; with k near the number of rows it is exact, or as near as codes allow."""
+        """`exact.search`; with k near the number of rows it is exact, or as near as codes allow."""
         if k <= max(_AT, _WIDE * self.count):
             scores, positions = self._index.search(queries, k, params=self._parameters(k))
-            if (positions >= 0).all():  # a graph may not reach so many, nor a few lists hold them
+            if (positions >= 0).all():  # a graph may not reach this many, nor a few lists hold them
                 return scores, positions
         if self.kind == kinds.HNSW:
             return exact.search(self._rows_in_graph(), queries, k, self._metric)
@@ -74,10 +74,10 @@ class Approximate:
         return faiss.IndexRefineSearchParameters(k_factor=refined, base_index_params=probed)
 
     def _measured(self, rows: np.ndarray) -> float:
-        """The share of the sample's ten nearest neighbours that are found; equally near ones count."""
+        """The share found of the sample's ten nearest neighbours; equally near ones count."""
         dice = np.random.default_rng(0)
         sample = rows[np.sort(dice.choice(self.count, min(SAMPLE, self.count), replace=False))]
-        k = min(_AT + 1, self.count)  # each is its own nearest, which is no find
+        k = min(_AT + 1, self.count)  # each is its own nearest, which does not count
         _, found = self.search(sample, k)
         truth, _ = exact.search(rows, sample, k, self._metric)
         better = 1.0 if kinds.higher_is_better(self._metric) else -1.0
@@ -87,7 +87,7 @@ class Approximate:
 
 
 def _scores(rows: np.ndarray, queries: np.ndarray, positions: np.ndarray, metric: str) -> np.ndarray:
-    """The true scores of what was found: codes give only about these."""
+    """The true scores of the results: codes give approximate ones."""
     neighbours = rows[positions]
     if kinds.higher_is_better(metric):
         products: np.ndarray = np.einsum("qkd,qd->qk", neighbours, queries)
@@ -100,7 +100,7 @@ def _index(kind: str, rows: np.ndarray, metric: str) -> Any:
     faiss = exact.faiss()
     if faiss is None:
         raise MissingDependency(f"an index of kind {kind} needs FAISS: pip install 'embedshare[server]'")
-    # Of this thread alone; the other half of the cores goes on embedding.
+    # For this thread alone; the other half of the cores keeps embedding.
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     dimension = rows.shape[1]
     measure = faiss.METRIC_INNER_PRODUCT if kinds.higher_is_better(metric) else faiss.METRIC_L2

@@ -1,5 +1,4 @@
-"""One index: rows that are searched exactly, and, once it is built, an approximate structure for most of
-them."""
+"""One index: rows that are searched exactly, and later an approximate structure for most of them."""
 
 from __future__ import annotations
 
@@ -11,16 +10,16 @@ from embedshare.errors import InvalidInput, UnknownIndex
 from embedshare.vectors import exact, kinds
 from embedshare.vectors.server.approximate import Approximate
 
-#: An index in which more than this share was removed, or added after it was built, is to be made anew.
+#: The share of removed vectors, or of ones added after the build, beyond which an index is to be rebuilt.
 WORN = 0.25
 
 
 class Index:
-    """Vectors by ids that only grow.
+    """Vectors by growing ids.
 
-    It answers from the first vector on: exactly, until `build` has made what its kind asks for, to which
-    vectors that are added later are searched beside. What is removed stays in memory, and is left out of
-    answers. Safe to use from any number of threads; a search sees the vectors of one moment.
+    It answers from the first vector on: exactly, until `build` has made the structure of its kind. Vectors
+    added later are searched exactly, next to that structure. Removed vectors stay in memory but not in
+    answers. Thread-safe; a search sees the vectors of one moment.
     """
 
     def __init__(self, dimension: int, metric: str, kind: str) -> None:
@@ -32,7 +31,7 @@ class Index:
         """Which of its client's versions it is, as the last change said; None where that is none."""
         self._lock = threading.Lock()
         self._base: Approximate | None = None
-        self._rows = np.empty((0, dimension), np.float32)  # those that are not in the base
+        self._rows = np.empty((0, dimension), np.float32)  # those outside the base
         self._ids = np.empty(0, np.int64)
         self._dead = np.zeros(0, bool)
         self._count = 0
@@ -43,42 +42,42 @@ class Index:
 
     @property
     def count(self) -> int:
-        """Vectors that were added, removed ones too."""
+        """Added vectors, removed ones included."""
         return self._count
 
     @property
     def built_kind(self) -> str:
-        """How most of it is searched now."""
+        """The kind of search that most of it has now."""
         return self._base.kind if self._base else kinds.FLAT
 
     @property
     def built(self) -> bool:
-        """Whether there is what its kind asks for at its size."""
+        """Whether the structure for its kind and size is built."""
         if self._base is not None or (self.kind == kinds.AUTO and exact.faiss() is None):
             return True
         return kinds.resolve(self.kind, self._count, self.dimension) == kinds.FLAT
 
     @property
     def recall(self) -> float:
-        """At 10, against exact search, on vectors of its own; 1 where it is exact."""
+        """Recall at 10, against exact search, on its own vectors; 1 for exact search."""
         return self._base.recall if self._base else 1.0
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds."""
+        """The bytes that it holds."""
         with self._lock:
             own = self._rows.nbytes + self._ids.nbytes + self._dead.nbytes
             return own + (self._base.nbytes if self._base else 0)
 
     @property
     def worn(self) -> bool:
-        """Whether so much was added or removed that it should be made anew."""
+        """Whether so much was added or removed that it should be rebuilt."""
         later = self._count - self._base.count if self._base else 0
         grown = self._base is not None and later > WORN * self._base.count
         return bool(grown or self._removed > WORN * self._count)
 
     def reserve(self, count: int) -> None:
-        """Have room for so many vectors; memory is taken as they come."""
+        """Have room for this many vectors; memory is taken as they arrive."""
         with self._lock:
             before = self._base.count if self._base else 0
             self._rows = _with_room(self._rows, self._count - before, count - before)
@@ -86,7 +85,7 @@ class Index:
             self._dead = _with_room(self._dead, self._count, count)
 
     def add(self, ids: np.ndarray, vectors: np.ndarray, version: int | None = None) -> None:
-        """Add finite float32 (n, dimension) under int64 ids that grow, by which it becomes that version.
+        """Add finite float32 (n, dimension) under growing int64 ids, after which it is of that version.
 
         Raises InvalidInput, and then nothing was added.
         """
@@ -111,14 +110,13 @@ class Index:
             self.version = version
 
     def remove(self, ids: np.ndarray, version: int | None = None) -> int:
-        """Leave these out of answers from now on, by which it becomes that version; how many of them there
-        were."""
+        """Leave these out of answers, after which it is of that version; returns how many it had."""
         with self._lock:
             known = self._ids[: self._count]
             at = np.unique(np.searchsorted(known, ids))
             at = at[at < self._count]
             at = at[np.isin(known[at], ids) & ~self._dead[at]]
-            dead = self._dead.copy()  # a search that runs holds the one before
+            dead = self._dead.copy()  # a running search holds the old one
             dead[at] = True
             self._dead = dead
             self._removed += len(at)
@@ -130,8 +128,8 @@ class Index:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best for each of the vectors (q, dimension), best first: int64 ids and float32 scores.
 
-        Both are (q, k), or (q, len(self)) where that is less. Raises InvalidInput; UnknownIndex where it is
-        not of `version`, None being any.
+        Both are (q, k), or (q, len(self)) if that is less. Raises InvalidInput; UnknownIndex if it is not of
+        `version`, where None is any.
         """
         queries = self._checked(vectors)
         if k < 1:
@@ -158,7 +156,7 @@ class Index:
         return ids[positions], scores
 
     def build(self) -> None:
-        """Make what the kind asks for of the vectors there are; vectors may come and go meanwhile."""
+        """Build the kind's structure over the present vectors; vectors may come and go meanwhile."""
         with self._lock:
             rows, count = self._rows[: self._count], self._count
         if self.built:
@@ -193,8 +191,7 @@ class Index:
 
 
 def _with_room(array: np.ndarray, filled: int, size: int) -> np.ndarray:
-    """The array, or a larger copy of it, with room for `size` items; a search may still read the one
-    before."""
+    """The array, or a larger copy of it, with room for `size` items; a search may still read the old one."""
     if size <= len(array):
         return array
     larger = np.zeros((max(size, int(1.25 * len(array))), *array.shape[1:]), array.dtype)

@@ -1,5 +1,4 @@
-"""The indexes that a server holds: bounded in number and bytes; the one that was not used for longest goes
-first."""
+"""The server's indexes, bounded in number and bytes; the least recently used one is evicted first."""
 
 from __future__ import annotations
 
@@ -17,16 +16,16 @@ from embedshare.errors import IndexIncomplete, InvalidInput, TooLarge, UnknownIn
 from embedshare.vectors import kinds
 from embedshare.vectors.server.index import Index
 
-#: Who began to send an index and sends nothing for so long gives way to another who has it.
+#: Seconds of silence after which the sender of an index gives way to another one.
 STALL_S = 10.0
-#: An index is let go when each process that used it has been gone for so long.
+#: Seconds after the end of its last user until an index is evicted.
 ABANDONED_S = 60.0
-#: How often that is looked after.
+#: Seconds between two checks for that.
 SWEEP_S = 15.0
 
 
 class Sender(NamedTuple):
-    """Who sends vectors."""
+    """A connection that sends vectors."""
 
     connection: int
     process: Hashable
@@ -47,15 +46,15 @@ class _StoredIndex:
 
     @property
     def version(self) -> int | None:
-        """None while some of what was announced has not come: nobody may search it."""
+        """None while announced vectors are missing: the index cannot be searched yet."""
         return self.index.version
 
 
 class IndexStore:
-    """Indexes by the random ids that their clients gave them.
+    """Indexes by their clients' random ids.
 
-    Of several who have the same index one sends it, and nobody sees it before it is whole. Safe to use from
-    any number of threads; what takes long (a search, the making of a graph) holds no lock.
+    One of several clients with the same index sends it, and it is visible once it is whole. Thread-safe; long
+    work (a search, a build) holds no lock.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class IndexStore:
         is_living: Callable[[Any], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_living`: whether a process that used an index is still there."""
+        """`is_living`: whether a process that used an index still runs."""
         self._max_indexes = max_indexes
         self._max_bytes = max_bytes
         self._is_living = is_living
@@ -89,12 +88,12 @@ class IndexStore:
         ids: np.ndarray,
         vectors: np.ndarray,
     ) -> int:
-        """The next vectors of an index; how many it has now, `total` where it is here already.
+        """The next vectors of an index; returns its new count, `total` if it is here already.
 
-        From `start` 0 on they make a new one, in `empty`, which takes its place when `total` have come;
-        behind all of a whole one they are added to it. Raises TooLarge, InvalidInput; IndexIncomplete where
-        another connection sends it, or those being sent leave no room; UnknownIndex where it is not at
-        `start`, or of another model.
+        From `start` 0 on they make a new one, in `empty`, which replaces the old one once `total` have
+        arrived. After all vectors of a whole index they are added to it. Raises TooLarge, InvalidInput;
+        IndexIncomplete if another connection sends it, or others in transfer leave no room; UnknownIndex if
+        it is not at `start`, or of another model.
         """
         if start == 0:
             begun = self._begin_upload(name, _StoredIndex(empty, identity, version, total, sender))
@@ -128,15 +127,15 @@ class IndexStore:
     ) -> Any:
         """See Index.search.
 
-        Raises UnknownIndex where the index is not here, of another model, or another than the caller's;
-        IndexIncomplete where it is just being sent.
+        Raises UnknownIndex if the index is not here, of another model, or of another version than the
+        caller's; IndexIncomplete while it is being sent.
         """
         return self._find(process, name, identity, version).index.search(query, k, version)
 
     def remove(
         self, process: Hashable, name: bytes, identity: str, before: int, version: int, ids: np.ndarray
     ) -> int:
-        """Remove vectors, by which the index becomes that version; how many there were."""
+        """Remove vectors, after which the index is of that version; returns how many there were."""
         kept = self._find(process, name, identity, before)
         removed = kept.index.remove(ids, version)
         with self._lock:
@@ -144,11 +143,11 @@ class IndexStore:
         return removed
 
     def check(self, process: Hashable, name: bytes, identity: str, version: int) -> None:
-        """Raises UnknownIndex and IndexIncomplete, as `search` would."""
+        """Raise UnknownIndex and IndexIncomplete, as `search` would."""
         self._find(process, name, identity, version)
 
     def describe(self, process: Hashable, name: bytes, identity: str) -> dict[str, Any]:
-        """What an index is: its version; count, kind (how it is searched now), built, recall, bytes."""
+        """An index's version, count, kind (of its present search), built, recall, bytes."""
         kept = self._find(process, name, identity, None)
         index = kept.index
         return {
@@ -161,20 +160,20 @@ class IndexStore:
         }
 
     def forget(self, names: Iterable[bytes]) -> int:
-        """Let these go; how many of them were here."""
+        """Drop these; returns how many existed."""
         with self._lock:
             return sum(self._complete.pop(name, None) is not None for name in names)
 
     def stats(self) -> dict[str, int]:
-        """What is held now, and how many had to make room."""
+        """The number and bytes of held indexes, and the number of evicted ones."""
         with self._lock:
             every = self._every()
             held = sum(kept.index.nbytes for kept in every)
             return {"count": len(every), "bytes": held, "evicted": self._evicted}
 
     def release_abandoned(self) -> None:
-        """Let go of what is being sent by nobody any more, and of indexes whose users have all been gone for
-        ABANDONED_S; who should live after all sends it again."""
+        """Drop uploads without a sender, and indexes whose users have all been gone for ABANDONED_S; a later
+        user sends its index again."""
         with self._lock:
             self._drop_stalled()
             users = {user for kept in self._complete.values() for user in kept.users}
@@ -192,7 +191,7 @@ class IndexStore:
                     logger.info("Evicted an index of {:,} vectors (its users are gone)", len(kept.index))
 
     def _begin_upload(self, name: bytes, new: _StoredIndex) -> _StoredIndex | None:
-        """Take in a new index, with room for all that was announced; None where it is here already."""
+        """Accept a new index, with room for all announced vectors; None if it is here already."""
         empty = new.index
         self._check_size(empty, new.total)
         with self._lock:
@@ -216,7 +215,7 @@ class IndexStore:
         return new
 
     def _place(self, name: bytes, kept: _StoredIndex) -> None:
-        """Within the lock: what is whole is everybody's."""
+        """Within the lock: publish a whole index."""
         if self._coming.get(name) is kept and kept.version is not None:
             del self._coming[name]
             self._complete.pop(name, None)
@@ -227,7 +226,7 @@ class IndexStore:
             self._drop_if_worn(name, kept)
 
     def _at(self, sender: Sender, name: bytes, identity: str, start: int) -> _StoredIndex:
-        """Whichever index of that name these vectors continue."""
+        """The index of that name that these vectors continue."""
         with self._lock:
             kept = self._coming.get(name)
             if kept is None or kept.sender.connection != sender.connection:
@@ -270,9 +269,9 @@ class IndexStore:
         return [*self._complete.values(), *self._coming.values()]
 
     def _make_room(self, newest: _StoredIndex) -> None:
-        """Within the lock: let go of the least recently used until the rest fits.
+        """Within the lock: evict the least recently used until the rest fits.
 
-        What is being sent stays, or two who send would push each other out without end.
+        Uploads stay, or two senders would evict each other for ever.
         """
         every = self._every()
         count, held = len(every), sum(kept.index.nbytes for kept in every)
@@ -290,23 +289,25 @@ class IndexStore:
         return self._clock() - kept.heard < STALL_S and not kept.sender.is_gone()
 
     def _drop_stalled(self) -> None:
-        """Within the lock: another may send what nobody sends any more."""
+        """Within the lock: drop stalled uploads, so that another connection may send them."""
         for name, kept in list(self._coming.items()):
             if not self._is_being_sent(kept):
                 del self._coming[name]
 
     def _give_up(self, name: bytes, kept: _StoredIndex) -> None:
-        """Within the lock: what cannot become whole keeps nobody waiting."""
+        """Within the lock: drop an index that cannot become whole, so that no caller waits for it."""
         if self._coming.get(name) is kept:
             del self._coming[name]
 
     def _drop_if_worn(self, name: bytes, kept: _StoredIndex) -> None:
-        """Within the lock: its client, who holds the vectors, sends those that are left anew."""
+        """Within the lock: drop a worn index; its client, which holds the vectors, sends the remaining ones
+        again."""
         if kept.index.worn and self._complete.get(name) is kept:
             del self._complete[name]
 
     def _tend_from_now_on(self) -> None:
-        """Within the lock: one thread makes one structure after another, and looks after who has gone."""
+        """Within the lock: start the one thread that builds structures in turn, and drops abandoned
+        indexes."""
         if self._tender is None:
             self._tender = threading.Thread(target=self._tend, name="index-tender", daemon=True)
             self._tender.start()
@@ -328,7 +329,7 @@ class IndexStore:
                 return
         try:
             index.build()
-        except Exception as error:  # it goes on answering exactly
+        except Exception as error:  # it keeps answering exactly
             logger.error("Could not build an index: {}: {}", type(error).__name__, error)
             return
         logger.info(
