@@ -1,1 +1,1 @@
-"""Flask blueprints, one a topic."""
+"""The web worker: Flask blueprints by topic, their guards, pages and server."""

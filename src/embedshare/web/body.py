@@ -1,4 +1,4 @@
-"""A request's JSON body, as the type that its route declares."""
+"""Decodes a request's JSON body into its route's type."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from embedshare.errors import InvalidInput
 from embedshare.web.errors import JSON
 
 T = TypeVar("T")
-#: A whole number as JSON knows it, in which 3.0 is one.
+#: A whole number in JSON, where 3.0 is one.
 Whole = Annotated[float, msgspec.Meta(multiple_of=1)]
-#: An escape of half of a surrogate pair: a first half without its second, or a second without its first.
+#: An escape of half of a surrogate pair: a first half without its second, or the reverse.
 _HALF_PAIR = re.compile(
     rb"\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2}"
 )
-#: An escaped backslash, and what stands for it while escapes are searched for; no JSON holds that byte.
+#: An escaped backslash, and its placeholder while escapes are searched; no JSON holds that byte.
 _BACKSLASH, _PLACEHOLDER = rb"\\", b"\0"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,14 +35,16 @@ def read(
     any_type: bool = False,
     replaces_half_pairs: bool = False,
 ) -> T:
-    """The body, decoded; `untyped` takes one without a Content-Type as well, `any_type` one of any.
+    """The decoded body; `untyped` accepts one without a Content-Type as well, `any_type` one of any.
 
-    A page of another origin can have its visitor's browser send a body of most types without asking first,
-    but JSON only where the worker allows it. Routes that change or fetch anything therefore take JSON alone:
-    a worker with API keys has no other guard, see web/guards/cross_site.py.
-    With `replaces_half_pairs` half of a surrogate pair (an emoji cut in two) is read as U+FFFD. Without, it
-    is an error that names the text.
-    Raises UnsupportedMediaType, and InvalidInput with what is wrong and an `example` of what is right.
+    A page of another origin can make its visitor's browser send a body of most types without a preflight, but
+    JSON only if the worker allows it. Routes that change or fetch something therefore take JSON alone: a
+    worker with API keys has no other guard, see web/guards/cross_site.py.
+
+    `replaces_half_pairs`: read half of a surrogate pair (an emoji cut in two) as U+FFFD; otherwise it is an
+    error that names the text.
+
+    Raises UnsupportedMediaType, and InvalidInput with the fault and a valid `example`.
     """
     if not request.is_json and not any_type and (request.mimetype or not untyped):
         came = f"as {request.mimetype}" if request.mimetype else "without a type"
@@ -61,7 +63,7 @@ def read(
 
 
 def _without_half_pairs(body: bytes) -> bytes:
-    """The body with U+FFFD in place of each half; a body that is no JSON may stay as it is."""
+    """The body with U+FFFD for each half; a body that is not JSON may stay as it is."""
     if _PLACEHOLDER in body:
         return body
     return _HALF_PAIR.sub(rb"\\ufffd", _searchable(body)).replace(_PLACEHOLDER, _BACKSLASH)
@@ -70,7 +72,7 @@ def _without_half_pairs(body: bytes) -> bytes:
 def _searchable(body: bytes) -> bytes:
     """The body in which each backslash begins an escape other than its own.
 
-    A body of millions of escapes must not hold the worker: no Python code runs for each of them.
+    No Python code runs per escape, so a body of millions of them cannot block the worker.
     """
     return body.replace(_BACKSLASH, _PLACEHOLDER)
 
@@ -89,7 +91,7 @@ def _reason(error: Exception, body: bytes) -> str:
 def _half_pair_in(body: bytes) -> str:
     """The place of the first string with half a pair, as `texts[1]`."""
     try:
-        # The standard library's decoder, since it alone reads such strings.
+        # The standard library's decoder, since no other reads such strings.
         return next(_with_surrogates(json.loads(body), ""), "this one")[:100]
     except (ValueError, RecursionError):
         return "this one"

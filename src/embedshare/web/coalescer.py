@@ -1,8 +1,8 @@
-"""Coalesces requests: those that come at about the same time ask the model together, where cores are busy.
+"""Coalesces requests: while cores are busy, those that arrive at about the same time ask the model together.
 
-A call of the model costs a fixed sum: a round trip to the model server, and there a batch. So the first of
-many callers waits for half of those that usually come, while the other half is answered, and one call answers
-all (docs/decisions/014-coalescing.md). Where the processor has time to spare no request waits for another.
+A call of the model has a fixed cost: a round trip to the model server, and a batch there. So the first of
+many callers waits for half of the usual ones, while the other half is answered, and one call answers all
+(docs/decisions/014-coalescing.md). If the processor has time to spare, no request waits for another.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from embedshare.calls import EmbedRequest, EmbedResult
 from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
 from embedshare.telemetry import request_ids
 
-#: Groups that the usual callers form: one is answered while the other gathers.
+#: Groups of the usual callers: one is answered while the other gathers.
 _GROUPS = 2
-#: Tokens of a request that is coalesced, and of a whole group, at most: what is longer costs the model so
-#: much that others would wait for it, and gains little.
+#: The most tokens of a coalesced request, and of a group: longer ones cost so much that others would wait,
+#: and gain little.
 MOST_OWN_TOKENS, MOST_TOKENS = 100, 400
-#: Characters of a token at least, as a rule; in other scripts than Latin one and less.
+#: The usual least number of characters per token; scripts other than Latin have one or less.
 _CHARACTERS_A_TOKEN = 3
 
 
 class _Member:
-    """A request that goes with others, in its own thread."""
+    """A request of a group, in its own thread."""
 
     def __init__(self, request: EmbedRequest) -> None:
         self.request = request
@@ -42,7 +42,7 @@ class _Member:
 
 
 class _Group:
-    """Requests that go together; the first one's thread asks for all."""
+    """Requests that ask together; the first one's thread asks for all."""
 
     def __init__(self) -> None:
         self.members: list[_Member] = []
@@ -51,17 +51,17 @@ class _Group:
         self._complete.acquire()
 
     def complete(self) -> None:
-        """Wait for nobody else."""
+        """Stop waiting for more."""
         if self._complete.locked():
             self._complete.release()
 
     def wait(self, patience_s: float) -> None:
-        """Until it is complete, and no longer than `patience_s`."""
+        """Wait until it is complete, for at most `patience_s`."""
         self._complete.acquire(timeout=patience_s)
 
 
 class Coalescer:
-    """Asks `ask(request)` for several requests at once; `is_busy` tells whether the processor has no time to
+    """Calls `ask(request)` for several requests at once; `is_busy` tells whether the processor has no time to
     spare."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Coalescer:
     def ask(self, request: EmbedRequest) -> EmbedResult:
         """The answer to the request; raises what `ask` raises for it.
 
-        Token ids, and what is long, go by themselves.
+        Token ids and long texts are asked alone.
         """
         texts = [one for one in request.inputs if isinstance(one, str)]
         tokens = sum(map(_tokens_at_most, texts))
@@ -105,7 +105,7 @@ class Coalescer:
         return member.share or self._ask(request)
 
     def _join(self, member: _Member, tokens: int, key: tuple[Any, ...]) -> tuple[_Group, bool]:
-        """The request's group, and whether it is the first of it. Called with the lock held."""
+        """The request's group, and whether it is the group's first. Called with the lock held."""
         group = self._open.get(key)
         leads = group is None or group.tokens + tokens > MOST_TOKENS
         if group is None or leads:
@@ -115,13 +115,13 @@ class Coalescer:
         group.members.append(member)
         group.tokens += tokens
         if not self._is_busy() or self._delay.usual <= len(group.members) * _GROUPS:
-            del self._open[key]  # more of them would leave the next group too few to be complete
+            del self._open[key]  # more of them would leave too few for the next group
             group.complete()
         return group, leads
 
     def _lead(self, group: _Group, key: tuple[Any, ...]) -> None:
-        """Ask for all of the group, and tell each what came of it: nothing where one is refused, since
-        each is to ask for itself then."""
+        """Ask for the whole group, and give each its result: none if one is refused, since each then asks
+        alone."""
         try:
             group.wait(self._delay.patience_s)
             self._close(group, key)
@@ -138,7 +138,7 @@ class Coalescer:
                 member.answered.release()
 
     def _close(self, group: _Group, key: tuple[Any, ...]) -> None:
-        """Nobody joins the group any more."""
+        """Close the group to further requests."""
         with self._lock:
             if self._open.get(key) is group:
                 del self._open[key]
@@ -159,5 +159,5 @@ class Coalescer:
 
 
 def _tokens_at_most(text: str) -> int:
-    """About how many tokens a text has, without a tokenizer; with two that mark its ends."""
+    """The approximate most tokens of a text, without a tokenizer; two of them mark its ends."""
     return (len(text) // _CHARACTERS_A_TOKEN if text.isascii() else len(text)) + 2

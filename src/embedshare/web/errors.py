@@ -1,6 +1,6 @@
-"""One ladder from exception to HTTP status, and the one place that writes each API's form of an error.
+"""Turns exceptions into HTTP statuses, and writes each API's form of an error.
 
-Every error is JSON, and none shows a stack trace.
+Every error is JSON, and none has a stack trace.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from embedshare.errors import (
 from embedshare.web import routes
 
 JSON = "application/json"
-#: What any call of the model may raise, beside what its arguments may be wrong in.
+#: Errors of any call of the model, in addition to those of its arguments.
 OF_THE_MODEL = tuple(
     kind
     for kind in EmbedshareError.__subclasses__()
     if kind.http_status >= 503 and kind is not DatabaseUnavailable
 )
-#: OpenAI's own words for what its clients look for.
+#: OpenAI's names for the errors that its clients check.
 _OPENAI_CODES = {UnknownModel.__name__: "model_not_found"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class Error(msgspec.Struct):
-    """What went wrong and what to do about it, and the name of its kind."""
+    """What happened and what to do, and the error's kind."""
 
     error: str
     type: str
 
 
 class TeiError(msgspec.Struct):
-    """The same, with text-embeddings-inference's kind of it beside."""
+    """The same, with text-embeddings-inference's name of its kind."""
 
     error: str
     type: str
@@ -51,7 +51,7 @@ class TeiError(msgspec.Struct):
 
 
 class OpenAIErrorFields(msgspec.Struct):
-    """What went wrong; `code` is the name of its kind."""
+    """What happened; `code` is the error's kind."""
 
     message: str
     type: str
@@ -66,7 +66,7 @@ class OpenAIError(msgspec.Struct):
 
 
 def register(app: Flask) -> None:
-    """Turn what a view raises into an error of its API, with its status."""
+    """Turn a view's exception into an error of its API, with its status."""
 
     @app.errorhandler(EmbedshareError)
     def ours(error: EmbedshareError) -> Response:
@@ -96,14 +96,14 @@ def register(app: Flask) -> None:
 
 
 def body_too_large(limit: int) -> TooLarge:
-    """A request's body is over `limit` bytes."""
+    """The error for a request's body over `limit` bytes."""
     return TooLarge(f"the body is larger than EMBEDDING_MAX_MESSAGE_BYTES allows, {limit:,} bytes")
 
 
 def form_at(app: Flask, path: str) -> type[msgspec.Struct]:
-    """How errors look at a path: as its route declares, else as all routes below its first part do.
+    """The form of errors at a path: its route's, else that of all routes below its first part.
 
-    `Error` is Ollama's form and more.
+    `Error` is a superset of Ollama's form.
     """
     there = app.url_map.bind("")
     methods = list(there.allowed_methods(path))
@@ -117,7 +117,7 @@ def form_at(app: Flask, path: str) -> type[msgspec.Struct]:
 
 
 def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> bytes:
-    """An error as it goes out."""
+    """The bytes of an error."""
     error: msgspec.Struct
     if form is OpenAIError:
         of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")

@@ -1,5 +1,5 @@
-"""The indexes that web workers keep for their callers: files in one folder, which all workers of a machine
-share, and which outlive them."""
+"""The indexes of web workers' callers: files in one folder, which all workers of a machine share and which
+outlive them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from embedshare.errors import EmbedshareError, IndexCorrupted, IndexNotKept, Ove
 from embedshare.web.index_folder import ID, IndexFolder
 from embedshare.web.index_quota import Held, victims
 
-#: Who would change an index that others change waits for so many seconds at most.
+#: The most seconds that a change waits for other changes of an index.
 _TURN_S = 30.0
 
 
 class SavedIndex(Protocol):
-    """What is asked of an index to keep it."""
+    """The functions of an index that storing it needs."""
 
     def save(self, path: Path) -> None: ...
 
@@ -37,10 +37,10 @@ _Stamp = tuple[int, int, int]
 
 
 class IndexFiles(Generic[Kept]):
-    """Indexes by ids that cannot be guessed, bounded in number and bytes: index_quota.py says which give way.
+    """Indexes by ids that cannot be guessed, bounded in number and bytes (see index_quota.py). Thread-safe
+    and process-safe.
 
-    Safe to use from any number of threads and processes. A file is replaced as a whole, and each process
-    opens it again when it was.
+    A file is replaced as a whole, and each process opens a replaced file again.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class IndexFiles(Generic[Kept]):
         most: int,
         most_bytes: int,
     ) -> None:
-        """`load` reads what an index's `save` wrote, which `is_index` knows by its beginning."""
+        """`load` reads the file of an index's `save`; `is_index` recognizes it by its beginning."""
         self._folder = folder
         self._files = IndexFolder(folder, is_index)
         self._load = load
@@ -61,9 +61,9 @@ class IndexFiles(Generic[Kept]):
         self._files.tell_of_others()
 
     def keep(self, index: Kept, owner: str = "") -> str:
-        """Keep a new index, which counts as `owner`'s; its id.
+        """Store a new index, owned by `owner`; returns its id.
 
-        Raises IndexNotKept; TooLarge where it takes more than its owner's share and the others use theirs.
+        Raises IndexNotKept; TooLarge if it exceeds its owner's share and the others use theirs.
         """
         name = secrets.token_hex(16)
         with self._told():
@@ -73,9 +73,9 @@ class IndexFiles(Generic[Kept]):
         return name
 
     def open(self, name: str) -> Kept | None:
-        """The index as it is now, which counts as used; None where there is none of that id.
+        """The current index, which counts as used; None for an unknown id.
 
-        Raises IndexNotKept, and what `load` raises for one of another model.
+        Raises IndexNotKept, and what `load` raises for another model's index.
         """
         if not ID.fullmatch(name):
             return None
@@ -104,10 +104,10 @@ class IndexFiles(Generic[Kept]):
         return index
 
     def change(self, name: str, change: Callable[[Kept, int], None]) -> Kept | None:
-        """The index after `change`, which is given it and its bytes, and none other changes meanwhile.
+        """The index after `change`, which gets the index and its bytes, and excludes other changes.
 
-        Where that fails nothing has changed, and searches go on in the one before. None, and errors, as
-        `open`; Overloaded where others changed it all the time.
+        If that fails nothing has changed, and searches use the old index. None, and errors, as `open`;
+        Overloaded if others kept changing it.
         """
         with self._alone(name):
             if self.open(name) is None:
@@ -120,7 +120,7 @@ class IndexFiles(Generic[Kept]):
         return index
 
     def delete(self, name: str) -> bool:
-        """Let an index go, for all workers; whether there was one."""
+        """Delete an index, for all workers; whether it existed."""
         if not ID.fullmatch(name):
             return False
         with self._alone(name), self._told():
@@ -135,13 +135,13 @@ class IndexFiles(Generic[Kept]):
         return True
 
     def _check_folder(self) -> None:
-        """Raise PermissionError where others can put an index there or read one."""
+        """Raise PermissionError if others can add or read indexes there."""
         fault = platforms.fault_of_trust(self._folder.stat(), 0o077)
         if fault is not None:
             raise PermissionError(errno.EPERM, f"others can read or own the folder ({fault}; chmod 700)")
 
     def _write(self, name: str, index: Kept, owner: str) -> None:
-        """Give the index its place once it is known to have room; before that nothing has changed."""
+        """Publish the index once it is known to have room; before that nothing has changed."""
         draft = self._files.draft(name)
         try:
             index.save(draft)
@@ -177,14 +177,15 @@ class IndexFiles(Generic[Kept]):
                 self._opened.popitem(last=False)
 
     def _close_deleted(self) -> None:
-        """A file that is still mapped would go on taking its place on the disk."""
+        """Close deleted files: mapped ones would keep their space on the disk."""
         with self._lock:
             for name in [name for name in self._opened if not (self._folder / name).exists()]:
                 del self._opened[name]
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Of all threads and processes; indexes of one first digit share a lock: few files lie there so."""
+        """Exclude other threads and processes; ids with the same first digit share a lock, so that few files
+        are there."""
         if not ID.fullmatch(name) or not self._folder.exists():
             yield
             return

@@ -1,6 +1,6 @@
-"""The folder that indexes are kept in: tells our files from others, and notes the owner of each index.
+"""The folder of stored indexes: tells our files from others, and notes each index's owner.
 
-No other file there is ever changed or deleted: an operator may have named a folder that holds other things.
+Other files there are never changed or deleted: an operator may have named a shared folder.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from loguru import logger
 from embedshare import private_file
 from embedshare.web.index_quota import Held
 
-#: An id: 128 random bits. Nothing else becomes part of a path.
+#: An id: 128 random bits. No other text becomes part of a path.
 ID = re.compile(r"[0-9a-f]{32}")
-#: Files that are being written: a draft of `draft`, and the draft that saving an index to it makes first.
+#: Files being written: a draft of `draft`, and the draft that saving an index to it makes first.
 _DRAFT = re.compile(r"\.{1,2}[0-9a-f]{32}(?:\.\d+\.\d+){1,2}")
 _LOCK = re.compile(r"\.(?:room|[0-9a-f])\.lock")
-#: The owners of the indexes, by their ids.
+#: The owners of the indexes, by id.
 _OWNERS = ".owners.json"
 #: Drafts of a worker that was killed are deleted after this many seconds.
 _LEFT_S = 3600.0
-#: Other things in the folder that a line of the log names.
+#: The other files that a log line names.
 _NAMED = 3
 
 
@@ -39,11 +39,11 @@ class IndexFolder:
         self.is_index = is_index
 
     def draft(self, name: str) -> Path:
-        """Where this thread writes an index before it has its place."""
+        """The file that this thread writes an index to before it is published."""
         return self.path / f".{name}.{os.getpid()}.{threading.get_ident()}"
 
     def held(self) -> list[Held]:
-        """The indexes. Called with the folder's lock held, as are those below."""
+        """The indexes. Called with the folder's lock held, as are the methods below."""
         owners = self._owners()
         return [
             Held(entry.name, owners.get(entry.name, ""), status.st_size, status.st_atime)
@@ -52,11 +52,11 @@ class IndexFolder:
         ]
 
     def owner(self, name: str) -> str | None:
-        """The owner of an index; None where that was not noted."""
+        """The owner of an index; None if unknown."""
         return self._owners().get(name)
 
     def note_owners(self, owners: dict[str, str]) -> None:
-        """Keep the owners of the indexes, in place of those noted before."""
+        """Replace the stored owners of the indexes."""
         if owners != self._owners():
             private_file.replace(self.path / _OWNERS, msgspec.json.encode(owners))
 
@@ -65,18 +65,18 @@ class IndexFolder:
         self._delete(self.path / name)
 
     def delete_old_drafts(self) -> None:
-        """Delete drafts that a process left when it ended."""
+        """Delete the drafts of ended processes."""
         for entry, status in self._files():
             if _DRAFT.fullmatch(entry.name) and time.time() - status.st_mtime > _LEFT_S:
                 self._delete(Path(entry.path))
 
     def tell_of_others(self) -> None:
-        """Log which other things are in the folder; they stay as they are."""
+        """Log the other files in the folder; they stay as they are."""
         try:
             with os.scandir(self.path) as entries:
                 others = [entry.name for entry in entries if not self._is_ours(entry)]
         except OSError:
-            return  # the first index makes it, or raises what is wrong with it
+            return  # the first index creates it, or raises its fault
         if others:
             logger.warning(
 
@@ -95,12 +95,12 @@ class IndexFolder:
         return bool(ID.fullmatch(name)) and self.is_index(Path(entry.path))
 
     def _files(self) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-        """Plain files; what another process deletes meanwhile is gone too."""
+        """Plain files; those that another process deletes meanwhile are skipped."""
         with os.scandir(self.path) as entries:
             for entry in entries:
                 try:
                     if entry.is_file(follow_symlinks=False):
-                        yield entry, os.stat(entry.path)  # a DirEntry's own is out of date on Windows
+                        yield entry, os.stat(entry.path)  # a DirEntry's own is outdated on Windows
                 except FileNotFoundError:
                     pass
 
@@ -114,7 +114,7 @@ class IndexFolder:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            # Without its name: an index's id is all that one needs to read it.
+            # Without its name: the id suffices to read an index.
             logger.warning(
                 "Could not delete an index in {} ({})", self.path, error.strerror or type(error).__name__
             )

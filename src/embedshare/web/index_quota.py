@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: An index without any use for this many seconds is evicted first, whoever owns it.
+#: Seconds without use after which an index is evicted first, whoever owns it.
 UNUSED_S = 24 * 3600.0
 
 
 class Held(NamedTuple):
-    """An index that is kept: its id, its owner, its bytes, and the time of its last use in seconds."""
+    """A stored index: its id, its owner, its bytes, and the time of its last use in seconds."""
 
     name: str
     owner: str
@@ -24,9 +24,9 @@ def victims(
 ) -> list[Held] | None:
     """The indexes to evict so that `newest` fits among at most `most` indexes of at most `most_bytes`.
 
-    Owners have equal shares, and may use what others leave free of theirs. Room is taken from the owner that
-    holds most, and there from the index that was used longest ago. None where no other owner holds more than
-    its share: then `newest` itself is too large.
+    Owners have equal shares, and may use the room that others leave. Room is taken from the owner that holds
+    most, the least recently used index first. None if no other owner exceeds its share: then `newest` itself
+    is too large.
     """
     kept, gone = [*held, newest], []
     while len(kept) > most or sum(one.size for one in kept) > most_bytes:

@@ -1,4 +1,4 @@
-"""The model as every API of a worker serves it: how it is asked, and by which names."""
+"""The model behind all APIs of a worker: its calls, and its names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from embedshare.telemetry.cpu_load import CpuLoad
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
 
-#: Ollama's word for a model's newest version, which a name may or may not end with.
+#: Ollama's word for a model's newest version, with which a name may end.
 LATEST = ":latest"
 #: Times that differ by less, in seconds, are of one event.
 _SAME_TIME_S = 2.0
 
 
 class Model(Protocol):
-    """What these routes ask of the model."""
+    """The model's functions that these routes use."""
 
     def embed(
         self,
@@ -41,7 +41,7 @@ class Model(Protocol):
 
 
 class Loaded(NamedTuple):
-    """When the model was loaded, in Unix time, and the bytes that this added to memory, 0 where unknown."""
+    """The model's load time, in Unix time, and the memory that it took in bytes, 0 if unknown."""
 
     at: float
     bytes: int
@@ -50,8 +50,7 @@ class Loaded(NamedTuple):
 class ModelClient:
     """The model behind the APIs.
 
-    `normalize` tells whether vectors are made of length 1 where a request does not say and its API does not
-    promise it.
+    `normalize` tells whether vectors get length 1 by default, if the API does not promise it.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class ModelClient:
         dimensions: int | None = None,
         truncate: bool = True,
     ) -> EmbedResult:
-        """The vectors; None for `normalize` leaves it to the worker.
+        """The vectors; None for `normalize` means the worker's default.
 
-        Raises TooLarge for more than a request may ask for, and what the model raises.
+        Raises TooLarge for more than a request may hold, and the model's errors.
         """
         self._request_limits.check(inputs)
         return self._coalescer.ask(
@@ -113,9 +112,9 @@ class ModelClient:
 
     @property
     def loaded(self) -> Loaded:
-        """When and into how much memory the model that answers was loaded.
+        """The load time and the memory of the model that answers.
 
-        The time is the same in every answer, though the uptime behind it is known less exactly.
+        The time is the same in every answer, though the uptime behind it is less exact.
         """
         stats = self._model.stats()
         at = time.time() - stats["uptime"]
@@ -125,23 +124,23 @@ class ModelClient:
 
     @property
     def short_name(self) -> str:
-        """The model's name without what is before its last slash."""
+        """The model's name without the part before its last slash."""
         return _short(self.description.model_name)
 
     @property
     def names(self) -> list[str]:
-        """The names that the model is listed by, its own first."""
+        """The names in lists of models, its own first."""
         own = self.description.model_name
         return list(dict.fromkeys([own, *(name for name in self._aliases if name != ANY_NAME)]))
 
     def is_own_name(self, name: str) -> bool:
-        """Whether a request names the model by its own name: with or without what is before its last slash,
-        and `:latest` after it. An alias is none: it is for clients that mean another model."""
+        """Whether a request uses the model's own name: with or without the part before its last slash, and
+        `:latest` after it. An alias is not: it is for clients of another model."""
         own = self.description.model_name
         return name.removesuffix(LATEST) in (own.removesuffix(LATEST), self.short_name.removesuffix(LATEST))
 
     def special_tokens(self) -> tuple[list[int], list[int]]:
-        """The ids that the model's tokenizer puts before and after each text."""
+        """The ids that the model's tokenizer adds before and after each text."""
         (tokens,) = self.tokens(["a"], None, True)
         ids = [token[0] for token in tokens]
         of_the_text = [place for place, token in enumerate(tokens) if not token[2]]
@@ -150,7 +149,7 @@ class ModelClient:
         return ids[: of_the_text[0]], ids[of_the_text[-1] + 1 :]
 
     def check_name(self, name: str) -> None:
-        """Raise UnknownModel where a request may not call the model so."""
+        """Raise UnknownModel if a request may not use this name."""
         if ANY_NAME in self._aliases:
             return
         allowed = [*self.names, self.short_name]
@@ -162,5 +161,5 @@ class ModelClient:
 
 
 def _short(name: str) -> str:
-    """The last part of a name, or of the path of a folder."""
+    """The last part of a name, or of a folder's path."""
     return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name

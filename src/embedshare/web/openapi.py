@@ -1,4 +1,4 @@
-"""The OpenAPI description of the routes, made from what each view declares next to its code."""
+"""The OpenAPI description of the routes, made from each view's declarations."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from embedshare.web.routes import of as routes_of
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[EmbedshareError] | type[HTTPException]
-#: A part of a path that stands for any text, as Flask writes it.
+#: A part of a path that stands for any text, in Flask's spelling.
 _VARIABLE = re.compile("<(?:\\w+:)?(\\w+)>")
 _ABOUT = """
 One embedding model, shared by all workers of a machine. Where a worker asks for API keys, send one as
 `Authorization: Bearer KEY` or `X-API-Key: KEY`; each operation names the scopes of which a key needs one.
 Errors are JSON: what was wrong, and what is allowed.
 """
-#: How a caller shows its API key.
+#: The ways to send an API key.
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
@@ -64,12 +64,11 @@ def describe(
     query: Mapping[str, Any] | None = None,
     examples: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Callable[[View], View]:
-    """Declare what a view takes and gives, for its description; its docstring is the operation's text.
+    """Declare a view's input and output, for its description; its docstring is the operation's text.
 
-    `answers` holds by status what it returns: a type that goes out as JSON, or a type for each media type.
-    `errors` are what it may raise beside the unexpected; `body` is the type of its JSON body, or several that
-    it may be of; `query` holds what may come in the address. `examples` are bodies, each with its JSON
-    answer, by the names of their forms.
+    `answers`: by status, the returned type, sent as JSON, or a type for each media type. `errors`: those it
+    may raise besides unexpected ones; `body`: the type of its JSON body, or several; `query`: the parameters
+    of the address. `examples`: bodies, each with its JSON answer, by the names of their forms.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -85,9 +84,9 @@ def describe(
 
 
 def blueprint() -> Blueprint:
-    """`GET /openapi.json`, and the page at `/docs` where people read it and try it out."""
+    """`GET /openapi.json`, and the page at `/docs` to read and try it."""
     routes = Blueprint("openapi", __name__)
-    described = cache(lambda: _description(current_app))  # when it is asked for: then all routes are known
+    described = cache(lambda: _description(current_app))  # on demand: then all routes are known
 
     @routes.get("/openapi.json", scopes=OPEN, tag=Tag.PAGES)
     @describe({200: dict[str, Any]})
@@ -98,7 +97,7 @@ def blueprint() -> Blueprint:
     @routes.get("/docs", scopes=OPEN, tag=Tag.PAGES)
     @describe({200: {"text/html": str}, 304: {}})
     def docs_page() -> Response:
-        """A page where people read this description, and try out what it describes."""
+        """A page to read and try this description."""
         return pages.page("docs", writes_styles=True)
 
     return routes
@@ -133,7 +132,7 @@ def _description(app: Flask) -> dict[str, Any]:
 
 
 def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose description is a docstring."""
+    """A schema whose description is a docstring, without its indentation."""
     described = schema.get("description")
     return schema if described is None else schema | {"description": inspect.cleandoc(described)}
 
@@ -193,19 +192,19 @@ def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any
     if bodies:
         content: dict[str, Any] = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
         content |= _shown({name: asked for name, (asked, _) in operation.examples.items()})
-        # what may come in the address need not come in the body
+        # a parameter of the address need not be in the body
         described["requestBody"] = {"required": not operation.query, "content": {JSON: content}}
     return described
 
 
 _RETRY_AFTER = {
-    "description": "Seconds until there should be room.",
+    "description": "Expected seconds until there is room.",
     "schema": {"type": "integer", "minimum": 0},
 }
 
 
 def _shown(examples: Mapping[str, Any]) -> dict[str, Any]:
-    """One example as such; of several, each under its name."""
+    """A single example alone; several by name."""
     if len(examples) == 1:
         [only] = examples.values()
         return {"example": only}
@@ -213,7 +212,7 @@ def _shown(examples: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(error: Raised) -> str:
-    """What a class of errors means, in one line."""
+    """The meaning of a class of errors, in one line."""
     if issubclass(error, HTTPException):
         return error.description or error.__name__
     return " ".join((inspect.getdoc(error) or "").partition("\n\n")[0].split())

@@ -1,6 +1,6 @@
-"""What a route declares where it is registered: who may call it, how its errors look, where it is described.
+"""A route's declarations at its registration: its scopes, its form of errors, its topic.
 
-`@routes.post("/embed", scopes=("embed",), form=TeiError, tag=Tag.EMBEDDINGS)`: Flask hands them to Route.
+`@routes.post("/embed", scopes=("embed",), form=TeiError, tag=Tag.EMBEDDINGS)`: Flask passes them to Route.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import msgspec
 from flask import Flask
 from werkzeug.routing import Rule
 
-#: The scopes of a route that everybody may call, whose requests are not counted either.
+#: The scopes of a public route, whose requests are not counted either.
 OPEN: tuple[str, ...] = ()
 ADMIN = ("admin",)
 
 
 class Tag(str, Enum):
-    """The topics of the API's description, in the order in which it lists them."""
+    """The topics of the API's description, in its order."""
 
     EMBEDDINGS = "Embeddings"
     OPENAI = "OpenAI's API"
@@ -34,10 +34,10 @@ class Tag(str, Enum):
 
 
 class Route(Rule):
-    """A rule of the URL map, with what was declared of it.
+    """A rule of the URL map, with its declarations.
 
-    A caller's key needs one of `scopes`, or `admin`. A route that declares none needs `admin`: one that was
-    forgotten is closed. `form` is None for errors in this product's own form.
+    A caller's key needs one of `scopes`, or `admin`. A route without scopes needs `admin`, so a forgotten one
+    is closed. `form` is None for errors in this product's own form.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Application(Flask):
     url_rule_class: type[Rule] = Route
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """See Flask, which looks a dozen times a request whether `func` is a coroutine."""
+        """See Flask, which checks a dozen times a request whether `func` is a coroutine."""
         return func
 
 

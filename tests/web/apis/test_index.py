@@ -122,7 +122,7 @@ def test_any_worker_searches_adds_to_and_deletes_any_index(
     ]
     for answer in gone:
         assert (answer.status_code, answer.json["type"]) == (404, "Not Found")
-        assert "make it anew with POST /index" in answer.json["error"]
+        assert "create it again with POST /index" in answer.json["error"]
         assert name in answer.json["error"]
 
 

@@ -18,7 +18,7 @@ LIMITS = Settings(
 @pytest.mark.parametrize(
     ("path", "body", "says"),
     [
-        ("/embed", {"texts": ["a"] * 4}, "4 texts came in one request; EMBEDDING_MAX_TEXTS allows 3"),
+        ("/embed", {"texts": ["a"] * 4}, "4 texts in one request; EMBEDDING_MAX_TEXTS allows 3"),
         (
             "/embed",
             {"texts": ["a", "漢" * 11]},
@@ -27,9 +27,9 @@ LIMITS = Settings(
         (
             "/embed",
             {"texts": ["a" * 7] * 3},
-            "21 characters came in one request; EMBEDDING_MAX_REQUEST_CHARS",
+            "21 characters in one request; EMBEDDING_MAX_REQUEST_CHARS",
         ),
-        ("/index", {"documents": ["a"] * 4}, "4 documents came in one request; EMBEDDING_MAX_TEXTS allows 3"),
+        ("/index", {"documents": ["a"] * 4}, "4 documents in one request; EMBEDDING_MAX_TEXTS allows 3"),
         ("/index", {"documents": ["a" * 11]}, "documents[0] has 11 characters; EMBEDDING_MAX_TEXT_CHARS"),
         ("/index/0123/search", {"query": "a" * 11}, "queries[0] has 11 characters; EMBEDDING_MAX_TEXT_CHARS"),
     ],

@@ -1,1 +1,1 @@
-"""Routes that programs call."""
+"""The routes for programs."""

@@ -1,4 +1,4 @@
-"""Texts to embeddings over HTTP: in this product's own form, and in text-embeddings-inference's."""
+"""Texts to embeddings over HTTP: this product's own form, and text-embeddings-inference's."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from embedshare.web.errors import JSON, TeiError
 from embedshare.web.model_client import ModelClient
 from embedshare.web.routes import Tag
 
-#: What a caller accepts to get vectors as base64 of their little-endian float32 values: 2 KB in place of 5.
+#: The media type for vectors as base64 of their little-endian float32 values: 2 KB instead of 5.
 BASE64 = "application/json;embeddings=base64"
-#: What any of these routes may be refused for.
+#: Errors of all of these routes.
 REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
 #: Errors of the routes of text-embeddings-inference.
 REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
 
 _TEXTS = ["one model", "many workers"]
-#: Shown in place of the vectors of these texts, which are longer.
+#: Shown in place of these texts' longer vectors.
 _VECTORS = [[0.0132, -0.0417, 0.0908], [-0.0564, 0.0231, 0.0175]]
 _TOLD = {"dimension": 3, "model_name": "all-MiniLM-L6-v2", "processing_time_ms": 4.2}
 _INPUTS = {"inputs": _TEXTS}, _VECTORS
@@ -40,7 +40,7 @@ _INPUTS = {"inputs": _TEXTS}, _VECTORS
 class EmbedRequest(msgspec.Struct):
     """Texts to embed.
 
-    Fields of other names are ignored; of a field that comes twice the last one counts.
+    Unknown fields are ignored; of a repeated field the last one counts.
     """
 
     texts: list[str]
@@ -55,9 +55,9 @@ class _Options(msgspec.Struct, kw_only=True):
 
 
 class InputsRequest(_Options, kw_only=True):
-    """Texts to embed, as text-embeddings-inference takes them.
+    """Texts to embed, in text-embeddings-inference's form.
 
-    Longer texts than the model's longest sequence are cut, unless `truncate` is false: then they are an
+    Texts longer than the model's longest sequence are truncated, unless `truncate` is false: then they are an
     error.
     """
 
@@ -72,7 +72,7 @@ class _EitherRequest(_Options, kw_only=True):
 
 
 class Embeddings(msgspec.Struct):
-    """One vector for each text, in the texts' order, and what made them."""
+    """One vector for each text, in the texts' order, and their model."""
 
     embeddings: list[list[float]]
     model_name: str
@@ -92,7 +92,7 @@ class Base64Embeddings(msgspec.Struct):
 
 
 class OneEmbedding(msgspec.Struct):
-    """The vector of one text, and what made it."""
+    """The vector of one text, and its model."""
 
     embedding: list[float]
     dimension: int
@@ -147,8 +147,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         {200: list[list[float]]}, errors=REFUSED_AS_TEI, body=InputsRequest, examples={"inputs": _INPUTS}
     )
     def embed_inputs() -> Response:
-        """The embeddings of `inputs`, for clients of text-embeddings-inference that know a server's address
-        alone."""
+        """The embeddings of `inputs`, for text-embeddings-inference clients with a bare server address."""
         asked = body.read(of_inputs, '{"inputs": ["a text"]}', untyped=True)
         return _bare(model_client, asked.inputs, asked)
 
@@ -183,7 +182,7 @@ def dumped(answer: Any) -> bytes:
 def _text_in_address() -> str | None:
     """The text of `?text=…`.
 
-    Raises InvalidInput where it is not UTF-8: Flask would leave it as %XX, and embed that.
+    Raises InvalidInput if it is not UTF-8: Flask would leave it as %XX, and embed that.
     """
     try:
         unquote_to_bytes(request.query_string).decode()

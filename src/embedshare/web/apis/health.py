@@ -1,4 +1,4 @@
-"""Is this worker alive, how is the model that it shares, and which is it?"""
+"""The health of this worker and of the model that it shares, and the model's description."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from embedshare.web import errors, openapi
 from embedshare.web.errors import TeiError
 from embedshare.web.routes import OPEN, Tag
 
-#: How what a worker depends on is, in a word: `connected`, `disconnected`, `off`, `unknown`.
+#: A dependency's state: `connected`, `disconnected`, `off`, `unknown`.
 Dependencies = Mapping[str, Callable[[], str]]
 
 
 class Observed(Protocol):
-    """What these routes ask of the model."""
+    """The model's functions that these routes use."""
 
     def health(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, Any]: ...
@@ -28,9 +28,10 @@ class Observed(Protocol):
 
 
 class Alive(msgspec.Struct):
-    """The worker answers; how what it depends on was when it was last used.
+    """The worker answers; its dependencies' states at their last use.
 
-    Without its model server a worker answers by a local model, and without its database by what it last knew.
+    Without its model server a worker answers by a local model, and without its database by the last known
+    values.
     """
 
     status: Literal["ok"]
@@ -44,7 +45,7 @@ class ModelInfo(msgspec.Struct):
     """The model that answers.
 
     `prompts` by their names; `similarity` is the function that its vectors are made for; `identity` is the
-    SHA-256 of what its vectors depend on: vectors of one identity can be compared.
+    SHA-256 of everything that its vectors depend on: vectors of one identity can be compared.
     """
 
     status: Literal["loaded"]
@@ -72,7 +73,7 @@ class ModelHealth(msgspec.Struct):
 
 
 class DegradedHealth(msgspec.Struct):
-    """The model server does not answer, and why."""
+    """The model server does not answer, and the reason."""
 
     status: Literal["degraded"]
     embedding_server: Literal["disconnected"]
@@ -82,7 +83,7 @@ class DegradedHealth(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
-    """What the model has done since it was loaded; times in seconds."""
+    """The model's work since it was loaded; times in seconds."""
 
     status: Literal["ok"]
     ipc_mode: bool
@@ -103,7 +104,7 @@ _RUNNING = (
 def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     """`GET /`, `/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
 
-    `dependencies` are asked in each `/health`: they tell what is known, and wait for nothing.
+    `dependencies` are called in each `/health`: they return known states and wait for nothing.
     """
     routes = Blueprint("health", __name__)
     born = time.monotonic()
@@ -111,13 +112,13 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     @routes.get("/", scopes=OPEN, form=TeiError, tag=Tag.HEALTH)
     @openapi.describe({200: {"text/plain": str}})
     def running() -> Response:
-        """Does anything answer here? Clients of Ollama ask so, by GET or HEAD."""
+        """Whether a server answers here; Ollama's clients ask by GET or HEAD."""
         return Response(_RUNNING, content_type="text/plain; charset=utf-8")
 
     @routes.get("/health", scopes=OPEN, tag=Tag.HEALTH)
     @openapi.describe({200: Alive})
     def health() -> dict[str, Any]:
-        """Is this worker alive?"""
+        """Whether this worker is alive."""
         known = {name: state() for name, state in dependencies.items()}
         alive = Alive("ok", "embedshare", __version__, round(time.monotonic() - born, 3), known)
         return msgspec.structs.asdict(alive)
@@ -125,21 +126,21 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     @routes.get("/embedding/health", scopes=("embed", "metrics"), tag=Tag.HEALTH)
     @openapi.describe({200: ModelHealth, 503: DegradedHealth})
     def embedding_health() -> tuple[dict[str, Any], int]:
-        """How is the model?"""
+        """The health of the model."""
         report = model.health()
         return report, 200 if report["status"] == "ok" else 503
 
     @routes.get("/embedding/stats", scopes=("metrics",), tag=Tag.HEALTH)
     @openapi.describe({200: Stats}, errors=errors.OF_THE_MODEL)
     def embedding_stats() -> dict[str, Any]:
-        """What has the model done?"""
+        """The model's work so far."""
         return {"status": "ok", **model.stats()}
 
     @routes.get("/model/info", scopes=("embed",), tag=Tag.HEALTH)
     @openapi.describe({200: ModelInfo}, errors=errors.OF_THE_MODEL)
     def model_info() -> dict[str, Any]:
-        """Which model answers?"""
-        loaded_s = model.stats()["uptime"]  # raises where nobody answers now
+        """The model that answers."""
+        loaded_s = model.stats()["uptime"]  # raises if no model answers now
         described = msgspec.structs.asdict(model.describe())
         similarity = described.pop("similarity_fn_name")
         return {"status": "loaded", "uptime_seconds": loaded_s, "similarity": similarity, **described}

@@ -1,6 +1,6 @@
-"""Vector indexes over HTTP: made from documents, asked, added to, let go.
+"""Vector indexes over HTTP: create, search, extend, delete.
 
-Whichever worker of the machine is asked knows it, also after the one that made it has ended.
+Every worker of the machine knows an index, also after its creator has ended.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from embedshare.web.routes import Tag
 #: Limits of all indexes of a machine's workers together, in equal shares of the API keys that have some.
 MOST_INDEXES = 64
 MOST_BYTES = 256 << 20
-#: What a document takes beside its vector and its text, about: its metadata's own beginning of the text, and
-#: their objects.
+#: The approximate bytes of a document besides its vector and its text: its metadata and their objects.
 _DOCUMENT_BYTES = 1500
 
 
 class VectorIndex(Protocol):
-    """What these routes ask of an index."""
+    """The index's functions that these routes use."""
 
     def __len__(self) -> int: ...
     @property
@@ -44,7 +43,7 @@ class VectorIndex(Protocol):
 
 
 class Indexer(Protocol):
-    """What these routes ask of the model."""
+    """The model's functions that these routes use."""
 
     def build_vector_index(
         self, docs: Sequence[str], urls: Sequence[str] | None = None, *, metric: str, kind: str
@@ -59,28 +58,28 @@ class Indexer(Protocol):
 
 
 class DocumentsRequest(msgspec.Struct):
-    """Documents, and where each of them is from: as many URLs as documents, or none."""
+    """Documents and their sources: as many URLs as documents, or none."""
 
     documents: Annotated[list[str], Meta(min_length=1)]
     urls: list[str] | None = None
 
 
 class IndexRequest(DocumentsRequest):
-    """Documents to make an index of."""
+    """Documents for a new index."""
 
     metric: Literal["l2", "cosine", "ip"] = "l2"
     kind: Literal["auto", "flat", "hnsw", "ivf,pq"] = "auto"
 
 
 class QueryRequest(msgspec.Struct):
-    """A question to an index."""
+    """A query for an index."""
 
     query: str
     top_k: Annotated[body.Whole, Meta(ge=1, le=1000)] = 3
 
 
 class IndexMade(msgspec.Struct):
-    """An index as it is now: its id, its documents' number, its vectors' dimension."""
+    """The current index: its id, its number of documents, its vectors' dimension."""
 
     index: str
     count: int
@@ -88,7 +87,7 @@ class IndexMade(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """A document that is near to the query; `content` is its beginning, rank 1 the nearest.
+    """A document near the query; `content` is its beginning, rank 1 the nearest.
 
     `relevance_score` is the squared L2 distance (lower is nearer), or the cosine or inner product (higher is
     nearer) under those metrics.
@@ -104,7 +103,7 @@ class Result(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """The nearest documents, the nearest first; all of them where `top_k` is more than there are."""
+    """The nearest documents, nearest first; all of them if `top_k` exceeds their number."""
 
     results: list[Result]
 
@@ -114,7 +113,7 @@ _DECLARED: dict[str, Any] = {"scopes": ("search",), "tag": Tag.INDEXES}
 
 
 def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Blueprint:
-    """`/index` and what is below it; `folder`: where the workers of this machine keep their indexes."""
+    """`/index` and its subpaths; `folder`: the place of this machine's indexes."""
     routes = Blueprint("index", __name__)
 
     def load(path: Path) -> VectorIndex:
@@ -134,7 +133,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         body=IndexRequest,
     )
     def make_index() -> tuple[Response, int]:
-        """An index over documents."""
+        """Create an index over documents."""
         asked = body.read(of_index, example)
         _check(asked, request_limits)
         _check_size(asked, model.get_embedding_dimension())
@@ -167,7 +166,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         body=DocumentsRequest,
     )
     def add_documents(index: str) -> Response:
-        """More documents for an index."""
+        """Add documents to an index."""
         asked = body.read(of_documents, example)
         _check(asked, request_limits)
 
@@ -183,7 +182,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
     @routes.delete("/index/<index>", **_DECLARED)
     @openapi.describe({204: {}}, errors=(NotFound, IndexNotKept, Overloaded))
     def delete_index(index: str) -> tuple[str, int]:
-        """Let an index go."""
+        """Delete an index."""
         if not kept.delete(index):
             raise _unknown(index)
         return "", 204
@@ -200,7 +199,7 @@ def _check(asked: DocumentsRequest, request_limits: RequestLimits) -> None:
 
 
 def _check_size(asked: DocumentsRequest, dimension: int, before: int = 0) -> None:
-    """Raises TooLarge where an index of so many bytes would become too large with these documents."""
+    """Raise TooLarge if an index of `before` bytes would become too large with these documents."""
     texts = sum(map(sys.getsizeof, [*asked.documents, *(asked.urls or ())]))
     size = before + texts + len(asked.documents) * (_DOCUMENT_BYTES + 4 * dimension)
     if size > MOST_BYTES:
@@ -211,8 +210,8 @@ def _check_size(asked: DocumentsRequest, dimension: int, before: int = 0) -> Non
 
 def _unknown(name: str) -> NotFound:
     return NotFound(
-        f"there is no index {name!r} here: it was deleted, or gave way to newer ones (the workers of a "
-        f"machine keep {MOST_INDEXES}, of {MOST_BYTES >> 20} MiB together); make it anew with POST /index"
+        f"there is no index {name!r} here: it was deleted, or evicted for newer ones (the workers of a "
+        f"machine keep {MOST_INDEXES}, of {MOST_BYTES >> 20} MiB together); create it again with POST /index"
     )
 
 

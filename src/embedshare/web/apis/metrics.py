@@ -1,7 +1,7 @@
-"""What this worker does, as Prometheus reads it.
+"""This worker's metrics for Prometheus.
 
 With PROMETHEUS_MULTIPROC_DIR set, processes that share a port (gunicorn's) keep their numbers in files there,
-and whichever answers a scrape gives the sum of all; so these are prometheus_client's own metric objects.
+and any of them answers a scrape with the sum of all; so these are prometheus_client's own metric objects.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from embedshare.web import openapi
 from embedshare.web.errors import JSON
 from embedshare.web.routes import Tag
 
-#: The states that `stats()["client"]["state"]` can have, all shown.
+#: The possible values of `stats()["client"]["state"]`, all shown.
 STATES = ("connecting", "connected", "falling back", "refused", "local", "closed")
-#: Methods that have a label of their own; any other word that a stranger sends shares one.
+#: Methods with a label of their own; any other shares one.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-#: How often processes that share files write those numbers that change without a request.
+#: Seconds between writes of the numbers that change without a request, for processes that share files.
 REFRESH_S = 1.0
 SECONDS = tuple(bound / 1e3 for bound in MILLISECONDS)
 TEXT = "text/plain"
-#: The first parts of the routes for programs and people that watch a worker.
+#: The first parts of the routes for monitoring.
 _OPERATORS = frozenset({"dashboard", "embedding", "health", "load", "metrics"})
-#: How long a summary waits for the model server's part of it, in seconds.
+#: Seconds that a summary waits for the model server's part.
 PATIENCE_S = 1.0
 
 
 class Watched(Protocol):
-    """What is asked of the model."""
+    """The model's functions that metrics use."""
 
     calls: Calls
 
@@ -58,9 +58,8 @@ class Watched(Protocol):
 
 
 class Summary(msgspec.Struct):
-    """A worker since it began: requests (`requests_failed`: answered with 5xx), the vectors that it got, the
-    mean time of a request; and how often the model was changed, and how often that failed, since the model
-    server began."""
+    """A worker since its start: requests (`requests_failed`: answered with 5xx), its vectors, the mean time
+    of a request; and the changes of the model and their failures since the model server's start."""
 
     requests_total: int
     requests_failed: int
@@ -95,23 +94,23 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "embedshare_http_requests",
-            "Requests that were answered",
+            "Answered requests",
             ["route", "method", "status"],
             registry=registry,
         )
         self._request_seconds = Histogram(
-            "embedshare_http_request_seconds", "How long requests took", ["route"],
+            "embedshare_http_request_seconds", "Time of requests", ["route"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self._in_flight = _gauge("embedshare_http_requests_in_flight", "Requests being answered", registry)
         self._calls = Counter(
             "embedshare_client_calls",
-            "Calls that this worker made of the model, by who answered",
+            "This worker's calls of the model, by the provider that answered",
             ["method", "outcome", "source"],
             registry=registry,
         )
         seconds = Histogram(
-            "embedshare_client_call_seconds", "Where the time of answered embeddings went", ["stage"],
+            "embedshare_client_call_seconds", "Time of answered embeddings by stage", ["stage"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self._stages = {
@@ -126,15 +125,15 @@ class Metrics:
         self._processes = _gauge("embedshare_worker_processes", "Processes of this worker", registry)
         self._memory = _gauge("embedshare_worker_memory_bytes", "Memory that they hold", registry)
         self._started = Gauge(
-            "embedshare_worker_start_time_seconds", "When the youngest of them began, in Unix time",
+            "embedshare_worker_start_time_seconds", "Start of the youngest of them, in Unix time",
             registry=registry, multiprocess_mode="livemax",
         )  # fmt: skip
         self._changes = {
             name: Counter(f"embedshare_client_{name}", meaning, registry=registry)
             for name, meaning in (
-                ("fallbacks", "Times that a local model took the server's place"),
+                ("fallbacks", "Fallbacks to a local model"),
                 ("returns", "Returns to the server"),
-                ("reconnects", "Connections that took the place of one that had ended"),
+                ("reconnects", "Connections that replaced an ended one"),
             )
         }
         self._seen = dict.fromkeys(self._changes, 0)
@@ -149,7 +148,7 @@ class Metrics:
         return exposition.generate_latest(self._refreshed())
 
     def summary(self) -> Summary:
-        """The few numbers of all that people ask for first."""
+        """The figures that people ask for first."""
         sums: dict[str, float] = defaultdict(float)
         failed = 0.0
         for family in self._refreshed().collect():
@@ -172,7 +171,8 @@ class Metrics:
         )
 
     def requests(self) -> Requests:
-        """Those of this worker's callers, in all processes behind its port that share their numbers."""
+        """The requests of this worker's callers, in all processes behind its port that share their
+        numbers."""
         found = Requests(0.0 if self._shared else self._born, 0, 0, 0)
         for family in self._refreshed().collect() if self._shared else self._requests.collect():
             for sample in family.samples:
@@ -193,7 +193,7 @@ class Metrics:
         return everyone
 
     def _swaps(self) -> tuple[int, int]:
-        """How often the model was changed, and how often that failed; as last known while nobody answers."""
+        """The changes of the model, and their failures; the last known ones while no model answers."""
         try:
             stats = self._latest.get(PATIENCE_S)
             self._known_swaps = stats["swaps"], stats["failed_swaps"]
@@ -202,7 +202,7 @@ class Metrics:
         return self._known_swaps
 
     def refresh(self) -> None:
-        """Write what changes without a request or a call."""
+        """Write the numbers that change without a request or a call."""
         with self._refreshing:
             stats = self._model.client_stats()
             for state in STATES:
@@ -233,11 +233,11 @@ class Metrics:
 
         @app.teardown_request
         def ended(_: BaseException | None) -> None:
-            if g.pop("began", None) is not None:  # a test client tears a request down twice
+            if g.pop("began", None) is not None:  # a test client ends a request twice
                 self._in_flight.dec()
 
     def _begin(self) -> None:
-        """A forked child is a process of its own, without the thread that refreshes its parent's numbers."""
+        """A forked child is a separate process, without its parent's refreshing thread."""
         self._born = time.time()
         self._refreshing = threading.Lock()
         self._is_refreshed = False
@@ -253,7 +253,7 @@ class Metrics:
             self._stages[stage].observe(max(0.0, ms) / 1e3)
 
     def _keep_refreshing(self) -> None:
-        """Where others answer scrapes for this process, see to its numbers."""
+        """Keep the numbers of this process fresh if others answer scrapes for it."""
         if not self._shared or self._is_refreshed:
             return
         self._is_refreshed = True
@@ -275,7 +275,7 @@ def blueprint(measured: Metrics) -> Blueprint:
     def metrics() -> Response:
         """This worker's numbers.
 
-        For Prometheus, or a few of them for who sends `Accept: application/json`.
+        For Prometheus, or a few of them with `Accept: application/json`.
         """
         if request.accept_mimetypes.best_match([TEXT, JSON], TEXT) == JSON:
             response = Response(msgspec.json.encode(measured.summary()), content_type=JSON)
@@ -292,5 +292,5 @@ def _is_operators(route: str) -> bool:
 
 
 def _gauge(name: str, meaning: str, registry: CollectorRegistry, *labels: str) -> Gauge:
-    """A number that is added up over the processes that live."""
+    """A number that is summed over live processes."""
     return Gauge(name, meaning, labels, registry=registry, multiprocess_mode="livesum")

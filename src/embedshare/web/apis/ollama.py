@@ -1,4 +1,4 @@
-"""Ollama's API, as far as it is about embeddings."""
+"""Ollama's API, its part about embeddings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from embedshare.web.routes import Tag
 
 T = TypeVar("T")
 _REFUSED: tuple[openapi.Raised, ...] = (InvalidInput, TooLarge, UnknownModel, *errors.OF_THE_MODEL)
-#: The family of models, as Ollama calls an architecture. A worker knows no more of it than that it embeds.
+#: The family of models, Ollama's word for an architecture. A worker only knows that it embeds.
 _FAMILY = "embedshare"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-#: Until when the model stays loaded, since a client wants a time: it never goes by itself.
+#: The time until which the model stays loaded, as clients want one: it is never unloaded.
 _NEVER = "2318-01-01T00:00:00Z"
 
 
 class OllamaRequest(msgspec.Struct):
     """A text or several; `keep_alive`, `options` and other fields are ignored.
 
-    Longer texts than the model's longest sequence are cut, unless `truncate` is false: then they are an
+    Texts longer than the model's longest sequence are truncated, unless `truncate` is false: then they are an
     error.
     """
 
@@ -43,8 +43,7 @@ class OllamaRequest(msgspec.Struct):
 
 
 class OllamaEmbeddings(msgspec.Struct):
-    """One vector of length 1 for each text, and none for an empty one that came alone; times in
-    nanoseconds."""
+    """One vector of length 1 for each text, and none for a single empty one; times in nanoseconds."""
 
     model: str
     embeddings: list[list[float]]
@@ -61,7 +60,7 @@ class OllamaPrompt(msgspec.Struct):
 
 
 class OllamaEmbedding(msgspec.Struct):
-    """The text's vector; none of an empty text."""
+    """The text's vector; empty for an empty text."""
 
     embedding: list[float]
 
@@ -76,7 +75,7 @@ class OllamaName(msgspec.Struct):
 class OllamaDetails(msgspec.Struct):
     """The model's runtime (`format`) and precision (`quantization_level`).
 
-    A worker does not know how many parameters the model has: `parameter_size` is empty.
+    A worker does not know the model's number of parameters: `parameter_size` is empty.
     """
 
     parent_model: str
@@ -88,10 +87,9 @@ class OllamaDetails(msgspec.Struct):
 
 
 class OllamaModel(msgspec.Struct):
-    """A name that the model can be asked for by; the digest is its identity.
+    """A name for the model; the digest is its identity.
 
-    `modified_at` is when the model was loaded, `size` the bytes of memory that loading it took, 0 where that
-    is not known.
+    `modified_at` is the model's load time, `size` the bytes of memory that loading it took, 0 if unknown.
     """
 
     name: str
@@ -103,7 +101,7 @@ class OllamaModel(msgspec.Struct):
 
 
 class OllamaModels(msgspec.Struct):
-    """The names that the model is listed by."""
+    """The model's listed names."""
 
     models: list[OllamaModel]
 
@@ -159,7 +157,7 @@ _DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.OLLAMA}
 
 
 def blueprint(model_client: ModelClient) -> Blueprint:
-    """What is below `/api`."""
+    """The routes below `/api`."""
     routes = Blueprint("ollama", __name__)
     of_input = msgspec.json.Decoder(OllamaRequest)
     of_prompt = msgspec.json.Decoder(OllamaPrompt)
@@ -185,7 +183,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
             "model": asked.model,
             "embeddings": found.rows,
             "total_duration": time.perf_counter_ns() - began,
-            "load_duration": 0,  # the model server has loaded it long before
+            "load_duration": 0,  # the model server loaded it earlier
             "prompt_eval_count": found.tokens,
         }
         return Response(dumped(answer), content_type=JSON)
@@ -204,7 +202,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.get("/api/tags", **_DECLARED)
     @openapi.describe({200: OllamaModels}, errors=errors.OF_THE_MODEL)
     def ollama_tags() -> Response:
-        """The names that the model is listed by."""
+        """The model's listed names."""
         loaded, described = model_client.loaded, model_client.description
         at, digest, details = _time(loaded.at), described.identity, _details(described)
         return _json(
@@ -229,7 +227,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.post("/api/show", **_DECLARED)
     @openapi.describe({200: OllamaShown}, errors=_REFUSED, body=OllamaName)
     def ollama_show() -> Response:
-        """What there is to tell of the model."""
+        """The model's description."""
         asked = _read(of_name, '{"model": "any"}')
         name = asked.name if asked.model is None else asked.model
         if name is None:
@@ -254,19 +252,19 @@ def blueprint(model_client: ModelClient) -> Blueprint:
 
 
 def _read(decoder: msgspec.json.Decoder[T], example: str) -> T:
-    """The body as Ollama reads it: JSON whatever its type, since `curl -d` and `fetch` name others."""
+    """The body in Ollama's reading: JSON whatever its type, since `curl -d` and `fetch` name others."""
     return body.read(decoder, example, any_type=True, replaces_half_pairs=True)
 
 
 def _tags(model_client: ModelClient) -> list[str]:
-    """The names of the model, its own first, each with a tag. A folder's is the last part of its path."""
+    """The names of the model, its own first, each with a tag; a folder's is the last part of its path."""
     own, *aliases = model_client.names
     hub_name = [own] if _HUB_NAME.fullmatch(own) else []
     return list(dict.fromkeys(map(_tagged, [model_client.short_name, *hub_name, *aliases])))
 
 
 def _time(seconds: float) -> str:
-    """RFC 3339, as typed clients read it."""
+    """RFC 3339, for typed clients."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 

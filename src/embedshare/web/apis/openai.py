@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API, for clients that have its address and its models' names set."""
+"""OpenAI's embeddings API, for clients with its address and model names."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _SEND_TEXTS = "send the texts themselves (LangChain's OpenAIEmbeddings: check_em
 class OpenAIRequest(msgspec.Struct):
     """A text, several, a text's token ids, or those of several; `user` and other fields are ignored.
 
-    Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them, and are taken only
-    where `model` is the served model's own name. Without `model` the served one answers.
+    Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them, and need `model` to be
+    the served model's own name. Without `model` the served one answers.
     """
 
     input: Annotated[
@@ -75,7 +75,7 @@ class OpenAIEmbeddings(msgspec.Struct):
 
 
 class OpenAIModel(msgspec.Struct):
-    """A name that the model can be asked for by."""
+    """A name for the model."""
 
     id: str
     object: Literal["model"]
@@ -84,7 +84,7 @@ class OpenAIModel(msgspec.Struct):
 
 
 class OpenAIModels(msgspec.Struct):
-    """The names that the model is listed by."""
+    """The model's listed names."""
 
     object: Literal["list"]
     data: list[OpenAIModel]
@@ -148,14 +148,14 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.get("/v1/models", **_DECLARED)
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
-        """The names that the model is listed by."""
+        """The model's listed names."""
         answer = OpenAIModels("list", [_model(name, created) for name in model_client.names])
         return Response(msgspec.json.encode(answer), content_type=JSON)
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
-        """Whether the model can be asked for by a name, which may hold slashes."""
+        """Whether the model answers to a name, which may hold slashes."""
         model_client.check_name(name)
         return Response(msgspec.json.encode(_model(name, created)), content_type=JSON)
 
@@ -171,10 +171,10 @@ def _are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
 
 
 def _check_tokens(sequences: list[list[int]], model: str | None, model_client: ModelClient) -> None:
-    """Raise InvalidInput where token ids may be another tokenizer's: they would give other texts' vectors.
+    """Raise InvalidInput if token ids may be another tokenizer's: they would give other texts' vectors.
 
     OpenAI's clients send ids of OpenAI's vocabulary under OpenAI's names, and LangChain under any name; most
-    of them are ids of the served model's vocabulary too. Its own sequences have the special tokens that its
+    of them are valid in the served model's vocabulary too. Its own sequences have the special tokens that its
     tokenizer puts around each text. The model server is asked for these each time, since a model can change.
     """
     if model is None or not model_client.is_own_name(model):

@@ -1,4 +1,4 @@
-"""The web search over HTTP, and a page where a person can try it."""
+"""The web search over HTTP, and a page to try it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedshare.web.routes import OPEN, Tag
 
 
 class Ranked(Protocol):
-    """A part of a page, and how far it is from the query."""
+    """A part of a page, and its distance to the query."""
 
     @property
     def url(self) -> str: ...
@@ -31,8 +31,8 @@ class Ranked(Protocol):
 
 
 class Found(Protocol):
-    """What a search came back with: the best passage of each source, the others of these sources, and a
-    struct of seconds."""
+    """A search's result: the best passage of each source, further ones of these sources, and a struct of
+    seconds."""
 
     @property
     def context(self) -> str: ...
@@ -47,15 +47,15 @@ class Found(Protocol):
 
 
 class Searcher(Protocol):
-    """What this route asks of the model."""
+    """The model's function that this route uses."""
 
     def web_search(self, search_query: str, *, max_chars: int) -> Found: ...
 
 
 class SearchRequest(msgspec.Struct):
-    """A question to the web.
+    """A query for the web.
 
-    `query` is not blank. `max_results` bounds the passages that come back, `max_chars` the characters of one.
+    `query` is not blank. `max_results` bounds the returned passages, `max_chars` the characters of each.
     """
 
     query: Annotated[str, Meta(pattern=r"\S", max_length=1000)]
@@ -73,7 +73,7 @@ class Passage(msgspec.Struct):
 
 
 class Timings(msgspec.Struct):
-    """Seconds: the engine's answer, the pages, their passages embedded and ranked, and all of it."""
+    """Seconds: the engine's answer, the pages, embedding and ranking their passages, and the whole search."""
 
     engine_s: float
     fetch_s: float
@@ -82,10 +82,10 @@ class Timings(msgspec.Struct):
 
 
 class SearchAnswer(msgspec.Struct):
-    """What was found: `context` for a language model, the URLs that it is made of, the passages best first,
-    and where the time went.
+    """The result: `context` for a language model, the URLs of its sources, the passages best first, and
+    timings.
 
-    Where nothing was found, `context` says so in a sentence and there are no passages.
+    If nothing was found, `context` says so in a sentence and there are no passages.
     """
 
     context: str
@@ -94,7 +94,7 @@ class SearchAnswer(msgspec.Struct):
     timings: Timings
 
 
-#: When a worker whose places for searches are taken is to be asked again, in seconds.
+#: Seconds until a retry, when all places for searches are taken.
 RETRY_AFTER_S = 2.0
 _OFF = (
     "this worker does not search the web, since it listens beyond its own machine or EMBEDDING_WEB_SEARCH is "
@@ -105,8 +105,8 @@ _OFF = (
 def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     """`POST /search {"query": ...}`, and the page at `GET /search`.
 
-    `model` is None where it is not allowed. At most `at_once` searches are under way at a time, so that
-    those who wait for the web leave threads to those who ask for embeddings.
+    `model` is None if search is not allowed. At most `at_once` searches run at a time, so that threads remain
+    for requests of embeddings.
     """
     routes = Blueprint("search", __name__)
     decoder = msgspec.json.Decoder(SearchRequest)
@@ -115,7 +115,7 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
     @routes.get("/search", scopes=OPEN, tag=Tag.SEARCH)
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def search_page() -> Response:
-        """A page where people can try the web search."""
+        """A page to try the web search."""
         return pages.page("search")
 
     @routes.post("/search", scopes=("search",), tag=Tag.SEARCH)
@@ -132,10 +132,10 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
         body=SearchRequest,
     )
     def search_web() -> Response:
-        """What the web says to a question.
+        """The web's answer to a query.
 
-        A search engine's results are fetched, read and cut into passages, and the passages nearest to the
-        query come back.
+        A search engine's results are fetched, parsed and cut into passages, and the passages nearest to the
+        query are returned.
         """
         asked = body.read(decoder, '{"query": "what is asked"}')
         if model is None:

@@ -1,4 +1,4 @@
-"""The settings that can be changed while everything runs: shown, changed, and who changed them."""
+"""The settings that can change at run time: their values, changes and audit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from embedshare.settings_store.current import SettingsSnapshot
 from embedshare.web import body, openapi
 from embedshare.web.routes import Tag
 
-#: Changes that `/settings/audit` shows, at most and where nothing else is asked for.
+#: The most changes that `/settings/audit` returns, and the default.
 MOST_CHANGES, CHANGES = 1000, 100
 _CHANGING = (
     UnknownSetting, SettingsFixed, InvalidSetting, DatabaseUnavailable, SwapRefused, ServerUnavailable,
@@ -38,7 +38,7 @@ _SENT = (InvalidInput, TooLarge, UnsupportedMediaType)
 
 
 class Changes(Protocol):
-    """What these routes ask of who keeps the settings."""
+    """The stored settings' functions that these routes use."""
 
     @property
     def live(self) -> Any: ...
@@ -49,31 +49,31 @@ class Changes(Protocol):
 
 
 class SettingRequest(msgspec.Struct):
-    """A setting and its value: a text, or of the type that the setting has."""
+    """A setting and its value: a text, or a value of the setting's type."""
 
     key: str
     value: Any
 
 
 class BulkRequest(msgspec.Struct):
-    """Values by setting: all of them hold afterwards, or none."""
+    """Values by setting: all of them are applied, or none."""
 
     settings: Annotated[dict[str, Any], Meta(min_length=1)]
 
 
 class SettingsAnswer(msgspec.Struct):
-    """What holds now, and whose it is."""
+    """The values in force, and their source."""
 
     settings: dict[str, Any]
     supported_keys: list[str]
     source: Literal["environment", "database"]
     version: int
     notes: dict[str, str]
-    """What is to be said of settings that were changed and do not hold at once."""
+    """Notes on changed settings that take effect later."""
 
 
 class Change(msgspec.Struct):
-    """A change of a setting; `old` and `new` are null where the environment's value held."""
+    """A change of a setting; `old` and `new` are null for the environment's value."""
 
     changed_at: datetime
     changed_by: str
@@ -85,7 +85,7 @@ class Change(msgspec.Struct):
 
 
 class Audit(msgspec.Struct):
-    """The latest changes, the last one first."""
+    """The latest changes, newest first."""
 
     changes: list[Change]
 
@@ -109,7 +109,7 @@ def blueprint(changes: Changes) -> Blueprint:
     @routes.get("/settings", **_DECLARED)
     @openapi.describe({200: SettingsAnswer})
     def settings() -> dict[str, Any]:
-        """What can be changed while everything runs, and what holds."""
+        """The settings that can change at run time, and their values."""
         return _answer(changes, changes.live.now, set())
 
     @routes.post("/settings", **_DECLARED)
@@ -117,7 +117,7 @@ def blueprint(changes: Changes) -> Blueprint:
     def set_one() -> dict[str, Any]:
         """Change a setting, for every worker and the model server.
 
-        It is applied first and kept then: what cannot be applied changes nothing.
+        It is applied first and then stored: a value that cannot be applied changes nothing.
         """
         asked = body.read(single, '{"key": "max_batch_size", "value": 32}')
         return _answer(changes, changes.change({asked.key: asked.value}, _who()), {asked.key})
@@ -132,7 +132,7 @@ def blueprint(changes: Changes) -> Blueprint:
     @routes.delete("/settings/<setting:key>", **_DECLARED)
     @openapi.describe({200: SettingsAnswer}, errors=_CHANGING)
     def delete(key: str) -> dict[str, Any]:
-        """Have the environment's value hold again."""
+        """Restore the environment's value."""
         return _answer(changes, changes.delete(key, _who()), {key})
 
     @routes.get("/settings/audit", **_DECLARED)
@@ -142,7 +142,7 @@ def blueprint(changes: Changes) -> Blueprint:
         query={"limit": Annotated[int, Meta(ge=1, le=MOST_CHANGES)]},
     )
     def audit() -> Any:
-        """Who changed what, and when: the latest 100 changes, or as many as `limit` says."""
+        """The latest 100 changes, or as many as `limit` says, with author and time."""
         rows = changes.audit(_limit())
         return jsonify(msgspec.to_builtins(Audit([_change(row) for row in rows])))
 
@@ -166,7 +166,7 @@ def _change(row: Any) -> Change:
 
 
 def _who() -> str:
-    """The caller: by the name of its key, else by its address."""
+    """The caller: its key's name, else its address."""
     return getattr(g, "caller_name", None) or request.remote_addr or "unknown"
 
 

@@ -1,4 +1,4 @@
-"""What text-embeddings-inference has beside `/embed`: what the model is, and its tokens."""
+"""text-embeddings-inference's routes besides `/embed`: the model's description, and its tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Info(msgspec.Struct):
 
 
 class TokenizeRequest(msgspec.Struct):
-    """Texts to be told the tokens of."""
+    """Texts to tokenize."""
 
     inputs: str | list[str]
     add_special_tokens: bool = True
@@ -38,7 +38,7 @@ class TokenizeRequest(msgspec.Struct):
 
 
 class SimpleToken(msgspec.Struct):
-    """A token and the characters of the text that it stands for; none for a special one."""
+    """A token and its characters in the text; none for a special one."""
 
     id: int
     text: str
@@ -58,7 +58,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.get("/info", **_DECLARED)
     @openapi.describe({200: Info}, errors=errors.OF_THE_MODEL)
     def info() -> Response:
-        """What the model is."""
+        """The model's description and limits."""
         described = model_client.description
         return _json(
             Info(
@@ -77,7 +77,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.post("/tokenize", **_DECLARED)
     @openapi.describe({200: list[list[SimpleToken]]}, errors=REFUSED_AS_TEI, body=TokenizeRequest)
     def tokenize() -> Response:
-        """The tokens of texts, none of which is cut."""
+        """The tokens of texts, without truncation."""
         asked = body.read(decoder, '{"inputs": ["a text"]}', untyped=True)
         told = model_client.tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
         return _json([[SimpleToken(*token) for token in one] for one in told])

@@ -1,1 +1,1 @@
-"""What stands before every route."""
+"""The guards before every route."""

@@ -1,4 +1,4 @@
-"""Who may call what, and how often: asked before any view."""
+"""Checks a caller's API key and rate before any view."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NO_KEY = (
     "this needs an API key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`; `service_manager.py keys "
     "create` makes one"
 )
-_UNKNOWN_KEY = "the API key that came is not valid: it is mistyped, was revoked or has expired"
-#: Of an IPv6 address the part that a network has: its hosts choose the rest as they like.
+_UNKNOWN_KEY = "the API key is not valid: it is mistyped, revoked or expired"
+#: The network part of an IPv6 address; hosts choose the rest freely.
 _IPV6_NETWORK_BITS = 64
-#: IPv4 callers of a network that speaks IPv6 alone are seen there, each by its own address.
+#: IPv4 callers of an IPv6-only network are seen there, each by its own address.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -31,9 +31,9 @@ class Rates(Protocol):
 
 
 def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
-    """Let the callers of `ring` in alone, and count requests by `rates`; None does neither.
+    """Admit the callers of `ring` alone, and count requests by `rates`; None does neither.
 
-    `g.caller_name` is the key's name from then on. What is open to everybody is not counted.
+    `g.caller_name` is the key's name from then on. Public routes are not counted.
     """
 
     @app.before_request
@@ -59,7 +59,7 @@ def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
 
 
 def _key() -> str | None:
-    """The key that a request came with, in one of the headers that clients use.
+    """The request's key, in one of the headers that clients use.
 
     Never from its address, which logs and browsers keep.
     """
@@ -70,9 +70,9 @@ def _key() -> str | None:
 
 
 def _admitted(caller: Principal | None, key: str | None, needed: tuple[str, ...]) -> Principal:
-    """The caller, where the key is one and good for this.
+    """The caller, if the key is valid for this.
 
-    Raises Unauthenticated, Forbidden; the headers that tell of it are those of RFC 6750.
+    Raises Unauthenticated, Forbidden, with the headers of RFC 6750.
     """
     if caller is None:
         fault = "" if key is None else ', error="invalid_token"'
@@ -105,10 +105,10 @@ def _count(rates: Rates, subject: str) -> None:
 
 
 def _network(address: str | None) -> str:
-    """The subject of a caller's rate: an IPv4 address, however it is written, or a network of IPv6 addresses.
+    """The subject of a caller's rate: an IPv4 address in any spelling, or a network of IPv6 addresses.
 
-    Proxies write `address:port` and `[address]:port` too, and a socket that takes both kinds shows an IPv4
-    caller as an IPv6 address.
+    Proxies write `address:port` and `[address]:port` too, and a dual-stack socket shows an IPv4 caller as an
+    IPv6 address.
     """
     try:
         parsed = ipaddress.ip_address(_without_port(address or ""))

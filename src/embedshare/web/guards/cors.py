@@ -1,6 +1,6 @@
-"""Which pages of other origins may call this worker from their visitors' browsers.
+"""Allows pages of other origins to call this worker from their visitors' browsers.
 
-Own code, since Flask-CORS fixes the origins when it is set up, and these may change while the worker runs.
+Own code, since Flask-CORS fixes the origins at setup, and these may change while the worker runs.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 
 from flask import Flask, Response, request
 
-#: What a page may read of an answer beside its body and the few headers that browsers always show.
+#: Headers that a page may read, besides the few that browsers always show.
 _EXPOSED = (
     "X-Request-ID, Retry-After, WWW-Authenticate, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset"
 )
-#: How long a browser may remember a preflight's answer, in seconds: as long a withdrawn origin is allowed.
+#: Seconds that a browser may cache a preflight's answer: a withdrawn origin stays allowed that long.
 _REMEMBERED_S = 60
 
 
 def register(app: Flask, origins: Callable[[], Sequence[str]]) -> None:
-    """Allow the pages of `origins()`, of which `*` is all; it is asked for at each request.
+    """Allow the pages of `origins()`, where `*` is all; it is called for each request.
 
-    Cookies are never allowed: this worker knows none, and who calls shows a key. A preflight is answered
-    here, before anyone asks for that key, which browsers do not send along with it.
+    Cookies are never allowed: this worker has none, and callers send a key. A preflight is answered here,
+    before the check of that key, which browsers do not send with it.
     """
 
     @app.before_request
@@ -42,7 +42,7 @@ def register(app: Flask, origins: Callable[[], Sequence[str]]) -> None:
         wanted = request.headers.get("Access-Control-Request-Method")
         if request.method == "OPTIONS" and wanted is not None:
             headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
-            # as asked for, since clients have headers of their own and `*` would leave out Authorization
+            # as requested, since clients have headers of their own and `*` would leave out Authorization
             headers["Access-Control-Allow-Headers"] = request.headers.get(
                 "Access-Control-Request-Headers", ""
             )

@@ -1,8 +1,8 @@
-"""Refuses requests that a page of another site has a browser send to a worker that asks for no API key.
+"""Refuses requests that another site's page makes a browser send to a worker without API keys.
 
-Such a worker trusts everybody on its machine, and a browser there obeys any page. Two guards stand before
-every route, embedding too. The host must mean this machine, since a page can have its own name lead here. The
-origin, where a browser names one, must be the worker's own or an allowed one.
+Such a worker trusts its machine, where a browser obeys any page. Two guards stand before every route,
+embedding too. The host must mean this machine, since a page can point its own name here. The origin, if a
+browser names one, must be the worker's own or an allowed one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from embedshare import hosts
 from embedshare.errors import HostRefused, OriginRefused
 from embedshare.settings import Settings
 
-#: Values of Sec-Fetch-Site for a request that no other site has caused.
+#: Values of Sec-Fetch-Site for a request that no other site caused.
 _OWN = ("same-origin", "none")
-#: Origins of programs that were installed on this machine, as Ollama takes them too; no page has one.
+#: Origins of programs installed on this machine, which Ollama accepts too; no page has one.
 _OF_PROGRAMS = ("app://", "file://", "tauri://", "vscode-file://", "vscode-webview://")
 _ANY = "*"
 _SHOWN_CHARS = 100
 
 
 def register(app: Flask, settings: Settings, cors_origins: Callable[[], Sequence[str]]) -> None:
-    """Put the guards before every request; the origins that CORS allows may change while the worker runs."""
+    """Put the guards before every request; the allowed origins may change while the worker runs."""
     host_names = (*settings.web.allowed_hosts, settings.web.host)
 
     @app.before_request
@@ -32,7 +32,7 @@ def register(app: Flask, settings: Settings, cors_origins: Callable[[], Sequence
         host = request.environ.get("HTTP_HOST", "")
         check_host(host, host_names)
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            return  # the browser asks whether a page may: web/guards/cors.py answers
+            return  # a preflight, which web/guards/cors.py answers
         check_origin(
             request.headers.get("Origin"),
             request.headers.get("Sec-Fetch-Site"),
@@ -45,7 +45,7 @@ def register(app: Flask, settings: Settings, cors_origins: Callable[[], Sequence
 
 
 def check_host(host: str, allowed: Sequence[str]) -> None:
-    """Raise HostRefused where a Host header names neither this machine nor one of the `allowed` hosts."""
+    """Raise HostRefused if a Host header names neither this machine nor one of the `allowed` hosts."""
     if hosts.means_this_machine(host, allowed):
         return
     shown = host[:_SHOWN_CHARS]
@@ -60,11 +60,11 @@ def check_host(host: str, allowed: Sequence[str]) -> None:
 def check_origin(
     origin: str | None, site: str | None, *, follows_link: bool, host: str, allowed: Sequence[str]
 ) -> None:
-    """Raise OriginRefused where a browser says that another site's page sent a request.
+    """Raise OriginRefused if a browser says that another site's page sent a request.
 
-    `site` is Sec-Fetch-Site, which pages cannot set. A proxy may have changed `host`, so the browser's word
-    that both are one origin counts first. A person who follows a link to a page here is let in: the other
-    site does not see the answer. Programs that are no browsers send none of these headers.
+    `site` is Sec-Fetch-Site, which pages cannot set. It precedes `host`, which a proxy may have changed. A
+    person who follows a link to a page here is admitted: the other site does not see the answer. Programs
+    other than browsers send none of these headers.
     """
     if site == "same-origin" or _ANY in allowed:
         return

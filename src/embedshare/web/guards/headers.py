@@ -1,4 +1,4 @@
-"""Headers that every answer has, so that no browser makes more of it than it is."""
+"""Security headers of every answer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: What holds for every answer: JSON is not taken for something to run, nothing is shown in another's frame,
-#: no address goes to another site, and no other site loads it as a picture, a script or the like.
+#: Headers of every answer: JSON is not executed, nothing is framed, no address goes to another site, and no
+#: other site loads it as a picture, a script or the like.
 FIXED = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
-#: What holds where a view says nothing else: nobody keeps an answer, and shown in a browser it loads nothing.
+#: Defaults for answers of views: not cached, and without any resource if shown in a browser.
 _UNLESS_SAID = (
     ("Cache-Control", "no-store"),
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
 )
-#: Told to browsers that came over TLS: come that way for a year.
+#: For browsers that came over TLS: use it for a year.
 _HSTS = ("Strict-Transport-Security", "max-age=31536000")
 
 
@@ -34,7 +34,7 @@ def register(app: Flask) -> None:
 
 
 class _Protected:
-    """Adds them where an answer begins: a hook of Flask's, on each header by itself, takes much longer."""
+    """Adds them where an answer begins: a Flask hook, header by header, takes much longer."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app

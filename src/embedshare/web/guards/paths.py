@@ -1,9 +1,8 @@
-"""The spellings of a path that the clients of other services' APIs make of an address.
+"""Normalizes paths as clients of other services' APIs spell them.
 
-Client libraries join a base address and a path, so that slashes are doubled or left at the end, and some are
-given the address without `/v1`. Such a path becomes the route's own before anything else looks at it: keys,
-the forms of errors and metrics know one path for each route. Other routes keep exact paths, since a proxy may
-let some of them through and not others.
+Client libraries join a base address and a path, which doubles slashes or leaves one at the end, and some get
+the address without `/v1`. Such a path becomes the route's own before keys, forms of errors and metrics see
+it. Other routes keep exact paths, since a proxy may allow some of them and not others.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ _SLASHES = re.compile("/{2,}")
 
 
 def register(app: Flask) -> None:
-    """Have the application see each path in its own spelling."""
+    """Give the application each path in its own spelling."""
     app.wsgi_app = _Normalized(app.wsgi_app)  # type: ignore[method-assign]
 
 
 def normalized(path: str) -> str:
-    """The path that a route has, for any spelling of it."""
+    """The route's path, for any spelling of it."""
     single = _SLASHES.sub("/", path)
     single = single.rstrip("/") or single[:1]
     first = single.partition("/")[2].partition("/")[0]
@@ -41,5 +40,5 @@ class _Normalized:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ["PATH_INFO"] = normalized(environ.get("PATH_INFO", ""))  # absent where it is empty
+        environ["PATH_INFO"] = normalized(environ.get("PATH_INFO", ""))  # absent if it is empty
         return self._app(environ, start_response)

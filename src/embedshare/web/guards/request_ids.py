@@ -1,4 +1,5 @@
-"""The id of each request: taken from who sends one, told in the answer, and in every log line meanwhile."""
+"""Gives each request an id: the caller's or a new one, repeated in the answer and in every log line
+meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ HEADER = "X-Request-ID"
 
 
 def register(app: Flask) -> None:
-    """Give every request an id. First of all hooks, so that the others' log lines have it."""
+    """Give every request an id, before all other hooks, so that their log lines have it."""
 
     @app.before_request
     def enter() -> None:
@@ -23,4 +24,4 @@ def register(app: Flask) -> None:
 
     @app.teardown_request
     def leave(_: BaseException | None) -> None:
-        request_ids.enter(None)  # the thread goes on to other requests
+        request_ids.enter(None)  # the thread serves other requests next

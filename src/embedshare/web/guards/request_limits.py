@@ -1,4 +1,4 @@
-"""How much one request may ask for."""
+"""Limits the size of one request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from embedshare.settings import Settings
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The most that a request may hold: texts, characters of one text, and of all; 0 characters are no limit.
+    """The limits of a request: texts, characters of one text, and of all; 0 characters are no limit.
 
-    Characters and not tokens: these are the model server's to count, which cuts each text at the model's
-    longest sequence. So texts bound what is computed, and characters what is cut into tokens for it.
+    Characters, not tokens: the model server counts those, and truncates each text at the model's longest
+    sequence. So texts bound the computation, and characters the tokenizing.
     """
 
     texts: int
@@ -26,12 +26,12 @@ class RequestLimits:
         return cls(settings.server.max_texts, settings.web.max_text_chars, settings.web.max_request_chars)
 
     def check(self, texts: Sequence[Sized], what: str = "texts") -> None:
-        """Raises TooLarge, with the limit's name, where `texts` are more than is allowed.
+        """Raise TooLarge, with the limit's name, for too many or too long `texts`.
 
-        Of a sequence of token ids each id counts as a character.
+        Each id of a sequence of token ids counts as a character.
         """
         if len(texts) > self.texts:
-            raise _over(f"{len(texts):,} {what} came in one request", "EMBEDDING_MAX_TEXTS", self.texts)
+            raise _over(f"{len(texts):,} {what} in one request", "EMBEDDING_MAX_TEXTS", self.texts)
         if not (self.text_chars or self.request_chars):
             return
         lengths = [len(text) for text in texts]
@@ -40,7 +40,7 @@ class RequestLimits:
             said = f"{what}[{lengths.index(longest)}] has {longest:,} characters"
             raise _over(said, "EMBEDDING_MAX_TEXT_CHARS", self.text_chars)
         if self.request_chars and sum(lengths) > self.request_chars:
-            said = f"{sum(lengths):,} characters came in one request"
+            said = f"{sum(lengths):,} characters in one request"
             raise _over(said, "EMBEDDING_MAX_REQUEST_CHARS", self.request_chars)
 
 

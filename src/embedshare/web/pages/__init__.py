@@ -1,4 +1,4 @@
-"""Pages for people, and what they ship: files of the worker's own, and nothing from elsewhere."""
+"""Pages for people, from the worker's own files alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flask import Response, request, send_file
 from jinja2 import Environment, FileSystemLoader
 
 _STATIC = Path(__file__).with_name("static")
-#: By a file's ending. Not the machine's own table, which on Windows may call JavaScript plain text.
+#: Media types by a file's ending. The machine's table may call JavaScript plain text on Windows.
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -18,7 +18,7 @@ MEDIA_TYPES = {
 #: What pages load, by name.
 FILES = {path.name: path for path in _STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
-#: Asked for anew at each visit, and sent only where it has changed: an upgrade is seen at once.
+#: Revalidated at each visit, and sent only if changed, so that an upgrade shows at once.
 _CACHED = "no-cache"
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{style}; img-src 'self'{image}; font-src 'self'; "
@@ -27,9 +27,9 @@ _CONTENT_SECURITY_POLICY = (
 
 
 def page(name: str, *, writes_styles: bool = False) -> Response:
-    """A page of that name, which may load and ask nothing but this worker.
+    """The page of that name, which may load from and call this worker alone.
 
-    `writes_styles`: it sets styles, and pictures as data, by itself, as Swagger UI does.
+    `writes_styles`: it sets styles, and pictures as data, as Swagger UI does.
     """
     text = _TEMPLATES.get_template(f"{name}.html").render(page=name)
     response = Response(text, content_type="text/html; charset=utf-8")

@@ -1,4 +1,4 @@
-"""A page that shows what the shared model does, live, and the figures that it draws."""
+"""The live page of the shared model's work, and its data."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from embedshare.web.routes import OPEN, Tag
 
 
 class Observed(Protocol):
-    """What this page asks of the model."""
+    """The model's functions that this page uses."""
 
     def stats(self) -> dict[str, Any]: ...
     def client_stats(self) -> dict[str, Any]: ...
 
 
 class Process(msgspec.Struct):
-    """A process that serves the model or uses it; null is what nobody here knows.
+    """A process that serves the model or uses it; null is unknown.
 
-    `calls` is how many it has made (a worker) or answered (the server) since it began.
+    `calls` is the number of calls made (a worker) or answered (the server) since its start.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Process(msgspec.Struct):
 
 
 class Memory(msgspec.Struct):
-    """What the server and the `processes` connected to it take together (`shared_mb`), and what those
-    processes would take without it, with a model of `model_mb` in each (`unshared_mb`)."""
+    """Memory of the server and the connected `processes` together (`shared_mb`), and of those processes with
+    a model of `model_mb` in each instead (`unshared_mb`)."""
 
     processes: int
     shared_mb: float | None
@@ -51,10 +51,9 @@ class Memory(msgspec.Struct):
 
 
 class DashboardData(msgspec.Struct):
-    """Figures at `time` (seconds since 1970): counters and histograms add up since their process began.
+    """Figures at `time` (seconds since 1970): counters and histograms cumulate since their process's start.
 
-    `http` counts this worker's requests, `server` the calls of the model that all workers make: requests that
-    go together are one call.
+    `http` counts this worker's requests, `server` the calls of all workers: coalesced requests are one call.
     """
 
     time: float
@@ -66,7 +65,7 @@ class DashboardData(msgspec.Struct):
     http: Requests | None = None
 
 
-#: What a page waits for the figures, in seconds; then it is told that nobody answers.
+#: Seconds that a page waits for the figures, before it shows that no model answers.
 PATIENCE_S = 2.0
 
 
@@ -77,8 +76,8 @@ def blueprint(
 ) -> Blueprint:
     """`/dashboard`, its files and its data.
 
-    `supervised` lists a supervisor's processes, with the fields of Process; it may raise where there is none.
-    Other processes that are connected to the server are listed after them. `requests` counts this worker's.
+    `supervised` lists a supervisor's processes, with the fields of Process; it may raise without one. Other
+    processes connected to the server follow. `requests` counts this worker's.
     """
     routes = Blueprint("dashboard", __name__)
     latest, latest_supervised = SingleFlight(lambda: model.stats()), SingleFlight(supervised)
@@ -86,7 +85,7 @@ def blueprint(
     @routes.get("/dashboard", scopes=OPEN, tag=Tag.PAGES)
     @openapi.describe({200: {"text/html": str}, 304: {}})
     def dashboard() -> Response:
-        """A live page for people."""
+        """The live page."""
         return pages.page("dashboard")
 
     @routes.get("/dashboard/static/<name>", scopes=OPEN, tag=Tag.PAGES)
@@ -103,7 +102,7 @@ def blueprint(
     @routes.get("/dashboard/data", scopes=("metrics",), tag=Tag.PAGES)
     @openapi.describe({200: DashboardData})
     def dashboard_data() -> Response:
-        """The figures of the live page, now."""
+        """The current figures of the live page."""
         data = _data(model, latest, latest_supervised)
         data.http = None if requests is None else requests()
         return Response(msgspec.json.encode(data), content_type="application/json")
@@ -127,8 +126,7 @@ def _data(
 
 
 def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> list[Process]:
-    """The processes that the server knows of, itself first, and in any case this worker; in an order that
-    stays."""
+    """The processes that the server knows, itself first, and this worker; in a stable order."""
     me = Process(
         "this worker", worker["pid"], state=_state(server, worker), uptime_s=worker["uptime_s"],
         memory_mb=worker["memory_mb"], calls=worker["calls"],
@@ -159,7 +157,7 @@ def _supervised(latest: SingleFlight[list[dict[str, Any]]]) -> list[Process]:
 
 
 def _completed(supervised: list[Process], connected: list[Process]) -> list[Process]:
-    """A supervisor's processes, with what only the server and this worker know of them; then the others."""
+    """A supervisor's processes, completed by the server's and this worker's data; then the others."""
     known = {each.pid: each for each in connected}
     for process in supervised:
         other = known.pop(process.pid, None)
@@ -170,12 +168,12 @@ def _completed(supervised: list[Process], connected: list[Process]) -> list[Proc
 
 
 def _state(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> str:
-    """A client learns that its server is away by its next call; this page knows it before."""
+    """A client notices that its server is down at its next call; this page knows it before."""
     return "waiting" if server is None and worker["state"] == "connected" else str(worker["state"])
 
 
 def _memory(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> Memory:
-    """Of those connected processes whose memory can be read: another machine's cannot."""
+    """The memory of connected processes of this machine; another machine's cannot be read."""
     if server is None or server["pid"] == worker["pid"]:  # nothing is shared now
         return Memory(0, None, None, None)
     of_callers = [each["memory_mb"] for each in server["callers"] if each["memory_mb"] is not None]

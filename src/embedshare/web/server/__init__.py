@@ -1,1 +1,1 @@
-"""waitress's server, listening where it is told."""
+"""waitress's server with a loop of our own."""

@@ -1,4 +1,4 @@
-"""waitress with the limits and the errors of this product."""
+"""waitress with this product's limits and errors."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from embedshare.web.apis import load
 from embedshare.web.guards import headers, paths
 from embedshare.web.server.loop import Loop, Sockets, StockLoop
 
-#: Bytes of a request's line and headers together; clients send a few hundred.
+#: The most bytes of a request's line and headers; clients send a few hundred.
 MOST_HEADER_BYTES = 32 * 1024
-#: Connections that are open at once. Those that send slowly take one each, and none of the threads.
+#: The most open connections. Slow senders take one each, but no thread.
 MOST_CONNECTIONS = 1000
-#: A request has so many seconds to arrive, and one more for each of so many bytes. Who is slower is cut off:
-#: connections that never finish would take all places in the end.
+#: Seconds for a request to arrive, plus one for each of these bytes. Slower ones are closed: connections that
+#: never finish would fill all places.
 ARRIVAL_S, ARRIVAL_BYTES_A_S = 30.0, 1000
-#: A worker that ends answers its connections for so long, in seconds: a request may be on its way.
+#: Seconds for which an ending worker answers its connections: a request may be on its way.
 LEAVING_S = 1.0
-#: A worker that ends looks this often whether its last requests are answered, in seconds.
+#: Seconds between an ending worker's checks of its last requests.
 LOOK_EVERY_S = 0.02
-#: Threads that still answer when EMBEDDING_DRAIN_S is over have this many seconds more.
+#: Extra seconds for threads that still answer after EMBEDDING_DRAIN_S.
 LAST_S = 1
 #: The answer to a ping, OPTIONS *, see operate/probes.py.
 _PONG = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class Listening:
-    """Serves an application where the settings say."""
+    """Serves an application at the settings' address."""
 
     def __init__(self, app: Flask, settings: Settings, inherited: socket.socket | None = None) -> None:
         """Raises PortUnavailable.
 
         `inherited` listens at the settings' address already, and another process keeps it open. A body over
-        the limit is refused by its Content-Length, or when as much has come of a chunked one.
+        the limit is refused by its Content-Length, or after that many bytes of a chunked one.
         """
         self._drain_s = settings.server.drain_s
         options: dict[str, Any] = {
             "threads": settings.web.threads, "ident": None,
             "max_request_body_size": settings.server.max_message_bytes + 1,  # the first size it refuses
             "max_request_header_size": MOST_HEADER_BYTES,
-            "clear_untrusted_proxy_headers": False,  # the application decides whom it believes
+            "clear_untrusted_proxy_headers": False,  # the application decides which proxies to trust
             "connection_limit": MOST_CONNECTIONS,
         }  # fmt: skip
         self._sockets = Sockets()
@@ -75,17 +75,17 @@ class Listening:
         app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
 
     def run(self) -> None:
-        """Serve until `leave` has answered what came, or until SystemExit or KeyboardInterrupt."""
+        """Serve until `leave` has answered the requests, or until SystemExit or KeyboardInterrupt."""
         self._runs = True
         self._server.run()
         self._server.task_dispatcher.shutdown(timeout=LAST_S)
 
     def leave(self) -> None:
-        """Have `run` return when the requests that have come are answered, after EMBEDDING_DRAIN_S at most.
+        """Have `run` return when the accepted requests are answered, after at most EMBEDDING_DRAIN_S.
 
-        For a second every answer tells its client to open another connection. A proxy then keeps no
-        connection to this worker on which its next request would fail. May be called from a signal handler;
-        raises SystemExit where nothing is served yet, and the second time.
+        For a second every answer asks its client to reconnect, so that a proxy keeps no connection whose next
+        request would fail. May be called from a signal handler; raises SystemExit if nothing is served yet,
+        and the second time.
         """
         if self._leaves or not self._runs:
             raise SystemExit(0)
@@ -111,14 +111,14 @@ class Listening:
         self._close_idle()
 
     def _close_idle(self) -> None:
-        """Have the loop look at every connection, and not only once a second."""
+        """Have the loop check every connection now."""
         self._sockets.changed.extend(list(self._sockets))
 
     def _channels(self) -> list[_Channel]:
         return [each for each in list(self._sockets.values()) if isinstance(each, _Channel)]
 
     def _in_loop(self, do: Callable[[], None]) -> None:
-        """Have the loop do this, and wait until it is done: a socket that it waits at would stay open."""
+        """Have the loop do this, and wait for it: a socket that it waits on would stay open."""
         done = threading.Event()
 
         def report() -> None:
@@ -131,13 +131,13 @@ class Listening:
         done.wait()
 
     def _wake(self, then: Callable[[], None] | None = None) -> None:
-        """Have the loop look at its sockets anew, and do this."""
+        """Have the loop read its sockets again, and do this."""
         trigger: Any = self._listeners[0].trigger
         trigger.pull_trigger(then)
 
 
 def _close(listeners: list[BaseWSGIServer]) -> None:
-    """Take no more connections than have come; these end when they are idle, and use the trigger until then.
+    """Accept no more connections; the open ones end when idle, and use the trigger until then.
 
     Called by the loop.
     """
@@ -166,7 +166,7 @@ class _Parser(HTTPRequestParser):
         """See HTTPRequestParser."""
         consumed = super().received(data)
         if self.error:
-            self.expect_continue = False  # else waitress asks for the body that it refuses
+            self.expect_continue = False  # else waitress requests the body that it refuses
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
@@ -178,7 +178,7 @@ class _Parser(HTTPRequestParser):
 
 
 class _ErrorTask(ErrorTask):
-    """The answer to a request that waitress refuses before the application sees it."""
+    """The answer to a request that waitress refuses before the application."""
 
     request: HTTPRequestParser  # type: ignore[assignment]  # the stub has it be the error
 
@@ -190,7 +190,7 @@ class _ErrorTask(ErrorTask):
             message, kind = refusal.message, type(refusal).__name__
         else:
             message, kind = error.body, error.reason
-        # It has none where its head was not understood; of one that was too long waitress makes up "/".
+        # It has none if its head was not understood; waitress invents "/" for one that was too long.
         unknown = isinstance(error, RequestHeaderFieldsTooLarge)
         path = "" if unknown else getattr(self.request, "path", "")
         app: Any = self.channel.server.application
@@ -203,15 +203,15 @@ class _ErrorTask(ErrorTask):
 
 
 class _Task(WSGITask):
-    """An answer goes out in one piece: a proxy that has got the head alone of a worker that was killed cannot
-    ask another one instead."""
+    """Sends an answer in one piece: a proxy that has only the head of a killed worker's answer cannot retry
+    another one."""
 
     channel: _Channel
     request: HTTPRequestParser  # type: ignore[assignment]  # as above
 
     def build_response_header(self) -> bytes:
         """See Task."""
-        if self.channel.ends < float("inf"):  # the client is told to open another connection
+        if self.channel.ends < float("inf"):  # ask the client to reconnect
             self.request.headers = {**self.request.headers, "CONNECTION": "close"}
         return bytes(super().build_response_header())
 
@@ -220,12 +220,12 @@ class _Task(WSGITask):
             self.channel.head = self.build_response_header()
             self.wrote_header = True
         super().write(data)
-        self.channel.write_soon(b"")  # the head of an answer that has no body after all
+        self.channel.write_soon(b"")  # the head of an answer without a body
 
 
 class _Waking:
-    """What a connection knows of its listener: it wakes the loop only where something is left for that to do,
-    which after most answers is not so."""
+    """A connection's view of its listener: it wakes the loop only for remaining work, which most answers
+    lack."""
 
     def __init__(self, listener: BaseWSGIServer, channel: _Channel) -> None:
         self._listener: Any = listener
@@ -237,7 +237,7 @@ class _Waking:
     def add_task(self, channel: _Channel) -> None:
         """See BaseWSGIServer.
 
-        The loop answers a ping by itself: a worker whose threads are all busy does not hang.
+        The loop answers a ping by itself, so a worker whose threads are all busy does not look hung.
         """
         request: Any = channel.requests[0]
         if not request.error and (request.command, request.path) == ("OPTIONS", "*"):
@@ -262,17 +262,16 @@ class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
     parser_class = _Parser
     head = b""
-    """What goes out before what is written next."""
+    """Bytes to send before the next ones."""
 
     ends = float("inf")
-    """When it is closed if it is idle."""
+    """The time at which it is closed if it is idle."""
 
     pinged = False
-    """Whether the supervisor asks here whether this worker lives."""
+    """Whether the supervisor's liveness checks use it."""
 
     rests = True
-    """Whether the loop may be waiting for nothing that it sends, and has to be woken. Loop keeps this up to
-    date, StockLoop does not."""
+    """Whether the loop may miss its output and has to be woken. Loop updates this, StockLoop does not."""
 
     _arriving: HTTPRequestParser | None = None
     _began = 0.0
@@ -290,9 +289,9 @@ class _Channel(HTTPChannel):
         return received
 
     def readable(self) -> bool:
-        """Asked by the loop when something has come, and once a second."""
+        """Called by the loop after input, and once a second."""
         if self.request is not None:
-            if self.requests:  # nothing is read while another request of this connection is answered
+            if self.requests:  # read nothing while a request of this connection is answered
                 self._began = time.monotonic()
             limit_s = ARRIVAL_S + self._came / ARRIVAL_BYTES_A_S
             self.will_close = self.will_close or time.monotonic() - self._began > limit_s
@@ -301,14 +300,14 @@ class _Channel(HTTPChannel):
         return bool(super().readable())
 
     def write_soon(self, data: Any) -> int:
-        """Send a piece of an answer, or a file's."""
+        """Send a piece of an answer, or of a file."""
         if self.head:
             data, self.head = self.head + data, b""
         return int(super().write_soon(data))
 
 
 class _LeavingChannel(_Channel):
-    """A connection to a worker that ends."""
+    """A connection to an ending worker."""
 
     def __init__(self, server: BaseWSGIServer, *arguments: Any, **options: Any) -> None:
         super().__init__(server, *arguments, **options)

@@ -1,8 +1,8 @@
-"""The loop that waits for a worker's connections: what one request costs does not grow with their number.
+"""The loop that waits for a worker's connections: a request's cost does not grow with their number.
 
-waitress's own loop asks each connection, in every turn, what to wait for, and a turn is needed for each piece
-of a request and for each answer. Here a connection is asked when something came of it, when a thread of the
-worker has left something to do for the loop, and once a second for its time limits.
+waitress's own loop asks every connection in each turn what to wait for, and each piece of a request and each
+answer needs a turn. Here the loop asks a connection after its events, when a worker's thread has left work
+for the loop, and once a second for its time limits.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 from waitress import wasyncore
 
-#: All connections are asked at least so often, in seconds: some end after a time.
+#: Seconds within which every connection is checked: some have a time limit.
 LOOK_EVERY_S = 1.0
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Sockets(dict[int, Any]):
-    """What is waited for, by its file number."""
+    """The awaited sockets, by file number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Sockets(dict[int, Any]):
 
 
 class Loop:
-    """Stands for waitress's module `wasyncore` in a server, which asks of it `loop` alone."""
+    """Replaces waitress's module `wasyncore` in a server, which uses only its `loop`."""
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
@@ -48,12 +48,12 @@ class Loop:
         self._ended = False
 
     def loop(self, timeout: float, **_: object) -> None:
-        """Until `end` or there is nothing to wait for, with a turn in `timeout` seconds at the latest."""
+        """Run until `end`, or until nothing is awaited, with a turn every `timeout` seconds at least."""
         while self._sockets and not self._ended:
             self._turn(timeout)
 
     def end(self) -> None:
-        """Make the turn that calls this the last one."""
+        """Make the calling turn the last one."""
         self._ended = True
 
     def _turn(self, timeout: float) -> None:
@@ -69,11 +69,13 @@ class Loop:
                 self._handle(key, events)
 
     def _ask(self, number: int) -> None:
-        """Wait for what it wants."""
+        """Wait for the socket's events."""
         each = self._sockets.get(number)
         wanted = 0
         if each is not None:
-            each.rests = True  # said before it is asked: who ends its answer looks the other way round
+            each.rests = (
+                True  # set before it is asked: the thread that ends its answer reads in reverse order
+            )
             wanted = _wanted(each)
             each.rests = not wanted & _READ
         key = self._waited_for.get(number)
@@ -86,14 +88,14 @@ class Loop:
             self._selector.modify(number, wanted, each)
 
     def _has(self, key: selectors.SelectorKey) -> bool:
-        """Whether it is still this one that has the number."""
+        """Whether it still has this number."""
         return self._sockets.get(key.fd) is key.data
 
     def _handle(self, key: selectors.SelectorKey, events: int) -> None:
         number, each = key.fd, key.data
         if events & _READ:
-            # One whose request is being answered is waited for all the same, and asked when something came:
-            # its next request comes after the answer as a rule, and nobody has to wake the loop in between.
+            # A connection whose request is being answered is awaited too: its next request usually comes
+            # after the answer, and no thread has to wake the loop in between.
             if not each.readable():
                 self._ask(number)
                 return
@@ -109,7 +111,7 @@ class StockLoop(Loop):
 
     def __init__(self, sockets: Sockets) -> None:
         super().__init__(sockets)
-        sockets.changed = deque(maxlen=0)  # it is told of no changes, since it looks for them
+        sockets.changed = deque(maxlen=0)  # it polls for changes itself
 
     def _turn(self, timeout: float) -> None:
         wasyncore.loop(timeout, use_poll=True, map=self._sockets, count=1)  # select ends at 1,024 files
