@@ -1,21 +1,20 @@
 <#
 .SYNOPSIS
-Start the model server and its web workers on Windows, show how they are, or stop them.
+Start the model server and its web workers on Windows, show their state, or stop them.
 .DESCRIPTION
-Without -Stop or -Status: makes the virtual environment .venv where there is none, installs requirements.txt
+Without -Stop or -Status: creates the virtual environment .venv if it is missing, installs requirements.txt
 into it, and runs service_manager.py, which starts, watches, restarts and stops everything. Ctrl-C stops it
 cleanly. As a scheduled task or a service: docs\windows.md.
 .PARAMETER Workers
-How many web workers to run; "2-8" lets their number follow the load, from 2 to 8.
+Number of web workers; "2-8" scales it with the load, from 2 to 8.
 .PARAMETER BasePort
-The first worker's port; the next get the next, leaving out the model server's own.
+The first worker's port; others get the next ports, except the model server's own.
 .PARAMETER SrcDir
-The folder with modelServer.py and app.py.
+Folder with modelServer.py and app.py.
 .PARAMETER Stop
-Stop what another run of this script has started, and wait until all of it has ended. Exit code 1 where nothing
-runs.
+Stop the processes of another run of this script, and wait until they have ended. Exit code 1 if none runs.
 .PARAMETER Status
-Show the processes that another run of this script has started. Exit code 1 where nothing runs.
+Show the processes of another run of this script. Exit code 1 if none runs.
 .PARAMETER Help
 Show this text.
 .EXAMPLE
@@ -49,7 +48,7 @@ $manager = Join-Path $PSScriptRoot "service_manager.py"
 
 if ($Stop -or $Status) {
     if (-not (Test-Path $python)) {
-        Write-Error "There is no virtual environment $environment, so nothing was started from here." -ErrorAction Continue
+        Write-Error "Nothing was started from here: there is no virtual environment $environment." -ErrorAction Continue
         exit 1
     }
     & $python $manager $(if ($Stop) { "stop" } else { "status" })
@@ -57,22 +56,22 @@ if ($Stop -or $Status) {
 }
 
 if (-not (Test-Path $python)) {
-    Write-Host "Making the virtual environment $environment"
-    # The launcher chooses among installed versions; without it, the python on the path is taken.
+    Write-Host "Creating the virtual environment $environment"
+    # The launcher chooses among installed versions; without it, use the python on the path.
     if (Get-Command py -ErrorAction SilentlyContinue) {
         & py -3 -m venv $environment
     } else {
         & python -m venv $environment
     }
     if ($LASTEXITCODE -ne 0) {
-        Write-Error "No virtual environment could be made: is Python 3.10 or newer installed?" -ErrorAction Continue
+        Write-Error "Could not create the virtual environment; install Python 3.10 or newer." -ErrorAction Continue
         exit 1
     }
 }
 
 & $python -m pip install --quiet --requirement (Join-Path $PSScriptRoot "requirements.txt")
 if ($LASTEXITCODE -ne 0) {
-    Write-Error "The packages in requirements.txt could not be installed." -ErrorAction Continue
+    Write-Error "Could not install the packages in requirements.txt; see the lines above." -ErrorAction Continue
     exit 1
 }
 
