@@ -1,7 +1,7 @@
-"""For who runs the web workers under gunicorn: `gunicorn --config deploy/gunicorn.conf.py`.
+"""Runs the web workers under gunicorn: `gunicorn --config deploy/gunicorn.conf.py`.
 
-The settings are embedshare's own (docs/settings.md), and WEB_CONCURRENCY says how many workers. The model
-server runs beside it: `python start_embedding_server.py`.
+The settings are embedshare's own (docs/settings.md), and WEB_CONCURRENCY is the number of workers. The model
+server runs separately: `python start_embedding_server.py`.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ proc_name = "embedshare"
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = _settings.web.threads
-# Imported once and shared after the fork; the client opens its connections in each worker anew.
+# Imported once and shared after the fork; the client opens its own connections in each worker.
 preload_app = True
-# Workers are not ended after so many requests: they do not grow, and each new one would have to connect anew.
+# No limit of requests per worker: workers do not grow, and each new one would have to reconnect.
 max_requests = 0
-# As long as the model server takes to finish what it has accepted, and what ends around it.
+# The model server's time to finish accepted calls, and what ends around it.
 graceful_timeout = math.ceil(_settings.server.drain_s) + 5
-# With threads this is not a limit for requests: a worker whose main loop is silent for so long is replaced.
+# With threads this does not limit requests: it replaces a worker whose main loop is silent for this long.
 timeout = 30
-# Above nginx's keepalive_timeout for workers (nginx/embedshare-upstream.conf), so that nginx is who closes.
+# Above nginx's keepalive_timeout for workers (nginx/embedshare-upstream.conf), so that nginx closes first.
 keepalive = 75
 
-# Several processes answer /metrics together: their counts meet in files. The folder has to be named before
-# prometheus_client is first imported, which preloading does.
+# Several processes answer /metrics together, by files. The folder must be set before the first import of
+# prometheus_client, which preloading does.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix=_METRICS_FOLDER)
 
 
 class logger_class(Logger):  # noqa: N801 - the name is gunicorn's setting
-    """Writes what gunicorn says as lines of embedshare's log, and to the files that its own settings name."""
+    """Writes gunicorn's output as lines of embedshare's log, and to the files of gunicorn's own settings."""
 
     def setup(self, cfg: Any) -> None:
         """Called at the start, and when gunicorn reads its settings again."""
@@ -64,12 +64,12 @@ class logger_class(Logger):  # noqa: N801 - the name is gunicorn's setting
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Log as a worker of embedshare's does."""
+    """Log in the form of embedshare's workers."""
     logs.configure(_settings, "worker")
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """A worker that has ended no longer counts among the living; what it has counted stays."""
+    """Remove an ended worker from the live ones; its counts stay."""
     try:
         from prometheus_client import multiprocess
     except ImportError:
@@ -78,7 +78,7 @@ def child_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    """Remove the folder that was made here, where no successor (SIGUSR2) goes on with it."""
+    """Remove the folder created here, unless a successor (SIGUSR2) uses it."""
     folder = os.environ["PROMETHEUS_MULTIPROC_DIR"]
     if Path(folder).name.startswith(_METRICS_FOLDER) and not server.reexec_pid:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Does it work? The health check of containers and service units: exit code 0, or 1 with a line on why not.
+"""The health check of containers and service units: exit code 0, or 1 with a line that says why.
 
 `health.py server` has the model server embed a text; `health.py worker` asks the web worker at PORT whether
-it is up. `--wait SECONDS` asks until it works, for as long at most, or until the process that `--pid` names
-has ended. Settings are the same environment's as those of what it asks.
+it is up. `--wait SECONDS` retries for at most that time, or until the process `--pid` has ended. It reads the
+same environment as the service.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from loguru import logger
 from embedshare.errors import EmbedshareError
 from embedshare.settings import Settings
 
-#: What listens at every address is reached at this machine's own.
+#: A server that listens on every address is reached at this machine's own.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 ASK_EVERY_S = 0.5
 
 
 def main(arguments: list[str] | None = None) -> str | None:
-    """None where it works, else why it does not."""
+    """None if it works, else the reason why not."""
     parser = argparse.ArgumentParser(description="Does it work?")
     parser.add_argument("what", choices=("server", "worker"))
     parser.add_argument(
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> str | None:
 
 
 def _server_fault(settings: Settings) -> str | None:
-    """Why the model server does not embed; None where it does."""
+    """The reason why the model server does not embed; None if it does."""
     from embeddingClient import EmbeddingClient  # a worker's check needs no NumPy
 
     host = LOOPBACK.get(settings.server.host, settings.server.host)
@@ -67,7 +67,7 @@ def _server_fault(settings: Settings) -> str | None:
 
 
 def _worker_fault(settings: Settings) -> str | None:
-    """Why the web worker does not answer; None where it does."""
+    """The reason why the web worker does not answer; None if it does."""
     host = LOOPBACK.get(settings.web.host, settings.web.host)
     connection = http.client.HTTPConnection(host, settings.web.port, timeout=4)
     try:

@@ -1,8 +1,8 @@
-"""Does a running service embed as it should? An integration test that needs requests and numpy alone.
+"""An integration test of a running service, which needs requests and numpy alone.
 
-`EMBEDDING_SERVICE_URL=http://localhost:8000 python deploy/try_embedding.py` asks what runs there, in a
-container or anywhere else (EMBEDDING_API_KEY goes along where the service asks for a key), and prints a line
-for each thing that holds. The exit code is 0, or 1 after a line on what does not hold.
+`EMBEDDING_SERVICE_URL=http://localhost:8000 python deploy/try_embedding.py` checks the service there, in a
+container or elsewhere, with EMBEDDING_API_KEY if it asks for a key. It prints a line for each check that
+passes, and exits with 0, or with 1 after a line on the one that fails.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ URL = os.environ.get("EMBEDDING_SERVICE_URL", "http://localhost:8000").rstrip("/
 KEY = os.environ.get("EMBEDDING_API_KEY")
 TIMEOUT_S = 60
 SESSION = requests.Session()
-#: A proxy that the environment names is for the internet: it cannot reach this machine's loopback.
+#: The environment's proxy is for the internet: it cannot reach this machine's loopback.
 SESSION.trust_env = urlsplit(URL).hostname not in ("localhost", "127.0.0.1", "::1")
-#: Cosine of two vectors of one text, which may have been computed in different batches.
+#: The least cosine of two vectors of one text, possibly from different batches.
 SAME = 0.999
 TEXTS = [
     "A cat sits on the mat.",
@@ -34,7 +34,7 @@ TEXTS = [
 
 
 def main() -> int:
-    """Try everything, and stop at what does not hold."""
+    """Run all checks, and stop at the first failure."""
     for name, check in CHECKS.items():
         try:
             check()
@@ -96,10 +96,10 @@ CHECKS = {
     "GET /health says that it is well": is_well,
     "each text has a vector": a_vector_for_each_text,
     "vectors come in the texts' order": in_the_texts_order,
-    "a text has one vector, alone and beside others": alone_as_in_company,
+    "a text has one vector, alone and with others": alone_as_in_company,
     "texts of like meaning are nearer": nearer_where_the_meaning_is,
     "callers at the same time get their own vectors": own_vectors_for_callers_at_the_same_time,
-    "what is no request is refused": an_error_for_what_is_no_request,
+    "invalid requests are refused": an_error_for_what_is_no_request,
 }
 
 
