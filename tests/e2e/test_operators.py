@@ -339,7 +339,7 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     long = {"texts": ["word " * 200] * 5}  # of which the model can answer few a second: callers wait for it
     loads = [Load(operator.url(1), 6, long)]
     try:
-        wait_for(lambda: "from 1 to 2 workers: " in services.output, 60, "a second worker")
+        wait_for(lambda: "from 1 to 2 workers (" in services.output, 60, "a second worker")
         wait_for(lambda: "Ready: worker-2" in services.output, 60, "its readiness")
         loads.append(Load(operator.url(2), 6, long))  # as a proxy in front of them would
         wait_for(lambda: "Ready: worker-3" in services.output, 60, "a third worker")
@@ -347,7 +347,7 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     finally:
         outcomes = sum((load.stop() for load in loads), Counter())
     assert set(outcomes) == {"right"}
-    wait_for(lambda: "from 2 to 1 workers: " in services.output, 90, "the way back")
+    wait_for(lambda: "from 2 to 1 workers (" in services.output, 90, "the way back")
     wait_for(lambda: list(operator.processes()) == ["model-server", "worker-1"], 30)
     assert "4 s idle" in services.output
     code, said, _ = operator.run("scale", "5", "--json")

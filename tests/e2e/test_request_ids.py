@@ -66,7 +66,7 @@ def test_an_id_that_is_sent_is_answered_and_stands_in_the_server_s_log(pair: Pai
     answer = embed(pair, ["one", "two", "three"], "order-4711")
     assert (answer.status_code, answer.headers[HEADER]) == (200, "order-4711")
     (line,) = pair.in_server("order-4711")
-    assert line["message"].startswith("encode of 3 texts: ")
+    assert line["message"].startswith("Answered encode of 3 texts in ")
     assert (line["level"], line["process"]) == ("DEBUG", "model-server")
 
 
@@ -126,10 +126,10 @@ def test_the_pieces_of_a_long_list_and_calls_of_an_event_loop_keep_the_id(pair: 
         asyncio.run(many())
         client.encode("of no request", prompt="")
     counts = wait_for(lambda: len(lines := pair.in_server("long-1")) >= 3 and lines, 10, "three pieces")
-    assert sorted(line["message"].split(":")[0] for line in counts if line["level"] == "DEBUG") == [
-        "encode of 512 texts",
-        "encode of 512 texts",
-        "encode of 76 texts",
+    assert sorted(line["message"].split(" in ")[0] for line in counts if line["level"] == "DEBUG") == [
+        "Answered encode of 512 texts",
+        "Answered encode of 512 texts",
+        "Answered encode of 76 texts",
     ]
     for number in range(6):
         (line,) = pair.in_server(f"task-{number}")

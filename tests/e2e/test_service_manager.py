@@ -48,7 +48,10 @@ def test_workers_leave_out_the_server_s_port_and_all_answer(
     services: Services, ports: tuple[int, int]
 ) -> None:
     first, server = ports
-    assert f"port {server} is the model server's; the next worker gets {server + 1}" in services.output
+    assert (
+        f"Skipping port {server}, which is the model server's; the next worker gets {server + 1}"
+        in services.output
+    )
     rows = [embed(port, ["the same text"]) for port in (first, first + 2, first + 3)]
     assert rows[0].shape == (1, 384)
     assert all(float(row[0] @ rows[0][0]) > 0.9999 for row in rows)
@@ -142,7 +145,7 @@ def test_a_worker_that_crashes_again_and_again_is_given_up_and_the_rest_stay(tmp
         if _healthy(first):
             with pytest.raises(requests.RequestException):
                 requests.get(f"http://127.0.0.1:{first}/crash", timeout=5)
-        return "given up" in running.output
+        return "Giving up" in running.output
 
     wait_for(crash_once_more, 60, "the crash loop to be given up")
     assert "the last line of a crash" in running.output
