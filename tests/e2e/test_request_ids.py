@@ -133,12 +133,13 @@ def test_the_pieces_of_a_long_list_and_calls_of_an_event_loop_keep_the_id(pair: 
     ]
     for number in range(6):
         (line,) = pair.in_server(f"task-{number}")
-        assert line["message"].startswith(f"encode of {number + 1} texts")
+        assert line["message"].startswith(f"Answered encode of {number + 1} texts")
 
     def of_no_request() -> bool:
         lines = [json.loads(line) for line in pair.server.said().decode().splitlines()]
         return any(
-            line["message"].startswith("encode of 1 texts") and "request_id" not in line for line in lines
+            line["message"].startswith("Answered encode of 1 texts") and "request_id" not in line
+            for line in lines
         )
 
     wait_for(of_no_request, 10, "the line of the call without a request")
