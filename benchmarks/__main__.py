@@ -1,7 +1,6 @@
 """`python -m benchmarks`: see benchmarks.run.
 
-The processes that make load import this file again as their main module, so it imports nothing before it is
-asked to run.
+The load-making processes import this file again as their main module, so it imports nothing early.
 """
 
 import sys

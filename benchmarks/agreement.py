@@ -1,4 +1,4 @@
-"""That a server answers the right vectors, before it is timed."""
+"""Checks that a server returns the right vectors before it is timed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def check(
 ) -> dict[str, float]:
     """The smallest cosine of each server's vectors of a few queries against SentenceTransformer's.
 
-    `callers`: how to call those that are not called in their own way. Raises RuntimeError where one is too
-    small: that server would compute something else than the others.
+    `callers`: the callers of servers with an API of their own. Raises RuntimeError for a too small cosine:
+    that server computes something else.
     """
     texts = bench.corpus.queries[:TEXTS]
     expected = bench.local().call("encode", texts)[1]

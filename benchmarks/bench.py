@@ -1,4 +1,4 @@
-"""What every row is handed: the plan, the text, the servers and the load, each started when first needed."""
+"""The parts that every row uses: the plan, the text, the servers and the load, each started at first use."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.peers.peer import Peer
 from benchmarks.plan import Plan
 
 OURS = "embedshare"
-#: In each call of the process that sends many texts a call.
+#: Texts in each call of the process that sends many texts a call.
 TEXTS_A_CALL = 64
 
 
 class Bench:
-    """One run. Everything that it starts ends with its `with` block, on errors as well."""
+    """One run. Everything that it starts ends with its `with` block, also after errors."""
 
     def __init__(
         self,
@@ -49,28 +49,28 @@ class Bench:
         with contextlib.ExitStack() as stack:
             for server in self._servers.values():
                 stack.callback(server.stop)
-            for fleet in self._fleets.values():  # left first, while their servers still answer
+            for fleet in self._fleets.values():  # closed first, while their servers still answer
                 stack.callback(fleet.close)
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Show what is being measured; the progress bar moves on when it is done."""
+        """Show the current measurement; the progress bar advances when it is done."""
         self._step(text)
         yield
         self._step("")
 
     def competitors(self) -> list[str]:
-        """Us and the peers, in the order of the tables."""
+        """embedshare and the peers, in the order of the tables."""
         return [OURS, *(peer.name for peer in self.peers)]
 
     def server(self, name: str) -> servers.Server:
-        """The server of that name, not necessarily running."""
+        """The server of that name, running or not."""
         if name not in self._servers:
             self._servers[name] = self._make(name)
         return self._servers[name]
 
     def running(self, name: str) -> servers.Server:
-        """The same, started where it was not."""
+        """The same, started if needed."""
         server = self.server(name)
         if not server.running:
             server.start()
@@ -78,28 +78,29 @@ class Bench:
         return server
 
     def settle(self, name: str) -> None:
-        """After a start: a peer that is busy while nobody asks it is suspended but for its turns."""
+        """After a start: suspend a peer that is busy while idle, except during its turns."""
         if any(name == peer.name for peer in self.peers):
             self.server(name).rest_if_busy()
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """While it lasts the server of that name, if it is one, is not suspended."""
+        """Keep the server of that name, if it is one, awake meanwhile."""
         with self._servers[name].awake() if name in self._servers else contextlib.nullcontext():
             yield
 
     def busy_when_idle(self) -> dict[str, float]:
-        """The servers that are suspended but for their turns, and the share of a core that they take idle."""
+        """The servers that are suspended except during their turns, and the share of a core that they take
+        idle."""
         return {name: server.idle_share for name, server in self._servers.items() if server.rests}
 
     def ours(self) -> EmbedshareCaller:
-        """How to call our running model server."""
+        """The caller of our running model server."""
         caller = self.running(OURS).caller
         assert isinstance(caller, EmbedshareCaller)
         return caller
 
     def fleet(self, caller: Caller) -> Clients:
-        """As many clients of `caller` as the plan's most, one short query a call."""
+        """The plan's most clients of `caller`, one short query a call."""
         return Clients(self._fleet("queries", max(self.plan.clients), self.corpus.queries), caller)
 
     def many(self, caller: Caller) -> Clients:

@@ -1,9 +1,8 @@
-"""What a load-making process does in one call: through our client, over HTTP, through a stock manager, or in
-the process itself.
+"""The calls of load-making processes: through our client, over HTTP, through a stock manager, or in process.
 
-A caller is a small picklable description; `connect()` runs in the process that makes the load and gives a
-session, whose `one(text)` is the call that is timed. Every session ends with the vector as a float32 array,
-so that all of them are paid for decoding it.
+A caller is a small picklable description; `connect()` runs in the load-making process and gives a session,
+whose `one(text)` is the timed call. Every session ends with the vector as a float32 array, so that decoding
+is timed for all of them.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ class Session(Protocol):
     """A connection of one process."""
 
     def one(self, text: Any) -> Any:
-        """The call that is timed."""
+        """The timed call."""
 
     def check(self) -> None:
-        """Raise where what was measured is not what the caller's name says."""
+        """Raise if the measured server is not the one in the caller's name."""
 
     def close(self) -> None: ...
 
 
 class Caller(Protocol):
-    """A picklable, hashable description of how to call a server."""
+    """A picklable, hashable description of a way to call a server."""
 
     def connect(self) -> Session: ...
 
@@ -58,7 +57,7 @@ class EmbedshareSession:
         paths.import_from_src()
         from loguru import logger
 
-        logger.remove()  # one line a client on each connect would break up the progress bar
+        logger.remove()  # a line for each connect would break up the progress bar
         from embeddingClient import EmbeddingClient
         from embedshare.settings import Settings
 
@@ -72,26 +71,26 @@ class EmbedshareSession:
         return self.client.encode(texts)
 
     def each(self, texts: list[str]) -> Any:
-        """One call a text."""
+        """Texts one a call."""
         return np.stack([self.client.encode(text) for text in texts])
 
     def swap(self, model: str) -> dict[str, Any]:
-        """Have the server serve the model in that folder; its description."""
+        """Make the server serve the model in that folder; its description."""
         return self.client.swap_model(model)
 
     def stats(self) -> dict[str, Any]:
-        """What the server says that it has done."""
+        """The server's own statistics."""
         return self.client.stats()
 
     def active(self) -> int:
-        """Calls that wait or are being computed on the server."""
+        """Queued and running calls on the server."""
         return self.client.get_active_operations_count()
 
     def healthy(self) -> bool:
         return bool(self.client.health()["embedding_server"] == "connected")
 
     def check(self) -> None:
-        """A client whose local model stood in was not measuring the server."""
+        """Fail if a local model answered for the client instead of the server."""
         health = self.client.health()
         if health["state"] != "connected" or health["fallbacks"]:
             raise RuntimeError(f"the client did not stay with the model server: {health}")
@@ -102,7 +101,7 @@ class EmbedshareSession:
 
 @dataclasses.dataclass(frozen=True)
 class EmptyCaller(EmbedshareCaller):
-    """Our client's smallest call, which needs no model: it asks how many calls are under way."""
+    """Our client's smallest call, which needs no model: the number of calls in flight."""
 
     def connect(self) -> EmptySession:
         return EmptySession(self)
@@ -114,7 +113,7 @@ class EmptySession(EmbedshareSession):
 
 
 class StockManager(BaseManager):
-    """multiprocessing.managers as it comes: TCP on the loopback, pickle."""
+    """multiprocessing.managers by default: TCP on loopback, pickle."""
 
 
 StockManager.register("service")
@@ -151,8 +150,8 @@ class ManagerSession:
 class HttpCaller:
     """`POST /embed {"texts": [text]}` over one kept-alive connection, `{"embeddings": [[...]]}` back.
 
-    http.client and msgspec's JSON, both light, since the load must not be what is measured; the processor
-    time it takes all the same is in the tables.
+    http.client and msgspec's JSON, both light, since the load must not be the measurement; the tables have
+    its processor time.
     """
 
     port: int
@@ -173,7 +172,7 @@ class OpenAiCaller:
 
 @dataclasses.dataclass(frozen=True)
 class OpenAiClientCaller:
-    """The package `openai` as programs use it, with its defaults."""
+    """The package `openai` with its defaults."""
 
     base_url: str
 
@@ -235,7 +234,7 @@ class HttpSession(_OneText):
         return self._decode(content)
 
     def _decoder(self) -> Callable[[bytes], list[list[float]]]:
-        """What finds the vectors in an answer."""
+        """The function that finds the vectors in an answer."""
         import msgspec
 
         answer = msgspec.defstruct("Answer", [("embeddings", list[list[float]])])
@@ -282,12 +281,13 @@ class LocalSession:
         return self.model.encode(texts)
 
     def tokens(self, texts: list[str]) -> int:
-        """How many tokens the model computes for `texts`: truncated, with the special ones, no padding."""
+        """The number of tokens that the model computes for `texts`: truncated, with special ones, without
+        padding."""
         ids = self.model.tokenizer(texts, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return sum(map(len, ids))
 
     def limits(self) -> dict[str, dict[str, float]]:
-        """What this machine's matrix products allow for this model, by the type that they are computed in."""
+        """The limits of this machine's matrix products for this model, by data type."""
         from benchmarks import roofline
 
         flop = roofline.flop_per_token(self.model[0].auto_model.config)
@@ -295,12 +295,12 @@ class LocalSession:
         return {dtype: {"flop_per_s": rate, "tokens_per_s": rate / flop} for dtype, rate in rates.items()}
 
     def precision(self) -> str:
-        """Where and in what it computes, such as `cpu float32`."""
+        """Its device and precision, such as `cpu float32`."""
         weights = next(self.model.parameters())
         return f"{weights.device.type} {str(weights.dtype).removeprefix('torch.')}"
 
     def check(self) -> None:
-        """Nothing but this process can have answered."""
+        """No effect: only this process can have answered."""
 
     def close(self) -> None:
-        """The model stays for the next connect."""
+        """No effect: the model stays for the next connect."""

@@ -1,4 +1,4 @@
-"""The text that is embedded: paragraphs and short queries out of the standard library's docstrings.
+"""The embedded text: paragraphs and short queries from the standard library's docstrings.
 
 The same Python version gives the same text, in the same order, on every machine.
 """
@@ -21,14 +21,14 @@ WANTED = 8000
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Paragraphs of 20 to 1,500 characters, and queries of at most 60: the first words of paragraphs that
-    are not among `paragraphs`."""
+    """Paragraphs of 20 to 1,500 characters, and queries of at most 60: the first words of paragraphs that are
+    not among `paragraphs`."""
 
     paragraphs: list[str]
     queries: list[str]
 
     def many(self, count: int) -> list[str]:
-        """`count` texts of which no two are equal: the paragraphs, and then the same with a number behind."""
+        """`count` different texts: the paragraphs, and then the same with a number."""
         endless = (
             f"{text} {turn}" if turn else text for turn in itertools.count() for text in self.paragraphs
         )
@@ -36,7 +36,7 @@ class Corpus:
 
 
 def load(seed: int = 20) -> Corpus:
-    """Half of the paragraphs that were found stay whole, the other half become queries."""
+    """Half of the found paragraphs stay whole, the other half become queries."""
     found: dict[str, None] = {}
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     sources = [path for path in sources if "site-packages" not in path.parts]
@@ -60,7 +60,7 @@ def paragraphs_of(path: Path) -> Iterator[str]:
             warnings.simplefilter("ignore")  # old escapes in the library's own sources
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, ValueError):
-        return  # the library's tests hold files that are wrong on purpose
+        return  # the library's tests hold deliberately broken files
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             for block in (ast.get_docstring(node) or "").split("\n\n"):

@@ -1,6 +1,6 @@
 """The models of the row `families`: one of each family in a realistic size, and real ones.
 
-They are made, loaded and compared in the load process that holds SentenceTransformer, one at a time.
+The load process that holds SentenceTransformer makes, loads and compares them, one at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.callers import LocalCaller, LocalSession
 
 #: A StaticEmbedding's weights and tokenizer, as files: the package is never imported.
 _WORDLLAMA = "wordllama==0.4.0.post1"
-#: What vectors are compared by besides paragraphs: cased and accented, empty, and longer than models read.
+#: Texts for comparisons besides paragraphs: cased and accented, empty, and longer than models read.
 _TEXTS = [
     "model",
     "",
@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 
 def prepare() -> None:
-    """Fetch the weights that no package of the project's brings, where they are not there."""
+    """Download the weights that no package of the project includes, unless they are there."""
     folder = _wordllama()
     if not folder.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder.parent)]
@@ -49,7 +49,7 @@ def prepare() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MakingCaller:
-    """Makes models, in the process that holds SentenceTransformer's libraries."""
+    """Makes models, in the process with SentenceTransformer's libraries."""
 
     def connect(self) -> MakingSession:
         return MakingSession()
@@ -57,10 +57,10 @@ class MakingCaller:
 
 class MakingSession:
     def one(self, text: str) -> None:
-        """There is no model yet that a text could be given to."""
+        """No effect: there is no model yet."""
 
     def make(self, name: str, folder: Path, small: bool) -> str:
-        """Make the model of that name; its folder. `small`: as the tests have it."""
+        """Make the model of that name; returns its folder. `small`: in the tests' size."""
         _be_quiet()
         paths.import_from_src()
         from tests.engine import small_models
@@ -73,10 +73,10 @@ class MakingSession:
             return str(small_models.more(folder, f"{name}, mean"))
 
     def check(self) -> None:
-        """What is made is held against what it was made as later."""
+        """No effect: models are compared with their originals later."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """No effect: nothing is held."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ class FamilySession(LocalSession):
         self._folder = caller.model
 
     def compare(self, paragraphs: list[str], cache: Path) -> float:
-        """The largest difference of our engine's vectors in float32 to SentenceTransformer's, for vectors of
-        length 1. What the engine makes of the model is kept in `cache`."""
+        """The largest difference of our engine's float32 vectors to SentenceTransformer's, for vectors of
+        length 1. `cache` stores the engine's files."""
         paths.import_from_src()
         from embedshare.providers.local import Local
         from embedshare.settings import ModelSettings, Settings
@@ -109,7 +109,7 @@ class FamilySession(LocalSession):
         engine = Local.load(given, "cpu")
         try:
             if engine.description.runtime != "static" and isinstance(self.model.max_seq_length, int):
-                # SentenceTransformer fails for texts beyond a model's positions, where a folder names more
+                # SentenceTransformer fails for texts beyond a model's positions, if a folder names more
                 self.model.max_seq_length = engine.description.max_seq_length
             return max(self._difference(engine, texts, prompt) for prompt in _PROMPTS)
         finally:
@@ -118,7 +118,7 @@ class FamilySession(LocalSession):
     def _difference(self, engine: Any, texts: list[str], prompt: str) -> float:
         from embedshare.calls import EmbedRequest
 
-        # One by one, since of some families a text's vector depends on its batch
+        # One by one, since a text's vector depends on its batch in some families
         theirs = np.stack([self.model.encode(text, prompt=prompt) for text in texts])
         ours = np.concatenate([engine.embed(EmbedRequest([text], prompt)).rows for text in texts])
         apart = np.abs(ours - theirs).max(axis=1) / np.maximum(np.linalg.norm(theirs, axis=1), 1e-3)
@@ -136,7 +136,7 @@ def _be_quiet() -> None:
 
 
 def _wordllama() -> Path:
-    """The package's folder, whether it is there or not."""
+    """The package's folder, even if it is missing."""
     found = importlib.util.find_spec("wordllama")
     if found is not None and found.submodule_search_locations:
         return Path(found.submodule_search_locations[0])

@@ -1,4 +1,4 @@
-"""Samples to figures: percentiles, rates, ratios; and the tables and plots that show them."""
+"""Samples to figures: percentiles, rates, ratios; and the report's tables and plots."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 @dataclasses.dataclass
 class Sample:
-    """What one window of load brought, all its processes together."""
+    """The result of one window of load, over all its processes."""
 
     latencies_s: np.ndarray
     completed: int  # calls answered inside the window
     window_s: float
-    load_cpu_s: float  # processor time that the load-making processes took themselves
+    load_cpu_s: float  # processor time of the load-making processes themselves
 
     @property
     def calls_per_s(self) -> float:
@@ -71,7 +71,7 @@ def counted(number: int, noun: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table as it is printed; the columns named in `emphasised` hold the ratios."""
+    """A printed table; the columns named in `emphasised` hold the ratios."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -91,9 +91,9 @@ class Bars:
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """A plot: one horizontal bar for each of `groups`, cut into its parts, each bar as long as the others.
+    """A plot: one horizontal bar for each of `groups`, cut into its parts, all of the same length.
 
-    `labels` has, part by part as `series`, what is written into each where there is room.
+    `labels` has, part by part as `series`, the text of each part with room for it.
     """
 
     name: str
@@ -105,8 +105,8 @@ class Shares:
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """A plot: one line for each competitor, through points of x, y and what is written at the point; `dashed`
-    has a second line in the same colour for some of them. Both scales begin at zero or are logarithmic."""
+    """A plot: one line for each competitor, through points of x, y and a label; `dashed` has a second line in
+    the same colour for some of them. Both scales begin at zero or are logarithmic."""
 
     name: str
     title: str
@@ -122,11 +122,11 @@ Plot = Bars | Shares | Lines
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One row of the benchmark in the report: what was measured and how, and what came out."""
+    """One row of the benchmark in the report: the measurement, its method and its results."""
 
     title: str
     how: str
     tables: list[Table]
     headlines: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     plots: Sequence[Plot] = dataclasses.field(default_factory=list)
-    embeds: bool = True  # its figures are of calls that bring vectors, whose quality is shown beside them
+    embeds: bool = True  # its figures are of calls that return vectors, shown with their quality

@@ -1,7 +1,7 @@
 """On one GPU: our server against SentenceTransformer in process, with its defaults and tuned.
 
 `python -m benchmarks.gpu` writes benchmarks/gpu.json and docs/benchmarks-gpu.md. `--device cpu` runs the same
-on a CPU, to see that everything works.
+on a CPU, to test the program.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.figures import ratios
 from benchmarks.gpu_load import Process, Way
 
 OURS, DEFAULT, TUNED = gpu_report.OURS, gpu_report.DEFAULT, gpu_report.TUNED
-#: Runs of each bulk set that are not counted: our server sees a shape plainly, captures it, replays it.
+#: Uncounted runs of each bulk set: our server sees a shape plainly, captures it, replays it.
 WARM_UPS = 3
 MEMORY_TEXTS = 32
 RESULTS = paths.HERE / "gpu.json"
@@ -52,12 +52,12 @@ class Plan:
 
 FULL = Plan("full", rounds=5, bulk=((16, 32_768), (128, 8192), (256, 4096)), query_window_s=5.0)
 QUICK = Plan("quick", rounds=2, bulk=((16, 8192), (128, 2048), (256, 1024)), query_window_s=2.0)
-#: A CPU takes some hundred times as long.
+#: A CPU takes about a hundred times as long.
 CPU = Plan("quick", rounds=1, bulk=((16, 256), (128, 32), (256, 16)), query_window_s=1.0)
 
 
 class Run:
-    """What the measurements share."""
+    """The parts that the measurements share."""
 
     def __init__(self, plan: Plan, on_gpu: bool, model: Path, folder: Path, meter: Process) -> None:
         self.plan = plan
@@ -81,7 +81,7 @@ class Run:
             server.stop()
 
     def memory_mb(self, process_ids: list[int]) -> float:
-        """On a GPU what is in use there; else these processes' own memory, which stands in for it."""
+        """Memory in use on a GPU; on a CPU these processes' own memory instead."""
         if self.on_gpu:
             return float(self.meter.call(gpu_load.gpu_memory_mb))
         import psutil
@@ -90,9 +90,9 @@ class Run:
 
 
 def memory(run: Run) -> list[dict[str, Any]]:
-    """One server and N clients against N models. Comes first, while nothing else is on the device."""
+    """One server and N clients against N models. It runs first, while the device is unused."""
     texts = run.text.paragraphs[:MEMORY_TEXTS]
-    with run.step("the first start of all, which reads from the disk"), run.server():
+    with run.step("the very first start, which reads from the disk"), run.server():
         pass
     before_mb = run.memory_mb([])
     rows = []
@@ -130,7 +130,7 @@ def bulk(run: Run, processes: dict[str, Process], model: Path) -> list[dict[str,
 
 
 def query(run: Run, processes: dict[str, Process]) -> dict[str, Any]:
-    """One short query, and the next when its vector is there."""
+    """Short queries, one after another."""
     found: dict[str, list[list[float]]] = {name: [] for name in processes}
     for process in processes.values():
         process.call(gpu_load.query_latencies_s, run.text.queries, run.plan.query_window_s / 4)
@@ -189,7 +189,7 @@ def measure(quick: bool, console: Console) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and write; 0 when everything was measured, and an exception where something was not."""
+    """Measure and write; 0 if everything was measured, else an exception."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short rounds, to see that everything works")
     parser.add_argument("--device", default="cuda", help="cuda (the default), cuda:N, or cpu")
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.render:
         kind, _, index = given.device.partition(":")
         if kind == "cpu" or index:
-            os.environ["CUDA_VISIBLE_DEVICES"] = index  # all that this run starts sees that device, or none
+            os.environ["CUDA_VISIBLE_DEVICES"] = index  # every process of this run sees that device, or none
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
         results = measure(given.quick, console)
         if results["device"]["kind"] != kind:
@@ -236,7 +236,7 @@ def _progress(console: Console, steps: int) -> Iterator[Any]:
         @contextlib.contextmanager
         def step(text: str) -> Iterator[None]:
             progress.update(task, description=text)
-            if not console.is_terminal:  # where a bar cannot move: a log
+            if not console.is_terminal:  # a bar cannot move in a log
                 console.print(text)
             yield
             progress.advance(task)
@@ -245,6 +245,6 @@ def _progress(console: Console, steps: int) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    from benchmarks import gpu  # the processes that it starts look for its parts there, not in __main__
+    from benchmarks import gpu  # its processes find its parts there, not in __main__
 
     sys.exit(gpu.main())

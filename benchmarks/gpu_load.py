@@ -1,4 +1,4 @@
-"""A process that embeds, in one of the ways that benchmarks.gpu compares, and says what it took.
+"""A process that embeds in one of the ways that benchmarks.gpu compares, and reports its times.
 
 Its functions run in processes of their own, each with one model or one connection, kept until it ends.
 """
@@ -21,7 +21,7 @@ _embedder: _Embedder
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How to embed: our client of the server at `server`, else SentenceTransformer of `model` in process.
+    """A way to embed: our client of the server at `server`, else SentenceTransformer of `model` in process.
 
     `dtype`, `batch_size`: of the SentenceTransformer; None for its defaults.
     """
@@ -32,18 +32,18 @@ class Way:
     batch_size: int | None = None
 
     def process(self) -> Process:
-        """A process that embeds so, started and warm."""
+        """A process that embeds in this way, started and warm."""
         return Process(self)
 
 
 class Process:
-    """One process. Every method runs there."""
+    """One process, in which every method runs."""
 
     def __init__(self, way: Way | None) -> None:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (way,))
 
     def call(self, function: Any, *arguments: Any) -> Any:
-        """`function` of this module, there; raises what it raises."""
+        """Run `function` of this module there; raises its errors."""
         return self._pool.submit(function, *arguments).result()
 
     def __enter__(self) -> Process:
@@ -54,7 +54,7 @@ class Process:
 
 
 class _Embedder:
-    """What a process embeds with."""
+    """The embedder of a process."""
 
     def __init__(self, way: Way) -> None:
         self.options: dict[str, Any] = {}
@@ -66,20 +66,20 @@ class _Embedder:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one for each process would break up the benchmark's own
+        logging.disable_progress_bar()  # their bars would break up the benchmark's own
         given = {"model_kwargs": {"torch_dtype": way.dtype}} if way.dtype else {}
         self.model = SentenceTransformer(way.model, **given)
         if way.batch_size:
             self.options["batch_size"] = way.batch_size
 
     def check(self) -> None:
-        """A client whose local model stood in was not measuring the server."""
+        """Fail if a local model answered for the client instead of the server."""
         if self._session is not None:
             self._session.check()
 
     @property
     def shown(self) -> str:
-        """Where and in what it computes."""
+        """The runtime, precision and device that it computes with."""
         if self._session is not None:
             described = self.model.describe()
             return f"{described.runtime} {described.dtype} on {described.device}"
@@ -96,7 +96,7 @@ def _start(way: Way | None) -> None:
 
 
 def encode_s(texts: list[str]) -> float:
-    """Seconds that one `encode` of these texts took."""
+    """The seconds of one `encode` of these texts."""
     began = time.perf_counter()
     rows = _embedder.model.encode(texts, **_embedder.options)
     taken_s = time.perf_counter() - began
@@ -106,7 +106,7 @@ def encode_s(texts: list[str]) -> float:
 
 
 def query_latencies_s(queries: list[str], window_s: float) -> list[float]:
-    """One query after the other for `window_s`; what each took."""
+    """The seconds of each query, one after another for `window_s`."""
     encode, latencies = _embedder.model.encode, []
     end = time.perf_counter() + window_s
     for query in itertools.cycle(queries):
@@ -128,7 +128,7 @@ def process_id() -> int:
 
 
 def device() -> dict[str, Any]:
-    """What there is to compute on: its kind and its name."""
+    """The device's kind and name."""
     import torch
 
     if not torch.cuda.is_available():
@@ -152,7 +152,7 @@ def gpu_memory_mb() -> float:
 
 
 def texts_of_length(model: str, tokens: int, count: int) -> list[str]:
-    """Different texts of exactly so many tokens, the special ones included: words that are a token each."""
+    """Different texts of exactly this many tokens, special ones included: words of a token each."""
     import random
 
     from transformers import AutoTokenizer

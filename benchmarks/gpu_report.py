@@ -1,4 +1,4 @@
-"""What benchmarks.gpu measured, as people read it: tables on the terminal, and a Markdown page."""
+"""The report of benchmarks.gpu: tables on the terminal, and a Markdown page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.figures import Table, shown_ratio
 OURS = "embedshare"
 DEFAULT = "SentenceTransformer, defaults"
 TUNED = "SentenceTransformer, half precision, batch_size=256"
-#: A load average of more than this for each core, before the run, is somebody else's work.
+#: The load average per core before the run above which other programs were at work.
 BUSY_PER_CORE = 0.25
-#: What is asked for: the ratios on short texts, and one query on the device.
+#: The targets: the ratios on short texts, and one query on the device.
 ASKED_DEFAULT, ASKED_TUNED, ASKED_QUERY_MS = 5.0, 2.0, 1.2
 
 

@@ -1,8 +1,8 @@
 """Vector indexes: `python -m benchmarks.indexes [--vectors FILE] [--count 100000]`.
 
-Writes benchmarks/indexes.json and docs/benchmarks-indexes.md: what sharing an index costs and saves. Build
-time, a query's milliseconds through the client against FAISS in the process, recall, memory; 8 workers that
-share one index against 8 that each hold it. The vectors are of docstrings' paragraphs, found in every
+Writes benchmarks/indexes.json and docs/benchmarks-indexes.md: the cost and saving of a shared index. Measures
+build time, a query's milliseconds through the client against FAISS in the process, recall, and memory: 8
+workers that share one index against 8 that each hold it. The vectors are of docstrings' paragraphs of every
 installed package; `--vectors` keeps them for the next run.
 """
 
@@ -33,14 +33,14 @@ from benchmarks.indexes_report import ENCODE, EXACT, GRAPH, SHARED
 QUERIES = 500
 WORKERS = 8
 AT = 10
-#: How far the graph in this process looks: the first at which it finds as much as ours.
+#: The efSearch of the graph in this process: the first that finds as much as ours.
 EFFORTS = (16, 32, 48, 64, 96, 128, 192, 256, 512)
 #: As `vectors.approximate` builds its graph.
 EFFORT_OF_BUILD = 80
 RESULTS = paths.HERE / "indexes.json"
 PAGE = paths.DOCS / "benchmarks-indexes.md"
 
-#: A worker says `ready` when it has searched, and stays until its input ends.
+#: A worker prints `ready` after a search, and stays until its input ends.
 WORKER = """
 import sys
 import numpy as np
@@ -68,7 +68,7 @@ def main() -> None:
         server = servers.model_server(folder)
         server.start()
         server.stop()
-        server.start()  # the model is converted now: no torch in what is measured
+        server.start()  # converts the model now: no torch in the measurement
         try:
             figures = measure(server, folder, given.count, given.vectors)
         finally:
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(server: servers.Server, folder: Path, count: int, kept: Path | None) -> dict[str, Any]:
-    """The figures; times in the unit that their names end with."""
+    """The figures; each name ends with its unit."""
     import faiss
 
     from embeddingClient import EmbeddingClient
@@ -129,11 +129,11 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
             EXACT: lambda text: exact.search(client.encode(text)[None], AT),
         }
         took: dict[str, list[float]] = {name: [] for name in ways}
-        for turn, text in enumerate(asked):  # by turns, so that whatever the machine does befalls all of them
+        for turn, text in enumerate(asked):  # by turns, so that the machine's other work affects all of them
             names = [ENCODE, SHARED, GRAPH]
             for name in names[turn % 3 :] + names[: turn % 3]:
                 took[name].append(_milliseconds(ways[name], text))
-        for text in asked:  # by itself: its threads spin on for a while, and would take the others' processor
+        for text in asked:  # alone: its threads spin for a while, and would take the others' processor
             took[EXACT].append(_milliseconds(ways[EXACT], text))
         index.save(folder / "shared")
         faiss.write_index(graph, str(folder / "own"))
@@ -167,7 +167,7 @@ def _milliseconds(way: Callable[[str], object], text: str) -> float:
 
 
 def _texts(count: int) -> list[str]:
-    """Paragraphs of the standard library and of all installed packages; the same order each time here."""
+    """Paragraphs of the standard library and all installed packages; in the same order each time."""
     found: dict[str, None] = {}
     folders = {sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]}
     sources = sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
@@ -199,7 +199,7 @@ def _server_mb(server: servers.Server) -> float:
 
 
 def _workers_mb(kind: str, path: Path, query: str, environment: dict[str, str]) -> float:
-    """The memory of all workers together; pages that they share count once."""
+    """The memory of all workers together; shared pages count once."""
     given = servers.environment({**environment, "PYTHONPATH": str(paths.SRC), "EMBEDDING_FALLBACK": "none"})
     command = [sys.executable, "-c", WORKER, kind, str(path), query]
     workers = [
@@ -217,7 +217,7 @@ def _workers_mb(kind: str, path: Path, query: str, environment: dict[str, str]) 
 
 
 def _proportional(process: psutil.Process) -> int:
-    """A page that n processes share counts an nth, where the system tells; the page cache's too."""
+    """A process's memory, with its share of pages that n processes share; where the system reports it."""
     full = process.memory_full_info()
     return int(getattr(full, "pss", full.uss if os.name == "nt" else full.rss))
 

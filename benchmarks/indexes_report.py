@@ -1,4 +1,4 @@
-"""What benchmarks.indexes measured, as people read it: tables on the terminal, and a Markdown page."""
+"""The report of benchmarks.indexes: tables on the terminal, and a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rich.console import Console
 from benchmarks import plots, tables
 from benchmarks.figures import Bars, Table
 
-#: Ways to answer a query: in the server, with the vector here and FAISS here, and the vector alone.
+#: Ways to answer a query: in the server, with the vector and FAISS here, and the vector alone.
 SHARED, GRAPH, EXACT, ENCODE = (
     "search_index, the index in the server",
     "encode, then FAISS's graph in this process",
     "encode, then exact FAISS in this process",
     "encode alone",
 )
-#: A load average of more than this for each core, before the run, is somebody else's work.
+#: The load average per core before the run above which other programs were at work.
 BUSY_PER_CORE = 0.25
-#: What is asked for.
+#: The targets.
 MORE_MS, LEAST_RECALL = 0.3, 0.98
 
 

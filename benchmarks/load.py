@@ -15,21 +15,21 @@ import numpy as np
 from benchmarks.callers import Caller, Session
 from benchmarks.figures import Sample
 
-#: Calls of each process before a window begins; none of them is counted.
+#: Uncounted calls of each process before a window begins.
 WARM_UP_CALLS = 3
 ANSWER_LIMIT_S = 300.0
-#: Between the word to start and the start: longer than it takes to tell sixteen processes.
+#: Seconds between the start command and the start: enough to tell sixteen processes.
 LEAD_S = 0.05
 
 
 class Fleet:
-    """Client processes that call whom they are told to; those that a window does not need sleep on a pipe.
+    """Client processes for any caller; unneeded ones sleep on a pipe.
 
-    `texts` are what they send, one a call; where an item is a list, it is one call of several texts.
+    `texts` are their inputs, one a call; a list among them is one call of several texts.
     """
 
     def __init__(self, size: int, texts: Sequence[Any]) -> None:
-        spawn = multiprocessing.get_context("spawn")  # nothing of the benchmark's own process comes along
+        spawn = multiprocessing.get_context("spawn")  # nothing of the benchmark's own process is inherited
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for number in range(size):
@@ -46,7 +46,7 @@ class Fleet:
         self._tell(clients, ("connect", caller))
 
     def load(self, clients: int, window_s: float) -> Sample:
-        """Load from `clients` connected processes for `window_s` seconds, begun by all at the same moment."""
+        """Load from `clients` connected processes for `window_s` seconds, started at the same moment."""
         start = time.monotonic() + LEAD_S
         parts = self._tell(clients, ("load", start, start + window_s))
         return Sample(
@@ -61,7 +61,7 @@ class Fleet:
         self._pipes[0].send(("call", method, arguments))
 
     def is_finished(self) -> bool:
-        """Whether what was begun is over."""
+        """Whether the begun call is over."""
         return self._pipes[0].poll()
 
     def finish(self) -> tuple[float, Any]:
@@ -70,7 +70,7 @@ class Fleet:
         return result
 
     def close(self) -> None:
-        """End the processes: they leave when their pipe closes."""
+        """End the processes by closing their pipes."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -97,7 +97,7 @@ class Fleet:
 
 @dataclasses.dataclass(frozen=True)
 class Clients:
-    """Client processes, and whom they call."""
+    """Client processes, and their caller."""
 
     fleet: Fleet
     caller: Caller
@@ -114,7 +114,7 @@ class Clients:
         return self.fleet.finish()
 
     def begin(self, method: str, *arguments: Any) -> None:
-        """Begin the same and do not wait."""
+        """Begin such a call without waiting."""
         self.fleet.connect(self.caller, 1)
         self.fleet.begin(method, *arguments)
 
@@ -137,7 +137,7 @@ def _run(texts: Sequence[Any], first: int, pipe: Connection) -> None:
 
 
 def _tell_failure(pipe: Connection) -> bool:
-    """Whether the fleet still listens; where it gave up, on another process's failure, nobody has to know."""
+    """Send a failure; whether the fleet still listens, which may have given up on another one."""
     try:
         pipe.send((False, traceback.format_exc()))
     except OSError:
@@ -148,7 +148,7 @@ def _tell_failure(pipe: Connection) -> bool:
 class _Process:
     def __init__(self, texts: Sequence[Any], first: int) -> None:
         self._texts = texts
-        self._at = first  # goes on from window to window, so that texts come again as late as possible
+        self._at = first  # continues over windows, so that texts repeat as late as possible
         self._session: Session | None = None
 
     def connect(self, caller: Caller) -> None:
@@ -160,8 +160,8 @@ class _Process:
             self._session.one(self._next())
 
     def load(self, start: float, end: float) -> tuple[np.ndarray, int, float]:
-        """Calls from `start` to `end` (time.monotonic, which all processes share); a call that began in the
-        window has its latency counted, one that ended in it counts for the rate."""
+        """Calls from `start` to `end` (time.monotonic, common to all processes). A call that began in the
+        window counts for latency, one that ended in it for the rate."""
         assert self._session is not None
         one, latencies, completed = self._session.one, [], 0
         time.sleep(max(0.0, start - time.monotonic()))

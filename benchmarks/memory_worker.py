@@ -1,6 +1,6 @@
 """A worker whose memory is measured: `python memory_worker.py client|local MODEL < texts as JSON`.
 
-It imports what such a worker imports and nothing else, embeds the texts once, says `ready`, and stays until
+It imports what such a worker imports and nothing else, embeds the texts once, prints `ready`, and stays until
 its standard input closes.
 """
 

@@ -1,4 +1,4 @@
-"""Where things are in the repository, and our sources on the import path."""
+"""Paths of the repository, with our sources on the import path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much is measured: the full run, and the quick one that shows that everything works."""
+"""The sizes of the measurements: the full run, and the quick one that tests the program."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import dataclasses
 class Plan:
     """The sizes of one run.
 
-    A round measures every competitor once, one after the other; the next round does it again, so that a
-    machine that gets slower in between is slower for all of them.
+    A round measures every competitor once, one after another; the next round repeats it, so that a slowing
+    machine affects all of them.
     """
 
     name: str
     rounds: int
-    window_s: float  # how long load runs for one figure of one round
+    window_s: float  # seconds of load for one figure of one round
     empty_window_s: float  # the same for empty calls
-    clients: tuple[int, ...]  # that send one short query a call
+    clients: tuple[int, ...]  # clients with one short query a call
     empty_clients: tuple[int, ...]
     workers: tuple[int, ...]  # worker processes whose memory is summed
     bulk_texts: int
     bulk_rounds: int
-    mixed_texts: int  # of the bulk beside which short queries are measured
-    mixed_alone_texts: int  # of the bulk alone
+    mixed_texts: int  # texts of the bulk during which short queries are measured
+    mixed_alone_texts: int  # texts of the bulk alone
     mixed_rounds: int
     stage_window_s: float
     quality_texts: int
@@ -32,8 +32,8 @@ class Plan:
     family_rounds: int
     family_window_s: float
     small_families: bool  # in the tests' size
-    families: tuple[str, ...] = ()  # those alone; all where there are none
-    peers: tuple[str, ...] = ()  # those alone; all where there are none
+    families: tuple[str, ...] = ()  # only these; empty for all
+    peers: tuple[str, ...] = ()  # only these; empty for all
     left_out: tuple[str, ...] = ()  # rows that are not measured
     quality_queries: int = 200
     neighbours: int = 10

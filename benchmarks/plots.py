@@ -12,7 +12,7 @@ from benchmarks.figures import Bars, Lines, Plot, Shares
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "embedshare"
 COLOURS = ["#1b6ca8", "#c8553d", "#e0a030", "#6b8f71", "#7d5ba6", "#888888"]
-#: A part of a bar narrower than this share of it has no room for its label.
+#: The least share of a bar at which a part has room for its label.
 ROOM = 0.06
 
 

@@ -1,4 +1,4 @@
-"""The figures as people read them: tables on the terminal, and a Markdown page with plots."""
+"""The report: tables on the terminal, and a Markdown page with plots."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks import rows, tables
 from benchmarks.figures import Section, Table
 from benchmarks.rows import families
 
-#: A load average of more than this for each core, before the run, is somebody else's work.
+#: The load average per core before the run above which other programs were at work.
 BUSY_PER_CORE = 0.25
 
 
 def sections(results: dict[str, Any]) -> list[Section]:
-    """What was measured, in the order of the run."""
+    """The measured rows, in the order of the run."""
     return [row.section(results["rows"][row.KEY]) for row in rows.ALL if row.KEY in results["rows"]]
 
 
@@ -31,8 +31,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def in_short(results: dict[str, Any]) -> tuple[Table, str]:
-    """Every section's figures, the run's quality beside those of calls that bring vectors, and a sentence on
-    that quality."""
+    """Every section's figures, with the run's quality for calls that return vectors, and a sentence on it."""
     columns, emphasised = ["embedshare", "in this run"], ("in this run",)
     lines = [(*line, section.embeds) for section in sections(results) for line in section.headlines]
     quality = results["rows"].get("quality")
@@ -52,7 +51,7 @@ def in_short(results: dict[str, Any]) -> tuple[Table, str]:
 
 
 def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
-    """Write the page and its plots; `pictures` is a folder beside or under the page's."""
+    """Write the page and its plots; `pictures` is a folder next to or under the page's."""
     lines = [
         "# Benchmarks",
         "",
@@ -82,7 +81,7 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
 
 
 def write_headlines(results: dict[str, Any], readme: Path) -> None:
-    """Put the ratios between the README's `figures` marks, with where they were measured."""
+    """Put the ratios between the README's `figures` marks, with the machine that they were measured on."""
     machine, when = results["machine"], results["when"]
     short, note = in_short(results)
     lines = [
@@ -97,7 +96,7 @@ def write_headlines(results: dict[str, Any], readme: Path) -> None:
 
 
 def write_families(results: dict[str, Any], page: Path) -> None:
-    """Put the table of families between the page's `families` marks, with where it was measured."""
+    """Put the table of families between the page's `families` marks, with its machine."""
     machine, data = results["machine"], results["rows"][families.KEY]
     versions = ", ".join(
         f"{name} {machine['versions'][name]}"
@@ -115,7 +114,7 @@ def write_families(results: dict[str, Any], page: Path) -> None:
 
 
 def _put(page: Path, mark: str, lines: list[str]) -> None:
-    """Replace what stands between the page's marks of that name."""
+    """Replace the lines between the page's marks of that name."""
     before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
     _, end, after = rest.partition(f"<!-- /{mark} -->")
     page.write_text(before + begin + "\n".join(lines) + end + after, encoding="utf-8")
@@ -156,7 +155,7 @@ def _about(results: dict[str, Any]) -> list[str]:
 
 
 def _notes(results: dict[str, Any]) -> list[str]:
-    """What is to be known of the run before its figures are read."""
+    """Notes on the run, to be read before its figures."""
     machine = results["machine"]
     notes = []
     if results["plan"]["name"] == "quick":

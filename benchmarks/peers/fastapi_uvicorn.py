@@ -1,4 +1,4 @@
-"""FastAPI under uvicorn, the model in the same process: the service most people write first."""
+"""FastAPI under uvicorn, the model in the same process: the usual first service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gunicorn's dirty workers: HTTP workers that ask a process of its own, which holds the model."""
+"""gunicorn's dirty workers: HTTP workers that call a separate process with the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LitServe: a web process that hands requests to worker processes, which batch them."""
+"""LitServe: a web process that passes requests to worker processes, which batch them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer: what it needs, how it is started, how it is called."""
+"""A peer: its requirements, its start, its caller."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ APPS = paths.HERE / "peers" / "apps"
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """`command(port, model's folder)` is what follows the interpreter; `caller(port)` is for one with its own
-    API; an `environment` of its own is for one whose pins conflict with the others'."""
+    """`command(port, model's folder)` follows the interpreter; `caller(port)` is for a peer with its own API;
+    an `environment` of its own is for one whose pins conflict with the others'."""
 
     name: str
-    what: str  # how it is set up, for the report
+    what: str  # its setup, for the report
     requirements: tuple[str, ...]
     command: Callable[[int, Path], list[str]]
     caller: Callable[[int], Caller] = HttpCaller

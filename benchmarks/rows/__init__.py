@@ -1,4 +1,4 @@
-"""What is measured, one file each, in the order of the run. A new row is a file with the four names of `Row`,
+"""The measurements, one file each, in the order of the run. A new row is a file with the four names of `Row`,
 and its module here."""
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Row(Protocol):
     KEY: str
 
     def steps(self, bench: Bench) -> int:
-        """How many times `measure` enters `bench.step`."""
+        """The number of times that `measure` enters `bench.step`."""
 
     def measure(self, bench: Bench) -> dict[str, Any]:
-        """The figures, as they go into results.json."""
+        """The figures, in the form of results.json."""
 
     def section(self, data: dict[str, Any]) -> Section:
-        """The same as the report shows them, from nothing but the figures."""
+        """The same in the report's form, from the figures alone."""
 
 
-#: Memory and starts come first, while nothing of the benchmark's runs beside them.
+#: Memory and starts come first, while nothing else of the benchmark runs.
 ALL: list[Row] = [
     memory, startup, empty, queries, http, openai, mixed, stages, single, bulk, quality, families,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Competitors under the same load, taking turns: what the rows about calls have in common."""
+"""Competitors under the same load, taking turns: the common part of the rows on calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.load import Clients
 
 
 def steps(bench: Bench, competitors: int, clients: tuple[int, ...]) -> int:
-    """How many windows `run` measures."""
+    """The number of windows that `run` measures."""
     return len(clients) * bench.plan.rounds * competitors
 
 
@@ -23,9 +23,9 @@ def run(
     window_s: float,
     best_of: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """For each number of clients, every fleet once a round, every second round in the opposite order. The
-    first fleet is ours; the ratios are its rate over the others' and their p50 over its, and the same for
-    the best of `best_of` in each round."""
+    """For each number of clients, every fleet once a round, every second round in reverse order. The first
+    fleet is ours; the ratios are its rate over the others' and their p50 over its, and the same for the best
+    of `best_of` in each round."""
     ours = next(iter(fleets))
     results = []
     for count in clients:

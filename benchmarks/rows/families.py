@@ -20,9 +20,9 @@ from benchmarks.load import Clients
 
 KEY = "families"
 LOCAL = "SentenceTransformer in process"
-#: SentenceTransformer's bulk takes at least this long: models that look words up are given more texts.
+#: SentenceTransformer's bulk takes at least this long: models that look words up get more texts.
 _LEAST_BULK_S = 0.2
-#: By the runtime, what is asked of the bulk ratio: a fast form gains this much, and no way loses.
+#: The required bulk ratio by runtime: a fast form gains this much, and none loses.
 _LEAST = {"openvino": 3.0, "torch": 3.0, "static": 1.0, "sentence-transformers": 1.0}
 _CACHE = "cache-of-families"
 
@@ -147,7 +147,7 @@ def _bulk_ratio(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _least(data: dict[str, Any]) -> Table:
-    """For each runtime what is asked of it, and the families that do not reach it."""
+    """The required ratio of each runtime, and the families below it."""
     rows = []
     for runtime, least in _LEAST.items():
         medians = {

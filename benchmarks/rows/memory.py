@@ -95,7 +95,7 @@ def section(data: dict[str, Any]) -> Section:
 
 
 def _shared(bench: Bench, workers: int) -> dict[str, float]:
-    """A model server of this measurement's own, which has served these workers and nobody else."""
+    """A separate model server, which has served only these workers."""
     server = servers.model_server(bench.folder)
     try:
         server.start()
@@ -150,7 +150,7 @@ def _mb(process: psutil.Process) -> float:
 
 
 def _end(worker: subprocess.Popen[str]) -> None:
-    """It leaves when its standard input closes."""
+    """End it by closing its standard input."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.close()

@@ -1,4 +1,4 @@
-"""(i) Short queries while another worker encodes a great many texts: whether they have to wait behind it."""
+"""(i) Short queries while another worker encodes many texts: whether they wait behind it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.callers import EmbedshareSession
 from benchmarks.figures import Sample, Section, Table, counted, ratios, shown_ratio, summary
 
 KEY = "mixed"
-#: One window of short queries while the bulk runs; the window in which the bulk ends is thrown away.
+#: The seconds of one window of short queries during the bulk; the window in which the bulk ends is dropped.
 SLICE_S = 0.25
 ARRIVAL_LIMIT_S = 30.0
 
@@ -61,9 +61,9 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _beside(bench: Bench, texts: list[str]) -> tuple[list[Sample], float]:
-    """One client's windows that lie wholly within the bulk's run, and the seconds that the bulk took.
+    """One client's windows that lie wholly within the bulk's run, and the bulk's seconds.
 
-    Raises RuntimeError where there is none.
+    Raises RuntimeError if there is none.
     """
     short, bulk = bench.fleet(bench.ours()), bench.many(bench.ours())
     short.fleet.connect(short.caller, 1)
@@ -87,7 +87,7 @@ def _beside(bench: Bench, texts: list[str]) -> tuple[list[Sample], float]:
 
 
 def _wait_for_work(watcher: EmbedshareSession) -> None:
-    """Until the bulk's first piece is with the server."""
+    """Wait until the bulk's first piece is with the server."""
     limit = time.monotonic() + ARRIVAL_LIMIT_S
     while not watcher.active():
         if time.monotonic() > limit:

@@ -1,4 +1,4 @@
-"""(j) What programs with OpenAI's client see: our `/v1/embeddings` against infinity's own."""
+"""(j) OpenAI's client: our `/v1/embeddings` against infinity's own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _caller(caller: Caller) -> OpenAiClientCaller:
-    """How OpenAI's client reaches the server that `caller` calls."""
+    """OpenAI's client for the server that `caller` calls."""
     assert isinstance(caller, HttpCaller | OpenAiCaller)
     return OpenAiClientCaller(f"http://127.0.0.1:{caller.port}" + "/v1" * isinstance(caller, HttpCaller))
 

@@ -1,4 +1,4 @@
-"""(g) What the speed costs: our server's vectors against float32 SentenceTransformer's."""
+"""(g) The cost of speed: our server's vectors against float32 SentenceTransformer's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def steps(bench: Bench) -> int:
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Paragraphs in one call, queries one call each on our side, so that both of the server's ways are
-    seen; the plain ones on SentenceTransformer's side."""
+    """Paragraphs in one call and queries one a call on our side, which covers both of the server's lanes;
+    plainly on SentenceTransformer's."""
     plan = bench.plan
     texts = bench.corpus.paragraphs[: plan.quality_texts]
     queries = bench.corpus.queries[: plan.quality_queries]

@@ -1,4 +1,4 @@
-"""(c) Many clients, one short query a call: what web workers do all day."""
+"""(c) Many clients, one short query a call: the usual load of web workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers import fastapi_uvicorn, infinity_emb, litserve, mosec
 from benchmarks.rows import contest
 
 KEY = "queries"
-#: The servers of the best of which embedshare's ratio is a figure of its own.
+#: The servers whose best one embedshare is compared with separately.
 SERVERS = tuple(peer.PEER.name for peer in (mosec, litserve, infinity_emb, fastapi_uvicorn))
 
 

@@ -1,4 +1,4 @@
-"""(j) Where the time of a call goes, from the server's own clocks and the client's."""
+"""(j) The stages of a call's time, from the server's own clocks and the client's."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _window(session: EmbedshareSession, clients: Clients, count: int, window_s: float) -> dict[str, float]:
-    """The server's and the clients' seconds for the calls of one window, and how many calls there were.
+    """The server's and the clients' seconds for the calls of one window, and the number of calls.
 
-    Raises RuntimeError where the server has answered calls that are not the window's.
+    Raises RuntimeError if the server has answered other calls.
     """
     clients.fleet.connect(clients.caller, count)  # and warm up, before the server's clocks are read
     before = session.stats()
