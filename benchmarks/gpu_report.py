@@ -36,12 +36,12 @@ def _device(results: dict[str, Any]) -> str:
     quick = " A quick run, with few and short rounds." if results["plan"]["name"] == "quick" else ""
     if device["kind"] != "cuda":
         return (
-            f"**This was run on a CPU ({machine['cpu']}, {machine['cores']} cores), since no GPU was at "
-            "hand. These are not the figures of a GPU: they only show that the program runs.** "
+            f"**This run used a CPU ({machine['cpu']}, {machine['cores']} cores), since no GPU was "
+            "available. These are not a GPU's figures: they only show that the program runs.** "
             "`python -m benchmarks.gpu` on a machine with one replaces this page." + quick
         )
     return (
-        f"This was run on a GPU: {device['name']}, {device['memory_gib']} GiB, compute capability "
+        f"This run used a GPU: {device['name']}, {device['memory_gib']} GiB, compute capability "
         f"{device['capability']}, CUDA {device['cuda']}." + quick
     )
 
@@ -52,14 +52,14 @@ def _how(results: dict[str, Any]) -> str:
     times = "once" if rounds == 1 else f"{rounds} times"
     return (
         "Made by `python -m benchmarks.gpu`; do not edit. The model server runs with its default settings "
-        "and is called through its client, from one process; SentenceTransformer runs in the process that "
-        "asks. "
+        "and is called through its client, from one process; SentenceTransformer runs in the calling "
+        "process. "
         f"All in one run, by turns, {times} each, after warming up; rates are "
         "medians, and a ratio's range is that of the rounds. "
         + (
-            "`float16` is what SentenceTransformer is tuned to."
+            "SentenceTransformer is tuned to `float16`."
             if gpu
-            else "`bfloat16` stands in for `float16`, and the processes' own memory (USS) for the GPU's."
+            else "`bfloat16` replaces `float16`, and the processes' own memory (USS) the GPU's."
         )
     )
 

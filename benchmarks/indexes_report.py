@@ -43,10 +43,10 @@ def _how(results: dict[str, Any]) -> str:
     return (
         f"Made by `python -m benchmarks.indexes`; do not edit. {count:,} paragraphs of Python packages' "
         f'docstrings, {dimension} dimensions, `metric="l2"`, `kind="auto"`, which takes '
-        f"{results['kind']}; {results['queries']} short questions. Each goes to all ways by turns, but to "
-        "exact search, whose threads spin on for a while, and which comes last. The index in this process is "
-        "FAISS's IndexHNSWFlat with the same links and build effort, at the least efSearch that finds as "
-        f"much as ours, {results['own_effort']}. "
+        f"{results['kind']}; {results['queries']} short questions. Each goes to all ways by turns, except "
+        "to exact search, which comes last, since its threads spin for a while. The index in this process "
+        "is FAISS's IndexHNSWFlat with the same links and build effort, at the least efSearch that finds "
+        f"as much as ours, {results['own_effort']}. "
         f"Measured on {machine['cpu']}, {machine['cores']} cores, load average before "
         f"{machine['load_average_before']}, commit {machine['commit']}."
     )

@@ -41,7 +41,7 @@ def in_short(results: dict[str, Any]) -> tuple[Table, str]:
     cosine = min(quality["smallest_cosine"], quality["smallest_query_cosine"])
     beside = f"{cosine:.5f}, {quality['equal_neighbours']:.1%}"
     note = (
-        f"Beside each figure the quality of the vectors in the same run: the smallest cosine against "
+        f"Each figure has the quality of the vectors in the same run. It is the smallest cosine against "
         f"SentenceTransformer in float32 over {quality['texts']:,} texts and {quality['queries']:,} queries "
         f"({cosine:.6f}), and the share of equal neighbours among the queries' top {quality['neighbours']} "
         f"({quality['equal_neighbours']:.2%})."
@@ -56,9 +56,9 @@ def write(results: dict[str, Any], page: Path, pictures: Path) -> None:
         "# Benchmarks",
         "",
         "Made by `python -m benchmarks` (needs `pip install -r requirements-bench.txt`); do not edit. "
-        "Everything here was measured in one run, on one machine, competitors by turns. Absolute figures "
-        "move with the machine and with what else it does: the ratios are what to compare. What "
-        "`python -m benchmarks.gpu` measured, and on what: [benchmarks-gpu.md](benchmarks-gpu.md). "
+        "One run on one machine measured everything here, competitors by turns. Absolute figures depend "
+        "on the machine and its other work: compare the ratios. Of a GPU, by "
+        "`python -m benchmarks.gpu`: [benchmarks-gpu.md](benchmarks-gpu.md). "
         "Vector indexes: [benchmarks-indexes.md](benchmarks-indexes.md), by `python -m benchmarks.indexes`. "
         "Families of models: [models.md](models.md), by `python -m benchmarks --only families`.",
         "",
@@ -162,7 +162,7 @@ def _notes(results: dict[str, Any]) -> list[str]:
         notes.append("This was a quick run, with one short round of everything: to see that it works.")
     if (machine["load_average_before"] or 0) > BUSY_PER_CORE * (machine["cores"] or 1):
         notes.append(
-            "The machine was busy with other work when this run began. That does not slow all competitors "
-            "alike, so these ratios do not stand: measure again on a quiet machine."
+            "The machine was busy with other work when this run began. That slows competitors unequally, so "
+            "these ratios are not valid: measure again on an idle machine."
         )
     return notes

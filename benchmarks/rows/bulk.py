@@ -69,12 +69,12 @@ def section(data: dict[str, Any]) -> Section:
     return Section(
         "Bulk",
         f"{data['texts']:,} paragraphs in one `encode`, {data['tokens']:,} tokens (truncated as the model "
-        "truncates, special tokens counted, padding not), through the client, and "
+        "truncates, with special tokens, without padding), through the client, and "
         "`SentenceTransformer.encode` with its defaults in the process itself; "
         f"{counted(data['ratio']['rounds'], 'time')} each, by turns. The limit is the rate of torch's matrix "
         f"products here ({roofline.ROWS:,} rows, 1536 to 384, all threads; before each round) over the "
-        "operations of the model's linear layers; attention, everything else and Python come on top. Who "
-        "computes in bfloat16 can pass the limit of float32.",
+        "operations of the model's linear layers. Attention, other work and Python come on top. Computing "
+        "in bfloat16 can exceed the limit of float32.",
         [
             Table(["where", "tokens/s", "seconds", "ratio"], rows, ("ratio",)),
             _limits(data["limits"]),

@@ -88,4 +88,4 @@ def table(results: list[dict[str, Any]], unit: str = "ms") -> Table:
     )
 
 
-LOAD_CPU = "`CPU of the load` is the share of all cores that the clients themselves took."
+LOAD_CPU = "`CPU of the load` is the clients' own share of all cores."

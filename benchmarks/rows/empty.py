@@ -32,8 +32,8 @@ def section(data: dict[str, Any]) -> Section:
     return Section(
         "An empty call",
         "`client.get_active_operations_count()`, which the server answers with a small number and without "
-        "its model, beside a stock `multiprocessing.managers` server (TCP, loopback, pickle) "
-        f"whose method answers with a small number. {data['rounds']} x {data['window_s']:g} s each, "
+        "its model, against a stock `multiprocessing.managers` server (TCP, loopback, pickle) "
+        f"whose method returns a small number. {data['rounds']} x {data['window_s']:g} s each, "
         "by turns. " + contest.LOAD_CPU,
         [contest.table(data["results"], "us")],
         [

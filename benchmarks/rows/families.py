@@ -116,8 +116,8 @@ def section(data: dict[str, Any]) -> Section:
         f"{data['rounds']} times each by turns: {data['texts']:,} paragraphs in one call (more of them where "
         f"that takes less than {_LEAST_BULK_S:g} s), and one short query at a time for "
         f"{data['window_s']:g} s. The largest difference is that of our vectors in float32 to "
-        "SentenceTransformer's, for vectors of length 1; rates are those of the default settings, in the "
-        "precision that stands beside the runtime.",
+        "SentenceTransformer's, for vectors of length 1. Rates are those of the default settings, in the "
+        "precision next to the runtime.",
         [table(data), _least(data)],
     )
 

@@ -36,8 +36,8 @@ def section(data: dict[str, Any]) -> Section:
     last = data["results"][-1]
     return Section(
         "POST /embed over HTTP",
-        "One text a request, on kept-alive connections, to one web worker of ours (`src/app.py`, default "
-        "settings), which asks the model server, and to the gunicorn of the section before. "
+        "One text a request, on kept-alive connections, to one of our web workers (`src/app.py`, default "
+        "settings) over the model server, and to the gunicorn of the section before. "
         f"{data['rounds']} x {data['window_s']:g} s each, by turns. {contest.LOAD_CPU}",
         [contest.table(data["results"])],
         [

@@ -70,12 +70,12 @@ def section(data: dict[str, Any]) -> Section:
         f"{data['unit']} (psutil `memory_full_info`), summed over all processes, after each worker has "
         f"embedded the same {data['texts']} paragraphs. "
         + (
-            "PSS counts a page that several processes share once, split among them, so the sum is what the "
-            "machine gives up; it is summed while nothing else of the benchmark runs."
+            "PSS counts a shared page once, split among its processes, so the sum is the machine's cost; it "
+            "is summed while nothing else of the benchmark runs."
             if data["unit"] == "PSS"
-            else "USS leaves out pages that processes share."
+            else "USS leaves out shared pages."
         )
-        + " The server has run on this machine before; at its first start of all, which converts the model, "
+        + " The server has run on this machine before; at its very first start, which converts the model, "
         f"it holds {data['first_server_mb']:,.0f} MB.",
         [table],
         [(f"Memory of {most['workers']} workers, against a model in each", f"{saved:.2f}x less")],

@@ -117,8 +117,8 @@ def section(data: dict[str, Any]) -> Section:
         "A short query while another worker runs a bulk encode",
         "One client's short queries on the idle server, before and after, and while another process does "
         f"one `encode` of {data['texts']:,} different paragraphs ({data['tokens']:,} tokens) through its "
-        "client, on the same server with its default settings. Only windows that lie wholly within that run "
-        f"count. {counted(data['rounds'], 'round')}; the bulk's rate alone is that of "
+        "client, on the same server with its default settings. Only windows wholly within that run count. "
+        f"{counted(data['rounds'], 'round')}; the bulk's rate alone is that of "
         f"{data['bulk_texts_alone']:,} of its texts.",
         [
             Table(["short queries on", "calls", "p50, ms", "p99, ms", grown], rows, (grown,)),

@@ -51,8 +51,9 @@ def section(data: dict[str, Any]) -> Section:
     return Section(
         "OpenAI's client",
         "Each client process sends one query of at most 60 characters with the package `openai`, which asks "
-        "for base64, waits for the vector, sends the next: to `/v1/embeddings` of one web worker of ours "
-        "(`src/app.py`, default settings), which asks the model server, and to infinity's `/embeddings`. "
+        "for base64, waits for the vector, sends the next. The servers are one of our web workers at "
+        "`/v1/embeddings` (`src/app.py`, default settings), over the model server, and infinity at "
+        "`/embeddings`. "
         f"{data['rounds']} x {data['window_s']:g} s each, by turns. {contest.LOAD_CPU}",
         [contest.table(results)],
         [

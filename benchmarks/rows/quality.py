@@ -56,7 +56,7 @@ def section(data: dict[str, Any]) -> Section:
         "Quality",
         f"Vectors from our server against SentenceTransformer's ({data['reference']}) for the same "
         f"{data['texts']:,} paragraphs and {data['queries']:,} queries. Neighbours are the paragraphs "
-        "nearest to each query by cosine, each side searching its own vectors; their order does not count.",
+        "nearest to each query by cosine, in each side's own vectors; their order does not count.",
         [
             Table(
                 ["smallest cosine, paragraphs", "median", "smallest cosine, queries", neighbours],

@@ -40,7 +40,7 @@ def section(data: dict[str, Any]) -> Section:
     results = data["results"]
     peers = "; ".join(f"{name}: {what}" for name, what in data["peers"].items())
     busy = ", ".join(f"{name} ({share:.0%} of a core)" for name, share in data["busy_when_idle"].items())
-    asleep = f" Busy while nobody asks, and so suspended but for its turns: {busy}." if busy else ""
+    asleep = f" Busy while idle, and so suspended except during its turns: {busy}." if busy else ""
     smallest = min(data["smallest_cosines"].values(), default=1.0)
     tables = [contest.table(results)]
     if data["best_of"]:
@@ -48,10 +48,10 @@ def section(data: dict[str, Any]) -> Section:
     return Section(
         "One short query a call",
         "Each client process sends one query of at most 60 characters, waits for the vector, sends the next. "
-        "embedshare is called through its client; the peers over HTTP on kept-alive connections "
-        "(http.client, msgspec for the JSON), which is how they are reached. "
-        f"{data['rounds']} x {data['window_s']:g} s each, by turns. {contest.LOAD_CPU} Before they were "
-        f"timed, the peers' vectors of {agreement.TEXTS} queries were compared with SentenceTransformer's: "
+        "embedshare is called through its client; the peers over HTTP, their only interface, on kept-alive "
+        "connections (http.client, msgspec for the JSON). "
+        f"{data['rounds']} x {data['window_s']:g} s each, by turns. {contest.LOAD_CPU} Before the timing, "
+        f"the peers' vectors of {agreement.TEXTS} queries were compared with SentenceTransformer's: "
         f"smallest cosine {smallest:.6f}.{asleep} The peers: {peers}.",
         tables,
         _headlines(data),

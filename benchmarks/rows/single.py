@@ -31,8 +31,8 @@ def section(data: dict[str, Any]) -> Section:
         rows.append([name, f"{figures['p50_ms']:.2f}", f"{figures['p99_ms']:.2f}", shown])
     return Section(
         "One query at a time",
-        "One process, one short query, the next when its vector is there: `encode(text)` through the client, "
-        "and `SentenceTransformer.encode(text)` with its defaults in the process itself. "
+        "One process sends short queries one after another: `encode(text)` through the client, and "
+        "`SentenceTransformer.encode(text)` with its defaults in the process itself. "
         f"{data['rounds']} x {data['window_s']:g} s each, by turns.",
         [
             Table(

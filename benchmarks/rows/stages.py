@@ -82,10 +82,10 @@ def section(data: dict[str, Any]) -> Section:
     ]
     return Section(
         "Where the time of a call goes",
-        "Mean microseconds of a call: the server's own clocks for decoding the message, tokenizing, waiting "
-        "for a batch, computing and encoding the answer; what is left of the mean that clients saw is the "
-        "wire, the client and waking up. The compute of a call is the time that its batch took, which other "
-        f"calls may have shared. {data['rounds']} x {data['window_s']:g} s each.",
+        "Mean microseconds of a call. The server's own clocks measure decoding the message, tokenizing, "
+        "waiting for a batch, computing and encoding the answer. The rest of the clients' mean is the wire, "
+        "the client and waking up. The compute of a call is the time of its batch, which other calls may "
+        f"share. {data['rounds']} x {data['window_s']:g} s each.",
         [Table(["", "client's mean, us", *names], rows, ("client's mean, us",))],
         [
             (f"Time of a call outside of the model's compute: {case}", _outside(means))

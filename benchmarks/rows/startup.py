@@ -44,10 +44,10 @@ def section(data: dict[str, Any]) -> Section:
         rows.append([name, f"{statistics.median(taken):.1f}", shown, ratio])
     return Section(
         "From start to first answer",
-        "Seconds from starting the process to the vector of one text in the caller's hands, asked for again "
-        "and again until it comes. Each start alone on the machine but for idle servers of this run; the "
-        "first may read its files from the disk, later ones have them cached. At its first start on a "
-        "machine the model server converts the model and keeps the result; every later start reads that.",
+        "Seconds from starting the process to the vector of one text in the caller's hands, requested "
+        "repeatedly until it comes. Each start runs alone, next to idle servers of this run. The first may "
+        "read its files from the disk, later ones have them cached. At its first start on a machine the "
+        "model server converts the model and stores the result; every later start reads it.",
         [
             Table(
                 ["server", "median, s", "each, s", "embedshare is faster by"],
