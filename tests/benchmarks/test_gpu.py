@@ -47,7 +47,7 @@ def page(device: dict[str, Any], folder: Path) -> str:
 
 def test_the_page_of_a_gpu_names_it_and_says_which_aims_are_met(tmp_path: Path) -> None:
     text = page(GPU, tmp_path)
-    assert text.splitlines()[2].startswith("This was run on a GPU: Some GPU, 80.0 GiB")
+    assert text.splitlines()[2].startswith("This run used a GPU: Some GPU, 80.0 GiB")
     assert (
         f"| texts of 16 tokens/s, against {DEFAULT} | 5x or more | **5.50x (5.00 to 6.00)** | yes |" in text
     )
@@ -59,8 +59,8 @@ def test_the_page_of_a_gpu_names_it_and_says_which_aims_are_met(tmp_path: Path) 
 def test_the_page_of_a_cpu_says_first_that_these_are_no_gpus_figures(tmp_path: Path) -> None:
     text = page({"kind": "cpu", "name": None}, tmp_path)
     first = text.splitlines()[2]
-    assert first.startswith("**This was run on a CPU (A CPU, 2 cores)")
-    assert "not the figures of a GPU" in first
+    assert first.startswith("**This run used a CPU (A CPU, 2 cores)")
+    assert "not a GPU's figures" in first
     assert "yes |" not in text
     assert text.count("| not a GPU |") == 3
 
