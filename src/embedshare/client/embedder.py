@@ -13,7 +13,7 @@ import numpy as np
 from embedshare import calls
 from embedshare.calls import WELL, CallContext, EmbedRequest, EmbedResult, Timings, Token
 from embedshare.client import splitting
-from embedshare.client.failover import Failover
+from embedshare.client.failover import Failover, Tries
 from embedshare.client.failover_policy import FailoverPolicy
 from embedshare.client.local_model import load
 from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
@@ -176,16 +176,17 @@ class Embedder:
         Raises the model's errors, Overloaded, DeadlineExceeded, ModelMismatch, AuthenticationFailed,
         InsecureKey and ClientClosed. Raises ServerUnavailable if neither a server nor a local model answers.
         """
-        tries = self.failover.tries(context.deadline)
+        tries: Tries | None = None
         while True:
-            provider = tries.provider()
+            provider = self.failover.provider(context.deadline)
             try:
                 answer = ask(provider, context)
             except EmbedshareError as error:
+                tries = tries or Tries(self.failover, context.deadline)
                 if not tries.go_on(provider, error):
                     raise
             else:
-                tries.answered(provider)
+                self.failover.answered(provider)
                 return answer, provider.source
 
     def _nothing(self, request: EmbedRequest, limit: float) -> EmbedResult:

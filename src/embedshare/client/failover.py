@@ -80,15 +80,32 @@ class Failover:
         self._local_model = LocalModel(self._load)
         self._release: threading.Timer | None = None
 
-    def tries(self, deadline: float) -> Tries:
-        """The tries of a call that has until `deadline`, a moment of `time.monotonic()`."""
-        return Tries(self, deadline)
+    def provider(self, deadline: float) -> Provider:
+        """The provider of a call's next try: the server, or the local model.
+
+        Raises DeadlineExceeded, ClientClosed, ModelMismatch, and the local model's load error if there is no
+        server to try.
+        """
+        while True:
+            self._check_open()
+            if not self.now.is_local:
+                return self.served
+            local = self._local(deadline)
+            if local is not None:
+                return local
+            if time.monotonic() >= deadline:  # else the server is tried again
+                raise DeadlineExceeded("the call's deadline passed before a provider answered")
+
+    def answered(self, provider: Provider) -> None:
+        """A provider has answered a call."""
+        if provider is self.served and self.now.state is not State.CONNECTED:
+            self._on(self._policy.answered)
 
     def ask_server(self, ask: Callable[[Served], T]) -> T:
         """The server's own answer, tried once; no local model is asked."""
         self._check_open()
         answer = ask(self.served)
-        self._answered()
+        self.answered(self.served)
         return answer
 
     def tell_server(self, tell: Callable[[Served], object]) -> None:
@@ -144,10 +161,6 @@ class Failover:
     def _check_open(self) -> None:
         if self.now.state is State.CLOSED:
             raise ClientClosed("the client is closed; get_embedding_model() gives a new one")
-
-    def _answered(self) -> None:
-        if self.now.state is not State.CONNECTED:
-            self._on(self._policy.answered)
 
     def _local(self, deadline: float) -> Local | None:
         """The local model; each caller waits for it no longer than its deadline.
@@ -206,34 +219,12 @@ class Failover:
 
 
 class Tries:
-    """The tries of one call: each has a provider, and answers or fails."""
+    """The tries of one call that has failed."""
 
     def __init__(self, failover: Failover, deadline: float) -> None:
         self._failover = failover
         self._deadline = deadline
         self._failed = 0
-
-    def provider(self) -> Provider:
-        """The provider of the next try: the server, or the local model.
-
-        Raises DeadlineExceeded, ClientClosed, ModelMismatch, and the local model's load error if there is no
-        server to try.
-        """
-        failover = self._failover
-        while True:
-            failover._check_open()
-            if not failover.now.is_local:
-                return failover.served
-            local = failover._local(self._deadline)
-            if local is not None:
-                return local
-            if time.monotonic() >= self._deadline:  # the server is tried again
-                raise DeadlineExceeded("the call's deadline passed before a provider answered")
-
-    def answered(self, provider: Provider) -> None:
-        """The try's provider answered."""
-        if provider is self._failover.served:
-            self._failover._answered()
 
     def go_on(self, provider: Provider, error: EmbedshareError) -> bool:
         """Wait for another try after this error. False if there is none: then the caller raises it.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from loguru import logger
 
@@ -24,16 +23,29 @@ Watch = Callable[[Local, threading.Event], None]
 
 
 class LoadedModel:
-    """A model, its settings, and the number of its calls in flight."""
+    """A model, its settings, and the number of its calls in flight, of which a `with` block ends one."""
 
-    def __init__(self, local: Local, settings: Settings, watch: Watch) -> None:
+    def __init__(self, local: Local, settings: Settings, watch: Watch, lock: threading.Lock) -> None:
+        """`lock`: the pool's."""
+        self._lock = lock
         self.settings = settings
         self.description = local.description
         self.provider = local
         self.calls = 0
+        self.is_replaced = False
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=watch, args=(local, self._ended), name="vitals", daemon=True)
         self._watcher.start()
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.calls -= 1
+            is_over = self.is_replaced and not self.calls
+        if is_over:
+            self.release()
 
     def stop_watching(self) -> None:
         self._ended.set()
@@ -58,7 +70,7 @@ class ModelPool:
         self._watch = watch
         self._note = note
         self._lock = threading.Lock()
-        self._current = LoadedModel(local, settings, watch)
+        self._current = LoadedModel(local, settings, watch, self._lock)
         self._swapping = threading.Lock()
         self.swaps = self.failed_swaps = 0
 
@@ -77,9 +89,8 @@ class ModelPool:
         """The served model's calls in flight."""
         return self._current.calls
 
-    @contextmanager
-    def lease(self, expected: LoadedModel | None = None) -> Iterator[LoadedModel]:
-        """The model that answers a call; it stays loaded until the call is over.
+    def lease(self, expected: LoadedModel | None = None) -> LoadedModel:
+        """The model that answers a call; it stays loaded until the end of the `with` block over it.
 
         `expected`: the model of the caller's connection. Raises ModelSwapped if it is no longer served.
         """
@@ -91,14 +102,7 @@ class ModelPool:
                     f"{leased.description.model_name}"
                 )
             leased.calls += 1
-        try:
-            yield leased
-        finally:
-            with self._lock:
-                leased.calls -= 1
-                over = leased is not self._current and not leased.calls
-            if over:
-                leased.release()
+            return leased
 
     def swap(self, wanted: Settings, load: Callable[[], Local]) -> ModelDescription:
         """Replace the served model by the one that `wanted` names, on its device, which `load()` loads.
@@ -117,15 +121,15 @@ class ModelPool:
                 return before
             began = time.monotonic()
             logger.info("Loading {} for a swap ({} keeps serving)", wanted.model.name, _shown(before))
-            new = LoadedModel(load(), wanted, self._watch)
+            new = LoadedModel(load(), wanted, self._watch, self._lock)
             with self._lock:
                 old, self._current = self._current, new
                 self.swaps += 1
-                over = not old.calls
+                old.is_replaced, is_over = True, not old.calls
             names = _shown(before), _shown(new.description)
             logger.info("Swapped {} for {} in {:.1f} s", *names, time.monotonic() - began)
             self._note(wanted.model.name)
-            if over:
+            if is_over:
                 old.release()
             return new.description
         except EmbedshareError as error:
