@@ -1,4 +1,4 @@
-"""Tells whether a request's Host header means this machine: the guard against DNS rebinding.
+"""Tells whether a host means this machine. For a request's Host header this guards against DNS rebinding.
 
 A page can make its own name resolve to this machine's address. Its visitor's browser then takes a server here
 for the page's site and lets the page read it. Such a request has the page's name as its host. An IP address
@@ -34,6 +34,14 @@ def means_this_machine(header: str, allowed: Sequence[str] = ()) -> bool:
     name = found[2].removesuffix(".")
     own = ("", _LOCALHOST, _machine_name())
     return name in own or _is_address(name) or name.endswith(f".{_LOCALHOST}") or _is_among(name, allowed)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to listen at; a name may come to mean any address."""
+    try:
+        return host == _LOCALHOST or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_among(name: str, allowed: Sequence[str]) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from embedshare.hosts import is_loopback
 from embedshare.settings import parsing
 from embedshare.settings.declaration import Section, setting
-from embedshare.settings.loopback import is_loopback
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import psutil
 LOOK_EVERY_S = 0.05
 #: Seconds without a question after which only the present load counts.
 STALE_AFTER_S = 0.5
-#: The share of the cores' time, of all programs together, above which none is spare. With 16 web callers on
-#: two cores it is 82 to 97%; a threshold of 0.8, which is crossed now and then, made batches smaller.
+#: The share of the cores' time, of all programs together, above which none is spare
+#: (docs/decisions/014-coalescing.md).
 BUSY_SHARE = 0.6
 
 

@@ -1,4 +1,4 @@
-"""Decodes a request's JSON body into its route's type."""
+"""JSON bodies: decodes a request's into the type of its route, and encodes an answer's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from flask import request
+from flask import Response, request
 from werkzeug.exceptions import UnsupportedMediaType
 
 from embedshare.errors import InvalidInput
@@ -25,6 +25,11 @@ _HALF_PAIR = re.compile(
 #: An escaped backslash, and its placeholder while escapes are searched; no JSON holds that byte.
 _BACKSLASH, _PLACEHOLDER = rb"\\", b"\0"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def answer(value: Any) -> Response:
+    """The response whose body is `value`, of the types that msgspec encodes."""
+    return Response(msgspec.json.encode(value), content_type=JSON)
 
 
 def read(

@@ -20,7 +20,6 @@ from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaT
 from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
 from embedshare.vectors.client import file_format
 from embedshare.web import body, errors, openapi
-from embedshare.web.errors import JSON
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.index_files import IndexFiles
 from embedshare.web.routes import Tag
@@ -141,7 +140,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
         )
         name = kept.keep(index, g.get("caller_name", ""))
-        return _json(IndexMade(name, len(index), index.dimension)), 201
+        return body.answer(IndexMade(name, len(index), index.dimension)), 201
 
     @routes.post("/index/<index>/search", **_DECLARED)
     @openapi.describe(
@@ -157,7 +156,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         if one is None:
             raise _unknown(index)
         found = model.search_index(asked.query, one, top_k=int(asked.top_k))
-        return _json(Results(msgspec.convert(found, list[Result])))
+        return body.answer(Results(msgspec.convert(found, list[Result])))
 
     @routes.post("/index/<index>/documents", **_DECLARED)
     @openapi.describe(
@@ -177,7 +176,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         changed = kept.change(index, add)
         if changed is None:
             raise _unknown(index)
-        return _json(IndexMade(index, len(changed), changed.dimension))
+        return body.answer(IndexMade(index, len(changed), changed.dimension))
 
     @routes.delete("/index/<index>", **_DECLARED)
     @openapi.describe({204: {}}, errors=(NotFound, IndexNotKept, Overloaded))
@@ -213,7 +212,3 @@ def _unknown(name: str) -> NotFound:
         f"there is no index {name!r} here: it was deleted, or evicted for newer ones (the workers of a "
         f"machine keep {MOST_INDEXES}, of {MOST_BYTES >> 20} MiB together); create it again with POST /index"
     )
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), content_type=JSON)

@@ -30,7 +30,7 @@ from embedshare.single_flight import SingleFlight
 from embedshare.telemetry import memory
 from embedshare.telemetry.calls import Calls, Ended
 from embedshare.telemetry.histogram import MILLISECONDS
-from embedshare.web import openapi
+from embedshare.web import body, openapi
 from embedshare.web.errors import JSON
 from embedshare.web.routes import Tag
 
@@ -278,7 +278,7 @@ def blueprint(measured: Metrics) -> Blueprint:
         For Prometheus, or a few of them with `Accept: application/json`.
         """
         if request.accept_mimetypes.best_match([TEXT, JSON], TEXT) == JSON:
-            response = Response(msgspec.json.encode(measured.summary()), content_type=JSON)
+            response = body.answer(measured.summary())
         else:
             response = Response(measured.exposition(), content_type=f"{TEXT}; version=0.0.4; charset=utf-8")
         response.vary.add("Accept")

@@ -205,7 +205,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         """The model's listed names."""
         loaded, described = model_client.loaded, model_client.description
         at, digest, details = _time(loaded.at), described.identity, _details(described)
-        return _json(
+        return body.answer(
             OllamaModels(
                 [OllamaModel(name, name, at, loaded.bytes, digest, details) for name in _tags(model_client)]
             )
@@ -222,7 +222,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
             name, name, size, described.identity, _details(described), _NEVER, size if on_gpu else 0,
             described.max_seq_length,
         )  # fmt: skip
-        return _json(OllamaProcesses([running]))
+        return body.answer(OllamaProcesses([running]))
 
     @routes.post("/api/show", **_DECLARED)
     @openapi.describe({200: OllamaShown}, errors=_REFUSED, body=OllamaName)
@@ -240,13 +240,15 @@ def blueprint(model_client: ModelClient) -> Blueprint:
             f"{_FAMILY}.context_length": described.max_seq_length,
             f"{_FAMILY}.embedding_length": described.dimension,
         }
-        return _json(OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded.at)))
+        return body.answer(
+            OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded.at))
+        )
 
     @routes.get("/api/version", **_DECLARED)
     @openapi.describe({200: OllamaVersion})
     def ollama_version() -> Response:
         """This product's version."""
-        return _json(OllamaVersion(__version__))
+        return body.answer(OllamaVersion(__version__))
 
     return routes
 
@@ -274,7 +276,3 @@ def _tagged(name: str) -> str:
 
 def _details(described: ModelDescription) -> OllamaDetails:
     return OllamaDetails("", described.runtime, _FAMILY, [_FAMILY], "", described.dtype)
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), content_type=JSON)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal
 
 import msgspec
 from flask import Blueprint, Response
 from msgspec import Meta
 
-from embedshare.calls import Inputs
+from embedshare.calls import Inputs, are_tokens
 from embedshare.errors import InvalidInput, UnknownModel
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED, dumped, in_base64
@@ -126,7 +126,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         if asked.model is not None:
             model_client.check_name(asked.model)
         inputs = _inputs(asked.input)
-        if _are_tokens(inputs):
+        if are_tokens(inputs):
             _check_tokens(inputs, asked.model, model_client)
         found = model_client.embed(
             inputs,
@@ -149,25 +149,20 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
         """The model's listed names."""
-        answer = OpenAIModels("list", [_model(name, created) for name in model_client.names])
-        return Response(msgspec.json.encode(answer), content_type=JSON)
+        return body.answer(OpenAIModels("list", [_model(name, created) for name in model_client.names]))
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
         """Whether the model answers to a name, which may hold slashes."""
         model_client.check_name(name)
-        return Response(msgspec.json.encode(_model(name, created)), content_type=JSON)
+        return body.answer(_model(name, created))
 
     return routes
 
 
 def _model(name: str, created: int) -> OpenAIModel:
     return OpenAIModel(name, "model", created, "embedshare")
-
-
-def _are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
-    return not isinstance(inputs[0], str)
 
 
 def _check_tokens(sequences: list[list[int]], model: str | None, model_client: ModelClient) -> None:

@@ -13,7 +13,6 @@ from werkzeug.exceptions import UnsupportedMediaType
 
 from embedshare.errors import InvalidInput, Overloaded, SearchDisabled, SearchFailed, TooLarge
 from embedshare.web import body, errors, openapi, pages
-from embedshare.web.errors import JSON
 from embedshare.web.routes import OPEN, Tag
 
 
@@ -153,6 +152,6 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
         passages = msgspec.convert(best_first[: int(asked.max_results)], list[Passage], from_attributes=True)
         timings = msgspec.convert(found.timings, Timings, from_attributes=True)
         answer = SearchAnswer(found.context, found.urls, passages, timings)
-        return Response(msgspec.json.encode(answer), content_type=JSON)
+        return body.answer(answer)
 
     return routes

@@ -10,7 +10,7 @@ from flask import Blueprint, Response
 from embedshare import __version__
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED_AS_TEI, listed
-from embedshare.web.errors import JSON, TeiError
+from embedshare.web.errors import TeiError
 from embedshare.web.model_client import ModelClient
 from embedshare.web.routes import Tag
 
@@ -60,7 +60,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     def info() -> Response:
         """The model's description and limits."""
         described = model_client.description
-        return _json(
+        return body.answer(
             Info(
                 model_id=described.model_name,
                 model_sha=described.identity,
@@ -80,10 +80,6 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         """The tokens of texts, without truncation."""
         asked = body.read(decoder, '{"inputs": ["a text"]}', untyped=True)
         told = model_client.tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
-        return _json([[SimpleToken(*token) for token in one] for one in told])
+        return body.answer([[SimpleToken(*token) for token in one] for one in told])
 
     return routes
-
-
-def _json(answer: Any) -> Response:
-    return Response(msgspec.json.encode(answer), content_type=JSON)
