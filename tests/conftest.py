@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.engine import weights
-from tests.processes import LONG, STARTED, ModelServer
+from tests.layers import DEFAULT
+from tests.processes import LONG, MODEL, OTHER_MODEL, STARTED, ModelServer, convert_once
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
 hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too
@@ -40,20 +42,27 @@ def no_server_outlives_its_test() -> Iterator[None]:
             left.kill()
 
 
+def _running(server: ModelServer) -> Iterator[ModelServer]:
+    yield server.start()
+    assert server.stop() == 0, server.said().decode()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A model server with the default settings."""
-    running = ModelServer(tmp_path_factory.mktemp("server")).start()
-    yield running
-    assert running.stop() == 0, running.said().decode()
+    """A model server with the default settings, but for its model, which has one layer."""
+    yield from _running(ModelServer(tmp_path_factory.mktemp("server")))
 
 
 @pytest.fixture(scope="session")
 def float32_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """A model server that computes in float32."""
-    running = ModelServer(tmp_path_factory.mktemp("float32"), EMBEDDING_DTYPE="float32").start()
-    yield running
-    assert running.stop() == 0, running.said().decode()
+    yield from _running(ModelServer(tmp_path_factory.mktemp("float32"), EMBEDDING_DTYPE="float32"))
+
+
+@pytest.fixture(scope="session")
+def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A model server with the default model too."""
+    yield from _running(ModelServer(tmp_path_factory.mktemp("default"), EMBEDDING_MODEL_NAME=DEFAULT))
 
 
 @pytest.fixture
@@ -75,21 +84,24 @@ def no_new_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def reference() -> Any:
-    """The real SentenceTransformer, in float32 on the CPU."""
+    """The real SentenceTransformer of the servers' model, in float32 on the CPU."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(weights.find("all-MiniLM-L6-v2")), device="cpu")
+    return SentenceTransformer(MODEL, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def default_reference() -> Any:
+    """The real SentenceTransformer of the default model, likewise."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(weights.find(DEFAULT)), device="cpu")
 
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second real model of the same dimensions: the first with four of its six layers."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(weights.find("all-MiniLM-L6-v2")), device="cpu")
-    encoder = model[0].auto_model.encoder
-    encoder.layer = encoder.layer[:4]
-    model[0].auto_model.config.num_hidden_layers = 4
-    folder = tmp_path_factory.mktemp("models") / "four-layers"
-    model.save(str(folder))
+    """A second real model of the same dimensions, in a folder of this process's own."""
+    convert_once(str(OTHER_MODEL))  # copies have the same identity
+    folder = tmp_path_factory.mktemp("models") / "second-layer"
+    shutil.copytree(OTHER_MODEL, folder)
     return folder

@@ -18,20 +18,46 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from filelock import FileLock
 
 from embeddingClient import EmbeddingClient
 from embedshare.settings import Settings
+from tests import layers
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 T = TypeVar("T")
 #: Whether tests that take minutes run too.
 LONG = os.environ.get("EMBEDSHARE_LONG", "") not in ("", "0")
-#: Where this run's servers keep their converted model: the first converts it, the others start in a second.
-CACHE = os.environ.get("EMBEDSHARE_TESTS_CACHE") or tempfile.mkdtemp(prefix="embedshare-tests-")
-if "EMBEDSHARE_TESTS_CACHE" not in os.environ:  # the first process of a run, whose workers share it
-    os.environ["EMBEDSHARE_TESTS_CACHE"] = CACHE
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+#: What the processes of one run share: models and what they are converted to.
+_RUN = Path(os.environ.get("EMBEDSHARE_TESTS_FOLDER") or tempfile.mkdtemp(prefix="embedshare-tests-"))
+#: The model of the servers here, unless they are given another: the default one's first layer.
+MODEL = str(_RUN / "first-layer")
+#: Another model of the same dimensions: the default one's second layer. Tests take `other_model`, a copy.
+OTHER_MODEL = _RUN / "second-layer"
+#: Those that many tests' servers have.
+SHARED = (MODEL, str(OTHER_MODEL), layers.DEFAULT)
+#: Where servers keep their converted models: the first converts one, the others start in a second.
+CACHE = str(_RUN / "cache")
+if "EMBEDSHARE_TESTS_FOLDER" not in os.environ:  # the first process of a run, whose workers share it
+    os.environ["EMBEDSHARE_TESTS_FOLDER"] = str(_RUN)
+    atexit.register(shutil.rmtree, _RUN, ignore_errors=True)
+    layers.cut(0, Path(MODEL))
+    layers.cut(1, OTHER_MODEL)
+
+
+def convert_once(model: str) -> None:
+    """Have the cache hold what one of the shared models is converted to, once for all who ask meanwhile."""
+    if model not in SHARED:
+        return
+    done = _RUN / f"{model.rpartition(os.sep)[2]} is converted"
+    with FileLock(f"{done}.lock"):
+        if not done.exists():
+            folder = Path(tempfile.mkdtemp(dir=_RUN))
+            server = ModelServer(folder, EMBEDDING_MODEL_NAME=model)
+            server.start_at_once()
+            assert server.stop() == 0, server.said().decode()
+            done.touch()
 
 
 def copy_converted(cache: Path) -> None:
@@ -79,6 +105,7 @@ def environment(**settings: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(SRC),
         "EMBEDDING_CACHE_DIR": CACHE,
+        "EMBEDDING_MODEL_NAME": MODEL,
         **settings,
     }
 
@@ -115,6 +142,7 @@ class ModelServer:
             "EMBEDDING_SERVER_PORT": str(self.port),
             "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
             "EMBEDDING_CACHE_DIR": CACHE,
+            "EMBEDDING_MODEL_NAME": MODEL,
             **settings,
         }
         self.command = [sys.executable, str(ROOT / "start_embedding_server.py")]
@@ -122,6 +150,12 @@ class ModelServer:
 
     def start(self, wait: bool = True) -> ModelServer:
         """Start it, and wait for its ready line."""
+        if wait and self.given["EMBEDDING_CACHE_DIR"] == CACHE:
+            convert_once(self.given["EMBEDDING_MODEL_NAME"])
+        return self.start_at_once(wait)
+
+    def start_at_once(self, wait: bool = True) -> ModelServer:
+        """Start it also where it has to convert its model."""
         STARTED.append(self)
         with self.log.open("ab") as log:
             at = log.tell()
@@ -175,6 +209,7 @@ class Services:
         self.folder = folder
         self.said = folder / "said.txt"
         given = {"EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"), "EMBEDDING_LOG_DIR": str(folder / "logs")}
+        convert_once(settings.get("EMBEDDING_MODEL_NAME", MODEL))
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "service_manager.py"), *arguments],

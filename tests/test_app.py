@@ -18,7 +18,7 @@ from embedshare.errors import Overloaded
 from embedshare.settings import ServerSettings, Settings
 from embedshare.telemetry.calls import Calls
 from embedshare.web.apis.health import DegradedHealth
-from tests.processes import ROOT, ModelServer
+from tests.processes import MODEL, ROOT, ModelServer
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_health_and_model_info_say_what_serves(browser: FlaskClient) -> None:
     assert alive["uptime_seconds"] > 0
     info = browser.get("/model/info").json
     assert (info["dimension"], info["device"]) == (384, "cpu")
-    assert info["model_name"].endswith("all-MiniLM-L6-v2")
+    assert info["model_name"] == MODEL
     assert (info["status"], info["similarity"], len(info["identity"])) == ("loaded", "cosine", 64)
 
 

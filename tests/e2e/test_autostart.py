@@ -20,7 +20,7 @@ from embedshare.client import autostart
 from embedshare.client.autostart import Autostart
 from embedshare.errors import InvalidSetting, ServerUnavailable
 from embedshare.settings import Settings
-from tests.processes import CACHE, environment, free_port, wait_for
+from tests.processes import CACHE, LONG, MODEL, convert_once, environment, free_port, wait_for
 
 CALLER = """
 import json, sys, time
@@ -41,6 +41,7 @@ class Machine:
             "EMBEDDING_SERVER_PORT": str(free_port()),
             "EMBEDDING_AUTHKEY_FILE": str(folder / "state" / "authkey"),
             "EMBEDDING_CACHE_DIR": CACHE,
+            "EMBEDDING_MODEL_NAME": MODEL,
             "EMBEDDING_AUTOSTART": "true",
             "EMBEDDING_IDLE_EXIT_S": "120",
         }
@@ -73,6 +74,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
+    convert_once(MODEL)
     machine = Machine(tmp_path)
     yield machine
     for server in machine.servers():
@@ -93,8 +95,12 @@ def result(caller: subprocess.Popen[str]) -> tuple[str, int, list[float]]:
     return state, pid, row
 
 
-def test_sixteen_processes_that_need_a_server_at_once_share_one(machine: Machine) -> None:
-    callers = [machine.caller(number) for number in range(16)]
+#: Processes that need a server at once.
+PROCESSES = 16 if LONG else 6
+
+
+def test_processes_that_need_a_server_at_once_share_one(machine: Machine) -> None:
+    callers = [machine.caller(number) for number in range(PROCESSES)]
     for caller in callers:
         go(caller)
     results = [result(caller) for caller in callers]

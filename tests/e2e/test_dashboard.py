@@ -12,6 +12,7 @@ import requests
 from playwright.sync_api import Browser
 
 from embedshare.telemetry.histogram import MILLISECONDS, quantile
+from tests.layers import DEFAULT
 from tests.processes import ModelServer
 from tests.watching import (
     CONTRASTS,
@@ -29,7 +30,7 @@ pytestmark = needs_chromium
 
 @pytest.fixture(scope="module")
 def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    running = ModelServer(tmp_path_factory.mktemp("server")).start()
+    running = ModelServer(tmp_path_factory.mktemp("server"), EMBEDDING_MODEL_NAME=DEFAULT).start()
     yield running
     running.stop()
 
@@ -64,7 +65,7 @@ def test_the_figures_follow_the_load_and_the_history_stays(watched: Watched, tmp
         assert watched.figure("#p99") >= watched.figure("#p50")
         assert watched.page.is_hidden("#empty")
         assert watched.standing == "server"
-        assert "all-MiniLM-L6-v2" in watched.text("#model")
+        assert DEFAULT in watched.text("#model")
         memory = requests.get(f"{watched.worker.url}/dashboard/data", timeout=30).json()["memory"]
         for name, value in (("shared", memory["shared_mb"]), ("unshared", memory["unshared_mb"])):
             assert in_megabytes(watched.text(f"#{name}")) == pytest.approx(value, rel=0.2)
@@ -112,7 +113,7 @@ def test_a_worker_that_is_away_is_said_and_tried_until_it_is_back(
     watched.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_both_themes_can_be_read_and_a_choice_is_remembered(
     chromium: Browser, worker: Worker, tmp_path: Path, scheme: Any
 ) -> None:
@@ -136,7 +137,7 @@ def test_both_themes_can_be_read_and_a_choice_is_remembered(
     watched.context.close()
 
 
-@pytest.mark.parametrize("width", [390, 768])
+@pytest.mark.parametrize("width", [390, pytest.param(768, marks=pytest.mark.long)])
 def test_no_screen_is_too_narrow(chromium: Browser, worker: Worker, tmp_path: Path, width: int) -> None:
     watched = Watched(chromium, worker)
     watched.page.set_viewport_size({"width": width, "height": 844})

@@ -11,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.layers import DEFAULT
 from tests.processes import ModelServer, environment, run_python
 from tests.searching import BREAD, Searching, searching
 
 both_modes = pytest.mark.parametrize("use_ipc", ["true", "false"])
+
+
+@pytest.fixture(scope="module")
+def server(default_server: ModelServer) -> ModelServer:
+    """The default model's: a search has to find what is meant."""
+    return default_server
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,10 @@ def web() -> Iterator[Searching]:
 
 def settings(use_ipc: str, server: ModelServer, web: Searching) -> dict[str, str]:
     """A caller's environment; without the server it cannot be reached either."""
-    given = {**web.settings, "USE_IPC_EMBEDDING": use_ipc, "EMBEDDING_FALLBACK": "none"}
+    given = {
+        **web.settings, "USE_IPC_EMBEDDING": use_ipc, "EMBEDDING_FALLBACK": "none",
+        "EMBEDDING_MODEL_NAME": DEFAULT,
+    }  # fmt: skip
     return server.environment(**given) if use_ipc == "true" else environment(**given)
 
 

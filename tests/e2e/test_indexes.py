@@ -31,7 +31,7 @@ from embedshare.errors import (
 from embedshare.ipc import codec
 from embedshare.telemetry.calls import Ended
 from embedshare.vectors.client.handle import VectorIndex
-from tests.processes import ModelServer, wait_for
+from tests.processes import MODEL, ModelServer, wait_for
 from tests.strangers import key_holder, soon
 
 SUBJECTS = "whales bread volcanoes chess glaciers bicycles violins mushrooms bridges comets".split()  # noqa: SIM905
@@ -416,7 +416,7 @@ def test_an_index_of_another_model_is_refused(tmp_path: Path, other_model: Path)
             index.add(["one more"])
         own, _, others = client.build_vector_index(DOCS, URLS)
         assert len(client.search_index(QUERY, own, others)) == 3
-        client.swap_model("all-MiniLM-L6-v2")
+        client.swap_model(MODEL)
         client.encode("met again")
         assert "volcanoes" in client.search_index(QUERY, index, metadata)[0]["content"]
     assert server.stop() == 0

@@ -24,6 +24,12 @@ SUBJECTS = {
 DOCS = [f"{one}, {other}" for texts in SUBJECTS.values() for one, other in itertools.product(texts, texts)]
 
 
+@pytest.fixture(scope="module")
+def server(default_server: ModelServer) -> ModelServer:
+    """The default model's, whose keywords and topics are known."""
+    return default_server
+
+
 @pytest.fixture
 def only_model(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> EmbeddingClient:
     """The client, in a process that cannot load a model of its own."""
@@ -35,12 +41,12 @@ def only_model(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Embed
     return model
 
 
-def test_keybert_finds_the_same_keywords(only_model: EmbeddingClient, reference: Any) -> None:
+def test_keybert_finds_the_same_keywords(only_model: EmbeddingClient, default_reference: Any) -> None:
     keybert = pytest.importorskip("keybert")
     with_it = keybert.KeyBERT(model=only_model)
     assert with_it.model.embedding_model is only_model
     ours = with_it.extract_keywords(TEXT, keyphrase_ngram_range=(1, 2))
-    theirs = keybert.KeyBERT(model=reference).extract_keywords(TEXT, keyphrase_ngram_range=(1, 2))
+    theirs = keybert.KeyBERT(model=default_reference).extract_keywords(TEXT, keyphrase_ngram_range=(1, 2))
     assert (
         [word for word, _ in ours][:2]
         == [word for word, _ in theirs][:2]

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.engine import weights
 from embedshare.errors import ModelMismatch
-from tests.processes import ModelServer, wait_for
+from tests.processes import MODEL, ModelServer, wait_for
 
 
 def test_a_local_model_of_another_space_is_refused(tmp_path: Path, other_model: Path) -> None:
     served = tmp_path / "served"
-    shutil.copytree(weights.find("all-MiniLM-L6-v2"), served)
+    shutil.copytree(MODEL, served)
     running = ModelServer(tmp_path, EMBEDDING_MODEL_NAME=str(served)).start()
     with running.client(EMBEDDING_MODEL_NAME=str(other_model)) as client:
         client.encode("text")

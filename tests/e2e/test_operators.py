@@ -18,6 +18,7 @@ import psutil
 import pytest
 import requests
 
+from tests.layers import DEFAULT
 from tests.processes import ROOT, Services, environment, free_port, wait_for
 
 FIVE_TEXTS = {"texts": ["one model", "many workers", "a third text", "and a fourth", "five"]}
@@ -95,7 +96,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    operator = Operator(tmp_path_factory.mktemp("operator"))
+    operator = Operator(tmp_path_factory.mktemp("operator"), EMBEDDING_MODEL_NAME=DEFAULT)
     services = operator.start("2")
     services.wait_until_running()
     yield operator
@@ -123,7 +124,7 @@ def test_status_tells_of_every_process_and_of_the_model(operator: Operator) -> N
     assert second["p50_ms"] is None
     assert server["calls_per_s"] == pytest.approx(first["calls_per_s"], rel=0.8)
     model = report["server"]
-    assert model["model"] == "all-MiniLM-L6-v2"
+    assert model["model"] == DEFAULT
     assert len(model["identity"]) == 64
     assert (model["device"], model["runtime"], model["gpu_memory_mb"]) == ("cpu", "openvino", None)
     assert model["mean_batch_sequences"] > 1
@@ -135,7 +136,7 @@ def test_the_tables_show_it_to_people(operator: Operator) -> None:
     code, said, complained = operator.run("status")
     assert (code, complained) == (0, "")
     assert max(len(line.rstrip()) for line in said.splitlines()) <= 100, said
-    for shown in ("model-server", "worker-2", "ready", "all-MiniLM-L6-v2", "no GPU"):
+    for shown in ("model-server", "worker-2", "ready", DEFAULT, "no GPU"):
         assert shown in said
 
 
@@ -241,7 +242,7 @@ def test_doctor_finds_nothing_wrong_beside_its_own_services(operator: Operator) 
         f"{first} is worker-1's, which is ready, process {pids[0]}",
         f"{first + 1} is worker-2's, which is ready, process {pids[1]}",
     ]
-    assert "all-MiniLM-L6-v2" in found["weights"]
+    assert DEFAULT in found["weights"]
 
 
 def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import requests
 
+from tests.layers import DEFAULT
 from tests.processes import ROOT, Services, free_port, wait_for
 
 
@@ -26,7 +27,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, ports: tuple[int, int]) -
     first, server = ports
     running = Services(
         tmp_path_factory.mktemp("services"), "--workers", "3", "--port", str(first),
-        EMBEDDING_SERVER_PORT=str(server), EMBEDDING_FALLBACK="none",
+        EMBEDDING_SERVER_PORT=str(server), EMBEDDING_FALLBACK="none", EMBEDDING_MODEL_NAME=DEFAULT,
     )  # fmt: skip
     running.wait_until_running()
     yield running
@@ -77,7 +78,7 @@ def test_each_process_writes_a_log_of_its_own(services: Services) -> None:
     logs = services.folder / "logs"
     names = sorted(path.name for path in logs.iterdir())
     assert names == ["model-server.log", "worker-1.log", "worker-2.log", "worker-3.log"]
-    assert "ready: all-MiniLM-L6-v2" in (logs / "model-server.log").read_text()
+    assert f"ready: {DEFAULT}" in (logs / "model-server.log").read_text()
     assert "ready: http://127.0.0.1:" in (logs / "worker-1.log").read_text()
 
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import psutil
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.engine import weights
 from embedshare.errors import (
     EmbedshareError,
     EngineFailed,
@@ -27,21 +25,21 @@ from embedshare.errors import (
     UnsupportedModel,
     WeightsCorrupted,
 )
-from tests.processes import ModelServer, add_own_code, copy_converted, wait_for
+from tests.engine.small_models import bert, pooled, saved
+from tests.processes import MODEL, ModelServer, add_own_code, copy_converted, wait_for
 
-DEFAULT = "all-MiniLM-L6-v2"
 TEXTS = [f"what a worker asks, number {number}" for number in range(8)]
 
 #: Embeds without pause until its input ends; what it met, and the worst cosine to that model's vectors.
 WORKER = """
-import json, sys, threading
+import json, os, sys, threading
 import numpy as np
 from embeddingClient import EmbeddingClient
 from embedshare.errors import EmbedshareError
 
 texts, folder = json.loads(sys.argv[1]), sys.argv[2]
 references = {name: np.load(f"{folder}/{name}.npy") for name in ("first", "other")}
-names = {"all-MiniLM-L6-v2": "first"}
+names = {os.environ["EMBEDDING_MODEL_NAME"]: "first"}
 answers, failures, worst, unreported = {"first": 0, "other": 0}, [], 1.0, 0
 stop, lock = threading.Event(), threading.Lock()
 
@@ -97,15 +95,6 @@ def server(tmp_path: Path) -> Iterator[ModelServer]:
     assert running.stop() == 0, running.said().decode()
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> None:
-    """The other model, converted by a swap: under load that takes minutes where processors are few."""
-    running = ModelServer(tmp_path_factory.mktemp("converted")).start()
-    with running.client(EMBEDDING_FALLBACK="none") as client:
-        client.swap_model(str(other_model))
-    assert running.stop() == 0
-
-
 class Workers:
     """Processes that embed without pause in three threads each."""
 
@@ -144,7 +133,6 @@ def model_of(client: EmbeddingClient, references: dict[str, np.ndarray]) -> str:
     return name
 
 
-@pytest.mark.usefixtures("converted")
 def test_a_swap_under_load_fails_no_call_and_mixes_nothing_for_those_who_follow(
     server: ModelServer, other_model: Path, references: dict[str, np.ndarray]
 ) -> None:
@@ -154,7 +142,7 @@ def test_a_swap_under_load_fails_no_call_and_mixes_nothing_for_those_who_follow(
         swapped = observer.swap_model(str(other_model))
         assert (swapped["model_name"], swapped["device"]) == (str(other_model), "cpu")
         wait_for(lambda: served(observer) > 500, what="the load on the new model")
-        observer.swap_model(DEFAULT)
+        observer.swap_model(MODEL)
         wait_for(lambda: served(observer) > 500, what="the load on the first model again")
         assert observer.stats()["swaps"] == 2
     results = workers.end()
@@ -170,7 +158,6 @@ def test_a_swap_under_load_fails_no_call_and_mixes_nothing_for_those_who_follow(
     assert log.count("Unloaded ") == 2
 
 
-@pytest.mark.usefixtures("converted")
 def test_those_who_refuse_get_model_mismatch_after_the_swap_and_no_other_error(
     server: ModelServer, other_model: Path, references: dict[str, np.ndarray]
 ) -> None:
@@ -186,22 +173,30 @@ def test_those_who_refuse_get_model_mismatch_after_the_swap_and_no_other_error(
             assert answers["first"] > 0
             assert set(failures) == {"ModelMismatch"}
             assert worst > 0.9995
-        observer.swap_model(DEFAULT)  # who refuses may still swap, and is answered again
+        observer.swap_model(MODEL)  # who refuses may still swap, and is answered again
         assert model_of(observer, references) == "first"
 
 
-@pytest.mark.usefixtures("converted")
+#: A server that takes a fifth of a second more for each batch, so that a long call outlasts two swaps.
+SLOWLY = """
+import sys, time
+import modelServer
+from embedshare.engine.runtimes.openvino import OpenVinoRuntime
+run = OpenVinoRuntime.run
+OpenVinoRuntime.run = lambda self, sequences: (time.sleep(0.2), run(self, sequences))[1]
+sys.exit(modelServer.main())
+"""
+
+
 def test_a_long_call_during_swaps_there_and_back_is_of_one_model(
-    server: ModelServer, other_model: Path, reference: Any
+    tmp_path: Path, other_model: Path, reference: Any
 ) -> None:
-    texts = [f"paragraph {number} " + "word " * 20 for number in range(10_000)]
+    server = ModelServer(tmp_path, MAX_CONCURRENT_OPERATIONS="1")
+    server.command = [sys.executable, "-c", SLOWLY]
+    server.start()
+    texts = [f"paragraph {number} " + "word " * 20 for number in range(4_000)]
     result: list[np.ndarray] = []
     with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as client:
-        began = time.monotonic()
-        client.encode(texts[:500])
-        texts = texts[
-            : max(4_000, int(500 * 25 / (time.monotonic() - began)))
-        ]  # some 25 s, of which swaps take 10
         bulk = threading.Thread(target=lambda: result.append(client.encode(texts)))
         bulk.start()
         with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as observer:
@@ -210,9 +205,10 @@ def test_a_long_call_during_swaps_there_and_back_is_of_one_model(
             observer.swap_model(str(other_model))
             wait_for(lambda: served(observer) > 0, what="a piece of the other model")
             assert bulk.is_alive()
-            observer.swap_model(DEFAULT)
+            observer.swap_model(MODEL)
             assert bulk.is_alive()
         bulk.join(200)
+    assert server.stop() == 0
     picked = [0, 511, 512, 1023, 1024, 1536, 2048, 3000, 3999]
     expected = reference.encode([texts[number] for number in picked])
     assert (result[0][picked] * expected).sum(1).min() > 0.9995
@@ -324,6 +320,20 @@ def test_a_conversion_that_is_killed_changes_nothing_and_a_second_swap_meanwhile
         assert not converter.is_running()
 
 
+def test_a_model_that_was_never_converted_is_converted_by_the_swap(
+    server: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = tmp_path_factory.mktemp("tiny")
+    model = saved(model, pooled(bert(model)))
+    with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as client:
+        swapped = client.swap_model(str(model))
+        assert (swapped["model_name"], client.stats()["runtime"]) == (str(model), "openvino")
+        from sentence_transformers import SentenceTransformer
+
+        expected = SentenceTransformer(str(model), device="cpu").encode(TEXTS)
+        np.testing.assert_allclose(client.encode(TEXTS), expected, atol=1e-4)
+
+
 def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_is_undone(
     tmp_path: Path, other_model: Path, references: dict[str, np.ndarray]
 ) -> None:
@@ -339,7 +349,7 @@ def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_
         server.start()
         assert model_of(client, references) == "other"
         assert f"Serving {other_model}, swapped in at" in server.said(at).decode()
-        client.swap_model(DEFAULT)
+        client.swap_model(MODEL)
         assert not note.exists()
         client.swap_model(str(other_model))
         server.kill()
@@ -350,12 +360,13 @@ def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_
             at = len(server.said())
             server.start()
             assert model_of(client, references) == "first"
-            assert f"Could not load {other_model}; serving {DEFAULT} instead" in server.said(at).decode()
+            assert f"Could not load {other_model}; serving {MODEL} instead" in server.said(at).decode()
         finally:
             moved.rename(other_model)
         assert server.stop() == 0
 
-        server.given["EMBEDDING_MODEL_NAME"] = str(weights.find(DEFAULT))  # the same, by another name
+        (tmp_path / "same").symlink_to(MODEL)
+        server.given["EMBEDDING_MODEL_NAME"] = str(tmp_path / "same")
         at = len(server.said())
         server.start()
         assert f"Ignoring the swap to {other_model} (" in server.said(at).decode()
@@ -371,7 +382,7 @@ def test_models_that_were_swapped_out_are_released(server: ModelServer, other_mo
     memory_mb, threads = [], []
     with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_ON_MODEL_CHANGE="follow") as client:
         for _ in range(3):
-            for name in (str(other_model), DEFAULT):
+            for name in (str(other_model), MODEL):
                 client.swap_model(name)
                 client.encode(TEXTS)
             memory_mb.append(process.memory_info().rss >> 20)
@@ -401,7 +412,7 @@ def test_swaps_can_be_forbidden_and_the_present_model_is_no_swap(
     tmp_path: Path, other_model: Path, references: dict[str, np.ndarray], server: ModelServer
 ) -> None:
     with server.client(EMBEDDING_FALLBACK="none") as client:
-        assert client.swap_model(DEFAULT)["identity"] == client.health()["identity"]
+        assert client.swap_model(MODEL)["identity"] == client.health()["identity"]
         assert client.stats()["swaps"] == 0
     assert "for a swap" not in server.said().decode()
     closed = ModelServer(tmp_path / "..", EMBEDDING_ALLOW_SWAP="false").start()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import CACHE, ROOT, environment, free_port
+from tests.layers import DEFAULT
+from tests.processes import CACHE, ROOT, convert_once, environment, free_port
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf8")
 
@@ -23,6 +24,7 @@ def _blocks(language: str) -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its commands are for a POSIX shell")
 def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path: Path) -> None:
+    convert_once(DEFAULT)
     for name in ("src", "start_embedding_server.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "shop.py").write_text(_blocks("python"))
@@ -34,6 +36,7 @@ def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path: Path) -> None
         "EMBEDDING_SERVER_PORT": str(free_port()),
         "EMBEDDING_AUTHKEY_FILE": str(tmp_path / "authkey"),
         "EMBEDDING_CACHE_DIR": CACHE,
+        "EMBEDDING_MODEL_NAME": DEFAULT,
         "PYTHONPATH": "src",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }

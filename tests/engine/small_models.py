@@ -185,7 +185,7 @@ def _dense() -> Any:
     return _seeded(lambda: modules().Dense(wide(DIMENSION), wide(24)))
 
 
-def _cnn() -> Any:
+def cnn() -> Any:
     return _seeded(lambda: modules().CNN(wide(DIMENSION), wide(16), [1, 3]))
 
 
@@ -270,7 +270,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda at: saved(at, pooled(bert(at, query_length=8, document_length=24)), prompts=PROMPTS),
         "openvino",
     ),
-    "BERT, CNN": (lambda at: saved(at, [bert(at), _cnn(), modules().Pooling(wide(32))]), _SENTENCES),
+    "BERT, CNN": (lambda at: saved(at, [bert(at), cnn(), modules().Pooling(wide(32))]), _SENTENCES),
     "BERT, WordWeights": (
         lambda at: saved(at, [bert(at), _word_weights(), modules().Pooling(wide(DIMENSION))]), "openvino",
     ),

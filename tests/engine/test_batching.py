@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from embedshare.engine.batching import BULK_PATIENCE_S, INTERACTIVE_TOKENS, Batch, Lane, Request, Waiting
 from embedshare.engine.runtimes.packing import Layout, pack, row_width
+from tests.processes import LONG
 
 FAR = 1e9
 BULK = INTERACTIVE_TOKENS + 1
@@ -202,7 +203,7 @@ def test_who_asks_for_little_goes_before_who_was_served_much() -> None:
     assert order[:3] == [[2], [3], [9, 1]]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40 if LONG else 10)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_callers_who_always_wait_are_served_alike(sizes: list[int]) -> None:
     """However many texts each one's calls have, nobody gets ahead of another by more than a batch or two."""

@@ -34,9 +34,13 @@ WORDS = " ".join(f"Wörd{number}" for number in range(260))
 TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many workers. " * 8, WORDS[:900], WORDS]
 
 CONVERTED = {
-    "BERT, a tokenizer of cased letters", "BERT, truncate_dim", "Qwen3", "BERT, WordWeights",
-    "BERT, query_length and document_length", "BERT, prompts left out",
-}  # fmt: skip
+    "BERT, truncate_dim",
+    "Qwen3",
+    "BERT, query_length and document_length",
+    "BERT, prompts left out",
+}
+#: Whose like is among the others; EMBEDSHARE_LONG=1 tries them.
+ALIKE = {"ModernBERT, a wide window", "BERT, do_lower_case"}
 
 
 def reference(folder: Path) -> Any:
@@ -72,7 +76,9 @@ def assert_serves(engine: Local, real: Any, one_by_one: bool = False) -> None:
     assert engine.description.dimension == real.encode("").shape[0]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in ALIKE else ()) for name in FAMILIES]
+)
 def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
     make, runtime = FAMILIES[name]
     folder = make(tmp_path)
@@ -109,6 +115,7 @@ def test_words_that_are_not_averaged_are_left_to_sentence_transformers(tmp_path:
     engine.close()
 
 
+@pytest.mark.long
 def test_short_texts_that_come_alone_have_their_vectors_in_every_fixed_shape(tmp_path: Path) -> None:
     """A causal model's graph is wrong in some of them (OpenVINO 2026.4.1)."""
     make, runtime = FAMILIES["Qwen3"]

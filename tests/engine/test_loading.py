@@ -74,21 +74,27 @@ def settings_for(folder: Path, model: str, **changes: Any) -> Settings:
     return Settings(model=dataclasses.replace(given, **changes))
 
 
+#: Those that are tried each time; the others by EMBEDSHARE_LONG=1, and their like in test_families.
+QUICK = {
+    ("auto", "Roberta", "mean"), ("auto", "DistilBert", "max"),
+    ("torch", "MPNet", "mean"), ("torch", "Bert", "weightedmean"),
+}  # fmt: skip
+SEVERAL = [
+    ("Bert", "mean"), ("Bert", "cls"), ("Roberta", "mean"), ("DistilBert", "max"), ("MPNet", "mean"),
+    ("Bert", "lasttoken"), ("Bert", "weightedmean"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("architecture", "pooling"),
+    ("runtime", "architecture", "pooling"),
     [
-        ("Bert", "mean"),
-        ("Bert", "cls"),
-        ("Roberta", "mean"),
-        ("DistilBert", "max"),
-        ("MPNet", "mean"),
-        ("Bert", "lasttoken"),
-        ("Bert", "weightedmean"),
+        pytest.param(runtime, *model, marks=() if (runtime, *model) in QUICK else pytest.mark.long)
+        for runtime in ("auto", "torch")
+        for model in SEVERAL
     ],
 )
-@pytest.mark.parametrize("runtime", ["auto", "torch"])
 def test_other_models_give_what_sentence_transformer_gives(
-    tmp_path: Path, architecture: str, pooling: str, runtime: str
+    tmp_path: Path, runtime: str, architecture: str, pooling: str
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -102,7 +108,7 @@ def test_other_models_give_what_sentence_transformer_gives(
         assert engine.description.max_seq_length == 64
 
 
-@pytest.mark.parametrize("runtime", ["auto", "torch"])
+@pytest.mark.parametrize("runtime", ["auto", pytest.param("torch", marks=pytest.mark.long)])
 def test_a_model_whose_attention_reaches_only_so_far_is_right_for_long_texts(
     tmp_path: Path, runtime: str
 ) -> None:
@@ -121,7 +127,7 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
     from tests.engine.small_models import FAMILIES
 
     make, _ = FAMILIES["StaticEmbedding"]
-    model = "all-MiniLM-L6-v2" if kind == "transformer" else str(make(tmp_path))
+    model = str(small_model(tmp_path, "Bert", "mean") if kind == "transformer" else make(tmp_path))
     settings = settings_for(tmp_path, model)
     first = Local.load(settings, "cpu")
     rows = first.embed(EmbedRequest(TEXTS, "")).rows
@@ -146,7 +152,7 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, "all-MiniLM-L6-v2")
+    settings = settings_for(tmp_path, str(small_model(tmp_path, "Bert", "mean")))
     rows = Local.load(settings, "cpu").embed(EmbedRequest(TEXTS, "")).rows
     warnings: list[str] = []
     sink = logger.add(lambda message: warnings.append(str(message)), level="WARNING")
@@ -180,8 +186,8 @@ def test_a_kept_graph_is_used_where_the_cache_can_only_be_read(
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    engine = Local.load(settings_for(tmp_path, "all-MiniLM-L6-v2"), "cpu")
-    assert engine.embed(EmbedRequest(["text"], "")).rows.shape == (1, 384)
+    engine = Local.load(settings_for(tmp_path, str(small_model(tmp_path, "Bert", "mean"))), "cpu")
+    assert engine.embed(EmbedRequest(["text"], "")).rows.shape == (1, 24)
 
 
 def test_another_model_than_expected_is_refused_before_it_is_loaded(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.processes import environment, run_python
+from tests.processes import MODEL, environment, run_python
 
-CONVERT = """
+CONVERT = f"""
 import socket
 asked = []
 connect, resolve = socket.socket.connect, socket.getaddrinfo
@@ -15,7 +15,7 @@ from embedshare.providers.local import Local
 from embedshare.settings import ModelSettings, Settings
 import tempfile
 with tempfile.TemporaryDirectory() as cache:
-    engine = Local.load(Settings(model=ModelSettings(converted_dir=cache)), "cpu")
+    engine = Local.load(Settings(model=ModelSettings(name={MODEL!r}, converted_dir=cache)), "cpu")
     print(len(engine.embed(EmbedRequest(["a text"], "")).rows))
     engine.close()
 import openvino.tools.ovc.main as converter

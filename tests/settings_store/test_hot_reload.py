@@ -19,10 +19,9 @@ import requests
 from embedshare.database.database import Database
 from embedshare.database.tables import Setting
 from embedshare.settings_store.repository import SettingsRepository
-from tests.processes import ModelServer, free_port, wait_for
+from tests.processes import MODEL, ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 
-DEFAULT = "all-MiniLM-L6-v2"
 #: A change has to hold in every process within this time.
 WITHIN_S = 2.0
 #: In torch, which a server that loads several models need not convert them for.
@@ -31,15 +30,10 @@ SETTINGS = {"EMBEDDING_USE_DB_SETTINGS": "true", "EMBEDDING_RUNTIME": "torch"}
 
 @pytest.fixture(scope="module")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model with one of its six layers, and without the step that makes vectors of length 1."""
+    """The servers' model without the step that makes vectors of length 1."""
     from sentence_transformers import SentenceTransformer
 
-    from embedshare.engine import weights
-
-    model = SentenceTransformer(str(weights.find(DEFAULT)), device="cpu")
-    encoder = model[0].auto_model.encoder
-    encoder.layer = encoder.layer[:1]
-    model[0].auto_model.config.num_hidden_layers = 1
+    model = SentenceTransformer(MODEL, device="cpu")
     folder = tmp_path_factory.mktemp("models") / "plain"
     SentenceTransformer(modules=[model[0], model[1]], device="cpu").save(str(folder))
     return folder
@@ -146,7 +140,7 @@ def test_the_settings_of_a_database_are_shown_with_what_can_be_set(workers: list
         "cors_origins",
     ]  # fmt: skip
     assert set(answer["settings"]) == set(answer["supported_keys"])
-    assert answer["settings"]["model_name"] == DEFAULT
+    assert answer["settings"]["model_name"] == MODEL
     assert answer["settings"]["port"] == workers[0].port
 
 
@@ -177,10 +171,10 @@ def test_model_batches_device_and_normalizing_change_under_load_and_no_call_fail
     swaps = model_server.said().count(b"Swapped ")
     assert post(second, "device", "cpu").status_code == 200  # what auto is here: nothing is loaded for it
     assert model_server.said().count(b"Swapped ") == swaps
-    bulk = {"settings": {"model_name": DEFAULT, "device": "auto", "cors_origins": ["https://a.example"]}}
+    bulk = {"settings": {"model_name": MODEL, "device": "auto", "cors_origins": ["https://a.example"]}}
     answer = requests.post(f"{second.url}/settings/bulk", json=bulk, timeout=120)
     assert answer.status_code == 200, answer.text
-    assert served(model_server) == DEFAULT
+    assert served(model_server) == MODEL
     wait_for(lambda: settings(first)["cors_origins"] == ["https://a.example"], WITHIN_S, "the bulk change")
     calls = load.end()
     print(f"\n{calls} calls through two workers during seven changes of the settings; none failed")
@@ -209,7 +203,7 @@ def test_what_is_no_value_or_cannot_be_applied_is_refused_and_not_kept(
     assert (answer.status_code, answer.json()["type"]) == (422, "InvalidSetting"), answer.text
     assert says in answer.json()["error"]
     assert requests.get(f"{workers[0].url}/settings", timeout=30).json() == before
-    assert served(model_server) == DEFAULT
+    assert served(model_server) == MODEL
 
 
 def test_of_a_bulk_change_nothing_is_kept_where_one_value_cannot_be_applied(workers: list[Worker]) -> None:
@@ -260,7 +254,7 @@ def test_what_is_changed_in_the_database_itself_is_followed_or_rolled_back_with_
     assert (latest[1]["old"], latest[1]["new"]) == ("no-such-model", str(plain_model))
     assert "no weights for 'no-such-model'" in latest[1]["reason"]
     assert served(model_server) == str(plain_model)
-    assert post(workers[0], "model_name", DEFAULT).status_code == 200
+    assert post(workers[0], "model_name", MODEL).status_code == 200
 
 
 def test_two_changes_of_the_model_at_once_end_with_one_of_them_everywhere(
@@ -268,7 +262,7 @@ def test_two_changes_of_the_model_at_once_end_with_one_of_them_everywhere(
 ) -> None:
     for _ in range(2):
         with ThreadPoolExecutor(2) as pool:
-            names = [DEFAULT, str(plain_model)]
+            names = [MODEL, str(plain_model)]
             answers = list(
                 pool.map(lambda pair: post(pair[0], "model_name", pair[1]), zip(workers, names, strict=True))
             )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,17 @@ class Worker:
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+@pytest.fixture(scope="session")
+def server(default_server: ModelServer) -> ModelServer:
+    """The default model's, which many of these tests call by its name."""
+    return default_server
+
+
+@pytest.fixture(scope="session")
+def reference(default_reference: Any) -> Any:
+    return default_reference
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,16 @@ def model_of(folder: Path, family: str, config: dict[str, Any], longest: int = 5
     return embedders.load(saved(folder, parts), "cpu", trust_remote_code=False)
 
 
-@pytest.mark.parametrize("name", FORMS)
+#: Those whose form another of FORMS has too; EMBEDSHARE_LONG=1 tries them.
+ALIKE = {
+    "Mistral, a window beyond the proof", "ModernBERT, a window beyond the proof", "Gemma 3, both ways",
+    "DeBERTa, a convolution", "Mistral, a window",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in ALIKE else ()) for name in FORMS]
+)
 def test_a_familys_mask_is_found(name: str, tmp_path: Path) -> None:
     family, config, mask, one_text_a_row = FORMS[name]
     model = model_of(tmp_path, family, config, 8192 if "beyond" in name else 512)

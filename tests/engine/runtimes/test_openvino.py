@@ -19,7 +19,7 @@ from embedshare.engine.graph_cache import GraphCache
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, write_graph
 from embedshare.settings import ModelSettings, Settings
-from tests.processes import CACHE
+from tests.processes import CACHE, MODEL, convert_once
 
 TEXTS = [
     "word",
@@ -33,9 +33,9 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def loaded() -> loading.EngineParts:
-    loaded = loading.load(
-        Settings(model=ModelSettings(converted_dir=str(CACHE), dtype="float32")), "cpu", None
-    )
+    convert_once(MODEL)
+    settings = Settings(model=ModelSettings(name=MODEL, converted_dir=CACHE, dtype="float32"))
+    loaded = loading.load(settings, "cpu", None)
     assert isinstance(loaded.runtime, OpenVinoRuntime)
     return loaded
 

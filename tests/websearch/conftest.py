@@ -1,0 +1,12 @@
+"""The default model's server: a search has to find what is meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.processes import ModelServer
+
+
+@pytest.fixture(scope="session")
+def server(default_server: ModelServer) -> ModelServer:
+    return default_server
