@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from tests.processes import ModelServer, wait_for
@@ -24,6 +25,7 @@ def started(server: ModelServer, name: str) -> Worker:
     return worker
 
 
+@pytest.mark.long
 def test_calls_are_answered_while_the_database_says_nothing_and_changes_wait_until_it_is_back(
     tmp_path: Path,
 ) -> None:

@@ -65,7 +65,7 @@ def test_an_operation_is_tried_out_and_nothing_comes_from_elsewhere(
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.long), "dark"])
 def test_it_is_readable_on_a_phone(chromium: Browser, worker: Worker, scheme: str) -> None:
     context = chromium.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = context.new_page()
@@ -77,7 +77,7 @@ def test_it_is_readable_on_a_phone(chromium: Browser, worker: Worker, scheme: st
     context.close()
 
 
-@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(820, marks=pytest.mark.long), 1280])
 def test_an_open_operation_and_its_answer_fit_the_screen(
     chromium: Browser, worker: Worker, width: int
 ) -> None:

@@ -253,6 +253,7 @@ def test_a_byte_a_second_ends_with_the_time_for_a_handshake(server: ModelServer)
         sock.close()
 
 
+@pytest.mark.long
 def test_beside_a_hundred_that_send_a_byte_a_second_others_are_served(
     server: ModelServer, client: EmbeddingClient, expected: Any
 ) -> None:

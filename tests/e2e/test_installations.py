@@ -86,7 +86,7 @@ np.save(sys.argv[1], rows)
 @pytest.mark.parametrize(
     "version",
     [
-        pytest.param(version, marks=() if version in (SUPPORTED[0], SUPPORTED[-1]) else pytest.mark.long)
+        pytest.param(version, marks=() if version == min(INTERPRETERS) else pytest.mark.long)
         for version in sorted(INTERPRETERS)
     ],
 )

@@ -98,7 +98,7 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
 
 
 @needs_nginx
-@pytest.mark.parametrize("workers", [2, 1])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_new_port_is_kept_and_taken_without_a_call_that_fails(
     site: Site, tmp_path: Path, workers: int
 ) -> None:

@@ -1,7 +1,7 @@
 """Many calls of mixed sizes for a long time: right vectors, and nothing that grows.
 
 Twenty seconds as a test. The long form, which takes a quarter of an hour on two cores:
-EMBEDSHARE_SOAK_CALLS=300000 python -m pytest -n 0 -s tests/e2e/test_soak.py
+EMBEDSHARE_LONG=1 EMBEDSHARE_SOAK_CALLS=300000 python -m pytest -n 0 -s tests/e2e/test_soak.py
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from embedshare.ipc.transport import Client
 from tests.processes import ModelServer, Services, free_port, wait_for
 
 #: The storms last this many seconds; the long form is
-#: EMBEDSHARE_STORM_S=60 python -m pytest -n 0 -s tests/e2e/test_storms.py
+#: EMBEDSHARE_LONG=1 EMBEDSHARE_STORM_S=60 python -m pytest -n 0 -s tests/e2e/test_storms.py
 STORM_S = float(os.environ.get("EMBEDSHARE_STORM_S", "6"))
 TEXTS = [f"call {number} of a storm, " + "word " * (number % 40) for number in range(64)]
 
@@ -120,6 +120,7 @@ def test_killed_without_end_every_call_with_time_left_is_answered_rightly(
     assert counts["answered"] > 8
 
 
+@pytest.mark.long
 def test_killed_without_end_with_fallback_every_call_is_answered(tmp_path: Path, expected: Path) -> None:
     counts = counts_of_kills(tmp_path, expected, 60.0, EMBEDDING_FALLBACK="local")
     assert set(counts) == {"answered"}
