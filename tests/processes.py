@@ -225,7 +225,12 @@ class Services:
         return [child for child in family if any(part.endswith(program) for part in child.cmdline())]
 
     def wait_until_running(self) -> None:
-        wait_for(lambda: "is running" in self.output or self.process.poll() is not None, 120, "the start")
+        signs = ("embedshare is running", "Running embedshare (")  # for people, and in a log
+        wait_for(
+            lambda: any(sign in self.output for sign in signs) or self.process.poll() is not None,
+            120,
+            "the start",
+        )
         assert self.process.poll() is None, self.output
 
 
