@@ -332,7 +332,7 @@ def test_a_supervisor_that_was_killed_is_said_to_be_gone_and_can_be_started_agai
 
 def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     operator = Operator(
-        tmp_path, EMBEDDING_SCALE_UP_S="2", EMBEDDING_SCALE_DOWN_S="4", EMBEDDING_WEB_THREADS="2"
+        tmp_path, EMBEDDING_SCALE_UP_S="1", EMBEDDING_SCALE_DOWN_S="2", EMBEDDING_WEB_THREADS="2"
     )
     services = operator.start("1-3")
     services.wait_until_running()
@@ -350,7 +350,7 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     assert set(outcomes) == {"right"}
     wait_for(lambda: "from 2 to 1 workers (" in services.output, 90, "the way back")
     wait_for(lambda: list(operator.processes()) == ["model-server", "worker-1"], 30)
-    assert "4 s idle" in services.output
+    assert "2 s idle" in services.output
     code, said, _ = operator.run("scale", "5", "--json")
     assert code == 1
     assert "follows the load, from 1 to 3; it cannot be set to 5" in json.loads(said)["error"]

@@ -320,6 +320,7 @@ def test_a_conversion_that_is_killed_changes_nothing_and_a_second_swap_meanwhile
         assert not converter.is_running()
 
 
+@pytest.mark.long
 def test_a_model_that_was_never_converted_is_converted_by_the_swap(
     server: ModelServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -44,8 +44,18 @@ def default_model() -> Any:
     return embedders.load(weights.find("all-MiniLM-L6-v2"), "cpu", trust_remote_code=False)
 
 
-@pytest.mark.parametrize(("architecture", "pooling"), MODELS)
-@pytest.mark.parametrize("sizes", [None, AS_ON_GPU])
+#: Those that are tried each time, of both kinds of sizes; EMBEDSHARE_LONG=1 tries all.
+QUICK = [("Roberta", "mean", None), ("MPNet", "mean", AS_ON_GPU), ("Bert", "lasttoken", AS_ON_GPU)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling", "sizes"),
+    [
+        pytest.param(*model, sizes, marks=() if (*model, sizes) in QUICK else pytest.mark.long)
+        for model in MODELS
+        for sizes in (None, AS_ON_GPU)
+    ],
+)
 def test_vectors_are_those_of_the_models_own_forward(
     tmp_path: Path, architecture: str, pooling: str, sizes: Sizes | None
 ) -> None:
