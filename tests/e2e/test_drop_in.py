@@ -224,7 +224,7 @@ def test_generate_embeddings(exact: EmbeddingClient, reference: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "says"),
     [
-        (["ok", "\ud800"], {}, InvalidInput, "text 1 holds '\\\\ud800' at position 0"),
+        (["ok", "\ud800"], {}, InvalidInput, "text 1 holds a lone surrogate, '\\\\ud800', at position 0"),
         (["ok"], {"prompt": "\udfff"}, InvalidInput, "the prompt holds a lone surrogate"),
         ([1], {}, InvalidInput, "item 0 is a int, not a str"),
         (5, {}, InvalidInput, "must be a str or a list of str, not int"),
@@ -239,9 +239,9 @@ def test_generate_embeddings(exact: EmbeddingClient, reference: Any) -> None:
         (["a"], {"precision": "int8"}, InvalidInput, "at least two texts"),
         (["a"], {"batch_size": 0}, InvalidInput, "batch_size must be a positive integer"),
         (["a"], {"chunk_size": -1}, InvalidInput, "chunk_size must be a positive integer"),
-        (["a"], {"prompt_name": "none such"}, InvalidInput, "there are ['query', 'document']"),
+        (["a"], {"prompt_name": "none such"}, InvalidInput, "the model has ['query', 'document']"),
         (["a"], {"colour": "red"}, InvalidInput, "encode() has no argument colour"),
-        (["a"], {"sentences": ["b"]}, InvalidInput, "one argument"),
+        (["a"], {"sentences": ["b"]}, InvalidInput, "the same argument"),
         (["a"], {"prompt": 5}, InvalidInput, "prompt must be a str, got 5"),
         (["a"], {"truncate_dim": 3.5}, InvalidInput, "truncate_dim must be a whole number, got 3.5"),
         (["a"], {"batch_size": "8"}, InvalidInput, "batch_size must be a whole number, got '8'"),

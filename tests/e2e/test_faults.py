@@ -300,7 +300,7 @@ def test_a_server_told_to_stop_finishes_what_it_has_accepted(tmp_path: Path, ref
         assert running.stop() == 0
         last.join(30)
     assert (result[0][::50] * reference.encode(texts[::50])).sum(1).min() > 0.9995
-    assert b"stopping" in running.said()
+    assert b"Stopping" in running.said()
     assert running.said().rstrip().endswith(b"stopped")
 
 
