@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from embeddingClient import EmbeddingClient
@@ -160,6 +161,8 @@ def test_a_server_that_hangs_is_fallen_back_from_and_returned_to(tmp_path: Path,
     with running.client() as client:
         client.encode("connect")
         running.process.send_signal(signal.SIGSTOP)
+        stopped = psutil.Process(running.process.pid)
+        wait_for(lambda: stopped.status() == psutil.STATUS_STOPPED, what="the stop")
         with pytest.raises(TimeoutError):
             client.encode("lost to the deadline", timeout=0.5)
         wait_for(lambda: client.health()["state"] == "falling back", 30, "the fallback")
