@@ -92,7 +92,7 @@ def reference() -> Any:
 
 @pytest.fixture(scope="session")
 def default_reference() -> Any:
-    """The real SentenceTransformer of the default model, likewise."""
+    """The real SentenceTransformer of the default model, in float32 on the CPU."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(weights.find(DEFAULT)), device="cpu")

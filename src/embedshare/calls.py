@@ -108,7 +108,7 @@ class CallContext(msgspec.Struct, frozen=True):
 #: The text of health checks.
 WELL = EmbedRequest(["Is the model well?"], prompt="")
 #: A call without a deadline, from this process.
-NOBODY = CallContext()
+UNBOUNDED = CallContext()
 
 
 def are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from embedshare.calls import NOBODY, EmbedRequest
+from embedshare.calls import UNBOUNDED, EmbedRequest
 from embedshare.client import local_model
 from embedshare.engine import weights
 from embedshare.errors import OutOfMemory
@@ -163,6 +163,9 @@ def test_while_one_process_loads_others_wait(tmp_path: Path) -> None:
     assert holder.stdout.readline() == "held\n"
     began = time.monotonic()
     copy_converted(tmp_path)
-    assert local_model.load(settings, None).embed(EmbedRequest(["text"], ""), NOBODY).rows.shape == (1, 384)
+    assert local_model.load(settings, None).embed(EmbedRequest(["text"], ""), UNBOUNDED).rows.shape == (
+        1,
+        384,
+    )
     assert time.monotonic() - began > 1.0
     assert holder.wait() == 0

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 
+import embeddingClient
 from embeddingClient import EmbeddingClient
 from tests.processes import LONG, SRC, ModelServer, free_port, run_python, wait_for
 
@@ -85,6 +86,8 @@ def test_children_of_every_start_method_work(
 ) -> None:
     for name, value in server.environment(EMBEDDING_FALLBACK="none").items():
         monkeypatch.setenv(name, value)
+    # A forked child has its parent's client, which another test may have made with settings of its own.
+    monkeypatch.setattr(embeddingClient, "_client", None)
     with multiprocessing.get_context(method).Pool(3) as pool:
         texts = [f"{method} {number}" for number in range(9)]
         rows = np.stack(pool.map(_ask_in_child, texts))

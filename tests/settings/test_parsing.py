@@ -103,11 +103,31 @@ def test_seconds_are_finite_numbers_within_their_ends(number: float) -> None:
         (parsing.rates, "5/Second ; 9/minute", "5/second;9/minute"),
         (parsing.trusted_models, "True, org/a", (parsing.CONFIGURED, "org/a")),
         (parsing.web_address, "http://a.example/", "http://a.example"),
+        (parsing.web_address, "HTTPS://a.example:8888//", "HTTPS://a.example:8888"),
+        (parsing.web_address, "", None),
         (parsing.device, "CUDA:1", "cuda:1"),
     ],
 )
 def test_a_value_has_one_form(parse: Parser, text: str, value: Any) -> None:
     assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "HTTP://",
+        "http:///",
+        "https:a.example",
+        "http://@/",
+        "http://[::1",
+        "http://a b",
+        "http://a\tb",
+        "ftp://a",
+    ],
+)
+def test_an_address_without_a_host_or_of_another_kind_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="an address that begins with http:// or https:// and a host"):
+        parsing.web_address(text)
 
 
 def test_a_key_that_is_no_utf_8_is_refused_without_being_quoted() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from embedshare import platforms
 from embedshare.calls import (
-    NOBODY,
+    UNBOUNDED,
     WELL,
     CallContext,
     EmbedRequest,
@@ -106,7 +106,7 @@ class Local(Provider):
             local.model_bytes = max(0, after - before)
         return local
 
-    def embed(self, request: EmbedRequest, context: CallContext = NOBODY) -> EmbedResult:
+    def embed(self, request: EmbedRequest, context: CallContext = UNBOUNDED) -> EmbedResult:
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
         Raises InvalidInput for token ids that are not the model's and for an unknown prompt, TooLarge,
@@ -127,12 +127,12 @@ class Local(Provider):
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return embedded._replace(rows=rows)
 
-    def tokenize(self, request: EmbedRequest, context: CallContext = NOBODY) -> list[list[int]]:
+    def tokenize(self, request: EmbedRequest, context: CallContext = UNBOUNDED) -> list[list[int]]:
         """The token ids of each text, special tokens included, truncated at the model's longest sequence."""
         return self._tokenizer.ids(self._texts(request), prompt_of(request, self.description))
 
     def tokens(
-        self, request: EmbedRequest, special_tokens: bool = True, context: CallContext = NOBODY
+        self, request: EmbedRequest, special_tokens: bool = True, context: CallContext = UNBOUNDED
     ) -> list[list[Token]]:
         """Every token of each text, without truncation, and its place in the text."""
         prompt = prompt_of(request, self.description)

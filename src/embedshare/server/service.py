@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from embedshare.calls import NOBODY, CallContext, EmbedRequest
+from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
 from embedshare.identity import ModelDescription
@@ -185,7 +185,7 @@ class EmbeddingService:
     def stats(self) -> dict[str, Any]:
         """The work since the model was loaded, in the form of EmbeddingClient.stats()."""
         with self._pool.lease() as leased:
-            return self._stats(leased.provider, NOBODY)
+            return self._stats(leased.provider, UNBOUNDED)
 
     def _stats(self, provider: Local, context: CallContext) -> dict[str, Any]:
         stats: dict[str, Any] = provider.ask("stats", context)

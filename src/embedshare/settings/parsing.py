@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 Parser = Callable[[str], Any]
 #: Among the models whose code runs: the one that EMBEDDING_MODEL_NAME names.
@@ -125,9 +126,16 @@ def origins(text: str) -> tuple[str, ...]:
 
 
 def web_address(text: str) -> str | None:
-    if text and (not text.isascii() or not text.lower().startswith(("http://", "https://")) or " " in text):
-        raise ValueError("an address that begins with http:// or https://")
-    return text.rstrip("/") or None
+    if not text:
+        return None
+    try:
+        address = urlsplit(text)
+        valid = address.scheme in ("http", "https") and bool(address.hostname)
+    except ValueError:  # such as a bracket that is not closed
+        valid = False
+    if not valid or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("an address that begins with http:// or https:// and a host")
+    return text.rstrip("/")
 
 
 def redis_url(text: str) -> str | None:

@@ -42,7 +42,7 @@ def engine(settings: Settings) -> Engine:
             "EMBEDDING_SEARCH_ENGINE is searxng, and EMBEDDING_SEARXNG_URL is not set",
             name="EMBEDDING_SEARXNG_URL",
             value="",
-            allowed="an address that begins with http:// or https://",
+            allowed="an address that begins with http:// or https:// and a host",
         )
     return SearXNG(settings.search.searxng_url)
 

@@ -20,7 +20,7 @@ const ANSWERS = {
   server: "The model server answers",
   local: "A local model answers",
   fallback: "Falling back: a local model answers",
-  away: "Nobody answers",
+  away: "Nothing answers",
 };
 
 const rate = (one, count) => (one?.counted ? one[count] / one.counted : null);
