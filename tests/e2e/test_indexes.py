@@ -219,7 +219,6 @@ def test_documents_come_and_go(model: EmbeddingClient) -> None:
     assert index.add(["one more"]) == [51]
 
 
-@pytest.mark.long
 def test_a_killed_server_gets_the_index_again_and_nothing_is_embedded_again(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as client:
@@ -328,7 +327,6 @@ assert len(model.search_index(sys.argv[2], index, metadata, 100)) == len(index)
 """
 
 
-@pytest.mark.long
 def test_eight_processes_share_one_index_of_one_file_without_faiss(tmp_path: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as client:
@@ -400,7 +398,6 @@ def test_a_file_that_is_not_whole_is_told(model: EmbeddingClient, tmp_path: Path
         model.load_vector_index(tmp_path / "pickled.npz")
 
 
-@pytest.mark.long
 def test_an_index_of_another_model_is_refused(tmp_path: Path, other_model: Path) -> None:
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_ON_MODEL_CHANGE="follow", EMBEDDING_FALLBACK="none") as client:

@@ -15,7 +15,7 @@ from tests.processes import ModelServer
 from tests.searching import Searching, searching
 from tests.watching import CONTRASTS, Worker, needs_chromium
 
-pytestmark = [pytest.mark.long, needs_chromium]
+pytestmark = needs_chromium
 LIMIT_MS = 60_000
 
 

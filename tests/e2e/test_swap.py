@@ -320,7 +320,6 @@ def test_a_conversion_that_is_killed_changes_nothing_and_a_second_swap_meanwhile
         assert not converter.is_running()
 
 
-@pytest.mark.long
 def test_a_model_that_was_never_converted_is_converted_by_the_swap(
     server: ModelServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -376,7 +375,6 @@ def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_
         assert server.stop() == 0
 
 
-@pytest.mark.long
 def test_models_that_were_swapped_out_are_released(server: ModelServer, other_model: Path) -> None:
     assert server.process is not None
     process = psutil.Process(server.process.pid)
