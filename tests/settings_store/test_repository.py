@@ -157,7 +157,7 @@ def test_rows_that_an_operator_writes_are_read_as_the_environment_is(
     ("kind", "fault"),
     [
         pytest.param("mariadb", Stall, marks=pytest.mark.long),
-        pytest.param("postgresql", Stall, marks=pytest.mark.long),
+        ("postgresql", Stall),
         ("mariadb", End),
         ("postgresql", End),
     ],
