@@ -21,12 +21,7 @@ from benchmarks.callers import LocalCaller, LocalSession
 #: A StaticEmbedding's weights and tokenizer, as files: the package is never imported.
 _WORDLLAMA = "wordllama==0.4.0.post1"
 #: Texts for comparisons besides paragraphs: cased and accented, empty, and longer than models read.
-_TEXTS = [
-    "model",
-    "",
-    "The QUICK brown Fox: Café São",
-    " ".join(f"Wörd{number}" for number in range(260)),
-]
+_TEXTS = ["model", "", "The QUICK brown Fox: Café São", " ".join(f"Wörd{number}" for number in range(260))]
 _PARAGRAPHS = 16
 _PROMPTS = ("", "Some Prompt: ")
 

@@ -19,14 +19,7 @@ from embedshare.settings import OperationSettings, Settings
 from embedshare.telemetry import request_ids
 
 SECRET = "text-of-a-user-4711"
-NASTY = [
-    "two\nlines",
-    "{0} {braces} {extra[line]}",
-    "<red>a</red>",
-    '"quoted" \\\\',
-    "\ud800",
-    "\u2028\0",
-]
+NASTY = ["two\nlines", "{0} {braces} {extra[line]}", "<red>a</red>", '"quoted" \\\\', "\ud800", "\u2028\0"]
 
 
 @pytest.fixture(autouse=True)

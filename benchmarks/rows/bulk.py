@@ -75,10 +75,7 @@ def section(data: dict[str, Any]) -> Section:
         f"products here ({roofline.ROWS:,} rows, 1536 to 384, all threads; before each round) over the "
         "operations of the model's linear layers. Attention, other work and Python come on top. Computing "
         "in bfloat16 can exceed the limit of float32.",
-        [
-            Table(["where", "tokens/s", "seconds", "ratio"], rows, ("ratio",)),
-            _limits(data["limits"]),
-        ],
+        [Table(["where", "tokens/s", "seconds", "ratio"], rows, ("ratio",)), _limits(data["limits"])],
         [
             ("Bulk tokens/s, against SentenceTransformer in process", shown_ratio(data["ratio"])),
             (

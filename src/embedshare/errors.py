@@ -9,10 +9,7 @@ from typing import Any, ClassVar
 
 
 class EmbedshareError(Exception):
-    """The base of all errors here.
-
-    `fields` are the facts in the message, for programs to read.
-    """
+    """The base of all errors here. `fields` are the facts in the message, for programs to read."""
 
     http_status: ClassVar[int] = 500
 
@@ -55,10 +52,7 @@ class Unauthenticated(EmbedshareError, PermissionError, http_status=401):
 
 
 class Forbidden(EmbedshareError, PermissionError, http_status=403):
-    """The caller's API key is valid but lacks the scope.
-
-    Field `scopes`: the key needs one of them.
-    """
+    """The caller's API key is valid but lacks the scope. Field `scopes`: the key needs one of them."""
 
 
 class HostRefused(EmbedshareError, PermissionError, http_status=421):
@@ -83,10 +77,7 @@ class RateLimited(EmbedshareError, http_status=429):
 
 
 class InvalidSetting(EmbedshareError, ValueError, http_status=422):
-    """A setting's value is not allowed.
-
-    Fields: name, value, allowed.
-    """
+    """A setting's value is not allowed. Fields: name, value, allowed."""
 
 
 class ServerUnavailable(EmbedshareError, ConnectionError, http_status=503):
@@ -124,10 +115,7 @@ class DeadlineExceeded(EmbedshareError, TimeoutError, http_status=504):
 
 
 class Overloaded(EmbedshareError, http_status=503):
-    """The queue is full.
-
-    Field `retry_after_s`: expected seconds until there is room.
-    """
+    """The queue is full. Field `retry_after_s`: expected seconds until there is room."""
 
 
 class ModelMismatch(EmbedshareError, http_status=503):
@@ -194,10 +182,7 @@ class ClientClosed(EmbedshareError, RuntimeError):
 
 
 class PortUnavailable(EmbedshareError, OSError):
-    """The process cannot listen on a port, usually because another process does.
-
-    Fields: host, port.
-    """
+    """The process cannot listen on a port, usually because another process does. Fields: host, port."""
 
 
 class SwapRefused(EmbedshareError, http_status=409):
@@ -229,10 +214,7 @@ class FetchFailed(EmbedshareError, http_status=502):
 
 
 class AddressRefused(FetchFailed):
-    """An address that pages are not fetched from: not http or https, or not public.
-
-    Field: url.
-    """
+    """An address that pages are not fetched from: not http or https, or not public. Field: url."""
 
 
 class SupervisorError(EmbedshareError):

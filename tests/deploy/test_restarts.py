@@ -64,12 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.parametrize(
     ("running", "listed"),
-    [
-        (1, 2),
-        (2, 4),
-        pytest.param(2, 2, marks=pytest.mark.long),
-        pytest.param(3, 3, marks=pytest.mark.long),
-    ],
+    [(1, 2), (2, 4), pytest.param(2, 2, marks=pytest.mark.long), pytest.param(3, 3, marks=pytest.mark.long)],
 )
 def test_no_request_fails_while_all_workers_are_restarted(
     site: Site, tmp_path: Path, running: int, listed: int

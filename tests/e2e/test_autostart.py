@@ -163,10 +163,7 @@ def test_one_that_was_killed_is_started_again_for_a_call_under_way(machine: Mach
 def test_a_start_that_fails_is_told_once_and_not_tried_again_at_once(machine: Machine) -> None:
     settings = machine.settings(EMBEDDING_MODEL_NAME="no/such-model", EMBEDDING_FALLBACK="none")
     for _ in range(2):
-        with (
-            EmbeddingClient(settings=settings, retry_delay=0.05) as client,
-            pytest.raises(ServerUnavailable),
-        ):
+        with EmbeddingClient(settings=settings, retry_delay=0.05) as client, pytest.raises(ServerUnavailable):
             client.encode("a text")
     log = Autostart(settings).log.read_text()
     assert log.count("ERROR") == 1

@@ -16,12 +16,7 @@ import psutil
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.errors import (
-    AuthenticationFailed,
-    ClientClosed,
-    InsecureKey,
-    ServerUnavailable,
-)
+from embedshare.errors import AuthenticationFailed, ClientClosed, InsecureKey, ServerUnavailable
 from tests.e2e.conftest import check
 from tests.processes import ModelServer, wait_for
 from tests.proxy import Proxy, Reset, cut

@@ -26,18 +26,7 @@ from embedshare.ipc import codec
 from embedshare.ipc.server import MAX_UNAUTHENTICATED, MESSAGE_S
 from embedshare.ipc.transport import Connection
 from tests.processes import ModelServer
-from tests.strangers import (
-    TEXT,
-    Bomb,
-    bombs,
-    frame,
-    key_holder,
-    rest_of,
-    shape_of,
-    soon,
-    stranger,
-    unharmed,
-)
+from tests.strangers import TEXT, Bomb, bombs, frame, key_holder, rest_of, shape_of, soon, stranger, unharmed
 
 HANDSHAKE_S = 2.0
 LIMIT = 1 << 20

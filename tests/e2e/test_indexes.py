@@ -419,9 +419,7 @@ def test_an_index_of_another_model_is_refused(tmp_path: Path, other_model: Path)
     assert server.stop() == 0
 
 
-def test_a_large_index_is_searched_exactly_until_its_graph_is_built(
-    model: EmbeddingClient,
-) -> None:
+def test_a_large_index_is_searched_exactly_until_its_graph_is_built(model: EmbeddingClient) -> None:
     docs = [f"{SUBJECTS[number % 10]} {number}" for number in range(1200)]
     index, embeddings, metadata = model.build_vector_index(docs, kind="hnsw")
     query = "bridges 708"

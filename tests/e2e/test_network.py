@@ -17,18 +17,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.errors import DeadlineExceeded, ProtocolError, ServerUnavailable
 from tests.e2e.conftest import TEXTS, check
 from tests.processes import ModelServer, wait_for
-from tests.proxy import (
-    End,
-    Proxy,
-    Reset,
-    Stall,
-    Treatment,
-    besides,
-    cut,
-    delayed,
-    in_single_bytes,
-    instead,
-)
+from tests.proxy import End, Proxy, Reset, Stall, Treatment, besides, cut, delayed, in_single_bytes, instead
 
 #: More than 64 KiB of answer, so that its header and its rows are sent apart.
 BULK = [f"paragraph {number}" for number in range(160)]

@@ -48,8 +48,7 @@ def visited() -> Iterator[Page]:
     threading.Thread(target=site.serve_forever, daemon=True).start()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", f"--host-resolver-rules=MAP {SITE} 127.0.0.1"],
+            executable_path=CHROMIUM, args=["--no-sandbox", f"--host-resolver-rules=MAP {SITE} 127.0.0.1"]
         )
         page = browser.new_page()
         page.goto(f"http://{SITE}:{site.server_port}/")

@@ -233,9 +233,7 @@ def test_a_long_prompt_before_many_texts_does_not_fill_the_memory(
     assert "8,589,934,592 characters before 8,192 texts; EMBEDDING_MAX_MESSAGE_BYTES" in error.message
 
 
-def test_the_key_is_in_no_log_no_error_no_answer_and_no_process_title(
-    tmp_path: Path,
-) -> None:
+def test_the_key_is_in_no_log_no_error_no_answer_and_no_process_title(tmp_path: Path) -> None:
     key = "hunter2-hunter2-hunter2"
     lines: list[str] = []
     sink = logger.add(lines.append, level="TRACE", diagnose=False)

@@ -312,8 +312,7 @@ def _names_a_home(name: str) -> bool:
 
 
 as_root = pytest.mark.skipif(
-    sys.platform == "win32" or os.getuid() != 0,
-    reason="only root can be other users",
+    sys.platform == "win32" or os.getuid() != 0, reason="only root can be other users"
 )
 IMPORTS = """
 import encodings.ascii

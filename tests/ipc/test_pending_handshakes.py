@@ -41,9 +41,7 @@ def test_a_place_that_was_given_back_is_taken_at_once(connections: list[Connecti
     assert time.monotonic() - began < PATIENCE_S
 
 
-def test_where_there_is_no_place_the_oldest_is_ended_after_a_while(
-    connections: list[Connection],
-) -> None:
+def test_where_there_is_no_place_the_oldest_is_ended_after_a_while(connections: list[Connection]) -> None:
     pending, began = PendingHandshakes(2), time.monotonic()
     first, second, third, _ = connections
     pending.enter(first)

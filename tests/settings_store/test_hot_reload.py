@@ -208,12 +208,7 @@ def test_what_is_no_value_or_cannot_be_applied_is_refused_and_not_kept(
 
 def test_of_a_bulk_change_nothing_is_kept_where_one_value_cannot_be_applied(workers: list[Worker]) -> None:
     before = requests.get(f"{workers[0].url}/settings", timeout=30).json()
-    for bad in (
-        {"port": 0},
-        {"model_name": "no-such-model"},
-        {"device": "cuda:99"},
-        {"host": "203.0.113.9"},
-    ):
+    for bad in ({"port": 0}, {"model_name": "no-such-model"}, {"device": "cuda:99"}, {"host": "203.0.113.9"}):
         bulk = {"settings": {"normalize_embeddings": True, "max_batch_size": 3, **bad}}
         answer = requests.post(f"{workers[0].url}/settings/bulk", json=bulk, timeout=60)
         assert answer.status_code == 422, answer.text

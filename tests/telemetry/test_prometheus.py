@@ -183,9 +183,7 @@ def test_without_the_setting_no_port_is_opened(server: ModelServer) -> None:
     assert listening == [server.port]
 
 
-def test_metrics_are_shown_under_this_machine_s_names_and_allowed_ones_alone(
-    own: MeasuredServer,
-) -> None:
+def test_metrics_are_shown_under_this_machine_s_names_and_allowed_ones_alone(own: MeasuredServer) -> None:
     def status(host: str) -> int:
         url = f"http://127.0.0.1:{own.metrics}/metrics"
         return requests.get(url, headers={"Host": host}, timeout=30).status_code

@@ -81,10 +81,7 @@ def test_a_certificate_of_another_name_is_refused(trusted: trustme.CA, names: tu
 def test_an_authority_that_is_not_trusted_is_refused(
     trusted: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        site(trustme.CA(), NAME) as (port, _),
-        pytest.raises(FetchFailed, match="CERTIFICATE_VERIFY_FAILED"),
-    ):
+    with site(trustme.CA(), NAME) as (port, _), pytest.raises(FetchFailed, match="CERTIFICATE_VERIFY_FAILED"):
         fetched(port)
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     with site(trusted, NAME) as (port, _), pytest.raises(FetchFailed, match="CERTIFICATE_VERIFY_FAILED"):

@@ -1,7 +1,4 @@
-"""Smaller embeddings, as SentenceTransformer makes them: int8, uint8, binary, ubinary.
-
-Pure NumPy.
-"""
+"""Smaller embeddings, as SentenceTransformer makes them: int8, uint8, binary, ubinary. Pure NumPy."""
 
 from __future__ import annotations
 

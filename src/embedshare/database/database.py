@@ -95,10 +95,7 @@ class Database:
                 yield session
 
     def check(self) -> str:
-        """Connect and change nothing; the database's address in words.
-
-        Raises DatabaseUnavailable.
-        """
+        """Connect and change nothing; the database's address in words. Raises DatabaseUnavailable."""
         if self._url.drivername.startswith("sqlite") and not Path(self._url.database or "").exists():
             return f"none yet; it is made at the first start: {self.shown}"
         with self._answering(), self._engine.connect():

@@ -34,10 +34,7 @@ class Lane(enum.IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One caller's sequences.
-
-    Times are seconds of one monotonic clock.
-    """
+    """One caller's sequences. Times are seconds of one monotonic clock."""
 
     sequences: list[Any]
     caller: int

@@ -324,10 +324,7 @@ class Scheduler:
         return [request for request in waited if request.ticket.is_gone()]
 
     def _drop_the_late(self, left: list[Request], now: float) -> None:
-        """Fail queued calls whose caller has left or whose deadline has passed.
-
-        Called with the lock held.
-        """
+        """Fail queued calls whose caller has left or whose deadline has passed. Called with the lock held."""
         for request in left:
             if not request.ticket.done:
                 self.counts.abandoned += 1

@@ -22,7 +22,6 @@ _QUICK_CHARS = 1 << 13
 #: Characters up to which a text is never shortened before it is tokenized.
 _SHORT_CHARS = 1 << 12
 
-
 #: The tokens of a text for a model that names no longest sequence, as T5: far beyond what attention can be
 #: computed over.
 LONGEST = 1 << 17

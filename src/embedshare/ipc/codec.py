@@ -130,10 +130,7 @@ class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
 
 
 class Search(msgspec.Struct, tag=6, array_like=True, forbid_unknown_fields=True):
-    """Embed `text` and find its `k` nearest in an index.
-
-    Answered by Hits.
-    """
+    """Embed `text` and find its `k` nearest in an index. Answered by Hits."""
 
     id: int
     time_left_s: float
@@ -165,10 +162,7 @@ class Remove(msgspec.Struct, tag=7, array_like=True, forbid_unknown_fields=True)
 
 
 class Inspect(msgspec.Struct, tag=8, array_like=True, forbid_unknown_fields=True):
-    """Describe an index.
-
-    Answered by a Reply with its version, count, kind, built, recall, bytes.
-    """
+    """Describe an index. Answered by a Reply with its version, count, kind, built, recall, bytes."""
 
     id: int
     time_left_s: float
@@ -176,10 +170,7 @@ class Inspect(msgspec.Struct, tag=8, array_like=True, forbid_unknown_fields=True
 
 
 class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True):
-    """Drop indexes.
-
-    Answered by a Reply with the number of those that existed.
-    """
+    """Drop indexes. Answered by a Reply with the number of those that existed."""
 
     id: int
     time_left_s: float
@@ -187,10 +178,7 @@ class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True)
 
 
 class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_fields=True):
-    """Embed sequences of token ids, as they are: the caller adds special tokens.
-
-    Answered by Rows.
-    """
+    """Embed sequences of token ids, as they are: the caller adds special tokens. Answered by Rows."""
 
     id: int
     time_left_s: float
@@ -272,10 +260,7 @@ def for_version_1(call: Call) -> Call:
 
 
 def decode_call(data: bytes | bytearray) -> Call:
-    """The call in `data`.
-
-    Raises ProtocolError for anything else.
-    """
+    """The call in `data`. Raises ProtocolError for anything else."""
     try:
         return _calls.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -283,10 +268,7 @@ def decode_call(data: bytes | bytearray) -> Call:
 
 
 def decode_answer(data: bytes | bytearray) -> Answer:
-    """The answer in `data`.
-
-    Raises ProtocolError for anything else.
-    """
+    """The answer in `data`. Raises ProtocolError for anything else."""
     try:
         return _answers.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -39,7 +39,6 @@ MESSAGE_S = 30.0
 #: The outcome of a call whose caller did not take its answer.
 UNDELIVERED = "undelivered"
 
-
 #: The name under which multiprocessing.managers finds our sockets and messages.
 SERIALIZER = "embedshare"
 managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
@@ -70,10 +69,7 @@ class Service(Protocol):
 
 
 class CallServer(managers.Server):
-    """Serves one Service on an address until `stop_event` is set.
-
-    Listens from its construction on.
-    """
+    """Serves one Service on an address until `stop_event` is set. Listens from its construction on."""
 
     listener: Listener
     authkey: bytes

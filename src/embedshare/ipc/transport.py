@@ -29,7 +29,6 @@ _READ_AHEAD = 64 * 1024
 _HANDSHAKE_FRAME = 256  # what multiprocessing.connection itself allows before authentication
 _JOIN_BELOW = 64 * 1024  # smaller rows are copied behind their message: one system call instead of two
 
-
 #: A running server accepts a connection and proves its key within this many seconds.
 MEETING_S = 5.0
 #: `on_silence` is called after each period of this many seconds without a byte to or from the other end.
@@ -39,10 +38,7 @@ _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Connection:
-    """One stream of messages.
-
-    Used by one thread at a time; after any error it is only good for `close()`.
-    """
+    """One stream of messages. Used by one thread at a time; after any error it is only good for `close()`."""
 
     def __init__(self, sock: socket.socket, meets_signals: bool = False, peer: str = "") -> None:
         self.peer = peer
@@ -128,10 +124,7 @@ class Connection:
             buffered += received
 
     def wait_for_message(self) -> None:
-        """Wait, without a deadline, until the next message has begun.
-
-        Raises EOFError at a clean end.
-        """
+        """Wait, without a deadline, until the next message has begun. Raises EOFError at a clean end."""
         if self._end == self._start:
             self._deadline = None
             self._fill(1)

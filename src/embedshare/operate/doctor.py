@@ -54,9 +54,7 @@ class Finding(NamedTuple):
 
 
 def examine(
-    settings: Settings,
-    ports: Sequence[Finding],
-    server_answers: Callable[[], str | None],
+    settings: Settings, ports: Sequence[Finding], server_answers: Callable[[], str | None]
 ) -> list[Finding]:
     """Check everything that the services need.
 

@@ -58,10 +58,7 @@ class Services:
         self._worker_lives = worker_lives
 
     def stages(self, workers: int) -> list[list[ProcessSpec]]:
-        """The model server, if one is shared, then the workers.
-
-        Raises PortUnavailable.
-        """
+        """The model server, if one is shared, then the workers. Raises PortUnavailable."""
         settings = self._settings
         if settings.client.use_ipc:
             _check_port(settings.server.host, settings.server.port, "the model server")

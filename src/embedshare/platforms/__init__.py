@@ -36,7 +36,6 @@ STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
 #: sent elsewhere.
 CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 
-
 #: Whether a file that a process has mapped cannot be replaced or deleted.
 KEEPS_MAPPED_FILES = WINDOWS
 #: Whether that holds for a file that a process has open for reading.
@@ -54,7 +53,6 @@ _UNACKNOWLEDGED_S = 30
 #: Too many open files, here or on the whole machine, and no memory for sockets.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-
 #: Signals that end a process for a fault of its own.
 _FAULTS = {
     getattr(signal, name).value
@@ -65,10 +63,7 @@ _ABORTED_ON_WINDOWS = 3
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename a file over another in one step that its readers survive.
-
-    Raises OSError.
-    """
+    """Rename a file over another in one step that its readers survive. Raises OSError."""
     retry(
         lambda: os.replace(source, target),
         lambda error: WINDOWS and isinstance(error, PermissionError),

@@ -22,10 +22,7 @@ from embedshare.settings.web import WebSettings
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings in force.
-
-    `Settings()` holds the defaults, `Settings.load()` the environment's.
-    """
+    """The settings in force. `Settings()` holds the defaults, `Settings.load()` the environment's."""
 
     server: ServerSettings = dataclasses.field(default=ServerSettings())
     model: ModelSettings = dataclasses.field(default=ModelSettings())

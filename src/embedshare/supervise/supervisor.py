@@ -101,21 +101,18 @@ class _Operation:
     until: Condition | None = None
 
 
-@dataclass(frozen=True)
-class _Ended:
+class _Ended(NamedTuple):
     watched: Watched
     process: Process
     code: int
 
 
-@dataclass(frozen=True)
-class _Ready:
+class _Ready(NamedTuple):
     watched: Watched
     process: Process
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """The result of a liveness check."""
 
     watched: Watched
@@ -124,16 +121,14 @@ class _Asked:
     waited_s: float
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """A function that the loop runs at once, whatever operation is under way."""
 
     do: Callable[[], Any]
     done: Future[Any]
 
 
-@dataclass(frozen=True)
-class _Stop:
+class _Stop(NamedTuple):
     pass
 
 

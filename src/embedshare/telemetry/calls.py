@@ -34,10 +34,7 @@ class Ended(NamedTuple):
 
 
 class Calls:
-    """Counts calls; thread-safe.
-
-    A forked child starts from zero, with its parent's listeners.
-    """
+    """Counts calls; thread-safe. A forked child starts from zero, with its parent's listeners."""
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[Ended], None]] = []

@@ -33,10 +33,7 @@ class Snapshot(TypedDict):
 
 
 class Histogram:
-    """Observations by size.
-
-    Its owner ensures that one thread at a time observes or takes a snapshot.
-    """
+    """Observations by size. Its owner ensures that one thread at a time observes or takes a snapshot."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 

@@ -29,10 +29,7 @@ LINKS = 32
 
 
 def check(metric: str, kind: str) -> tuple[Metric, Kind]:
-    """The two names, if they are valid.
-
-    Raises InvalidInput.
-    """
+    """The two names, if they are valid. Raises InvalidInput."""
     kind = IVF_PQ if kind == "ivf_pq" else kind
     if metric not in METRICS:
         raise InvalidInput(f"metric is {metric!r}; allowed: {', '.join(METRICS)}")

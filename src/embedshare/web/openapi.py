@@ -112,10 +112,7 @@ def _description(app: Flask) -> dict[str, Any]:
     types = _types(vars(view)["operation"] for _, _, view in operations)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(types, references, strict=True))
-    info = {
-        "description": inspect.cleandoc(_ABOUT),
-        "license": {"name": "MIT", "identifier": "MIT"},
-    }
+    info = {"description": inspect.cleandoc(_ABOUT), "license": {"name": "MIT", "identifier": "MIT"}}
     used = {route.tag for route, _, _ in operations}
     spec = APISpec(
         "embedshare", __version__, "3.1.0", info=info, servers=[{"url": "."}],

@@ -14,7 +14,6 @@ from embedshare.websearch.types import SearchResult
 #: One worker's parallel queries.
 AT_ONCE = 4
 
-
 #: Variables of the environment for web access: proxies, and the certificates to trust.
 _ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_", "DDGS_", "PRIMP_")
 _REASONS = {"RatelimitException": "they accept no more queries now", "TimeoutException": "they took too long"}

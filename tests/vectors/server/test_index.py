@@ -87,8 +87,7 @@ def test_equal_vectors_are_all_found_and_zeros_have_a_cosine_of_zero(library: st
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric", "count"),
-    [*[("hnsw", metric, 3000) for metric in METRICS], ("ivf,pq", "l2", 10_000)],
+    ("kind", "metric", "count"), [*[("hnsw", metric, 3000) for metric in METRICS], ("ivf,pq", "l2", 10_000)]
 )
 def test_an_approximate_index_finds_nearly_all_and_says_how_much(metric: str, kind: str, count: int) -> None:
     rows, queries = clustered(count, 32), clustered(100, 32, seed=3)

@@ -24,11 +24,7 @@ LIMITS = Settings(
             {"texts": ["a", "漢" * 11]},
             "texts[1] has 11 characters; EMBEDDING_MAX_TEXT_CHARS allows 10",
         ),
-        (
-            "/embed",
-            {"texts": ["a" * 7] * 3},
-            "21 characters in one request; EMBEDDING_MAX_REQUEST_CHARS",
-        ),
+        ("/embed", {"texts": ["a" * 7] * 3}, "21 characters in one request; EMBEDDING_MAX_REQUEST_CHARS"),
         ("/index", {"documents": ["a"] * 4}, "4 documents in one request; EMBEDDING_MAX_TEXTS allows 3"),
         ("/index", {"documents": ["a" * 11]}, "documents[0] has 11 characters; EMBEDDING_MAX_TEXT_CHARS"),
         ("/index/0123/search", {"query": "a" * 11}, "queries[0] has 11 characters; EMBEDDING_MAX_TEXT_CHARS"),

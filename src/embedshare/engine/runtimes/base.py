@@ -8,10 +8,7 @@ import numpy as np
 
 
 class Runtime(Protocol):
-    """A loaded model.
-
-    `run` may be called by `max_batches` threads at once.
-    """
+    """A loaded model. `run` may be called by `max_batches` threads at once."""
 
     name: str
     device: str

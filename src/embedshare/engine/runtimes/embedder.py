@@ -77,10 +77,7 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
 
 
 def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransformer:
-    """The model in `folder`, in float32, ready to compute.
-
-    Raises UnsupportedModel if it cannot be shared.
-    """
+    """The model in `folder`, in float32, ready to compute. Raises UnsupportedModel if it cannot be shared."""
     transformers_logging.disable_progress_bar()  # one line an event: the log says when the model is ready
     transformers_logging.set_verbosity_error()
     try:

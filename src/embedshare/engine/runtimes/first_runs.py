@@ -37,10 +37,7 @@ def untried(wanted: str, trials: Trials) -> str:
 
 
 def fitting(
-    make: Callable[[str], OpenVinoRuntime],
-    wanted: str,
-    trials: Trials,
-    proof: Callable[[], KeptProof],
+    make: Callable[[str], OpenVinoRuntime], wanted: str, trials: Trials, proof: Callable[[], KeptProof]
 ) -> OpenVinoRuntime:
     """The model in the precision that EMBEDDING_DTYPE (`wanted`) means, or in float32 if it needs that.
 

@@ -32,10 +32,7 @@ class Layout(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A batch in the model's form.
-
-    All int64.
-    """
+    """A batch in the model's form. All int64."""
 
     input_ids: np.ndarray
     """(rows, width) token ids, 0 without a token."""

@@ -23,11 +23,7 @@ def with_fixed_shapes(graph: ov.Model, shapes: list[list[tuple[int, int]]]) -> o
 
 
 def _branches(
-    graph: ov.Model,
-    shapes: list[list[tuple[int, int]]],
-    number: int,
-    inputs: list[ov.Node],
-    which: ov.Node,
+    graph: ov.Model, shapes: list[list[tuple[int, int]]], number: int, inputs: list[ov.Node], which: ov.Node
 ) -> ov.Output:
     """The branch of this shape, else the check for the next one; the open graph at the end."""
     choice = ops.if_op(ops.equal(which, ops.constant(np.array(number, np.int32))).output(0))

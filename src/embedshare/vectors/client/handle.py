@@ -164,11 +164,7 @@ class VectorIndex:
         return contents, ids.tolist(), scores.tolist()
 
     def add(
-        self,
-        docs: Iterable[str],
-        urls: Iterable[str] | None = None,
-        *,
-        show_progress_bar: bool | None = None,
+        self, docs: Iterable[str], urls: Iterable[str] | None = None, *, show_progress_bar: bool | None = None
     ) -> list[int]:
         """Embed documents and add them; returns their ids.
 

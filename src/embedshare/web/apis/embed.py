@@ -29,7 +29,6 @@ REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
 #: Errors of the routes of text-embeddings-inference.
 REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
-
 _TEXTS = ["one model", "many workers"]
 #: Shown in place of these texts' longer vectors.
 _VECTORS = [[0.0132, -0.0417, 0.0908], [-0.0564, 0.0231, 0.0175]]
@@ -38,10 +37,7 @@ _INPUTS = {"inputs": _TEXTS}, _VECTORS
 
 
 class EmbedRequest(msgspec.Struct):
-    """Texts to embed.
-
-    Unknown fields are ignored; of a repeated field the last one counts.
-    """
+    """Texts to embed. Unknown fields are ignored; of a repeated field the last one counts."""
 
     texts: list[str]
 

@@ -126,11 +126,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
     example = '{"documents": ["a text"]}'
 
     @routes.post("/index", **_DECLARED)
-    @openapi.describe(
-        {201: IndexMade},
-        errors=(*_REFUSED, UnprocessableEntity),
-        body=IndexRequest,
-    )
+    @openapi.describe({201: IndexMade}, errors=(*_REFUSED, UnprocessableEntity), body=IndexRequest)
     def make_index() -> tuple[Response, int]:
         """Create an index over documents."""
         asked = body.read(of_index, example)
@@ -143,11 +139,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         return body.answer(IndexMade(name, len(index), index.dimension)), 201
 
     @routes.post("/index/<index>/search", **_DECLARED)
-    @openapi.describe(
-        {200: Results},
-        errors=(*_REFUSED, NotFound),
-        body=QueryRequest,
-    )
+    @openapi.describe({200: Results}, errors=(*_REFUSED, NotFound), body=QueryRequest)
     def search_index(index: str) -> Response:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
@@ -160,9 +152,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
 
     @routes.post("/index/<index>/documents", **_DECLARED)
     @openapi.describe(
-        {200: IndexMade},
-        errors=(*_REFUSED, NotFound, UnprocessableEntity),
-        body=DocumentsRequest,
+        {200: IndexMade}, errors=(*_REFUSED, NotFound, UnprocessableEntity), body=DocumentsRequest
     )
     def add_documents(index: str) -> Response:
         """Add documents to an index."""

@@ -15,14 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 from flask import Blueprint, Flask, Response, g, request
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    exposition,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition, multiprocess
 
 from embedshare import platforms
 from embedshare.errors import EmbedshareError
@@ -93,10 +86,7 @@ class Metrics:
             Path(self._shared).mkdir(parents=True, exist_ok=True)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "embedshare_http_requests",
-            "Answered requests",
-            ["route", "method", "status"],
-            registry=registry,
+            "embedshare_http_requests", "Answered requests", ["route", "method", "status"], registry=registry
         )
         self._request_seconds = Histogram(
             "embedshare_http_request_seconds", "Time of requests", ["route"],
@@ -273,10 +263,7 @@ def blueprint(measured: Metrics) -> Blueprint:
     @routes.get("/metrics", scopes=("metrics",), tag=Tag.FIGURES)
     @openapi.describe({200: {TEXT: str, JSON: Summary}})
     def metrics() -> Response:
-        """This worker's numbers.
-
-        For Prometheus, or a few of them with `Accept: application/json`.
-        """
+        """This worker's numbers. For Prometheus, or a few of them with `Accept: application/json`."""
         if request.accept_mimetypes.best_match([TEXT, JSON], TEXT) == JSON:
             response = body.answer(measured.summary())
         else:

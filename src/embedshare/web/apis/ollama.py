@@ -152,7 +152,6 @@ _OF_TEXTS = (
 )
 _OF_PROMPT = {**_NAMED, "prompt": "one model"}, {"embedding": [0.0132, -0.0417, 0.0908]}
 
-
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.OLLAMA}
 
 

@@ -30,7 +30,6 @@ _FORMS: list[dict[str, Any]] = [
     {"type": "array", "minItems": 1, "items": _TOKENS},
 ]
 
-
 _SEND_TEXTS = "send the texts themselves (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 
 
@@ -101,7 +100,6 @@ _EXAMPLE_ANSWER = {
     "usage": {"prompt_tokens": 8, "total_tokens": 8},
 }
 
-
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": OpenAIError, "tag": Tag.OPENAI}
 
 
@@ -129,9 +127,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         if are_tokens(inputs):
             _check_tokens(inputs, asked.model, model_client)
         found = model_client.embed(
-            inputs,
-            normalize=True,
-            dimensions=None if asked.dimensions is None else int(asked.dimensions),
+            inputs, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
         )
         vectors = map(in_base64, found.rows) if asked.encoding_format == "base64" else found.rows
         answer = {
@@ -188,10 +184,7 @@ def _check_tokens(sequences: list[list[int]], model: str | None, model_client: M
 
 
 def _inputs(given: str | list[Any]) -> Inputs:
-    """Texts, or sequences of token ids.
-
-    Raises InvalidInput for a list of both.
-    """
+    """Texts, or sequences of token ids. Raises InvalidInput for a list of both."""
     if isinstance(given, str):
         return [given]
     kinds = set(map(type, given))

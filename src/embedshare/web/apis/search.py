@@ -141,8 +141,7 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
             raise SearchDisabled(_OFF)
         if not places.acquire(blocking=False):
             raise Overloaded(
-                f"this worker makes {at_once} searches already, its limit",
-                retry_after_s=RETRY_AFTER_S,
+                f"this worker makes {at_once} searches already, its limit", retry_after_s=RETRY_AFTER_S
             )
         try:
             found = model.web_search(asked.query, max_chars=int(asked.max_chars))

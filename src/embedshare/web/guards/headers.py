@@ -40,12 +40,7 @@ class _Protected:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        def start(
-            status: str,
-            headers: list[tuple[str, str]],
-            exc_info: OptExcInfo | None = None,
-            /,
-        ) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /) -> Any:
             said = {name.lower() for name, _ in headers}
             headers = [*headers, *FIXED, *(each for each in _UNLESS_SAID if each[0].lower() not in said)]
             if environ["wsgi.url_scheme"] == "https":
