@@ -1,7 +1,7 @@
 """Earlier names for the shared model, kept for their callers; new code imports `embeddingClient`.
 
 `get_embedding_model()` gives the same object in both modes (USE_IPC_EMBEDDING true or false), with
-SentenceTransformer's methods and the client's own, so that a change of mode breaks no caller.
+SentenceTransformer's methods and the client's own. So a change of mode breaks no caller.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model server without a supervisor: the first process that needs it starts it, once for all of them.
 
-A process that finds no server takes a lock that all processes of this user share, starts a server in the
+A process that finds no server takes a lock that all processes of this user share. It starts a server in the
 background and notes it next to the key. Processes that come meanwhile find the note and wait. The server
 removes the note when it is ready; a note whose process is gone means a failed start.
 """

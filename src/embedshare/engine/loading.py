@@ -73,8 +73,8 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
 
 
 def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
-    """Whether `load` would convert the model, which takes torch, memory and time, or run its graph in a
-    precision for the first time, which crashes some processes.
+    """Whether `load` would convert the model, or run its graph in a precision for the first time.
+    Conversion takes torch, memory and time; a first run crashes some processes.
 
     Raises ModelNotFound, WeightsCorrupted, ModelMismatch.
     """

@@ -15,7 +15,7 @@ from embedshare import model_files
 from embedshare.errors import ModelNotFound, WeightsCorrupted
 from embedshare.identity import file_sha256
 
-#: Files that a SentenceTransformer is loaded from, in any folder; other formats of the same weights stay on
+#: Files that a SentenceTransformer is loaded from, in any folder. Other formats of the same weights stay on
 #: the hub, except for modules without safetensors (see `_fetch`).
 _HUB_PATTERNS = [
     "*.json",

@@ -82,9 +82,9 @@ class Connections:
         It gets its id and the seconds left here, and the prompt of `request` for the connection's model.
 
         An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the model that
-        made them, a Search `((ids, scores), answer, model)`, any other call the reply's value. Raises the
-        server's error, ServerUnavailable if the connection broke, and DeadlineExceeded. After either the call
-        may be sent again: calls are idempotent.
+        made them. A Search gives `((ids, scores), answer, model)`, any other call the reply's value. Raises
+        the server's error, ServerUnavailable if the connection broke, and DeadlineExceeded. After either the
+        call may be sent again: calls are idempotent.
         """
         while True:
             try:
@@ -122,7 +122,7 @@ class Connections:
         if request is not None and isinstance(call, codec.Prompted):
             call.prompt = prompt_of(request, connection.model)
         message = self._encoded(call, connection.protocol)
-        # Until its answer is read the connection is hidden from the next call, wherever an interrupt ends
+        # Until its answer is read the connection is hidden: from the next call, wherever an interrupt ends
         # this one, and from a signal handler that calls meanwhile.
         self._local.connection = None
         try:

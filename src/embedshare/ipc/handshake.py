@@ -21,7 +21,7 @@ def demand_proof(connection: Connection, authkey: bytes) -> None:
     """Make the other end prove that it holds the key; raises one of REFUSALS if it does not.
 
     Up to Python 3.11 the standard library compares digests with ==, whose time reveals how much of a guess
-    was right; from 3.12 on with hmac.compare_digest.
+    was right. From 3.12 on it uses hmac.compare_digest.
     """
     if sys.version_info >= (3, 12):
         stock.deliver_challenge(connection, authkey)  # type: ignore[arg-type]

@@ -198,7 +198,7 @@ class Connection:
 
         Python's own socket timeouts cost two system calls an operation, the kernel's one when they change.
         Between calls with about the same time left they stay: a wait may end up to 1% and 20 ms late. A
-        signal restarts a wait with all of the kernel's time, so a thread that gets signals has Python's; so
+        signal restarts a wait with all of the kernel's time, so a thread that gets signals has Python's. So
         has a greenlet, whose waits are not the kernel's.
         """
         left = _time_left(self._deadline) or 0.0

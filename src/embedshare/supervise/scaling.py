@@ -1,9 +1,9 @@
 """Scales the number of workers with the load. Pure: no clock, no processes.
 
-A worker is as busy as the busier of its threads (requests in flight, of as many as it answers at once) and
-its core (Python runs on one). More are started when the workers were busy on average for a while; fewer when
-the remaining ones would be idle, for longer. The gap between the two, and the times, keep the number from
-oscillating.
+A worker is as busy as the busier of its threads and its core. Its threads: requests in flight, of as many as
+it answers at once. Its core: Python runs on one. More are started when the workers were busy on average for a
+while; fewer when the remaining ones would be idle, for longer. The gap between the two, and the times, keep
+the number from oscillating.
 """
 
 from __future__ import annotations

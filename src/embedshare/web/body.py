@@ -42,9 +42,9 @@ def read(
 ) -> T:
     """The decoded body; `untyped` accepts one without a Content-Type as well, `any_type` one of any.
 
-    A page of another origin can make its visitor's browser send a body of most types without a preflight, but
-    JSON only if the worker allows it. Routes that change or fetch something therefore take JSON alone: a
-    worker with API keys has no other guard, see web/guards/cross_site.py.
+    A page of another origin can make its visitor's browser send a body of most types without a preflight. It
+    can send JSON only if the worker allows it. Routes that change or fetch something therefore take JSON
+    alone: a worker with API keys has no other guard, see web/guards/cross_site.py.
 
     `replaces_half_pairs`: read half of a surrogate pair (an emoji cut in two) as U+FFFD; otherwise it is an
     error that names the text.

@@ -2,7 +2,7 @@
 worker.
 
 lxml sometimes crashes in several threads (github.com/adbar/trafilatura, issues 840 and 925), and a page of
-two megabytes can take minutes to parse; a process can be ended, a thread cannot. `multiprocessing`, and
+two megabytes can take minutes to parse. A process can be ended, a thread cannot. `multiprocessing`, and
 libraries on it, cannot start one here: spawn would run the worker's script again, and fork would copy its
 threads' locks. It also reads pickles, by which a compromised child would take over the worker. A child costs
 an interpreter's start, and ends after a minute without work.

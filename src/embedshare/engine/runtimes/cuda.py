@@ -24,7 +24,7 @@ class ModelThread:
     """The one thread that runs a model's Python code on a device, plainly or to capture it.
 
     Callers replay graphs and copy memory themselves. But every thread that runs the model gets a cuBLAS
-    handle and, for each stream, a workspace of up to 32 MiB, whose address graphs keep: they must outlive the
+    handle and, for each stream, a workspace of up to 32 MiB. Graphs keep its address: they must outlive the
     thread that captured them. And a process can have only one capture at a time.
     """
 
@@ -78,7 +78,8 @@ class CudaStream:
         self._pool = torch.cuda.graph_pool_handle()
         self._failures_left = _MOST_FAILURES
         # The end of one graph frees the cuBLAS workspace of all graphs captured in its stream
-        # (github.com/pytorch/pytorch/issues/193402), so none, not even a failed one, ends before the queue.
+        # (github.com/pytorch/pytorch/issues/193402). So no graph, not even a failed one, ends before the
+        # queue.
         # The host spins for an urgent batch, which is faster, and sleeps for others, which frees a core.
         self._kept: list[torch.cuda.CUDAGraph] = []
 

@@ -2,7 +2,7 @@
 packed.
 
 Packing leaves less padding, which counts most on a CPU. But its batches have four dimensions, too many to
-capture graphs of, and attention over a packed row costs the square of the row, not of the text.
+capture graphs of. Attention over a packed row costs the square of the row, not of the text.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from embedshare.engine.runtimes.device_pipeline import DeviceStream, Pipeline, P
 from embedshare.engine.runtimes.proof import in_batches
 from embedshare.engine.runtimes.torch import DTYPES, as_out_of_memory
 
-#: Integers (tokens, padding, a length for each row) of a batch up to which it has a pipeline of its own, so
-#: that a query is computed while a large batch is.
+#: Integers (tokens, padding, a length for each row) of the largest batch with a pipeline of its own: a
+#: query is computed while a large batch is.
 SMALL_BATCH = 4096
 #: Shapes (texts, tokens in each) whose graphs are ready before the first query.
 _WARM = [(1, 16), (1, 32), (1, 64), (1, 128), (1, 256), *((2**n, m) for n in range(1, 5) for m in (16, 32))]

@@ -91,9 +91,9 @@ class IndexStore:
         """The next vectors of an index; returns its new count, `total` if it is here already.
 
         From `start` 0 on they make a new one, in `empty`, which replaces the old one once `total` have
-        arrived. After all vectors of a whole index they are added to it. Raises TooLarge, InvalidInput;
-        IndexIncomplete if another connection sends it, or others in transfer leave no room; UnknownIndex if
-        it is not at `start`, or of another model.
+        arrived. After all vectors of a whole index they are added to it. Raises TooLarge, InvalidInput.
+        Raises IndexIncomplete if another connection sends it, or others in transfer leave no room;
+        UnknownIndex if it is not at `start`, or of another model.
         """
         if start == 0:
             begun = self._begin_upload(name, _StoredIndex(empty, identity, version, total, sender))

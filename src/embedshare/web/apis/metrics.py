@@ -1,7 +1,8 @@
 """This worker's metrics for Prometheus.
 
-With PROMETHEUS_MULTIPROC_DIR set, processes that share a port (gunicorn's) keep their numbers in files there,
-and any of them answers a scrape with the sum of all; so these are prometheus_client's own metric objects.
+With PROMETHEUS_MULTIPROC_DIR set, processes that share a port (gunicorn's) keep their numbers in files
+there. Any of them answers a scrape with the sum of all. So these are prometheus_client's own metric
+objects.
 """
 
 from __future__ import annotations

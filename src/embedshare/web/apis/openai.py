@@ -164,7 +164,7 @@ def _model(name: str, created: int) -> OpenAIModel:
 def _check_tokens(sequences: list[list[int]], model: str | None, model_client: ModelClient) -> None:
     """Raise InvalidInput if token ids may be another tokenizer's: they would give other texts' vectors.
 
-    OpenAI's clients send ids of OpenAI's vocabulary under OpenAI's names, and LangChain under any name; most
+    OpenAI's clients send ids of OpenAI's vocabulary under OpenAI's names, and LangChain under any name. Most
     of them are valid in the served model's vocabulary too. Its own sequences have the special tokens that its
     tokenizer puts around each text. The model server is asked for these each time, since a model can change.
     """

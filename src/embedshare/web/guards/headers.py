@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: Headers of every answer: JSON is not executed, nothing is framed, no address goes to another site, and no
+#: Headers of every answer: JSON is not executed, nothing is framed, and no address goes to another site. No
 #: other site loads it as a picture, a script or the like.
 FIXED = (
     ("X-Content-Type-Options", "nosniff"),

@@ -1,8 +1,8 @@
 """The loop that waits for a worker's connections: a request's cost does not grow with their number.
 
 waitress's own loop asks every connection in each turn what to wait for, and each piece of a request and each
-answer needs a turn. Here the loop asks a connection after its events, when a worker's thread has left work
-for the loop, and once a second for its time limits.
+answer needs a turn. Here the loop asks a connection after its events, and when a worker's thread has left
+work for the loop. It asks once a second for its time limits.
 """
 
 from __future__ import annotations
