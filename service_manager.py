@@ -31,12 +31,7 @@ from rich.table import Table  # noqa: E402
 
 from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
-from embedshare.errors import (  # noqa: E402
-    EmbedshareError,
-    SupervisorError,
-    SupervisorUnavailable,
-    missing_database,
-)
+from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable, missing_database  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
 from embedshare.operate import doctor, following, keys, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
