@@ -14,15 +14,7 @@ from embedshare.errors import ModelMismatch, WeightsCorrupted
 
 # Facts about how a folder was written, which differ between copies of one model and do not change a vector.
 _VOLATILE_KEYS = frozenset(
-    {
-        "_name_or_path",
-        "name_or_path",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "__version__",
-        "model_type",
-    }
+    "_name_or_path name_or_path transformers_version torch_dtype dtype __version__ model_type".split()
 )
 
 
