@@ -18,8 +18,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import msgspec
 import numpy as np
 
 from embedshare import platforms, threads
@@ -30,6 +31,7 @@ from embedshare.client.sentence_transformers import DropIn, as_texts, wants_prog
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency, SwapRefused
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
+from embedshare.ipc.connection import Connections
 from embedshare.providers.base import Indexes
 from embedshare.settings import Settings, tell_notes
 from embedshare.telemetry import memory
@@ -51,7 +53,8 @@ class EmbeddingClient(DropIn):
     """One object, three sources: the model server, a local model while it is down, or a local model alone.
 
     Thread-safe: each thread has a connection of its own. A forked child opens its own connections too.
-    `address` and `authkey` override the settings. `max_retries` is the number of tries on the server before a
+    `model` is an id or an alias of one of the server's models, "" the server's default. `address` and
+    `authkey` override the settings. `max_retries` is the number of tries on the server before a
     local model answers, with `retry_delay` seconds between them.
 
     A copy is a new client with the same settings, prompts and truncation. A pickle never holds the key: the
@@ -69,7 +72,11 @@ class EmbeddingClient(DropIn):
         max_retries: int = 3,
         retry_delay: float = 1.0,
         settings: Settings | None = None,
+        *,
+        model: str = "",
+        connections: Connections | None = None,
     ) -> None:
+        """`connections`: those of another client of this process, to share."""
         before = vars(self).keys() | _COPIED
         if settings is None:
             settings = Settings.load()
@@ -80,8 +87,10 @@ class EmbeddingClient(DropIn):
             settings = settings.with_values({"EMBEDDING_SERVER_HOST": host, "EMBEDDING_SERVER_PORT": port})
         if authkey is not None:
             settings = settings.with_values({"EMBEDDING_AUTHKEY": _key_text(authkey)})
-        super().__init__(Embedder(settings, max_retries, retry_delay))
+        _check_model_name(model)
+        super().__init__(Embedder(settings, max_retries, retry_delay, model, connections))
         self._settings = settings
+        self._model_name = model
         self._tries = max_retries, retry_delay
         self.calls = self._embedder.calls
         """This client's calls, counted by their outcome."""
@@ -95,7 +104,47 @@ class EmbeddingClient(DropIn):
         state = {name: value for name, value in vars(self).items() if name not in self._not_copied}
         own = self._prompts
         state["_prompts"] = None if own is None else own._replace(texts=dict(own.texts))
-        return _copied, (type(self), self._settings, *self._tries, self.program), state
+        return _copied, (type(self), self._settings, *self._tries, self.program, self._model_name), state
+
+    def of_model(self, name: str) -> EmbeddingClient:
+        """A client of another of the server's models, over the same connections. Each is closed by itself."""
+        connections = self._embedder.connections
+        other = type(self)(
+            None, None, *self._tries, settings=self._settings, model=name, connections=connections
+        )
+        other.program = self.program
+        return other
+
+    def models(self, timeout: float | None = None) -> list[dict[str, Any]]:
+        """The server's models in its order: `id`, `aliases`, `default`, `state` (standby, loading, ready,
+        unloading, failed), `bytes`, `idle_s` since the last call, and more; see docs/models.md.
+
+        A server of an earlier release has one, and so has a process without a server. Nothing is loaded but
+        for these. Raises the errors of reaching the server, within `timeout` seconds.
+        """
+        limit = float("inf") if timeout is None else time.monotonic() + timeout
+        context = CallContext(self._embedder.deadline(limit), is_check=True)
+        if self._settings.client.use_ipc:
+            try:
+                told = self._embedder.failover.ask_server(lambda served: served.ask("models", context))
+                return list(told)
+            except InvalidInput:
+                pass  # before version 3 of the protocol there is no such query
+        described = self._embedder.describe(limit)
+        only = {"id": described.model_name, "aliases": [], "default": True, "state": "ready"}
+        return [{**only, "model": msgspec.to_builtins(described)}]
+
+    def manage_model(self, action: str, keep_alive_s: float | None = None, timeout: float = 600.0) -> Any:
+        """Have the server `load`, `unload`, `pin` or `unpin` this client's model, or `reload` its registry.
+
+        `keep_alive_s`: seconds without a call after which the model is unloaded from now on; -1 is never.
+        Returns the model's entry as `models` has it, for `reload` all. Raises UnknownModel, InvalidModels,
+        and the errors of loading a model.
+        """
+        if not self._settings.client.use_ipc:
+            raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        call = codec.Manage(*codec.UNSENT, cast("Any", action), self._model_name, keep_alive_s)
+        return self._embedder.to_model(call, time.monotonic() + timeout)
 
     @property
     def program(self) -> str | None:
@@ -171,13 +220,12 @@ class EmbeddingClient(DropIn):
         `status` is "ok" if this process got a real embedding lately, else "degraded"; `embedding_server`
         "connected" or "disconnected", `state` a failover_policy.State; `error` says what is wrong.
         """
-        context = CallContext(time.monotonic() + min(HEALTH_S, self._settings.client.timeout_s))
+        limit_s = min(HEALTH_S, self._settings.client.timeout_s)
+        context = CallContext(time.monotonic() + limit_s, is_check=True)
         server, report = "disconnected", {}
         try:
-            self._embedder.see_an_embedding(context)
-            if self._settings.client.use_ipc:
-                report = self._embedder.failover.ask_server(lambda served: served.ask("health", context))
-                server = "connected"
+            report = self._embedder.check_health(context)
+            server = "connected" if self._settings.client.use_ipc else server
         except EmbedshareError as error:
             report = {"status": "degraded", "error": error.message}
         return {
@@ -190,7 +238,7 @@ class EmbeddingClient(DropIn):
 
     def stats(self) -> dict[str, Any]:
         """The work of the answering model since it was loaded, and this client's changes between models."""
-        context = CallContext(self.deadline())
+        context = CallContext(self.deadline(), is_check=True)
         counters = self._embedder.failover.ask_whoever_answers(
             lambda provider: provider.ask("stats", context), context.deadline
         )
@@ -230,13 +278,8 @@ class EmbeddingClient(DropIn):
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
         folder = Path(os.path.expanduser(model_name))  # the server may run in another working directory
         name = str(folder.resolve()) if folder.is_dir() else model_name
-        connections = self._embedder.connections(lambda description: None)  # whatever model serves now
-        try:
-            swapped: dict[str, Any] = connections.call(
-                codec.Swap(*codec.UNSENT, name, how), time.monotonic() + timeout
-            )
-        finally:
-            connections.close()
+        swap = codec.Swap(*codec.UNSENT, name, how)
+        swapped: dict[str, Any] = self._embedder.to_model(swap, time.monotonic() + timeout)
         return swapped
 
     def web_search_with_embeddings(
@@ -409,32 +452,48 @@ def _load_web_search(settings: Settings) -> WebSearch:
 
 
 def _copied(
-    kind: type[EmbeddingClient], settings: Settings, max_retries: int, retry_delay: float, program: str | None
+    kind: type[EmbeddingClient],
+    settings: Settings,
+    max_retries: int,
+    retry_delay: float,
+    program: str | None,
+    model: str = "",
 ) -> EmbeddingClient:
     """A new client; pickles name this function."""
     client = kind.__new__(kind)
-    EmbeddingClient.__init__(client, None, None, max_retries, retry_delay, settings)
+    EmbeddingClient.__init__(client, None, None, max_retries, retry_delay, settings, model=model)
     client.program = program
     return client
 
 
-_client: EmbeddingClient | None = None
-_client_lock = threading.Lock()
+_clients: dict[str, EmbeddingClient] = {}
+_clients_lock = threading.Lock()
 
 
-def get_embedding_client() -> EmbeddingClient:
-    """This process's client, made at the first call; a new one after `close()`."""
-    global _client
-    with _client_lock:
-        if _client is None or _client._embedder.failover.now.state is State.CLOSED:
-            _client = EmbeddingClient()
-        return _client
+def get_embedding_client(model: str = "") -> EmbeddingClient:
+    """This process's client for a model, made at the first call; a new one after `close()`.
+
+    `model`: see EmbeddingClient. All of them share their connections.
+    """
+    with _clients_lock:
+        client = _clients.get(model)
+        if client is None or client._embedder.failover.now.state is State.CLOSED:
+            living = (
+                one for one in _clients.values() if one._embedder.failover.now.state is not State.CLOSED
+            )
+            other = next(living, None)
+            client = EmbeddingClient(model=model) if other is None else other.of_model(model)
+            _clients[model] = client
+        return client
 
 
-def get_embedding_model() -> EmbeddingClient:
+def get_embedding_model(model: str = "") -> EmbeddingClient:
     """This process's model: the shared one, or a local one if USE_IPC_EMBEDDING is false. It is the same
-    object in every mode, with SentenceTransformer's methods and the client's own."""
-    return get_embedding_client()
+    object in every mode, with SentenceTransformer's methods and the client's own.
+
+    `model`: an id or an alias of one of the server's models; by default the server's default model.
+    """
+    return get_embedding_client(model)
 
 
 async def fast_web_search_with_embeddings(
@@ -449,8 +508,8 @@ async def fast_web_search_with_embeddings(
 
 
 def _new_lock_after_fork() -> None:
-    global _client_lock
-    _client_lock = threading.Lock()
+    global _clients_lock
+    _clients_lock = threading.Lock()
 
 
 platforms.after_fork_in_child(_new_lock_after_fork)
@@ -460,6 +519,11 @@ def _check_address(address: Any) -> None:
     host_and_port = isinstance(address, tuple | list) and len(address) == 2
     if not host_and_port or not isinstance(address[0], str) or not isinstance(address[1], int):
         raise InvalidInput(f'address is {address!r}; it must be a host and a port, as ("localhost", 5002)')
+
+
+def _check_model_name(model: Any) -> None:
+    if not isinstance(model, str) or len(model) > 4096:
+        raise InvalidInput(f"model is {model!r:.100}; it must be a model's name of up to 4,096 characters")
 
 
 def _check_dimensions(dimensions: int, model: ModelDescription) -> None:

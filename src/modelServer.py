@@ -1,4 +1,4 @@
-"""The model server: one model, shared with every worker that holds the key.
+"""The model server: one copy of each model, shared with every worker that holds the key.
 
 `python modelServer.py` serves until SIGINT or SIGTERM (Ctrl-Break on Windows), then finishes accepted calls.
 """
@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -31,8 +33,11 @@ from embedshare.ipc import authkey
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
 from embedshare.models.pool import ModelPool
+from embedshare.models.registry import Registry
+from embedshare.models.sources import file
 from embedshare.models.sources.swap import SwapNote
-from embedshare.providers.local import Local
+from embedshare.models.spec import ModelSpec
+from embedshare.providers.local import Devices, Local
 from embedshare.server.service import EmbeddingService
 from embedshare.settings import Settings
 from embedshare.settings_store.current import CurrentSettings
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from embedshare.settings_store.sync import SettingsSync
 
 _METRICS = "the model server's metrics"
+#: Seconds between two looks at the file of models.
+WATCH_S = 1.0
 
 
 def serve(settings: Settings, autostarted: bool = False) -> None:
@@ -66,20 +73,14 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     if settings.server.metrics_port:
         _check_port(_METRICS, settings.server.metrics_host, settings.server.metrics_port)
     kept = _kept(settings)
-    if kept is None:
-        noted_in = authkey.key_file(settings).with_name(f"model-{settings.server.port}.json")
-        note = SwapNote(noted_in, settings.model.name)
-        local, served = _first_model(settings, note)
-    else:
-        local, served = _database_model(settings, kept)
-
-    def watch(local: Local, ended: threading.Event) -> None:
-        watchdog.watch(local, ended, settings.server.stuck_s, _give_up)
-
-    pool = ModelPool(local, served, watch, (lambda name: None) if kept is not None else note.write)
+    source = None if settings.model.models_file is None else Path(settings.model.models_file)
+    pool = _pool(settings, kept, source)
     callers = Callers()
     service = EmbeddingService(pool, settings, stop, callers)
-    if kept is not None:
+    if source is not None:
+        service.read_registry = partial(file.read, source)
+        threading.Thread(target=_follow, args=(source, service, stop), name="models", daemon=True).start()
+    elif kept is not None:
         _keep_the_model(kept, service, pool, stop)
     try:
         server = CallServer(service, settings.server, key, callers, stop)
@@ -95,12 +96,9 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         threading.Thread(
             target=_end_when_idle, args=(service, stop, settings.server.idle_exit_s), name="idle", daemon=True
         ).start()
-    logger.info(
-        "ready: {}, at {}:{}, after {:.1f} s",
-        _shown(pool.description),
-        *settings.server.address,
-        time.monotonic() - started,
-    )
+    shown = "; ".join(_shown(local.description) for _, local in pool.providers()) or "no model is loaded yet"
+    took_s = time.monotonic() - started
+    logger.info("ready: {}, at {}:{}, after {:.1f} s", shown, *settings.server.address, took_s)
     server.serve_until_stopped()
     pool.close()
     logger.info("Stopping (finishing accepted calls, {:g} s at most)", settings.server.drain_s)
@@ -119,20 +117,88 @@ def _kept(settings: Settings) -> SettingsSync | None:
     return SettingsSync(CurrentSettings(settings), authkey.key_file(settings).parent)
 
 
-def _database_model(settings: Settings, kept: SettingsSync) -> tuple[Local, Settings]:
+def _pool(settings: Settings, kept: SettingsSync | None, source: Path | None) -> ModelPool:
+    """The models of the file `source`, else the one of the database or the environment; with those that are
+    to be loaded first.
+
+    Raises InvalidModels, and the errors of loading the default model.
+    """
+    devices = Devices()
+
+    def watch(local: Local, ended: threading.Event) -> None:
+        watchdog.watch(local, ended, settings.server.stuck_s, _give_up)
+
+    def load(wanted: Settings, check: Callable[[], None]) -> Local:
+        from embedshare.server import model_loader  # a base install does not have what this imports
+
+        return model_loader.load(wanted, check, devices)
+
+    if source is not None:
+        registry = file.read(source)
+        pool = ModelPool(registry, settings, watch, load)
+        for spec in registry:
+            if spec.preload:
+                _preload(pool, spec.id, must_load=spec is registry.default)
+        return pool
+    note = SwapNote(
+        authkey.key_file(settings).with_name(f"model-{settings.server.port}.json"), settings.model.name
+    )
+    if kept is None:
+        local, served = _first_model(settings, note, devices)
+    else:
+        local, served = _database_model(settings, kept, devices)
+    only = Registry([ModelSpec.of_settings(settings)])
+    pool = ModelPool(only, settings, watch, load, (lambda name: None) if kept is not None else note.write)
+    pool.install(local, served)
+    return pool
+
+
+def _preload(pool: ModelPool, name: str, must_load: bool) -> None:
+    try:
+        pool.load(name)
+    except EmbedshareError as error:
+        if must_load:
+            raise
+        logger.error("Could not preload {} (its first call tries again): {}", name, error.message)
+
+
+def _follow(source: Path, service: EmbeddingService, stop: threading.Event) -> None:
+    """Take each change of the file of models over."""
+    seen = _stamp(source)
+    while not stop.wait(WATCH_S):
+        stamp = _stamp(source)
+        if stamp in (seen, None):  # a file that is being replaced may be missing for a moment
+            continue
+        seen = stamp
+        try:
+            service.reload()
+            logger.info("Serving the models of {} as it is now", source)
+        except EmbedshareError as error:
+            logger.error("Keeping the models as they were ({})", error.message)
+
+
+def _stamp(source: Path) -> tuple[int, int, int] | None:
+    try:
+        status = source.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _database_model(settings: Settings, kept: SettingsSync, devices: Devices) -> tuple[Local, Settings]:
     """The model that the database names; the environment's if that does not load."""
     from embedshare.server import reconciler  # with the database's packages, which are here
 
     wanted = reconciler.with_model(settings, kept.live.settings)
     try:
-        return conversion.load(wanted, wanted.model.device), wanted
+        return conversion.load(wanted, wanted.model.device, devices=devices), wanted
     except EmbedshareError as error:
         if reconciler.same_model(wanted, settings):
             raise
         logger.error(
             "Could not load {}; serving {} instead: {}", wanted.model.name, settings.model.name, error.message
         )
-        local = conversion.load(settings, settings.model.device)
+        local = conversion.load(settings, settings.model.device, devices=devices)
         reconciler.roll_back_all(kept.live, kept.store, error.message)
         return local, settings
 
@@ -148,13 +214,13 @@ def _keep_the_model(
 
     reconciler = Reconciler(
         kept.live, kept.watcher, kept.store,
-        lambda: pool.settings, lambda wanted: service.change_model(wanted, check),
+        pool.settings, lambda wanted: service.change_model("", wanted, check),
     )  # fmt: skip
     service.swap_guard = reconciler
     kept.watcher.start(reconciler.on_look)
 
 
-def _first_model(settings: Settings, note: SwapNote) -> tuple[Local, Settings]:
+def _first_model(settings: Settings, note: SwapNote, devices: Devices) -> tuple[Local, Settings]:
     """The model that this server was last swapped to, else the one that the settings name; and its
     settings."""
     noted = note.read()
@@ -168,12 +234,12 @@ def _first_model(settings: Settings, note: SwapNote) -> tuple[Local, Settings]:
         )
         try:
             swapped = settings.with_values({"EMBEDDING_MODEL_NAME": noted.swapped_in})
-            return conversion.load(swapped, swapped.model.device), swapped
+            return conversion.load(swapped, swapped.model.device, devices=devices), swapped
         except Exception as error:
             logger.error(
                 "Could not load {}; serving {} instead: {}", noted.swapped_in, noted.configured, error
             )
-    return conversion.load(settings, settings.model.device), settings
+    return conversion.load(settings, settings.model.device, devices=devices), settings
 
 
 def _end_when_idle(service: EmbeddingService, stop: threading.Event, limit_s: float) -> None:
@@ -214,12 +280,8 @@ def _show_metrics(settings: Settings, look: Callable[[], Any]) -> None:
 def _view(service: EmbeddingService, server: CallServer, started: float) -> Any:
     from embedshare.telemetry.prometheus import View  # loaded already by the caller
 
-    described = service.description
-    model = {
-        "name": described.model_name, "identity": described.identity, "device": described.device,
-        "dtype": described.dtype, "runtime": described.runtime,
-    }  # fmt: skip
-    return View(service.stats(), server.outcomes(), server.connections, model, time.monotonic() - started)
+    stats, uptime_s = service.stats(), time.monotonic() - started
+    return View(stats, server.outcomes(), server.connections, service.models(), uptime_s)
 
 
 def _check_port(who: str, host: str, port: int) -> None:

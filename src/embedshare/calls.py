@@ -104,6 +104,9 @@ class CallContext(msgspec.Struct, frozen=True):
     is_gone: Callable[[], bool] = _never
     """True once the caller has left; asked without waiting."""
 
+    is_check: bool = False
+    """A health check, which neither loads a model nor counts as its use."""
+
 
 #: The text of health checks.
 WELL = EmbedRequest(["Is the model well?"], prompt="")

@@ -19,7 +19,7 @@ from embedshare import logs, platforms
 from embedshare.engine import loading
 from embedshare.errors import EmbedshareError, EngineFailed, UnsupportedModel, from_wire
 from embedshare.platforms import children
-from embedshare.providers.local import Local
+from embedshare.providers.local import Devices, Local
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
 
@@ -29,7 +29,9 @@ COMMAND = (sys.executable, "-m", "embedshare.conversion")
 _DONE = b"done"
 
 
-def load(settings: Settings, device: str, expected_identity: str | None = None) -> Local:
+def load(
+    settings: Settings, device: str, expected_identity: str | None = None, devices: Devices | None = None
+) -> Local:
     """`Local.load`, after another process has converted the model if needed.
 
     This process converts if it can start no other, as in an interpreter that is embedded or about to exit.
@@ -41,7 +43,7 @@ def load(settings: Settings, device: str, expected_identity: str | None = None) 
         raise
     except (OSError, RuntimeError) as error:
         logger.warning("Converting {} in this process ({})", settings.model.name, error)
-    return Local.load(settings, device, expected_identity)
+    return Local.load(settings, device, expected_identity, devices)
 
 
 def prepared(

@@ -126,7 +126,11 @@ class ModelMismatch(EmbedshareError, http_status=503):
 
 
 class UnknownModel(EmbedshareError, LookupError, http_status=404):
-    """A request names another model than the served one."""
+    """A request names a model that is not served; the message has the names that are."""
+
+
+class InvalidModels(EmbedshareError, ValueError):
+    """The file of models is wrong. Fields: path, line, column (both from 1), allowed."""
 
 
 class UnknownIndex(EmbedshareError, LookupError, http_status=404):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from embedshare import model_files
 from embedshare.errors import ModelMismatch, WeightsCorrupted
 
 # Facts about how a folder was written, which differ between copies of one model and do not change a vector.
-_VOLATILE_KEYS = frozenset(
-    "_name_or_path name_or_path transformers_version torch_dtype dtype __version__ model_type".split()
-)
+_VOLATILE_KEYS = {
+    "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "__version__",
+    "model_type",
+}  # fmt: skip
 
 
 class ModelDescription(msgspec.Struct, frozen=True):
@@ -38,6 +40,12 @@ class ModelDescription(msgspec.Struct, frozen=True):
     device: str
     dtype: str
     runtime: str
+
+
+def names_of(model_name: str) -> tuple[str, str]:
+    """The names that a caller may use for a model: its own, and that without the part before its last
+    slash."""
+    return model_name, re.split(r"[\\/]", model_name.rstrip("\\/"))[-1] or model_name
 
 
 def identity_of(folder: Path) -> str:

@@ -302,5 +302,5 @@ def test_a_client_of_a_swap_waits_for_it_however_long(server: ModelServer) -> No
     """A swap is not sent a second time, so it is not given up either."""
     client: EmbeddingClient
     with server.client() as client:
-        assert client._embedder.connections(lambda description: None)._notice_hang is False
+        assert client._embedder.new_connections()._notice_hang is False
         assert client._embedder.failover.served.connections._notice_hang is True

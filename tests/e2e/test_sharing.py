@@ -87,7 +87,7 @@ def test_children_of_every_start_method_work(
     for name, value in server.environment(EMBEDDING_FALLBACK="none").items():
         monkeypatch.setenv(name, value)
     # A forked child has its parent's client, which another test may have made with settings of its own.
-    monkeypatch.setattr(embeddingClient, "_client", None)
+    monkeypatch.setattr(embeddingClient, "_clients", {})
     with multiprocessing.get_context(method).Pool(3) as pool:
         texts = [f"{method} {number}" for number in range(9)]
         rows = np.stack(pool.map(_ask_in_child, texts))

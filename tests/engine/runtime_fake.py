@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.engine.scheduler import Scheduler
+from embedshare.engine.scheduler import Device, Scheduler
 from embedshare.errors import OutOfMemory
 
 LIMIT_S = 10.0  # of any wait here; nothing takes as long unless it is broken
@@ -58,7 +58,10 @@ def rows_of(sequences: list[list[int]]) -> np.ndarray:
 def scheduler(run: Callable[[list[list[int]]], np.ndarray], **options: Any) -> Scheduler:
     given = {"permits": 1, "interactive_budget": 1000, "bulk_budget": 1000, "max_waiting_tokens": 100_000}
     merged = {**given, **options}
-    return Scheduler(run, DIMENSION, **{"leaders": merged["permits"], **merged})
+    permits = merged.pop("permits")
+    device = merged.pop("device", None) or Device(permits, merged.pop("max_waiting_tokens"))
+    merged.pop("max_waiting_tokens", None)
+    return Scheduler(run, DIMENSION, device, **{"leaders": permits, "max_batches": permits, **merged})
 
 
 def compute(

@@ -25,7 +25,7 @@ def request(*lengths: int, caller: int = 1, enqueued: float = 0.0) -> Request:
 
 def next_batch(queue: Waiting, now: float) -> Batch | None:
     """The batch of the lane that is to be served first."""
-    return next((queue.next_batch(lane, now) for lane in queue.lanes(now)), None)
+    return next((queue.next_batch(lane, now) for _, lane in sorted(queue.turns(now))), None)
 
 
 def lane_of(batch: Batch | None) -> Lane:

@@ -111,9 +111,9 @@ def test_the_end_of_a_thread_in_mid_batch_costs_no_call_its_answer(threads: Thre
         return rows
 
     ours = scheduler(run)
-    permits = ours._permits
+    permits = ours._device.permits
     for firsts in ([2, 3, 4], [5, 6]):
-        until(lambda: ours._permits == permits)  # a call has its answer before its leader steps down
+        until(lambda: ours._device.permits == permits)  # a call has its answer before its leader steps down
         calls = shared_batch(runtime, ours, threads, firsts)
         for first, call in zip(firsts, calls, strict=True):
             np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[first]]))

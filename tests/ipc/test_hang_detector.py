@@ -117,7 +117,7 @@ def test_a_process_that_can_open_no_connection_takes_no_slow_server_for_a_hung_o
         except OSError:
             raise ServerUnavailable("no connection") from None
 
-    connections = Connections(ServerSettings(), key, lambda _: None, lambda: Caller(1, "test"), True)
+    connections = Connections(ServerSettings(), key, lambda: Caller(1, "test"), True)
     if counts:
         with pytest.raises(ServerHung):
             connections._hang_detector.check(time.monotonic() + 60)

@@ -15,11 +15,18 @@ import numpy as np
 import pytest
 
 from embeddingClient import EmbeddingClient
-from embedshare.errors import IncompatibleVersion, InvalidInput, ProtocolError, ServerUnavailable
+from embedshare.errors import (
+    IncompatibleVersion,
+    InvalidInput,
+    ProtocolError,
+    ServerUnavailable,
+    UnknownModel,
+)
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec, handshake, protocol
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.settings import Settings
+from tests.ipc import protocol_3
 from tests.ipc.protocol_1 import ANSWERS, CALLS
 from tests.processes import ModelServer
 
@@ -47,8 +54,17 @@ def test_a_task_goes_to_a_server_of_version_2_and_is_left_out_for_one_of_version
     assert codec.encode(codec.for_version_1(asked)).hex() == data
 
 
-def test_every_message_has_its_bytes_of_version_1() -> None:
-    assert {type(call) for call, _ in CALLS.values()} == set(codec.Call.__args__)
+@pytest.mark.parametrize("name", protocol_3.CALLS)
+def test_a_call_of_version_3_is_what_it_was_to_the_byte(name: str) -> None:
+    call, data = protocol_3.CALLS[name]
+    assert codec.encode(call).hex() == data
+    assert codec.decode_call(bytes.fromhex(data)) == call
+
+
+def test_every_message_has_its_bytes() -> None:
+    first, third = ({type(call) for call, _ in calls.values()} for calls in (CALLS, protocol_3.CALLS))
+    assert first == set(codec.Call.__args__) - {codec.Manage}
+    assert third == {codec.Manage, codec.Routed}
     assert {type(answer) for answer, _ in ANSWERS.values()} == set(codec.Answer.__args__)
 
 
@@ -121,6 +137,21 @@ def test_a_client_of_version_1_is_answered_to_the_byte(server: ModelServer) -> N
     connection.close()
 
 
+def test_a_client_of_version_2_is_told_the_model_that_calls_without_a_name_go_to(server: ModelServer) -> None:
+    connection = Client(("127.0.0.1", server.port), (server.folder / "authkey").read_bytes().strip())
+    connection.set_deadline(time.monotonic() + 30)
+    opening = codec.encode(codec.Query(1, 30.0, "describe/2", codec.Caller(4242, "worker.py")))
+    told = codec.decode_answer(ask(connection, opening.hex()))
+    assert isinstance(told, codec.Reply)
+    assert told.value["protocol"] == protocol.VERSION
+    assert msgspec.convert(told.value["model"], ModelDescription, strict=True).dimension == 384
+    asked = codec.encode(codec.Encode(2, 30.0, ["text"], "", True, None, None, True, "query"))
+    rows = codec.decode_answer(ask(connection, asked.hex()))
+    assert isinstance(rows, codec.Rows)
+    assert (rows.count, rows.dimension) == (1, 384)
+    connection.close()
+
+
 def ask(connection: Connection, call: str) -> bytes | bytearray:
     connection.send_bytes(bytes.fromhex(call))
     return connection.recv_bytes(1 << 20)
@@ -136,8 +167,9 @@ def test_a_client_and_a_server_of_this_release_speak_its_version(server: ModelSe
 class ServerOfVersion1:
     """Speaks what the first release's server spoke, and refuses what that did not know."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = 1) -> None:
         self.asked: list[str] = []
+        self.version = version
         self.listener = Listener(("127.0.0.1", 0))
         self._threads = ThreadPoolExecutor(8)
         self._threads.submit(self._accept)
@@ -166,6 +198,11 @@ class ServerOfVersion1:
             rows = np.ones((len(call.texts), 384), np.float32)
             told = codec.Rows(call.id, *rows.shape, codec.Timings(), [3] * len(rows))
             connection.send_bytes(codec.encode(told), rows.data.cast("B"))
+        elif isinstance(call, codec.Encode) and self.version == 2:
+            self._answer(connection, msgspec.structs.replace(call, task=None), what)
+        elif what.startswith("describe/") and self.version == 2:
+            model = ANSWERS["description"][0].value  # type: ignore[union-attr]
+            connection.send_bytes(codec.encode(codec.Reply(call.id, {"protocol": 2, "model": model})))
         elif what == "describe":
             description = ANSWERS["description"][0].value  # type: ignore[union-attr]
             connection.send_bytes(codec.encode(codec.Reply(call.id, description)))
@@ -197,7 +234,22 @@ def test_a_server_of_version_1_is_spoken_to_in_its_version(
         assert client.encode_query(["one"]).tolist() == np.ones((1, 384)).tolist()
         (connection,) = client._embedder.failover.served.connections._open
         assert connection.protocol == 1
-    assert server_of_version_1.asked[:2] == ["describe/2", "describe"]
+    assert server_of_version_1.asked[:2] == ["describe/3", "describe"]
+
+
+def test_a_server_of_version_2_is_spoken_to_in_its_version_and_serves_one_model(tmp_path: Path) -> None:
+    server = ServerOfVersion1(version=2)
+    with client_of(server, tmp_path) as client:
+        assert client.encode_query(["one"]).tolist() == np.ones((1, 384)).tolist()
+        (connection,) = client._embedder.failover.served.connections._open
+        assert connection.protocol == 2
+        name = client.describe().model_name
+        assert client.of_model(name).encode(["one"]).tolist() == np.ones((1, 384)).tolist()
+        with pytest.raises(UnknownModel, match=f"'bge' is not served: .* serves {name} alone"):
+            client.of_model("bge").encode(["one"])
+        assert [(one["id"], one["default"]) for one in client.models()] == [(name, True)]
+    server.close()
+    assert server.asked[0] == "describe/3"
 
 
 def test_a_client_that_no_longer_knows_version_1_says_which_side_to_upgrade(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from embedshare.calls import UNBOUNDED
 from embedshare.engine import weights
 from embedshare.errors import SwapRefused
 from embedshare.ipc import codec
@@ -29,13 +30,13 @@ def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
             wanted.append(one)
             raise SwapRefused("it is enough to see what would be loaded")
 
-    pool: Any = SimpleNamespace(settings=SETTINGS)
+    pool: Any = SimpleNamespace(settings=lambda name: SETTINGS)
     service = EmbeddingService(pool, SETTINGS, threading.Event(), Callers())
     service.swap_guard = Keeper()
     for cache in ("/ours", "/theirs", None):
         how = codec.ModelSettings("cpu", 0, cache, 1)
         with pytest.raises(SwapRefused, match="enough"):
-            service.swap("org/a", how, float("inf"), lambda: False)
+            service.swap("", codec.Swap(1, 5.0, "org/a", how), UNBOUNDED)
     assert [one.model.trust_remote_code for one in wanted] == [("org/a",), (), ()]
 
 

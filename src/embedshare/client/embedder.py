@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,9 +19,10 @@ from embedshare.client.failover_policy import FailoverPolicy
 from embedshare.client.local_model import load
 from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
+from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
-from embedshare.ipc.connection import Connections
+from embedshare.ipc.connection import Connections, MetModel
 from embedshare.providers.base import Provider
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
@@ -34,10 +36,21 @@ RELEASE_S = 1.0
 
 
 class Embedder:
-    """The calls of one client, counted; thread-safe and fork-safe."""
+    """The calls of one client for the model `model`, counted; thread-safe and fork-safe.
 
-    def __init__(self, settings: Settings, max_retries: int, retry_delay_s: float) -> None:
+    `model`: see EmbeddingClient; `connections`: those of another client of this process, to share.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        max_retries: int,
+        retry_delay_s: float,
+        model: str = "",
+        connections: Connections | None = None,
+    ) -> None:
         self.settings = settings
+        self._model = model
         self.program: str | None = None
         """The name of this process among the server's callers, if its file's name does not say it."""
         self.calls = Calls()
@@ -45,9 +58,10 @@ class Embedder:
         """Vector indexes whose handles are gone: the server is told with the next call."""
         self._last_read = float("-inf")  # when vectors last came from the server
         falls_back = settings.client.fallback == "local"
+        shared = self.new_connections(notice_hang=falls_back) if connections is None else connections.share()
         self.failover = Failover(
-            lambda on_connect: Served(self.connections(on_connect, notice_hang=falls_back)),
-            lambda expected: load(settings, expected),
+            lambda on_met: Served(shared, MetModel(model, on_met)),
+            lambda expected: load(settings, expected, model),
             FailoverPolicy(
                 use_server=settings.client.use_ipc,
                 fall_back=falls_back,
@@ -122,18 +136,24 @@ class Embedder:
         """The deadline of a call that begins now, a moment of `time.monotonic()`."""
         return min(limit, time.monotonic() + self.settings.client.timeout_s)
 
-    def connections(
-        self, on_connect: Callable[[ModelDescription], object], notice_hang: bool = False
-    ) -> Connections:
-        """New connections to the server, by the settings."""
-        settings = self.settings
-        return Connections(
-            settings.server,
-            lambda: client_key(settings),
-            on_connect,
-            lambda: this_process(self.program),
-            notice_hang,
-        )
+    @property
+    def connections(self) -> Connections:
+        """The connections to the server."""
+        return self.failover.served.connections
+
+    def new_connections(self, notice_hang: bool = False) -> Connections:
+        """Further connections to the server, by the settings."""
+        key, caller = partial(client_key, self.settings), lambda: this_process(self.program)
+        return Connections(self.settings.server, key, caller, notice_hang)
+
+    def to_model(self, call: codec.Call, deadline: float) -> Any:
+        """The server's answer to a call about this client's model, whichever it is; tried once, on a
+        connection of its own."""
+        connections = self.new_connections()
+        try:
+            return connections.call(call, deadline, MetModel(self._model, lambda described: None))
+        finally:
+            connections.close()
 
     def tell_released(self) -> None:
         """Tell the server which indexes are no longer needed."""
@@ -196,16 +216,23 @@ class Embedder:
         dimension = min(described.dimension, request.dimensions or described.dimension)
         return EmbedResult(np.empty((0, dimension), np.float32), [], Timings(), described)
 
-    def see_an_embedding(self, context: CallContext) -> None:
-        """See that this process can read vectors of its own model, unless it has just done so."""
+    def check_health(self, context: CallContext) -> dict[str, Any]:
+        """The server's report on the model, {} without a server.
+
+        Sees that this process can read vectors of its own model, unless it has just done so or the server
+        has not loaded the model: a health check loads none.
+        """
         if not self.settings.client.use_ipc:
             self._embed_piece(WELL, context.deadline)
-        elif time.monotonic() - self._last_read > FRESH_S:
+            return {}
+        report: dict[str, Any] = self.failover.ask_server(lambda served: served.ask("health", context))
+        if report.get("model_state", "ready") == "ready" and time.monotonic() - self._last_read > FRESH_S:
             try:
                 self.failover.ask_server(lambda served: served.embed(WELL, context))
                 self._last_read = time.monotonic()
             except Overloaded:
-                pass  # it answers, but its queue is full
+                pass  # it answers, but its queue is full, or has unloaded the model meanwhile
+        return report
 
     def _cut(self, request: EmbedRequest) -> Iterator[range]:
         return splitting.cut(
@@ -214,7 +241,7 @@ class Embedder:
 
     def _learn_model(self, limit: float) -> None:
         if self.failover.now.model is None:
-            self.active_operations(limit)
+            self._call("query", lambda provider, context: provider.describe(context), limit)
 
 
 def _starter(settings: Settings) -> Callable[[], bool]:

@@ -19,6 +19,7 @@ from loguru import logger
 
 from embedshare import platforms, threads
 from embedshare.backoff import Backoff
+from embedshare.calls import CallContext
 from embedshare.client.failover_policy import REFUSALS, Do, FailoverPolicy, Say, State, Step, Try
 from embedshare.client.local_model import LocalModel
 from embedshare.errors import (
@@ -47,7 +48,7 @@ PROBE_TIMEOUT_S = 5.0
 class Failover:
     """Sends each call to the server or to the local model; thread-safe and fork-safe.
 
-    `connect(on_connect)` makes the server's provider, `load(expected)` loads a local model of the space of
+    `connect(on_met)` makes the server's provider, `load(expected)` loads a local model of the space of
     `expected`. `start_server` is called if no server answers, and tells whether one is on its way.
     """
 
@@ -199,7 +200,7 @@ class Failover:
     def _probe(self) -> EmbedshareError | None:
         """The reason why the server does not answer; None if it does."""
         try:
-            self.served.connections.probe(time.monotonic() + PROBE_TIMEOUT_S)
+            self.served.describe(CallContext(time.monotonic() + PROBE_TIMEOUT_S))
         except EmbedshareError as error:
             return error
         except Exception as error:  # an unexpected error must not end the probing

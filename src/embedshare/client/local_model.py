@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -101,11 +102,12 @@ class LocalModel:
             logger.info("Loaded a local model in {:.1f} s", time.monotonic() - started)
 
 
-def load(settings: Settings, expected: ModelDescription | None) -> Local:
+def load(settings: Settings, expected: ModelDescription | None, name: str = "") -> Local:
     """The model of a process that falls back or shares none; only such a process pays for its imports.
 
-    The model is the settings', or, if that is not of the server's vector space, the one that this machine's
-    server was swapped to. Raises MissingDependency on a base installation, and what `Local.load` raises.
+    `name`: see EmbeddingClient. The model is the settings' of that name, or, if it is not of the server's
+    vector space, the one that this machine's server had last. Raises MissingDependency on a base
+    installation, and what `Local.load` raises.
     """
     try:
         from embedshare import conversion
@@ -114,6 +116,7 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
         raise MissingDependency(
             f"a local model needs a package that is not installed ({error}): pip install 'embedshare[server]'"
         ) from None
+    settings = _of_model(settings, name, expected)
     identity = expected.identity if expected is not None else None
     if not settings.client.use_ipc:
         return conversion.load(settings, settings.model.device, identity)
@@ -133,6 +136,24 @@ def load(settings: Settings, expected: ModelDescription | None) -> Local:
             return in_turn(settings.with_values({"EMBEDDING_MODEL_NAME": expected.model_name}))
         except ModelNotFound:
             raise error from None
+
+
+def _of_model(settings: Settings, name: str, expected: ModelDescription | None) -> Settings:
+    """The settings of the model that callers name `name`: those of EMBEDDING_MODELS_FILE, if there is one.
+
+    Without it the model that the server had under the name. Raises InvalidModels, UnknownModel.
+    """
+    from embedshare.models.registry import Registry
+    from embedshare.models.spec import ModelSpec
+
+    if settings.model.models_file is not None:
+        from embedshare.models.sources import file
+
+        return file.read(Path(settings.model.models_file)).find(name).settings(settings)
+    if name and expected is not None:
+        return settings.with_values({"EMBEDDING_MODEL_NAME": expected.model_name})
+    Registry([ModelSpec.of_settings(settings)]).find(name)
+    return settings
 
 
 @contextmanager

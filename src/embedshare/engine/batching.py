@@ -232,11 +232,11 @@ class Waiting:
             self.tokens -= sum(request.lengths[position] for position in request.order)
             request.order = []
 
-    def lanes(self, now: float) -> list[Lane]:
-        """The lanes with queued work, the one to serve first at the front."""
-        waiting = [lane for lane in Lane if self._queues[lane]]
+    def turns(self, now: float) -> list[tuple[int, Lane]]:
+        """The lanes with queued work, each after a number: of all models the lowest goes first."""
         impatient = now - self._bulk_served >= BULK_PATIENCE_S
-        return waiting[::-1] if impatient else waiting
+        ranks = {Lane.INTERACTIVE: 1, Lane.BULK: 0 if impatient else 2}
+        return [(ranks[lane], lane) for lane in Lane if self._queues[lane]]
 
     def next_batch(self, lane: Lane, now: float) -> Batch | None:
         """The lane's next batch, or None if its queue is empty."""

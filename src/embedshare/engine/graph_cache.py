@@ -117,6 +117,22 @@ class GraphCache:
         except (OSError, ValueError):
             return None
 
+    def keep_bytes(self, identity: str, size: int) -> None:
+        """Store the memory that the model takes. If the folder cannot be written to, it is estimated."""
+        try:
+            entry = self._entry(identity)
+            entry.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (entry / "bytes.txt").write_text(str(size), encoding="ascii")
+        except OSError as error:
+            logger.info("Estimating the model's memory at the next start ({})", error)
+
+    def bytes_of(self, identity: str) -> int:
+        """The memory that the model takes; 0 if that is not known."""
+        try:
+            return int((self._entry(identity) / "bytes.txt").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+
     def forget(self, identity: str) -> None:
         """Remove a graph that does not work."""
         shutil.rmtree(self._entry(identity), ignore_errors=True)

@@ -130,6 +130,20 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
     return untried(settings.model.dtype, cache.trials(identity, cpu_kind()))
 
 
+def kept_bytes(settings: Settings) -> int:
+    """The memory that the model took when it was loaded here before; 0 if that is not known.
+
+    Raises ModelNotFound, WeightsCorrupted.
+    """
+    identity = identity_of(weights.find(settings.model.name, settings.model.cache_dir))
+    return _memory_notes(settings).bytes_of(identity)
+
+
+def keep_bytes(settings: Settings, identity: str, size: int) -> None:
+    """Store the memory that the model took, for `kept_bytes`."""
+    _memory_notes(settings).keep_bytes(identity, size)
+
+
 def same_device(one: str, other: str) -> bool:
     """Whether two settings of the device certainly mean one device."""
     return _known(one) == _known(other)
@@ -415,6 +429,12 @@ def _graph_cache(settings: Settings) -> GraphCache:
     from embedshare.engine.runtimes.openvino import VERSION
 
     return GraphCache(folders.cache(settings) / "graphs", VERSION)
+
+
+def _memory_notes(settings: Settings) -> GraphCache:
+    """The cache for models that need no graph too."""
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    return _graph_cache(settings) if has_openvino else GraphCache(folders.cache(settings) / "graphs", "none")
 
 
 def _require(*packages: str) -> None:

@@ -1,9 +1,13 @@
-"""Owns the queue, the semaphore and the clock, and decides which thread computes which batch, and when.
+"""Owns the queues, the semaphore and the clock, and decides which thread computes which batch, and when.
+
+A device has permits for batches, and a limit of queued tokens, for all of its models together. Each model
+has a scheduler with queues of its own, since a batch holds one model's sequences.
 
 The calling thread computes a call that arrives at an idle lane (interactive or bulk), without a hand-over.
 Calls that arrive while every leader slot is taken are queued. A scheduler thread computes them batch after
 batch until the queue is empty, while the callers' threads take their answers away. If calls come one after
-another, an interactive batch is held back for a moment for more (batch_delay.py).
+another, an interactive batch is held back for a moment for more (batch_delay.py), unless another model needs
+the permit.
 """
 
 from __future__ import annotations
@@ -72,8 +76,40 @@ class Counts:
     compute_s: float = 0.0
 
 
+class Device:
+    """What the models of one device share: `permits` for batches, a limit of queued tokens, and turns.
+
+    Interactive work of every model goes before bulk work; of two models with such work the one that waited
+    longer since its last batch goes first. All attributes are used with the lock held.
+    """
+
+    def __init__(self, permits: int, max_waiting_tokens: int) -> None:
+        self.lock = threading.Lock()
+        self.permits = permits
+        self.max_waiting_tokens = max_waiting_tokens
+        self.schedulers: list[Scheduler] = []
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(one.waiting_tokens for one in self.schedulers)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The rate of its computed tokens; 0 before the first batch."""
+        computed_s = sum(one.counts.compute_s for one in self.schedulers)
+        return sum(one.counts.tokens for one in self.schedulers) / computed_s if computed_s else 0.0
+
+    def turns(self, now: float) -> list[tuple[Scheduler, Lane]]:
+        """The models and lanes with queued work, the one to serve first at the front."""
+        found = [
+            (rank, one.served[lane], one, lane) for one in self.schedulers for rank, lane in one.turns(now)
+        ]
+        return [(one, lane) for _, _, one, lane in sorted(found, key=lambda turn: turn[:2])]
+
+
 class Scheduler:
-    """Computes rows for sequences through `run`, at most `permits` batches at once, `leaders` of one lane.
+    """Computes rows of one model for sequences through `run`, at most `max_batches` at once, `leaders` of one
+    lane, with permits of `device`.
 
     `run` takes token ids, or other sequences with a length in tokens, and returns float32 rows of shape (n,
     dimension).
@@ -83,32 +119,36 @@ class Scheduler:
         self,
         run: RunBatch,
         dimension: int,
+        device: Device,
         *,
-        permits: int,
+        max_batches: int,
         leaders: int,
         interactive_budget: int,
         bulk_budget: int,
-        max_waiting_tokens: int,
         packs: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._dimension = dimension
-        self._max_waiting_tokens = max_waiting_tokens
+        self._device = device
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = device.lock
         self._waiting = Waiting(interactive_budget, bulk_budget, packs)
-        self._permits = permits
+        self._batches_left = max_batches
         self._leaders = leaders
         self._leaders_left = dict.fromkeys(Lane, leaders)
         self._batch_delay = BatchDelay()
         self._company_came = threading.Condition(self._lock)
         self._holds_back = False  # whether a leader holds a batch back
+        self.served = dict.fromkeys(Lane, 0.0)
+        """The moment of the last batch of each lane."""
         self._threads = ThreadPoolExecutor(leaders * len(Lane), "embedshare-batches")
         self._active = 0
         self.counts = Counts()
         self._batch_sequences, self._batch_tokens = Histogram(SEQUENCES), Histogram(TOKENS)
         self.runtime_health = RuntimeHealth(clock)
+        with self._lock:
+            device.schedulers.append(self)
 
     @property
     def active(self) -> int:
@@ -118,6 +158,10 @@ class Scheduler:
     @property
     def waiting_tokens(self) -> int:
         return self._waiting.tokens
+
+    def turns(self, now: float) -> list[tuple[int, Lane]]:
+        """See Waiting. Called with the lock held."""
+        return self._waiting.turns(now)
 
     def limit_batches(self, sequences: int) -> None:
         """Limit further batches to this many sequences; 0: no limit."""
@@ -132,7 +176,9 @@ class Scheduler:
             }
 
     def close(self) -> None:
-        """End the scheduler's threads. The queue must be empty and stay so."""
+        """Leave the device, and end the scheduler's threads. The queue must be empty and stay so."""
+        with self._lock:
+            self._device.schedulers.remove(self)
         self._threads.shutdown(wait=False)
 
     def compute(
@@ -164,6 +210,8 @@ class Scheduler:
             ticket.leads = self._appoint(request.lane)
             if ticket.leads and request.tokens > self._waiting.budgets[request.lane]:
                 self._hand_over(request.lane)  # more than one batch: others can run in parallel
+            if not ticket.leads:
+                self._stop_others_holding_back()
         try:
             self._wait(request, ticket)
         finally:
@@ -175,14 +223,13 @@ class Scheduler:
         return rows, ticket.first_computed - now, ticket.compute_s
 
     def _admit(self, request: Request) -> None:
-        waiting = self._waiting.tokens
-        if waiting and waiting + request.tokens > self._max_waiting_tokens:
+        waiting, allowed = self._device.waiting_tokens, self._device.max_waiting_tokens
+        if waiting and waiting + request.tokens > allowed:
             self.counts.rejected += 1
-            rate = self.counts.tokens / self.counts.compute_s if self.counts.compute_s else 0.0
+            rate = self._device.tokens_per_s
             retry_after_s = round(min(30.0, max(0.05, waiting / rate / 2)) if rate else 1.0, 3)
             raise Overloaded(
-                f"{waiting:,} tokens are queued, and {self._max_waiting_tokens:,} are allowed; retry "
-                f"in {retry_after_s:g} s",
+                f"{waiting:,} tokens are queued, and {allowed:,} are allowed; retry in {retry_after_s:g} s",
                 retry_after_s=retry_after_s,
             )
         self._waiting.append(request)
@@ -211,8 +258,8 @@ class Scheduler:
                 self._step_down(request.lane, ticket)
 
     def _lead(self, lane: Lane, ticket: _Ticket | None = None) -> None:
-        """Compute the lane's batches until its queue is empty, the ticket's call is done, or the other lane
-        needs the only permit."""
+        """Compute the lane's batches until its queue is empty, the ticket's call is done, or another lane or
+        model needs the only permit."""
         while True:
             if lane is Lane.INTERACTIVE:
                 self._hold_back()
@@ -225,6 +272,7 @@ class Scheduler:
                 if batch is None:
                     self._step_down(lane, ticket)
                     return
+                self.served[lane] = now
                 if self._waiting.calls(lane):  # arrivals during the delay appointed no leader
                     self._hand_over(lane)
             self._compute(batch)
@@ -241,12 +289,11 @@ class Scheduler:
     def _hold_back(self) -> None:
         """Wait for calls that are likely to join the next interactive batch.
 
-        Not with a permit that bulk waits for.
+        Not with a permit that bulk or another model waits for.
         """
         with self._lock:
             patience_s = self._batch_delay.patience_s
-            bulk_waits = not self._permits and self._waiting.calls(Lane.BULK)
-            if not patience_s or bulk_waits or self._holds_back:
+            if not patience_s or self._is_permit_wanted() or self._holds_back:
                 return
             first_deadline = min((each.deadline for each in self._waiting.of(Lane.INTERACTIVE)), default=0.0)
             until = min(
@@ -255,6 +302,8 @@ class Scheduler:
             self._holds_back = True
             try:
                 while self._waiting.calls(Lane.INTERACTIVE) and not self._company_is_here():
+                    if self._is_wanted_by_another_model():
+                        break
                     if not self._company_came.wait(max(0.0, until - self._clock())):
                         break
             finally:
@@ -263,25 +312,48 @@ class Scheduler:
     def _company_is_here(self) -> bool:
         return self._batch_delay.is_here(self._waiting.calls(Lane.INTERACTIVE), self._leaders)
 
+    def _is_permit_wanted(self) -> bool:
+        """Whether bulk of this model, or another model, waits for an interactive leader's permit."""
+        own = not self._device.permits and self._waiting.calls(Lane.BULK) > 0
+        return own or self._is_wanted_by_another_model()
+
+    def _is_wanted_by_another_model(self) -> bool:
+        others = (one for one in self._device.schedulers if one is not self and one._batches_left)
+        return not self._device.permits and any(one.waiting_tokens for one in others)
+
+    def _stop_others_holding_back(self) -> None:
+        """A call waits: leaders of other models do not hold their permits back. Called with the lock held."""
+        if not self._device.permits:
+            for one in self._device.schedulers:
+                if one is not self and one._holds_back:
+                    one._company_came.notify()
+
     def _is_for_another(self, lane: Lane, now: float) -> bool:
-        """Whether another leader holds the lane's next batch back, or the other lane has priority for the
-        only permit."""
+        """Whether another leader holds the lane's next batch back, or another lane or model has priority for
+        the only permit."""
         if lane is Lane.INTERACTIVE and self._holds_back:
             return True
-        first = next(iter(self._waiting.lanes(now)), lane)
-        return first is not lane and not self._permits and self._leaders_left[first] > 0
+        first, its_lane = next(iter(self._device.turns(now)), (self, lane))
+        if first is self:
+            left = self._device.permits and self._batches_left
+            return its_lane is not lane and not left and self._leaders_left[its_lane] > 0
+        return not self._device.permits and first._batches_left > 0 and first._leaders_left[its_lane] > 0
 
     def _step_down(self, lane: Lane, ticket: _Ticket | None) -> None:
-        """Return the permit, and let the scheduler's threads lead lanes with queued work.
+        """Return the permit, and let schedulers' threads lead lanes with queued work.
 
         Called with the lock held.
         """
         if ticket is not None:
             ticket.leads = False
-        self._permits += 1
+        self._return_permit(lane)
+        for scheduler, waiting in self._device.turns(self._clock()):
+            scheduler._hand_over(waiting)
+
+    def _return_permit(self, lane: Lane) -> None:
+        self._device.permits += 1
+        self._batches_left += 1
         self._leaders_left[lane] += 1
-        for waiting in self._waiting.lanes(self._clock()):
-            self._hand_over(waiting)
 
     def _hand_over(self, lane: Lane) -> None:
         """Let a scheduler thread lead this lane, if there is a permit. Called with the lock held."""
@@ -298,8 +370,7 @@ class Scheduler:
         tickets = (request.ticket for request in self._waiting.of(lane))
         ticket: _Ticket | None = next((each for each in tickets if not each.leads), None)
         if ticket is None:
-            self._permits += 1
-            self._leaders_left[lane] += 1
+            self._return_permit(lane)
             return
         ticket.leads = True
         ticket.wake.release()
@@ -310,9 +381,11 @@ class Scheduler:
         Called with the lock held.
         """
         held_back = lane is Lane.INTERACTIVE and self._holds_back
-        if held_back or not self._permits or not self._leaders_left[lane]:
+        left = self._device.permits and self._batches_left and self._leaders_left[lane]
+        if held_back or not left:
             return False
-        self._permits -= 1
+        self._device.permits -= 1
+        self._batches_left -= 1
         self._leaders_left[lane] -= 1
         return True
 

@@ -16,13 +16,15 @@ from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from
 from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
 
-QUERIES = ("describe", "health", "stats", "active_operations")
+QUERIES = ("describe", "health", "stats", "active_operations", "models")
 #: The id of a request, or of several coalesced ones, from the worker to the server and into both logs.
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.SEVERAL}\Z")]
 #: A vector index's random id, which cannot be guessed.
 IndexName = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 #: A token's number in the vocabulary, whose size the server checks.
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+#: The name of a model, or the path of its folder.
+ModelName = Annotated[str, msgspec.Meta(max_length=4096)]
 #: The purpose of an embedding, such as "query".
 Task = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
@@ -188,6 +190,40 @@ class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_field
     request_id: RequestId | None = None
 
 
+class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True):
+    """Change which models are loaded: `model` is a name of one, "" the default's; `reload` reads the registry
+    again.
+
+    `keep_alive_s`: seconds without a call after which a loaded model is unloaded, in place of its own; -1 is
+    never. Answered by a Reply with the entry of the model, or for `reload` with all entries, as "models" has
+    them.
+    """
+
+    id: int
+    time_left_s: float
+    action: Literal["load", "unload", "pin", "unpin", "reload"]
+    model: ModelName = ""
+    keep_alive_s: Annotated[float, msgspec.Meta(ge=-1, le=1e9)] | None = None
+
+
+class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
+    """A call of one of the server's models, from version 3 on.
+
+    `model`: its id or an alias, "" for the default; `identity`: the vector space that the caller holds, None
+    for any. A call for another one is not executed, and answered with ModelSwapped. `is_check`: a health
+    check, which neither loads a model nor counts as its use.
+    """
+
+    model: ModelName
+    identity: Annotated[str, msgspec.Meta(max_length=128)] | None
+    is_check: bool
+    call: Call
+
+    @property
+    def id(self) -> int:
+        return self.call.id
+
+
 class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """`count` x `dimension` float32 values follow this message as raw bytes.
 
@@ -225,7 +261,9 @@ class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     timings: Timings
 
 
-Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget | EncodeTokens
+Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget | EncodeTokens | Manage
+#: Calls that need no description of their model.
+Undescribed = Query | Swap | Forget | Manage
 #: Calls whose texts have a prompt.
 Prompted = Encode | Tokenize | Search
 Answer = Rows | Reply | Failure | Hits
@@ -234,11 +272,11 @@ UNSENT = 0, 0.0
 
 _ENCODE_TAG = Encode.__struct_config__.tag
 _encoder = msgspec.msgpack.Encoder()
-_calls: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
+_calls: msgspec.msgpack.Decoder[Call | Routed] = msgspec.msgpack.Decoder(Call | Routed)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-def encode(message: Call | Answer) -> bytes:
+def encode(message: Call | Routed | Answer) -> bytes:
     """The bytes of a message; an Encode without a task has those of version 1.
 
     Raises InvalidInput for text without a UTF-8 form (a lone surrogate).
@@ -248,7 +286,7 @@ def encode(message: Call | Answer) -> bytes:
             return _encoder.encode((_ENCODE_TAG, *msgspec.structs.astuple(message)[:-1]))
         return _encoder.encode(message)
     except UnicodeEncodeError as error:
-        texts = getattr(message, "texts", [])
+        texts = getattr(message.call if isinstance(message, Routed) else message, "texts", [])
         raise InvalidInput(_surrogate_message(texts, error)) from None
     except OverflowError:
         raise InvalidInput("a number is beyond 64 bits") from None
@@ -259,7 +297,7 @@ def for_version_1(call: Call) -> Call:
     return msgspec.structs.replace(call, task=None) if isinstance(call, Encode) else call
 
 
-def decode_call(data: bytes | bytearray) -> Call:
+def decode_call(data: bytes | bytearray) -> Call | Routed:
     """The call in `data`. Raises ProtocolError for anything else."""
     try:
         return _calls.decode(data)
@@ -285,13 +323,10 @@ def error_in(answer: Failure) -> EmbedshareError:
     return from_wire(answer.error, answer.message, answer.fields)
 
 
-def description_in(reply: Reply) -> ModelDescription:
-    """The model description in a reply to "describe".
-
-    Raises ProtocolError for any other reply.
-    """
+def description_in(answer: Answer) -> ModelDescription:
+    """The model description in an answer to "describe". Raises ProtocolError for any other answer."""
     try:
-        return msgspec.convert(reply.value, ModelDescription)
+        return msgspec.convert(answer.value if isinstance(answer, Reply) else answer, ModelDescription)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"not a model description: {error}") from None
 

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
     ModelSwapped,
+    Overloaded,
     ProtocolError,
     ServerHung,
     ServerUnavailable,
     TooLarge,
+    UnknownModel,
 )
-from embedshare.identity import ModelDescription
+from embedshare.identity import ModelDescription, names_of
 from embedshare.ipc import codec, protocol
 from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
@@ -40,12 +42,42 @@ MAX_ANSWER_BYTES = 64 << 20
 _Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | None
 
 
-class Connections:
-    """This process's connections to one server.
+class MetModel:
+    """One of a server's models as this process has met it; its threads share it.
 
-    `key` is called for each new connection, so that a replaced key is found. `on_connect` sees the server's
-    description before the connection is used and may refuse it by raising. `caller` describes this process to
-    the server. `notice_hang`: a late call ends with ServerHung if a new connection gets no answer either.
+    `name` is an id or an alias of the model, "" for the default one. `on_met` sees each description before it
+    is used, and may refuse it by raising.
+    """
+
+    def __init__(self, name: str, on_met: Callable[[ModelDescription], object]) -> None:
+        self.name = name
+        self.description: ModelDescription | None = None
+        """None: the next call asks for it."""
+        self._on_met = on_met
+
+    def meet(self, description: ModelDescription) -> None:
+        """The server has described the model. Raises what `on_met` raises."""
+        self.description = None
+        self._on_met(description)
+        self.description = description
+
+
+class _Message(NamedTuple):
+    """A call and everything that goes with it."""
+
+    call: codec.Call
+    model: MetModel | None = None
+    request: EmbedRequest | None = None
+    raw: memoryview | None = None
+    is_check: bool = False
+    needs_description: bool = False
+
+
+class Connections:
+    """This process's connections to one server, for all of its models.
+
+    `key` is called for each new connection, so that a replaced key is found. `caller` describes this process
+    to the server. `notice_hang`: a late call ends with ServerHung if a new connection gets no answer either.
     Without it each call waits until its deadline.
     """
 
@@ -53,16 +85,15 @@ class Connections:
         self,
         settings: ServerSettings,
         key: Callable[[], bytes],
-        on_connect: Callable[[ModelDescription], object],
         caller: Callable[[], codec.Caller],
         notice_hang: bool = False,
     ) -> None:
         self._settings = settings
         self._key = key
-        self._on_connect = on_connect
         self._caller = caller
         self.reconnects = 0
         """Connections that took the place of one that had ended."""
+        self._users = 1
         self._ids = itertools.count(1)
         self._notice_hang = notice_hang
         self._hang_detector = HangDetector(self._probe_server)
@@ -74,60 +105,106 @@ class Connections:
         self,
         call: codec.Call,
         deadline: float,
+        model: MetModel | None = None,
         request: EmbedRequest | None = None,
         raw: memoryview | None = None,
+        is_check: bool = False,
     ) -> Any:
-        """Send `call`, and the raw bytes that it announces, and return its answer.
+        """Send `call` to `model`, with the raw bytes that it announces, and return its answer.
 
-        It gets its id and the seconds left here, and the prompt of `request` for the connection's model.
+        It gets its id and the seconds left here, and the prompt of `request`. `is_check`: see codec.Routed.
 
-        An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the model that
-        made them. A Search gives `((ids, scores), answer, model)`, any other call the reply's value. Raises
-        the server's error, ServerUnavailable if the connection broke, and DeadlineExceeded. After either the
-        call may be sent again: calls are idempotent.
+        An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the description
+        of the model that made them. A Search gives `((ids, scores), answer, model)`, any other call the
+        reply's value. Raises the server's error, ServerUnavailable if the connection broke, and
+        DeadlineExceeded. After either the call may be sent again: calls are idempotent.
         """
+        needs_description = not isinstance(call, codec.Undescribed)
+        return self._answer(_Message(call, model, request, raw, is_check, needs_description), deadline)
+
+    def describe(self, model: MetModel, deadline: float) -> ModelDescription:
+        """Have the server describe `model`, which meets the description. Raises what `call` raises."""
+        met = MetModel(model.name, model.meet)
+        query = codec.Query(*codec.UNSENT, "active_operations")
+        self._answer(_Message(query, met, needs_description=True), deadline)
+        assert met.description is not None  # the message needed it
+        return met.description
+
+    def _answer(self, message: _Message, deadline: float) -> Any:
         while True:
             try:
-                return self._call(call, deadline, request, raw)
-            except ModelSwapped:
-                continue  # the call was not executed; a new connection has the current model
+                return self._tried(message, deadline)
+            except ModelSwapped:  # the call was not executed
+                if message.model is not None:
+                    message.model.description = None
 
-    def _call(
-        self, call: codec.Call, deadline: float, request: EmbedRequest | None, raw: memoryview | None
-    ) -> Any:
+    def _tried(self, message: _Message, deadline: float) -> Any:
         reused = getattr(self._local, "connection", None) is not None
         try:
-            connection, answer, rows = self._send(call, deadline, request, raw)
+            sent = self._sent(message, deadline)
         except ServerHung:
             raise
         except ServerUnavailable:
             if not reused:
                 raise
             # The server was restarted since the last call: that costs a connection, not a failed try.
-            connection, answer, rows = self._send(call, deadline, request, raw)
+            sent = self._sent(message, deadline)
+        connection, described, answer, rows = sent
         if isinstance(answer, codec.Failure):
-            if answer.id != call.id:  # about the connection, which the server closes
+            if answer.id != message.call.id:  # about the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
         if isinstance(answer, codec.Reply):
             return answer.value
-        return rows, answer, connection.model
+        return rows, answer, described
 
-    def _send(
-        self, call: codec.Call, deadline: float, request: EmbedRequest | None, raw: memoryview | None
-    ) -> tuple[Connection, codec.Answer, _Raw]:
+    def _sent(
+        self, message: _Message, deadline: float
+    ) -> tuple[Connection, ModelDescription | None, codec.Answer, _Raw]:
         connection = self._connection(deadline)
-        assert connection.model is not None  # set when it was opened
+        described = self._description(connection, message, deadline)
+        call, request = message.call, message.request
         call.id, call.time_left_s = next(self._ids), max(0.0, deadline - time.monotonic())
-        if request is not None and isinstance(call, codec.Prompted):
-            call.prompt = prompt_of(request, connection.model)
-        message = self._encoded(call, connection.protocol)
+        if request is not None and described is not None and isinstance(call, codec.Prompted):
+            call.prompt = prompt_of(request, described)
+        answer, rows = self._exchanged(connection, message, described, deadline)
+        return connection, described, answer, rows
+
+    def _description(
+        self, connection: Connection, message: _Message, deadline: float
+    ) -> ModelDescription | None:
+        """The description of the message's model; the server is asked if it is needed and not known."""
+        model, only = message.model, connection.model
+        if model is None:
+            return only
+        if only is not None:
+            if model not in connection.met:
+                _check_name(model.name, only)
+                model.meet(only)
+                connection.met.add(model)
+            return only
+        if model.description is None and (message.needs_description or message.is_check):
+            query = codec.Query(next(self._ids), max(0.0, deadline - time.monotonic()), "describe")
+            asked = message._replace(call=query, raw=None)
+            answer, _ = self._exchanged(connection, asked, None, deadline)
+            if isinstance(answer, codec.Failure):
+                error = codec.error_in(answer)
+                if not message.needs_description and isinstance(error, Overloaded):
+                    return None  # it was never loaded, which a health check does not change
+                raise error
+            model.meet(codec.description_in(answer))
+        return model.description
+
+    def _exchanged(
+        self, connection: Connection, message: _Message, described: ModelDescription | None, deadline: float
+    ) -> tuple[codec.Answer, _Raw]:
+        data = self._encoded(message, described, connection.protocol)
         # Until its answer is read the connection is hidden: from the next call, wherever an interrupt ends
         # this one, and from a signal handler that calls meanwhile.
         self._local.connection = None
         try:
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
-            answer, rows = _exchange(connection, call, message, raw)
+            answer, rows = _exchange(connection, message.call, data, message.raw)
             self._hang_detector.answered(connection.last_answer)
         except BaseException as error:
             connection.close()
@@ -137,26 +214,38 @@ class Connections:
                 f"the model server closed the connection during a call ({error})"
             ) from None
         self._local.connection = connection
-        return connection, answer, rows
+        return answer, rows
 
-    def _encoded(self, call: codec.Call, version: int) -> bytes:
+    def _encoded(self, message: _Message, described: ModelDescription | None, version: int) -> bytes:
         """The bytes of a call. Raises TooLarge, InvalidInput."""
-        message = codec.encode(codec.for_version_1(call) if version == 1 else call)
+        call, model = message.call, message.model
+        if version == 1:
+            data = codec.encode(codec.for_version_1(call))
+        elif version < protocol.ROUTED or model is None:
+            data = codec.encode(call)
+        else:
+            identity = None if described is None else described.identity
+            data = codec.encode(codec.Routed(model.name, identity, message.is_check, call))
         allowed = self._settings.max_message_bytes
-        if len(message) > allowed:
+        if len(data) > allowed:
             raise TooLarge(
-                f"the call takes {len(message):,} bytes, its prompt included; "
+                f"the call takes {len(data):,} bytes, its prompt included; "
                 f"EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
-        return message
+        return data
 
-    def probe(self, deadline: float) -> None:
-        """Connect, or use an open connection, and check that the server answers."""
-        self.call(codec.Query(*codec.UNSENT, "active_operations"), deadline)
+    def share(self) -> Connections:
+        """The same connections, for one more client; `close` is then called once more."""
+        with self._open_lock:
+            self._users += 1
+        return self
 
     def close(self) -> None:
-        """Close every thread's connection."""
+        """Close every thread's connection, if no other client shares them."""
         with self._open_lock:
+            self._users -= 1
+            if self._users > 0:
+                return
             connections = list(self._open)
         for connection in connections:
             connection.close()
@@ -223,24 +312,24 @@ class Connections:
             raise ProtocolError("the server answered a query with vectors")
         return answer
 
-    def _agree(self, connection: Connection, deadline: float) -> ModelDescription:
-        """Agree with the server on a protocol version; returns its model."""
+    def _agree(self, connection: Connection, deadline: float) -> None:
+        """Agree with the server on a protocol version; one before version 3 describes its only model."""
         caller = self._caller()
         try:
             reply = self._ask(connection, protocol.question(protocol.VERSION), deadline, caller)
         except InvalidInput:  # a server of version 1 does not know the query
             connection.protocol = protocol.agreed(1)
-            return codec.description_in(self._ask(connection, protocol.question(1), deadline, caller))
-        welcome = protocol.welcome_in(reply.value)
-        connection.protocol = protocol.agreed(welcome.protocol)
-        return welcome.model
+            reply = self._ask(connection, protocol.question(1), deadline, caller)
+            connection.model = codec.description_in(reply)
+        else:
+            welcome = protocol.welcome_in(reply.value)
+            connection.protocol = protocol.agreed(welcome.protocol)
+            connection.model = welcome.model
 
     def _connect(self, deadline: float) -> Connection:
         connection = Client(self._settings.address, self._key(), deadline)
         try:
-            description = self._agree(connection, deadline)
-            connection.model = description
-            self._on_connect(description)
+            self._agree(connection, deadline)
         except BaseException as error:
             connection.close()
             if isinstance(error, DeadlineExceeded) and time.monotonic() < deadline:
@@ -256,6 +345,15 @@ class Connections:
     def _drop(self, connection: Connection) -> None:
         connection.close()
         self._local.connection = None
+
+
+def _check_name(name: str, only: ModelDescription) -> None:
+    """Raise UnknownModel if a server of one model does not serve this name."""
+    if name and name not in names_of(only.model_name):
+        raise UnknownModel(
+            f"the model {name[:100]!r} is not served: the model server is of an earlier release, and serves "
+            f"{only.model_name} alone"
+        )
 
 
 def _exchange(

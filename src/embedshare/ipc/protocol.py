@@ -1,11 +1,14 @@
 """Versions of the wire's messages, and how a client and a server agree on one.
 
 A client opens each connection with the query `describe/N`, where N is the newest version that it speaks. The
-server answers with its own newest version and a description of its model, and the client speaks the newest
-version that both know. Each release speaks its own version and the one before it, so that a rolling upgrade
-loses no call. Two versions apart is IncompatibleVersion, which names the side to upgrade.
+server answers with its own newest version, and the client speaks the newest version that both know. Each
+release speaks its own version and the one before it at least, so that a rolling upgrade loses no call.
+Further apart is IncompatibleVersion, which names the side to upgrade.
 
-Version 1 had no such exchange: its clients ask `describe`, and its servers know no other form.
+- Version 1 has no such exchange: its clients ask `describe`, and its servers know no other form.
+- Version 2 adds the exchange, whose answer describes the only model, and the task of an Encode.
+- Version 3 wraps a call of a model in Routed, with the model's name and identity. Its exchange describes no
+  model: a client asks for the description of each model that it uses.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from embedshare.errors import IncompatibleVersion, ProtocolError, ServerUnavaila
 from embedshare.identity import ModelDescription
 
 #: The newest version that this release speaks, and the oldest.
-VERSION = 2
-OLDEST = VERSION - 1
+VERSION = 3
+OLDEST = 1
+#: The first version whose calls name their model.
+ROUTED = 3
 #: The query of version 1, without a number.
 DESCRIBE = "describe"
 _NUMBERED = re.compile(rf"{DESCRIBE}/([1-9][0-9]{{0,3}})\Z")
@@ -32,7 +37,8 @@ class Welcome(msgspec.Struct, frozen=True):
     protocol: int
     """The newest version that the server speaks; it speaks the one before it too."""
 
-    model: ModelDescription
+    model: ModelDescription | None = None
+    """The only model of a server before version 3."""
 
 
 def question(version: int) -> str:
@@ -72,9 +78,12 @@ def agreed(server: int) -> int:
 def welcome_in(value: Any) -> Welcome:
     """The Welcome in a reply's value. Raises ProtocolError for any other value."""
     try:
-        return msgspec.convert(value, Welcome)
+        welcome = msgspec.convert(value, Welcome)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"not a server's welcome: {error}") from None
+    if welcome.model is None and welcome.protocol < ROUTED:
+        raise ProtocolError(f"a server of version {welcome.protocol} describes its model in its welcome")
+    return welcome
 
 
 def _too_far_apart(client: int, server: int, older: str) -> str:

@@ -48,13 +48,19 @@ class Session(Protocol):
     """Answers one connection's calls."""
 
     def answer(
-        self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
+        self,
+        call: codec.Call | codec.Routed,
+        raw: bytearray,
+        received: float,
+        caller: int,
+        is_gone: Callable[[], bool],
     ) -> tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]:
         """The answer to `call`, which `raw` followed, and the raw bytes that follow the answer.
 
         `received`: `time.monotonic()` at its arrival; `caller`: a number for its connection; `is_gone` tells,
-        without waiting, whether the caller has left. Raises an EmbedshareError for the caller; ModelSwapped,
-        after which the connection is closed.
+        without waiting, whether the caller has left. Raises an EmbedshareError for the caller; ModelSwapped
+        for a call of another model than the served one, after which the connection is closed unless the call
+        was Routed.
         """
 
 
@@ -182,7 +188,8 @@ class CallServer(managers.Server):
             self._busy += 1
         ended = "unreadable", ProtocolError.__name__
         try:
-            call = codec.decode_call(data)
+            message = codec.decode_call(data)
+            call = message.call if isinstance(message, codec.Routed) else message
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
             size = call.raw_bytes if isinstance(call, codec.Put) else 0
@@ -194,7 +201,7 @@ class CallServer(managers.Server):
                 if size:
                     connection.set_deadline(time.monotonic() + MESSAGE_S)
                     connection.recv_into(memoryview(raw))
-                ended = ended[0], self._answer_one(connection, session, call, raw, received, caller)
+                ended = ended[0], self._answer_one(connection, session, message, raw, received, caller)
         except EmbedshareError as error:
             ended = ended[0], type(error).__name__
             raise
@@ -208,28 +215,33 @@ class CallServer(managers.Server):
         self,
         connection: Connection,
         session: Session,
-        call: codec.Call,
+        message: codec.Call | codec.Routed,
         raw: bytearray,
         received: float,
         caller: int,
     ) -> str:
         """Answer a call; returns its outcome."""
         decoded = time.monotonic()
+        call = message.call if isinstance(message, codec.Routed) else message
         if not isinstance(call, codec.Query):
             self._callers.count(caller)
         elif call.caller is not None:
             self._callers.introduce(caller, call.caller)
         try:
-            version = protocol.offered(call.what) if isinstance(call, codec.Query) else None
+            version = protocol.offered(message.what) if isinstance(message, codec.Query) else None
             if version is not None:
                 protocol.check_client(version)
-                call = codec.Query(call.id, call.time_left_s, protocol.DESCRIBE)
-            answer, rows = session.answer(call, raw, received, caller, connection.peer_closed)
-            if version is not None and version > 1 and isinstance(answer, codec.Reply):
+                message = codec.Query(call.id, call.time_left_s, protocol.DESCRIBE)
+            answer, rows = (
+                (codec.Reply(call.id, {"protocol": protocol.VERSION}), None)
+                if version is not None and version >= protocol.ROUTED
+                else session.answer(message, raw, received, caller, connection.peer_closed)
+            )
+            if version == protocol.ROUTED - 1 and isinstance(answer, codec.Reply):
                 answer.value = {"protocol": protocol.VERSION, "model": answer.value}
-        except ModelSwapped:
-            raise
         except EmbedshareError as error:
+            if isinstance(error, ModelSwapped) and not isinstance(message, codec.Routed):
+                raise  # the connection's model is no longer served
             level = "WARNING" if error.http_status >= 500 and not isinstance(error, Overloaded) else "DEBUG"
             kind = type(error).__name__
             logger.log(level, "Failed to answer {}: {}: {}", _method_of(call), kind, error.message)
@@ -241,12 +253,12 @@ class CallServer(managers.Server):
             self._send_failure(connection, call.id, failure)
             return type(failure).__name__
         answered = time.monotonic()
-        message = codec.encode(answer)
+        data = codec.encode(answer)
         encoded = time.monotonic()
         if isinstance(answer, codec.Rows):
             self._service.note_wire(decoded - received, encoded - answered)
         connection.set_deadline(encoded + MESSAGE_S)
-        connection.send_bytes(message, rows)
+        connection.send_bytes(data, rows)
         count = answer.count if isinstance(answer, codec.Rows) else 0
         logger.debug(
             "Answered {} of {} texts in {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3

@@ -49,7 +49,9 @@ class Connection:
         self._sock = sock
         self._kernel_waits = not meets_signals and platforms.waits_in_kernel(sock)
         self.model: ModelDescription | None = None
-        """At the client's end: the model that answers on this connection, and no other."""
+        """At the client's end: the only model of a server before version 3."""
+        self.met: set[object] = set()
+        """At the client's end: the users of such a model that have met it on this connection."""
         self.protocol = 1
         """At the client's end: the version of the messages on this connection, see protocol.py."""
         self.last_answer = time.monotonic()

@@ -1,4 +1,4 @@
-"""Checks whether the machine, its container or a GPU has room for one more model."""
+"""The memory that models may take on this machine, in its container, or on a GPU."""
 
 from __future__ import annotations
 
@@ -16,17 +16,44 @@ from embedshare.settings import Settings
 #: all-MiniLM-L6-v2); its conversion takes the weights once more.
 _OVERHEAD_BYTES = 250 << 20
 _COPIES = 2
+#: The share of a machine's memory that models leave free without EMBEDDING_MAX_MODEL_BYTES.
+_RESERVE = 0.1
+
+
+class MemoryBudget:
+    """Bytes for all models together: `limit_bytes`, or if that is 0 what the device has, less a reserve."""
+
+    def __init__(self, limit_bytes: int, device: str) -> None:
+        self._limit_bytes = limit_bytes
+        self._device = device
+
+    def left(self, used_bytes: int, reserved_bytes: int) -> int:
+        """Bytes for one more model. `used_bytes` are taken by loaded ones, `reserved_bytes` not yet taken by
+        models that are being loaded."""
+        if self._limit_bytes:
+            return self._limit_bytes - used_bytes - reserved_bytes
+        reserve = int(_RESERVE * psutil.virtual_memory().total)
+        return min(free for _, free in _free(self._device)) - reserve - reserved_bytes
+
+
+def estimate(settings: Settings) -> int:
+    """The bytes that a model takes which was never loaded here. Raises ModelNotFound, WeightsCorrupted."""
+    return _weights_bytes(settings) + _OVERHEAD_BYTES
 
 
 def check_room(settings: Settings, device: str) -> None:
     """Raise OutOfMemory if the machine, its container or the GPU has no room for one more model."""
-    folder = weights.find(settings.model.name, settings.model.cache_dir)
-    needed = _COPIES * sum(file.stat().st_size for file in _weights_in(folder)) + _OVERHEAD_BYTES
+    needed = _COPIES * _weights_bytes(settings) + _OVERHEAD_BYTES
     for where, free in _free(device):
         if free < needed:
             raise OutOfMemory(
                 f"one more model needs about {needed >> 20:,} MB, and {where} has {free >> 20:,} MB free"
             )
+
+
+def _weights_bytes(settings: Settings) -> int:
+    folder = weights.find(settings.model.name, settings.model.cache_dir)
+    return sum(file.stat().st_size for file in _weights_in(folder))
 
 
 def _weights_in(folder: Path) -> Iterator[Path]:

@@ -1,155 +1,523 @@
-"""The served model, and its replacement by another.
+"""The models that answer calls: loaded when they are asked for, unloaded when idle or for room, and replaced.
 
-The new model is loaded next to the old one and takes over between two calls. A call ends with the model that
-it began with, and the old model is unloaded after the last of them.
+A new model is loaded next to the old one and takes over between two calls. A call ends with the model that
+it began with, and a model is unloaded after the last of its calls. Waiting for one model's load holds up no
+call of another.
 """
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from copy import copy
+from functools import partial
+from typing import Any
 
+import msgspec
 from loguru import logger
 
+from embedshare import threads
+from embedshare.backoff import Backoff
+from embedshare.calls import UNBOUNDED, CallContext
 from embedshare.engine import loading, weights
-from embedshare.errors import EmbedshareError, ModelSwapped, SwapRefused
+from embedshare.errors import (
+    DeadlineExceeded,
+    EmbedshareError,
+    EngineFailed,
+    ModelMismatch,
+    ModelSwapped,
+    OutOfMemory,
+    Overloaded,
+    SwapRefused,
+)
 from embedshare.identity import ModelDescription, identity_of
+from embedshare.models import eviction, memory_budget
+from embedshare.models.eviction import Occupant
+from embedshare.models.loaded_model import LoadedModel, Watch
+from embedshare.models.memory_budget import MemoryBudget
+from embedshare.models.registry import Registry
+from embedshare.models.spec import ModelSpec
 from embedshare.providers.local import Local, release_memory
 from embedshare.settings import Settings
 
-#: Watches a model until the event is set, in a thread of its own.
-Watch = Callable[[Local, threading.Event], None]
+#: Loads the model that settings name; the function raises once it is no longer wanted.
+Load = Callable[[Settings, Callable[[], None]], Local]
+#: Pauses after failed loads of a model in a row: its callers get the last error meanwhile.
+RETRIES = Backoff(30.0, 240.0)
+#: Seconds between two looks for models whose keep-alive time is over.
+KEEPER_S = 0.5
+#: Seconds that a loaded model waits for its first call, whatever its keep-alive time.
+_FIRST_CALL_S = 5.0
 
 
-class LoadedModel:
-    """A model, its settings, and the number of its calls in flight, of which a `with` block ends one."""
+class State(str, enum.Enum):
+    """What a model's place in the pool holds."""
 
-    def __init__(self, local: Local, settings: Settings, watch: Watch, lock: threading.Lock) -> None:
-        """`lock`: the pool's."""
-        self._lock = lock
+    STANDBY = "standby"  # nothing; the next call loads it
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"  # its last calls are being answered
+    FAILED = "failed"  # it did not load lately
+
+
+class _Slot:
+    """A model's place in the pool. Its attributes change with the pool's lock held."""
+
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        self.spec = spec
         self.settings = settings
-        self.description = local.description
-        self.provider = local
-        self.calls = 0
-        self.is_replaced = False
-        self._ended = threading.Event()
-        self._watcher = threading.Thread(target=watch, args=(local, self._ended), name="vitals", daemon=True)
-        self._watcher.start()
+        self.loaded: LoadedModel | None = None
+        self.description: ModelDescription | None = None
+        """The model as it was loaded last; known after an eviction too."""
+        self.bytes = 0
+        """The memory that it took when it was loaded last."""
+        self.loading: futures.Future[LoadedModel] | None = None
+        self.reserved_bytes = 0
+        self.leaving = 0
+        self.failure: EmbedshareError | None = None
+        self.failures, self.retry_at = 0, 0.0
+        self.loads = 0
+        self.calls_before = 0
+        self.pinned, self.keep_alive_s = spec.pinned, spec.keep_alive_s
 
-    def __enter__(self) -> LoadedModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self.calls -= 1
-            is_over = self.is_replaced and not self.calls
-        if is_over:
-            self.release()
-
-    def stop_watching(self) -> None:
-        self._ended.set()
-
-    def release(self) -> None:
-        """Unload the model, which no call uses any more."""
-        self.stop_watching()
-        self._watcher.join()
-        self.provider.close()
-        del self.provider  # a holder of this object does not keep the model's memory
-        release_memory()
-        logger.info("Unloaded {} ({})", self.description.model_name, self.description.identity[:12])
+    @property
+    def state(self) -> State:
+        if self.loaded is not None:
+            return State.READY
+        if self.loading is not None:
+            return State.LOADING
+        if self.leaving:
+            return State.UNLOADING
+        return State.STANDBY if self.failure is None else State.FAILED
 
 
 class ModelPool:
-    """Holds the model that answers calls, and during a swap the old one; thread-safe.
+    """Holds the models of a registry; thread-safe. `base`: the settings that specifications override.
 
-    `note(model_name)` is called for each model that has taken over.
+    `note(name)` is called for each model that has taken over in a swap.
     """
 
-    def __init__(self, local: Local, settings: Settings, watch: Watch, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        base: Settings,
+        watch: Watch,
+        load: Load,
+        note: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._base = base
         self._watch = watch
+        self._load = load
         self._note = note
         self._lock = threading.Lock()
-        self._current = LoadedModel(local, settings, watch, self._lock)
+        self._registry = registry
+        self._slots = {spec.id: _Slot(spec, spec.settings(base)) for spec in registry}
         self._swapping = threading.Lock()
+        self._measuring = threading.Lock()
+        self._closed = threading.Event()
         self.swaps = self.failed_swaps = 0
-
-    @property
-    def description(self) -> ModelDescription:
-        """The served model."""
-        return self._current.description
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the served model."""
-        return self._current.settings
+        self.evictions = 0
+        threading.Thread(target=self._keep, name="keep-alive", daemon=True).start()
 
     @property
     def calls(self) -> int:
-        """The served model's calls in flight."""
-        return self._current.calls
+        """Calls in flight, of all models."""
+        return sum(one.calls for one in self._loaded())
 
-    def lease(self, expected: LoadedModel | None = None) -> LoadedModel:
-        """The model that answers a call; it stays loaded until the end of the `with` block over it.
+    def settings(self, name: str = "") -> Settings:
+        """The settings of a model. Raises UnknownModel."""
+        return self._slot(name).settings
 
-        `expected`: the model of the caller's connection. Raises ModelSwapped if it is no longer served.
-        """
+    def describe(self, name: str = "") -> ModelDescription | None:
+        """A model as it was loaded last; nothing is loaded. Raises UnknownModel."""
+        return self._slot(name).description
+
+    def state(self, name: str = "") -> State:
+        """Raises UnknownModel."""
+        return self._slot(name).state
+
+    def check(self, name: str, identity: str | None) -> None:
+        """Raise ModelSwapped if a model is known to be of another vector space; nothing is loaded."""
+        _check_identity(self._slot(name), identity)
+
+    def install(self, local: Local, settings: Settings) -> None:
+        """The default model, which was loaded already."""
+        slot = self._slot("")
         with self._lock:
-            leased = self._current
-            if expected is not None and expected is not leased:
-                raise ModelSwapped(
-                    f"{expected.description.model_name} is no longer served, but "
-                    f"{leased.description.model_name}"
-                )
-            leased.calls += 1
-            return leased
+            slot.settings = settings
+            self._put(slot, local)
 
-    def swap(self, wanted: Settings, load: Callable[[], Local]) -> ModelDescription:
-        """Replace the served model by the one that `wanted` names, on its device, which `load()` loads.
+    def lease(
+        self, name: str = "", identity: str | None = None, context: CallContext = UNBOUNDED
+    ) -> LoadedModel:
+        """The model of this name; it stays loaded until the end of the `with` block over it.
 
-        If that model serves there already, only the batch size follows `wanted`, at once. Raises SwapRefused
-        if another swap is under way, and the errors of finding and loading the model; then nothing has
-        changed.
+        Loads it first if needed, once for all who wait; the load goes on after a caller's deadline. Raises
+        UnknownModel; ModelSwapped if it is not of the vector space `identity`; Overloaded if there is no room
+        or a health check asks for a model that is not loaded; DeadlineExceeded; and what loading raises.
         """
+        slot = self._slot(name)
+        while True:
+            with self._lock:
+                _check_identity(slot, identity)
+                if slot.loaded is not None:
+                    return slot.loaded.enter(context.is_check)
+                if context.is_check:
+                    message = f"{slot.spec.id} is not loaded, and a health check loads no model"
+                    raise Overloaded(message, retry_after_s=1.0)
+                pending = self._begin_load(slot)
+            _wait(pending, context, slot.spec.id)
+            slot = self._slot(name)  # the registry may have changed
+
+    def load(self, name: str, context: CallContext = UNBOUNDED) -> None:
+        """Load a model unless it is loaded. Raises what `lease` raises."""
+        with self.lease(name, None, context):
+            pass
+
+    def unload(self, name: str) -> bool:
+        """Unload a model after its last call; whether it was loaded. The next call loads it again."""
+        slot = self._slot(name)
+        with self._lock:
+            there = self._retired(slot)
+        if there is not None and not there.calls:
+            self._release(slot, there)
+        return there is not None
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Keep a model loaded whatever others need, or no longer."""
+        self._slot(name).pinned = pinned
+
+    def keep_alive(self, name: str, seconds: float) -> None:
+        """Unload a model after this time without a call, in place of its own; -1 is never."""
+        self._slot(name).keep_alive_s = seconds
+
+    def swap(self, name: str, wanted: Settings, check: Callable[[], None]) -> ModelDescription:
+        """Replace a model by the one that `wanted` names, on its device.
+
+        If that model serves there already, only the batch size follows `wanted`, at once. Raises
+        UnknownModel, SwapRefused if another swap is under way, and the errors of finding and loading the
+        model; then nothing has changed.
+        """
+        slot = self._slot(name)
         if not self._swapping.acquire(blocking=False):
             raise SwapRefused("another swap is under way; retry when it is done")
         try:
-            held, before = self._current, self._current.description
-            if _serves(held, wanted):
+            held = slot.loaded
+            if held is not None and _serves(held, wanted):
                 held.provider.scheduler.limit_batches(wanted.model.max_batch_size)
-                held.settings = wanted
-                return before
+                held.settings = slot.settings = wanted
+                return held.description
             began = time.monotonic()
-            logger.info("Loading {} for a swap ({} keeps serving)", wanted.model.name, _shown(before))
-            new = LoadedModel(load(), wanted, self._watch, self._lock)
+            before = slot.spec.id if slot.description is None else _shown(slot.description)
+            logger.info("Loading {} for a swap ({} keeps serving)", wanted.model.name, before)
+            local = self._load(wanted, check)
             with self._lock:
-                old, self._current = self._current, new
+                old = self._retired(slot)
+                slot.settings = wanted
+                self._put(slot, local)
                 self.swaps += 1
-                old.is_replaced, is_over = True, not old.calls
-            names = _shown(before), _shown(new.description)
-            logger.info("Swapped {} for {} in {:.1f} s", *names, time.monotonic() - began)
+            after = _shown(local.description)
+            logger.info("Swapped {} for {} in {:.1f} s", before, after, time.monotonic() - began)
             self._note(wanted.model.name)
-            if is_over:
-                old.release()
-            return new.description
+            if old is not None and not old.calls:
+                self._release(slot, old)
+            return local.description
         except EmbedshareError as error:
-            serving = self._current.description.model_name
             self.failed_swaps += 1
             logger.error(
-                "Could not swap to {}; {} keeps serving: {}", wanted.model.name, serving, error.message
+                "Could not swap to {}; {} keeps serving: {}", wanted.model.name, slot.spec.id, error.message
             )
             release_memory()
             raise
         finally:
             self._swapping.release()
 
+    def update(self, registry: Registry, check: Callable[[], None] = lambda: None) -> None:
+        """Take another registry over, all or nothing: new models appear, gone ones end with their last call,
+        and changed ones that are loaded are replaced as in a swap.
+
+        Raises SwapRefused while a swap is under way, and the errors of finding and loading a model; then
+        nothing has changed.
+        """
+        if not self._swapping.acquire(blocking=False):
+            raise SwapRefused("a swap is under way; retry when it is done")
+        ready: dict[str, Local] = {}
+        try:
+            slots = {spec.id: self._next_slot(spec) for spec in registry}
+            for spec_id, slot in slots.items():
+                before = self._slots.get(spec_id)
+                if slot is before:
+                    continue
+                weights.find(slot.settings.model.name, slot.settings.model.cache_dir)
+                if slot.spec.preload or (before is not None and before.loaded is not None):
+                    ready[spec_id] = self._load(slot.settings, check)
+                    _check_dimensions(slot.spec, ready[spec_id])
+        except BaseException:
+            for local in ready.values():
+                local.close()
+            release_memory()
+            raise
+        else:
+            self._take_over(registry, slots, ready)
+        finally:
+            self._swapping.release()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The models in the order of the registry, as the query "models" has them; nothing is loaded."""
+        now = time.monotonic()
+        with self._lock:
+            return [self._entry(self._slots[spec.id], now) for spec in self._registry]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """One of them. Raises UnknownModel."""
+        with self._lock:
+            return self._entry(self._slot(name), time.monotonic())
+
+    def providers(self) -> list[tuple[str, Local]]:
+        """The loaded models by their ids."""
+        with self._lock:
+            return [(slot.spec.id, slot.loaded.provider) for slot in self._slots.values() if slot.loaded]
+
     def close(self) -> None:
-        """Stop watching the model: the server stops."""
-        self._current.stop_watching()
+        """Stop watching the models: the server stops."""
+        self._closed.set()
+        for one in self._loaded():
+            one.stop_watching()
+
+    def _slot(self, name: str) -> _Slot:
+        return self._slots[self._registry.find(name).id]
+
+    def _loaded(self) -> list[LoadedModel]:
+        return [slot.loaded for slot in list(self._slots.values()) if slot.loaded is not None]
+
+    def _put(self, slot: _Slot, local: Local) -> LoadedModel:
+        """A loaded model takes its place. Called with the lock held."""
+        slot.loaded = LoadedModel(local, slot.settings, self._watch, self._lock, partial(self._idle, slot))
+        slot.description, slot.failure, slot.failures = local.description, None, 0
+        slot.bytes = max(slot.bytes, local.model_bytes or 0)
+        slot.loads += 1
+        return slot.loaded
+
+    def _retired(self, slot: _Slot) -> LoadedModel | None:
+        """The slot's model, which answers no further calls. Called with the lock held."""
+        there, slot.loaded = slot.loaded, None
+        if there is not None:
+            there.is_retired = True
+            slot.leaving += 1
+            slot.calls_before += there.total
+        return there
+
+    def _release(self, slot: _Slot, gone: LoadedModel) -> None:
+        """Unload a retired model that no call uses, in a thread that the process waits for at its end."""
+        work = partial(self._unload, slot, gone)
+        if threads.start(work, "unload", daemon=False) is None:
+            work()
+
+    def _unload(self, slot: _Slot, gone: LoadedModel) -> None:
+        gone.release()
+        with self._lock:
+            slot.leaving -= 1
+
+    def _idle(self, slot: _Slot, loaded: LoadedModel) -> None:
+        """The last call of a model has ended."""
+        with self._lock:
+            if loaded.calls:
+                return
+            if not loaded.is_retired and not (slot.keep_alive_s == 0 and loaded.total):
+                return
+            if not loaded.is_retired:
+                self._retired(slot)
+        self._release(slot, loaded)
+
+    def _begin_load(self, slot: _Slot) -> futures.Future[LoadedModel]:
+        """The load under way; it is started if needed. Called with the lock held."""
+        if slot.loading is not None:
+            return slot.loading
+        if slot.failure is not None and time.monotonic() < slot.retry_at:
+            raise copy(slot.failure)
+        slot.loading = futures.Future()
+        work = partial(self._fulfil, slot, slot.loading)
+        # Not a daemon: a process must not end while OpenVINO compiles, which would abort it.
+        if self._closed.is_set() or threads.start(work, f"load {slot.spec.id}", daemon=False) is None:
+            slot.loading = None
+            raise EngineFailed("the model server is stopping and loads no model")
+        return slot.loading
+
+    def _fulfil(self, slot: _Slot, pending: futures.Future[LoadedModel]) -> None:
+        began = time.monotonic()
+        try:
+            self._make_room(slot)
+            local = self._load(slot.settings, self._check_open)
+            _check_dimensions(slot.spec, local)
+        except Exception as error:
+            failure = (
+                error
+                if isinstance(error, EmbedshareError)
+                else EngineFailed(f"{slot.spec.id} does not load: {error}")
+            )
+            with self._lock:
+                slot.loading, slot.reserved_bytes = None, 0
+                if not isinstance(failure, Overloaded):
+                    slot.failure, slot.failures = failure, slot.failures + 1
+                    slot.retry_at = time.monotonic() + RETRIES.pause_s(slot.failures)
+            logger.error("Could not load {}: {}", slot.spec.id, failure.message)
+            pending.set_exception(failure)
+            return
+        with self._lock:
+            slot.loading, slot.reserved_bytes = None, 0
+            loaded = self._put(slot, local)
+            is_gone = self._slots.get(slot.spec.id) is not slot
+            gone = self._retired(slot) if is_gone else None
+        pending.set_result(loaded)
+        seconds, size = time.monotonic() - began, slot.bytes / 1e6
+        shown = _shown(local.description)
+        logger.info("Loaded {}: {}, {:.0f} MB, in {:.1f} s", slot.spec.id, shown, size, seconds)
+        if gone is not None:
+            self._release(slot, gone)
+        else:
+            loading.keep_bytes(slot.settings, local.description.identity, slot.bytes)
+
+    def _make_room(self, slot: _Slot) -> None:
+        """Reserve the memory of a model, for which idle ones are evicted.
+
+        Raises OutOfMemory if it needs more than all, Overloaded if the others are busy or pinned.
+        """
+        needed = slot.bytes or loading.kept_bytes(slot.settings) or memory_budget.estimate(slot.settings)
+        limit = self._base.model.max_model_bytes
+        if limit and needed > limit:
+            raise OutOfMemory(
+                f"{slot.spec.id} needs {needed >> 20:,} MB; EMBEDDING_MAX_MODEL_BYTES allows "
+                f"{limit >> 20:,} MB for all models"
+            )
+        budget = MemoryBudget(limit, slot.settings.model.device)
+        while True:
+            with self._lock:
+                others = [one for one in self._slots.values() if one is not slot]
+                used = sum(one.bytes for one in others if one.loaded is not None)
+                left = budget.left(used, sum(one.reserved_bytes for one in others))
+                if needed <= left or not any(one.loaded or one.loading for one in others):
+                    slot.reserved_bytes = needed
+                    return
+                doomed = eviction.victim(self._occupants(others))
+                evicted = None if doomed is None else self._retired(self._slots[doomed])
+            if doomed is None or evicted is None:
+                raise Overloaded(
+                    f"{slot.spec.id} needs {needed >> 20:,} MB, {max(0, left) >> 20:,} MB are left, and "
+                    "every loaded model is busy or pinned; retry in 1 s",
+                    retry_after_s=1.0,
+                )
+            self.evictions += 1
+            logger.info("Evicting {} ({} needs {:,} MB)", doomed, slot.spec.id, needed >> 20)
+            self._unload(self._slots[doomed], evicted)
+
+    def _occupants(self, slots: Iterable[_Slot]) -> list[Occupant]:
+        return [
+            Occupant(slot.spec.id, slot.loaded.used_at, slot.loaded.calls > 0, slot.pinned)
+            for slot in slots
+            if slot.loaded is not None
+        ]
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise SwapRefused("the model server is stopping")
+
+    def _next_slot(self, spec: ModelSpec) -> _Slot:
+        """The present slot of a specification that has not changed, else a new one."""
+        before, settings = self._slots.get(spec.id), spec.settings(self._base)
+        if before is None or before.settings != settings or before.spec.dimensions != spec.dimensions:
+            return _Slot(spec, settings)
+        return before
+
+    def _take_over(self, registry: Registry, slots: dict[str, _Slot], ready: dict[str, Local]) -> None:
+        with self._lock:
+            left = [slot for spec_id, slot in self._slots.items() if slots.get(spec_id) is not slot]
+            gone = [(slot, one) for slot in left if (one := self._retired(slot)) is not None]
+            for spec in registry:
+                slot = slots[spec.id]
+                if slot.spec != spec:
+                    slot.spec, slot.pinned, slot.keep_alive_s = spec, spec.pinned, spec.keep_alive_s
+                if spec.id in ready:
+                    self._put(slot, ready[spec.id])
+            self._registry, self._slots = registry, slots
+        for slot, one in gone:
+            if not one.calls:
+                self._release(slot, one)
+
+    def _keep(self) -> None:
+        """Unload models whose keep-alive time is over."""
+        while not self._closed.wait(KEEPER_S):
+            with self._lock:
+                now = time.monotonic()
+                over = [slot for slot in self._slots.values() if _is_over(slot, now)]
+                due = [(slot, one) for slot in over if (one := self._retired(slot)) is not None]
+            for slot, one in due:
+                self._release(slot, one)
+
+    def _entry(self, slot: _Slot, now: float) -> dict[str, Any]:
+        loaded, described = slot.loaded, slot.description
+        idle_s = None if loaded is None else now - loaded.used_at
+        expires = idle_s is not None and slot.keep_alive_s >= 0
+        return {
+            "id": slot.spec.id,
+            "aliases": list(slot.spec.aliases),
+            "default": slot.spec.id == self._registry.default.id,
+            "name": slot.settings.model.name,
+            "state": slot.state.value,
+            "bytes": slot.bytes,
+            "idle_s": idle_s,
+            "uptime_s": None if loaded is None else now - loaded.loaded_at,
+            "active": 0 if loaded is None else loaded.calls,
+            "calls": slot.calls_before + (0 if loaded is None else loaded.total),
+            "loads": slot.loads,
+            "pinned": slot.pinned,
+            "keep_alive_s": slot.keep_alive_s,
+            "expires_s": max(0.0, slot.keep_alive_s - (idle_s or 0.0)) if expires else None,
+            "error": None if slot.failure is None else slot.failure.message,
+            "model": None if described is None else msgspec.to_builtins(described),
+        }
+
+
+def _is_over(slot: _Slot, now: float) -> bool:
+    """Whether a model's keep-alive time is over."""
+    loaded = slot.loaded
+    if loaded is None or loaded.calls or slot.pinned or slot.keep_alive_s < 0:
+        return False
+    least_s = slot.keep_alive_s if loaded.total else max(_FIRST_CALL_S, slot.keep_alive_s)
+    return now - loaded.used_at >= least_s
+
+
+def _wait(pending: futures.Future[LoadedModel], context: CallContext, name: str) -> None:
+    """Wait for a load until the caller's deadline. Raises the load's error, DeadlineExceeded."""
+    while not futures.wait([pending], timeout=min(0.2, max(0.0, context.deadline - time.monotonic()))).done:
+        if time.monotonic() >= context.deadline or context.is_gone():
+            raise DeadlineExceeded(f"{name} did not load in time; loading continues")
+    error = pending.exception()
+    if isinstance(error, EmbedshareError):
+        raise copy(error)
+
+
+def _check_identity(slot: _Slot, identity: str | None) -> None:
+    described = slot.description
+    if identity is not None and described is not None and identity != described.identity:
+        raise ModelSwapped(
+            f"{slot.spec.id} is of another vector space ({described.identity[:12]}) than the caller's "
+            f"({identity[:12]}): {described.model_name} serves now"
+        )
+
+
+def _check_dimensions(spec: ModelSpec, local: Local) -> None:
+    """Raise ModelMismatch if a model has not the dimensions of its specification."""
+    found = local.description.dimension
+    if spec.dimensions not in (None, found):
+        local.close()
+        raise ModelMismatch(f"{spec.name} has {found} dimensions; the file of models says {spec.dimensions}")
 
 
 def _serves(held: LoadedModel, wanted: Settings) -> bool:
-    """Whether the served model is the wanted one, on the wanted device."""
+    """Whether the loaded model is the wanted one, on the wanted device."""
     if not loading.same_device(held.settings.model.device, wanted.model.device):
         return False
     return identity_of(weights.find(wanted.model.name, wanted.model.cache_dir)) == held.description.identity

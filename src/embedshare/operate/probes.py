@@ -7,7 +7,7 @@ import time
 
 from embedshare import platforms
 from embedshare.errors import DeadlineExceeded, EmbedshareError, ServerUnavailable
-from embedshare.ipc import authkey
+from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import SUPERVISOR, this_process
 from embedshare.ipc.connection import Connections
 from embedshare.operate.processes import reached_at
@@ -66,15 +66,13 @@ class ServerProbe:
 
     def __init__(self, settings: Settings) -> None:
         self._connections = Connections(
-            settings.server,
-            lambda: authkey.client_key(settings),
-            lambda description: None,  # any model
-            lambda: this_process(SUPERVISOR),
+            settings.server, lambda: authkey.client_key(settings), lambda: this_process(SUPERVISOR)
         )
 
     def __call__(self) -> bool:
         try:
-            self._connections.probe(time.monotonic() + ANSWER_S)
+            query = codec.Query(*codec.UNSENT, "active_operations")
+            self._connections.call(query, time.monotonic() + ANSWER_S)
         except (ServerUnavailable, DeadlineExceeded) as error:
             return platforms.is_own_shortage(error)
         except EmbedshareError:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token
+from embedshare.identity import ModelDescription
 from embedshare.telemetry.calls import Source
 from embedshare.vectors.client.snapshot import IndexSnapshot
 from embedshare.vectors.kinds import Kind, Metric
@@ -80,5 +81,9 @@ class Provider(abc.ABC):
         says."""
 
     @abc.abstractmethod
+    def describe(self, context: CallContext) -> ModelDescription:
+        """The model as it is now."""
+
+    @abc.abstractmethod
     def ask(self, what: str, context: CallContext) -> Any:
-        """The answer to a query: `active_operations`, `health` or `stats`."""
+        """The answer to a query: `active_operations`, `health`, `models` or `stats`."""

@@ -27,7 +27,7 @@ from embedshare.calls import (
     prompt_of,
 )
 from embedshare.engine.runtimes.base import Runtime
-from embedshare.engine.scheduler import Scheduler
+from embedshare.engine.scheduler import Counts, Device, Scheduler
 from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, InvalidInput, MissingDependency, TooLarge
@@ -35,12 +35,14 @@ from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
 from embedshare.settings import Settings
 from embedshare.telemetry import memory
-from embedshare.telemetry.histogram import MILLISECONDS, Histogram
+from embedshare.telemetry.histogram import MILLISECONDS, SEQUENCES, TOKENS, Histogram
 from embedshare.vectors import exact
 from embedshare.vectors.client.snapshot import of_another_model
 
 #: Seconds without an embedding after which a health check embeds a text of its own.
 FRESH_S = 2.0
+#: The most batches at once on a CPU: more take longer together.
+CPU_BATCHES = 3
 #: The stages of a call in the engine.
 STAGES = ("tokenize", "queue", "compute")
 
@@ -57,6 +59,7 @@ class Local(Provider):
         description: ModelDescription,
         full_dimension: int,
         settings: Settings,
+        devices: Devices | None = None,
     ) -> None:
         self.indexes = LocalIndexes(self)
         self._runtime = runtime
@@ -72,25 +75,32 @@ class Local(Provider):
         self._total_ms = Histogram(MILLISECONDS)
         self.model_bytes: int | None = None
         """What loading the model added to this process's memory."""
+        device = (devices or Devices()).of(runtime.device, settings)
         self.scheduler = Scheduler(
             runtime.run,
             full_dimension,
-            permits=min(settings.model.max_concurrent_operations, runtime.max_batches),
+            device,
+            max_batches=min(settings.model.max_concurrent_operations, runtime.max_batches),
             leaders=runtime.max_batches_per_lane,
             interactive_budget=min(
                 runtime.interactive_budget, settings.model.max_batch_tokens or runtime.interactive_budget
             ),
             bulk_budget=settings.model.max_batch_tokens or runtime.bulk_budget,
-            max_waiting_tokens=settings.server.max_waiting_tokens,
             packs=runtime.packs,
         )
         self.scheduler.limit_batches(settings.model.max_batch_size)
 
     @classmethod
-    def load(cls, settings: Settings, device: str, expected_identity: str | None = None) -> Local:
+    def load(
+        cls,
+        settings: Settings,
+        device: str,
+        expected_identity: str | None = None,
+        devices: Devices | None = None,
+    ) -> Local:
         """Find, verify, load and warm up the model that the settings name, on `device`.
 
-        Raises what `loading.load` raises.
+        `devices`: those that it shares with other models of this process. Raises what `loading.load` raises.
         """
         if importlib.util.find_spec("tokenizers") is None:
             raise MissingDependency(
@@ -99,7 +109,7 @@ class Local(Provider):
         from embedshare.engine import loading  # a base install does not have what this imports
 
         before = memory.of_process()
-        local = cls(*loading.load(settings, device, expected_identity), settings)
+        local = cls(*loading.load(settings, device, expected_identity), settings, devices)
         local.embed(EmbedRequest(loading.SAMPLE, ""))
         after = memory.of_process()
         if before is not None and after is not None:
@@ -138,6 +148,9 @@ class Local(Provider):
         prompt = prompt_of(request, self.description)
         return [[*one] for one in self._tokenizer.detailed(self._texts(request), prompt, special_tokens)]
 
+    def describe(self, context: CallContext = UNBOUNDED) -> ModelDescription:
+        return self.description
+
     def ask(self, what: str, context: CallContext) -> Any:
         if what == "active_operations":
             return self.scheduler.active
@@ -145,6 +158,8 @@ class Local(Provider):
             return self.stats()
         if what == "health":
             return self._health(context)
+        if what == "models":
+            return []
         raise InvalidInput(f"unknown query {what!r}")
 
     def settle(self) -> None:
@@ -252,6 +267,23 @@ class Local(Provider):
             self._last_embedded = now
 
 
+class Devices:
+    """The devices that models of this process compute on, by name; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._devices: dict[str, Device] = {}
+
+    def of(self, name: str, settings: Settings) -> Device:
+        """The device of this name, made at its first model, by that model's settings."""
+        with self._lock:
+            if name not in self._devices:
+                most = settings.model.max_concurrent_operations
+                permits = min(most, CPU_BATCHES) if name == "cpu" else most
+                self._devices[name] = Device(permits, settings.server.max_waiting_tokens)
+            return self._devices[name]
+
+
 class LocalIndexes(Indexes):
     """The vectors of a handle, searched in place and exactly. Nothing is copied or stored."""
 
@@ -283,6 +315,44 @@ class LocalIndexes(Indexes):
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
         """See Indexes. The handle has removed them already."""
         return len(ids)
+
+
+def summed(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The stats of several models of this process as those of one."""
+    if len(found) == 1:
+        return found[0]
+    batches = {"batch_sequences": Histogram(SEQUENCES), "batch_tokens": Histogram(TOKENS)}
+    times = {f"{stage}_ms": Histogram(MILLISECONDS) for stage in (*STAGES, "total")}
+    stats: dict[str, Any] = {
+        **asdict(Counts()),
+        **dict.fromkeys(("total_requests", "successful_requests", "failed_requests", "waiting_tokens"), 0),
+        **dict.fromkeys(("active_operations", "padding_tokens"), 0),
+        "stage_seconds": dict.fromkeys(STAGES, 0.0),
+        "histograms": {name: one.snapshot() for name, one in (batches | times).items()},
+        "model_mb": 0.0,
+    }
+    for one in found:
+        stats = _added(stats, one)
+    count = stats["batches"] or 1
+    return stats | {
+        "uptime": max((one["uptime"] for one in found), default=0.0),
+        "pid": os.getpid(),
+        "mean_batch_sequences": round(stats["sequences"] / count, 3),
+        "mean_batch_tokens": round(stats["tokens"] / count, 3),
+        "memory_mb": memory.megabytes(memory.of_process()),
+        "gpu_memory_mb": memory.megabytes(memory.of_gpu()),
+    }
+
+
+def _added(one: Any, other: Any, name: str = "") -> Any:
+    """Numbers added, in dicts and lists too, but for the bounds of histograms."""
+    if one is None or other is None or name == "bounds":
+        return other if one is None else one
+    if isinstance(one, dict):
+        return {key: _added(one.get(key), other.get(key), key) for key in {**one, **other}}
+    if isinstance(one, list):
+        return [a + b for a, b in zip(one, other, strict=True)]
+    return one + other
 
 
 def release_memory() -> None:

@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, are_tokens
+from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
-from embedshare.ipc.connection import Connections
+from embedshare.ipc.connection import Connections, MetModel
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
 from embedshare.telemetry import request_ids
 
 
 class Served(Provider):
-    """Answers through `connections`. A prompt is resolved for the connection's model."""
+    """Answers with one model of a server. A prompt is resolved for the model as it was met."""
 
     source = "server"
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, model: MetModel) -> None:
         self.connections = connections
-        self.indexes = ServedIndexes(connections)
+        self._model = model
+        self.indexes = ServedIndexes(connections, model)
 
     def embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
         inputs: Any = request.inputs
@@ -32,7 +34,9 @@ class Served(Provider):
             call = codec.Encode(
                 *codec.UNSENT, inputs, "", normalize, dimensions, request_id, request.truncate, request.task
             )
-        rows, told, model = self.connections.call(call, context.deadline, request)
+        rows, told, model = self.connections.call(
+            call, context.deadline, self._model, request, is_check=context.is_check
+        )
         return EmbedResult(rows, told.token_counts, told.timings, model)
 
     def tokenize(self, request: EmbedRequest, context: CallContext) -> list[list[int]]:
@@ -43,7 +47,11 @@ class Served(Provider):
         return [[tuple(token) for token in one] for one in told]
 
     def ask(self, what: str, context: CallContext) -> Any:
-        return self.connections.call(codec.Query(*codec.UNSENT, what), context.deadline)
+        query = codec.Query(*codec.UNSENT, what)
+        return self.connections.call(query, context.deadline, self._model, is_check=True)
+
+    def describe(self, context: CallContext) -> ModelDescription:
+        return self.connections.describe(self._model, context.deadline)
 
     def forget(self, names: list[bytes], context: CallContext) -> None:
         """Have the server drop the indexes of these names."""
@@ -52,14 +60,15 @@ class Served(Provider):
     def _tokenize(self, request: EmbedRequest, context: CallContext, *how: bool) -> Any:
         texts: Any = request.inputs
         call = codec.Tokenize(*codec.UNSENT, texts, "", request_ids.current(), *how)
-        return self.connections.call(call, context.deadline, request)
+        return self.connections.call(call, context.deadline, self._model, request)
 
 
 class ServedIndexes(Indexes):
-    """The indexes of the model server."""
+    """The indexes of the model server that hold vectors of one model."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, model: MetModel) -> None:
         self._connections = connections
+        self._model = model
 
     def search(
         self, index: IndexCopy, query: EmbedRequest, k: int, context: CallContext
@@ -70,12 +79,14 @@ class ServedIndexes(Indexes):
             *codec.UNSENT, index.name, index.contents.version, str(text), "", k,
             query.dimensions, request_ids.current(),
         )  # fmt: skip
-        found: tuple[np.ndarray, np.ndarray] = self._connections.call(call, context.deadline, query)[0]
+        found: tuple[np.ndarray, np.ndarray] = self._connections.call(
+            call, context.deadline, self._model, query
+        )[0]
         return found
 
     def describe(self, index: IndexCopy, context: CallContext) -> dict[str, Any]:
         call = codec.Inspect(*codec.UNSENT, index.name)
-        described: dict[str, Any] = self._connections.call(call, context.deadline)
+        described: dict[str, Any] = self._connections.call(call, context.deadline, self._model)
         return described
 
     def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
@@ -85,8 +96,8 @@ class ServedIndexes(Indexes):
             *codec.UNSENT, index.name, index.identity, index.contents.version, index.metric, index.kind,
             piece.rows.shape[1], piece.start, piece.total, len(piece.ids),
         )  # fmt: skip
-        return int(self._connections.call(call, context.deadline, raw=memoryview(raw)))
+        return int(self._connections.call(call, context.deadline, self._model, raw=memoryview(raw)))
 
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
         call = codec.Remove(*codec.UNSENT, index.name, before, index.contents.version, list(ids))
-        return int(self._connections.call(call, context.deadline))
+        return int(self._connections.call(call, context.deadline, self._model))

@@ -13,7 +13,8 @@ from embedshare.settings import IndexSettings
 from embedshare.vectors.server.index import Index
 from embedshare.vectors.server.store import IndexStore, Sender
 
-IndexCall = codec.Put | codec.Search | codec.Remove | codec.Inspect | codec.Forget
+#: Calls of stored vectors, which no model computes.
+Stored = codec.Put | codec.Remove | codec.Inspect | codec.Forget
 Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
 
 
@@ -24,22 +25,22 @@ class IndexService:
         self._callers = callers
         self.store = IndexStore(settings.max_indexes, settings.max_bytes, callers.is_living)
 
-    def answer(self, provider: Local, call: IndexCall, raw: bytearray, context: CallContext) -> Answered:
-        """See ipc.server.Session. Raises UnknownIndex for an index that is not of the provider's model."""
-        identity, process = provider.description.identity, self._callers.process_of(context.caller)
+    def answer(self, identity: str | None, call: Stored, raw: bytearray, context: CallContext) -> object:
+        """The reply to a call by the holder of the vector space `identity`.
+
+        Raises UnknownIndex for an index of another one.
+        """
+        if isinstance(call, codec.Forget):
+            return self.store.forget(call.indexes)
+        process, identity = self._callers.process_of(context.caller), identity or ""
         match call:
-            case codec.Search():
-                return self._search(provider, call, process, context)
             case codec.Put():
-                reply: object = self._put(identity, call, raw, process, context)
+                return self._put(identity, call, raw, process, context)
             case codec.Remove():
                 ids = np.array(call.ids, np.int64)
-                reply = self.store.remove(process, call.index, identity, call.before, call.version, ids)
+                return self.store.remove(process, call.index, identity, call.before, call.version, ids)
             case codec.Inspect():
-                reply = self.store.describe(process, call.index, identity)
-            case codec.Forget():
-                reply = self.store.forget(call.indexes)
-        return codec.Reply(call.id, reply), None
+                return self.store.describe(process, call.index, identity)
 
     def _put(
         self, identity: str, call: codec.Put, raw: bytearray, process: Process, context: CallContext
@@ -58,9 +59,9 @@ class IndexService:
             np.frombuffer(raw, "<f4", offset=8 * call.count).reshape(call.count, call.dimension),
         )
 
-    def _search(
-        self, provider: Local, call: codec.Search, process: Process, context: CallContext
-    ) -> Answered:
+    def search(self, provider: Local, call: codec.Search, context: CallContext) -> Answered:
+        """The documents nearest to a text. Raises UnknownIndex for an index of another model."""
+        process = self._callers.process_of(context.caller)
         index, identity, version = call.index, provider.description.identity, call.version
         self.store.check(process, index, identity, version)  # before any computing
         query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")

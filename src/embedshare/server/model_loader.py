@@ -11,11 +11,11 @@ from collections.abc import Callable
 from embedshare import conversion
 from embedshare.errors import EmbedshareError, EngineFailed
 from embedshare.models import memory_budget
-from embedshare.providers.local import Local
+from embedshare.providers.local import Devices, Local
 from embedshare.settings import Settings
 
 
-def load(settings: Settings, check: Callable[[], None]) -> Local:
+def load(settings: Settings, check: Callable[[], None], devices: Devices) -> Local:
     """The model that the settings name, warmed up, if there is room for it on its device.
 
     `check` raises once it is no longer wanted. Raises OutOfMemory, what `Local.load` raises, and
@@ -28,8 +28,7 @@ def load(settings: Settings, check: Callable[[], None]) -> Local:
         raise EngineFailed(f"{settings.model.name} cannot be converted: {error}") from None
     check()
     try:
-        local = Local.load(ready, ready.model.device)
-        local.settle()
+        local = Local.load(ready, ready.model.device, devices=devices)
     except Exception as error:
         raise conversion.failure(settings, error) from None
     try:

@@ -6,21 +6,22 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
-from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
-from embedshare.models.pool import LoadedModel, ModelPool
-from embedshare.providers.local import Local
-from embedshare.server.index_service import Answered, IndexCall, IndexService
+from embedshare.models.pool import ModelPool, State
+from embedshare.models.registry import Registry
+from embedshare.providers.local import Local, summed
+from embedshare.server.index_service import Answered, IndexService, Stored
 from embedshare.settings import Settings, parse
 
+T = TypeVar("T")
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
 #: The longest time that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
@@ -45,8 +46,10 @@ class EmbeddingService:
         self._settings = settings
         self._stop = stop
         self._callers = callers
-        self._indexes = IndexService(settings.indexes, callers)
+        self.indexes = IndexService(settings.indexes, callers)
         self.swap_guard: SwapGuard | None = None
+        self.read_registry: Callable[[], Registry] | None = None
+        """Reads the registry of models again, if its source can change."""
         self._last_asked = time.monotonic()
         self._wire_seconds = {"decode": 0.0, "encode": 0.0}
         self._wire_lock = threading.Lock()
@@ -58,14 +61,12 @@ class EmbeddingService:
     def answer(
         self,
         provider: Local,
-        call: codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Query | IndexCall,
-        raw: bytearray,
+        call: codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Search,
         context: CallContext,
     ) -> Answered:
-        """See ipc.server.Session."""
-        if isinstance(call, codec.Query):
-            return codec.Reply(call.id, self._query(provider, call.what, context)), None
-        self._last_asked = time.monotonic()
+        """The answer to a call that a model computes."""
+        if not context.is_check:
+            self._last_asked = time.monotonic()
         if isinstance(call, codec.Prompted):
             self._check_prompt(call)
         if isinstance(call, codec.Encode):
@@ -78,7 +79,7 @@ class EmbeddingService:
         elif isinstance(call, codec.Tokenize):
             return self._tokenize(provider, call, context), None
         else:
-            return self._indexes.answer(provider, call, raw, context)
+            return self.indexes.search(provider, call, context)
         rows, token_counts, timings, _ = provider.embed(request, context)
         self._last_asked = time.monotonic()
         message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, token_counts)
@@ -90,57 +91,72 @@ class EmbeddingService:
             return codec.Reply(call.id, provider.tokens(request, call.special_tokens, context))
         return codec.Reply(call.id, provider.tokenize(request, context))
 
-    def swap(
-        self,
-        model_name: str,
-        settings: codec.ModelSettings | None,
-        deadline: float,
-        is_gone: Callable[[], bool],
-    ) -> dict[str, Any]:
-        """Replace the model; the fields of its description, and `seconds`.
+    def swap(self, name: str, call: codec.Swap, context: CallContext) -> dict[str, Any]:
+        """Replace the model that callers name `name`; the fields of its description, and `seconds`.
 
         Raises SwapRefused, InvalidInput, InvalidSetting, and the errors of loading the model; then nothing
         has changed.
         """
         if not self._settings.server.allow_swap:
             raise SwapRefused("EMBEDDING_ALLOW_SWAP is false on the model server")
+        model_name, settings = call.model_name, call.settings
         if not model_name or not model_name.isprintable() or len(model_name) > MAX_NAME:
             raise InvalidInput(
                 f"model_name must be a folder or a model's name, of up to {MAX_NAME} characters"
             )
-        wanted = self._wanted(model_name, settings)
+        wanted = self._wanted(name, model_name, settings)
         if self.swap_guard is not None:
             self.swap_guard.check_swap(wanted, None if settings is None else settings.version)
 
         def check() -> None:
             if self._stop.is_set():
                 raise SwapRefused("the model server is stopping")
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= context.deadline:
                 raise DeadlineExceeded("the swap took longer than its caller waits; nothing has changed")
-            if is_gone():
+            if context.is_gone():
                 raise SwapRefused("the swap's caller has left; nothing has changed")
 
-        return self.change_model(wanted, check)
+        return self.change_model(name, wanted, check)
 
-    def change_model(self, wanted: Settings, check: Callable[[], None]) -> dict[str, Any]:
-        """Replace the model by the one that `wanted` names, unless `check` raises; see `swap`."""
-
-        def load() -> Local:
-            from embedshare.server import model_loader  # a base install does not have what this imports
-
-            return model_loader.load(wanted, check)
-
+    def change_model(self, name: str, wanted: Settings, check: Callable[[], None]) -> dict[str, Any]:
+        """Replace a model by the one that `wanted` names, unless `check` raises; see `swap`."""
         began = time.monotonic()
-        # Not in the connection's thread, a daemon: a process must not end while OpenVINO compiles.
-        with ThreadPoolExecutor(1, "swap") as thread:
-            description = thread.submit(self._pool.swap, wanted, load).result()
+        description = self._apart(lambda: self._pool.swap(name, wanted, check))
         fields: dict[str, Any] = msgspec.to_builtins(description)
         return fields | {"seconds": round(time.monotonic() - began, 3)}
 
-    def _wanted(self, model_name: str, given: codec.ModelSettings | None) -> Settings:
+    def manage(self, call: codec.Manage, context: CallContext) -> Any:
+        """Load, unload or pin a model, or read the registry again; the models' entries."""
+        pool = self._pool
+        if call.action == "reload":
+            self._apart(self.reload)
+            return pool.entries()
+        if call.keep_alive_s is not None:
+            pool.keep_alive(call.model, call.keep_alive_s)
+        if call.action == "load":
+            pool.load(call.model, context)
+        elif call.action == "unload":
+            pool.unload(call.model)
+        else:
+            pool.pin(call.model, call.action == "pin")
+        return pool.entry(call.model)
+
+    def reload(self) -> None:
+        """Read the registry again. Raises InvalidModels, SwapRefused, and the errors of loading models."""
+        if self.read_registry is None:
+            raise InvalidInput("EMBEDDING_MODELS_FILE is not set: there are no models to read again")
+        self._pool.update(self.read_registry())
+
+    def _apart(self, work: Callable[[], T]) -> T:
+        """Work that may load models, not in the connection's thread: that is a daemon, and a process must not
+        end while OpenVINO compiles."""
+        with ThreadPoolExecutor(1, "models") as thread:
+            return thread.submit(work).result()
+
+    def _wanted(self, alias: str, model_name: str, given: codec.ModelSettings | None) -> Settings:
         configured, name = self._settings.model.name, weights.full_name(model_name)
         name = configured if name == weights.full_name(configured) else name
-        served = self._pool.settings
+        served = self._pool.settings(alias)
         if given is None:
             return served.with_values({"EMBEDDING_MODEL_NAME": name})
         # Trust in a name is trust in the operator's cache: another folder may hold any code.
@@ -177,56 +193,91 @@ class EmbeddingService:
         """Seconds since the last call for vectors or tokens; health checks do not count."""
         return 0.0 if self._pool.calls else time.monotonic() - self._last_asked
 
-    @property
-    def description(self) -> ModelDescription:
-        """The served model."""
-        return self._pool.description
+    def models(self) -> list[dict[str, Any]]:
+        """See ModelPool.entries."""
+        return self._pool.entries()
 
     def stats(self) -> dict[str, Any]:
-        """The work since the model was loaded, in the form of EmbeddingClient.stats()."""
-        with self._pool.lease() as leased:
-            return self._stats(leased.provider, UNBOUNDED)
-
-    def _stats(self, provider: Local, context: CallContext) -> dict[str, Any]:
-        stats: dict[str, Any] = provider.ask("stats", context)
+        """The work of all models since they were loaded, in the form of EmbeddingClient.stats()."""
+        found = [provider.ask("stats", UNBOUNDED) for _, provider in self._pool.providers()]
+        stats = summed(found)
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
             "swaps": self._pool.swaps,
             "failed_swaps": self._pool.failed_swaps,
-            "indexes": self._indexes.store.stats(),
+            "indexes": self.indexes.store.stats(),
         }
 
-    def _query(self, provider: Local, what: str, context: CallContext) -> Any:
+    def query(self, name: str, what: str, context: CallContext) -> Any:
+        """The answer to a query about a model, or about all; nothing is loaded but for a description."""
         if what not in codec.QUERIES:
             raise InvalidInput(f"unknown query {what[:40]!r}; there are {', '.join(codec.QUERIES)}")
+        if what == "models":
+            return self._pool.entries()
+        if what == "stats":
+            return self.stats()
+        if what == "active_operations":
+            return sum(provider.ask(what, context) for _, provider in self._pool.providers())
         if what == "describe":
-            return msgspec.to_builtins(provider.description)
-        return self._stats(provider, context) if what == "stats" else provider.ask(what, context)
+            described = self._pool.describe(name)
+            if described is None:
+                with self._pool.lease(name, None, context) as leased:
+                    described = leased.description
+            return msgspec.to_builtins(described)
+        state = self._pool.state(name)
+        if state is not State.READY:
+            return {"status": "ok", "model_state": state.value, "active_operations": 0}
+        with self._pool.lease(name, None, msgspec.structs.replace(context, is_check=True)) as leased:
+            return {**leased.provider.ask(what, context), "model_state": state.value}
 
 
 class EmbeddingSession:
-    """One connection's calls, all answered by the model of its first call."""
+    """One connection's calls. Before version 3 all are answered by the model of the first one."""
 
     def __init__(self, service: EmbeddingService, pool: ModelPool) -> None:
         self._service = service
         self._pool = pool
-        self._expected: LoadedModel | None = None
+        self._bound: str | None = None
 
     def answer(
-        self, call: codec.Call, raw: bytearray, received: float, caller: int, is_gone: Callable[[], bool]
+        self,
+        call: codec.Call | codec.Routed,
+        raw: bytearray,
+        received: float,
+        caller: int,
+        is_gone: Callable[[], bool],
     ) -> Answered:
         """See ipc.server.Session."""
+        name, identity, is_check, is_routed = "", self._bound, False, isinstance(call, codec.Routed)
+        if isinstance(call, codec.Routed):
+            name, identity, is_check, call = call.model, call.identity, call.is_check, call.call
         if not 0 <= call.time_left_s <= MAX_TIME_LEFT_S:  # NaN fails too: no deadline would end it
             raise InvalidInput(
                 f"time_left_s is {call.time_left_s}; allowed: seconds from 0 to {MAX_TIME_LEFT_S:g}"
             )
-        deadline = received + call.time_left_s
+        context = CallContext(received + call.time_left_s, caller, is_gone, is_check)
+        answered = self._answer(name, identity, call, raw, context)
+        if not is_routed and isinstance(call, codec.Query) and call.what == "describe":
+            described = self._pool.describe()
+            self._bound = None if described is None else described.identity
+        return answered
+
+    def _answer(
+        self, name: str, identity: str | None, call: codec.Call, raw: bytearray, context: CallContext
+    ) -> Answered:
+        service = self._service
         if isinstance(call, codec.Swap):
-            return codec.Reply(
-                call.id, self._service.swap(call.model_name, call.settings, deadline, is_gone)
-            ), None
-        with self._pool.lease(self._expected) as leased:
-            self._expected = leased
-            context = CallContext(deadline, caller, is_gone)
-            return self._service.answer(leased.provider, call, raw, context)
+            return codec.Reply(call.id, service.swap(name, call, context)), None
+        if isinstance(call, codec.Manage):
+            return codec.Reply(call.id, service.manage(call, context)), None
+        if isinstance(call, codec.Query):
+            self._pool.check(name, identity)
+            return codec.Reply(call.id, service.query(name, call.what, context)), None
+        if isinstance(call, Stored):
+            self._pool.check(name, identity)
+            described = self._pool.describe(name)
+            identity = described.identity if identity is None and described is not None else identity
+            return codec.Reply(call.id, service.indexes.answer(identity, call, raw, context)), None
+        with self._pool.lease(name, identity, context) as leased:
+            return service.answer(leased.provider, call, context)

@@ -41,5 +41,11 @@ class ModelSettings(Section):
         "more than three")
     max_batch_tokens: int = setting("EMBEDDING_MAX_BATCH_TOKENS", parsing.integer(0, 1_000_000), 0,
         "Maximum tokens in one batch; 0 leaves the limit to the runtime (1,024 on a CPU, 16,384 on a GPU)")
+    models_file: str | None = setting("EMBEDDING_MODELS_FILE", parsing.optional_text, None,
+        "Path of a YAML file with the models to serve, see docs/models.md. Default: the one model of "
+        "`EMBEDDING_MODEL_NAME`")
+    max_model_bytes: int = setting("EMBEDDING_MAX_MODEL_BYTES", parsing.integer(0, 1 << 50), 0,
+        "Maximum memory of all loaded models in bytes. Beyond the limit the least recently used idle model "
+        "is unloaded. 0 is what the machine, its container or the GPU has free, less a tenth of its whole")
     max_batch_size: int = setting("EMBEDDING_MAX_BATCH_SIZE", parsing.integer(0, 1_000_000), 0,
         "Maximum texts in one batch, in addition to the limit in tokens; 0 sets no limit")

@@ -48,6 +48,15 @@ GAUGES = (
 )
 
 
+#: Of each model, with its id as the label `model`: the name here, the key of its entry, the meaning.
+OF_A_MODEL = (
+    ("calls", "calls", "Calls for the model"),
+    ("loads", "loads", "Times that the model was loaded"),
+    ("active", "active", "Queued and running calls for the model"),
+    ("bytes", "bytes", "Memory that loading the model took"),
+)
+
+
 class View(NamedTuple):
     """The server at one moment."""
 
@@ -58,8 +67,8 @@ class View(NamedTuple):
     """Finished calls, by method and outcome."""
 
     connections: int
-    model: Mapping[str, str]
-    """The model's name, identity, device and the like."""
+    models: Sequence[Mapping[str, Any]]
+    """The models' entries, see ModelPool.entries."""
 
     uptime_s: float
 
@@ -71,7 +80,7 @@ class ServerCollector(Collector):
         self._look = look
 
     def collect(self) -> Iterator[Metric]:
-        stats, outcomes, connections, model, uptime_s = self._look()
+        stats, outcomes, connections, models, uptime_s = self._look()
         calls = CounterMetricFamily("embedshare_server_calls", "Finished calls", labels=["method", "outcome"])
         for (method, outcome), count in sorted(outcomes.items()):
             calls.add_metric([method, outcome], count)
@@ -99,7 +108,7 @@ class ServerCollector(Collector):
         for name, (meaning, size) in sizes.items():
             if size is not None:
                 yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=size)
-        yield InfoMetricFamily("embedshare_server_model", "The served model", value=dict(model))
+        yield from _of_models(models)
 
 
 def serve(host: str, port: int, look: Callable[[], View], allowed_hosts: Sequence[str] = ()) -> None:
@@ -149,6 +158,24 @@ def _histograms(snapshots: Mapping[str, Snapshot]) -> Iterator[Metric]:
         sizes = HistogramMetricFamily(f"embedshare_server_batch_{name}", meaning)
         sizes.add_metric([], _buckets(snapshot, 1), snapshot["sum"])
         yield sizes
+
+
+def _of_models(models: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    served = next((one["model"] for one in models if one["default"]), None)
+    if served is not None:
+        value = {key: served[key] for key in ("identity", "device", "dtype", "runtime")}
+        info = {"name": served["model_name"], **value}
+        yield InfoMetricFamily("embedshare_server_model", "The default model", value=info)
+    for name, key, meaning in OF_A_MODEL:
+        kind = CounterMetricFamily if key in ("calls", "loads") else GaugeMetricFamily
+        family = kind(f"embedshare_server_model_{name}", meaning, labels=["model"])
+        for one in models:
+            family.add_metric([one["id"]], float(one[key]))
+        yield family
+    states = GaugeMetricFamily("embedshare_server_model_state", "1 for its state", labels=["model", "state"])
+    for one in models:
+        states.add_metric([one["id"], one["state"]], 1)
+    yield states
 
 
 def _buckets(snapshot: Snapshot, divisor: float) -> list[tuple[str, float]]:

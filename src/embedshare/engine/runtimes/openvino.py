@@ -136,6 +136,40 @@ class _Graph:
     shape: tuple[int, int] | None = None
 
 
+class _Neighbours:
+    """The batches of all models in OpenVINO in this process; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._last_parallel = float("-inf")
+
+    def enter(self) -> bool:
+        """A batch begins; whether it has all cores, since no other ran beside one lately."""
+        with self._lock:
+            now = time.monotonic()
+            if self._inside:
+                self._last_parallel = now
+            self._inside += 1
+            return now - self._last_parallel >= _ALONE_AFTER_S
+
+    def leave(self) -> None:
+        """A batch has ended."""
+        with self._lock:
+            self._inside -= 1
+
+
+_neighbours = _Neighbours()
+
+
+def _reset_after_fork() -> None:
+    global _neighbours
+    _neighbours = _Neighbours()
+
+
+platforms.after_fork_in_child(_reset_after_fork)
+
+
 class OpenVinoRuntime:
     """Runs a converted graph on the CPU.
 
@@ -161,7 +195,6 @@ class OpenVinoRuntime:
         parts = [_Graph(_Compiled(streams.create_infer_request())) for _ in range(self.max_batches_per_lane)]
         self._all_cores = whole
         self._free = [whole, *parts]
-        self._last_beside = float("-inf")
         self.padding_tokens = 0
         self._freed = threading.Condition()
         # Not a daemon, in every process: it must not end while OpenVINO compiles.
@@ -176,11 +209,7 @@ class OpenVinoRuntime:
         """See base.Runtime."""
         with self._freed:
             self._freed.wait_for(lambda: self._free)
-            now = time.monotonic()
-            if len(self._free) < self.max_batches:
-                self._last_beside = now
-            alone = now - self._last_beside >= _ALONE_AFTER_S
-            graph = self._free.pop(0 if alone else -1)
+            graph = self._free.pop(0 if _neighbours.enter() else -1)
         padding = 0
         try:
             vectors, padding = self._run(sequences, graph)
@@ -192,6 +221,7 @@ class OpenVinoRuntime:
                 f"the CPU has too little memory for {len(sequences)} sequences: {error}"
             ) from None
         finally:
+            _neighbours.leave()
             with self._freed:
                 self.padding_tokens += padding
                 self._free.insert(0 if graph is self._all_cores else len(self._free), graph)

@@ -1,0 +1,70 @@
+"""A model's specification: the names that callers use, the model behind them, and how it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from embedshare.settings import ANY_NAME, Settings
+
+#: A specification's fields that override a setting, and that setting.
+OVERRIDES = {
+    "device": "EMBEDDING_DEVICE",
+    "dtype": "EMBEDDING_DTYPE",
+    "runtime": "EMBEDDING_RUNTIME",
+    "max_batch_tokens": "EMBEDDING_MAX_BATCH_TOKENS",
+    "max_batch_size": "EMBEDDING_MAX_BATCH_SIZE",
+    "cache_dir": "EMBEDDING_MODEL_CACHE_DIR",
+}
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that the server may load. None leaves a field to the settings."""
+
+    id: str
+    """The name that callers use."""
+
+    name: str
+    """The model that is loaded: a folder, a package's name, or a name on the hub."""
+
+    aliases: tuple[str, ...] = ()
+    """Further names for callers; ANY_NAME is every name that no model has."""
+
+    dimensions: int | None = None
+    """Values of its vectors; a model with another number is refused."""
+
+    preload: bool = False
+    pinned: bool = False
+    """It is never unloaded to make room."""
+
+    keep_alive_s: float = -1.0
+    """Seconds without a call after which it is unloaded; -1 is never."""
+
+    device: str | None = None
+    dtype: str | None = None
+    runtime: str | None = None
+    max_batch_tokens: int | None = None
+    max_batch_size: int | None = None
+    cache_dir: str | None = None
+    trust_remote_code: bool | None = None
+    """Whether the model's own Python code may run."""
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> ModelSpec:
+        """The only model of a server without a file of models."""
+        named = tuple(name for name in settings.model.aliases if name != ANY_NAME)
+        return cls(id=settings.model.name, name=settings.model.name, aliases=named, preload=True)
+
+    @property
+    def names(self) -> list[str]:
+        """The names for callers that lists show."""
+        return list(dict.fromkeys([self.id, *(name for name in self.aliases if name != ANY_NAME)]))
+
+    def settings(self, base: Settings) -> Settings:
+        """The settings that load it: those of `base`, with its own."""
+        given = {setting: getattr(self, field) for field, setting in OVERRIDES.items()}
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.trust_remote_code is not None:
+            values["EMBEDDING_TRUST_REMOTE_CODE"] = (self.name,) if self.trust_remote_code else ()
+        return base.with_values({"EMBEDDING_MODEL_NAME": self.name, **values})

@@ -1,0 +1,28 @@
+"""Version 3 of the wire: what it adds, to the byte, which no later release may change."""
+
+from __future__ import annotations
+
+from embedshare.ipc import codec
+
+_TEXT = codec.Encode(7, 1.5, ["one"], "", False, None, None, True, None)
+
+#: By name: the message, and its bytes in hexadecimal.
+CALLS = {
+    "routed": (
+        codec.Routed("bge", "ab" * 32, False, _TEXT),
+        "950ca3626765d94061626162616261626162616261626162616261626162616261626162616261626162616261626162616261626162616261626162616261626162616261626162c29a0107cb3ff800000000000091a36f6e65a0c2c0c0c3c0",
+    ),
+    "routed, defaults": (
+        codec.Routed("", None, False, codec.Query(2, 5.0, "models")),
+        "950ca0c0c2950302cb4014000000000000a66d6f64656c73c0",
+    ),
+    "routed, a check": (
+        codec.Routed("bge", None, True, codec.Query(2, 5.0, "health")),
+        "950ca3626765c0c3950302cb4014000000000000a66865616c7468c0",
+    ),
+    "manage": (
+        codec.Manage(3, 600.0, "load", "bge", 60.0),
+        "960b03cb4082c00000000000a46c6f6164a3626765cb404e000000000000",
+    ),
+    "manage, defaults": (codec.Manage(3, 600.0, "reload"), "960b03cb4082c00000000000a672656c6f6164a0c0"),
+}
