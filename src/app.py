@@ -27,7 +27,7 @@ from embedshare.web.apis import embed, health, index, load, metrics, ollama, ope
 from embedshare.web.apis import settings as settings_routes
 from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
 from embedshare.web.guards.request_limits import RequestLimits
-from embedshare.web.model_client import ModelClient
+from embedshare.web.models import Models
 from embedshare.web.pages import dashboard
 from embedshare.web.server import listener
 
@@ -78,9 +78,9 @@ def create_app(
     }
     app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes))
-    model_client = ModelClient(model, settings, request_limits, lambda: live.normalize)
+    models = Models(model, settings, request_limits, lambda: live.normalize)
     for api in (embed, openai, ollama, tei):
-        app.register_blueprint(api.blueprint(model_client))
+        app.register_blueprint(api.blueprint(models))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))
     searcher = model if settings.searches_the_web else None

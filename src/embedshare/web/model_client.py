@@ -1,17 +1,17 @@
-"""The model behind all APIs of a worker: its calls, and its names."""
+"""One model behind the APIs of a worker: its calls, and its names."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
-from embedshare.identity import ModelDescription
+from embedshare.identity import ModelDescription, names_of
 from embedshare.settings import ANY_NAME, Settings
-from embedshare.telemetry.cpu_load import CpuLoad
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
 
@@ -38,6 +38,7 @@ class Model(Protocol):
     ) -> list[list[Token]]: ...
     def describe(self) -> ModelDescription: ...
     def stats(self) -> dict[str, Any]: ...
+    def manage_model(self, action: str, keep_alive_s: float | None = None) -> Any: ...
 
 
 class Loaded(NamedTuple):
@@ -48,19 +49,26 @@ class Loaded(NamedTuple):
 
 
 class ModelClient:
-    """The model behind the APIs.
+    """A model behind the APIs.
 
-    `normalize` tells whether vectors get length 1 by default, if the API does not promise it.
+    `normalize` tells whether vectors get length 1 by default, if the API does not promise it, `is_busy`
+    whether the processor has no time to spare. `entry`: of one among several, see EmbeddingClient.models().
     """
 
     def __init__(
-        self, model: Model, settings: Settings, request_limits: RequestLimits, normalize: Callable[[], bool]
+        self,
+        model: Model,
+        settings: Settings,
+        request_limits: RequestLimits,
+        normalize: Callable[[], bool],
+        is_busy: Callable[[], bool],
+        entry: dict[str, Any] | None = None,
     ) -> None:
         self._model = model
         self._normalize = normalize
         self._request_limits = request_limits
-        processor = CpuLoad()
-        self._coalescer = Coalescer(self._ask, lambda: processor.is_busy)
+        self._coalescer = Coalescer(self._ask, is_busy)
+        self.entry = entry
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
@@ -111,32 +119,63 @@ class ModelClient:
         return self._model.describe()
 
     @property
-    def loaded(self) -> Loaded:
-        """The load time and the memory of the model that answers.
+    def known(self) -> ModelDescription | None:
+        """The model's description; None if it was not loaded yet, which lists do not change."""
+        if self.entry is None:
+            return self.description
+        told = self.entry["model"]
+        return None if told is None else msgspec.convert(told, ModelDescription)
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The load time and the memory of the model that answers; None if it is not loaded now.
 
         The time is the same in every answer, though the uptime behind it is less exact.
         """
-        stats = self._model.stats()
-        at = time.time() - stats["uptime"]
+        if self.entry is None:
+            stats = self._model.stats()
+            uptime_s, size = stats["uptime"], round((stats["model_mb"] or 0) * 1e6)
+        else:
+            uptime_s, size = self.entry["uptime_s"], self.entry["bytes"]
+        if uptime_s is None:
+            return None
+        at = time.time() - uptime_s
         if abs(at - self._loaded_at) > _SAME_TIME_S:
             self._loaded_at = at
-        return Loaded(self._loaded_at, round((stats["model_mb"] or 0) * 1e6))
+        return Loaded(self._loaded_at, size)
+
+    @property
+    def expires_at(self) -> float | None:
+        """The Unix time at which the model is unloaded without a further call; None is never."""
+        left_s = None if self.entry is None else self.entry["expires_s"]
+        return None if left_s is None else time.time() + left_s
+
+    def manage(self, action: str, keep_alive_s: float | None = None) -> Any:
+        """See EmbeddingClient.manage_model."""
+        return self._model.manage_model(action, keep_alive_s)
 
     @property
     def short_name(self) -> str:
-        """The model's name without the part before its last slash."""
-        return _short(self.description.model_name)
+        """The name that clients of Ollama use: without the part before its last slash."""
+        return names_of(self.own_name)[1]
+
+    @property
+    def own_name(self) -> str:
+        """The model's own name: of one among several its id."""
+        return self.description.model_name if self.entry is None else str(self.entry["id"])
 
     @property
     def names(self) -> list[str]:
         """The names in lists of models, its own first."""
-        own = self.description.model_name
-        return list(dict.fromkeys([own, *(name for name in self._aliases if name != ANY_NAME)]))
+        aliases = self._aliases if self.entry is None else self.entry["aliases"]
+        return list(dict.fromkeys([self.own_name, *(name for name in aliases if name != ANY_NAME)]))
 
     def is_own_name(self, name: str) -> bool:
         """Whether a request uses the model's own name: with or without the part before its last slash, and
-        `:latest` after it. An alias is not: it is for clients of another model."""
-        own = self.description.model_name
+        `:latest` after it. An alias of the only model is not: it is for clients of another model."""
+        if self.entry is not None:
+            return name.removesuffix(LATEST) in self.names or name in self.names
+        own = self.own_name
         return name.removesuffix(LATEST) in (own.removesuffix(LATEST), self.short_name.removesuffix(LATEST))
 
     def special_tokens(self) -> tuple[list[int], list[int]]:
@@ -158,8 +197,3 @@ class ModelClient:
                 f"the model {name[:100]!r} is not served here; served: {', '.join(dict.fromkeys(allowed))} "
                 "(EMBEDDING_MODEL_ALIASES adds names)"
             )
-
-
-def _short(name: str) -> str:
-    """The last part of a name, or of a folder's path."""
-    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name

@@ -15,17 +15,18 @@ from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import UnprocessableEntity, UnsupportedMediaType
 
 from embedshare.calls import EmbedResult
-from embedshare.errors import EmptyInput, InvalidInput, TooLarge
+from embedshare.errors import EmptyInput, InvalidInput, TooLarge, UnknownModel
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON, TeiError
 from embedshare.web.model_client import ModelClient
+from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
 #: The media type for vectors as base64 of their little-endian float32 values: 2 KB instead of 5.
 BASE64 = "application/json;embeddings=base64"
 #: Errors of all of these routes.
-REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, *errors.OF_THE_MODEL)
+REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, UnknownModel, *errors.OF_THE_MODEL)
 #: Errors of the routes of text-embeddings-inference.
 REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
@@ -96,7 +97,7 @@ class OneEmbedding(msgspec.Struct):
     processing_time_ms: float
 
 
-def blueprint(model_client: ModelClient) -> Blueprint:
+def blueprint(models: Models) -> Blueprint:
     """`POST /embed` with `texts` or `inputs`, `POST /` with `inputs`, `POST /embed/single`."""
     routes = Blueprint("embed", __name__)
     either, of_inputs = msgspec.json.Decoder(_EitherRequest), msgspec.json.Decoder(InputsRequest)
@@ -107,6 +108,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         {200: {JSON: Embeddings | list[list[float]], BASE64: Base64Embeddings}},
         errors=REFUSED_AS_TEI,
         body=(EmbedRequest, InputsRequest),
+        query={"model": str},
         examples={
             "own form": (
                 {"texts": _TEXTS},
@@ -129,8 +131,8 @@ def blueprint(model_client: ModelClient) -> Blueprint:
             )
         if isinstance(asked.texts, UnsetType):
             assert not isinstance(asked.inputs, UnsetType)  # one of them is there
-            return _bare(model_client, asked.inputs, asked)
-        found = model_client.embed(asked.texts)
+            return _bare(models.of(named()), asked.inputs, asked)
+        found = models.of(named()).embed(asked.texts)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
         vectors = _in_base64(found.rows) if kind == BASE64 else found.rows
         answer = {"embeddings": vectors, **_told(found, began), "request_id": request_ids.current()}
@@ -140,19 +142,23 @@ def blueprint(model_client: ModelClient) -> Blueprint:
 
     @routes.post("/", scopes=("embed",), form=TeiError, tag=Tag.EMBEDDINGS)
     @openapi.describe(
-        {200: list[list[float]]}, errors=REFUSED_AS_TEI, body=InputsRequest, examples={"inputs": _INPUTS}
+        {200: list[list[float]]},
+        errors=REFUSED_AS_TEI,
+        body=InputsRequest,
+        query={"model": str},
+        examples={"inputs": _INPUTS},
     )
     def embed_inputs() -> Response:
         """The embeddings of `inputs`, for text-embeddings-inference clients with a bare server address."""
         asked = body.read(of_inputs, '{"inputs": ["a text"]}', untyped=True)
-        return _bare(model_client, asked.inputs, asked)
+        return _bare(models.of(named()), asked.inputs, asked)
 
     @routes.post("/embed/single", scopes=("embed",), tag=Tag.EMBEDDINGS)
     @openapi.describe(
         {200: OneEmbedding},
         errors=(*REFUSED, UnprocessableEntity),
         body=str,
-        query={"text": str},
+        query={"text": str, "model": str},
         examples={"text": (_TEXTS[0], {"embedding": _VECTORS[0], **_TOLD})},
     )
     def embed_single() -> Response:
@@ -164,10 +170,15 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         text = sent if asked is None else asked
         if text is None or not text.strip() or (asked is not None and sent is not None):
             raise UnprocessableEntity('one text that is not blank is needed: ?text=…, or the body "a text"')
-        found = model_client.embed([text])
+        found = models.of(named()).embed([text])
         return Response(dumped({"embedding": found.rows[0], **_told(found, began)}), content_type=JSON)
 
     return routes
+
+
+def named() -> str | None:
+    """The model that `?model=…` names."""
+    return request.args.get("model")
 
 
 def dumped(answer: Any) -> bytes:

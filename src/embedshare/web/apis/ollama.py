@@ -17,7 +17,9 @@ from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import dumped
 from embedshare.web.errors import JSON
-from embedshare.web.model_client import LATEST, ModelClient
+from embedshare.web.guards import auth
+from embedshare.web.model_client import LATEST, Loaded, ModelClient
+from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
 T = TypeVar("T")
@@ -25,21 +27,30 @@ _REFUSED: tuple[openapi.Raised, ...] = (InvalidInput, TooLarge, UnknownModel, *e
 #: The family of models, Ollama's word for an architecture. A worker only knows that it embeds.
 _FAMILY = "embedshare"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-#: The time until which the model stays loaded, as clients want one: it is never unloaded.
+#: The time until which a model stays loaded that is never unloaded, as clients want one.
 _NEVER = "2318-01-01T00:00:00Z"
+#: Go's durations, in which Ollama's clients give `keep_alive`: a sign, and numbers with units.
+_DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h)?)+)")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)?")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+#: The longest time that is not for ever, in seconds.
+_LONGEST_S = 1e9
 
 
 class OllamaRequest(msgspec.Struct):
-    """A text or several; `keep_alive`, `options` and other fields are ignored.
+    """A text or several; `options` and other fields are ignored.
 
-    Texts longer than the model's longest sequence are truncated, unless `truncate` is false: then they are an
-    error.
+    No text loads the model. `keep_alive`: time without a call after which the model is unloaded, in seconds
+    or as "5m", negative for never; no text and 0 unload it. Where keys are required it needs the scope
+    `admin`, and is ignored beside texts without it. Texts longer than the model's longest sequence are
+    truncated, unless `truncate` is false: then they are an error.
     """
 
     model: str
     input: str | list[str] = ""
     truncate: bool | None = True
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
+    keep_alive: float | str | None = None
 
 
 class OllamaEmbeddings(msgspec.Struct):
@@ -53,10 +64,11 @@ class OllamaEmbeddings(msgspec.Struct):
 
 
 class OllamaPrompt(msgspec.Struct):
-    """A text; other fields are ignored."""
+    """A text; `keep_alive` as in OllamaRequest, other fields are ignored."""
 
     model: str
     prompt: str = ""
+    keep_alive: float | str | None = None
 
 
 class OllamaEmbedding(msgspec.Struct):
@@ -89,7 +101,8 @@ class OllamaDetails(msgspec.Struct):
 class OllamaModel(msgspec.Struct):
     """A name for the model; the digest is its identity.
 
-    `modified_at` is the model's load time, `size` the bytes of memory that loading it took, 0 if unknown.
+    `modified_at` is the model's load time, `size` the bytes of memory that loading it took, 0 if unknown. The
+    digest of a model that was never loaded is empty.
     """
 
     name: str
@@ -101,13 +114,13 @@ class OllamaModel(msgspec.Struct):
 
 
 class OllamaModels(msgspec.Struct):
-    """The model's listed names."""
+    """The models' listed names."""
 
     models: list[OllamaModel]
 
 
 class OllamaRunning(msgspec.Struct):
-    """The model, which is always loaded; `size_vram` is `size` on a GPU and else 0."""
+    """A loaded model; `size_vram` is `size` on a GPU and else 0."""
 
     name: str
     model: str
@@ -120,7 +133,7 @@ class OllamaRunning(msgspec.Struct):
 
 
 class OllamaProcesses(msgspec.Struct):
-    """The model, under its own name."""
+    """The loaded models, each under its own name."""
 
     models: list[OllamaRunning]
 
@@ -152,10 +165,11 @@ _OF_TEXTS = (
 )
 _OF_PROMPT = {**_NAMED, "prompt": "one model"}, {"embedding": [0.0132, -0.0417, 0.0908]}
 
+_UNKNOWN = OllamaDetails("", "", _FAMILY, [_FAMILY], "", "")
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.OLLAMA}
 
 
-def blueprint(model_client: ModelClient) -> Blueprint:
+def blueprint(models: Models) -> Blueprint:
     """The routes below `/api`."""
     routes = Blueprint("ollama", __name__)
     of_input = msgspec.json.Decoder(OllamaRequest)
@@ -170,20 +184,18 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         """The embeddings of texts, of length 1."""
         began = time.perf_counter_ns()
         asked = _read(of_input, '{"model": "any", "input": "a text"}')
-        model_client.check_name(asked.model)
+        model_client, keep_alive_s = models.of(asked.model), _seconds(asked.keep_alive)
         texts = asked.input if isinstance(asked.input, list) else [asked.input] if asked.input else []
-        found = model_client.embed(
-            texts,
-            normalize=True,
-            dimensions=None if asked.dimensions is None else int(asked.dimensions),
-            truncate=asked.truncate is not False,
+        dimensions = None if asked.dimensions is None else int(asked.dimensions)
+        rows, tokens = _embedded(
+            models, model_client, texts, keep_alive_s, dimensions, truncate=asked.truncate is not False
         )
         answer = {
             "model": asked.model,
-            "embeddings": found.rows,
+            "embeddings": rows,
             "total_duration": time.perf_counter_ns() - began,
-            "load_duration": 0,  # the model server loaded it earlier
-            "prompt_eval_count": found.tokens,
+            "load_duration": 0,  # part of the total, which a worker does not divide
+            "prompt_eval_count": tokens,
         }
         return Response(dumped(answer), content_type=JSON)
 
@@ -194,34 +206,22 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     def ollama_embeddings() -> Response:
         """The embedding of one text, by Ollama's earlier route."""
         asked = _read(of_prompt, '{"model": "any", "prompt": "a text"}')
-        model_client.check_name(asked.model)
-        rows = model_client.embed([asked.prompt] if asked.prompt else []).rows
+        texts, keep_alive_s = [asked.prompt] if asked.prompt else [], _seconds(asked.keep_alive)
+        rows, _ = _embedded(models, models.of(asked.model), texts, keep_alive_s, None, normalize=None)
         return Response(dumped({"embedding": rows[0] if len(rows) else []}), content_type=JSON)
 
     @routes.get("/api/tags", **_DECLARED)
     @openapi.describe({200: OllamaModels}, errors=errors.OF_THE_MODEL)
     def ollama_tags() -> Response:
-        """The model's listed names."""
-        loaded, described = model_client.loaded, model_client.description
-        at, digest, details = _time(loaded.at), described.identity, _details(described)
-        return body.answer(
-            OllamaModels(
-                [OllamaModel(name, name, at, loaded.bytes, digest, details) for name in _tags(model_client)]
-            )
-        )
+        """The models' listed names."""
+        return body.answer(OllamaModels([listed for one in models.all() for listed in _listed(one)]))
 
     @routes.get("/api/ps", **_DECLARED)
     @openapi.describe({200: OllamaProcesses}, errors=errors.OF_THE_MODEL)
     def ollama_ps() -> Response:
-        """The model, which is always loaded."""
-        size, described = model_client.loaded.bytes, model_client.description
-        name = _tags(model_client)[0]
-        on_gpu = not described.device.startswith("cpu")
-        running = OllamaRunning(
-            name, name, size, described.identity, _details(described), _NEVER, size if on_gpu else 0,
-            described.max_seq_length,
-        )  # fmt: skip
-        return body.answer(OllamaProcesses([running]))
+        """The loaded models."""
+        running = [found for one in models.all() if (found := _running(one)) is not None]
+        return body.answer(OllamaProcesses(running))
 
     @routes.post("/api/show", **_DECLARED)
     @openapi.describe({200: OllamaShown}, errors=_REFUSED, body=OllamaName)
@@ -231,17 +231,15 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         name = asked.name if asked.model is None else asked.model
         if name is None:
             raise InvalidInput('the body must name a model: {"model": "any"}')
-        model_client.check_name(name)
-        loaded, described = model_client.loaded, model_client.description
+        model_client = models.of(name)
+        described, loaded = model_client.description, model_client.loaded
         info: dict[str, Any] = {
             "general.architecture": _FAMILY,
             "general.basename": described.model_name,
             f"{_FAMILY}.context_length": described.max_seq_length,
             f"{_FAMILY}.embedding_length": described.dimension,
         }
-        return body.answer(
-            OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded.at))
-        )
+        return body.answer(OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded)))
 
     @routes.get("/api/version", **_DECLARED)
     @openapi.describe({200: OllamaVersion})
@@ -257,6 +255,66 @@ def _read(decoder: msgspec.json.Decoder[T], example: str) -> T:
     return body.read(decoder, example, any_type=True, replaces_half_pairs=True)
 
 
+def _embedded(
+    models: Models,
+    model_client: ModelClient,
+    texts: list[str],
+    keep_alive_s: float | None,
+    dimensions: int | None,
+    *,
+    normalize: bool | None = True,
+    truncate: bool = True,
+) -> tuple[Any, int]:
+    """The vectors and their tokens; none for no texts, which load or unload the model."""
+    if not texts and keep_alive_s == 0:
+        auth.require("admin")
+        models.unload(model_client)
+        return [], 0
+    found = model_client.embed(texts, normalize=normalize, dimensions=dimensions, truncate=truncate)
+    if keep_alive_s is not None and auth.is_allowed("admin"):
+        models.keep_alive(model_client, keep_alive_s)
+    elif not texts:
+        model_client.manage("load")
+    return found.rows, found.tokens
+
+
+def _seconds(keep_alive: float | str | None) -> float | None:
+    """A number of seconds, or Go's form of a duration, as "1h30m"; -1 for negative ones, which is never.
+
+    Raises InvalidInput.
+    """
+    if keep_alive is None or keep_alive == "":
+        return None
+    if isinstance(keep_alive, str):
+        found = _DURATION.fullmatch(keep_alive)
+        if found is None:
+            raise InvalidInput(f"keep_alive is {keep_alive[:40]!r}; it must be seconds, or such as 5m or -1")
+        parts = _PART.findall(found[2])
+        seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
+        keep_alive = -1.0 if found[1] == "-" else seconds
+    return -1.0 if keep_alive < 0 or keep_alive > _LONGEST_S else float(keep_alive)
+
+
+def _listed(model_client: ModelClient) -> list[OllamaModel]:
+    loaded, described = model_client.loaded, model_client.known
+    at, size = _time(loaded), 0 if loaded is None else loaded.bytes
+    digest, details = ("", _UNKNOWN) if described is None else (described.identity, _details(described))
+    return [OllamaModel(name, name, at, size, digest, details) for name in _tags(model_client)]
+
+
+def _running(model_client: ModelClient) -> OllamaRunning | None:
+    loaded, described = model_client.loaded, model_client.known
+    if loaded is None or described is None:
+        return None
+    name, expires = _tags(model_client)[0], model_client.expires_at
+    on_gpu = not described.device.startswith("cpu")
+    return OllamaRunning(
+        name, name, loaded.bytes, described.identity, _details(described),
+        _NEVER if expires is None else _rfc3339(expires), loaded.bytes if on_gpu else 0,
+        described.max_seq_length,
+    )  # fmt: skip
+
+
 def _tags(model_client: ModelClient) -> list[str]:
     """The names of the model, its own first, each with a tag; a folder's is the last part of its path."""
     own, *aliases = model_client.names
@@ -264,8 +322,13 @@ def _tags(model_client: ModelClient) -> list[str]:
     return list(dict.fromkeys(map(_tagged, [model_client.short_name, *hub_name, *aliases])))
 
 
-def _time(seconds: float) -> str:
-    """RFC 3339, for typed clients."""
+def _time(loaded: Loaded | None) -> str:
+    """When a model was loaded."""
+    return _rfc3339(0.0 if loaded is None else loaded.at)
+
+
+def _rfc3339(seconds: float) -> str:
+    """A Unix time in RFC 3339, for typed clients."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 

@@ -15,6 +15,7 @@ from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED, dumped, in_base64
 from embedshare.web.errors import JSON, OpenAIError
 from embedshare.web.model_client import ModelClient
+from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
 _Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -103,7 +104,7 @@ _EXAMPLE_ANSWER = {
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": OpenAIError, "tag": Tag.OPENAI}
 
 
-def blueprint(model_client: ModelClient) -> Blueprint:
+def blueprint(models: Models) -> Blueprint:
     """`POST /v1/embeddings`, `GET /v1/models` and `GET /v1/models/{name}`."""
     routes = Blueprint("openai", __name__)
     decoder = msgspec.json.Decoder(OpenAIRequest)
@@ -112,7 +113,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.post("/v1/embeddings", **_DECLARED)
     @openapi.describe(
         {200: OpenAIEmbeddings},
-        errors=(*REFUSED, UnknownModel),
+        errors=REFUSED,
         body=OpenAIRequest,
         examples={"texts": (_EXAMPLE, _EXAMPLE_ANSWER)},
     )
@@ -121,8 +122,7 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         asked = body.read(
             decoder, '{"model": "any", "input": "a text"}', untyped=True, replaces_half_pairs=True
         )
-        if asked.model is not None:
-            model_client.check_name(asked.model)
+        model_client = models.of(asked.model)
         inputs = _inputs(asked.input)
         if are_tokens(inputs):
             _check_tokens(inputs, asked.model, model_client)
@@ -144,14 +144,15 @@ def blueprint(model_client: ModelClient) -> Blueprint:
     @routes.get("/v1/models", **_DECLARED)
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
-        """The model's listed names."""
-        return body.answer(OpenAIModels("list", [_model(name, created) for name in model_client.names]))
+        """The models' listed names."""
+        names = dict.fromkeys(name for one in models.all() for name in one.names)
+        return body.answer(OpenAIModels("list", [_model(name, created) for name in names]))
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
-        """Whether the model answers to a name, which may hold slashes."""
-        model_client.check_name(name)
+        """Whether a model answers to a name, which may hold slashes."""
+        models.of(name)
         return body.answer(_model(name, created))
 
     return routes

@@ -8,10 +8,11 @@ import msgspec
 from flask import Blueprint, Response
 
 from embedshare import __version__
+from embedshare.errors import UnknownModel
 from embedshare.web import body, errors, openapi
-from embedshare.web.apis.embed import REFUSED_AS_TEI, listed
+from embedshare.web.apis.embed import REFUSED_AS_TEI, listed, named
 from embedshare.web.errors import TeiError
-from embedshare.web.model_client import ModelClient
+from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
 
@@ -50,15 +51,16 @@ class SimpleToken(msgspec.Struct):
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": TeiError, "tag": Tag.TEI}
 
 
-def blueprint(model_client: ModelClient) -> Blueprint:
+def blueprint(models: Models) -> Blueprint:
     """`GET /info` and `POST /tokenize`."""
     routes = Blueprint("tei", __name__)
     decoder = msgspec.json.Decoder(TokenizeRequest)
 
     @routes.get("/info", **_DECLARED)
-    @openapi.describe({200: Info}, errors=errors.OF_THE_MODEL)
+    @openapi.describe({200: Info}, errors=(UnknownModel, *errors.OF_THE_MODEL), query={"model": str})
     def info() -> Response:
         """The model's description and limits."""
+        model_client = models.of(named())
         described = model_client.description
         return body.answer(
             Info(
@@ -75,11 +77,13 @@ def blueprint(model_client: ModelClient) -> Blueprint:
         )
 
     @routes.post("/tokenize", **_DECLARED)
-    @openapi.describe({200: list[list[SimpleToken]]}, errors=REFUSED_AS_TEI, body=TokenizeRequest)
+    @openapi.describe(
+        {200: list[list[SimpleToken]]}, errors=REFUSED_AS_TEI, body=TokenizeRequest, query={"model": str}
+    )
     def tokenize() -> Response:
         """The tokens of texts, without truncation."""
         asked = body.read(decoder, '{"inputs": ["a text"]}', untyped=True)
-        told = model_client.tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
+        told = models.of(named()).tokens(listed(asked.inputs), asked.prompt_name, asked.add_special_tokens)
         return body.answer([[SimpleToken(*token) for token in one] for one in told])
 
     return routes

@@ -49,13 +49,27 @@ def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
         if rates is not None and (caller is None or caller.id is not None):
             _count(rates, _network(request.remote_addr) if caller is None else f"key {caller.id}")
         if ring is not None:
-            g.caller_name = _admitted(caller, key, route.scopes).name
+            admitted = _admitted(caller, key, route.scopes)
+            g.caller_name, g.caller = admitted.name, (admitted, key)
 
     @app.after_request
     def explain(response: Response) -> Response:
         for name, value in g.get("explanation", {}).items():
             response.headers[name] = value
         return response
+
+
+def is_allowed(*scopes: str) -> bool:
+    """Whether the request's key has `admin` or one of `scopes`; true in a worker that asks for no keys."""
+    caller, _ = g.get("caller", (None, None))
+    return caller is None or bool(caller.scopes.intersection(("admin", *scopes)))
+
+
+def require(*scopes: str) -> None:
+    """For a part of a route that needs more than the route. Raises Forbidden unless `is_allowed`."""
+    if not is_allowed(*scopes):
+        caller, key = g.caller
+        _admitted(caller, key, scopes)
 
 
 def _key() -> str | None:
