@@ -33,7 +33,7 @@ from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
 from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable, missing_database  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import doctor, following, keys, probes, status, tail  # noqa: E402
+from embedshare.operate import doctor, following, keys, models, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.processes import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -51,6 +51,8 @@ FIRST_PORT = 5000
 SAY_EVERY_S = 2.0
 #: Seconds without a word from the supervisor after which a command gives up.
 SILENCE_S = 30.0
+#: Seconds over which `models list` counts calls.
+RATE_S = 1.0
 #: Seconds that a swap of the model may take, loading and converting included.
 SWAP_S = 1800.0
 
@@ -262,7 +264,7 @@ def swap(options: argparse.Namespace, settings: Settings) -> None:
     else:
         _warn_of_workers_that_will_refuse(file)
     with (
-        _client(settings) as client,
+        _client(settings, options.of) as client,
         Console(stderr=True).status(f"loading {options.model} next to the old model"),
     ):
         described = client.swap_model(options.model, timeout=SWAP_S)
@@ -293,12 +295,11 @@ def _refusing(file: Path, settings: Settings) -> list[str]:
         return []
     if refusing:
         logger.warning(
-
             "Got refusals of the model from {} workers, which answer 503: {}. Restart them with: "
-            "python service_manager.py restart"
-        ,
-            len(refusing), ", ".join(refusing),
-        )  # fmt: skip
+            "python service_manager.py restart",
+            len(refusing),
+            ", ".join(refusing),
+        )
     return refusing
 
 
@@ -336,6 +337,21 @@ def manage_keys(options: argparse.Namespace, settings: Settings) -> None:
     """Create, list and revoke API keys of the web workers."""
     answer = keys.carry_out(options, settings)
     _print_json(answer) if options.json else _console().print(answer)
+
+
+def manage_models(options: argparse.Namespace, settings: Settings) -> None:
+    """List, load, unload, pin and reload the model server's models."""
+    with _client(settings, getattr(options, "name", "")) as client:
+        answer = models.carry_out(options, client)
+        if options.json:
+            _print_json(answer)
+            return
+        entries, before, seconds = answer if isinstance(answer, list) else [answer], [], 0.0
+        if options.action == "list":
+            seconds = RATE_S
+            time.sleep(seconds)
+            before, entries = entries, client.models()
+    _console().print(models.render(entries, before, seconds))
 
 
 def _runs(pid: int) -> bool:
@@ -379,7 +395,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(run=run)
         add_arguments(command)
-        if name not in ("start", "logs", "keys"):
+        if name not in ("start", "logs", "keys", "models"):
             command.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
     return parser
 
@@ -412,6 +428,7 @@ def _restart_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _swap_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder or a name")
+    parser.add_argument("--of", default="", metavar="NAME", help="id or alias of the replaced model")
     parser.add_argument(
         "--follow", action="store_true",
         help="first restart the workers one after another, so that they follow the new model",
@@ -428,6 +445,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.Ar
     "stop": (stop, lambda parser: None),
     "doctor": (examine, _services_arguments),
     "keys": (manage_keys, keys.add_arguments),
+    "models": (manage_models, models.add_arguments),
 }
 
 
@@ -472,13 +490,14 @@ def _refuse_a_second(file: Path) -> None:
     )
 
 
-def _client(settings: Settings) -> EmbeddingClient:
-    """A client of the model server without a local model."""
+def _client(settings: Settings, model: str = "") -> EmbeddingClient:
+    """A client of a model of the server, without a local model."""
     return EmbeddingClient(
         settings=dataclasses.replace(
             settings, client=dataclasses.replace(settings.client, fallback="none", timeout_s=5.0)
         ),
         max_retries=1,
+        model=model,
     )
 
 
