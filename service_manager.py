@@ -221,7 +221,21 @@ def show_status(options: argparse.Namespace, settings: Settings) -> None:
     processes = control.ask(_control_file(settings), "status")
     with _client(settings) as client:
         report = status.gather(processes, settings, client.stats)
-    _print_json(report) if options.json else _console().print(status.render(report))
+        report["models"] = _models_of(client)
+    if options.json:
+        _print_json(report)
+        return
+    _console().print(status.render(report))
+    if len(report["models"]) > 1:
+        _console().print(models.render(report["models"], [], 0.0))
+
+
+def _models_of(client: EmbeddingClient) -> list[dict[str, Any]]:
+    """The server's models, none while it does not answer."""
+    try:
+        return client.models()
+    except EmbedshareError:
+        return []
 
 
 def show_logs(options: argparse.Namespace, settings: Settings) -> None:

@@ -376,7 +376,8 @@ def _table(results: dict[str, Any]) -> list[str]:
             "",
             f"{MANY} models, memory for {FIT}, 8 clients that draw models by Zipf for {zipf['minutes']:g} "
             f"minutes: {zipf['calls']:,} calls, {zipf['failed']} failed, "
-            f"{sum(zipf['loads'].values())} loads, {zipf['over_budget']} of {len(zipf['memory_bytes'])} looks over the budget.",
+            f"{sum(zipf['loads'].values())} loads, {zipf['over_budget']} of {len(zipf['memory_bytes'])} looks "
+            "over the budget.",
         ]
     return lines
 

@@ -52,7 +52,7 @@ def carry_out(options: argparse.Namespace, client: Client) -> Any:
 
 
 def render(entries: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], seconds: float) -> Table:
-    """The models as a table for a terminal; `before`: their entries that many seconds earlier."""
+    """The models as a table for a terminal; `before`: their entries that many seconds earlier, 0 for none."""
     calls_before = {one["id"]: one.get("calls", 0) for one in before}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("model", "state", "memory", "last call", "calls/s", "vectors of"):
@@ -67,7 +67,7 @@ def render(entries: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], 
             state if not one.get("error") else f"{state}: {one['error']}",
             f"{size / 1e6:,.0f} MB" if size else "",
             "" if idle_s is None else f"{idle_s:,.0f} s ago",
-            f"{rate:.1f}",
+            f"{rate:.1f}" if seconds else "",
             "" if model is None else f"{model['model_name']} ({model['identity'][:12]})",
         )
     return table
