@@ -372,12 +372,12 @@ def _table(results: dict[str, Any]) -> list[str]:
     ]
     if "zipf" in results:
         zipf = results["zipf"]
+        looks, loads = len(zipf["memory_bytes"]), sum(zipf["loads"].values())
         lines += [
             "",
             f"{MANY} models, memory for {FIT}, 8 clients that draw models by Zipf for {zipf['minutes']:g} "
-            f"minutes: {zipf['calls']:,} calls, {zipf['failed']} failed, "
-            f"{sum(zipf['loads'].values())} loads, {zipf['over_budget']} of {len(zipf['memory_bytes'])} looks "
-            "over the budget.",
+            f"minutes: {zipf['calls']:,} calls, {zipf['failed']} failed, {loads} loads, {zipf['over_budget']} "
+            f"of {looks} looks over the budget.",
         ]
     return lines
 

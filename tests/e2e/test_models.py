@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 
@@ -278,3 +279,27 @@ def test_ollama_s_clients_load_unload_and_see_models(worker: str) -> None:
     assert wrong.status_code == 400
     assert "keep_alive is 'soon'" in wrong.json()["error"]
     assert post("/api/embed", model="static", input="text", keep_alive="-1").ok
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_an_unloaded_model_s_memory_goes_back_to_the_system(tmp_path: Path, times: int) -> None:
+    entries = f"  - id: base\n    name: {MODEL}\n    preload: true\n  - id: other\n    name: {OTHER_MODEL}\n"
+    path = write(tmp_path, f"models:\n  local:\n{entries}")
+    server = ModelServer(tmp_path, EMBEDDING_MODELS_FILE=str(path))
+    server.start()
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
+    loaded, unloaded = [], []
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        other = client.of_model("other")
+        for _ in range(times + 1):
+            other.encode([f"text number {number}" for number in range(50)])
+            loaded.append(process.memory_info().rss)
+            other.manage_model("unload")
+            wait_for(lambda: client.models()[1]["state"] == "standby")
+            unloaded.append(process.memory_info().rss)
+    print(f"\nloaded: {[one >> 20 for one in loaded]} MB, unloaded: {[one >> 20 for one in unloaded]} MB")
+    for before, there, after in zip(unloaded, loaded[1:], unloaded[1:], strict=False):
+        assert there - after >= 0.8 * (there - before)
+    assert unloaded[-1] <= 1.05 * unloaded[0]
+    assert server.stop() == 0
