@@ -376,8 +376,8 @@ def _table(results: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{MANY} models, memory for {FIT}, 8 clients that draw models by Zipf for {zipf['minutes']:g} "
-            f"minutes: {zipf['calls']:,} calls, {zipf['failed']} failed, {loads} loads, {zipf['over_budget']} "
-            f"of {looks} looks over the budget.",
+            f"minutes: {zipf['calls']:,} calls, {zipf['failed']} failed, {loads} loads, "
+            f"{zipf['over_budget']} of {looks} looks over the budget.",
         ]
     return lines
 
