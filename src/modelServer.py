@@ -135,6 +135,8 @@ def _pool(settings: Settings, kept: SettingsSync | None, source: Path | None) ->
 
     if source is not None:
         registry = file.read(source)
+        if kept is not None:
+            logger.warning("Ignoring the database's model ({} names the models)", source)
         pool = ModelPool(registry, settings, watch, load)
         for spec in registry:
             if spec.preload:

@@ -108,7 +108,9 @@ def test_all_models_of_a_process_share_their_connections(
     assert other._embedder.connections is connections
     assert len(connections._open) == 1
     one.close()
+    one.close()
     assert other.encode("text").shape == (384,)
+    assert other._embedder.connections.reconnects == 0
     other.close()
 
 
@@ -122,6 +124,9 @@ def test_a_name_that_is_not_there_is_unknown_and_weights_that_are_not_are_not_fo
         client.of_model("broken").encode("text")
     assert client.encode("the others serve").shape == (384,)
     assert {one["id"]: one["state"] for one in client.models()}["broken"] == "failed"
+    health = client.of_model("broken").health()
+    assert (health["status"], health["model_state"]) == ("degraded", "failed")
+    assert "nowhere" in health["error"]
     with pytest.raises(InvalidInput, match="must be a model's name"):
         EmbeddingClient(model=3)  # type: ignore[arg-type]
 

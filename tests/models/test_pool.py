@@ -328,3 +328,34 @@ def test_a_model_of_other_dimensions_than_the_registry_says_is_refused(
     models = make(spec("a", dimensions=768))
     with pytest.raises(ModelMismatch, match="a has 384 dimensions; the file of models says 768"):
         models.load("a")
+
+
+def test_a_load_that_a_swap_overtakes_is_given_up(make: Callable[..., ModelPool], loader: Loader) -> None:
+    models = make(spec("a"))
+    made: list[Any] = []
+    load = models._load
+
+    def slow(settings: Settings, check: Callable[[], None]) -> Local:
+        local = load(settings, check)
+        made.append(local)
+        return local
+
+    models._load = slow
+    loader.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(models.load, "a")
+        until(lambda: models.state("a") is State.LOADING)
+        swapped = threads.submit(
+            models.swap, "", Settings().with_values({"EMBEDDING_MODEL_NAME": "b"}), lambda: None
+        )
+        loader.gate.set()
+        asked.result()
+        swapped.result()
+    until(lambda: [one.description.model_name for one in made if not one.closed] == ["b"])
+    assert models.describe().model_name == "b"  # type: ignore[union-attr]
+
+
+def test_a_pinned_model_stays_whatever_its_keep_alive_time(make: Callable[..., ModelPool]) -> None:
+    models = make(spec("a", keep_alive_s=0, pinned=True))
+    models.load("a")
+    assert models.state("a") is State.READY

@@ -125,9 +125,11 @@ class Failover:
 
     def close(self) -> None:
         """Answer no more calls; close connections and unload the local model."""
+        was_open = self.now.state is not State.CLOSED
         self._on(self._policy.closed)
         self._closing.set()
-        self.served.connections.close()
+        if was_open:  # other clients of this process may share them
+            self.served.connections.close()
         self._local_model.let_go()
 
     def _reset_after_fork(self) -> None:

@@ -326,7 +326,8 @@ class ModelPool:
         with self._lock:
             if loaded.calls:
                 return
-            if not loaded.is_retired and not (slot.keep_alive_s == 0 and loaded.total):
+            goes_at_once = slot.keep_alive_s == 0 and loaded.total and not slot.pinned
+            if not loaded.is_retired and not goes_at_once:
                 return
             if not loaded.is_retired:
                 self._retired(slot)
@@ -368,10 +369,14 @@ class ModelPool:
             return
         with self._lock:
             slot.loading, slot.reserved_bytes = None, 0
-            loaded = self._put(slot, local)
+            is_needed = slot.loaded is None  # else a swap was quicker
+            loaded = self._put(slot, local) if slot.loaded is None else slot.loaded
             is_gone = self._slots.get(slot.spec.id) is not slot
             gone = self._retired(slot) if is_gone else None
         pending.set_result(loaded)
+        if not is_needed:
+            local.close()
+            return
         seconds, size = time.monotonic() - began, slot.bytes / 1e6
         shown = _shown(local.description)
         logger.info("Loaded {}: {}, {:.0f} MB, in {:.1f} s", slot.spec.id, shown, size, seconds)
@@ -402,8 +407,9 @@ class ModelPool:
                     slot.reserved_bytes = needed
                     return
                 doomed = eviction.victim(self._occupants(others))
-                evicted = None if doomed is None else self._retired(self._slots[doomed])
-            if doomed is None or evicted is None:
+                chosen = None if doomed is None else self._slots[doomed]
+                evicted = None if chosen is None else self._retired(chosen)
+            if chosen is None or evicted is None:
                 raise Overloaded(
                     f"{slot.spec.id} needs {needed >> 20:,} MB, {max(0, left) >> 20:,} MB are left, and "
                     "every loaded model is busy or pinned; retry in 1 s",
@@ -411,7 +417,7 @@ class ModelPool:
                 )
             self.evictions += 1
             logger.info("Evicting {} ({} needs {:,} MB)", doomed, slot.spec.id, needed >> 20)
-            self._unload(self._slots[doomed], evicted)
+            self._unload(chosen, evicted)
 
     def _occupants(self, slots: Iterable[_Slot]) -> list[Occupant]:
         return [

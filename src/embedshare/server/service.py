@@ -227,7 +227,9 @@ class EmbeddingService:
             return msgspec.to_builtins(described)
         state = self._pool.state(name)
         if state is not State.READY:
-            return {"status": "ok", "model_state": state.value, "active_operations": 0}
+            failure = self._pool.entry(name)["error"] if state is State.FAILED else None
+            fault = {} if failure is None else {"status": "degraded", "error": failure}
+            return {"status": "ok", "model_state": state.value, "active_operations": 0, **fault}
         with self._pool.lease(name, None, msgspec.structs.replace(context, is_check=True)) as leased:
             return {**leased.provider.ask(what, context), "model_state": state.value}
 
