@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Protocol
 
 from loguru import logger
@@ -45,22 +46,37 @@ class Models:
         self._make = make
         self.default = make(client, None)
         """The model of requests without a name."""
-        self._lock = threading.Lock()
+        self._has_several = settings.model.models_file is not None
+        self._failure: EmbedshareError | None = None
+        self._lock, self._first_list = threading.Lock(), threading.Lock()
         self._entries: list[dict[str, Any]] = []
         self._listed_at = float("-inf")
         self._clients: dict[str, ModelClient] = {}
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """The models as EmbeddingClient.models() has them; the last ones known while the server is away."""
-        now = time.monotonic()
-        if now - self._listed_at >= LISTED_S:
-            self._listed_at = now  # others use the list of before meanwhile
-            try:
-                self._entries = self._client.models(timeout=LISTED_S)
-            except EmbedshareError as error:
-                logger.debug("Using the last known list of models ({})", error.message)
+        """The models as EmbeddingClient.models() has them; the last ones known while the server is away.
+
+        Raises the client's error while none are known, if EMBEDDING_MODELS_FILE says that there are several.
+        """
+        if not self._entries:
+            with self._first_list:  # a name must not reach the default model before the names are known
+                if not self._entries and time.monotonic() - self._listed_at >= LISTED_S:
+                    self._list()
+                    self._listed_at = time.monotonic()
+            if not self._entries and self._has_several and self._failure is not None:
+                raise copy(self._failure)
+        elif time.monotonic() - self._listed_at >= LISTED_S:
+            self._listed_at = time.monotonic()  # others use the list of before meanwhile
+            self._list()
         return self._entries
+
+    def _list(self) -> None:
+        try:
+            self._entries = self._client.models(timeout=LISTED_S)
+        except EmbedshareError as error:
+            self._failure = error
+            logger.debug("Using the last known list of models ({})", error.message)
 
     def of(self, name: str | None) -> ModelClient:
         """The model of a request that names `name`, or none. Raises UnknownModel."""
