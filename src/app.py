@@ -77,7 +77,7 @@ def create_app(
         "redis": rates.redis_status if rates else lambda: "off",
     }
     app.register_blueprint(health.blueprint(model, dependencies))
-    app.register_blueprint(settings_routes.blueprint(changes))
+    app.register_blueprint(settings_routes.blueprint(changes, wiring.model_changes(model, changes)))
     models = Models(model, settings, request_limits, lambda: live.normalize)
     for api in (embed, openai, ollama, tei):
         app.register_blueprint(api.blueprint(models))

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -144,6 +144,18 @@ class EmbeddingClient(DropIn):
         if not self._settings.client.use_ipc:
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
         call = codec.Manage(*codec.UNSENT, cast("Any", action), self._model_name, keep_alive_s)
+        return self._embedder.to_model(call, time.monotonic() + timeout)
+
+    def set_models(self, rows: Sequence[Mapping[str, Any]], version: int, timeout: float = 600.0) -> Any:
+        """Have the server serve these models, rows of its settings' database that are stored next.
+
+        `version`: that of the settings now.
+        Returns the entries of all as `models` has them. Raises SwapRefused, InvalidSetting, and the errors of
+        loading a model; then nothing has changed.
+        """
+        if not self._settings.client.use_ipc:
+            raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        call = codec.SetModels(*codec.UNSENT, [dict(row) for row in rows], version)
         return self._embedder.to_model(call, time.monotonic() + timeout)
 
     @property

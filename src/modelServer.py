@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
@@ -23,6 +23,7 @@ from embedshare import conversion, logs, platforms
 from embedshare.engine import watchdog
 from embedshare.errors import (
     EmbedshareError,
+    InvalidSetting,
     MissingDependency,
     PortUnavailable,
     SwapRefused,
@@ -34,7 +35,7 @@ from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
 from embedshare.models.pool import ModelPool
 from embedshare.models.registry import Registry
-from embedshare.models.sources import file
+from embedshare.models.sources import database, file
 from embedshare.models.sources.swap import SwapNote
 from embedshare.models.spec import ModelSpec
 from embedshare.providers.local import Devices, Local
@@ -74,14 +75,15 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
         _check_port(_METRICS, settings.server.metrics_host, settings.server.metrics_port)
     kept = _kept(settings)
     source = None if settings.model.models_file is None else Path(settings.model.models_file)
-    pool = _pool(settings, kept, source)
+    pool, rows = _pool(settings, kept, source)
     callers = Callers()
     service = EmbeddingService(pool, settings, stop, callers)
     if source is not None:
         service.read_registry = partial(file.read, source)
-        threading.Thread(target=_follow, args=(source, service, stop), name="models", daemon=True).start()
-    elif kept is not None:
-        _keep_the_model(kept, service, pool, stop)
+        follow = partial(_follow, source, service, stop, kept)
+        threading.Thread(target=follow, name="models", daemon=True).start()
+    if kept is not None:
+        _keep_the_models(settings, kept, service, pool, stop, source, rows)
     try:
         server = CallServer(service, settings.server, key, callers, stop)
     except OSError as error:  # another server has taken the port meanwhile
@@ -117,11 +119,14 @@ def _kept(settings: Settings) -> SettingsSync | None:
     return SettingsSync(CurrentSettings(settings), authkey.key_file(settings).parent)
 
 
-def _pool(settings: Settings, kept: SettingsSync | None, source: Path | None) -> ModelPool:
-    """The models of the file `source`, else the one of the database or the environment; with those that are
-    to be loaded first.
+def _pool(
+    settings: Settings, kept: SettingsSync | None, source: Path | None
+) -> tuple[ModelPool, Sequence[Mapping[str, Any]]]:
+    """The models of the database's rows, else those of the file `source`, else the one of the database's
+    settings or the environment; with those that are to be loaded first. And the rows, if they are used.
 
-    Raises InvalidModels, and the errors of loading the default model.
+    Raises InvalidModels, and the errors of loading the default model, unless it is a row: then only its own
+    callers get them, so that the rows can be changed.
     """
     devices = Devices()
 
@@ -133,15 +138,14 @@ def _pool(settings: Settings, kept: SettingsSync | None, source: Path | None) ->
 
         return model_loader.load(wanted, check, devices)
 
-    if source is not None:
-        registry = file.read(source)
-        if kept is not None:
-            logger.warning("Ignoring the database's model ({} names the models)", source)
+    of_rows = None if kept is None else _registry_of_rows(kept)
+    if of_rows is not None or source is not None:
+        registry = of_rows or file.read(cast("Path", source))
         pool = ModelPool(registry, settings, watch, load)
         for spec in registry:
             if spec.preload:
-                _preload(pool, spec.id, must_load=spec is registry.default)
-        return pool
+                _preload(pool, spec.id, must_load=spec is registry.default and of_rows is None)
+        return pool, kept.live.now.models if kept is not None and of_rows is not None else ()
     note = SwapNote(
         authkey.key_file(settings).with_name(f"model-{settings.server.port}.json"), settings.model.name
     )
@@ -152,7 +156,16 @@ def _pool(settings: Settings, kept: SettingsSync | None, source: Path | None) ->
     only = Registry([ModelSpec.of_settings(settings)])
     pool = ModelPool(only, settings, watch, load, (lambda name: None) if kept is not None else note.write)
     pool.install(local, served)
-    return pool
+    return pool, ()
+
+
+def _registry_of_rows(kept: SettingsSync) -> Registry | None:
+    """The models of the database's rows, if there are any and they are valid."""
+    try:
+        return database.registry(kept.live.now.models) if kept.live.now.models else None
+    except InvalidSetting as error:
+        logger.error("Ignoring the models of the database: {}", error.message)
+        return None
 
 
 def _preload(pool: ModelPool, name: str, must_load: bool) -> None:
@@ -164,7 +177,9 @@ def _preload(pool: ModelPool, name: str, must_load: bool) -> None:
         logger.error("Could not preload {} (its first call tries again): {}", name, error.message)
 
 
-def _follow(source: Path, service: EmbeddingService, stop: threading.Event) -> None:
+def _follow(
+    source: Path, service: EmbeddingService, stop: threading.Event, kept: SettingsSync | None
+) -> None:
     """Take each change of the file of models over."""
     seen = _stamp(source)
     while not stop.wait(WATCH_S):
@@ -172,6 +187,9 @@ def _follow(source: Path, service: EmbeddingService, stop: threading.Event) -> N
         if stamp in (seen, None):  # a file that is being replaced may be missing for a moment
             continue
         seen = stamp
+        if kept is not None and kept.live.now.models:
+            logger.warning("Ignoring the change of {} (the database names the models)", source)
+            continue
         try:
             service.reload()
             logger.info("Serving the models of {} as it is now", source)
@@ -205,20 +223,40 @@ def _database_model(settings: Settings, kept: SettingsSync, devices: Devices) ->
         return local, settings
 
 
-def _keep_the_model(
-    kept: SettingsSync, service: EmbeddingService, pool: ModelPool, stop: threading.Event
+def _keep_the_models(
+    settings: Settings,
+    kept: SettingsSync,
+    service: EmbeddingService,
+    pool: ModelPool,
+    stop: threading.Event,
+    source: Path | None,
+    rows: Sequence[Mapping[str, Any]],
 ) -> None:
-    from embedshare.server.reconciler import Reconciler
+    from embedshare.server.models_reconciler import ModelsReconciler
+    from embedshare.server.reconciler import Reconciler, with_model
 
     def check() -> None:
         if stop.is_set():
             raise SwapRefused("the model server is stopping")
 
-    reconciler = Reconciler(
+    def without_rows() -> Registry:
+        if source is not None:
+            return file.read(source)
+        return Registry([ModelSpec.of_settings(with_model(settings, kept.live.settings))])
+
+    def update(registry: Registry) -> None:
+        pool.update(registry, check)
+
+    single = Reconciler(
         kept.live, kept.watcher, kept.store,
         pool.settings, lambda wanted: service.change_model("", wanted, check),
     )  # fmt: skip
-    service.swap_guard = reconciler
+    reconciler = ModelsReconciler(
+        kept.live, kept.watcher, kept.store,
+        update, without_rows, single if source is None else None, rows,
+    )  # fmt: skip
+    service.guard = reconciler
+    service.read_registry = reconciler.registry
     kept.watcher.start(reconciler.on_look)
 
 

@@ -62,7 +62,8 @@ def convert_once(model: str) -> None:
 
 def copy_converted(cache: Path) -> None:
     """Put what this run has converted into another cache; a test that runs alone finds nothing there."""
-    shutil.copytree(Path(CACHE), cache, dirs_exist_ok=True)
+    unfinished = shutil.ignore_patterns("tmp*")  # by other processes of this run
+    shutil.copytree(Path(CACHE), cache, dirs_exist_ok=True, ignore=unfinished)
 
 
 def free_port(in_a_row: int = 1) -> int:

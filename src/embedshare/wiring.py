@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,11 @@ from embedshare.access.key_ring import KeyRing
 from embedshare.access.keys import Principal, digest
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec
+from embedshare.models.sources import database
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.settings_store.current import CurrentSettings
+from embedshare.settings_store.model_changes import ModelChanges
 from embedshare.web.guards.auth import Rates
 
 
@@ -23,6 +26,7 @@ class Model(Protocol):
 
     def client_stats(self) -> dict[str, Any]: ...
     def swap_model(self, model_name: str, *, how: codec.ModelSettings) -> dict[str, Any]: ...
+    def set_models(self, rows: Sequence[Mapping[str, Any]], version: int) -> Any: ...
 
 
 def key_ring(settings: Settings) -> KeyRing | None:
@@ -96,6 +100,11 @@ def settings_changes(model: Model, settings: Settings) -> SettingsChanges:
     kept = SettingsSync(live, authkey.key_file(settings).parent)
     kept.watcher.start()
     return SettingsChanges(live, kept, apply_model)
+
+
+def model_changes(model: Model, changes: SettingsChanges) -> ModelChanges:
+    """The functions of `/settings/models`."""
+    return ModelChanges(changes, database, lambda rows, version: model.set_models(rows, version))
 
 
 def server_state(model: Model) -> str:

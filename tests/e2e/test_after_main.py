@@ -27,7 +27,7 @@ def work(where):
         assert rows.shape == (600, 384), rows.shape
         for at, vector in enumerate(asyncio.run(awaited())):
             assert vector @ rows[at] > 0.999, at
-        print(where, model.client_stats()["state"], flush=True)
+        print(f"{where} {model.client_stats()['state']}\\n", end="", flush=True)  # whole, from two threads
     except BaseException:
         traceback.print_exc()
 

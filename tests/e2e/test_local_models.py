@@ -136,7 +136,8 @@ def _ends_well(env: dict[str, str], timeout: str) -> None:
     done = subprocess.run([sys.executable, "-c", ENDING, timeout], env=env, capture_output=True, text=True)
     assert done.returncode == 0, (timeout, done.stderr)
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 4, done.stderr
+    said = [line for line in done.stderr.splitlines() if " | INFO " not in line and " INFO " not in line]
+    assert len(said) <= 1, done.stderr  # the fallback's warning
 
 
 def test_a_model_without_room_is_not_loaded_and_the_server_is_waited_for(tmp_path: Path) -> None:

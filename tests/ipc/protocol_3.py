@@ -25,4 +25,8 @@ CALLS = {
         "960b03cb4082c00000000000a46c6f6164a3626765cb404e000000000000",
     ),
     "manage, defaults": (codec.Manage(3, 600.0, "reload"), "960b03cb4082c00000000000a672656c6f6164a0c0"),
+    "set models": (
+        codec.SetModels(4, 600.0, [{"id": "bge", "preload": True}], 7),
+        "950d04cb4082c000000000009182a26964a3626765a77072656c6f6164c307",
+    ),
 }

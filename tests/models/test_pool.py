@@ -169,6 +169,22 @@ def test_the_least_recently_used_idle_model_makes_room(make: Callable[..., Model
     assert models.describe("c") is not None
 
 
+def test_a_swap_holds_both_models_and_evicts_a_third_for_it(make: Callable[..., ModelPool]) -> None:
+    models = make(spec("a"), spec("b"), limit=250 * MB)
+    models.load("a")
+    models.load("b")
+    models.swap("b", Settings().with_values({"EMBEDDING_MODEL_NAME": "c"}), lambda: None)
+    assert [models.state(name) for name in "ab"] == [State.STANDBY, State.READY]
+    models.load("a")
+    assert models.evictions == 1
+    with models.lease("a"), pytest.raises(Overloaded, match="b needs 100 MB, 50 MB are left"):
+        models.swap("b", Settings().with_values({"EMBEDDING_MODEL_NAME": "d"}), lambda: None)
+    assert models.entry("b")["name"] == "c"
+    models.update(Registry([spec("a"), spec("b"), spec("new", preload=True)]))
+    assert models.entry("new")["state"] == "ready"
+    assert sum(one["state"] == "ready" for one in models.entries()) == 2
+
+
 def test_a_busy_or_pinned_model_is_never_evicted(make: Callable[..., ModelPool]) -> None:
     models = make(spec("a", pinned=True), spec("b"), spec("c"), limit=200 * MB)
     models.load("a")
@@ -326,8 +342,19 @@ def test_a_model_of_other_dimensions_than_the_registry_says_is_refused(
     make: Callable[..., ModelPool],
 ) -> None:
     models = make(spec("a", dimensions=768))
-    with pytest.raises(ModelMismatch, match="a has 384 dimensions; the file of models says 768"):
+    with pytest.raises(ModelMismatch, match="a has 384 dimensions; a is to have 768"):
         models.load("a")
+
+
+def test_a_new_registry_or_a_swap_with_other_dimensions_than_it_says_changes_nothing(
+    make: Callable[..., ModelPool],
+) -> None:
+    models = make(spec("a", dimensions=384))
+    models.load("a")
+    with pytest.raises(ModelMismatch, match="b has 384 dimensions; b is to have 768"):
+        models.update(Registry([spec("a", dimensions=384), spec("b", dimensions=768, preload=True)]))
+    assert [one["id"] for one in models.entries()] == ["a"]
+    assert models.state("a") is State.READY
 
 
 def test_a_load_that_a_swap_overtakes_is_given_up(make: Callable[..., ModelPool], loader: Loader) -> None:

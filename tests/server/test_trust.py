@@ -32,7 +32,7 @@ def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
 
     pool: Any = SimpleNamespace(settings=lambda name: SETTINGS)
     service = EmbeddingService(pool, SETTINGS, threading.Event(), Callers())
-    service.swap_guard = Keeper()
+    service.guard = Keeper()
     for cache in ("/ours", "/theirs", None):
         how = codec.ModelSettings("cpu", 0, cache, 1)
         with pytest.raises(SwapRefused, match="enough"):

@@ -70,7 +70,7 @@ def stores(url: str) -> Iterator[list[SettingsRepository]]:
         for database in databases:
             stack.enter_context(closing(database))
         with databases[0].write() as session:
-            for table in ("settings", "settings_audit"):
+            for table in ("settings", "settings_audit", "models"):
                 session.execute(text(f"DELETE FROM {table}"))
         yield [SettingsRepository(database) for database in databases]
 
@@ -121,6 +121,49 @@ def test_what_failed_is_rolled_back_only_where_it_still_stands(stores: list[Sett
     assert one.read().values["model_name"] == "good"
     other.roll_back({"port": 1}, {}, "model server", "taken")
     assert "port" not in one.read().values
+
+
+def test_models_keep_their_order_their_names_cases_and_the_author_of_each(
+    stores: list[SettingsRepository],
+) -> None:
+    one, other = stores
+    bge, other_bge = (
+        {"id": "BGE", "name": "größe/模型", "preload": True},
+        {"id": "bge", "aliases": ["a", "A"]},
+    )
+    one.change_models([bge, other_bge], "first")
+    found = other.read()
+    assert found.models == (bge, other_bge)
+    other.change_models([{"id": "new"}, bge], "second")
+    assert one.read().models == ({"id": "new"}, bge)
+    assert one.read().version == found.version + 1
+    with one.database.read() as session:
+        rows = session.execute(text("SELECT id, updated_by FROM models ORDER BY position")).all()
+    assert [tuple(row) for row in rows] == [("new", "second"), ("BGE", "first")]
+    latest = {(line.key, line.action, line.changed_by): (line.old, line.new) for line in one.audit(2)}
+    assert latest == {
+        ("models/bge", "delete", "second"): ({"aliases": ["a", "A"]}, None),
+        ("models/new", "set", "second"): (None, {}),
+    }
+
+
+def test_models_are_rolled_back_only_while_nothing_else_has_changed(stores: list[SettingsRepository]) -> None:
+    one, other = stores
+    one.change_models([{"id": "bad"}], "one")
+    version = one.read().version
+    one.change({"max_batch_size": 8}, "one")
+    other.change_models([], "model server", "it does not load", version)
+    assert one.read().models == ({"id": "bad"},)
+    other.change_models([], "model server", "it does not load", one.read().version)
+    assert one.read().models == ()
+    line = one.audit(1)[0]
+    assert (line.key, line.action, line.reason) == ("models/bad", "rolled back", "it does not load")
+
+
+def test_the_longest_id_of_a_model_fits_the_audit(stores: list[SettingsRepository]) -> None:
+    spec_id = "模" * 240
+    stores[0].change_models([{"id": spec_id}], "one")
+    assert stores[1].audit(1)[0].key == f"models/{spec_id}"
 
 
 def test_writers_at_once_lose_no_change_and_no_line_of_the_audit(stores: list[SettingsRepository]) -> None:

@@ -70,8 +70,24 @@ class Setting(Base):
     updated_by: Mapped[str] = mapped_column(String(255))
 
 
+class ModelRow(Base):
+    """A model that the server may load."""
+
+    __tablename__ = "models"
+
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(String(255))
+    """The name that callers use. No key: databases compare such a name without case, callers do not."""
+
+    fields: Mapped[str] = mapped_column(Text)
+    """A JSON object with the fields of the file of models, but for the id."""
+
+    updated_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
+    updated_by: Mapped[str] = mapped_column(String(255))
+
+
 class SettingsVersion(Base):
-    """One row: a number that grows with each change of the settings and so announces it."""
+    """One row: a number that grows with each change of the settings or models and so announces it."""
 
     __tablename__ = "settings_version"
 
@@ -80,14 +96,16 @@ class SettingsVersion(Base):
 
 
 class SettingChange(Base):
-    """A change's content, time and author; rows are only ever added."""
+    """The content, time and author of a change of a setting or model; rows are only ever added."""
 
     __tablename__ = "settings_audit"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     changed_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
     changed_by: Mapped[str] = mapped_column(String(255))
-    key: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(String(255))
+    """The setting's key, or `models/` and a model's id."""
+
     old: Mapped[Any | None] = mapped_column(JsonText)
     new: Mapped[Any | None] = mapped_column(JsonText)
     action: Mapped[str] = mapped_column(String(16))

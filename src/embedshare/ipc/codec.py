@@ -206,6 +206,20 @@ class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True
     keep_alive_s: Annotated[float, msgspec.Meta(ge=-1, le=1e9)] | None = None
 
 
+class SetModels(msgspec.Struct, tag=13, array_like=True, forbid_unknown_fields=True):
+    """Serve these models, the fields of rows of the settings' database, in place of all; for none, those that
+    the server serves without rows.
+
+    `version`: that of the settings, which the caller is about to change. Answered by a Reply with the entries
+    of all, as "models" has them.
+    """
+
+    id: int
+    time_left_s: float
+    models: list[dict[str, Any]]
+    version: int
+
+
 class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
     """A call of one of the server's models, from version 3 on.
 
@@ -261,9 +275,22 @@ class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     timings: Timings
 
 
-Call = Encode | Tokenize | Query | Swap | Put | Search | Remove | Inspect | Forget | EncodeTokens | Manage
+Call = (
+    Encode
+    | Tokenize
+    | Query
+    | Swap
+    | Put
+    | Search
+    | Remove
+    | Inspect
+    | Forget
+    | EncodeTokens
+    | Manage
+    | SetModels
+)
 #: Calls that need no description of their model.
-Undescribed = Query | Swap | Forget | Manage
+Undescribed = Query | Swap | Forget | Manage | SetModels
 #: Calls whose texts have a prompt.
 Prompted = Encode | Tokenize | Search
 Answer = Rows | Reply | Failure | Hits

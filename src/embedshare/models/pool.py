@@ -213,7 +213,8 @@ class ModelPool:
             began = time.monotonic()
             before = slot.spec.id if slot.description is None else _shown(slot.description)
             logger.info("Loading {} for a swap ({} keeps serving)", wanted.model.name, before)
-            local = self._load(wanted, check)
+            self._make_room(slot, wanted)
+            local = self._loaded_as(slot.spec, wanted, check)
             with self._lock:
                 old = self._retired(slot)
                 slot.settings = wanted
@@ -233,6 +234,7 @@ class ModelPool:
             release_memory()
             raise
         finally:
+            slot.reserved_bytes = 0
             self._swapping.release()
 
     def update(self, registry: Registry, check: Callable[[], None] = lambda: None) -> None:
@@ -253,8 +255,8 @@ class ModelPool:
                     continue
                 weights.find(slot.settings.model.name, slot.settings.model.cache_dir)
                 if slot.spec.preload or (before is not None and before.loaded is not None):
-                    ready[spec_id] = self._load(slot.settings, check)
-                    _check_dimensions(slot.spec, ready[spec_id])
+                    self._make_room(slot, slot.settings, sum(one.model_bytes or 0 for one in ready.values()))
+                    ready[spec_id] = self._loaded_as(slot.spec, slot.settings, check)
         except BaseException:
             for local in ready.values():
                 local.close()
@@ -298,6 +300,7 @@ class ModelPool:
         slot.loaded = LoadedModel(local, slot.settings, self._watch, self._lock, partial(self._idle, slot))
         slot.description, slot.failure, slot.failures = local.description, None, 0
         slot.bytes = max(slot.bytes, local.model_bytes or 0)
+        slot.reserved_bytes = 0
         slot.loads += 1
         return slot.loaded
 
@@ -350,9 +353,8 @@ class ModelPool:
     def _fulfil(self, slot: _Slot, pending: futures.Future[LoadedModel]) -> None:
         began = time.monotonic()
         try:
-            self._make_room(slot)
-            local = self._load(slot.settings, self._check_open)
-            _check_dimensions(slot.spec, local)
+            self._make_room(slot, slot.settings)
+            local = self._loaded_as(slot.spec, slot.settings, self._check_open)
         except Exception as error:
             failure = (
                 error
@@ -385,24 +387,27 @@ class ModelPool:
         else:
             loading.keep_bytes(slot.settings, local.description.identity, slot.bytes)
 
-    def _make_room(self, slot: _Slot) -> None:
-        """Reserve the memory of a model, for which idle ones are evicted.
+    def _make_room(self, slot: _Slot, settings: Settings, loaded_bytes: int = 0) -> None:
+        """Reserve the memory of the slot's next model, for which idle ones are evicted; one that it replaces
+        stays meanwhile. `loaded_bytes`: of further models, which are about to take over.
 
         Raises OutOfMemory if it needs more than all, Overloaded if the others are busy or pinned.
         """
-        needed = slot.bytes or loading.kept_bytes(slot.settings) or memory_budget.estimate(slot.settings)
+        measured = slot.bytes if settings == slot.settings else 0
+        needed = measured or loading.kept_bytes(settings) or memory_budget.estimate(settings)
         limit = self._base.model.max_model_bytes
         if limit and needed > limit:
             raise OutOfMemory(
                 f"{slot.spec.id} needs {needed >> 20:,} MB; EMBEDDING_MAX_MODEL_BYTES allows "
                 f"{limit >> 20:,} MB for all models"
             )
-        budget = MemoryBudget(limit, slot.settings.model.device)
+        budget = MemoryBudget(limit, settings.model.device)
         while True:
             with self._lock:
                 others = [one for one in self._slots.values() if one is not slot]
-                used = sum(one.bytes for one in others if one.loaded is not None)
-                left = budget.left(used, sum(one.reserved_bytes for one in others))
+                loaded = [one for one in (*others, slot) if one.loaded is not None]
+                reserved = loaded_bytes + sum(one.reserved_bytes for one in others)
+                left = budget.left(sum(one.bytes for one in loaded), reserved)
                 if needed <= left or not any(one.loaded or one.loading for one in others):
                     slot.reserved_bytes = needed
                     return
@@ -425,6 +430,16 @@ class ModelPool:
             for slot in slots
             if slot.loaded is not None
         ]
+
+    def _loaded_as(self, spec: ModelSpec, settings: Settings, check: Callable[[], None]) -> Local:
+        """The model that `settings` name. Raises ModelMismatch if it has not the dimensions of `spec`."""
+        local = self._load(settings, check)
+        found = local.description.dimension
+        if spec.dimensions not in (None, found):
+            local.close()
+            name = settings.model.name
+            raise ModelMismatch(f"{name} has {found} dimensions; {spec.id} is to have {spec.dimensions}")
+        return local
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -512,14 +527,6 @@ def _check_identity(slot: _Slot, identity: str | None) -> None:
             f"{slot.spec.id} is of another vector space ({described.identity[:12]}) than the caller's "
             f"({identity[:12]}): {described.model_name} serves now"
         )
-
-
-def _check_dimensions(spec: ModelSpec, local: Local) -> None:
-    """Raise ModelMismatch if a model has not the dimensions of its specification."""
-    found = local.description.dimension
-    if spec.dimensions not in (None, found):
-        local.close()
-        raise ModelMismatch(f"{spec.name} has {found} dimensions; the file of models says {spec.dimensions}")
 
 
 def _serves(held: LoadedModel, wanted: Settings) -> bool:

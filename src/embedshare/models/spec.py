@@ -67,4 +67,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.trust_remote_code is not None:
             values["EMBEDDING_TRUST_REMOTE_CODE"] = (self.name,) if self.trust_remote_code else ()
+        elif self.cache_dir not in (None, base.model.cache_dir):
+            # Trust in a name is trust in the operator's cache: another folder may hold any code.
+            values["EMBEDDING_TRUST_REMOTE_CODE"] = ()
         return base.with_values({"EMBEDDING_MODEL_NAME": self.name, **values})

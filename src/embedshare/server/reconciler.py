@@ -22,7 +22,8 @@ from embedshare.settings_store.watcher import Watcher
 GRACE_S = 8.0
 #: Seconds until the retry of a model that neither loaded nor could be rolled back.
 RETRY_S = 30.0
-_WHO = "model server"
+#: The author of changes that undo others.
+WHO = "model server"
 
 
 class Reconciler:
@@ -50,7 +51,7 @@ class Reconciler:
         self._acting = threading.Lock()
 
     def check_swap(self, wanted: Settings, version: int | None) -> None:
-        """See service.SwapGuard."""
+        """See service.ChangeGuard."""
         if version is None:
             raise SwapRefused("the database names the model; change it with POST /settings")
         try:
@@ -107,19 +108,19 @@ class Reconciler:
                 if stored.get(key, runtime_settings.DELETED)
                 != self._agreed.get(key, runtime_settings.DELETED)
             }
-            self._store.roll_back(changed, self._agreed, _WHO, error.message)
+            self._store.roll_back(changed, self._agreed, WHO, error.message)
             self._retry_at = time.monotonic() + RETRY_S
 
     def _roll_back_invalid(self, found: StoredSettings) -> None:
         for key, (value, reason) in found.invalid.items():
-            self._store.roll_back({key: value}, self._live.now.stored, _WHO, reason)
+            self._store.roll_back({key: value}, self._live.now.stored, WHO, reason)
 
 
 def roll_back_all(live: CurrentSettings, store: SettingsRepository, reason: str) -> None:
     """At a start whose database model does not load, roll it back: the environment's is to serve."""
     stored = {key: value for key, value in live.now.stored.items() if key in runtime_settings.OF_THE_MODEL}
     try:
-        store.roll_back(stored, {}, _WHO, reason)
+        store.roll_back(stored, {}, WHO, reason)
     except DatabaseUnavailable:
         pass  # a later reading finds the error again and rolls it back
 

@@ -28,14 +28,18 @@ MAX_NAME = 4096
 MAX_TIME_LEFT_S = 86_400.0
 
 
-class SwapGuard(Protocol):
-    """Decides on swaps if a database names the model."""
+class ChangeGuard(Protocol):
+    """Decides on changes of models if a database names them."""
 
     def check_swap(self, wanted: Settings, version: int | None) -> None:
         """Raise SwapRefused if the wanted model may not replace the served one now.
 
         `version` is the settings' version that the caller is about to change; None if it changes none.
         """
+
+    def set_models(self, rows: list[dict[str, Any]], version: int) -> None:
+        """Serve the models of these rows, which the caller is about to store, or raise SwapRefused,
+        InvalidSetting and the errors of loading models."""
 
 
 class EmbeddingService:
@@ -47,7 +51,7 @@ class EmbeddingService:
         self._stop = stop
         self._callers = callers
         self.indexes = IndexService(settings.indexes, callers)
-        self.swap_guard: SwapGuard | None = None
+        self.guard: ChangeGuard | None = None
         self.read_registry: Callable[[], Registry] | None = None
         """Reads the registry of models again, if its source can change."""
         self._last_asked = time.monotonic()
@@ -97,16 +101,15 @@ class EmbeddingService:
         Raises SwapRefused, InvalidInput, InvalidSetting, and the errors of loading the model; then nothing
         has changed.
         """
-        if not self._settings.server.allow_swap:
-            raise SwapRefused("EMBEDDING_ALLOW_SWAP is false on the model server")
+        self._check_may_swap()
         model_name, settings = call.model_name, call.settings
         if not model_name or not model_name.isprintable() or len(model_name) > MAX_NAME:
             raise InvalidInput(
                 f"model_name must be a folder or a model's name, of up to {MAX_NAME} characters"
             )
         wanted = self._wanted(name, model_name, settings)
-        if self.swap_guard is not None:
-            self.swap_guard.check_swap(wanted, None if settings is None else settings.version)
+        if self.guard is not None:
+            self.guard.check_swap(wanted, None if settings is None else settings.version)
 
         def check() -> None:
             if self._stop.is_set():
@@ -117,6 +120,10 @@ class EmbeddingService:
                 raise SwapRefused("the swap's caller has left; nothing has changed")
 
         return self.change_model(name, wanted, check)
+
+    def _check_may_swap(self) -> None:
+        if not self._settings.server.allow_swap:
+            raise SwapRefused("EMBEDDING_ALLOW_SWAP is false on the model server")
 
     def change_model(self, name: str, wanted: Settings, check: Callable[[], None]) -> dict[str, Any]:
         """Replace a model by the one that `wanted` names, unless `check` raises; see `swap`."""
@@ -140,6 +147,15 @@ class EmbeddingService:
         else:
             pool.pin(call.model, call.action == "pin")
         return pool.entry(call.model)
+
+    def set_models(self, call: codec.SetModels) -> Any:
+        """Serve the models of rows that are about to be stored; the models' entries."""
+        guard = self.guard
+        if guard is None:
+            raise SwapRefused("EMBEDDING_USE_DB_SETTINGS is false on the model server")
+        self._check_may_swap()
+        self._apart(lambda: guard.set_models(call.models, call.version))
+        return self._pool.entries()
 
     def reload(self) -> None:
         """Read the registry again. Raises InvalidModels, SwapRefused, and the errors of loading models."""
@@ -273,6 +289,8 @@ class EmbeddingSession:
             return codec.Reply(call.id, service.swap(name, call, context)), None
         if isinstance(call, codec.Manage):
             return codec.Reply(call.id, service.manage(call, context)), None
+        if isinstance(call, codec.SetModels):
+            return codec.Reply(call.id, service.set_models(call)), None
         if isinstance(call, codec.Query):
             self._pool.check(name, identity)
             return codec.Reply(call.id, service.query(name, call.what, context)), None

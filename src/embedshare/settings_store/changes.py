@@ -18,6 +18,7 @@ from embedshare.errors import (
     EmbedshareError,
     InvalidInput,
     InvalidSetting,
+    ModelMismatch,
     ModelNotFound,
     PortUnavailable,
     SettingsFixed,
@@ -35,7 +36,14 @@ if TYPE_CHECKING:  # with the database's packages, which not every worker has
 #: Seconds that a change waits for another one.
 PATIENCE_S = 10.0
 #: Errors of the value, not of the moment.
-_OF_THE_VALUE = (ModelNotFound, WeightsCorrupted, UnsupportedModel, InvalidInput, PortUnavailable)
+OF_THE_VALUE = (
+    ModelMismatch,
+    ModelNotFound,
+    WeightsCorrupted,
+    UnsupportedModel,
+    InvalidInput,
+    PortUnavailable,
+)
 Status = Literal["off", "connected", "disconnected"]
 
 
@@ -67,19 +75,21 @@ class SettingsChanges:
         Raises UnknownSetting, InvalidSetting for a value that is invalid or cannot be applied, SettingsFixed,
         DatabaseUnavailable, SwapRefused, and the model server's errors.
         """
-        kept = self._open()
+        self._open()
         for key in given:
             runtime_settings.check_known(key)
         values = {key: runtime_settings.value_of(key, value) for key, value in given.items()}
         if "model_name" in values:
-            values["model_name"] = _full_name(values["model_name"])
-        return self._change(kept, values, set(), who)
+            values["model_name"] = full_name(values["model_name"])
+        self.exclusively(lambda kept: self._apply_and_keep(kept, values, set(), who))
+        return self.live.now
 
     def delete(self, key: str, who: str) -> SettingsSnapshot:
         """Restore the environment's value; raises as `change` does."""
-        kept = self._open()
+        self._open()
         runtime_settings.check_known(key)
-        return self._change(kept, {}, {key}, who)
+        self.exclusively(lambda kept: self._apply_and_keep(kept, {}, {key}, who))
+        return self.live.now
 
     def audit(self, limit: int) -> list[Any]:
         """The latest changes (tables.SettingChange), newest first."""
@@ -97,20 +107,21 @@ class SettingsChanges:
             )
         return self._kept
 
-    def _change(
-        self, kept: SettingsSync, values: dict[str, Any], deleted: set[str], who: str
-    ) -> SettingsSnapshot:
-        until = time.monotonic() + PATIENCE_S
+    def exclusively(self, change: Callable[[SettingsSync], None]) -> None:
+        """Change the database, one change at a time, with retries while another process changes it.
+
+        Raises SettingsFixed, SwapRefused, and what `change` raises.
+        """
+        kept, until = self._open(), time.monotonic() + PATIENCE_S
         if not self._changing.acquire(timeout=PATIENCE_S):
             raise SwapRefused("another change of the settings is under way; retry when it is done")
         try:
             retry(
-                lambda: self._apply_and_keep(kept, values, deleted, who),
+                lambda: change(kept),
                 lambda error: isinstance(error, SwapRefused),  # usually another worker's change is under way
                 Backoff(0.25, 0.25),
                 until,
             )
-            return self.live.now
         finally:
             self._changing.release()
 
@@ -133,8 +144,9 @@ class SettingsChanges:
             if "host" in changed:
                 _check_host(wanted.web.host)
             if changed & runtime_settings.OF_THE_MODEL:
+                _check_not_rows(before, changed & runtime_settings.OF_THE_MODEL)
                 self._apply_model(wanted, before.version)
-        except _OF_THE_VALUE as error:
+        except OF_THE_VALUE as error:
             names = ", ".join(sorted(_blamed(error, changed)))
             raise InvalidSetting(
                 f"{names} cannot be applied; nothing was changed: {error.message}",
@@ -167,6 +179,16 @@ def _blamed(error: EmbedshareError, changed: Set[str]) -> Set[str]:
     return changed & likely or changed
 
 
+def _check_not_rows(now: SettingsSnapshot, changed: Set[str]) -> None:
+    """Raise InvalidSetting if rows of the database name the models."""
+    if now.models:
+        names = ", ".join(sorted(changed))
+        raise InvalidSetting(
+            f"{names}: the database names models, each with its own; change them with POST /settings/models",
+            name=names, value="", allowed="settings of no model",
+        )  # fmt: skip
+
+
 def _check_host(host: str) -> None:
     """Raise PortUnavailable if it is not an address of this machine: no worker could start with it."""
     try:
@@ -180,7 +202,7 @@ def _of(key: str, settings: Settings) -> Any:
     return settings.value(runtime_settings.NAMES[key])
 
 
-def _full_name(model_name: str) -> str:
+def full_name(model_name: str) -> str:
     """A model's folder with its whole path: the model server may run in another working directory.
 
     Any other name stays as it is: an error must not reveal existing folders or links.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from embedshare.settings import Settings
@@ -22,6 +22,9 @@ class SettingsSnapshot(NamedTuple):
 
     version: int
     source: Source
+    models: tuple[Mapping[str, Any], ...] = ()
+    """The fields of the database's models, with their ids; without one, EMBEDDING_MODELS_FILE or the settings
+    name the models."""
 
 
 class CurrentSettings:
@@ -56,6 +59,7 @@ class CurrentSettings:
         """The settings that these values in the database would give."""
         return runtime_settings.with_values(self._environment, stored)
 
-    def take(self, stored: Mapping[str, Any], version: int) -> None:
+    def take(self, stored: Mapping[str, Any], version: int, models: Sequence[Mapping[str, Any]] = ()) -> None:
         """Put these values in force."""
-        self.now = SettingsSnapshot(self.with_stored(stored), stored, version, self.now.source)
+        source = self.now.source
+        self.now = SettingsSnapshot(self.with_stored(stored), stored, version, source, tuple(models))

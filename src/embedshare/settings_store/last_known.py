@@ -3,6 +3,7 @@ is down."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from embedshare.settings_store import runtime_settings
 class _SavedSettings(msgspec.Struct, frozen=True):
     version: int
     values: dict[str, Any]
+    models: list[dict[str, Any]] = []
 
 
 class LastKnown:
@@ -25,8 +27,8 @@ class LastKnown:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> tuple[dict[str, Any], int] | None:
-        """Values by key and their version, if there is a trusted file."""
+    def read(self) -> tuple[dict[str, Any], int, list[dict[str, Any]]] | None:
+        """Values by key, their version, and the models, if there is a trusted file."""
         kept = private_file.read_note(self.path, _SavedSettings)
         if kept is None:
             return None
@@ -35,11 +37,12 @@ class LastKnown:
         except InvalidSetting as error:
             logger.error("Ignoring {}: {}", self.path, error)
             return None
-        return values, kept.version
+        return values, kept.version, kept.models
 
-    def write(self, values: dict[str, Any], version: int) -> None:
-        """Store the values."""
+    def write(self, values: dict[str, Any], version: int, models: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Store the values and models."""
+        saved = _SavedSettings(version, values, [dict(model) for model in models])
         try:
-            private_file.replace(self.path, msgspec.json.encode(_SavedSettings(version, values)))
+            private_file.replace(self.path, msgspec.json.encode(saved))
         except OSError as error:
             logger.error("Could not write {}: {}", self.path, error)

@@ -67,9 +67,9 @@ class Watcher:
             before, found = self._live.now, self._store.read()
             kept = {key: before.stored[key] for key in found.invalid if key in before.stored}
             values = {**found.values, **kept}
-            if values != before.stored or found.version != before.version:
-                self._live.take(values, found.version)
-                self._last_known.write(values, found.version)
+            if (values, found.models, found.version) != (before.stored, before.models, before.version):
+                self._live.take(values, found.version, found.models)
+                self._last_known.write(values, found.version, found.models)
                 for key, (_, reason) in found.invalid.items():
                     logger.error("Ignoring the database's {}: {}", key, reason)
         if self._on_look is not None:

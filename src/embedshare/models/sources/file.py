@@ -12,25 +12,21 @@ PyYAML's own loader would take the last of two equal keys, and `no` or `1e3` for
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from embedshare import platforms
-from embedshare.errors import InvalidModels, InvalidSetting
+from embedshare.errors import InvalidModels
 from embedshare.models.registry import Registry
-from embedshare.models.spec import OVERRIDES, ModelSpec
-from embedshare.settings import ANY_NAME, parse
+from embedshare.models.sources import fields
+from embedshare.models.spec import ModelSpec
 
 #: The most bytes of the file.
 MAX_BYTES = 1 << 20
-#: The longest name, in characters.
-MAX_NAME = 4096
 #: Providers of models, by their names in the file.
 PROVIDERS = ("local",)
 
@@ -80,7 +76,7 @@ class _File:
             raise self._error(None, "it is nested too deeply", "a list of models") from None
 
     def _spec(self, node: yaml.Node) -> ModelSpec:
-        given = self._mapping(node, {*_FIELDS, "default"}, "a model")
+        given = self._mapping(node, {*fields.FIELDS, "default"}, "a model")
         if "id" not in given:
             raise self._error(node.start_mark, "a model has no id", "a name for callers, as `id: minilm`")
         values = {key: self._value(key, given[key]) for key in given if key != "default"}
@@ -90,7 +86,7 @@ class _File:
             if self._names.setdefault(name, line) != line or [spec.id, *spec.aliases].count(name) > 1:
                 what = f"the name {name!r} is given twice (first in line {self._names[name]})"
                 raise self._error(where.start_mark, what, "each id and alias once")
-        if "default" in given and _boolean(self._text(given["default"], "default")):
+        if "default" in given and fields.boolean(self._text(given["default"], "default")):
             line = given["default"].start_mark.line + 1
             if self._default is not None:
                 what = f"a second model is the default (the first in line {self._default[1]})"
@@ -101,10 +97,10 @@ class _File:
     def _value(self, key: str, node: yaml.Node) -> Any:
         try:
             if key == "aliases":
-                return tuple(_name_or_any(self._text(one, key)) for one in self._list(node))
-            return _FIELDS[key](self._text(node, key))
-        except InvalidSetting as error:
-            raise self._error(node.start_mark, f"{key} is not valid", error.fields["allowed"]) from None
+                return tuple(fields.value_of(key, self._text(one, key)) for one in self._list(node))
+            return fields.value_of(key, self._text(node, key))
+        except InvalidModels:
+            raise
         except ValueError as error:
             raise self._error(node.start_mark, f"{key} is not valid", str(error)) from None
 
@@ -144,52 +140,3 @@ class _File:
             f"{self._path}:{line}:{column}: {what}; allowed: {allowed}",
             path=str(self._path), line=line, column=column, allowed=allowed,
         )  # fmt: skip
-
-
-def _name(text: str) -> str:
-    if not text.strip() or not text.isprintable() or len(text) > MAX_NAME or text == ANY_NAME:
-        raise ValueError(f"a printable name of 1 to {MAX_NAME} characters, not {ANY_NAME}")
-    return text
-
-
-def _name_or_any(text: str) -> str:
-    return text if text == ANY_NAME else _name(text)
-
-
-def _boolean(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError("true or false")
-    return text == "true"
-
-
-def _dimensions(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 1 << 16:
-        raise ValueError(f"a whole number from 1 to {1 << 16:,}")
-    return int(text)
-
-
-def _keep_alive(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if seconds != -1 and not 0 <= seconds <= 1e9:
-        raise ValueError("seconds from 0 on, or -1 for ever")
-    return seconds
-
-
-def _setting(field: str) -> Callable[[str], Any]:
-    return lambda text: parse(OVERRIDES[field], text, field)
-
-
-_FIELDS: Mapping[str, Callable[[str], Any]] = {
-    "id": _name,
-    "name": _name,
-    "aliases": _name_or_any,
-    "dimensions": _dimensions,
-    "preload": _boolean,
-    "pinned": _boolean,
-    "keep_alive_s": _keep_alive,
-    "trust_remote_code": _boolean,
-    **{field: _setting(field) for field in OVERRIDES},
-}

@@ -1,4 +1,4 @@
-"""The settings that can change at run time: their values, changes and audit."""
+"""The settings and models that can change at run time: their values, changes and audit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from flask import Blueprint, g, jsonify, request
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.routing import BaseConverter
 
@@ -21,6 +21,7 @@ from embedshare.errors import (
     SettingsFixed,
     SwapRefused,
     TooLarge,
+    UnknownModel,
     UnknownSetting,
 )
 from embedshare.settings_store import runtime_settings
@@ -48,6 +49,16 @@ class Changes(Protocol):
     def notes(self, changed: set[str]) -> dict[str, str]: ...
 
 
+class ModelRows(Protocol):
+    """The stored models' functions that these routes use."""
+
+    @property
+    def now(self) -> SettingsSnapshot: ...
+    def put(self, row: dict[str, Any], who: str) -> SettingsSnapshot: ...
+    def replace(self, rows: list[dict[str, Any]], who: str) -> SettingsSnapshot: ...
+    def delete(self, spec_id: str, who: str) -> SettingsSnapshot: ...
+
+
 class SettingRequest(msgspec.Struct):
     """A setting and its value: a text, or a value of the setting's type."""
 
@@ -72,8 +83,48 @@ class SettingsAnswer(msgspec.Struct):
     """Notes on changed settings that take effect later."""
 
 
+class ModelRow(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A model, with the fields of the file of models (docs/models.md); those left out are the settings'."""
+
+    id: str
+    """The name that callers use."""
+
+    name: str | UnsetType = UNSET
+    """The model that is loaded: a folder, a package's name, or a name on the hub; else the id."""
+
+    aliases: list[str] | UnsetType = UNSET
+    default: bool | UnsetType = UNSET
+    """Whether it answers callers that name no model; else the first does."""
+
+    dimensions: int | UnsetType = UNSET
+    preload: bool | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    keep_alive_s: float | UnsetType = UNSET
+    device: str | UnsetType = UNSET
+    dtype: str | UnsetType = UNSET
+    runtime: str | UnsetType = UNSET
+    max_batch_tokens: int | UnsetType = UNSET
+    max_batch_size: int | UnsetType = UNSET
+    cache_dir: str | UnsetType = UNSET
+
+
+class ModelsRequest(msgspec.Struct):
+    """The models that there should be."""
+
+    models: list[ModelRow]
+
+
+class ModelsAnswer(msgspec.Struct):
+    """The models in the database; without one, EMBEDDING_MODELS_FILE or the settings name the models."""
+
+    models: list[dict[str, Any]]
+    source: Literal["environment", "database"]
+    version: int
+
+
 class Change(msgspec.Struct):
-    """A change of a setting; `old` and `new` are null for the environment's value."""
+    """A change of a setting, or of a model (key `models/<id>`); `old` and `new` are null where the database
+    has no value."""
 
     changed_at: datetime
     changed_by: str
@@ -91,20 +142,23 @@ class Audit(msgspec.Struct):
 
 
 class _Key(BaseConverter):
-    """The part of a path that names a setting; `audit` and `bulk` are routes of their own."""
+    """The part of a path that names a setting; `audit`, `bulk` and `models` are routes of their own."""
 
-    regex = "(?!(?:audit|bulk)$)[^/]+"
+    regex = "(?!(?:audit|bulk|models)$)[^/]+"
 
 
+_MODEL = '{"id": "minilm", "name": "all-MiniLM-L6-v2", "preload": true}'
 _DECLARED: dict[str, Any] = {"scopes": ("settings",), "tag": Tag.SETTINGS}
 
 
-def blueprint(changes: Changes) -> Blueprint:
-    """`/settings`, `/settings/bulk`, `/settings/<key>` and `/settings/audit`."""
+def blueprint(changes: Changes, models: ModelRows) -> Blueprint:
+    """`/settings`, `/settings/bulk`, `/settings/<key>`, `/settings/audit` and `/settings/models`."""
     routes = Blueprint("settings", __name__)
     routes.record_once(lambda state: state.app.url_map.converters.update(setting=_Key))
     single = msgspec.json.Decoder(SettingRequest)
     bulk = msgspec.json.Decoder(BulkRequest)
+    one_model = msgspec.json.Decoder(ModelRow)
+    all_models = msgspec.json.Decoder(ModelsRequest)
 
     @routes.get("/settings", **_DECLARED)
     @openapi.describe({200: SettingsAnswer})
@@ -135,6 +189,35 @@ def blueprint(changes: Changes) -> Blueprint:
         """Restore the environment's value."""
         return _answer(changes, changes.delete(key, _who()), {key})
 
+    @routes.get("/settings/models", **_DECLARED)
+    @openapi.describe({200: ModelsAnswer})
+    def stored_models() -> dict[str, Any]:
+        """The models in the database, in order, as they were given."""
+        return _models(models.now)
+
+    @routes.post("/settings/models", **_DECLARED)
+    @openapi.describe({200: ModelsAnswer}, errors=(*_SENT, *_CHANGING), body=ModelRow)
+    def set_model() -> dict[str, Any]:
+        """Add a model, or replace the one with its `id`.
+
+        The model server applies it first, as a change of its file of models; what it cannot serve changes
+        nothing. A new default takes it from the old.
+        """
+        return _models(models.put(msgspec.to_builtins(body.read(one_model, _MODEL)), _who()))
+
+    @routes.put("/settings/models", **_DECLARED)
+    @openapi.describe({200: ModelsAnswer}, errors=(*_SENT, *_CHANGING), body=ModelsRequest)
+    def set_models() -> dict[str, Any]:
+        """Put these models in place of all: all of them, or none."""
+        asked = body.read(all_models, f'{{"models": [{_MODEL}]}}').models
+        return _models(models.replace(msgspec.to_builtins(asked), _who()))
+
+    @routes.delete("/settings/models/<path:id>", **_DECLARED)
+    @openapi.describe({200: ModelsAnswer}, errors=(UnknownModel, *_CHANGING))
+    def delete_model(id: str) -> dict[str, Any]:
+        """Remove a model. After the last one, EMBEDDING_MODELS_FILE or the settings name the models."""
+        return _models(models.delete(id, _who()))
+
     @routes.get("/settings/audit", **_DECLARED)
     @openapi.describe(
         {200: Audit},
@@ -157,6 +240,12 @@ def _answer(changes: Changes, now: SettingsSnapshot, changed: set[str]) -> dict[
         now.version,
         changes.notes(changed),
     )
+    shown: dict[str, Any] = msgspec.to_builtins(answer)
+    return shown
+
+
+def _models(now: SettingsSnapshot) -> dict[str, Any]:
+    answer = ModelsAnswer([dict(row) for row in now.models], now.source, now.version)
     shown: dict[str, Any] = msgspec.to_builtins(answer)
     return shown
 
