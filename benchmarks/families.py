@@ -6,7 +6,6 @@ The load process that holds SentenceTransformer makes, loads and compares them, 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +17,6 @@ import numpy as np
 from benchmarks import paths
 from benchmarks.callers import LocalCaller, LocalSession
 
-#: A StaticEmbedding's weights and tokenizer, as files: the package is never imported.
-_WORDLLAMA = "wordllama==0.4.0.post1"
 #: Texts for comparisons besides paragraphs: cased and accented, empty, and longer than models read.
 _TEXTS = ["model", "", "The QUICK brown Fox: Café São", " ".join(f"Wörd{number}" for number in range(260))]
 _PARAGRAPHS = 16
@@ -36,10 +33,13 @@ def names() -> list[str]:
 
 def prepare() -> None:
     """Download the weights that no package of the project includes, unless they are there."""
+    paths.import_from_src()
+    from tests.engine import real_models
+
     folder = _wordllama()
     if not folder.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder.parent)]
-        subprocess.run([*pip, _WORDLLAMA], check=True)
+        subprocess.run([*pip, real_models.WORDLLAMA], check=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,41 +132,27 @@ def _be_quiet() -> None:
 
 def _wordllama() -> Path:
     """The package's folder, even if it is missing."""
-    found = importlib.util.find_spec("wordllama")
-    if found is not None and found.submodule_search_locations:
-        return Path(found.submodule_search_locations[0])
-    return paths.HERE / ".peers" / "wordllama" / "wordllama"
+    from tests.engine import real_models
+
+    return real_models.wordllama_package() or paths.HERE / ".peers" / "wordllama" / "wordllama"
 
 
 def _static(folder: Path) -> Path:
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
+    from tests.engine import real_models
 
-    from tests.engine.small_models import modules, saved
-
-    package = _wordllama()
-    words = Tokenizer.from_file(str(package / "tokenizers" / "l2_supercat_tokenizer_config.json"))
-    table = load_file(str(package / "weights" / "l2_supercat_256.safetensors"))["embedding.weight"].float()
-    return saved(folder, [modules().StaticEmbedding(words, embedding_weights=table)])
+    return real_models.wordllama(folder, _wordllama())
 
 
 def _minilm(folder: Path) -> Path:
-    paths.import_from_src()
-    from embedshare.engine import weights
+    from tests.engine import real_models
 
-    return weights.find("all-MiniLM-L6-v2")
+    return real_models.minilm()
 
 
 def _with_another_head(folder: Path) -> Path:
-    import torch
+    from tests.engine import real_models
 
-    from tests.engine.small_models import modules, saved
-
-    known = modules()
-    torch.manual_seed(7)
-    first = known.Transformer(str(_minilm(folder)))
-    width = first.get_embedding_dimension()
-    return saved(folder, [first, known.Pooling(width, "mean"), known.Dense(width, 256), known.Normalize()])
+    return real_models.minilm_with_dense(folder)
 
 
 _REAL: dict[str, Callable[[Path], Path]] = {

@@ -106,7 +106,7 @@ class Shares:
 @dataclasses.dataclass(frozen=True)
 class Lines:
     """A plot: one line for each competitor, through points of x, y and a label; `dashed` has a second line in
-    the same colour for some of them. Both scales begin at zero or are logarithmic."""
+    the same colour for some of them. Both scales begin at zero or are logarithmic; `marked` shows points."""
 
     name: str
     title: str
@@ -115,6 +115,7 @@ class Lines:
     series: dict[str, list[tuple[float, float, str]]]
     dashed: dict[str, list[tuple[float, float]]] = dataclasses.field(default_factory=dict)
     logarithmic: bool = False
+    marked: bool = True
 
 
 Plot = Bars | Shares | Lines

@@ -71,7 +71,8 @@ def _lines(figure: Any, axes: Any, plot: Lines) -> None:
     for number, (name, points) in enumerate(plot.series.items()):
         colour = COLOURS[number % len(COLOURS)]
         xs, ys, labels = zip(*points, strict=True)
-        axes.plot(xs, ys, color=colour, marker="o", markersize=3.5, linewidth=1.3, label=name)
+        marks = {"marker": "o", "markersize": 3.5} if plot.marked else {}
+        axes.plot(xs, ys, color=colour, linewidth=1.3, label=name, **marks)
         for x, y, label in zip(xs, ys, labels, strict=True):
             axes.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6.5)
         if name in plot.dashed:

@@ -2,5 +2,5 @@
 
 import os
 
-# Before torch is imported anywhere: its threads otherwise spin for work that other processes' tests compute with.
+# Before torch is imported: its threads otherwise spin while other processes compute.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

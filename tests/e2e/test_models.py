@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 import requests
+from playwright.sync_api import Browser
 
 import embeddingClient
 from embeddingClient import EmbeddingClient
 from embedshare.errors import InvalidInput, ModelNotFound, UnknownModel
-from tests.engine import small_models
+from tests.engine import real_models, small_models
 from tests.processes import (
     MODEL,
     OTHER_MODEL,
@@ -30,6 +31,7 @@ from tests.processes import (
     free_port,
     wait_for,
 )
+from tests.watching import needs_chromium
 
 FILE = """
 models:
@@ -109,6 +111,33 @@ def test_each_name_has_its_model_s_own_vectors(client: EmbeddingClient, tmp_path
     for one in (first, second):
         one.close()
     assert client.encode("still open").shape == (384,)
+
+
+def test_real_models_have_their_own_vectors_in_one_server(tmp_path: Path) -> None:
+    """The default model, the same with another head, and a StaticEmbedding with wordllama's weights."""
+    from sentence_transformers import SentenceTransformer
+
+    package = real_models.wordllama_package()
+    if package is None:
+        pytest.skip(f"needs wordllama's weights: pip install --no-deps {real_models.WORDLLAMA}")
+    folders = {
+        "minilm": real_models.minilm(),
+        "dense": real_models.minilm_with_dense(tmp_path / "dense"),
+        "wordllama": real_models.wordllama(tmp_path / "wordllama", package),
+    }
+    entries = "".join(f"    - id: {name}\n      name: {folder}\n" for name, folder in folders.items())
+    path = write(tmp_path, f"models:\n  local:\n{entries}")
+    server = ModelServer(tmp_path, EMBEDDING_MODELS_FILE=str(path))
+    server.start()
+    texts = ["one text", "Größe und Café", "", "a longer text of several words that all models read"]
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        for name, folder in folders.items():
+            rows = client.of_model(name).encode(texts)
+            expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+            assert rows.shape == expected.shape
+            lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+            assert ((rows * expected).sum(1) >= 0.9999 * lengths).all(), name
+    assert server.stop() == 0
 
 
 def test_all_models_of_a_process_share_their_connections(
@@ -276,6 +305,31 @@ def test_each_api_takes_a_model_s_name(worker: str) -> None:
         post("/v1/embeddings", input=ids, model="second").json()["data"][0]["embedding"], second, atol=1e-5
     )
     assert post("/v1/embeddings", input=ids).status_code == 400
+
+
+@needs_chromium
+def test_the_dashboard_shows_each_model(chromium: Browser, worker: str, client: EmbeddingClient) -> None:
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{worker}/dashboard")
+    client.of_model("second").encode("text")
+
+    def rows() -> dict[str, list[str]]:
+        page.wait_for_timeout(50)
+        found = [row.locator("td").all_inner_texts() for row in page.locator("#models tr").all()]
+        return {row[0].split("\n")[0]: row for row in found}
+
+    wait_for(lambda: len(rows()) == 4, 30, "the models")
+    wait_for(lambda: rows()["second"][1] == "ready", 30, "a loaded model")
+    shown = rows()
+    assert shown["first"][0].splitlines() == ["first", f"{MODEL} · default"]
+    assert shown["second"][4].endswith("ago")
+    assert shown["second"][6].endswith("MB")
+    assert shown["broken"][1] in ("standby", "failed")
+    assert (page.inner_text("#model"), page.inner_text("#facts-title")) == ("4 models", "Default model")
+    assert complaints == []
+    page.close()
 
 
 def test_ollama_s_clients_load_unload_and_see_models(worker: str) -> None:

@@ -145,6 +145,9 @@ class Hanging:
         return {"pid": 7, "client": self.client_stats(), "server_address": "localhost:1", "uptime": 1.0,
                 "memory_mb": None, "model_mb": None, "total_requests": 0, "callers": []}  # fmt: skip
 
+    def models(self, timeout: float | None = None) -> list[dict[str, Any]]:
+        return []
+
     def client_stats(self) -> dict[str, Any]:
         return {"pid": 8, "state": "connected", "uptime_s": 1.0, "memory_mb": None, "calls": 0}
 

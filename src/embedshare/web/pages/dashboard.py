@@ -21,6 +21,7 @@ class Observed(Protocol):
     """The model's functions that this page uses."""
 
     def stats(self) -> dict[str, Any]: ...
+    def models(self, timeout: float | None = ...) -> list[dict[str, Any]]: ...
     def client_stats(self) -> dict[str, Any]: ...
 
 
@@ -38,6 +39,25 @@ class Process(msgspec.Struct):
     restarts: int | None = None
     memory_mb: float | None = None
     calls: int | None = None
+
+
+class ServedModel(msgspec.Struct):
+    """One of the server's models; `idle_s` are the seconds since its last call, null if it is not loaded.
+
+    `memory_mb` is what it took when it was loaded last; `calls` and `loads` count since the server's start.
+    """
+
+    id: str
+    name: str
+    default: bool
+    state: str
+    pinned: bool
+    active: int
+    calls: int
+    loads: int
+    idle_s: float | None
+    memory_mb: float | None
+    error: str | None
 
 
 class Memory(msgspec.Struct):
@@ -63,6 +83,8 @@ class DashboardData(msgspec.Struct):
     memory: Memory
     error: str | None = None
     http: Requests | None = None
+    models: list[ServedModel] = []
+    """The server's models, if it has several."""
 
 
 #: Seconds that a page waits for the figures, before it shows that no model answers.
@@ -80,7 +102,7 @@ def blueprint(
     processes connected to the server follow. `requests` counts this worker's.
     """
     routes = Blueprint("dashboard", __name__)
-    latest, latest_supervised = SingleFlight(lambda: model.stats()), SingleFlight(supervised)
+    latest, latest_supervised = SingleFlight(lambda: _asked(model)), SingleFlight(supervised)
 
     @routes.get("/dashboard", scopes=OPEN, tag=Tag.PAGES)
     @openapi.describe({200: {"text/html": str}, 304: {}})
@@ -110,19 +132,32 @@ def blueprint(
     return routes
 
 
+def _asked(model: Observed) -> tuple[dict[str, Any], list[ServedModel]]:
+    """The server's figures, and those of its models if it has several."""
+    stats, models = model.stats(), model.models(PATIENCE_S)
+    if len(models) < 2:
+        return stats, []
+    figures = [{**one, "memory_mb": one["bytes"] / 1e6 or None} for one in models]
+    return stats, msgspec.convert(figures, list[ServedModel])
+
+
 def _data(
-    model: Observed, latest: SingleFlight[dict[str, Any]], supervised: SingleFlight[list[dict[str, Any]]]
+    model: Observed,
+    latest: SingleFlight[tuple[dict[str, Any], list[ServedModel]]],
+    supervised: SingleFlight[list[dict[str, Any]]],
 ) -> DashboardData:
-    error = None
+    error: str | None = None
+    models: list[ServedModel] = []
     try:
-        server = dict(latest.get(PATIENCE_S))
+        stats, models = latest.get(PATIENCE_S)
+        server = dict(stats)
         worker = server.pop("client")
     except (EmbedshareError, TimeoutError) as reason:
         server, worker = None, model.client_stats()
         error = reason.message if isinstance(reason, EmbedshareError) else f"{reason} from the model server"
     now = time.time()
     listed = _completed(_supervised(supervised), _connected(server, worker))
-    return DashboardData(now, worker, server, listed, _memory(server, worker), error)
+    return DashboardData(now, worker, server, listed, _memory(server, worker), error, models=models)
 
 
 def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> list[Process]:

@@ -6,12 +6,12 @@ import { clock } from "./format.js";
 const FONT = "11px Inter, system-ui, sans-serif";
 /** Steps of an axis that counts things. */
 const WHOLE = [1, 2, 5].flatMap((one) => [one, one * 10, one * 100, one * 1e3, one * 1e4, one * 1e5, one * 1e6]).sort((a, b) => a - b);
-/** Charts that exist, to be drawn anew in another theme or width. */
+/** All charts, which are drawn again after a change of theme or width. */
 const charts = new Set();
 
 /** A chart in `host` with axes. `series`: [{name, color, fill?, dash?, axis?}], colours as CSS variables;
  *  `axes`: [{format, log?, least?, most?, whole?, splits?, size?, space?}], the first on the left and a second on the right.
- *  Returns {draw(times, columns, window, bands)}; `onCursor(index or null)` is told what is pointed at. */
+ *  Returns {draw(times, columns, window, bands)}; `onCursor(index or null)` is called with the pointed index. */
 export function timeChart(host, series, axes, onCursor) {
   const state = { window: [0, 1], bands: [] };
   const plot = new uPlot(
@@ -80,7 +80,7 @@ function scale(axis, at) {
   return [`y${at}`, { range }];
 }
 
-/** From a round figure below to one above, so that the axis does not move with each point. */
+/** The range between round figures, so that the axis does not move with each point. */
 function decades(low, high) {
   const round = [1, 2, 5];
   const down = (value) => {
@@ -165,7 +165,7 @@ function fade(u, stroke, most) {
   return gradient;
 }
 
-/** Times at which others than the server answered, or nobody, behind the lines. */
+/** Shades the times in which the server did not answer, behind the lines. */
 function shade(u, bands) {
   const { left, top, width, height } = u.bbox;
   u.ctx.save();

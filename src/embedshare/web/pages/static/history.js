@@ -1,4 +1,4 @@
-// What the page has seen since it was opened, bounded: the older, the coarser.
+// Samples since the page was opened, bounded: older ones are merged.
 
 import { difference, merge } from "./interval.js";
 
@@ -9,7 +9,7 @@ const TIERS = [
   { age: 900, span: 5 },
 ];
 const THIN_EVERY = 60;
-/** A chart has at most about so many points. */
+/** The most points of a chart, about. */
 const POINTS = 300;
 const SPANS = [1, 2, 3, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
 
@@ -20,7 +20,7 @@ export class History {
     this.added = 0;
   }
 
-  /** A sample of /dashboard/data, later than those before. */
+  /** Adds a sample of /dashboard/data, later than those before. */
   add(sample) {
     if (this.last && sample.time <= this.last.time) return;
     if (this.last) this.intervals.push(difference(this.last, sample));
@@ -34,7 +34,7 @@ export class History {
     return this.intervals.length ? this.last.time - this.intervals[0].from : 0;
   }
 
-  /** The last `seconds` as one interval, or null where nothing was seen yet. */
+  /** The last `seconds` as one interval, or null before the first. */
   recent(seconds) {
     const after = (this.last?.time ?? 0) - seconds - 0.5;
     const recent = this.intervals.filter((one) => one.from >= after);
@@ -54,7 +54,7 @@ export class History {
   }
 }
 
-/** Neighbours that end in the same cell of a grid in time become one. */
+/** Merges neighbours that end in the same cell of a time grid. */
 function grouped(intervals, spanOf) {
   const groups = [];
   let cell = null;

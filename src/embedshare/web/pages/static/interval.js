@@ -1,9 +1,9 @@
-// What happened between two samples of ever-growing counters: differences, sums of them, percentiles.
+// The interval between two samples of cumulative counters: differences, their sums, percentiles.
 
-/** How calls are answered, from the least to the most remarkable: of a longer time the most remarkable counts. */
+/** What answers calls, in rising order of importance: an interval shows the most important. */
 const STANDINGS = ["server", "local", "fallback", "away"];
 
-/** Counters of /embedding/stats, by the name that an interval has for what was added to them. */
+/** Counters of /embedding/stats, by the name of their increase in an interval. */
 const COUNTERS = {
   calls: "total_requests",
   failed: "failed_requests",
@@ -16,8 +16,8 @@ const COUNTERS = {
 const HTTP_COUNTERS = { requests: "answered", errors: "failed", refused: "refused" };
 const ALL = [...Object.keys(COUNTERS), ...Object.keys(HTTP_COUNTERS)];
 
-/** The value that a share `q` of those counted lies below, interpolated within its bucket; null of nothing.
- *  `counts` has one more than `bounds`: what is over the last bound is taken to be at it. */
+/** The quantile `q`, interpolated within its bucket; null if nothing was counted.
+ *  `counts` has one more than `bounds`: values over the last bound count as equal to it. */
 export function quantile(bounds, counts, q) {
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (!total) return null;
@@ -32,19 +32,19 @@ export function quantile(bounds, counts, q) {
   return bounds[bounds.length - 1];
 }
 
-/** The mean of what a histogram counted; null of nothing. */
+/** The mean of a histogram; null if nothing was counted. */
 export function mean(histogram) {
   const total = histogram.counts.reduce((sum, count) => sum + count, 0);
   return total ? histogram.sum / total : null;
 }
 
-/** Who answers calls at a sample of /dashboard/data. */
+/** What answers calls at the time of a sample of /dashboard/data. */
 export function standing(sample) {
   if (!sample.server || ["refused", "closed"].includes(sample.worker.state)) return "away";
   return { "falling back": "fallback", local: "local" }[sample.worker.state] ?? "server";
 }
 
-/** What happened from sample `before` to `after`. `counted` is the seconds of it that counters are known for:
+/** The interval from sample `before` to `after`. `counted`: the seconds for which counters are known:
  *  0 where another process answers, or the same one anew, since then nobody knows what went before; `served`
  *  is the same for this worker's own requests, which go on while the model server is away. */
 export function difference(before, after) {
@@ -77,13 +77,13 @@ export function difference(before, after) {
   return interval;
 }
 
-/** What was added to the counters, by an interval's names for them; null where one has begun again. */
+/** Increases of the counters, by their names in an interval; null if one has restarted. */
 function added(counters, was, is) {
   const found = Object.entries(counters).map(([name, key]) => [name, (is[key] ?? 0) - (was[key] ?? 0)]);
   return found.some(([, count]) => count < 0) ? null : Object.fromEntries(found);
 }
 
-/** One interval for several that follow each other. */
+/** Merges consecutive intervals. */
 export function merge(intervals) {
   const merged = { ...intervals[intervals.length - 1], from: intervals[0].from, counted: 0, served: 0, histograms: {} };
   for (const name of ALL) merged[name] = 0;

@@ -1,9 +1,9 @@
-// Asks the worker with the API key that this tab's user gave, and asks the user where it needs one.
+// Requests with the API key that this tab's user gave; the user is asked for one if the worker needs it.
 
 const STORED = "embedshare-api-key";
 
-/** `fetch(url, options())`; where the worker wants another key the user is asked for it, and it is tried again.
- *  Who gives none, or where `mayAsk` is false: an error with the worker's reason, whose name is "KeyWanted". */
+/** `fetch(url, options())`. If the worker wants another key, the user is asked for it and the request is repeated.
+ *  Without a key, or if `mayAsk` is false: an error with the worker's reason, whose name is "KeyWanted". */
 export async function keyed(url, options, mayAsk = true) {
   for (;;) {
     const key = stored();
@@ -11,17 +11,17 @@ export async function keyed(url, options, mayAsk = true) {
     const answer = await fetch(url, { ...rest, headers: key ? { ...headers, Authorization: `Bearer ${key}` } : headers });
     if (!answer.headers.get("WWW-Authenticate")?.startsWith("Bearer")) return answer;
     const { error } = await answer.json();
-    const why = key ? error : "This worker answers those alone who have an API key.";
+    const why = key ? error : "This worker answers only with an API key.";
     if (!mayAsk || !(await given(why))) throw Object.assign(new Error(error), { name: "KeyWanted" });
   }
 }
 
-/** For this tab alone, and until it is closed. */
+/** The key, which this tab keeps until it is closed. */
 function stored() {
   try {
     return sessionStorage.getItem(STORED);
   } catch {
-    return stored.key; // storage is denied: then it lasts as long as the page
+    return stored.key; // storage is denied: the page itself keeps it
   }
 }
 
@@ -42,11 +42,11 @@ function given(why) {
   const field = make("input", { type: "password", name: "key", autocomplete: "off", required: true, spellcheck: false });
   const buttons = make("p", { className: "buttons" });
   buttons.append( // the first is Enter's
-    make("button", { type: "submit", value: "use", textContent: "Use it", className: "main" }),
+    make("button", { type: "submit", value: "use", textContent: "Use key", className: "main" }),
     make("button", { type: "submit", value: "cancel", textContent: "Cancel", formNoValidate: true }),
   );
   label.append(field);
-  form.append(make("h2", { textContent: "Who is asking?" }), make("p", { textContent: why }), label, buttons);
+  form.append(make("h2", { textContent: "API key needed" }), make("p", { textContent: why }), label, buttons);
   dialog.className = "credential";
   dialog.append(form);
   document.body.append(dialog);

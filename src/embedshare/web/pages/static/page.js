@@ -1,19 +1,19 @@
-// The page: what is asked, what is kept, and where each figure is shown.
+// The page: asks for samples, keeps them, and shows each figure in its place.
 
 import { sparkline, timeChart } from "./charts.js";
 import { UNKNOWN, clock, duration, memory, number, percent, short, shortMemory, span } from "./format.js";
 import { History } from "./history.js";
 import { mean, quantile, standing } from "./interval.js";
 import { poll } from "./poll.js";
-import { showFacts, showProcesses } from "./processes.js";
+import { showFacts, showModels, showProcesses } from "./tables.js";
 
-/** Large figures are of so many seconds: one alone would flicker. */
+/** Large figures cover this many seconds: a single one would flicker. */
 const NOW_S = 5;
 const LEAST_WINDOW_S = 60;
 
 const at = (id) => document.getElementById(id);
 const history = new History();
-/** The sample that the processes' calls per second are counted from. */
+/** Earlier samples: calls per second are counted from the oldest. */
 let earlier = [];
 
 const ANSWERS = {
@@ -35,12 +35,12 @@ function meanOf(one, name) {
   const histogram = one?.histograms[name];
   return histogram ? mean(histogram) : null;
 }
-/** Between whole numbers there is nothing to interpolate, least of all below one text. */
+/** A batch has at least one text, whatever interpolation says. */
 const atLeastOne = (value) => (value === null ? null : Math.max(value, 1));
 const milliseconds = (value) => duration(value).join(" ").trim();
 const megabytes = (value) => memory(value).join(" ").trim();
 
-/** Charts by the id of where they are: what each line shows of an interval, and how it is written. */
+/** Charts by the id of their element: for each line its value of an interval, and its format. */
 const CHARTS = {
   throughput: {
     axes: [{ format: short, least: 4 }],
@@ -68,8 +68,8 @@ const CHARTS = {
   queue: {
     axes: [{ format: short, least: 100, size: 48, whole: true }, { format: short, least: 4, size: 40, whole: true }],
     series: [
-      { name: "waiting tokens", color: "--accent", fill: 0.22, of: (one) => one.waiting, format: number },
-      { name: "active calls", color: "--calm", dash: [4, 4], width: 1.25, axis: 1, of: (one) => one.active, format: number },
+      { name: "queued tokens", color: "--accent", fill: 0.22, of: (one) => one.waiting, format: number },
+      { name: "calls in flight", color: "--calm", dash: [4, 4], width: 1.25, axis: 1, of: (one) => one.active, format: number },
     ],
   },
   memory: {
@@ -114,7 +114,7 @@ function point(index) {
   showLegends();
 }
 
-/** Values at the pointed time, else those of now. */
+/** Values at the pointed time, else the current ones. */
 function showLegends() {
   const one = points[pointedAt] ?? history.recent(NOW_S);
   for (const chart of Object.values(CHARTS)) {
@@ -143,13 +143,13 @@ function draw() {
   showLegends();
 }
 
-/** What a line shows of the points: nothing where all of it is the zero of what should not happen. */
+/** A line's values; a quiet line shows nothing while all its values are zero. */
 function column(one) {
   const values = points.map((each) => one.of(each) ?? null);
   return one.quiet && !values.some(Boolean) ? values.fill(null) : values;
 }
 
-/** Stretches in which others than the server answered. */
+/** Stretches in which the server did not answer. */
 function bands() {
   const found = [];
   for (const one of history.intervals) {
@@ -167,10 +167,10 @@ function showNow(sample) {
   const [errors, refused] = [httpRate(now, "errors"), httpRate(now, "refused")];
   at("requests").textContent = number(httpRate(now, "requests"));
   at("errors").textContent = number(errors);
-  at("errors-note").textContent = refused ? `5xx; ${number(refused)}/s refused: 4xx` : "of these requests: 5xx";
+  at("errors-note").textContent = refused ? `5xx; ${number(refused)}/s are 4xx` : "of these requests: 5xx";
   at("errors-note").classList.toggle("bad", Boolean(errors));
   at("calls").textContent = number(calls);
-  at("calls-note").textContent = failed ? `${number(failed)} per second fail` : "all workers, coalesced";
+  at("calls-note").textContent = failed ? `${number(failed)} failed per second` : "all workers, coalesced";
   at("calls-note").classList.toggle("bad", Boolean(failed));
   at("texts").textContent = number(rate(now, "texts"));
   at("texts-note").textContent = now?.counted ? `${short(rate(now, "tokens"))} tokens/s` : "\u00a0";
@@ -179,7 +179,7 @@ function showNow(sample) {
   }
   at("waiting").textContent = number(sample.server?.waiting_tokens);
   const active = sample.server?.active_operations;
-  at("waiting-note").textContent = active === undefined ? "\u00a0" : `${active} ${active === 1 ? "call" : "calls"} under way`;
+  at("waiting-note").textContent = active === undefined ? "\u00a0" : `${active} ${active === 1 ? "call" : "calls"} in flight`;
 }
 
 function showMemory(sample) {
@@ -189,9 +189,9 @@ function showMemory(sample) {
   const saved = known ? unshared - shared : null;
   [at("saved").textContent, at("saved-unit").textContent] = memory(saved);
   const times = known && unshared > shared ? `${(unshared / shared).toFixed(1)}x less, ` : "";
-  at("saved-note").textContent = known ? `${times}${count}` : "nothing is shared now";
+  at("saved-note").textContent = known ? `${times}${count}` : "nothing is shared at the moment";
   at("shared-name").textContent = known ? `${count} and one model server` : "with sharing";
-  at("unshared-name").textContent = known ? `${count}, a model in each` : "without";
+  at("unshared-name").textContent = known ? `${count}, a model in each` : "without sharing";
   at("shared").textContent = megabytes(shared);
   at("unshared").textContent = megabytes(unshared);
   const alone = known ? unshared - model * processes : 0;
@@ -207,8 +207,9 @@ function showAnswering(sample) {
   const who = standing(sample);
   at("pill").dataset.standing = who;
   if (at("pill-text").textContent !== ANSWERS[who]) at("pill-text").textContent = ANSWERS[who];
-  if (server?.model) at("model").textContent = server.model;
-  document.title = `${server?.model ?? "embedshare"} · embedshare`;
+  const title = sample.models.length ? `${sample.models.length} models` : server?.model;
+  if (title) at("model").textContent = title;
+  document.title = `${title ?? "embedshare"} · embedshare`;
   const facts = server ? [[server.runtime, server.dtype].filter(Boolean).join(" "), server.device && `on ${server.device}`] : [];
   const clients = server?.callers?.length;
   at("summary").textContent = [
@@ -217,10 +218,19 @@ function showAnswering(sample) {
     clients && `${clients} ${clients === 1 ? "process" : "processes"} connected`,
     worker.fallbacks && `fell back ${worker.fallbacks === 1 ? "once" : `${worker.fallbacks} times`}`,
   ].filter(Boolean).join(" · ") || "\u00a0";
-  const reason = sample.error ?? (who === "fallback" ? "The model server is away. This worker answers from a local model of the same vector space until it is back." : null);
+  const reason = sample.error ?? (who === "fallback" ? "The model server does not answer. Until it is back, this worker answers from a local model of the same vector space." : null);
   at("notice").hidden = !reason;
   at("notice").dataset.standing = who;
   if (reason && at("notice").textContent !== reason) at("notice").textContent = reason;
+}
+
+/** The table of models, if there are several. */
+function showServed(sample) {
+  at("models-section").hidden = !sample.models.length;
+  at("facts-title").textContent = sample.models.length ? "Default model" : "Model";
+  const loaded = sample.models.filter((one) => one.state === "ready").length;
+  at("models-about").textContent = `${loaded} loaded`;
+  showModels(at("models"), sample, earlier[0]);
 }
 
 function onSample(sample) {
@@ -235,6 +245,7 @@ function onSample(sample) {
   showMemory(sample);
   showProcesses(at("processes"), sample, earlier[0]);
   at("processes-about").textContent = `${sample.processes.length} known to this worker`;
+  showServed(sample);
   if (sample.server) showFacts(at("facts"), sample.server);
   const empty = !history.intervals.some((one) => one.calls || one.standing === "away");
   at("empty").hidden = !empty;
@@ -249,7 +260,7 @@ function onLost(error, wait) {
   document.body.dataset.stale = "true";
   at("notice").hidden = false;
   at("notice").dataset.standing = "away";
-  at("notice").textContent = `This worker does not answer (${error.message}). The next try is in ${span(wait / 1000)}.`;
+  at("notice").textContent = `This worker does not answer (${error.message}). Trying again in ${span(wait / 1000)}.`;
 }
 
 const example = `curl -s ${location.origin}/embed -H 'Content-Type: application/json' -d '{"texts": ["one model, many workers"]}'`;

@@ -1,4 +1,4 @@
-// Asks for the figures once a second, for as long as the page lives.
+// Requests a sample once a second while the page is open.
 
 import { keyed } from "./keyed.js";
 
@@ -6,7 +6,7 @@ const EVERY_MS = 1000;
 const LIMIT_MS = 6000;
 const SLOWEST_MS = 8000;
 
-/** Calls `onSample` with each answer, and `onLost` with the reason and the wait in ms where none came. */
+/** Calls `onSample` with each answer, or `onLost` with the error and the pause in ms before the next request. */
 export async function poll(url, onSample, onLost) {
   let failures = 0;
   let mayAsk = true;
@@ -19,7 +19,7 @@ export async function poll(url, onSample, onLost) {
       onSample(sample);
       wait = Math.max(EVERY_MS - (performance.now() - began), 100);
     } catch (error) {
-      mayAsk &&= error.name !== "KeyWanted"; // once declined: asked again when the page is loaded again
+      mayAsk &&= error.name !== "KeyWanted"; // the user declined: ask again when the page is reloaded
       wait = Math.min(EVERY_MS * 2 ** failures, SLOWEST_MS);
       failures += 1;
       onLost(error, wait);

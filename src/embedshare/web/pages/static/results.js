@@ -1,6 +1,6 @@
-// Results as cards. All that comes from the web is set as text, and a link leads only to http or https.
+// Results as cards. Everything from the web is set as text; links lead only to http or https.
 
-/** Shorter words of a question are too common to be marked. */
+/** Shorter words of a question are too common to mark. */
 const LEAST_LETTERS = 3;
 const COMMON = new Set(["and", "are", "but", "can", "did", "does", "for", "from", "how", "into", "not", "that", "the", "this", "was", "what", "when", "where", "which", "who", "why", "with", "you"]);
 
@@ -18,11 +18,11 @@ export function card(passages, query) {
   return result;
 }
 
-/** Gives passages that are cut off on the page, which shows them by now, a button that unfolds them. */
+/** Adds an unfold button to passages that are cut off; called when the page shows them. */
 export function foldLong(results) {
   for (const shown of results.querySelectorAll(".long")) {
     if (shown.scrollHeight <= shown.clientHeight + 1) continue;
-    const button = element("button", "unfold", "Show all of it");
+    const button = element("button", "unfold", "Show all");
     button.type = "button";
     button.addEventListener("click", () => {
       shown.classList.remove("long");
@@ -32,7 +32,7 @@ export function foldLong(results) {
   }
 }
 
-/** What stands where results will be. */
+/** Placeholders for results. */
 export function skeletons(count) {
   return Array.from({ length: count }, () => {
     const bone = element("li", "card result");
@@ -42,7 +42,7 @@ export function skeletons(count) {
   });
 }
 
-/** Text as nodes in which the words of a question, and longer ones that begin so, are marked. */
+/** Text as nodes; the words of a question, and longer words that begin with them, are marked. */
 export function marked(text, words) {
   if (!words.length) return [text];
   const pattern = new RegExp(`(?<![\\p{L}\\p{N}])(?:${words.join("|")})[\\p{L}\\p{N}]*`, "giu");
@@ -55,7 +55,7 @@ export function marked(text, words) {
   return [...nodes, text.slice(end)].filter((node) => node !== "");
 }
 
-/** Letters and digits alone: there is nothing in them that a pattern could take for its own. */
+/** Words of letters and digits only, which need no escaping in a pattern. */
 export function wordsOf(query) {
   const words = query.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
   return [...new Set(words)].filter((word) => word.length >= LEAST_LETTERS && !COMMON.has(word));
@@ -78,7 +78,7 @@ function rest(others, words) {
   return folded;
 }
 
-/** The score, which is a distance, as a figure, and as a bar that is longer the nearer the passage is. */
+/** The score, a distance, as a figure, and as a bar that is longer for nearer passages. */
 function gauge(score) {
   const [shown, track, bar] = [element("span", "score"), element("span", "gauge"), element("i")];
   shown.title = "Squared distance to the question: lower is nearer";
@@ -88,7 +88,7 @@ function gauge(score) {
   return shown;
 }
 
-/** Where a page is: its host's first letter, host and path. */
+/** A page's address: its host's first letter, host and path. */
 function sourceOf(url) {
   const parsed = URL.canParse(url) ? new URL(url) : null;
   const host = (parsed?.host ?? url).replace(/^www\./, "");

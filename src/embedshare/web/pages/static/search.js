@@ -1,4 +1,4 @@
-// The search page: a question goes out, and what comes back, or what went wrong, is shown.
+// The search page: sends a question and shows the answer or the error.
 
 import { duration } from "./format.js";
 import { keyed } from "./keyed.js";
@@ -50,7 +50,7 @@ async function ask(query, signal) {
   } catch (error) {
     throw ["AbortError", "KeyWanted"].includes(error.name) ? error : new Error("This worker does not answer. Is it running?");
   }
-  const said = await answer.json().catch(() => ({ error: `The worker answered ${answer.status}, and no JSON.` }));
+  const said = await answer.json().catch(() => ({ error: `The worker answered ${answer.status} without JSON.` }));
   if (!answer.ok) throw new Error(said.error);
   return said;
 }
@@ -65,7 +65,7 @@ function show(answer, query, seconds) {
     return;
   }
   at("results").replaceChildren(...pages.map((page) => card(page, query)));
-  at("status").replaceChildren(bold(count(answer.passages.length, "passage")), " from ", bold(count(pages.length, "page")), ` in ${seconds} s, the nearest first`);
+  at("status").replaceChildren(bold(count(answer.passages.length, "passage")), " from ", bold(count(pages.length, "page")), ` in ${seconds} s, nearest first`);
   showTimes(answer.timings);
   at("context").textContent = answer.context;
   at("context-about").textContent = count(answer.context.length, "character");
@@ -73,9 +73,9 @@ function show(answer, query, seconds) {
   foldLong(at("results"));
 }
 
-/** Why nothing was found, in the search's own words where it has some. */
+/** Why nothing was found: the search's own reason, if it gave one. */
 function reason(answer) {
-  return answer.context || "No page had a passage that could be read. Try other words.";
+  return answer.context || "No page had a readable passage. Try other words.";
 }
 
 function fail(error) {
@@ -129,7 +129,7 @@ function count(number, what) {
   return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 }
 
-/** From the field down through the results and back, by their titles. */
+/** Moves the focus from the field through the titles of the results, and back. */
 function step(by) {
   const stops = [at("query"), ...document.querySelectorAll(".result h2 a")];
   const now = stops.indexOf(document.activeElement);

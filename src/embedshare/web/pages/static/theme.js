@@ -1,4 +1,4 @@
-// Light or dark: as the system has it, or as this browser's user last chose. Runs before the page is drawn.
+// Light or dark: the system's theme, or the user's last choice. Runs before the page is drawn.
 
 (() => {
   const root = document.documentElement;
@@ -8,7 +8,7 @@
   try {
     chosen = localStorage.getItem(key);
   } catch {
-    // storage is denied: then the choice lasts as long as the page
+    // storage is denied: the choice lasts as long as the page
   }
 
   function apply() {
