@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,11 @@ import pytest
 from embeddingClient import EmbeddingClient
 from embedshare.engine import weights
 from tests.layers import DEFAULT
-from tests.processes import LONG, MODEL, OTHER_MODEL, STARTED, ModelServer, convert_once
+from tests.processes import LONG, MODEL, OTHER_MODEL, ROOT, STARTED, ModelServer, convert_once, environment
 
+#: Folders whose tests need no model, and run first.
+WITHOUT_SERVERS = ("tests", "telemetry", "supervise", "settings", "text", "fuzz", "database", "benchmarks")
+_CONVERTING = pytest.StashKey[subprocess.Popen[bytes]]()
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
 hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too
 hypothesis.settings.load_profile("shared machines")
@@ -24,9 +29,26 @@ hypothesis.settings.load_profile("shared machines")
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests marked `long`, unless EMBEDSHARE_LONG=1 asks for all."""
+    # Without servers: meanwhile, the models are converted for which the other tests would wait.
+    items.sort(key=lambda item: item.path.parent.name not in WITHOUT_SERVERS)
     if not LONG:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have the shared models converted, if all tests run."""
+    is_first = not hasattr(session.config, "workerinput")
+    if is_first and session.config.args_source is not pytest.Config.ArgsSource.ARGS:
+        code = "from tests.processes import SHARED, convert_once\nfor model in SHARED: convert_once(model)"
+        command = [sys.executable, "-c", code]
+        session.config.stash[_CONVERTING] = subprocess.Popen(command, cwd=ROOT, env=environment())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    converting = session.config.stash.get(_CONVERTING, None)
+    if converting is not None:
+        converting.wait(120)
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,9 @@ def test_it_is_readable_on_a_phone(chromium: Browser, worker: Worker, scheme: st
     context.close()
 
 
-@pytest.mark.parametrize("width", [390, pytest.param(820, marks=pytest.mark.long), 1280])
+@pytest.mark.parametrize(
+    "width", [390, *(pytest.param(width, marks=pytest.mark.long) for width in (820, 1280))]
+)
 def test_an_open_operation_and_its_answer_fit_the_screen(
     chromium: Browser, worker: Worker, width: int
 ) -> None:

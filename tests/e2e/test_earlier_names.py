@@ -16,6 +16,7 @@ from tests.processes import ModelServer, environment, run_python
 from tests.searching import BREAD, Searching, searching
 
 both_modes = pytest.mark.parametrize("use_ipc", ["true", "false"])
+shared_mode = pytest.mark.parametrize("use_ipc", ["true", pytest.param("false", marks=pytest.mark.long)])
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def check_context(context: str, urls: list[str], web: Searching) -> None:
     assert distances == sorted(distances)
 
 
-@both_modes
+@shared_mode
 def test_a_fast_search_gives_a_context_and_its_urls(
     use_ipc: str, server: ModelServer, web: Searching
 ) -> None:
@@ -158,7 +159,7 @@ if __name__ == "__main__":
 """
 
 
-@both_modes
+@shared_mode
 def test_a_worker_behind_a_pipe_answers_until_it_is_told_to_end(
     use_ipc: str, server: ModelServer, web: Searching, tmp_path: Path
 ) -> None:

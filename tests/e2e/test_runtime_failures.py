@@ -93,7 +93,10 @@ def outcomes(client: EmbeddingClient, calls: list[str | list[str]]) -> list[Any]
         return list(threads.map(call, calls))
 
 
-@pytest.mark.parametrize(("fault", "error"), [("poison", EngineFailed), ("poison memory", OutOfMemory)])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("poison", EngineFailed), pytest.param("poison memory", OutOfMemory, marks=pytest.mark.long)],
+)
 def test_only_the_call_that_cannot_be_computed_fails(
     faulty: Faulty, client: EmbeddingClient, reference: Any, fault: str, error: type[EmbedshareError]
 ) -> None:
@@ -141,7 +144,7 @@ def test_failures_that_pass_are_told_by_health_and_recovered_from(
     ("fault", "last_line"),
     [
         ("raise", "the runtime failed 5 embeddings in a row"),
-        ("full", "no room for 1 sequences"),
+        pytest.param("full", "no room for 1 sequences", marks=pytest.mark.long),
         ("hold", "EMBEDDING_STUCK_S is 4"),
     ],
 )

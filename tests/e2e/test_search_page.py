@@ -178,7 +178,7 @@ def test_the_two_pages_lead_to_each_other(opened: Opened, worker: Worker) -> Non
     opened.page.wait_for_url(f"{worker.url}/search")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_both_themes_can_be_read(chromium: Browser, worker: Worker, tmp_path: Path, scheme: Any) -> None:
     opened = Opened(chromium, worker, color_scheme=scheme)
     for phase, query in (("idle", None), ("nothing", "nothing"), ("found", "How is bread baked?")):
@@ -192,7 +192,7 @@ def test_both_themes_can_be_read(chromium: Browser, worker: Worker, tmp_path: Pa
     opened.context.close()
 
 
-@pytest.mark.parametrize("width", [390, 768])
+@pytest.mark.parametrize("width", [390, pytest.param(768, marks=pytest.mark.long)])
 def test_no_screen_is_too_narrow(chromium: Browser, worker: Worker, width: int) -> None:
     opened = Opened(chromium, worker, viewport={"width": width, "height": 844})
     for phase, query in (("idle", None), ("found", "bread")):

@@ -124,7 +124,7 @@ def head_over_minilm(folder: Path, head: str) -> Path:
 
 
 @computes_in_bfloat16
-@pytest.mark.parametrize("head", ["Dense", "WordWeights"])
+@pytest.mark.parametrize("head", ["Dense", pytest.param("WordWeights", marks=pytest.mark.long)])
 def test_a_head_over_minilm_is_near_enough_in_auto(tmp_path: Path, head: str, prefers_bfloat16: None) -> None:
     from sentence_transformers import SentenceTransformer
 

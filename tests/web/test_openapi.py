@@ -17,7 +17,7 @@ from tests.processes import LONG
 from tests.web.conftest import Worker
 
 #: Bodies and the like that are made up for each operation.
-EXAMPLES = 200 if LONG else 10
+EXAMPLES = 200 if LONG else 5
 #: What no schema can say: URLs of another number than the documents, more dimensions than the model has, ids
 #: that are not its tokenizer's, prompts that it does not have, a text that is blank or in neither place, a
 #: name that is in neither field.
