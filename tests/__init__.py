@@ -2,5 +2,6 @@
 
 import os
 
-# Before torch is imported anywhere: its threads otherwise spin for work that other processes' tests compute with.
+# This line precedes any import of torch: its threads would otherwise spin on cores that other processes'
+# tests use.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,4 +1,4 @@
-"""What tests share: real servers, started once, and the real SentenceTransformer to hold ours against."""
+"""Shared fixtures: real servers, each started once, and the real SentenceTransformer as the reference."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.layers import DEFAULT
 from tests.processes import LONG, MODEL, OTHER_MODEL, STARTED, ModelServer, convert_once
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
-hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too
+hypothesis.settings.register_profile("shared machines", deadline=None)  # other jobs share these machines
 hypothesis.settings.load_profile("shared machines")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked `long`, unless EMBEDSHARE_LONG=1 asks for all."""
+    """Deselect tests marked `long`, unless EMBEDSHARE_LONG=1 is set."""
     if not LONG:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]
@@ -31,9 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def no_server_outlives_its_test() -> Iterator[None]:
-    """End the servers that a test has made and, failing, not stopped.
+    """Kill the servers that a failed test created and did not stop.
 
-    Those of wider fixtures were made before it and stay, also where the test has started them again.
+    Servers of wider fixtures predate the test and stay, even if the test restarted them.
     """
     before = list(STARTED)
     yield
@@ -49,7 +49,7 @@ def _running(server: ModelServer) -> Iterator[ModelServer]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A model server with the default settings, but for its model, which has one layer."""
+    """A model server with the default settings, except that its model has one layer."""
     yield from _running(ModelServer(tmp_path_factory.mktemp("server")))
 
 
@@ -61,20 +61,20 @@ def float32_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelSe
 
 @pytest.fixture(scope="session")
 def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A model server with the default model too."""
+    """A model server with the default settings and the default model."""
     yield from _running(ModelServer(tmp_path_factory.mktemp("default"), EMBEDDING_MODEL_NAME=DEFAULT))
 
 
 @pytest.fixture
 def model(server: ModelServer) -> Iterator[EmbeddingClient]:
-    """A client of the default server, which must not fall back."""
+    """A client of the default server, with no fallback."""
     with server.client(EMBEDDING_FALLBACK="none") as client:
         yield client
 
 
 @pytest.fixture
 def no_new_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread can be started any more, as in an atexit handler of Python 3.12 and later."""
+    """Make every thread start fail, as in an atexit handler of Python 3.12 and later."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -100,7 +100,7 @@ def default_reference() -> Any:
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second real model of the same dimensions, in a folder of this process's own."""
+    """A second real model of the same dimensions, in a folder of this process."""
     convert_once(str(OTHER_MODEL))  # copies have the same identity
     folder = tmp_path_factory.mktemp("models") / "second-layer"
     shutil.copytree(OTHER_MODEL, folder)
