@@ -1,4 +1,4 @@
-"""The description holds for what a worker does, whatever a client sends."""
+"""The OpenAPI description matches a worker's answers to any request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from embedshare.web.errors import JSON
 from tests.processes import LONG
 from tests.web.conftest import Worker
 
-#: Bodies and the like that are made up for each operation.
+#: Generated requests for each operation.
 EXAMPLES = 200 if LONG else 10
-#: What no schema can say: URLs of another number than the documents, more dimensions than the model has, ids
-#: that are not its tokenizer's, prompts that it does not have, a text that is blank or in neither place, a
-#: name that is in neither field.
+#: Some errors are beyond a schema: a URL count unlike the document count, more dimensions than the model has,
+#: ids outside its tokenizer, unknown prompts. Others are a text that is blank or missing, or a missing name.
 CONFIGURATION = """
 [[operations]]
 include-path-regex = "^/(embed(/single)?|tokenize|v1/embeddings|api/embed|api/show)?$"
@@ -36,9 +35,9 @@ include-path-regex = "^/settings"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
 
-#: What any operation that needs a scope may answer: who is it, may they, how often, and what went wrong.
+#: Errors of any operation that needs a scope: identity, permission, rate, host and fault.
 GATED = ("401", "429", "500", "403", "421")
-#: Answers of any operation of a worker without keys: another site's page, another host, a fault.
+#: Errors of any operation of a worker without keys: another site's page, another host, a fault.
 OPEN = ("403", "421", "500")
 OF_THE_MODEL = ("503", "504")
 
@@ -123,7 +122,7 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
 
 
 def shape(value: Any) -> Any:
-    """The structure of a JSON value, whatever its texts and numbers, and however long its vectors."""
+    """Return the structure of a JSON value, without its texts and numbers and its vectors' lengths."""
     if isinstance(value, dict):
         return {name: shape(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -153,7 +152,7 @@ def test_an_example_of_an_answer_is_what_the_example_of_a_body_is_answered_with(
 
 
 def examples(part: dict[str, Any]) -> dict[str, Any]:
-    """The examples of a body or an answer, by name."""
+    """Return the examples of a body or an answer, by name."""
     content = part.get("content", {}).get(JSON, {})
     if "example" in content:
         return {"only": content["example"]}
