@@ -52,10 +52,10 @@ class MakingCaller:
 
 class MakingSession:
     def one(self, text: str) -> None:
-        """No effect: there is no model yet."""
+        """Do nothing: there is no model yet."""
 
     def make(self, name: str, folder: Path, small: bool) -> str:
-        """Make the model of that name; returns its folder. `small`: in the tests' size."""
+        """Create the model of that name and return its folder; with `small`, in the tests' size."""
         _be_quiet()
         paths.import_from_src()
         from tests.engine import small_models
@@ -68,10 +68,10 @@ class MakingSession:
             return str(small_models.more(folder, f"{name}, mean"))
 
     def check(self) -> None:
-        """No effect: models are compared with their originals later."""
+        """Do nothing: models are compared with their originals later."""
 
     def close(self) -> None:
-        """No effect: nothing is held."""
+        """Do nothing: the caller holds no model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,10 @@ class FamilySession(LocalSession):
         self._folder = caller.model
 
     def compare(self, paragraphs: list[str], cache: Path) -> float:
-        """The largest difference of our engine's float32 vectors to SentenceTransformer's, for vectors of
-        length 1. `cache` stores the engine's files."""
+        """Return the largest difference of our engine's float32 vectors to SentenceTransformer's (length 1).
+
+        `cache` stores the engine's files.
+        """
         paths.import_from_src()
         from embedshare.providers.local import Local
         from embedshare.settings import ModelSettings, Settings
@@ -104,7 +106,7 @@ class FamilySession(LocalSession):
         engine = Local.load(given, "cpu")
         try:
             if engine.description.runtime != "static" and isinstance(self.model.max_seq_length, int):
-                # SentenceTransformer fails for texts beyond a model's positions, if a folder names more
+                # SentenceTransformer fails for texts longer than a model's positions if a folder allows them
                 self.model.max_seq_length = engine.description.max_seq_length
             return max(self._difference(engine, texts, prompt) for prompt in _PROMPTS)
         finally:
@@ -113,7 +115,7 @@ class FamilySession(LocalSession):
     def _difference(self, engine: Any, texts: list[str], prompt: str) -> float:
         from embedshare.calls import EmbedRequest
 
-        # One by one, since a text's vector depends on its batch in some families
+        # One by one: in some families a text's vector depends on its batch
         theirs = np.stack([self.model.encode(text, prompt=prompt) for text in texts])
         ours = np.concatenate([engine.embed(EmbedRequest([text], prompt)).rows for text in texts])
         apart = np.abs(ours - theirs).max(axis=1) / np.maximum(np.linalg.norm(theirs, axis=1), 1e-3)
@@ -122,7 +124,7 @@ class FamilySession(LocalSession):
 
 
 def _be_quiet() -> None:
-    """Lines and bars of this process would break up the benchmark's own bar."""
+    """Silence this process's log lines and bars, which would break up the benchmark's bar."""
     from loguru import logger
     from transformers.utils import logging
 
@@ -131,7 +133,7 @@ def _be_quiet() -> None:
 
 
 def _wordllama() -> Path:
-    """The package's folder, even if it is missing."""
+    """Return the package's folder, even if it is missing."""
     found = importlib.util.find_spec("wordllama")
     if found is not None and found.submodule_search_locations:
         return Path(found.submodule_search_locations[0])
