@@ -1,1 +1,1 @@
-"""Every figure that the project quotes, measured in one run by turns: `python -m benchmarks`."""
+"""Every figure that the project quotes, measured in turn in one run: `python -m benchmarks`."""

@@ -15,9 +15,9 @@ SMALLEST_COSINE = 0.999
 def check(
     bench: Bench, names: Iterable[str], callers: Mapping[str, Caller] | None = None
 ) -> dict[str, float]:
-    """The smallest cosine of each server's vectors of a few queries against SentenceTransformer's.
+    """Return the smallest cosine of each server's vectors of a few queries against SentenceTransformer's.
 
-    `callers`: the callers of servers with an API of their own. Raises RuntimeError for a too small cosine:
+    `callers`: the callers of servers with an API of their own. Raises RuntimeError if a cosine is too small:
     that server computes something else.
     """
     texts = bench.corpus.queries[:TEXTS]

@@ -16,12 +16,12 @@ from benchmarks.peers.peer import Peer
 from benchmarks.plan import Plan
 
 OURS = "embedshare"
-#: Texts in each call of the process that sends many texts a call.
+#: Texts in each call of the bulk process.
 TEXTS_A_CALL = 64
 
 
 class Bench:
-    """One run. Everything that it starts ends with its `with` block, also after errors."""
+    """One run. Everything that it starts ends with its `with` block, also after an error."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Bench:
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Show the current measurement; the progress bar advances when it is done."""
+        """Show the current measurement; advance the progress bar at its end."""
         self._step(text)
         yield
         self._step("")
@@ -70,7 +70,7 @@ class Bench:
         return self._servers[name]
 
     def running(self, name: str) -> servers.Server:
-        """The same, started if needed."""
+        """The same, started if it is not running."""
         server = self.server(name)
         if not server.running:
             server.start()
@@ -84,13 +84,12 @@ class Bench:
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """Keep the server of that name, if it is one, awake meanwhile."""
+        """Keep the server of that name awake within the block, if there is one."""
         with self._servers[name].awake() if name in self._servers else contextlib.nullcontext():
             yield
 
     def busy_when_idle(self) -> dict[str, float]:
-        """The servers that are suspended except during their turns, and the share of a core that they take
-        idle."""
+        """The servers suspended except during their turns, with the share of a core that each takes idle."""
         return {name: server.idle_share for name, server in self._servers.items() if server.rests}
 
     def ours(self) -> EmbedshareCaller:

@@ -25,7 +25,7 @@ class Session(Protocol):
     """A connection of one process."""
 
     def one(self, text: Any) -> Any:
-        """The timed call."""
+        """Make the timed call; return its vector."""
 
     def check(self) -> None:
         """Raise if the measured server is not the one in the caller's name."""
@@ -71,26 +71,26 @@ class EmbedshareSession:
         return self.client.encode(texts)
 
     def each(self, texts: list[str]) -> Any:
-        """Texts one a call."""
+        """Embed each text in a call of its own."""
         return np.stack([self.client.encode(text) for text in texts])
 
     def swap(self, model: str) -> dict[str, Any]:
-        """Make the server serve the model in that folder; its description."""
+        """Swap the server to the model in that folder; return its description."""
         return self.client.swap_model(model)
 
     def stats(self) -> dict[str, Any]:
-        """The server's own statistics."""
+        """Return the server's own statistics."""
         return self.client.stats()
 
     def active(self) -> int:
-        """Queued and running calls on the server."""
+        """Return the number of queued and running calls on the server."""
         return self.client.get_active_operations_count()
 
     def healthy(self) -> bool:
         return bool(self.client.health()["embedding_server"] == "connected")
 
     def check(self) -> None:
-        """Fail if a local model answered for the client instead of the server."""
+        """Raise if a local model answered instead of the server."""
         health = self.client.health()
         if health["state"] != "connected" or health["fallbacks"]:
             raise RuntimeError(f"the client did not stay with the model server: {health}")
@@ -148,10 +148,10 @@ class ManagerSession:
 
 @dataclasses.dataclass(frozen=True)
 class HttpCaller:
-    """`POST /embed {"texts": [text]}` over one kept-alive connection, `{"embeddings": [[...]]}` back.
+    """`POST /embed {"texts": [text]}` over one keep-alive connection, `{"embeddings": [[...]]}` back.
 
-    http.client and msgspec's JSON, both light, since the load must not be the measurement; the tables have
-    its processor time.
+    It uses http.client and msgspec's JSON, both light, so that the load does not limit the measurement. The
+    tables show its processor time.
     """
 
     port: int
@@ -187,7 +187,7 @@ class _OneText:
         raise NotImplementedError
 
     def each(self, texts: list[str]) -> Any:
-        """One call a text."""
+        """Embed each text in a call of its own."""
         return np.stack([self.one(text) for text in texts])
 
     def check(self) -> None:
@@ -234,7 +234,7 @@ class HttpSession(_OneText):
         return self._decode(content)
 
     def _decoder(self) -> Callable[[bytes], list[list[float]]]:
-        """The function that finds the vectors in an answer."""
+        """Return the function that extracts the vectors from an answer."""
         import msgspec
 
         answer = msgspec.defstruct("Answer", [("embeddings", list[list[float]])])
@@ -281,13 +281,12 @@ class LocalSession:
         return self.model.encode(texts)
 
     def tokens(self, texts: list[str]) -> int:
-        """The number of tokens that the model computes for `texts`: truncated, with special ones, without
-        padding."""
+        """Return the number of the model's tokens for `texts`: truncated, with special ones, unpadded."""
         ids = self.model.tokenizer(texts, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return sum(map(len, ids))
 
     def limits(self) -> dict[str, dict[str, float]]:
-        """The limits of this machine's matrix products for this model, by data type."""
+        """Return the limits of this machine's matrix products for this model, by data type."""
         from benchmarks import roofline
 
         flop = roofline.flop_per_token(self.model[0].auto_model.config)
@@ -300,7 +299,7 @@ class LocalSession:
         return f"{weights.device.type} {str(weights.dtype).removeprefix('torch.')}"
 
     def check(self) -> None:
-        """No effect: only this process can have answered."""
+        """Do nothing: only this process can have answered."""
 
     def close(self) -> None:
-        """No effect: the model stays for the next connect."""
+        """Do nothing: the model stays for the next connect."""

@@ -21,14 +21,14 @@ WANTED = 8000
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Paragraphs of 20 to 1,500 characters, and queries of at most 60: the first words of paragraphs that are
-    not among `paragraphs`."""
+    """Paragraphs of 20 to 1,500 characters, and queries of at most 60. A query is the start of a paragraph
+    that is not among `paragraphs`."""
 
     paragraphs: list[str]
     queries: list[str]
 
     def many(self, count: int) -> list[str]:
-        """`count` different texts: the paragraphs, and then the same with a number."""
+        """Return `count` different texts: the paragraphs, and then the same with a number."""
         endless = (
             f"{text} {turn}" if turn else text for turn in itertools.count() for text in self.paragraphs
         )
@@ -36,7 +36,7 @@ class Corpus:
 
 
 def load(seed: int = 20) -> Corpus:
-    """Half of the found paragraphs stay whole, the other half become queries."""
+    """Load the corpus: half of the paragraphs stay whole, and the other half become queries."""
     found: dict[str, None] = {}
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     sources = [path for path in sources if "site-packages" not in path.parts]
@@ -54,7 +54,7 @@ def load(seed: int = 20) -> Corpus:
 
 
 def paragraphs_of(path: Path) -> Iterator[str]:
-    """The paragraphs of a source file's docstrings."""
+    """Return the paragraphs of a source file's docstrings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes in the library's own sources

@@ -1,4 +1,4 @@
-"""Samples to figures: percentiles, rates, ratios; and the report's tables and plots."""
+"""Figures from samples: percentiles, rates, ratios; and the report's tables and plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sample:
 
 
 def summary(samples: Sequence[Sample], cores: int) -> dict[str, float]:
-    """All rounds of one competitor: latencies pooled, calls over the sum of the windows."""
+    """Summarize all rounds of one competitor: latencies pooled, calls over the sum of the windows."""
     latencies = np.concatenate([sample.latencies_s for sample in samples])
     p50, p99 = np.percentile(latencies, (50, 99)) * 1e3
     window_s = sum(sample.window_s for sample in samples)
@@ -39,7 +39,7 @@ def summary(samples: Sequence[Sample], cores: int) -> dict[str, float]:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Ours over theirs, round by round: the median, the least and the most."""
+    """Return our figures over theirs, round by round: the median, the least and the most."""
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {"median": statistics.median(each), "least": min(each), "most": max(each), "rounds": len(each)}
 

@@ -81,7 +81,7 @@ class Run:
             server.stop()
 
     def memory_mb(self, process_ids: list[int]) -> float:
-        """Memory in use on a GPU; on a CPU these processes' own memory instead."""
+        """Memory in use on a GPU; on a CPU, the memory of these processes."""
         if self.on_gpu:
             return float(self.meter.call(gpu_load.gpu_memory_mb))
         import psutil
@@ -90,7 +90,7 @@ class Run:
 
 
 def memory(run: Run) -> list[dict[str, Any]]:
-    """One server and N clients against N models. It runs first, while the device is unused."""
+    """Measure one server and N clients against N models. It runs first, while the device is unused."""
     texts = run.text.paragraphs[:MEMORY_TEXTS]
     with run.step("the very first start, which reads from the disk"), run.server():
         pass
@@ -130,7 +130,7 @@ def bulk(run: Run, processes: dict[str, Process], model: Path) -> list[dict[str,
 
 
 def query(run: Run, processes: dict[str, Process]) -> dict[str, Any]:
-    """Short queries, one after another."""
+    """Measure short queries, one after another."""
     found: dict[str, list[list[float]]] = {name: [] for name in processes}
     for process in processes.values():
         process.call(gpu_load.query_latencies_s, run.text.queries, run.plan.query_window_s / 4)
@@ -189,7 +189,7 @@ def measure(quick: bool, console: Console) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and write; 0 if everything was measured, else an exception."""
+    """Measure and write; return 0 if everything was measured, else raise."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short rounds, to see that everything works")
     parser.add_argument("--device", default="cuda", help="cuda (the default), cuda:N, or cpu")
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         kind, _, index = given.device.partition(":")
         if kind == "cpu" or index:
             os.environ["CUDA_VISIBLE_DEVICES"] = index  # every process of this run sees that device, or none
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SIGTERM also stops the server
         results = measure(given.quick, console)
         if results["device"]["kind"] != kind:
             console.print(f"no {given.device} here: this was measured on the {results['device']['kind']}")
@@ -245,6 +245,6 @@ def _progress(console: Console, steps: int) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    from benchmarks import gpu  # its processes find its parts there, not in __main__
+    from benchmarks import gpu  # its processes look for its parts there, not in __main__
 
     sys.exit(gpu.main())

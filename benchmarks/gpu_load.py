@@ -32,7 +32,7 @@ class Way:
     batch_size: int | None = None
 
     def process(self) -> Process:
-        """A process that embeds in this way, started and warm."""
+        """Start a process that embeds in this way, and warm it up."""
         return Process(self)
 
 
@@ -43,7 +43,7 @@ class Process:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (way,))
 
     def call(self, function: Any, *arguments: Any) -> Any:
-        """Run `function` of this module there; raises its errors."""
+        """Call `function` of this module in the process; raise its errors."""
         return self._pool.submit(function, *arguments).result()
 
     def __enter__(self) -> Process:
@@ -54,7 +54,7 @@ class Process:
 
 
 class _Embedder:
-    """The embedder of a process."""
+    """The embedder of this process."""
 
     def __init__(self, way: Way) -> None:
         self.options: dict[str, Any] = {}
@@ -73,13 +73,13 @@ class _Embedder:
             self.options["batch_size"] = way.batch_size
 
     def check(self) -> None:
-        """Fail if a local model answered for the client instead of the server."""
+        """Raise if a local model answered instead of the server."""
         if self._session is not None:
             self._session.check()
 
     @property
     def shown(self) -> str:
-        """The runtime, precision and device that it computes with."""
+        """Return the runtime, precision and device of the embedder."""
         if self._session is not None:
             described = self.model.describe()
             return f"{described.runtime} {described.dtype} on {described.device}"
@@ -96,7 +96,7 @@ def _start(way: Way | None) -> None:
 
 
 def encode_s(texts: list[str]) -> float:
-    """The seconds of one `encode` of these texts."""
+    """Return the seconds of one `encode` of these texts."""
     began = time.perf_counter()
     rows = _embedder.model.encode(texts, **_embedder.options)
     taken_s = time.perf_counter() - began
@@ -106,7 +106,7 @@ def encode_s(texts: list[str]) -> float:
 
 
 def query_latencies_s(queries: list[str], window_s: float) -> list[float]:
-    """The seconds of each query, one after another for `window_s`."""
+    """Return the seconds of each query, one after another for `window_s`."""
     encode, latencies = _embedder.model.encode, []
     end = time.perf_counter() + window_s
     for query in itertools.cycle(queries):
@@ -128,7 +128,7 @@ def process_id() -> int:
 
 
 def device() -> dict[str, Any]:
-    """The device's kind and name."""
+    """Return the device's kind and name."""
     import torch
 
     if not torch.cuda.is_available():
@@ -144,7 +144,7 @@ def device() -> dict[str, Any]:
 
 
 def gpu_memory_mb() -> float:
-    """Memory in use on the GPU, by all processes, this one's own context included."""
+    """Return the memory in use on the GPU, by all processes, including this one's own context."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
@@ -152,7 +152,7 @@ def gpu_memory_mb() -> float:
 
 
 def texts_of_length(model: str, tokens: int, count: int) -> list[str]:
-    """Different texts of exactly this many tokens, special ones included: words of a token each."""
+    """Return different texts of exactly this many tokens, special ones included: words of one token."""
     import random
 
     from transformers import AutoTokenizer

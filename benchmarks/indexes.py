@@ -33,9 +33,9 @@ from benchmarks.indexes_report import ENCODE, EXACT, GRAPH, SHARED
 QUERIES = 500
 WORKERS = 8
 AT = 10
-#: The efSearch of the graph in this process: the first that finds as much as ours.
+#: The smallest efSearch of the graph in this process with our recall.
 EFFORTS = (16, 32, 48, 64, 96, 128, 192, 256, 512)
-#: As `vectors.approximate` builds its graph.
+#: The efConstruction with which `vectors.approximate` builds its graph.
 EFFORT_OF_BUILD = 80
 RESULTS = paths.HERE / "indexes.json"
 PAGE = paths.DOCS / "benchmarks-indexes.md"
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(server: servers.Server, folder: Path, count: int, kept: Path | None) -> dict[str, Any]:
-    """The figures; each name ends with its unit."""
+    """Return the figures; each name ends with its unit."""
     import faiss
 
     from embeddingClient import EmbeddingClient
@@ -93,7 +93,7 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
     with EmbeddingClient(settings=settings) as client:
         asked = corpus.load().queries[:QUERIES]
         rows = _vectors(client, count, kept)
-        queries = np.stack([client.encode(text) for text in asked])  # the runtime has met the lengths
+        queries = np.stack([client.encode(text) for text in asked])  # the runtime meets these lengths
         before_mb = _server_mb(server)
         metadata = [{"id": number, "url": "", "content": ""} for number in range(len(rows))]
         identity = client.describe().identity
@@ -129,11 +129,11 @@ def measure(server: servers.Server, folder: Path, count: int, kept: Path | None)
             EXACT: lambda text: exact.search(client.encode(text)[None], AT),
         }
         took: dict[str, list[float]] = {name: [] for name in ways}
-        for turn, text in enumerate(asked):  # by turns, so that the machine's other work affects all of them
+        for turn, text in enumerate(asked):  # in turn: the machine's other work affects all of them
             names = [ENCODE, SHARED, GRAPH]
             for name in names[turn % 3 :] + names[: turn % 3]:
                 took[name].append(_milliseconds(ways[name], text))
-        for text in asked:  # alone: its threads spin for a while, and would take the others' processor
+        for text in asked:  # separate: its threads spin for a while, and would take the others' processor
             took[EXACT].append(_milliseconds(ways[EXACT], text))
         index.save(folder / "shared")
         faiss.write_index(graph, str(folder / "own"))
@@ -167,7 +167,7 @@ def _milliseconds(way: Callable[[str], object], text: str) -> float:
 
 
 def _texts(count: int) -> list[str]:
-    """Paragraphs of the standard library and all installed packages; in the same order each time."""
+    """Return paragraphs of the standard library and all installed packages, in the same order each time."""
     found: dict[str, None] = {}
     folders = {sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]}
     sources = sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
@@ -199,7 +199,7 @@ def _server_mb(server: servers.Server) -> float:
 
 
 def _workers_mb(kind: str, path: Path, query: str, environment: dict[str, str]) -> float:
-    """The memory of all workers together; shared pages count once."""
+    """Return the memory of all workers together; shared pages count once."""
     given = servers.environment({**environment, "PYTHONPATH": str(paths.SRC), "EMBEDDING_FALLBACK": "none"})
     command = [sys.executable, "-c", WORKER, kind, str(path), query]
     workers = [
@@ -217,7 +217,7 @@ def _workers_mb(kind: str, path: Path, query: str, environment: dict[str, str]) 
 
 
 def _proportional(process: psutil.Process) -> int:
-    """A process's memory, with its share of pages that n processes share; where the system reports it."""
+    """Return a process's memory with its share of pages shared by n processes, if the system reports it."""
     full = process.memory_full_info()
     return int(getattr(full, "pss", full.uss if os.name == "nt" else full.rss))
 

@@ -1,4 +1,4 @@
-"""Load: processes that each send one call, wait for its answer, and send the next."""
+"""Load: processes that each send one call, wait for the answer, and send the next call."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from benchmarks.figures import Sample
 #: Uncounted calls of each process before a window begins.
 WARM_UP_CALLS = 3
 ANSWER_LIMIT_S = 300.0
-#: Seconds between the start command and the start: enough to tell sixteen processes.
+#: Seconds between the start command and the start: enough time to reach sixteen processes.
 LEAD_S = 0.05
 
 
 class Fleet:
-    """Client processes for any caller; unneeded ones sleep on a pipe.
+    """Client processes for any caller; idle ones sleep on a pipe.
 
     `texts` are their inputs, one a call; a list among them is one call of several texts.
     """
@@ -42,11 +42,11 @@ class Fleet:
             self._processes.append(process)
 
     def connect(self, caller: Caller, clients: int) -> None:
-        """A fresh connection for each of `clients` processes, and a few calls through it."""
+        """Open a new connection in each of `clients` processes, and make a few calls through it."""
         self._tell(clients, ("connect", caller))
 
     def load(self, clients: int, window_s: float) -> Sample:
-        """Load from `clients` connected processes for `window_s` seconds, started at the same moment."""
+        """Return the load of `clients` connected processes for `window_s` seconds, started together."""
         start = time.monotonic() + LEAD_S
         parts = self._tell(clients, ("load", start, start + window_s))
         return Sample(
@@ -61,11 +61,11 @@ class Fleet:
         self._pipes[0].send(("call", method, arguments))
 
     def is_finished(self) -> bool:
-        """Whether the begun call is over."""
+        """Return whether the begun call is over."""
         return self._pipes[0].poll()
 
     def finish(self) -> tuple[float, Any]:
-        """The seconds that it took there, and its result."""
+        """Return the seconds that the call took in its process, and its result."""
         result: tuple[float, Any] = self._hear(self._pipes[0], "call")
         return result
 
@@ -103,13 +103,12 @@ class Clients:
     caller: Caller
 
     def measure(self, clients: int, window_s: float) -> Sample:
-        """Load from `clients` processes for `window_s` seconds, through fresh connections: some servers close
-        idle ones."""
+        """Return such a load over new connections: some servers close idle ones."""
         self.fleet.connect(self.caller, clients)
         return self.fleet.load(clients, window_s)
 
     def call(self, method: str, *arguments: Any) -> tuple[float, Any]:
-        """Call a method of one process's session: the seconds it took there, and its result."""
+        """Call a method of one process's session; return the seconds that it took there, and its result."""
         self.begin(method, *arguments)
         return self.fleet.finish()
 
@@ -120,7 +119,7 @@ class Clients:
 
 
 def _run(texts: Sequence[Any], first: int, pipe: Connection) -> None:
-    """A load process: answers the fleet's commands until the pipe closes."""
+    """Answer the fleet's commands in a load process until the pipe closes."""
     process = _Process(texts, first)
     while True:
         try:
@@ -137,7 +136,7 @@ def _run(texts: Sequence[Any], first: int, pipe: Connection) -> None:
 
 
 def _tell_failure(pipe: Connection) -> bool:
-    """Send a failure; whether the fleet still listens, which may have given up on another one."""
+    """Send a failure; return whether the fleet still listens, which may have failed on another process."""
     try:
         pipe.send((False, traceback.format_exc()))
     except OSError:
@@ -160,8 +159,8 @@ class _Process:
             self._session.one(self._next())
 
     def load(self, start: float, end: float) -> tuple[np.ndarray, int, float]:
-        """Calls from `start` to `end` (time.monotonic, common to all processes). A call that began in the
-        window counts for latency, one that ended in it for the rate."""
+        """Call from `start` to `end` (time.monotonic, common to all processes). Latency counts calls that
+        begin in the window; the rate counts calls that end in it."""
         assert self._session is not None
         one, latencies, completed = self._session.one, [], 0
         time.sleep(max(0.0, start - time.monotonic()))

@@ -1,4 +1,4 @@
-"""The machine of the figures: absolute ones mean little without it."""
+"""The machine that produced the figures: without it, absolute figures mean little."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "sentence-transformers", "transformers", "tokenizers", "ope
 
 
 def describe() -> dict[str, Any]:
-    """The machine, its load before the run, the versions and the commit."""
+    """Describe the machine, its load before the run, the versions and the commit."""
     cpu = _cpuinfo()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),

@@ -9,8 +9,8 @@ import dataclasses
 class Plan:
     """The sizes of one run.
 
-    A round measures every competitor once, one after another; the next round repeats it, so that a slowing
-    machine affects all of them.
+    A round measures every competitor once, one after another. The next round repeats this, so that a slowdown
+    of the machine affects all of them.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Plan:
     family_texts: int
     family_rounds: int
     family_window_s: float
-    small_families: bool  # in the tests' size
+    small_families: bool  # models in the tests' size
     families: tuple[str, ...] = ()  # only these; empty for all
     peers: tuple[str, ...] = ()  # only these; empty for all
     left_out: tuple[str, ...] = ()  # rows that are not measured

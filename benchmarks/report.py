@@ -21,7 +21,7 @@ def sections(results: dict[str, Any]) -> list[Section]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """Print every table, then the ratios alone."""
+    """Print every table, and then the ratios alone."""
     for section in sections(results):
         for table in section.tables:
             console.print(tables.rich(section.title, table))
@@ -31,7 +31,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def in_short(results: dict[str, Any]) -> tuple[Table, str]:
-    """Every section's figures, with the run's quality for calls that return vectors, and a sentence on it."""
+    """Return every section's figures, with the quality of calls that return vectors, and a note on it."""
     columns, emphasised = ["embedshare", "in this run"], ("in this run",)
     lines = [(*line, section.embeds) for section in sections(results) for line in section.headlines]
     quality = results["rows"].get("quality")
@@ -155,7 +155,7 @@ def _about(results: dict[str, Any]) -> list[str]:
 
 
 def _notes(results: dict[str, Any]) -> list[str]:
-    """Notes on the run, to be read before its figures."""
+    """Return notes on the run, for the top of its figures."""
     machine = results["machine"]
     notes = []
     if results["plan"]["name"] == "quick":

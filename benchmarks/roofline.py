@@ -1,5 +1,4 @@
-"""The rate of matrix products that this machine reaches: the limit of a forward of a model's linear
-layers."""
+"""The rate of matrix products that this machine reaches: the limit for a model's linear layers."""
 
 from __future__ import annotations
 
@@ -7,22 +6,22 @@ import time
 from typing import Any
 
 DTYPES = ("float32", "bfloat16")
-#: Tokens in one product: as many as in a large batch.
+#: Tokens in one product, as in a large batch.
 ROWS = 2048
 MEASURED_S = 0.5
 WARM_UP_PRODUCTS = 5
 
 
 def flop_per_token(config: Any) -> int:
-    """Floating-point operations of a BERT-like transformer's linear layers: four projections of attention and
-    the two layers after it. Attention itself, which grows with a text's length, is left out."""
+    """Return the floating-point operations of a BERT-like transformer's linear layers: four projections of
+    attention and the two layers after it. Attention itself, which grows with a text's length, is left out."""
     hidden, wide = config.hidden_size, config.intermediate_size
     multiply_adds = config.num_hidden_layers * (4 * hidden**2 + 2 * hidden * wide)
     return int(2 * multiply_adds)
 
 
 def flop_per_s(dtype: str) -> float:
-    """The rate of torch's matrix products, 2048 x 1536 by 1536 x 384, in `dtype`, with torch's threads."""
+    """Return the rate of torch's products, 2048 x 1536 by 1536 x 384, in `dtype`, with torch's threads."""
     import torch
 
     wide, hidden = 1536, 384

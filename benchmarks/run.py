@@ -28,7 +28,7 @@ from benchmarks.rows import families
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and write; 0 if everything was measured, else an exception."""
+    """Measure and write; return 0 if everything was measured, else raise."""
     given = _parser().parse_args(arguments)
     out = given.output
     of_families = given.only == [families.KEY] and not out
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.render:
         results = json.loads(results_file.read_text(encoding="utf-8"))
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SIGTERM also stops the servers
         results = measure(plan.QUICK if given.quick else plan.FULL, given.only, console)
         results_file.parent.mkdir(parents=True, exist_ok=True)
         results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[str, Any]:
-    """Every row of `only`, or all of them, with one set of servers."""
+    """Measure every row of `only`, or all of them, with one set of servers."""
     wanted = [row for row in rows.ALL if (row.KEY in only if only else row.KEY not in size.left_out)]
     about = machine.describe()
     paths.import_from_src()
@@ -117,7 +117,7 @@ def measure(size: plan.Plan, only: list[str] | None, console: Console) -> dict[s
 
 
 def _server(bench: Bench) -> str | None:
-    """Our server's own description: the runtime and precision that its default settings chose."""
+    """Return our server's own description: the runtime and precision that its default settings chose."""
     server = bench.server(OURS)
     caller = server.caller
     if not server.running or not isinstance(caller, EmbedshareCaller):

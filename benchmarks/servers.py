@@ -23,7 +23,7 @@ STOP_LIMIT_S = 20.0
 BUSY_SHARE = 0.03
 BUSY_WATCH_S, BUSY_WATCHES = 1.0, 3
 FIRST_TEXT = "Which text does a server answer first?"
-#: Settings of ours in the environment are removed: default settings are measured.
+#: Prefixes of our settings: the benchmark removes them from the environment to measure default settings.
 _OURS = ("EMBEDDING_", "USE_IPC_", "MAX_CONCURRENT_", "PORT")
 
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without settings of ours, without a model hub, and with `given`."""
+    """Return this process's environment without settings of ours or a model hub, and with `given`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     return {**kept, "HF_HUB_OFFLINE": "1", **(given or {})}
 
@@ -43,7 +43,7 @@ def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
 class Server:
     """One server process, with its children.
 
-    `answers(caller)` says whether it gives a real answer yet; False and an OSError both mean: not yet.
+    `answers(caller)` returns whether it gives a real answer yet; False and an OSError both mean: not yet.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> float:
-        """Start it; the seconds to the first real answer.
+        """Start the server; return the seconds to the first real answer.
 
         Raises RuntimeError with the end of its log if it ends first, or does not answer in time.
         """
@@ -91,7 +91,7 @@ class Server:
                 said = self._log.read_text(errors="replace")[-3000:]
                 self.stop()
                 raise RuntimeError(f"{self.name} did not come up:\n{said}")
-            time.sleep(0.01)  # between two looks
+            time.sleep(0.01)  # between two polls
         return time.perf_counter() - began
 
     def processes(self) -> list[psutil.Process]:
@@ -101,8 +101,7 @@ class Server:
         return [top, *top.children(recursive=True)]
 
     def rest_if_busy(self) -> None:
-        """Suspend it if it takes too much processor time while idle; the work after a start is waited for
-        first."""
+        """Suspend the server if it is busy while idle, once its work after the start has ended."""
         for _ in range(BUSY_WATCHES):
             before_s = self._cpu_s()
             time.sleep(BUSY_WATCH_S)
@@ -114,7 +113,7 @@ class Server:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Its turn: it runs meanwhile, suspended at other times or not."""
+        """Let the server run within the block, whether or not it is suspended otherwise."""
         if self.rests:
             self._each("resume")
         try:
@@ -124,7 +123,7 @@ class Server:
                 self._each("suspend")
 
     def stop(self) -> None:
-        """Ask it to finish; remaining processes are killed after a while, by process id."""
+        """Ask the server to stop; kill the remaining processes after a while, by process id."""
         if self._process is None:
             return
         family = self.processes() if self.running else []
@@ -164,7 +163,7 @@ class Server:
 
 
 def _calls(caller: Caller) -> bool:
-    """Whether one whole call succeeds."""
+    """Return whether one whole call succeeds."""
     session = caller.connect()
     try:
         session.one(FIRST_TEXT)
@@ -174,7 +173,7 @@ def _calls(caller: Caller) -> bool:
 
 
 def _health_then_call(caller: Caller) -> bool:
-    """`_calls`, after a health check of the server: an earlier call would load a local model here."""
+    """Return `_calls` after a health check: without it, the call would load a local model here."""
     session = caller.connect()
     assert isinstance(session, EmbedshareSession)
     try:
@@ -188,7 +187,7 @@ def _health_then_call(caller: Caller) -> bool:
 
 
 def model_server(folder: Path, cache: str = "cache") -> Server:
-    """Our model server as an operator starts it.
+    """Return our model server as an operator starts it.
 
     Converted models are in `folder / cache`: a new name makes it a first start on a machine.
     """
@@ -208,7 +207,7 @@ def model_server(folder: Path, cache: str = "cache") -> Server:
 
 
 def web_worker(folder: Path, model: EmbedshareCaller) -> Server:
-    """One of our web workers, over the model server of `model`."""
+    """Return one of our web workers, which uses the model server of `model`."""
     port = free_port()
     return Server(
         "embedshare app.py",
@@ -224,7 +223,7 @@ def web_worker(folder: Path, model: EmbedshareCaller) -> Server:
 
 
 def stock_manager(folder: Path) -> Server:
-    """multiprocessing.managers with pickle, in a process of its own."""
+    """Return multiprocessing.managers with pickle, in a process of its own."""
     port, key = free_port(), os.urandom(16).hex()
     return Server(
         "multiprocessing.managers",

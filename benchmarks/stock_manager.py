@@ -9,7 +9,7 @@ from multiprocessing.managers import BaseManager
 
 
 class Service:
-    """Answers with a small number, as our server does for its calls in flight."""
+    """A service that returns a small number, as our server does for its calls in flight."""
 
     def active_operations(self) -> int:
         return 0

@@ -9,7 +9,7 @@ from benchmarks.figures import Table
 
 
 def markdown(table: Table) -> list[str]:
-    """The table's lines in Markdown, and an empty one."""
+    """Return the table's lines in Markdown, and an empty one."""
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     for row in table.rows:
         cells = [
@@ -21,7 +21,7 @@ def markdown(table: Table) -> list[str]:
 
 
 def rich(title: str, table: Table) -> RichTable:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     shown = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in table.columns:
         shown.add_column(column, style="bold green" if column in table.emphasised else None)

@@ -1,4 +1,4 @@
-"""Checks that are made in a forked child."""
+"""Checks that run in a forked child."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not
 
 
 def holds_in_forked_child(check: Callable[[], bool]) -> bool:
-    """Whether `check()` is true in a child that is forked from this process now."""
+    """Return whether `check()` is true in a child forked from this process now."""
     child = os.fork()
     if not child:
         held = False

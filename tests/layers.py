@@ -1,5 +1,5 @@
-"""Models of one layer each, cut from the default one: real models of its tokenizer and dimensions, which are
-converted and loaded in a third of its time."""
+"""One-layer models, cut from the default model. They are real models with its tokenizer and dimensions.
+Conversion and loading take a third of its time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from embedshare.engine import weights
 
-#: The default model, which the tests of its name and of its quality have.
+#: The default model, which the tests of its name and its quality use.
 DEFAULT = "all-MiniLM-L6-v2"
 
 
 def cut(layer: int, folder: Path) -> None:
-    """Write the model that has this layer of the default one alone."""
+    """Write a model that contains only this layer of the default model."""
     whole = weights.find(DEFAULT)
     unused = shutil.ignore_patterns("model.safetensors", "README.md", "data_config.json")
     shutil.copytree(whole, folder, ignore=unused)

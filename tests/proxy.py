@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that does to the bytes between a client and a server what a test tells it to."""
+"""A TCP proxy on loopback that treats the bytes between a client and a server as a test prescribes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-#: Takes bytes as they come and yields them in the pieces to send on; may raise Stall, Reset or End.
+#: Take bytes as they arrive and yield the pieces to send on; may raise Stall, Reset or End.
 Treatment = Callable[[bytes], Iterator[bytes]]
 
 
 class Stall(Exception):
-    """From here on nothing more is passed on, and the connection stays open."""
+    """From here on the proxy passes nothing on, and the connection stays open."""
 
 
 class Reset(Exception):
-    """From here on the connection is gone, without a goodbye (RST)."""
+    """From here on the connection is reset (RST), without a FIN."""
 
 
 class End(Exception):
@@ -27,16 +27,16 @@ class End(Exception):
 
 
 class Proxy:
-    """Stands between clients and a server; `on_request` and `on_answer` treat what comes from now on.
+    """Relay between clients and a server; `on_request` and `on_answer` treat the bytes that arrive next.
 
-    A treatment that has raised is forgotten, unless `persists`: then it meets later connections too.
+    The proxy drops a treatment that has raised, unless `persists`: then it applies to later connections too.
     """
 
     def __init__(self, server_port: int) -> None:
         self.on_request: Treatment | None = None
         self.on_answer: Treatment | None = None
         self.persists = False
-        self.answers = bytearray()  # what the server has sent
+        self.answers = bytearray()  # bytes that the server has sent
         self.opened = 0  # connections that clients have opened
         self._server_port = server_port
         self._sockets: list[socket.socket] = []
@@ -45,13 +45,13 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def heal(self) -> None:
-        """Pass on everything again, on connections that are not stalled or gone."""
+        """Pass everything on again, on connections that are neither stalled nor closed."""
         self.on_request = self.on_answer = None
         self.persists = False
 
     def close(self) -> None:
         for sock in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):  # gone already
+            with contextlib.suppress(OSError):  # already closed
                 sock.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -67,7 +67,7 @@ class Proxy:
             threading.Thread(target=self._join, args=(near, far), daemon=True).start()
 
     def _join(self, near: socket.socket, far: socket.socket) -> None:
-        """Pass bytes on between two sockets, in one thread: a socket that another waits on is not reset."""
+        """Pass bytes between two sockets in one thread: a socket that another one waits on is not reset."""
         for sock in (near, far):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stalled: set[socket.socket] = set()
@@ -139,10 +139,10 @@ def delayed(seconds: float) -> Treatment:
 
 
 def instead(earlier: bytes) -> Treatment:
-    """Send these bytes in place of what comes."""
+    """Send these bytes in place of each piece that arrives."""
     return lambda data: iter([earlier])
 
 
 def besides(earlier: bytes) -> Treatment:
-    """Send these bytes behind what comes."""
+    """Send these bytes after each piece that arrives."""
     return lambda data: iter([data, earlier])

@@ -1,4 +1,4 @@
-"""A real Redis of the test's own, to be killed, stopped and started again at the same port."""
+"""A real Redis of the test, which can be killed, stopped and restarted at the same port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_redis = pytest.mark.skipif(PROGRAM is None, reason="redis-server is not in
 
 
 class RedisServer:
-    """Keeps nothing on disk: who starts it again finds it empty."""
+    """A Redis server that writes nothing to disk: it is empty after a restart."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -39,7 +39,7 @@ class RedisServer:
         self.process.wait()
 
     def stop(self) -> None:
-        """It keeps its connections and takes new ones, and answers nobody."""
+        """Stop the process: it keeps its connections and accepts new ones, and answers no client."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:

@@ -1,4 +1,4 @@
-"""A few pages on loopback, one of them hostile, and a SearXNG that finds them all."""
+"""A few pages on loopback, one of them hostile, and a SearXNG that finds all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAGES = {
 
 
 class Site(site.Quiet):
-    """/NAME.html is one of PAGES."""
+    """The site of PAGES: each page is at /NAME.html."""
 
     def do_GET(self) -> None:  # noqa: N802
         title, paragraphs = PAGES.get(self.path.removeprefix("/").removesuffix(".html"), (None, []))
@@ -46,8 +46,8 @@ class Site(site.Quiet):
 
 
 class Searching:
-    """`settings` have a worker search here. A query with "nothing" finds nothing, one with "failure" fails,
-    one with "slow" is not answered before `go_on` is set."""
+    """`settings` make a worker search here. A query with "nothing" finds nothing, one with "failure" fails.
+    A query with "slow" gets its answer after `go_on` is set."""
 
     def __init__(self, engine: str, pages: str) -> None:
         self.pages = pages
@@ -61,7 +61,7 @@ class Searching:
 
 @contextmanager
 def searching() -> Iterator[Searching]:
-    """Both servers."""
+    """Both servers, running."""
     with site.serving(Site) as pages:
         address = f"http://127.0.0.1:{pages}"
         found: list[Searching] = []
@@ -74,7 +74,7 @@ def searching() -> Iterator[Searching]:
                 names = [] if "nothing" in query else PAGES
                 results = [{"url": f"{address}/{name}.html", "title": name, "content": ""} for name in names]
                 status = 500 if "failure" in query else 200
-                with suppress(BrokenPipeError):  # who asked was slow's caller, and has left
+                with suppress(BrokenPipeError):  # the caller of the slow query has left
                     self.send(json.dumps({"results": results}).encode(), "application/json", status)
 
         with site.serving(Search) as engine:

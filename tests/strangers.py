@@ -1,4 +1,4 @@
-"""Those who mean no good: what they send, and whether a server has come to harm by it."""
+"""Hostile peers: the bytes that they send, and a check that the server is unharmed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from embedshare.ipc.transport import Client, Connection
 from tests.processes import ModelServer, wait_for
 
 TEXT = "who asks is answered rightly"
-#: A server that is unharmed keeps no more than this of what strangers sent.
+#: An unharmed server keeps no more than this of a stranger's bytes.
 SPARE_MB = 100
 
 
 class Bomb:
-    """Whoever unpickles it makes the folder `path`."""
+    """An object that creates the folder `path` when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class Bomb:
 
 
 def bombs(path: Path) -> list[bytes]:
-    """A pickle of every protocol that makes the folder `path` when it is loaded."""
+    """Return a pickle of each protocol that creates the folder `path` when it is loaded."""
     return [pickle.dumps(Bomb(path), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
 
 
@@ -43,7 +43,7 @@ def frame(data: bytes) -> bytes:
 
 
 def stranger(server: ModelServer) -> socket.socket:
-    """A connection that proves nothing."""
+    """A connection that has proved no key."""
     return socket.create_connection(("127.0.0.1", server.port), timeout=20)
 
 
@@ -59,7 +59,7 @@ def soon() -> float:
 
 
 def rest_of(sock: socket.socket) -> bytes:
-    """What the server says until it closes the connection; fails where it does not."""
+    """Return the bytes that the server sends until it closes the connection; fail if it does not close it."""
     sock.settimeout(20)
     said = b""
     while True:
@@ -73,7 +73,7 @@ def rest_of(sock: socket.socket) -> bytes:
 
 
 def shape_of(server: ModelServer) -> tuple[int, int, int]:
-    """Threads, open files, resident MB."""
+    """The server's threads, open files and resident MB."""
     assert server.process is not None
     process = psutil.Process(server.process.pid)
     files = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
@@ -82,8 +82,10 @@ def shape_of(server: ModelServer) -> tuple[int, int, int]:
 
 @contextmanager
 def unharmed(server: ModelServer, client: EmbeddingClient, expected: Any) -> Iterator[None]:
-    """Afterwards the server answers rightly and has no more open files, few more threads (it starts its own
-    when they are needed) and little more memory; no traceback was logged."""
+    """Fail unless the server is intact after the block: it answers correctly and logged no traceback.
+
+    It has no more open files, little more memory, and few more threads, since it starts its own on demand.
+    """
     client.encode(TEXT)
     threads, files, megabytes = shape_of(server)
     said = len(server.said())

@@ -169,7 +169,7 @@ def test_an_absent_server_is_a_503_that_says_what_to_do(tmp_path: Any) -> None:
 
 
 def test_health_and_model_info_say_what_serves(browser: FlaskClient) -> None:
-    assert browser.get("/health").json["dependencies"]["model_server"] == "unknown"  # nothing was asked yet
+    assert browser.get("/health").json["dependencies"]["model_server"] == "unknown"  # no call was made yet
     browser.post("/embed", json={"texts": ["a text"]})
     alive = browser.get("/health").json
     assert (alive["status"], alive["service"], alive["version"]) == ("ok", "embedshare", __version__)

@@ -1,4 +1,4 @@
-"""Pauses double up to a limit, are spread at random, and are no shorter than what the other side asks for."""
+"""Pauses double up to a limit, are spread at random, and are no shorter than the server's Retry-After."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_callers_that_failed_together_return_apart() -> None:
 
 
 class Work:
-    """Raises these errors in turn and then gives 7; each try and each wait takes time of its clock."""
+    """Raise these errors in turn and then return 7; each attempt and each wait moves the clock."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)

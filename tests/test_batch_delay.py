@@ -1,4 +1,4 @@
-"""When a batch is held back for those who are about to come."""
+"""When the scheduler delays a batch for callers that are about to call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BATCH_S = 0.01
 
 
 def after(calls: int, at_once: int, every_s: float) -> BatchDelay:
-    """So many calls, of which `at_once` are always under way, one coming each `every_s`."""
+    """A delay after this many calls, one each `every_s`, with `at_once` of them always in flight."""
     delay = BatchDelay()
     for call in range(calls):
         if call >= at_once:
@@ -68,4 +68,4 @@ def test_callers_that_stay_away_are_forgotten() -> None:
         delay.left()
         calls += 1
         assert calls < 300
-    assert calls > 16  # and not for a pause of some of them
+    assert calls > 16  # a pause of a few callers is not enough

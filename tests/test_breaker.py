@@ -1,4 +1,4 @@
-"""A breaker refuses calls that would only fail, probes one at a time, and comes back."""
+"""A breaker refuses calls that would only fail, sends one probe at a time, and closes again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = Limits(OPEN, window_s=10.0, minimum_calls=4, failure_share=0.5)
 
 
 class World:
-    """A breaker, and the clock that it goes by."""
+    """A breaker and its clock."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.now = 1000.0
@@ -26,7 +26,7 @@ class World:
 
     @property
     def retry_in_s(self) -> float:
-        """Seconds until a call may be admitted; 0 where one may now."""
+        """Seconds until the breaker may admit a call; 0 if it may now."""
         return 0.0 if self.breaker.is_closed else max(0.0, self.breaker._open_until - self.now)
 
     def attempt(self) -> Attempt:
@@ -35,7 +35,7 @@ class World:
         return attempt
 
     def end(self, *outcomes: bool) -> list[bool]:
-        """One call after the other, which succeed where true; what each verdict has changed."""
+        """Make calls in sequence that succeed where true; return what each verdict changed."""
         return [self.attempt().succeeded() if good else self.attempt().failed() for good in outcomes]
 
     def opened(self) -> World:
@@ -140,7 +140,7 @@ def test_a_block_that_ends_is_a_success_and_one_that_raises_is_no_verdict() -> N
     with pytest.raises(KeyError), world.attempt():
         raise KeyError
     assert not world.breaker.is_closed
-    with world.attempt():  # the next is the probe
+    with world.attempt():  # this attempt is the probe
         pass
     assert world.breaker.is_closed
     with world.attempt() as attempt:
@@ -186,9 +186,9 @@ def test_a_forked_child_does_not_wait_for_a_probe_of_its_parent_nor_for_its_lock
 
 
 class BreakerAgainstModel(RuleBasedStateMachine):
-    """A breaker beside a model that keeps every call and knows no slices, locks or periods.
+    """A breaker next to a reference that keeps every call and has no slices, locks or periods.
 
-    The clock moves in whole slices of the window, where both count alike.
+    The clock moves in whole slices of the window, for which both count the same.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The prompt that a request gets from the model that answers, and parts that become one result."""
+"""The answering model's prompt for a request, and parts that are joined into one result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OWN = Prompts({"query": "mine: "}, None, "query")
         (None, ("title",), OWN, "mine: "),
         (None, None, OWN._replace(default_name=None), ""),
         (None, None, OWN._replace(identity=MODEL.identity), "mine: "),
-        (None, None, OWN._replace(identity="b" * 64), "t: "),  # they were another model's
+        (None, None, OWN._replace(identity="b" * 64), "t: "),  # these prompts belong to another model
     ],
 )
 def test_a_prompt_is_the_text_or_the_named_one_or_the_default(

@@ -1,4 +1,4 @@
-"""What ends the process that converts a model, or runs its graph first, never ends the one that serves."""
+"""A crash of the process that converts a model, or first runs its graph, never ends the serving process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from embedshare.settings import Settings
 from tests.engine.small_models import bert, pooled, saved
 from tests.engine.test_loading import TEXTS, settings_for
 
-#: The process that converts, which dies in its first runs in the precisions that it is started with.
+#: The conversion process. It dies in its first runs in the precisions given at its start.
 DYING = """
 import os, sys
 from embedshare import conversion
@@ -50,7 +50,7 @@ class Converted(NamedTuple):
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """A model, what a process of its own has kept of it, and its vectors."""
+    """A model, the files that a separate process kept of it, and its vectors."""
     folder = tmp_path_factory.mktemp("converted")
     model = saved(folder, pooled(bert(folder, max_seq_length=64)))
     settings = settings_for(folder, str(model))
@@ -64,7 +64,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 @pytest.fixture
 def untried(converted: Converted, tmp_path: Path) -> Settings:
-    """Settings for that model, whose graph this kind of CPU has never run."""
+    """Settings for that model, whose graph has never run on this kind of CPU."""
     shutil.copytree(converted.cache, tmp_path / "cache")
     for trial in (tmp_path / "cache" / "graphs").glob("*/*float*.json"):
         trial.unlink()
@@ -91,7 +91,7 @@ def test_a_precision_that_ends_the_process_gives_way_to_float32_once_and_for_all
     (line,) = warned
     assert line.startswith("Computing in float32, not bfloat16 (OpenVINO ended the process that tried")
     assert os.name == "nt" or "signal 6 (SIGABRT)" in line
-    assert conversion.prepared(untried, "cpu", command=NEVER) == untried  # nothing is tried again
+    assert conversion.prepared(untried, "cpu", command=NEVER) == untried  # no first run is retried
     engine = Local.load(untried, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
     np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, converted.texts, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Errors: they cross the wire and processes as the class they were raised as."""
+"""Errors cross the wire and process boundaries as the class that was raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which hosts mean this machine: a name that anybody could have resolve to it does not."""
+"""Hosts that mean this machine: a name that someone else could resolve to it does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identity: equal for copies of one model, another for anything that a vector depends on."""
+"""Identity: equal for copies of one model, different when anything that affects a vector differs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "all-MiniLM-L6-v2"
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the real model; its weights are linked, so write them anew instead of in place."""
+    """A copy of the real model; its weights are hard links, so replace them rather than write in place."""
 
     def link_large(source: str, target: str) -> None:
         (os.link if os.path.getsize(source) > 1 << 20 else shutil.copyfile)(source, target)
@@ -29,7 +29,7 @@ def copy(tmp_path: Path) -> Path:
     original = weights.find(NAME)
     try:
         return Path(shutil.copytree(original, tmp_path / "copy", copy_function=link_large))
-    except shutil.Error:  # another file system
+    except shutil.Error:  # a different file system
         shutil.rmtree(tmp_path / "copy")
         return Path(shutil.copytree(original, tmp_path / "copy", copy_function=shutil.copyfile))
 
@@ -47,7 +47,7 @@ def flip_weight_byte(folder: Path, at: int) -> None:
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[at] ^= 1
-    path.unlink()  # the original is behind a hard link
+    path.unlink()  # the original is a hard link to this file
     path.write_bytes(data)
 
 
@@ -102,7 +102,7 @@ def test_what_a_vector_depends_on_makes_another_model(what: str, copy: Path, ide
 
 
 TOKENS = {"unk_token": "[UNK]", "mask_token": "[MASK]"}
-#: A folder with every kind of module and file, by path; its values are no real ones.
+#: A folder with every kind of module and file, by path; the values are not real ones.
 FILES: dict[str, Any] = {
     "modules.json": [
         {"path": "", "type": "sentence_transformers.base.modules.Router"},

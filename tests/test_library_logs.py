@@ -1,4 +1,4 @@
-"""Output of libraries and of Python itself: lines of the program's own log, and bounded."""
+"""Output of libraries and of Python itself becomes lines of the program's log, of limited length."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SILENT = (
 
 
 def said(what: str, form: str = "json") -> list[str]:
-    """The lines of a program on both streams, where this is all it does."""
+    """Return the lines on both streams of a program that does only this."""
     program = PROGRAM.replace("{form}", form).replace("{what}", what)
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(EMBEDDING_LOG_FORMAT=form),
@@ -122,7 +122,7 @@ def test_a_log_that_cannot_be_written_costs_its_lines_and_nothing_else() -> None
             timeout=60,
             check=False,
         )
-    assert done.returncode in (7, 120)  # 120 where Python itself could not flush at its end
+    assert done.returncode in (7, 120)  # 120 if Python could not flush at its exit
 
 
 CLIENT = """

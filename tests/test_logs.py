@@ -1,4 +1,4 @@
-"""The log: one event a line, for people or machines, without the values of variables."""
+"""The log: one event per line, for people or machines, without values of variables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fail(secret: str) -> None:
 
 
 def said(capsys: pytest.CaptureFixture[str], log_format: str, level: str = "info") -> list[str]:
-    """Three events, the last with a traceback, as lines on standard error."""
+    """Log three events, the last with a traceback; return the lines on standard error."""
     configure(Settings(operation=OperationSettings(log_format=log_format, log_level=level)), "model-server")
     logger.debug("too small to say")
     logger.info("listening at {}:{}", "localhost", 5002)

@@ -1,4 +1,4 @@
-"""What control groups leave a process of memory, files that others can change, and resets after fork."""
+"""The memory that control groups leave a process, files that others can change, and resets after fork."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def left(tmp_path: Path, own: str) -> int | None:
 def test_a_container_s_limit_is_that_of_the_root_it_sees(tmp_path: Path) -> None:
     group(tmp_path / "groups", "1000")
     assert left(tmp_path, "/") == 1000 - 100 + 10
-    assert left(tmp_path, "/of/the/host") == 910  # whose groups are not mounted here
+    assert left(tmp_path, "/of/the/host") == 910  # this control group is not mounted here
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def status_of(owner: int, group: int, mode: int) -> os.stat_result:
 @pytest.mark.parametrize(
     ("owner", "group", "mode", "trusted"),
     [
-        ("me", "nameless", 0o644, True),  # others can read it, and not change it
+        ("me", "nameless", 0o644, True),  # others can read the file but not change it
         ("root", "nameless", 0o644, True),
         ("me", "nameless", 0o660, True),  # a pod's volume: its group has no name here
-        ("me", "me", 0o664, True),  # a group of the user's own, and umask 002
+        ("me", "me", 0o664, True),  # the user's private group, and umask 002
         ("me", "users", 0o664, False),
         ("me", "not mine", 0o664, False),
         ("root", "root", 0o664, True),
@@ -76,7 +76,7 @@ def test_a_file_that_another_user_owns_or_can_write_is_not_trusted(
     numbers = {"me": 4711, "root": 0, "stranger": 4712, "nameless": 4713, "not mine": 4714}
     import grp
 
-    numbers["users"] = grp.getgrnam("daemon").gr_gid  # one that has a name
+    numbers["users"] = grp.getgrnam("daemon").gr_gid  # a group that has a name
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     monkeypatch.setattr(os, "getegid", lambda: 4711)
     monkeypatch.setattr(os, "getgroups", lambda: [4711, 4713, numbers["users"]])
@@ -87,7 +87,7 @@ def test_a_file_that_another_user_owns_or_can_write_is_not_trusted(
 
 
 class Counted:
-    """An object whose parts a forked child makes anew."""
+    """An object whose parts a forked child recreates."""
 
     def __init__(self, order: list[str], name: str) -> None:
         self.order, self.name = order, name

@@ -1,4 +1,4 @@
-"""Files for this user alone are written whole or not at all, and not believed where others can read them."""
+"""Private files are written completely or not at all, and ignored if others can read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are
 
 
 class Note(msgspec.Struct):
-    """What a file holds."""
+    """The content of a file."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""A proxy that the environment names is for the internet: what goes to this machine never uses it."""
+"""A proxy named in the environment is for the internet: requests to this machine bypass it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.processes import ROOT, environment, run_python
 
 
 class Site:
-    """Answers each GET with `answer`, and remembers what it was asked."""
+    """A site that answers each GET with `answer` and records the requests."""
 
     def __init__(self, answer: object) -> None:
         seen = self.seen = []  # type: list[tuple[str, str | None]]
@@ -50,7 +50,7 @@ class Site:
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """One that the environment names, for everything."""
+    """A proxy that the environment names for every scheme."""
     proxy = Site({"status": "from the proxy", "results": [{"url": "http://proxied.example/"}]})
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")

@@ -1,4 +1,4 @@
-"""Bounds of dependencies: the same in all places, and none admits a version with a known advisory."""
+"""The bounds of dependencies are the same everywhere, and none admits a version with a known advisory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from tests.processes import ROOT
 
-#: The first versions without the advisories that were published by November 2026, with one of these for each.
+#: For each package, the first version without an advisory published by November 2026, and one advisory.
 LEAST = {
     "filelock": "3.20.3",  # CVE-2026-22701
     "flask": "3.1.3",  # CVE-2026-27205

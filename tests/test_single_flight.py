@@ -1,4 +1,4 @@
-"""A slow question is asked once at a time, and all who ask meanwhile get that answer."""
+"""One slow query is in flight at a time, and every caller that arrives meanwhile gets its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""start_services.ps1 is parsed, not run: no PowerShell runs where the tests do."""
+"""start_services.ps1 is parsed and not run: there is no PowerShell where the tests run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_it_parses() -> None:
 
 
 def _parameters() -> dict[str, str]:
-    """Each parameter's name, with its whole text."""
+    """The full text of each parameter, by name."""
     block = next(node for node in _nodes(TREE.root_node) if node.type == "param_block")
     found = {}
     for parameter in (node for node in _nodes(block) if node.type == "script_parameter"):

@@ -1,4 +1,4 @@
-"""Work that comes after the interpreter's executors, or all new threads, are refused."""
+"""Work that arrives after the interpreter has closed its executors, or refuses every new thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT_S = 10.0
 
 @pytest.fixture
 def refused() -> threads.Threads:
-    """A pool whose executor takes nothing any more."""
+    """A pool whose executor refuses new work."""
     pool = threads.Threads(2, "late")
     pool.shutdown()
     return pool

@@ -1,4 +1,4 @@
-"""A delay estimator that needs no calls before it knows how many there usually are."""
+"""A delay estimator that needs no calls to know how many are usually in flight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from embedshare.batch_delay import BatchDelay
 
 
 class Usual(BatchDelay):
-    """As if `calls` were always under way."""
+    """An estimate as if `calls` were always in flight."""
 
     def __init__(self, calls: int, patience_s: float) -> None:
         super().__init__()

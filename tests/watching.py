@@ -1,4 +1,4 @@
-"""The live page in a browser, the worker that it is of, and load for both."""
+"""The live page in a browser, the worker that serves it, and load for both."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.processes import SRC, ModelServer, free_port, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-#: Two threads that call a worker 20 times a second together and say how often in the last five seconds,
-#: from the sixth on.
+#: Two threads that together call a worker 20 times a second. From the sixth second on, they print the number
+#: of calls in the last five seconds.
 LOAD = """
 import sys, threading, time, requests
 done, stop = [], threading.Event()
@@ -41,7 +41,7 @@ stop.set()
 
 
 class Worker:
-    """`python src/app.py`, to be ended and started again at the same port."""
+    """`python src/app.py`, which a test can stop and restart at the same port."""
 
     def __init__(self, server: ModelServer, folder: Path, **more: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -63,7 +63,7 @@ class Worker:
 
     @contextmanager
     def load(self, folder: Path) -> Iterator[Callable[[], float]]:
-        """Calls from another process; yields what tells how many a second it made in the last five."""
+        """Call the worker from another process; yield a function: its calls a second in the last five."""
         said = folder / "load.txt"
         with said.open("wb") as output:
             process = subprocess.Popen(
@@ -76,7 +76,7 @@ class Worker:
 
 
 class Watched:
-    """The live page, and what its browser had to complain of."""
+    """The live page, and the errors that its browser reported."""
 
     def __init__(self, chromium: Browser, worker: Worker, **options: Any) -> None:
         self.worker = worker
@@ -98,7 +98,7 @@ class Watched:
         return self.page.inner_text(selector)
 
     def figure(self, selector: str) -> float:
-        """0 while there is none."""
+        """The number shown at `selector`; 0 while the page shows a dash."""
         return float(self.text(selector).replace(",", "").replace("–", "0"))
 
     @property
@@ -107,7 +107,7 @@ class Watched:
 
     def wait_for(self, condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
         def asked() -> Any:
-            self.page.wait_for_timeout(50)  # events of the browser are heard only here
+            self.page.wait_for_timeout(50)  # only this call processes the browser's events
             return condition()
 
         try:
@@ -117,7 +117,7 @@ class Watched:
 
 
 def module(page: Page, name: str, expression: str, argument: Any = None) -> Any:
-    """`expression` of one of the page's modules, as `it`, and of `argument`."""
+    """Evaluate `expression` with the page's module `name` as `it`, and `argument`."""
     code = (
         f"async (argument) => {{ const it = await import('/dashboard/static/{name}'); return {expression}; }}"
     )
@@ -130,7 +130,7 @@ def in_megabytes(text: str) -> float:
 
 
 def pointed_at(watched: Watched) -> list[float]:
-    """The calls per second that the throughput chart shows along its width."""
+    """Return the calls per second that the throughput chart shows along its width."""
     box = watched.page.locator("#throughput .u-over").bounding_box()
     assert box is not None
     found = []
@@ -141,7 +141,7 @@ def pointed_at(watched: Watched) -> list[float]:
 
 
 def painted(page: Page, color: str) -> int:
-    """How many pixels of the throughput chart have exactly a colour of the theme: those of its bands."""
+    """Count the throughput chart's pixels with exactly this theme colour, which its bands have."""
     return int(page.evaluate(
         """(name) => {
             const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -158,7 +158,7 @@ def painted(page: Page, color: str) -> int:
     ))  # fmt: skip
 
 
-#: The contrast, as WCAG 2 has it, of each visible element that has text of its own, by that text.
+#: The contrast, as WCAG 2 defines it, of each visible element with text of its own, by that text.
 CONTRASTS = """() => {
     const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
     const part = (value) => ((value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);

@@ -10,8 +10,8 @@ ALL: list[Peer] = [gunicorn_dirty.PEER, fastapi_uvicorn.PEER, infinity_emb.PEER,
 
 
 def environments(peers: Iterable[Peer]) -> dict[Environment, list[str]]:
-    """The environments that `peers` need, each with the packages of all its peers: a run with some of them
-    must not rebuild it."""
+    """The environments that `peers` need, each with the packages of all its peers. A run with a few of
+    them does not rebuild it."""
     used = {peer.environment for peer in peers}
     needs: dict[Environment, set[str]] = {}
     for peer in ALL:

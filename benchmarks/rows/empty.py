@@ -1,4 +1,4 @@
-"""(b) A call that needs no model: the cost of the way to the server, against multiprocessing.managers."""
+"""(b) A call that needs no model: the cost of the transport, against multiprocessing.managers."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from benchmarks.load import Clients
 
 KEY = "families"
 LOCAL = "SentenceTransformer in process"
-#: SentenceTransformer's bulk takes at least this long: models that look words up get more texts.
+#: The shortest bulk of SentenceTransformer: models that look words up get more texts.
 _LEAST_BULK_S = 0.2
-#: The required bulk ratio by runtime: a fast form gains this much, and none loses.
+#: The required bulk ratio by runtime: a fast form must gain this much, and no form may lose.
 _LEAST = {"openvino": 3.0, "torch": 3.0, "static": 1.0, "sentence-transformers": 1.0}
 _CACHE = "cache-of-families"
 
@@ -32,7 +32,7 @@ def steps(bench: Bench) -> int:
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Model after model, each swapped into one server, and loaded by one other process."""
+    """Measure one model after another: one server swaps to it, and one other process loads it."""
     families.prepare()
     server = servers.model_server(bench.folder, _CACHE)
     server.start()
@@ -76,7 +76,7 @@ def _measure(bench: Bench, caller: Any, name: str) -> dict[str, Any]:
 
 
 def _bulk(bench: Bench, sides: dict[str, Clients]) -> dict[str, Any]:
-    """Many paragraphs in one call, by turns."""
+    """Measure many paragraphs in one call, each side in turn."""
     texts = bench.corpus.many(bench.plan.family_texts)
     while True:
         taken_s, expected = sides[LOCAL].call("encode", texts)
@@ -94,7 +94,7 @@ def _bulk(bench: Bench, sides: dict[str, Clients]) -> dict[str, Any]:
 
 
 def _queries(bench: Bench, sides: dict[str, Clients]) -> dict[str, Any]:
-    """One short query a call, by turns."""
+    """Measure one short query a call, each side in turn."""
     p50_ms: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(bench.plan.family_rounds):
         for name in _turn(sides, number):
@@ -123,7 +123,7 @@ def section(data: dict[str, Any]) -> Section:
 
 
 def table(data: dict[str, Any]) -> Table:
-    """A line for each family."""
+    """Return a line for each family."""
     rows = []
     for name, figures in data["families"].items():
         rates, p50_ms = figures["texts_per_s"], figures["p50_ms"]
@@ -147,7 +147,7 @@ def _bulk_ratio(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _least(data: dict[str, Any]) -> Table:
-    """The required ratio of each runtime, and the families below it."""
+    """Return the required ratio of each runtime, and the families below it."""
     rows = []
     for runtime, least in _LEAST.items():
         medians = {

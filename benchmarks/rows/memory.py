@@ -95,7 +95,7 @@ def section(data: dict[str, Any]) -> Section:
 
 
 def _shared(bench: Bench, workers: int) -> dict[str, float]:
-    """A separate model server, which has served only these workers."""
+    """Start a separate model server, used by these workers only."""
     server = servers.model_server(bench.folder)
     try:
         server.start()
@@ -150,7 +150,7 @@ def _mb(process: psutil.Process) -> float:
 
 
 def _end(worker: subprocess.Popen[str]) -> None:
-    """End it by closing its standard input."""
+    """End the worker by closing its standard input."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.close()

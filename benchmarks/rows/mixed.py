@@ -61,7 +61,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _beside(bench: Bench, texts: list[str]) -> tuple[list[Sample], float]:
-    """One client's windows that lie wholly within the bulk's run, and the bulk's seconds.
+    """Return one client's windows that lie completely within the bulk's run, and the bulk's seconds.
 
     Raises RuntimeError if there is none.
     """
@@ -92,7 +92,7 @@ def _wait_for_work(watcher: EmbedshareSession) -> None:
     while not watcher.active():
         if time.monotonic() > limit:
             raise TimeoutError(f"no bulk call has reached the server in {ARRIVAL_LIMIT_S:g} s")
-        time.sleep(0.002)  # between two looks
+        time.sleep(0.002)  # between two polls
 
 
 def _p99_ms(samples: list[Sample], bench: Bench) -> float:

@@ -21,7 +21,7 @@ def _clients(bench: Bench) -> tuple[int, ...]:
 
 
 def _servers(bench: Bench) -> dict[str, str]:
-    """The servers by the names of the table."""
+    """Return the servers by their names in the table."""
     rivals = {name: name for name in bench.competitors() if name == RIVAL}
     return {OURS: "app.py"} | rivals
 
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _caller(caller: Caller) -> OpenAiClientCaller:
-    """OpenAI's client for the server that `caller` calls."""
+    """Return OpenAI's client for the server that `caller` calls."""
     assert isinstance(caller, HttpCaller | OpenAiCaller)
     return OpenAiClientCaller(f"http://127.0.0.1:{caller.port}" + "/v1" * isinstance(caller, HttpCaller))
 

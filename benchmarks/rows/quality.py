@@ -17,8 +17,8 @@ def steps(bench: Bench) -> int:
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Paragraphs in one call and queries one a call on our side, which covers both of the server's lanes;
-    plainly on SentenceTransformer's."""
+    """Embed paragraphs in one call and queries one a call on our side, which covers both server lanes.
+    SentenceTransformer embeds them plainly."""
     plan = bench.plan
     texts = bench.corpus.paragraphs[: plan.quality_texts]
     queries = bench.corpus.queries[: plan.quality_queries]
@@ -78,7 +78,7 @@ def section(data: dict[str, Any]) -> Section:
             ),
             (f"Equal top-{data['neighbours']} neighbours", f"{data['equal_neighbours']:.2%}"),
         ],
-        embeds=False,  # it is the quality
+        embeds=False,  # it is the quality itself
     )
 
 

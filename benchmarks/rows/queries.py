@@ -11,7 +11,7 @@ from benchmarks.peers import fastapi_uvicorn, infinity_emb, litserve, mosec
 from benchmarks.rows import contest
 
 KEY = "queries"
-#: The servers whose best one embedshare is compared with separately.
+#: The servers whose best result embedshare is also compared with.
 SERVERS = tuple(peer.PEER.name for peer in (mosec, litserve, infinity_emb, fastapi_uvicorn))
 
 
@@ -60,7 +60,7 @@ def section(data: dict[str, Any]) -> Section:
 
 
 def _best(results: list[dict[str, Any]]) -> Table:
-    """embedshare against the best of the embedding servers, by the number of clients."""
+    """Compare embedshare with the best of the embedding servers, by the number of clients."""
     rows = [
         [
             str(result["clients"]),
@@ -98,7 +98,7 @@ def _headlines(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _plots(results: list[dict[str, Any]]) -> list[Lines]:
     def line(name: str, figure: str) -> list[tuple[float, float]]:
-        """That figure against the load reached."""
+        """Return that figure over the load reached."""
         return [(one["figures"][name]["calls_per_s"], one["figures"][name][figure]) for one in results]
 
     clients = [result["clients"] for result in results]

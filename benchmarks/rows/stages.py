@@ -48,11 +48,11 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _window(session: EmbedshareSession, clients: Clients, count: int, window_s: float) -> dict[str, float]:
-    """The server's and the clients' seconds for the calls of one window, and the number of calls.
+    """Return the server's and the clients' seconds for the calls of one window, and the number of calls.
 
     Raises RuntimeError if the server has answered other calls.
     """
-    clients.fleet.connect(clients.caller, count)  # and warm up, before the server's clocks are read
+    clients.fleet.connect(clients.caller, count)  # warms up before the clocks are read
     before = session.stats()
     sample = clients.fleet.load(count, window_s)
     after = session.stats()

@@ -18,7 +18,7 @@ def steps(bench: Bench) -> int:
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """One start at a time; the servers of the last round stay up for the next rows."""
+    """Measure one start at a time; the servers of the last round keep running for the next rows."""
     taken_s: dict[str, list[float]] = {name: [] for name in [OURS, FIRST, *bench.competitors()]}
     for number in range(bench.plan.starts):
         with bench.step(f"start {number + 1}: {FIRST}"):

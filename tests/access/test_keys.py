@@ -1,4 +1,4 @@
-"""API keys: two real workers that ask for them, the command that makes them, and hostile callers."""
+"""API keys: two real workers that require them, the command that creates them, and hostile callers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.redis_server import PROGRAM as REDIS
 from tests.redis_server import RedisServer
 from tests.web.conftest import Worker
 
-#: So many requests a minute go through of one caller, in both workers together where there is a Redis.
+#: The workers admit this many requests a minute from one caller, counted together if there is a Redis.
 RATE = 12
 BODY = {"texts": ["a"]}
 ADDRESSES = itertools.count()
 
 
 class Site:
-    """Two workers beyond a proxy, which ask for keys and count callers."""
+    """Two workers behind a proxy, which require keys and count callers."""
 
     def __init__(self, server: ModelServer, folder: Path, redis: RedisServer | None) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Site:
         self.workers = [Worker(server, folder / f"worker-{number}.log", **self.settings) for number in (1, 2)]
 
     def keys(self, *arguments: str) -> Any:
-        """What `service_manager.py keys … --json` says."""
+        """Return the output of `service_manager.py keys … --json`."""
         done = subprocess.run(
             [sys.executable, str(ROOT / "service_manager.py"), "keys", *arguments, "--json"],
             env=self.server.environment(**self.settings), cwd=self.folder, capture_output=True, text=True,
@@ -67,7 +67,7 @@ class Site:
         return json.loads(done.stdout)
 
     def ask(self, key: str | None = None, path: str = "/embed", worker: int = 0, **headers: str) -> Any:
-        """By a proxy, from an address that nobody else has, unless `headers` name one."""
+        """Send a request as a proxy does, from an address of its own, unless `headers` name one."""
         given = {"X-Forwarded-For": f"198.18.{next(ADDRESSES) >> 8}.{next(ADDRESSES) & 255}", **headers}
         if key is not None:
             given["Authorization"] = f"Bearer {key}"
@@ -113,7 +113,7 @@ def test_a_new_key_is_good_in_every_worker_within_two_seconds(site: Site) -> Non
     assert len(made["key"]) >= 46
     for worker in (0, 1):
         wait_for(lambda worker=worker: known(site, made["key"], worker), 10, "the new key's use")
-    assert time.monotonic() - began < 3.5  # two seconds, and what a busy machine adds
+    assert time.monotonic() - began < 3.5  # two seconds, plus the delays of a busy machine
     listed = {each["name"]: each for each in site.keys("list")}
     assert listed["quick"]["state"] == "valid"
     assert listed["quick"]["expires_at"] > listed["quick"]["created_at"]
@@ -212,7 +212,7 @@ def test_a_revoked_key_in_use_is_refused_within_two_seconds(site: Site) -> None:
     began = time.monotonic()
     wait_for(lambda: not known(site, key, 1), 10, "the refusal of the revoked key")
     assert time.monotonic() - began < 3.5
-    assert site.keys("revoke", "short-lived")["type"] == "InvalidInput"  # there is no valid one
+    assert site.keys("revoke", "short-lived")["type"] == "InvalidInput"  # no valid key is left
 
 
 def test_the_command_refuses_what_makes_no_sense(site: Site) -> None:
@@ -228,7 +228,7 @@ def test_the_command_refuses_what_makes_no_sense(site: Site) -> None:
 def test_two_workers_count_one_key_and_one_address_together(site: Site, embed_key: str) -> None:
     assert site.ask(path="/health").json()["dependencies"]["redis"] == "connected"
     key = site.keys("create", "--name", "eager", "--scopes", "embed")["key"]
-    for worker in (0, 1):  # each look that finds it counts
+    for worker in (0, 1):  # each successful request counts
         wait_for(lambda worker=worker: known(site, key, worker), 10, "the new key's use")
     last: Any = None
 
@@ -243,7 +243,7 @@ def test_two_workers_count_one_key_and_one_address_together(site: Site, embed_ke
     found = statuses(2 * RATE, **{"X-API-Key": key})
     assert found.count(200) == RATE - 2
     assert set(found) == {200, 429}
-    assert found[-2:] == [429, 429]  # in both workers
+    assert found[-2:] == [429, 429]  # one from each worker
     assert last.json()["type"] == "RateLimited"
     assert f"{RATE} requests in one minute" in last.json()["error"]
     assert last.headers["RateLimit-Limit"] == str(RATE)
@@ -251,12 +251,12 @@ def test_two_workers_count_one_key_and_one_address_together(site: Site, embed_ke
     assert 1 <= int(last.headers["Retry-After"]) == int(last.headers["RateLimit-Reset"]) <= 120
     found = statuses(2 * RATE, **{"X-Forwarded-For": "192.0.2.10"})
     assert (found.count(401), found.count(429)) == (RATE, RATE)
-    assert statuses(1, **{"X-Forwarded-For": "192.0.2.11"}) == [401]  # another address
+    assert statuses(1, **{"X-Forwarded-For": "192.0.2.11"}) == [401]  # a different address
     spoofed = [
         f"203.0.113.{number}, 192.0.2.10" for number in range(3)
-    ]  # what the caller wrote, then the proxy
+    ]  # the caller's own header, then the proxy's address
     assert [site.ask(**{"X-Forwarded-For": each}).status_code for each in spoofed] == [429] * 3
-    assert site.ask(site.admin_key).status_code == 200  # which is not counted
+    assert site.ask(site.admin_key).status_code == 200  # the worker does not count this key
 
 
 def test_an_address_of_ipv6_is_counted_with_its_network() -> None:
@@ -359,7 +359,7 @@ def test_a_forked_child_reads_the_keys_by_itself() -> None:
 
     def reads() -> bool:
         known[digest("es_later")] = caller
-        return ring.find("es_later") == caller  # by its own first look, which the call waits for
+        return ring.find("es_later") == caller  # the child's own first look, which the call waits for
 
     with ring._starting:
         assert holds_in_forked_child(reads)

@@ -1,4 +1,4 @@
-"""How often one caller may call: over workers, over a Redis that goes away, and in what is said of it."""
+"""The rate limit of one caller: across workers, with a Redis that fails, and in the reported figures."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_while_redis_is_away_each_counts_for_itself_and_comes_back(
     assert rates.redis_status() == "disconnected"
     redis.start()
     wait_for(lambda: rates.redis_status() == "connected", 10, "the return to Redis")
-    assert let_through(rates, "lonely", 20) == 10  # of the new Redis, which is empty
+    assert let_through(rates, "lonely", 20) == 10  # the new Redis is empty
     assert len([line for line in said if "Redis does not answer" in line]) == 1
     assert len([line for line in said if "Redis answers" in line]) == 1
 

@@ -1,4 +1,4 @@
-"""The benchmark of families says what was measured, and puts it where the page has room for it."""
+"""The benchmark of families reports its measurements in the part of the page that is for them."""
 
 from __future__ import annotations
 

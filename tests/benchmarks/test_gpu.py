@@ -1,4 +1,4 @@
-"""The GPU benchmark's page says what it was run on, and its texts are as long as it says."""
+"""The GPU benchmark's page reports its machine, and its texts have the stated lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`embed`: texts or the model's own token ids, with what there is to tell of the vectors."""
+"""`embed`: texts or the model's own token ids, and the facts returned with the vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = ["one text", "", "漢字 😀", "a word [SEP] and more", "word " * 400]
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddingClient]:
-    """A local model alone, behind the same object."""
+    """A client with only a local model, behind the same interface."""
     with ModelServer(tmp_path_factory.mktemp("alone")).client(USE_IPC_EMBEDDING="false") as client:
         yield client
 
@@ -58,7 +58,7 @@ def test_what_is_counted_is_what_the_model_read(either: EmbeddingClient) -> None
     assert either.embed(["word " * 400]).tokens == 256
     assert either.embed([]).tokens == 0
     assert either.embed([]).rows.shape == (0, 384)
-    assert either.embed(["word"] * 1200).tokens == 3600  # three pieces
+    assert either.embed(["word"] * 1200).tokens == 3600  # the client sends three pieces
 
 
 def test_what_is_too_long_is_refused_where_it_must_not_be_cut(either: EmbeddingClient) -> None:

@@ -84,7 +84,7 @@ def test_a_refusal_is_told_once_and_is_no_fallback(kind: type[EmbedshareError]) 
 
 
 def test_the_first_failed_try_of_a_connected_client_is_repeated_at_once() -> None:
-    now, actions = POLICY.failed(CONNECTED, tried(retry_at=70.0), 1.0)  # its pause would be too long
+    now, actions = POLICY.failed(CONNECTED, tried(retry_at=70.0), 1.0)  # its pause exceeds the deadline
     assert (now.state, actions) == (State.CONNECTED, [Do.TRY_AT_ONCE])
 
 
@@ -112,7 +112,7 @@ def test_a_fallback_starts_its_probe_and_keeps_the_local_model(failed: Try) -> N
     assert said(step) == [
         f"WARNING Falling back to a local model until the model server is back ({failed.error.message})"
     ]
-    assert POLICY.failed(step[0], failed, 0.0) == (step[0], [])  # another thread's, at the same time
+    assert POLICY.failed(step[0], failed, 0.0) == (step[0], [])  # another thread fails at the same time
 
 
 def test_a_second_fallback_keeps_a_probe_that_has_not_ended_yet() -> None:
@@ -189,7 +189,7 @@ def test_a_probe_s_answer_is_the_return() -> None:
     assert done(step) == [Do.RELEASE_LATER, Do.STOP_PROBE]
     assert said(step) == [f"INFO Returned to the model server: {ONE.model_name} on cpu"]
     assert done(POLICY.rested(step[0])) == [Do.DROP_LOCAL]
-    assert POLICY.rested(FALLEN_BACK) == (FALLEN_BACK, [])  # it fell back again meanwhile
+    assert POLICY.rested(FALLEN_BACK) == (FALLEN_BACK, [])  # the client has fallen back again in between
 
 
 def test_a_probe_that_is_refused_tells_each_reason_once() -> None:
@@ -247,7 +247,7 @@ EVENTS: list[tuple[str, tuple[Any, ...]]] = [
 
 
 def can_happen(name: str, now: Situation, policy: FailoverPolicy) -> bool:
-    """Threads tell only while they are, and there are calls for a local model only where that answers."""
+    """Return whether the event can occur: only running threads report, and local calls need a local model."""
     if not policy.use_server and name not in ("called", "loaded", "not_loaded", "forked", "closed"):
         return False
     needed = {

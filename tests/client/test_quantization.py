@@ -1,4 +1,4 @@
-"""Quantized embeddings are those of SentenceTransformer, bit for bit."""
+"""Quantized embeddings equal SentenceTransformer's, bit for bit."""
 
 from __future__ import annotations
 

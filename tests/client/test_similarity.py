@@ -1,4 +1,4 @@
-"""Similarities are those of SentenceTransformer: type, shape and values."""
+"""Similarities equal SentenceTransformer's in type, shape and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real model server and a real worker whose database goes away and comes back."""
+"""A real model server and a real worker, whose database fails and recovers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_calls_are_answered_while_the_database_says_nothing_and_changes_wait_unt
             worker.process.terminate()
             assert worker.process.wait(30) == 0
             server.kill()
-            server.start()  # with what was last known
+            server.start()  # the server uses the last known values
             worker = started(server, "later")
             shown = requests.get(f"{worker.url}/settings", timeout=30).json()
             assert shown["settings"]["max_batch_size"] == 7

@@ -1,4 +1,4 @@
-"""The database: its URLs, its tables, and what a process sees of one that is away."""
+"""The database: its URLs, its tables, and what a process reads while it is unavailable."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_its_file_is_its_owners_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
 @pytest.mark.parametrize("fault", ["mode", "owner"])
 def test_a_file_that_others_can_write_or_own_is_not_believed(tmp_path: Path, suffix: str, fault: str) -> None:
-    """Such as one in which somebody else has put an API key."""
+    """Another user may have put an API key in such a file."""
     if fault == "owner" and os.getuid() != 0:
         pytest.skip("only root can give a file away")
     made = Database.open(Settings(), tmp_path)
@@ -161,7 +161,7 @@ def test_a_database_of_a_later_version_is_used_as_it_is(tmp_path: Path) -> None:
 
 
 def test_one_that_is_away_is_said_within_its_time_and_then_at_once() -> None:
-    with platforms.exclusive_listener("127.0.0.1", 0, 1) as silent:  # takes connections and says nothing
+    with platforms.exclusive_listener("127.0.0.1", 0, 1) as silent:  # accepts connections and never answers
         port = silent.getsockname()[1]
         database = Database.open(
             Settings(operation=OperationSettings(db_url=f"mysql://u:hunter2@127.0.0.1:{port}/d")),
@@ -186,7 +186,7 @@ def test_one_that_is_away_is_said_within_its_time_and_then_at_once() -> None:
             return time.monotonic() - began
 
         time.sleep(QUIET_S)
-        with ThreadPoolExecutor(4) as threads:  # one finds out whether it is back, for all of them
+        with ThreadPoolExecutor(4) as threads:  # one thread checks for all whether the database is back
             times = sorted(each.result() for each in [threads.submit(takes_s) for _ in range(4)])
         assert times[2] < 0.5 * TIMEOUT_S < times[3]
 

@@ -1,4 +1,4 @@
-"""A real nginx with the files of deploy/nginx, on ports of the test's own and as this user."""
+"""A real nginx with the files of deploy/nginx, on ports of the test and as this user."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ import requests
 from tests.processes import LONG, ROOT, free_port, wait_for
 
 FILES = ROOT / "deploy" / "nginx"
-#: Debian keeps it where users' paths do not lead.
+#: Debian installs nginx outside users' PATH.
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-#: A caller names the address it comes from in this header, so that a test can be a stranger.
+#: A caller names its address in this header, so that a test can act as a stranger.
 ADDRESS = "X-Test-Address"
-#: How many call at once, and how long each waits between its calls: two processors have to do the rest too.
+#: The callers, and each one's pause between calls: two processors also run the services.
 CALLERS = 8
 PAUSE_S = 0.0 if LONG else 0.05
 
@@ -50,7 +50,7 @@ http {{
 
 
 class Nginx:
-    """Sends to workers at `ports`, which stand where embedshare-upstream.conf lists three."""
+    """An nginx that sends to workers at `ports`, in place of the three in embedshare-upstream.conf."""
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         assert PROGRAM is not None
@@ -77,7 +77,7 @@ class Nginx:
         self.process: subprocess.Popen[bytes] | None = None
 
     def check(self) -> str:
-        """What `nginx -t` says; fails where it finds a fault."""
+        """Return the output of `nginx -t`; fail if it finds a fault."""
         done = subprocess.run([*self.command, "-t"], capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         return done.stderr
@@ -97,7 +97,7 @@ class Nginx:
             self.process.wait(30)
 
     def answered(self, at: int = 0) -> list[tuple[int, list[int]]]:
-        """Each answer since line `at` of the log: its status, and the ports that were tried for it."""
+        """Return each answer since line `at` of the log: its status, and the ports that nginx tried."""
         lines = (self.folder / "access.log").read_text().splitlines()[at:]
         split = (line.split(" ", 1) for line in lines)
         return [
@@ -110,7 +110,7 @@ class Nginx:
 
 
 class Load:
-    """Callers that post one text after the other through nginx, and what they got."""
+    """Callers that each post one text after another through nginx, and their outcomes."""
 
     def __init__(self, url: str) -> None:
         self.good = 0
@@ -156,7 +156,7 @@ class Load:
 
 
 def _listing(ports: list[int]) -> str:
-    """The upstream file with these ports in place of its own."""
+    """Return the upstream file with these ports in place of its own."""
     upstream = (FILES / "embedshare-upstream.conf").read_text()
     ours = r"(?:    server 127\.0\.0\.1:\d+ .*\n)+"
     line = re.search(r"    server 127\.0\.0\.1:5000 .*\n", upstream)

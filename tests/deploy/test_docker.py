@@ -1,4 +1,4 @@
-"""deploy/docker: what can be known of images and services without an engine that builds and runs them."""
+"""deploy/docker: checks of images and services without an engine that builds and runs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OURS = ("server", "worker")
 
 
 def program(name: str) -> str:
-    """A linter of requirements-dev.txt; its test is skipped where there is none for this platform."""
+    """Return the path of a linter from requirements-dev.txt; skip the test if this platform has none."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -37,7 +37,7 @@ def program(name: str) -> str:
 
 
 def copied() -> list[str]:
-    """What the image takes of the repository."""
+    """The paths of the repository that the image copies."""
     lines = re.findall(r"^COPY (?!--link)(?:--\S+ )?(.*) \S+$", DOCKERFILE, re.MULTILINE)
     return sorted({path for line in lines for path in line.split()})
 
@@ -82,7 +82,7 @@ def test_packages_are_installed_before_the_source_is_there() -> None:
     before = DOCKERFILE[: DOCKERFILE.index("AS source")]
     assert before.count("pip install") == 3
     assert re.findall(r"^COPY (.*)$", before, re.MULTILINE) == ["requirements.txt ."]
-    assert re.findall(r"^torch==\S+$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)  # what it greps
+    assert re.findall(r"^torch==\S+$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)  # the pattern
 
 
 def test_the_build_context_has_what_is_copied_and_no_keys() -> None:
@@ -125,7 +125,7 @@ def test_what_is_copied_is_all_that_the_programs_need(tmp_path: Path) -> None:
             text=True,
             timeout=60,
         )
-        # all of it was imported, and it got as far as its settings
+        # every module is imported, and the program reaches its settings
         assert "EMBEDDING_SERVER_PORT is 'none'" in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert done.returncode == 1
@@ -155,7 +155,7 @@ def test_workers_keep_their_api_keys_in_one_volume() -> None:
     assert f"state:{Path(path).parent}" in worker["volumes"]
     assert (
         f"        {Path(path).parent} " in DOCKERFILE
-    )  # made with the user as its owner, which volumes take over
+    )  # the image creates it as the user's, and volumes inherit the owner
 
 
 def test_settings_that_the_files_name_are_settings() -> None:

@@ -1,4 +1,4 @@
-"""deploy/health.py, which containers and units ask."""
+"""deploy/health.py, the check that containers and units run."""
 
 from __future__ import annotations
 

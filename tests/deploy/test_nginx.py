@@ -1,4 +1,4 @@
-"""deploy/nginx: a real nginx before three real workers, one of which is killed and one of which goes away."""
+"""deploy/nginx: a real nginx before three real workers. One worker is killed, and one stops for good."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(nginx_program.PROGRAM is None, reason="nginx is 
 
 @dataclass
 class Site:
-    """Two supervised workers, a third that nobody starts again, and nginx before them."""
+    """Two supervised workers, a third that is not restarted, and nginx before them."""
 
     nginx: Nginx
     services: Services
@@ -128,7 +128,7 @@ def test_a_worker_that_goes_away_for_good_fails_no_request(site: Site) -> None:
     answers = site.nginx.answered(at)
     assert {tried[-1] for _, tried in answers} == set(site.ports[:2])
     asked_in_vain = sum(gone in tried for _, tried in answers)
-    assert asked_in_vain < len(answers) / 2  # it is left alone, and not asked for each request
+    assert asked_in_vain < len(answers) / 2  # nginx skips it, and does not try it for each request
 
 
 def test_a_request_keeps_its_id_or_is_given_one(site: Site) -> None:
@@ -153,7 +153,7 @@ def test_every_answer_has_the_security_headers_once(site: Site) -> None:
             assert raw.getlist(name) == [value], (path, name)
         assert "frame-ancestors 'none'" in raw.getlist("Content-Security-Policy")
         assert len(raw.getlist("X-Request-ID")) == 1
-        assert raw["Server"] == "nginx"  # and no version
+        assert raw["Server"] == "nginx"  # without a version
 
 
 @pytest.mark.parametrize(
@@ -262,11 +262,11 @@ def test_where_no_worker_is_the_answer_is_json(tmp_path: Path) -> None:
         alone.stop()
     assert answer.status_code == 502
     assert answer.json() == {"error": "no web worker answered", "type": "Bad Gateway"}
-    assert len(alone.answered()[0][1]) == 3  # each was tried
+    assert len(alone.answered()[0][1]) == 3  # nginx tried each worker
 
 
 def _announce(site: Site, size: int) -> bytes:
-    """What nginx says to a request with a body of so many bytes, before any of them is sent."""
+    """Return nginx's answer to a request that announces a body of `size` bytes, before any is sent."""
     with socket.create_connection(("127.0.0.1", site.nginx.port), timeout=60) as sock:
         sock.sendall(
             b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard, held against a real Prometheus that scrapes a running system."""
+"""The alert rules and the dashboard against a real Prometheus that scrapes a running system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.processes import ROOT, SRC, STARTED, ModelServer, free_port, wait_for
 DEPLOY = ROOT / "deploy"
 RULES = (DEPLOY / "prometheus/alerts.yml").read_text(encoding="utf8")
 DASHBOARD = json.loads((DEPLOY / "grafana/embedshare.json").read_text(encoding="utf8"))
-#: What a machine without a GPU has not.
+#: Metrics that a machine without a GPU lacks.
 NOT_HERE = {"embedshare_server_gpu_memory_bytes"}
 
 pytestmark = [
@@ -61,7 +61,7 @@ def test_the_dashboard_s_panels_neither_overlap_nor_share_an_id() -> None:
 
 
 class System:
-    """A model server, a worker that falls back, one that does not, and the Prometheus that watches them."""
+    """A model server, a worker that falls back, one that does not, and the Prometheus that scrapes them."""
 
     def __init__(self, folder: Path) -> None:
         metrics, self.ports, watcher = free_port(), [free_port(), free_port()], free_port()
@@ -120,7 +120,7 @@ class System:
     def all_up(self) -> bool:
         try:
             return len(self.query("up == 1")) == 3
-        except requests.RequestException:  # it is not ready itself
+        except requests.RequestException:  # Prometheus is not ready yet
             return False
 
     def firing(self) -> set[str]:
@@ -134,7 +134,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     try:
         wait_for(running.all_up, 60, "a scrape of all three")
         assert {running.embed(worker, ["a text"]) for worker in (0, 1)} == {200}
-        assert running.fail() in range(400, 500)  # failures have rates too
+        assert running.fail() in range(400, 500)  # gives the failure metrics a first value
         yield running
     finally:
         for process in running.processes:
@@ -157,13 +157,13 @@ def test_an_alert_fires_when_the_server_is_killed_and_ends_when_it_is_back(syste
     assert system.embed(0, ["by the local model"]) == 200
     expected = {"EmbedshareServerDown", "EmbedshareFallingBack", "EmbedshareErrors"}
 
-    def fire() -> bool:  # a rate is of what grows between scrapes: a single failure has none
+    def fire() -> bool:  # a rate needs growth between scrapes: a single failure has none
         assert system.embed(1, ["by nobody"]) in (503, 504)
         return expected <= system.firing()
 
     wait_for(fire, 60, f"{sorted(expected)}")
     system.server.start()
-    STARTED.pop()  # it is not this test's alone: the module's other tests go on with it
+    STARTED.pop()  # the module's other tests still use this server
     gone = {"EmbedshareServerDown", "EmbedshareFallingBack"}
     wait_for(lambda: not gone & system.firing(), 60, f"the end of {sorted(gone)}")
     assert system.embed(1, ["by the server again"]) == 200
@@ -173,7 +173,7 @@ def test_every_metric_that_rules_and_dashboard_name_exists(system: System) -> No
     named = set(re.findall(r"embedshare_[a-z_]+", RULES + " ".join(dashboard_queries())))
     assert len(named) > 25
     wait_for(lambda: not named - NOT_HERE - set(system.asked("label/__name__/values")), 20, f"all of {named}")
-    assert not NOT_HERE & set(system.asked("label/__name__/values"))  # else they need no exception
+    assert not NOT_HERE & set(system.asked("label/__name__/values"))  # otherwise they need no exception
 
 
 def test_every_query_of_the_dashboard_has_an_answer(system: System) -> None:

@@ -21,7 +21,7 @@ MOST = 8
 
 
 class Site:
-    """Supervised workers; `behind` puts an nginx before them that lists as many as it is told."""
+    """Supervised workers; `behind` starts an nginx before them that lists `listed` ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ def test_no_request_fails_while_workers_come_and_go_and_the_model_is_swapped(
         load.more(20)
         site.command("scale", "1")
         load.more(20)
-        site.command("swap", "--follow", "--model", str(other_model))  # of workers that refuse by themselves
+        site.command("swap", "--follow", "--model", str(other_model))  # workers refuse a new model
         load.more(20)
         site.command("scale", "2")
         load.more(20)

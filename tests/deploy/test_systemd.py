@@ -19,7 +19,7 @@ needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not insta
 
 
 def installed(folder: Path) -> Path:
-    """The units as they would stand on a machine whose /opt/embedshare is this checkout."""
+    """Write the units as for a machine whose /opt/embedshare is this checkout."""
     for name in UNITS:
         unit = (FILES / name).read_text()
         unit = unit.replace("/opt/embedshare/.venv/bin/python", sys.executable)
@@ -47,7 +47,7 @@ def test_the_sandbox_is_as_tight_as_a_network_service_s_can_be(tmp_path: Path, n
         [ANALYZE, "security", "--offline=true", "--no-pager", "--threshold=20", str(unit)],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout  # an exposure above 2.0 of 10
+    assert done.returncode == 0, done.stdout  # fails for an exposure above 2.0 of 10
     assert re.search(r"exposure level for embedshare\S*: [01]\.\d+ OK|exposure level .* 2\.0", done.stdout)
 
 

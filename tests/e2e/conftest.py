@@ -1,4 +1,4 @@
-"""What several of these tests share: a browser, and a client that reaches the server through a proxy."""
+"""Shared fixtures of these tests: a browser, and a client that reaches the server through a proxy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def expected(reference: Any) -> np.ndarray:
 
 @pytest.fixture
 def proxy(server: ModelServer) -> Iterator[Proxy]:
-    """In front of the default server."""
+    """A proxy in front of the default server."""
     ours = Proxy(server.port)
     yield ours
     ours.close()
@@ -34,20 +34,20 @@ def proxy(server: ModelServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def caller(server: ModelServer, proxy: Proxy) -> Iterator[EmbeddingClient]:
-    """A client that is connected through the proxy and may not fall back."""
+    """A client that is connected through the proxy and has no fallback."""
     with server.client(EMBEDDING_FALLBACK="none", EMBEDDING_SERVER_PORT=str(proxy.port)) as client:
         client.encode("connect")
         yield client
 
 
 def check(client: EmbeddingClient, expected: np.ndarray, number: int, timeout: float | None = None) -> None:
-    """The client's vector of that text of TEXTS is the right one."""
+    """Fail unless the client's vector of TEXTS[number] is correct."""
     assert float(client.encode(TEXTS[number], timeout=timeout) @ expected[number]) > 0.9995
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The machine's own."""
+    """The machine's own Chromium."""
     from playwright.sync_api import sync_playwright  # most tests here need no browser
 
     from tests.watching import CHROMIUM

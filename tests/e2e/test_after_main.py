@@ -1,4 +1,4 @@
-"""Work goes on after the main thread has ended: in threads that outlive it, and in atexit handlers."""
+"""Work continues after the main thread has ended: in threads that outlive it, and in atexit handlers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import ModelServer, copy_converted, run_python
 
-#: Long lists and awaited calls, from two threads at once when the main thread has ended, and at exit.
+#: Long lists and awaited calls, from two threads at once after the main thread has ended, and at exit.
 LATE = """
 import asyncio, atexit, threading, traceback
 import numpy as np

@@ -1,4 +1,4 @@
-"""`await model.aencode(...)`: right vectors, an event loop that goes on, and calls that can be cancelled."""
+"""`await model.aencode(...)`: correct vectors, an event loop that stays free, and cancellable calls."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_event_loop_goes_on_while_a_long_list_is_embedded(model: EmbeddingCl
 
     longest, turns = asyncio.run(ask())
     assert turns > 10
-    assert longest < 1.0  # a blocked loop would stand still for the whole list
+    assert longest < 1.0  # a blocked loop would stop for the whole list
 
 
 def test_a_call_that_is_cancelled_leaves_its_caller_at_once_and_the_client_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""EMBEDDING_AUTOSTART: who needs a server and finds none starts one, once for all, and it ends by itself."""
+"""EMBEDDING_AUTOSTART: a client that finds no server starts one for all, and it exits by itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps([model.health()["state"], model.stats()["pid"], rows[0].tolist(
 
 
 class Machine:
-    """A user's processes that share one folder for key, notes and locks."""
+    """A user's processes, which share one folder for key, notes and locks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Machine:
         return Settings.load({**self.given, **changes}, dotenv=self.folder / "no.env")
 
     def caller(self, number: int, **changes: str) -> subprocess.Popen[str]:
-        """A process that waits for a line, then asks for vectors."""
+        """Start a process that waits for a line and then embeds."""
         return subprocess.Popen(
             [sys.executable, "-c", CALLER, str(number)],
             env=environment(**{**self.given, **changes}), cwd=self.folder, text=True,
@@ -58,7 +58,7 @@ class Machine:
         )  # fmt: skip
 
     def servers(self) -> list[psutil.Process]:
-        """Model servers with this machine's port, wherever they were started from."""
+        """Return the model servers on this machine's port, whichever process started them."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -95,7 +95,7 @@ def result(caller: subprocess.Popen[str]) -> tuple[str, int, list[float]]:
     return state, pid, row
 
 
-#: Processes that need a server at once.
+#: Processes that need a server at the same time.
 PROCESSES = 16 if LONG else 6
 
 
@@ -108,7 +108,7 @@ def test_processes_that_need_a_server_at_once_share_one(machine: Machine) -> Non
     assert len({pid for _, pid, _ in results}) == 1
     assert [server.pid for server in machine.servers()] == [results[0][1]]
     rows = np.array([row for _, _, row in results])
-    assert np.allclose(rows, rows[0], atol=1e-2)  # in other batches they are rounded otherwise
+    assert np.allclose(rows, rows[0], atol=1e-2)  # other batches round differently
     assert not autostart.note_of(machine.settings()).exists()
 
 
@@ -137,7 +137,7 @@ def test_it_ends_when_nobody_asks_and_is_started_again_by_the_next(machine: Mach
             client.encode("a text")
             time.sleep(0.2)
         assert server.is_running()
-        looked = [client.health()["status"]]  # a health check is no use
+        looked = [client.health()["status"]]  # a health check does not count as use
         wait_for(lambda: machine.servers() == [], 30, "its end")
         assert looked == ["ok"]
         again = client.encode("a text")

@@ -1,4 +1,4 @@
-"""Copies and pickles of clients, of what holds them and of index handles: they work, and hold no key."""
+"""Copies and pickles of clients, of their holders and of index handles: they work, and hold no key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DOCS = [
 
 
 class Holder:
-    """An object of a library, with a model among its attributes."""
+    """A library's object with a model among its attributes."""
 
     def __init__(self, model: EmbeddingClient) -> None:
         self.model = model
@@ -57,7 +57,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.fixture
 def given(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's environment names another server: a copy's settings are its original's."""
+    """Name another server in this process's environment: a copy keeps its original's settings."""
     monkeypatch.setenv("EMBEDDING_SERVER_PORT", "1")
     monkeypatch.setenv("EMBEDDING_AUTHKEY_FILE", "/nowhere")
 
@@ -97,10 +97,10 @@ def test_no_pickle_holds_a_secret(tmp_path: Path) -> None:
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             written = pickle.dumps([client, settings, Holder(client)], protocol)
             assert b"marked" not in written
-            assert b"EmbeddingClient" in written  # else nothing was written
+            assert b"EmbeddingClient" in written  # proves that the client was pickled
         assert b"marked" not in repr(client).encode()
         assert pickle.loads(written)[1].server.authkey is None
-        # Within the process nothing is written, and the copy needs the key.
+        # A deep copy stays within the process, and needs the key.
         assert copy.deepcopy(client)._settings.server.authkey == SECRETS["EMBEDDING_AUTHKEY"]
 
 
@@ -120,7 +120,7 @@ def test_a_pickled_client_finds_the_key_where_it_is_loaded(
 
 
 class Counting(EmbeddingClient):
-    """A subclass with an __init__ and an attribute of its own."""
+    """A subclass with its own __init__ and attribute."""
 
     def __init__(self, settings: Settings, words: list[str]) -> None:
         self.early = "set before the client's own"
@@ -175,7 +175,7 @@ def test_a_spawned_process_gets_the_client_and_the_index(
 
 
 def test_the_class_is_pickled_by_the_name_that_libraries_see(server: ModelServer) -> None:
-    """In a process that has imported neither the client nor the module that it names."""
+    """The unpickling process has imported neither the client nor the module that the pickle names."""
     code = ("import pickle\nkind = pickle.loads(DATA)\nprint(kind().encode('text').shape, kind)\n").replace(
         "DATA", repr(pickle.dumps(EmbeddingClient))
     )

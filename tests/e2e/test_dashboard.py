@@ -1,4 +1,4 @@
-"""The live page in a real Chromium, over a real server, a real worker and real load."""
+"""The live page in a real Chromium, with a real server, a real worker and real load."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def worker(model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def watched(chromium: Browser, worker: Worker) -> Iterator[Watched]:
-    """The page; afterwards nothing may have gone wrong in it, and nothing been asked of another origin."""
+    """The page. Fails if it reported an error or requested another origin."""
     page = Watched(chromium, worker)
     yield page
     page.context.close()
@@ -109,7 +109,7 @@ def test_a_worker_that_is_away_is_said_and_tried_until_it_is_back(
     watched.wait_for(lambda: watched.text("#live-text").startswith("live"), "the worker's return")
     watched.wait_for(lambda: watched.page.is_hidden("#notice"), "the end of the notice")
     assert any(rate > 0 for rate in pointed_at(watched))
-    assert all("ERR_" in complaint for complaint in watched.complaints)  # the browser's own, of the worker
+    assert all("ERR_" in complaint for complaint in watched.complaints)  # the browser's own, about the worker
     watched.context.close()
 
 
@@ -183,7 +183,7 @@ def test_percentiles_of_the_page_are_python_s(watched: Watched) -> None:
 def sample(
     time: float, calls: int, *, pid: int = 1, failed: int = 0, latencies: list[int] | None = None
 ) -> Any:
-    """What /dashboard/data says, so far as the arithmetic reads it."""
+    """The part of an answer from /dashboard/data that the arithmetic reads."""
     server = {
         "pid": pid, "identity": "a", "uptime": time, "total_requests": calls, "failed_requests": failed,
         "sequences": 2 * calls, "tokens": 10 * calls, "padding_tokens": calls, "waiting_tokens": calls,

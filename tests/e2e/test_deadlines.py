@@ -1,4 +1,4 @@
-"""A server that is slow costs a caller its deadline and not more, and computes nothing for those who left."""
+"""A slow server costs a caller no more than its deadline, and computes nothing for callers that have left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.errors import DeadlineExceeded
 from tests.processes import ModelServer, wait_for
 
-#: A batch takes this much longer, and one is computed at a time.
+#: The extra time of each batch; the server computes one at a time.
 SLOW_S = 0.8
 TIMEOUT_S = 0.3
 SERVER = f"""
@@ -37,7 +37,7 @@ lengths = pytest.mark.parametrize("texts", [ONE, SOME, MANY], ids=["one text", "
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory, server: ModelServer) -> Iterator[ModelServer]:
-    """A slow model server; the usual one has converted the model for it."""
+    """A slow model server; the default server has converted the model for it."""
     running = ModelServer(tmp_path_factory.mktemp("slow"), MAX_CONCURRENT_OPERATIONS="1")
     running.command = [sys.executable, "-c", SERVER]
     running.start()
@@ -47,7 +47,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory, server: ModelServer) -> Itera
 
 @pytest.fixture
 def caller(slow: ModelServer) -> Iterator[EmbeddingClient]:
-    """A client that is connected to the slow server while that is idle, and may not fall back."""
+    """A client that is connected to the idle slow server, with no fallback."""
     with slow.client(EMBEDDING_FALLBACK="none") as client:
         idle(client)
         yield client

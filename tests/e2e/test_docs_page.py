@@ -1,4 +1,4 @@
-"""The page of the API in a real Chromium, over a real worker: read, tried out, and nothing from elsewhere."""
+"""The API page in a real Chromium, with a real worker: it renders, sends requests and loads only from it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.watching import Worker, needs_chromium
 
 pytestmark = needs_chromium
 LIMIT_MS = 60_000
-#: Where the pictures go that people look at; nowhere without it.
+#: The folder for screenshots to review; none are written without it.
 PICTURES = os.environ.get("EMBEDSHARE_PICTURES")
 
 
-#: Elements beyond the right edge of the screen, unless they scroll, and texts in columns of a few letters.
+#: Elements beyond the right edge of the screen that do not scroll, and texts in columns of a few letters.
 CUT = """() => [...document.querySelectorAll("#api *")].filter((one) => one.checkVisibility()
     && !one.closest("pre, .highlight-code") && (one.getBoundingClientRect().right > innerWidth + 1
     || (one.matches("td.response-col_description, td.parameters-col_description") && one.clientWidth < 200)))

@@ -1,4 +1,4 @@
-"""The client held against the real SentenceTransformer on the real model: shapes, types and values."""
+"""The client compared with the real SentenceTransformer on the real model: shapes, types and values."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_quantized_embeddings_have_its_types_and_all_but_its_values(
     texts = [f"text number {number} about embeddings" for number in range(120)]
     ours, theirs = exact.encode(texts, precision=precision), reference.encode(texts, precision=precision)
     assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    if precision in ("int8", "uint8"):  # a value on the edge of a step may fall to either side of it
+    if precision in ("int8", "uint8"):  # a value at the edge of a step may round to either side
         assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
     else:
         differing = np.unpackbits(ours.view(np.uint8) ^ theirs.view(np.uint8)).mean()
@@ -255,7 +255,7 @@ def test_what_cannot_be_embedded_says_why(
 ) -> None:
     with pytest.raises(error) as raised:
         exact.encode(inputs, **options)
-    assert isinstance(raised.value, ValueError)  # as SentenceTransformer's own refusals are
+    assert isinstance(raised.value, ValueError)  # like SentenceTransformer's own errors
     assert says.replace("\\\\", "\\") in str(raised.value)
     assert exact.encode("the next call").shape == (384,)
 
@@ -303,5 +303,5 @@ def test_the_signature_is_sentence_transformer_s(reference: Any, method: str) ->
     positional = [name for name, parameter in theirs.items() if parameter.kind is not parameter.VAR_KEYWORD]
     assert list(ours)[: len(positional)] == positional
     for name in positional:
-        if name != "inputs":  # it may be called by its earlier name, so it has a default
+        if name != "inputs":  # callers may pass its earlier name, so it has a default
             assert ours[name].default == theirs[name].default, name

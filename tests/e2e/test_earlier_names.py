@@ -1,4 +1,4 @@
-"""Programs written the way that callers of the earlier names wrote them, in both modes."""
+"""Programs that use the earlier names as callers did, in both modes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ shared_mode = pytest.mark.parametrize("use_ipc", ["true", pytest.param("false", 
 
 @pytest.fixture(scope="module")
 def server(default_server: ModelServer) -> ModelServer:
-    """The default model's: a search has to find what is meant."""
+    """The default model's server: a search needs its quality."""
     return default_server
 
 
@@ -32,7 +32,7 @@ def web() -> Iterator[Searching]:
 
 
 def settings(use_ipc: str, server: ModelServer, web: Searching) -> dict[str, str]:
-    """A caller's environment; without the server it cannot be reached either."""
+    """A caller's environment; in local mode it has no way to the server."""
     given = {
         **web.settings, "USE_IPC_EMBEDDING": use_ipc, "EMBEDDING_FALLBACK": "none",
         "EMBEDDING_MODEL_NAME": DEFAULT,
@@ -110,7 +110,7 @@ BLOCK = re.compile(r"Source: (\S+)\nContent: (.+?)\nRelevance: (\d\.\d{3})\n", r
 
 
 def check_context(context: str, urls: list[str], web: Searching) -> None:
-    """Blocks as callers take them apart: one a URL, in the order of the URLs, the most relevant first."""
+    """Fail unless the context has one block for each URL, in the URLs' order, the most relevant first."""
     blocks = BLOCK.findall(context)
     assert "\n".join(f"Source: {u}\nContent: {t}\nRelevance: {r}\n" for u, t, r in blocks) == context
     assert [url for url, _, _ in blocks] == urls

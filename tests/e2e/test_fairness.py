@@ -1,4 +1,4 @@
-"""One greedy worker, with a connection in each of many threads, beside modest ones."""
+"""One greedy worker with a connection in each of many threads, next to modest workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.processes import ModelServer
 
-#: Calls from each of `threads` connections without pause, each of `texts` texts; what each connection got.
+#: Calls of `texts` texts without pause from `threads` connections; prints the outcomes of each connection.
 CALLER = """
 import json, sys, threading, time
 from embeddingClient import EmbeddingClient
@@ -59,12 +59,12 @@ def times_of(caller: subprocess.Popen[str]) -> list[list[float]]:
 
 @pytest.mark.long
 def test_a_greedy_worker_does_not_starve_modest_ones(tmp_path: Path) -> None:
-    """A modest call waits for about two batches, the one under way and its own, and not for the turns of the
-    greedy one's 32 connections."""
+    """A modest call waits for about two batches, the one in flight and its own. It does not wait for the
+    turns of the greedy worker's 32 connections."""
     server = ModelServer(tmp_path).start()
     with server.client(EMBEDDING_FALLBACK="none") as observer:
         greedy = start(server, 32, 30, 12)
-        time.sleep(4)  # until its connections all call
+        time.sleep(4)  # until all of its connections call
         before = observer.stats()
         modest = [start(server, 1, 1, 5) for _ in range(2)]
         waits = [wait for caller in modest for wait in times_of(caller)[0]]

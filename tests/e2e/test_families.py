@@ -1,4 +1,4 @@
-"""A model that sentence-transformers itself serves, across the wire: tasks, prompts, tokens."""
+"""A model that sentence-transformers' own code serves, across the wire: tasks, prompts, tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     server = ModelServer(
         tmp_path_factory.mktemp("server"),
         EMBEDDING_MODEL_NAME=str(folder),
-        EMBEDDING_RUNTIME="torch",  # which is sooner sure that no form of its own agrees
+        EMBEDDING_RUNTIME="torch",  # finds sooner that no faster form agrees
     ).start()
     yield server
     assert server.stop() == 0, server.said().decode()

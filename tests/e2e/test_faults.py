@@ -1,4 +1,4 @@
-"""The server dies, stays away, comes back, holds another key, is another model."""
+"""The server crashes, stays down, restarts, or has another key or another model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_killed_in_mid_load_with_fallback_no_call_is_lost_or_wrong(tmp_path: Pat
         wait_for(lambda: client.health()["state"] == "connected", 60, "the return")
         at_return = answered
         wait_for(lambda: answered > at_return + 100, what="load after the return")
-        running.kill()  # a second time: the way back works more than once
+        running.kill()  # a second time: the client returns more than once
         wait_for(lambda: client.health()["state"] == "falling back", 60, "the second fallback")
         stop.set()
         for thread in threads:
@@ -79,7 +79,7 @@ def test_killed_in_mid_load_without_fallback_calls_wait_for_the_restart(
         running.kill()
         restart = threading.Timer(0.5, lambda: running.start(wait=False))
         restart.start()
-        assert float(client.encode("one text") @ expected) > 0.9995  # sent while nobody listens
+        assert float(client.encode("one text") @ expected) > 0.9995  # sent while no server listens
         restart.join()
     running.kill()
 
@@ -178,7 +178,7 @@ def _answers(client: EmbeddingClient) -> bool:
     try:
         return bool(client.encode("text").shape == (384,))
     except TimeoutError:
-        return False  # the local model is still being loaded, which goes on
+        return False  # the load of the local model continues
 
 
 def test_another_key_is_refused_and_not_hidden_by_a_fallback(server: ModelServer) -> None:
@@ -205,7 +205,7 @@ def test_a_key_file_that_others_can_read_is_refused(server: ModelServer, tmp_pat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of open files are POSIX's")
 def test_a_call_without_free_file_descriptors_waits_for_them_and_is_answered(server: ModelServer) -> None:
-    """They lack for the key's file as well as for the socket, at a client that has met no server yet."""
+    """The key's file and the socket both lack one, in a client that has met no server yet."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -224,7 +224,7 @@ def test_a_call_without_free_file_descriptors_waits_for_them_and_is_answered(ser
 def test_a_client_that_could_not_start_its_probe_starts_it_later_and_comes_back(
     server: ModelServer, proxy: Proxy, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a process that has as many threads as it may, for a moment."""
+    """The process has reached its thread limit for a moment."""
     start = threading.Thread.start
 
     def no_probe(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""Processes and threads that begin while the client is in use: each has connections of its own."""
+"""Processes and threads that start while the client is in use: each has its own connections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def expected(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_script(code: str, server: ModelServer, folder: Path, *arguments: str) -> str:
-    """Run a program from a file, which children that are spawned can import; what it printed."""
+    """Run a program from a file, which spawned children can import; return its output."""
     script = folder / "program.py"
     script.write_text(code)
     done = subprocess.run(
@@ -247,7 +247,7 @@ assert codes == [0] * 10, codes
 def test_children_that_are_forked_in_mid_call_get_their_own_vectors(
     server: ModelServer, expected: Path, tmp_path: Path
 ) -> None:
-    """Forked while other threads connect, give up and are in the middle of long lists."""
+    """The children fork while other threads connect, time out and send long lists."""
     run_script(FORKING, server, tmp_path, str(expected))
 
 
@@ -265,5 +265,5 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 def test_no_call_imports_anything(server: ModelServer, tmp_path: Path) -> None:
-    """A child that another thread forks in mid-import waits without end for the import's lock."""
+    """A child forked during another thread's import would wait forever for the import's lock."""
     assert json.loads(run_script(IMPORTS, server, tmp_path)) == []

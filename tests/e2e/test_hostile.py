@@ -1,4 +1,4 @@
-"""Strangers on the server's port, without the key and with it: they get nothing, and cost others little."""
+"""Hostile peers on the server's port, with and without the key: they get nothing, and cost others little."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tests.strangers import TEXT, Bomb, bombs, frame, key_holder, rest_of, shape
 
 HANDSHAKE_S = 2.0
 LIMIT = 1 << 20
-#: A text over 64 KiB, whose message has to be given room.
+#: A text over 64 KiB, for whose message the server must reserve room.
 LONG = "word " * 15_000
 CALL = codec.encode(codec.Encode(1, 10.0, [TEXT], "", False, None))
-#: Lengths that no message here may have, the stock form of a long one among them.
+#: Lengths that no message here may have, including the standard library's form of a long one.
 OVERSIZED = [struct.pack("!i", (1 << 31) - 1), struct.pack("!iQ", -1, 2**62), struct.pack("!i", LIMIT + 1)]
 
 
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
 @pytest.fixture(scope="module")
 def client(server: ModelServer) -> Iterator[EmbeddingClient]:
     with server.client(EMBEDDING_FALLBACK="none") as honest:
-        for _ in range(10):  # the runtime keeps memory for the shapes it has met
+        for _ in range(10):  # the runtime keeps memory for known shapes
             honest.encode([TEXT] * 50)
             honest.encode(LONG)
         yield honest
@@ -69,7 +69,7 @@ def nobody_is_harmed(server: ModelServer, client: EmbeddingClient, expected: Any
 
 
 def refusal(connection: Connection) -> ProtocolError:
-    """What a key holder is told before the server closes the connection."""
+    """Return the error that a key holder gets before the server closes the connection."""
     connection.set_deadline(soon())
     answer = codec.decode_answer(connection.recv_bytes(1 << 16))
     assert isinstance(answer, codec.Failure)
@@ -104,7 +104,7 @@ def test_no_pickle_is_loaded_before_the_handshake_nor_as_its_answer(
         proved = Connection(stranger(server))
         proved.set_deadline(soon())
         stock.answer_challenge(proved, (server.folder / "authkey").read_bytes())  # type: ignore[arg-type]
-        proved.send_bytes(bomb)  # where the server expects a challenge
+        proved.send_bytes(bomb)  # in place of the answer to the challenge
         with pytest.raises((EOFError, OSError)):
             proved.recv_bytes()
         proved.close()
@@ -129,7 +129,7 @@ def test_a_stock_manager_that_holds_the_key_gets_nowhere(server: ModelServer, tm
         pass
 
     Stock.register("engine")
-    with pytest.raises((pickle.UnpicklingError, IndexError, EOFError, OSError)):  # our refusal is no pickle
+    with pytest.raises((pickle.UnpicklingError, IndexError, EOFError, OSError)):  # the refusal is no pickle
         Stock(address, key).connect()
     for verb in (*managers.Server.public, "serve_client", "__class__", "encode"):
         with stock.Client(address, authkey=key) as connection:
@@ -163,7 +163,7 @@ def test_a_length_over_the_limit_is_refused_and_not_waited_for(server: ModelServ
         connection = key_holder(server)
         connection._sock.sendall(announced)
         assert f"at most {LIMIT:,} bytes" in refusal(connection).message
-    assert time.monotonic() - began < HANDSHAKE_S  # of both kinds none was waited for
+    assert time.monotonic() - began < HANDSHAKE_S  # the server waited for neither kind
 
 
 def test_deeply_nested_messages_are_refused(server: ModelServer) -> None:
@@ -195,7 +195,7 @@ def test_random_bytes_end_the_connection_and_nothing_else(
             sock.sendall(frame(data) if framed else data)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the server has seen enough already
+            pass  # the server has already refused the bytes
         rest_of(sock)
 
 
@@ -212,7 +212,7 @@ def test_who_speaks_another_protocol_is_left(server: ModelServer, sent: bytes) -
 
 
 def dribble(socks: list[socket.socket], stream: bytes, limit_s: float) -> list[float]:
-    """Send the stream to all, a byte a second; after how many seconds each was closed."""
+    """Send the stream to all sockets, a byte a second; return after how many seconds each was closed."""
     began, sent, left, closed_after = time.monotonic(), 0, list(socks), []
     while left and time.monotonic() < began + limit_s:
         if time.monotonic() >= began + sent:
@@ -220,7 +220,7 @@ def dribble(socks: list[socket.socket], stream: bytes, limit_s: float) -> list[f
                 try:
                     sock.send(stream[sent : sent + 1])
                 except ConnectionError:
-                    pass  # it is found to be closed below
+                    pass  # the loop below finds it closed
             sent += 1
         for sock in select.select(left, [], [], 0.05)[0]:
             try:
@@ -271,7 +271,7 @@ def test_five_hundred_that_say_nothing_keep_nobody_out(server: ModelServer, expe
     threads = shape_of(server)[0]
     silent = [stranger(server) for _ in range(500)]
     began = time.monotonic()
-    with server.client(EMBEDDING_FALLBACK="none") as late:  # tried once: it is not turned away
+    with server.client(EMBEDDING_FALLBACK="none") as late:  # one attempt: the server does not refuse it
         assert float(late.encode(TEXT, timeout=HANDSHAKE_S + 3) @ expected) > 0.9995
     took = time.monotonic() - began
     assert shape_of(server)[0] <= threads + MAX_UNAUTHENTICATED + 2

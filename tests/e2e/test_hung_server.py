@@ -1,4 +1,4 @@
-"""A server that hangs costs a call seconds and not its deadline; a slow one is not taken for one."""
+"""A hung server costs a call seconds and not its deadline; the client does not take a slow one for hung."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.proxy import Proxy, Stall
 needs_sigstop = pytest.mark.skipif(
     not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process and let it go on"
 )
-#: Seconds that a call to a server that hangs may take: patience, a probe and the load of a local model.
+#: The seconds that a call to a hung server may take: patience, a probe and the load of a local model.
 SECONDS = 40.0
 
 
 @pytest.fixture(params=["a silent program", "a stopped server"])
 def hung(request: pytest.FixtureRequest, tmp_path: Path, server: ModelServer) -> Iterator[ModelServer]:
-    """A server that accepts connections and never says anything, and that no client has met."""
+    """A server that accepts connections and never answers, and that no client has met."""
     if request.param == "a silent program":
         with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
             yield ModelServer(
@@ -106,11 +106,11 @@ def test_calls_in_flight_on_a_server_that_hangs_are_answered_within_seconds(
     running = ModelServer(tmp_path).start()
     assert running.process is not None
     with running.client() as client, ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: check(client, expected, number), range(8)))  # eight connections
+        list(threads.map(lambda number: check(client, expected, number), range(8)))  # one connection each
         running.process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         list(threads.map(lambda number: check(client, expected, number), range(8)))
-        assert time.monotonic() - began < SECONDS  # and not the 60 s of EMBEDDING_TIMEOUT_S
+        assert time.monotonic() - began < SECONDS  # less than the 60 s of EMBEDDING_TIMEOUT_S
         assert client.client_stats()["state"] == "falling back"
         assert client.calls.stats()["failures"] == 0
         running.process.send_signal(signal.SIGCONT)
@@ -122,20 +122,20 @@ def test_calls_in_flight_on_a_server_that_hangs_are_answered_within_seconds(
 def test_a_server_that_only_takes_its_time_is_not_left(
     server: ModelServer, proxy: Proxy, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer comes after several times the client's patience; the server answers who asks meanwhile."""
+    """The answer takes several times the client's patience; meanwhile the server answers probes."""
     monkeypatch.setattr(transport, "PATIENCE_S", 0.1)
     with server.client(EMBEDDING_SERVER_PORT=str(proxy.port)) as client:
         client.encode("connect")
         proxy.on_answer = once_delayed(1.5, proxy)
         opened = proxy.opened
         check(client, expected, 3)
-        assert proxy.opened > opened  # it was asked
+        assert proxy.opened > opened  # the client sent a probe
         assert client.client_stats()["state"] == "connected"
         assert client.client_stats()["fallbacks"] == 0
 
 
 def once_delayed(seconds: float, proxy: Proxy) -> Any:
-    """Hold back the answer that comes next, in a thread that serves its connection alone."""
+    """Delay the next answer, in a thread that serves only its connection."""
 
     def treat(data: bytes) -> Iterator[bytes]:
         proxy.heal()
@@ -149,7 +149,7 @@ def once_delayed(seconds: float, proxy: Proxy) -> Any:
 def test_an_idle_connection_that_was_forgotten_is_replaced(
     server: ModelServer, proxy: Proxy, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, fallback: str
 ) -> None:
-    """As by a firewall: what is sent on it is taken, and leads nowhere."""
+    """A firewall has dropped it: writes succeed, and no answer comes."""
     monkeypatch.setattr(client_end, "IDLE_S", 0.2)
     with server.client(EMBEDDING_SERVER_PORT=str(proxy.port), EMBEDDING_FALLBACK=fallback) as client:
         client.encode("connect")
@@ -199,7 +199,7 @@ def test_the_system_asks_after_idle_connections_within_seconds(server: ModelServ
 def test_health_is_that_of_an_embedding_which_this_worker_can_read(
     server: ModelServer, proxy: Proxy, expected: np.ndarray
 ) -> None:
-    """A server that answers questions, and embeddings in a form that this client cannot read."""
+    """The server answers control calls, and returns embeddings in a form that this client cannot read."""
     with server.client(EMBEDDING_SERVER_PORT=str(proxy.port), EMBEDDING_FALLBACK="none") as client:
         client.get_active_operations_count()
         proxy.on_answer = garbled_rows
@@ -212,8 +212,8 @@ def test_health_is_that_of_an_embedding_which_this_worker_can_read(
 
 
 def garbled_rows(data: bytes) -> Iterator[bytes]:
-    """Rows of one value more than the texts that were sent; questions' answers as they are."""
-    if data[4:6] == b"\x96\x01":  # a Rows message: its tag, its id, how many
+    """Return one row more than the texts in the request; pass other answers on unchanged."""
+    if data[4:6] == b"\x96\x01":  # a Rows message: its tag, its id, its count
         data = data[:7] + bytes([data[7] + 1]) + data[8:]
     yield data
 
@@ -299,7 +299,7 @@ def test_in_greenlets_deadlines_hold_others_go_on_and_rows_are_their_own(
 
 
 def test_a_client_of_a_swap_waits_for_it_however_long(server: ModelServer) -> None:
-    """A swap is not sent a second time, so it is not given up either."""
+    """The client never sends a swap twice, so it does not abandon one either."""
     client: EmbeddingClient
     with server.client() as client:
         assert client._embedder.new_connections()._notice_hang is False

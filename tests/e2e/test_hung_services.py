@@ -1,4 +1,4 @@
-"""Services that hang: their supervisor tells of them, ends them and starts them again."""
+"""Services that hang: their supervisor logs it, kills them and restarts them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal stops
 
 
 def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path: Path) -> None:
-    """Each line that the supervisor writes meanwhile is one of its log, as the format JSON has it."""
+    """Each line that the supervisor writes in the meantime is a log line in JSON."""
     operator = Operator(tmp_path, EMBEDDING_STUCK_S="12", EMBEDDING_LOG_FORMAT="json")
     services = operator.start("2")
     services.wait_until_running()
@@ -56,13 +56,13 @@ def test_a_supervisor_that_was_stopped_leaves_its_services_alone(tmp_path: Path)
     services.wait_until_running()
     before = operator.processes()
     family = [services.process.pid, *(process["pid"] for process in before.values())]
-    for pid in family:  # as a machine that is suspended
+    for pid in family:  # like a machine that is suspended
         os.kill(pid, signal.SIGSTOP)
     stopped = psutil.Process(services.process.pid)
     wait_for(lambda: stopped.status() == psutil.STATUS_STOPPED, 10)
-    with pytest.raises(AssertionError):  # longer than a question may take, and than is too long
+    with pytest.raises(AssertionError):  # longer than a probe and the hang limit
         wait_for(lambda: "killing" in services.output, HUNG_S + 2)
-    for pid in reversed(family):  # the supervisor first, which then asks who cannot answer yet
+    for pid in reversed(family):  # the supervisor first: its services cannot answer yet
         os.kill(pid, signal.SIGCONT)
     assert {name: process["pid"] for name, process in operator.processes().items()} == {
         name: process["pid"] for name, process in before.items()

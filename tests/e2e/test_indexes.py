@@ -1,4 +1,4 @@
-"""Vector indexes through a real server: exact answers, and none lost to what befalls the server."""
+"""Vector indexes through a real server: exact answers, and no index is lost in a failure of the server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAME = b"n" * 16
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A server that holds few and small indexes."""
+    """A server with room for few and small indexes."""
     running = ModelServer(
         tmp_path_factory.mktemp("few"), EMBEDDING_MAX_INDEXES="3", EMBEDDING_MAX_INDEX_BYTES=str(1 << 20)
     ).start()
@@ -64,7 +64,7 @@ def held(client: EmbeddingClient) -> dict[str, int]:
 
 @contextmanager
 def counted(client: EmbeddingClient) -> Iterator[Counter[str]]:
-    """The client's calls meanwhile, by method."""
+    """The client's calls within the block, by method."""
     counts: Counter[str] = Counter()
 
     def count(ended: Ended) -> None:
@@ -214,7 +214,7 @@ def test_documents_come_and_go(model: EmbeddingClient) -> None:
     assert len(results) == 46
     assert results[0]["id"] == 50
     assert not set(gone) & {result["id"] for result in results}
-    assert index.remove(list(range(40))) > 12  # over a quarter: the server gets the rest anew
+    assert index.remove(list(range(40))) > 12  # over a quarter: the client resends the rest
     assert len(model.search_index(QUERY, index, metadata, 100)) == len(index)
     assert index.add(["one more"]) == [51]
 
@@ -443,7 +443,7 @@ def test_a_caller_whose_time_is_over_hears_so(model: EmbeddingClient, server: Mo
 
 
 def asked(server: ModelServer, call: Any, raw: bytes = b"") -> codec.Answer:
-    """What a key holder of no honest client's is answered."""
+    """Return the answer to a key holder that is not a real client."""
     connection = key_holder(server)
     try:
         connection.set_deadline(soon())

@@ -1,4 +1,4 @@
-"""`pip install .` in virtual environments of their own: a worker's base install, under each Python here."""
+"""`pip install .` in virtual environments: a worker's base install, with each Python on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
 
 def _interpreters() -> dict[str, str]:
-    """The supported Pythons on this machine, by version; the one that runs the tests is always among them."""
+    """The supported Pythons on this machine, by version; the tests' own Python is always included."""
     found = {"{}.{}".format(*sys.version_info): sys.executable}
     candidates = [shutil.which(f"python{version}") for version in SUPPORTED]
     candidates += [str(path) for path in Path.home().glob(".pyenv/versions/*/bin/python3")]
@@ -40,12 +40,12 @@ INTERPRETERS = _interpreters()
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Virtual environments already made in this run, by version."""
+    """The virtual environments that this run has created, by version."""
     return {}
 
 
 def _install(version: str, folder: Path, installed: dict[str, str]) -> str:
-    """The python of a new virtual environment that holds the base install and nothing else."""
+    """Return the python of a new virtual environment that contains only the base install."""
     if version not in installed:
         source = folder / "source"
         shutil.copytree(
@@ -112,7 +112,7 @@ def test_a_base_install_encodes_through_the_server(
 
 
 def _says_what_to_do_without_a_server(python: str, folder: Path) -> None:
-    """The base install cannot load a model itself: the error names both ways out."""
+    """Fail unless the error names both remedies: the base install cannot load a model itself."""
     away = ModelServer(folder)
     env = environment(**away.given)
     del env["PYTHONPATH"]

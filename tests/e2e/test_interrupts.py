@@ -1,4 +1,4 @@
-"""Callers are interrupted in mid-call, handle signals, or give up: the next call gets its own vector."""
+"""Callers are interrupted during a call, handle signals, or time out: the next call gets its own vector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.e2e.conftest import TEXTS, check
 from tests.processes import ModelServer, wait_for
 from tests.proxy import Proxy, Stall, cut, delayed
 
-#: Interrupted or hurried calls, each with an undisturbed one behind it.
+#: Interrupted or hurried calls, each followed by an undisturbed one.
 ROUNDS = 400
 signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
 
@@ -98,7 +98,7 @@ def test_after_each_of_hundreds_of_interrupts_the_same_thread_gets_its_own_vecto
 
 
 def connections(server: ModelServer) -> int:
-    """How many connections the server holds."""
+    """Return the number of connections that the server holds."""
     assert server.process is not None
     return sum(
         one.status == psutil.CONN_ESTABLISHED
@@ -107,13 +107,13 @@ def connections(server: ModelServer) -> int:
 
 
 class Interrupted(Exception):
-    """What a signal handler may raise, anywhere."""
+    """An error that a signal handler may raise at any point."""
 
 
 def interrupt_at_line(number: int) -> Any:
-    """A trace function that raises at this line of embedshare's, of those that a call goes through.
+    """Return a trace function that raises at the n-th line of embedshare that a call executes.
 
-    At the end of a `with`, where it would raise before the lock is given back, no signal's handler can.
+    It skips the end of a `with`: there it would raise before the lock is released, as no signal handler can.
     """
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -156,7 +156,7 @@ def test_an_interrupt_at_any_line_leaves_nothing_to_the_next_call(
 
 @contextmanager
 def signals_to_this_thread(handler: Any, pause_s: float) -> Iterator[None]:
-    """One after another, with pauses; not by a timer, which pytest's own time limit has."""
+    """Send signals one after another, with pauses; pytest's own time limit occupies the timer."""
     enough, thread = threading.Event(), threading.get_ident()
 
     def send() -> None:
@@ -171,7 +171,7 @@ def signals_to_this_thread(handler: Any, pause_s: float) -> Iterator[None]:
     finally:
         enough.set()
         sender.join()
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # and not its default, the end: one may be on its way
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # not the default, exit: one may be pending
 
 
 @signals
@@ -180,7 +180,7 @@ def test_signals_that_a_program_handles_do_not_move_the_deadline(
     caller: EmbeddingClient, proxy: Proxy, expected: np.ndarray, direction: str
 ) -> None:
     setattr(proxy, direction, cut(20, Stall))
-    rescue = threading.Timer(5, proxy.close)  # lest a call that does not end waits for ever
+    rescue = threading.Timer(5, proxy.close)  # ends the test if a call hangs
     rescue.start()
     began = time.monotonic()
     with signals_to_this_thread(lambda *_: None, 0.05), pytest.raises(DeadlineExceeded):

@@ -1,4 +1,4 @@
-"""The pages in a real Chromium, of a worker that asks for API keys."""
+"""The pages in a real Chromium, with a worker that requires API keys."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
-    """A tab of its own, in which no script may fail."""
+    """A new tab, in which no script may fail."""
     context = chromium.new_context()
     tab = context.new_page()
     tab.set_default_timeout(LIMIT_MS)
@@ -82,7 +82,7 @@ def test_who_gives_no_key_is_told_why_nothing_is_shown_and_not_asked_again(
     expect(page.locator("dialog.credential")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#notice")).to_contain_text("this needs an API key")
-    page.wait_for_timeout(2500)  # two more tries
+    page.wait_for_timeout(2500)  # two more polls
     expect(page.locator("dialog.credential")).to_have_count(0)
 
 
@@ -91,7 +91,7 @@ def test_a_search_waits_for_the_key_and_goes_on_with_it(worker: Worker, page: Pa
     page.fill("#query", "How is bread baked?")
     page.keyboard.press("Enter")
     expect(page.locator("dialog.credential")).to_be_visible()
-    page.keyboard.type(KEY)  # whose characters are keys of the page's own elsewhere
+    page.keyboard.type(KEY)  # the key's characters are shortcuts elsewhere on the page
     page.keyboard.press("Enter")
     expect(page.locator("body")).to_have_attribute("data-phase", "found")
     expect(page.locator(".result").first).to_be_visible()

@@ -1,4 +1,4 @@
-"""Libraries that take a SentenceTransformer take the client, and load no model of their own."""
+"""Libraries that accept a SentenceTransformer accept the client, and load no model of their own."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DOCS = [f"{one}, {other}" for texts in SUBJECTS.values() for one, other in itert
 
 @pytest.fixture(scope="module")
 def server(default_server: ModelServer) -> ModelServer:
-    """The default model's, whose keywords and topics are known."""
+    """The default model's server: its keywords and topics are known."""
     return default_server
 
 
 @pytest.fixture
 def only_model(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> EmbeddingClient:
-    """The client, in a process that cannot load a model of its own."""
+    """The client, in a process that cannot load a model itself."""
 
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("a library loads a model of its own")
@@ -58,7 +58,7 @@ def test_keybert_finds_the_same_keywords(only_model: EmbeddingClient, default_re
 def test_bertopic_finds_the_topics_and_is_saved_with_a_client(
     only_model: EmbeddingClient, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without umap-learn and hdbscan, for which scikit-learn stands in as its documentation has it."""
+    """scikit-learn replaces umap-learn and hdbscan, as BERTopic's documentation describes."""
     bertopic = pytest.importorskip("bertopic")
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA

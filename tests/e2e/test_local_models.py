@@ -1,4 +1,4 @@
-"""Many workers lose the server at once: all go on, one model loads after another, and none without room."""
+"""Many workers lose the server at once: all continue, models load one at a time, and none without room."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ with EmbeddingClient(retry_delay=0.1) as client:
 
 
 class Workers:
-    """Processes that embed once for each line they are sent."""
+    """Processes that embed once for each input line."""
 
     def __init__(self, count: int, server: ModelServer, expected: Path) -> None:
         self.processes = [
@@ -59,7 +59,7 @@ class Workers:
         return sum(psutil.Process(process.pid).memory_info().rss for process in self.processes) >> 20
 
     def end(self) -> list[str]:
-        """What each wrote to its log."""
+        """Return each process's log."""
         return [process.communicate(timeout=30)[1] for process in self.processes]
 
 
@@ -70,7 +70,7 @@ def expected(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-#: Workers that lose their server at once.
+#: Workers that lose their server at the same time.
 WORKERS = 8 if LONG else 4
 
 
@@ -122,8 +122,8 @@ with EmbeddingClient(max_retries=1) as client:
 
 
 def test_a_worker_that_ends_while_its_local_model_loads_ends_well(tmp_path: Path) -> None:
-    """An interpreter that ends under a thread in OpenVINO aborts the process; one that ends under a library's
-    executor makes that fail, which is no error of the model's."""
+    """A thread in OpenVINO at interpreter exit aborts the process. A library's executor then fails, which is
+    not an error of the model."""
     empty = tmp_path / "empty"
     converting = ModelServer(tmp_path, EMBEDDING_CACHE_DIR=str(empty)).environment()
     _ends_well(converting, "0.35")
@@ -137,13 +137,13 @@ def _ends_well(env: dict[str, str], timeout: str) -> None:
     assert done.returncode == 0, (timeout, done.stderr)
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if " | INFO " not in line and " INFO " not in line]
-    assert len(said) <= 1, done.stderr  # the fallback's warning
+    assert len(said) <= 1, done.stderr  # only the fallback's warning
 
 
 def test_a_model_without_room_is_not_loaded_and_the_server_is_waited_for(tmp_path: Path) -> None:
     vast = tmp_path / "vast"
     shutil.copytree(weights.find("all-MiniLM-L6-v2"), vast)
-    os.truncate(vast / "model.safetensors", 1 << 42)  # a sparse file: four terabytes that take no room
+    os.truncate(vast / "model.safetensors", 1 << 42)  # a sparse file: four terabytes that take no space
     settings = ModelServer(tmp_path, EMBEDDING_MODEL_NAME=str(vast)).settings()
     with pytest.raises(OutOfMemory, match=r"needs about 8,388,858 MB, and the machine has [\d,]+ MB free"):
         local_model.load(settings, None)

@@ -1,4 +1,4 @@
-"""The model changes: another server on the port, another local model; refused, or followed, never mixed."""
+"""The model changes, on the server or locally: the client refuses or follows it, and never mixes vectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_local_model_of_another_space_is_refused(tmp_path: Path, other_model: 
     with running.client(EMBEDDING_MODEL_NAME=str(other_model)) as client:
         client.encode("text")
         running.kill()
-        shutil.rmtree(served)  # else the model that the server told of would stand in
+        shutil.rmtree(served)  # otherwise the served model would be the local one
         with pytest.raises(ModelMismatch, match="another vector space"):
             client.encode("text")
 
@@ -36,7 +36,7 @@ def test_a_server_that_comes_back_with_another_model_is_refused(tmp_path: Path, 
         with pytest.raises(ModelMismatch):
             client.encode("text")
         assert client.health()["state"] == "refused"
-        with second.client(EMBEDDING_FALLBACK="none") as fresh:  # who begins with it may use it
+        with second.client(EMBEDDING_FALLBACK="none") as fresh:  # a new client may use it
             assert fresh.encode("text").shape == (384,)
             assert fresh.health()["model"] == str(other_model)
     assert second.stop() == 0
@@ -90,8 +90,8 @@ def test_a_long_call_that_meets_a_change_is_of_one_model_alone(
 def test_a_followed_model_s_old_stand_in_gives_way_to_one_of_the_new_space(
     tmp_path: Path, other_model: Path, reference: Any, other_reference: Any
 ) -> None:
-    """Away: the local model of the old space answers. Back with another: followed. Away again: the model that
-    the server told of stands in, and not the old one."""
+    """The old local model answers in the first outage. The server returns with another model, which the
+    client follows. In the next outage, the server's model answers locally."""
     first = ModelServer(tmp_path).start()
     with first.client(EMBEDDING_ON_MODEL_CHANGE="follow") as client:
         client.encode("connect")

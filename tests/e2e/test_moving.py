@@ -1,5 +1,5 @@
-"""A `host` or `port` in the settings of a database is kept at once. The service manager's workers take it in
-restarts one after another, in which no call behind a proxy fails."""
+"""The database keeps a new `host` or `port` at once. The service manager's workers apply it in rolling
+restarts, during which no call behind a proxy fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_nginx = pytest.mark.skipif(nginx_program.PROGRAM is None, reason="nginx is
 
 
 class Site:
-    """Services whose settings are in a database; `first` is the port that the first worker has now."""
+    """Services with their settings in a database; `first` is the first worker's current port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,13 +37,13 @@ class Site:
         self.given = {
             "EMBEDDING_SERVER_PORT": str(free_port()), "EMBEDDING_AUTHKEY_FILE": str(folder / "authkey"),
             "EMBEDDING_USE_DB_SETTINGS": "true", "EMBEDDING_FALLBACK": "none",
-            "EMBEDDING_API_KEYS": "off", "EMBEDDING_WEB_SEARCH": "false",  # so that the host may be any
+            "EMBEDDING_API_KEYS": "off", "EMBEDDING_WEB_SEARCH": "false",  # so that any host is allowed
         }  # fmt: skip
         self.store(port=self.first)
         self.services = Services(folder, "--workers", "2", **self.given)
 
     def store(self, **values: Any) -> None:
-        """Put settings into the database past every worker, as an operator may."""
+        """Write settings to the database without a worker, as an operator may."""
         database = Database.open(Settings.load(self.given, dotenv=self.folder / "no.env"), self.folder)
         with closing(database):
             SettingsRepository(database).change(values, "an operator")
@@ -60,13 +60,13 @@ class Site:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def have_moved(self, first: int, workers: int = 2, host: str = "127.0.0.1") -> bool:
-        """Whether there are this many processes, each of which answers at its port from `first` on."""
+        """Return whether exactly this many workers run, and each answers at its port from `first` on."""
         there = all(answers(first + number, host) for number in range(workers))
         return there and len(self.services.children("app.py")) == workers
 
     @contextmanager
     def loaded(self, folder: Path, *ports: int) -> Iterator[Load]:
-        """Callers behind nginx, which lists these ports; none of their calls fails."""
+        """Callers behind nginx, which lists these ports; fails if a call fails."""
         front = Nginx(folder / "nginx", list(ports)).start()
         try:
             with Load(front.url).running() as load:

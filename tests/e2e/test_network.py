@@ -1,4 +1,4 @@
-"""The way between client and server fails in mid-message, or the server stops in mid-call."""
+"""The connection between client and server fails during a message, or the server stops during a call."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.e2e.conftest import TEXTS, check
 from tests.processes import ModelServer, wait_for
 from tests.proxy import End, Proxy, Reset, Stall, Treatment, besides, cut, delayed, in_single_bytes, instead
 
-#: More than 64 KiB of answer, so that its header and its rows are sent apart.
+#: An answer over 64 KiB, so that its header and its rows are sent separately.
 BULK = [f"paragraph {number}" for number in range(160)]
 TIMEOUT_S = 0.3
-#: A slow machine takes a second for so many, and what is told here of an answer is only seen if it comes.
+#: A slow machine takes a second for these texts, and a test here needs the answer.
 BULK_TIMEOUT_S = 3.0
 
 
@@ -32,7 +32,7 @@ def check_error(
     texts: list[str],
     timeout: float | None = None,
 ) -> None:
-    """The call raises this error, and in time."""
+    """Fail unless the call raises this error in time."""
     timeout = timeout or (BULK_TIMEOUT_S if texts is BULK else TIMEOUT_S)
     began = time.monotonic()
     with pytest.raises(error):
@@ -152,7 +152,7 @@ def test_an_earlier_answer_that_comes_again_is_nobodys(
     caller.encode(texts)
     proxy.on_answer = treatment(bytes(proxy.answers))
     if treatment is besides:
-        check(caller, expected, 1)  # its own answer, behind which the other waits for the next call
+        check(caller, expected, 1)  # its own answer; the extra one waits for the next call
         proxy.heal()
     check_error(caller, ProtocolError, texts)
     proxy.heal()
@@ -183,12 +183,12 @@ def test_answers_that_two_connections_swap_are_nobodys(
         proxy.heal()
         for number, thread in enumerate((first, second)):
             thread.submit(check, caller, expected, 2 + number).result()
-    assert proxy.opened == 5  # this thread's, and two each
+    assert proxy.opened == 5  # one of this thread, two of each other thread
 
 
 @pytest.fixture(scope="module")
 def stoppable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A server that may be stopped and continued."""
+    """A server that a test can stop and continue."""
     if not hasattr(signal, "SIGSTOP"):
         pytest.skip("this system cannot stop a process")
     running = ModelServer(tmp_path_factory.mktemp("stoppable")).start()

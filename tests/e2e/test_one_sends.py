@@ -1,4 +1,4 @@
-"""Eight processes that have the same large index: one of them sends it to the server, whatever befalls it."""
+"""Eight processes with the same large index: one of them sends it to the server, even after a crash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embedshare.vectors.client import file_format
 from tests.processes import ModelServer
 
 COUNT = 20_000
-#: 31 MB, of which the server holds one copy and no two.
+#: The index takes 31 MB: the server has room for one copy, not two.
 LIMIT = str(48 << 20)
 WORKER = """
 import os, signal, sys
@@ -54,7 +54,7 @@ def test_one_of_eight_sends_and_another_takes_over_when_it_is_killed(tmp_path: P
         )  # fmt: skip
         file_format.write(tmp_path / "large", about, np.arange(COUNT), rows)
         del rows
-        # Small messages: the index takes some 480 of them, of which the first sender ends after 39.
+        # Small messages: the index takes about 480 of them, and the first sender ends after 39.
         env = server.environment(EMBEDDING_FALLBACK="none", EMBEDDING_MAX_MESSAGE_BYTES="65536")
         command = [sys.executable, "-c", WORKER, str(tmp_path / "large"), str(tmp_path / "killed")]
         workers = [

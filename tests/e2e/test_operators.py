@@ -25,7 +25,7 @@ FIVE_TEXTS = {"texts": ["one model", "many workers", "a third text", "and a four
 
 
 class Operator:
-    """Runs commands beside the services that it looks after."""
+    """An operator that runs commands for a set of services."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Operator:
         )  # fmt: skip
 
     def run(self, *command: str) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error."""
+        """Run a command; return its exit code, standard output and standard error."""
         process = self.popen(*command)
         said, complained = process.communicate(timeout=100)
         return process.returncode, said, complained
@@ -66,7 +66,7 @@ class Operator:
 
 
 class Load:
-    """Callers of one worker, without pause; `outcomes` counts statuses and what else came of requests."""
+    """Callers of one worker, without pause; `outcomes` counts statuses and other outcomes of requests."""
 
     def __init__(self, url: str, callers: int, five_texts: dict[str, list[str]] | None = None) -> None:
         self.outcomes: Counter[Any] = Counter()
@@ -193,7 +193,7 @@ def test_what_is_asked_wrongly_is_refused_with_what_there_is(operator: Operator)
 def test_the_model_is_swapped_and_swapped_back(operator: Operator, other_model: Path) -> None:
     named = operator.json("status")["server"]["model"]
     for number in (1, 2):
-        _vectors(operator.url(number))  # both have met the first model
+        _vectors(operator.url(number))  # both workers have met the first model
     code, said, complained = operator.run("swap", "--model", str(other_model), "--json")
     assert code == 0, complained
     assert "swap --follow lets them follow" in complained
@@ -221,7 +221,7 @@ def test_logs_show_the_last_lines_and_go_on_with_those_that_come(operator: Opera
     assert following.stdout is not None
     following.stdout.readline()
     assert operator.json("restart", "worker-1") == {"status": "ok"}
-    # Other lines may come between: a local model of an earlier fallback is unloaded a minute later.
+    # Other lines may occur in between: the local model of an earlier fallback is unloaded a minute later.
     ends = (line for line in following.stdout if "stopped" in line or "ready" in line)
     lines = [next(ends) for _ in range(2)]
     following.terminate()
@@ -231,7 +231,7 @@ def test_logs_show_the_last_lines_and_go_on_with_those_that_come(operator: Opera
 
 
 def test_doctor_finds_nothing_wrong_beside_its_own_services(operator: Operator) -> None:
-    findings = operator.json("doctor")  # which is not told the ports, and asks the supervisor
+    findings = operator.json("doctor")  # it gets the ports from the supervisor
     assert {finding["state"] for finding in findings} <= {"good", "warning"}
     found = {finding["about"]: finding["found"] for finding in findings}
     assert found["model server"].startswith("answers at")
@@ -272,7 +272,7 @@ def test_doctor_looks_at_the_folders_of_logs_and_indexes_and_at_the_database(tmp
     indexes, log, database = tmp_path / "shared", tmp_path / "logs" / "worker-1.log", tmp_path / "there.db"
     indexes.mkdir()
     indexes.chmod(0o755)
-    log.mkdir(parents=True)  # where no user can write a log
+    log.mkdir(parents=True)  # a folder in place of the log file
     settings = {
         "EMBEDDING_INDEX_DIR": str(indexes),
         "EMBEDDING_USE_DB_SETTINGS": "true",
@@ -337,12 +337,12 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
     services = operator.start("1-3")
     services.wait_until_running()
     reference = _vectors(operator.url(1))
-    long = {"texts": ["word " * 200] * 5}  # of which the model can answer few a second: callers wait for it
+    long = {"texts": ["word " * 200] * 5}  # the model answers few of these a second, so callers wait
     loads = [Load(operator.url(1), 6, long)]
     try:
         wait_for(lambda: "from 1 to 2 workers (" in services.output, 60, "a second worker")
         wait_for(lambda: "Ready: worker-2" in services.output, 60, "its readiness")
-        loads.append(Load(operator.url(2), 6, long))  # as a proxy in front of them would
+        loads.append(Load(operator.url(2), 6, long))  # as a proxy would
         wait_for(lambda: "Ready: worker-3" in services.output, 60, "a third worker")
         assert np.allclose(_vectors(operator.url(3)), reference, atol=1e-2)
     finally:

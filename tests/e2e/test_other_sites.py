@@ -1,4 +1,4 @@
-"""A real Chromium that visits another site's pages: what these have it send to a worker is not answered."""
+"""A real Chromium visits another site's pages; a worker refuses the requests that they make it send."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.processes import ModelServer
 from tests.watching import CHROMIUM, Worker, needs_chromium
 
 pytestmark = needs_chromium
-#: The other site's name, which its owner has resolve to wherever it likes.
+#: The other site's name, which its owner can resolve to any address.
 SITE = "evil.example"
-#: Sends a text to the worker as a page may without asking, and does not hear what came of it.
+#: Send a text to the worker as a page may without a preflight; the page cannot read the answer.
 SEND = """([url, body]) => fetch(url, {method: "POST", mode: "no-cors", body}).catch(() => null)"""
 READ = "(url) => fetch(url).then((answer) => answer.status)"
 
@@ -43,7 +43,7 @@ def worker(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def visited() -> Iterator[Page]:
-    """A page of the other site, in a browser for which that name leads to this machine."""
+    """A page of the other site, in a browser that resolves this name to this machine."""
     site = ThreadingHTTPServer(("127.0.0.1", 0), Blank)
     threading.Thread(target=site.serve_forever, daemon=True).start()
     with sync_playwright() as playwright:
@@ -58,7 +58,7 @@ def visited() -> Iterator[Page]:
 
 
 def answered(worker: Worker, route: str) -> dict[str, int]:
-    """How many requests of a route were answered, by status."""
+    """Return the number of answered requests of a route, by status."""
     text = requests.get(f"{worker.url}/metrics", timeout=30).text
     lines = [
         line for line in text.splitlines() if f'http_requests_total{{method="POST",route="{route}"' in line
@@ -70,7 +70,7 @@ def test_requests_that_a_page_sends_without_asking_are_refused(visited: Page, wo
     sent = '{"model": "m", "input": "a", "texts": ["a"]}'
     for route in ("/api/embed", "/embed", "/v1/embeddings"):
         visited.evaluate(SEND, [worker.url + route, sent])
-        assert answered(worker, route) in ({"403": 1}, {})  # or the browser itself did not send it
+        assert answered(worker, route) in ({"403": 1}, {})  # empty if the browser itself blocked it
 
 
 def test_a_page_whose_name_leads_to_the_worker_reads_nothing_of_it(visited: Page, worker: Worker) -> None:

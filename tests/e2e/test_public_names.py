@@ -1,4 +1,4 @@
-"""Every public name of SentenceTransformer: it works, does nothing harmlessly, or is NotServed."""
+"""Every public name of SentenceTransformer: it works, is a harmless no-op, or raises NotServed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from embedshare.client import unserved
 from embedshare.errors import NotServed
 from tests.processes import ModelServer, run_python
 
-#: Properties and attributes; of the second ones with what they are here.
+#: Properties and attributes; OTHER_VALUES has those that differ here, with their values.
 VALUES = {
     "SUPPORTED_SIMILARITY_FN_NAMES", "call_super_init", "default_huggingface_organization",
     "default_prompt_name", "device", "dtype", "dump_patches", "is_hpu_graph_enabled", "max_seq_length",
     "modalities", "model_type", "prompts", "similarity_fn_name", "truncate_dim",
 }  # fmt: skip
 OTHER_VALUES = {"backend": "openvino", "module_kwargs": {}, "training": False}
-#: Methods that tests/e2e/test_drop_in.py holds against the reference.
+#: Methods that tests/e2e/test_drop_in.py compares with the reference.
 EMBEDDING = {
     "encode", "encode_document", "encode_multi_process", "encode_query", "get_embedding_dimension",
     "get_max_seq_length", "get_sentence_embedding_dimension", "preprocess", "similarity",
     "similarity_pairwise", "start_multi_process_pool", "stop_multi_process_pool", "tokenize",
     "truncate_embeddings", "truncate_sentence_embeddings",
 }  # fmt: skip
-#: Methods that give the model, where it is as they ask (float32 on a processor).
+#: Methods that return the model if it already is what they request (float32 on a processor).
 GIVE_THE_MODEL: dict[str, list[tuple[Any, ...]]] = {
     "to": [
         (), ("cpu",), (torch.device("cpu"),), (torch.float32,), ("cpu", torch.float32, True), (torch.ones(1),)
@@ -40,18 +40,18 @@ GIVE_THE_MODEL: dict[str, list[tuple[Any, ...]]] = {
     "requires_grad_": [(False,)], "share_memory": [()], "apply": [(print,)],
     "smart_apply": [(print,)],
 }  # fmt: skip
-#: Arguments that the same methods refuse.
+#: Arguments that these methods refuse.
 REFUSE: dict[str, list[tuple[Any, ...]]] = {
     "to": [("cuda",), (torch.device("cuda", 1),), (torch.float16,), ("cpu", torch.bfloat16)],
     "type": [(torch.half,)], "requires_grad_": [(), (True,)], "cuda": [(), (1,), ("cuda:1",)], "half": [()],
     "bfloat16": [()], "double": [()], "ipu": [()], "xpu": [(0,)], "mtia": [()],
 }  # fmt: skip
-#: Methods whose result is the reference's.
+#: Methods with the reference's result.
 SAME_RESULT: dict[str, list[tuple[Any, ...]]] = {
     "supports": [("text",), ("image",)], "is_singular_input": [("one",), (["a", "b"],)],
     "get_model_kwargs": [()], "zero_grad": [()], "clear_placement_cache": [()], "extra_repr": [()],
 }  # fmt: skip
-#: Told apart below.
+#: Methods that have their own tests below.
 OTHERS = {
     "compile", "evaluate", "get_backend", "has_peft_compatible_model", "model_card_data", "named_modules",
     "state_dict",
@@ -159,7 +159,7 @@ def test_it_is_an_instance_of_sentence_transformer_where_that_is_imported(server
 
 
 class Head(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed
-    """A model of a user's own, on top of the shared one."""
+    """A user's own model on top of the shared one."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()

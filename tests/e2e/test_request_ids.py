@@ -23,7 +23,7 @@ HEADER = "X-Request-ID"
 
 
 class Pair:
-    """A model server and a worker that log everything, as JSON."""
+    """A model server and a worker that log at the lowest level, as JSON."""
 
     def __init__(self, folder: Path) -> None:
         settings = {"EMBEDDING_LOG_FORMAT": "json", "EMBEDDING_LOG_LEVEL": "debug"}
@@ -40,7 +40,7 @@ class Pair:
         wait_for(lambda: b"ready: http" in self.log.read_bytes(), 60, "the worker's ready line")
 
     def said(self, log: Path, request_id: str) -> list[dict[str, Any]]:
-        """The lines of one request, each of which is one JSON object as are all others."""
+        """Return the lines of one request; fail if any line of the log is not a JSON object."""
         lines = [json.loads(line) for line in log.read_bytes().decode().splitlines()]
         return [line for line in lines if request_id in line.get("request_id", "").split(",")]
 

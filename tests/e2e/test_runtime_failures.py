@@ -1,4 +1,4 @@
-"""The runtime raises, has no memory, ends its thread or never comes back: in a real server, real calls."""
+"""The runtime raises, runs out of memory, ends its thread or hangs: in a real server, with real calls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from embeddingClient import EmbeddingClient
 from embedshare.errors import EmbedshareError, EngineFailed, OutOfMemory, ServerUnavailable
 from tests.processes import ModelServer, wait_for
 
-#: The model server with a runtime that does what a file says: each line is a fault, and "poisoned" texts are
-#: those of over a hundred tokens.
+#: The model server with a runtime that reads its faults from a file, one a line. Texts of over a hundred
+#: tokens are "poisoned".
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -51,7 +51,7 @@ POISON = "poison " * 150
 
 
 class Faulty:
-    """A server whose runtime can be told to fail."""
+    """A server whose runtime fails on request."""
 
     def __init__(self, folder: Path) -> None:
         self.order = folder / "order"
@@ -81,7 +81,7 @@ def client(faulty: Faulty) -> Iterator[EmbeddingClient]:
 
 
 def outcomes(client: EmbeddingClient, calls: list[str | list[str]]) -> list[Any]:
-    """What each of these calls, made at once, returned or raised."""
+    """Make these calls at once; return the result or error of each."""
 
     def call(texts: str | list[str]) -> Any:
         try:

@@ -33,7 +33,7 @@ def worker(server: ModelServer, web: Searching, tmp_path_factory: pytest.TempPat
 
 
 class Opened:
-    """The search page, what its browser had to complain of, and what it asked for."""
+    """The search page, the errors that its browser reported, and its requests."""
 
     def __init__(self, chromium: Browser, worker: Worker, **options: Any) -> None:
         self.context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
@@ -60,7 +60,7 @@ class Opened:
 
 @pytest.fixture
 def opened(chromium: Browser, worker: Worker) -> Iterator[Opened]:
-    """The page; afterwards nothing may have gone wrong in it, and nothing been asked of another origin."""
+    """The page. Fails if it reported an error or requested another origin."""
     it = Opened(chromium, worker)
     yield it
     it.context.close()
@@ -128,7 +128,7 @@ def test_nothing_found_and_a_failed_search_are_said_and_the_next_one_goes_on(
     expect(opened.page.locator("#found")).to_be_hidden()
     opened.search("bread")
     expect(opened.page.get_by_role("alert")).to_be_hidden()
-    assert all("502" in complaint for complaint in opened.complaints)  # the browser's own, of the failure
+    assert all("502" in complaint for complaint in opened.complaints)  # the browser's own, about the failure
     opened.context.close()
 
 
@@ -140,7 +140,7 @@ def test_a_search_under_way_shows_that_it_is_and_can_be_stopped(opened: Opened, 
     opened.is_in("stopped")
     expect(opened.page.locator("#found")).to_be_hidden()
     opened.search("slow again", "searching")
-    opened.page.fill("#query", "bread")  # another question in place of the one under way
+    opened.page.fill("#query", "bread")  # another query replaces the one in flight
     opened.page.keyboard.press("Enter")
     opened.is_in("found")
     web.go_on.set()

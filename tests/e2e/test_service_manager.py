@@ -1,4 +1,4 @@
-"""The supervisor with real processes: start, restart, refusals, and nothing left behind."""
+"""The supervisor with real processes: start, restart, refusals, and a clean end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.processes import ROOT, Services, free_port, wait_for
 
 @pytest.fixture(scope="module")
 def ports() -> tuple[int, int]:
-    """The first worker's port, and the model server's in the middle of the workers'."""
+    """The first worker's port, and the model server's, which lies among the workers' ports."""
     first = free_port(in_a_row=5)
     return first, first + 1
 

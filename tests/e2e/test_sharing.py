@@ -1,4 +1,4 @@
-"""Many processes and threads, one model: batches are shared, answers are not."""
+"""Many processes and threads, one model: they share batches, and each gets its own answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ np.save(sys.argv[3], together)
 """
 
 
-#: Processes that call at once.
+#: Processes that call at the same time.
 PROCESSES = 16 if LONG else 8
 
 
@@ -86,7 +86,7 @@ def test_children_of_every_start_method_work(
 ) -> None:
     for name, value in server.environment(EMBEDDING_FALLBACK="none").items():
         monkeypatch.setenv(name, value)
-    # A forked child has its parent's client, which another test may have made with settings of its own.
+    # A forked child has its parent's client, which another test may have created with its own settings.
     monkeypatch.setattr(embeddingClient, "_clients", {})
     with multiprocessing.get_context(method).Pool(3) as pool:
         texts = [f"{method} {number}" for number in range(9)]
@@ -187,7 +187,7 @@ def _answers(url: str) -> bool:
 
 
 def test_an_interrupted_call_s_answer_is_never_another_call_s(model: EmbeddingClient, reference: Any) -> None:
-    """A call that stops waiting in mid-call leaves no answer behind for the next one on its thread."""
+    """A call that stops waiting leaves no answer behind for the next call on its thread."""
     texts = [f"interrupted {number}" for number in range(20)]
     expected = reference.encode(texts)
     for text, row in zip(texts, expected, strict=True):

@@ -1,6 +1,6 @@
-"""Many calls of mixed sizes for a long time: right vectors, and nothing that grows.
+"""Many calls of mixed sizes for a long time: correct vectors, and no growth.
 
-Twenty seconds as a test. The long form, which takes a quarter of an hour on two cores:
+The test takes twenty seconds. The long form takes a quarter of an hour on two cores:
 EMBEDSHARE_LONG=1 EMBEDSHARE_SOAK_CALLS=300000 python -m pytest -n 0 -s tests/e2e/test_soak.py
 """
 
@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from tests.processes import ModelServer
 
-#: Calls in all; without them the soak lasts SOAK_S.
+#: The total number of calls; with 0 the soak lasts SOAK_S.
 CALLS = int(os.environ.get("EMBEDSHARE_SOAK_CALLS", "0"))
 SOAK_S = 20.0
-#: Workers, threads in each, and the pause after each call in seconds: the short form shares its machine.
+#: Workers, threads in each, and the pause in seconds after each call: the short form shares its machine.
 WORKERS, THREADS, PAUSE_S = (8, 2, 0.0) if CALLS else (2, 2, 0.01)
 EVERY_S = 1.0
 
@@ -63,7 +63,7 @@ with EmbeddingClient() as client:
 
 
 class Shape(NamedTuple):
-    """What a process holds."""
+    """The resources that a process holds."""
 
     memory_mb: float
     threads: int
@@ -96,7 +96,7 @@ class Worker:
 
 
 def slope(calls: list[int], values: list[float]) -> float:
-    """Growth for 100,000 calls, over the second half."""
+    """Return the growth per 100,000 calls, over the second half."""
     half = len(calls) // 2
     return float(np.polyfit(np.array(calls[half:]) / 1e5, values[half:], 1)[0])
 
@@ -112,7 +112,7 @@ def test_nothing_grows_over_many_calls_of_mixed_sizes(tmp_path: Path, reference:
     np.save(tmp_path / "expected.npy", reference.encode(texts))
     server = ModelServer(tmp_path).start()
     assert server.stop() == 0
-    server.start()  # the model is converted now: the second start holds no torch, as servers do that run long
+    server.start()  # already converted: this start loads no torch, like a long-running server
     assert server.process is not None
     files = tmp_path / "texts.json", tmp_path / "expected.npy"
     workers = [Worker(number, *files, server) for number in range(WORKERS)]
@@ -142,7 +142,7 @@ def test_nothing_grows_over_many_calls_of_mixed_sizes(tmp_path: Path, reference:
     print(f"\n{calls[-1]:,} calls in {time.monotonic() - began:.0f} s, {wrong} wrong")
     assert wrong == 0
     assert calls[-1] > 1000
-    # The server's runtime keeps buffers for each shape it meets, and a short run meets new ones to its end.
+    # The server's runtime keeps buffers for each shape, and a short run meets new shapes to its end.
     for shapes, room_mb in ((at_server, 40 if CALLS >= 100_000 else 200), (at_worker, 5)):
         assert shapes[-1].threads <= max(shape.threads for shape in shapes[:middle]) + 2
         assert shapes[-1].files <= max(shape.files for shape in shapes[:middle]) + 2

@@ -1,4 +1,4 @@
-"""What tries hard: kills without end, callers that die, more load than can be served."""
+"""Extreme conditions: continuous kills, callers that die, more load than the server can serve."""
 
 from __future__ import annotations
 
@@ -91,9 +91,11 @@ def expected(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counts_of_kills(folder: Path, expected: Path, timeout_s: float, **settings: str) -> Counter[str]:
-    """What callers got from a server that is killed as soon as it has been ready for a little while,
-    and started anew by its supervisor."""
-    server = ModelServer(folder)  # whose settings the callers get; the supervisor starts it
+    """Return the outcomes of calls to a server that is killed soon after each time it is ready.
+
+    Its supervisor restarts it.
+    """
+    server = ModelServer(folder)  # gives the callers their settings; the supervisor starts the server
     services = Services(folder, "--workers", "1", "--port", str(free_port(in_a_row=2)), **server.given)
     services.wait_until_running()
     storm, kills = Storm(server, expected, timeout_s, **settings), 0
@@ -133,7 +135,7 @@ def test_calls_with_little_time_end_in_time_with_the_right_error(tmp_path: Path,
 
 
 def shape_of(server: ModelServer) -> tuple[int, int, int]:
-    """Threads, open files, resident MB."""
+    """The server's threads, open files and resident MB."""
     assert server.process is not None
     process = psutil.Process(server.process.pid)
     files = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
@@ -158,7 +160,7 @@ def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) 
 
     with server.client(EMBEDDING_FALLBACK="none") as client, ThreadPoolExecutor(8) as threads:
         for number in range(20, 300, 40):
-            client.encode(texts[:number])  # and the runtime has met the shapes, for which it keeps memory
+            client.encode(texts[:number])  # the runtime keeps memory for known shapes
         threads_before = shape_of(server)[0] + 2
         list(threads.map(die, range(200)))
         wait_for(nothing_is_left_of_them, 60, "the end of the dead callers' threads")
@@ -170,14 +172,14 @@ def test_two_hundred_callers_that_die_in_mid_call_leave_nothing(tmp_path: Path) 
         f"\nthreads, files, MB: {before} before, {after} after; {stats['failed_requests']} calls of the dead"
     )
     assert after[1] <= before[1] + 2
-    assert after[2] - before[2] < 100  # a dead caller that stayed would be 0.5 MB and more
+    assert after[2] - before[2] < 100  # each leaked caller would take 0.5 MB or more
     assert stats["failed_requests"] > 100
     assert server.stop() == 0
 
 
 @pytest.fixture
 def narrow(tmp_path: Path) -> Iterator[ModelServer]:
-    """A server with room for few waiting calls."""
+    """A server with room for few queued calls."""
     server = ModelServer(tmp_path, EMBEDDING_MAX_WAITING_TOKENS="3000").start()
     yield server
     assert server.stop() == 0

@@ -1,4 +1,4 @@
-"""The running server changes its model: no call fails, nothing is mixed, and what fails changes nothing."""
+"""The running server swaps its model: no call fails, no vectors mix, and a failed swap changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.processes import MODEL, ModelServer, add_own_code, copy_converted, wa
 
 TEXTS = [f"what a worker asks, number {number}" for number in range(8)]
 
-#: Embeds without pause until its input ends; what it met, and the worst cosine to that model's vectors.
+#: Embed without pause until the input ends; report the outcomes and the smallest cosine for each model.
 WORKER = """
 import json, os, sys, threading
 import numpy as np
@@ -96,7 +96,7 @@ def server(tmp_path: Path) -> Iterator[ModelServer]:
 
 
 class Workers:
-    """Processes that embed without pause in three threads each."""
+    """Processes that each embed without pause in three threads."""
 
     def __init__(
         self, count: int, server: ModelServer, references: dict[str, np.ndarray], on_change: str
@@ -126,7 +126,7 @@ def served(client: EmbeddingClient) -> int:
 
 
 def model_of(client: EmbeddingClient, references: dict[str, np.ndarray]) -> str:
-    """Whose vector the client gets."""
+    """Return the name of the model whose vector the client gets."""
     vector = client.encode(TEXTS[0])
     name = max(references, key=lambda each: float(references[each][0] @ vector))
     assert float(references[name][0] @ vector) > 0.9995
@@ -173,11 +173,11 @@ def test_those_who_refuse_get_model_mismatch_after_the_swap_and_no_other_error(
             assert answers["first"] > 0
             assert set(failures) == {"ModelMismatch"}
             assert worst > 0.9995
-        observer.swap_model(MODEL)  # who refuses may still swap, and is answered again
+        observer.swap_model(MODEL)  # a client that refuses may still swap, and then gets answers again
         assert model_of(observer, references) == "first"
 
 
-#: A server that takes a fifth of a second more for each batch, so that a long call outlasts two swaps.
+#: A server that takes 0.2 s more for each batch, so that a long call outlasts two swaps.
 SLOWLY = """
 import sys, time
 import modelServer
@@ -262,7 +262,7 @@ def converter_of(server: ModelServer) -> psutil.Process | None:
         try:
             if "embedshare.conversion" in child.cmdline():
                 return child
-        except psutil.Error:  # one that is just ending
+        except psutil.Error:  # the child is ending
             pass
     return None
 
@@ -287,7 +287,7 @@ def test_a_conversion_that_is_killed_changes_nothing_and_a_second_swap_meanwhile
     copy_converted(graphs)
     results: list[Any] = []
     server.start()
-    for known in (graphs / "graphs").iterdir():  # the other model is to be converted
+    for known in (graphs / "graphs").iterdir():  # forces a conversion of the other model
         shutil.rmtree(known)
     with server.client(EMBEDDING_FALLBACK="none") as client:
         swap = attempt(lambda: client.swap_model(str(other_model)), results)
@@ -298,16 +298,16 @@ def test_a_conversion_that_is_killed_changes_nothing_and_a_second_swap_meanwhile
         assert isinstance(results[0], EngineFailed)
         assert "ended with code -9" in results[0].message
         assert model_of(client, references) == "first"
-        # Who asked and leaves does not get it either, and the conversion ends with the wish.
+        # A swap whose caller leaves does not happen, and its conversion ends.
         with pytest.raises(EmbedshareError):
             client.swap_model(str(other_model), timeout=1.0)
         wait_for(lambda: converter_of(server) is None, what="the end of the conversion")
         assert client.stats()["swaps"] == 0
-        # A server that is told to stop does not wait for it.
+        # A server that stops does not wait for a conversion.
         swaps: list[threading.Thread] = []
 
         def converting() -> psutil.Process | None:
-            """Asked for again where the swap before is not over yet, though its conversion is."""
+            """Request the swap again once the previous request has ended; return the conversion process."""
             if not swaps or not swaps[-1].is_alive():
                 swaps.append(attempt(lambda: client.swap_model(str(other_model)), results))
             return converter_of(server)
@@ -333,7 +333,7 @@ def test_a_model_that_was_never_converted_is_converted_by_the_swap(
         expected = SentenceTransformer(str(model), device="cpu").encode(TEXTS)
         rows = client.encode(TEXTS)
         lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
-        assert ((rows * expected).sum(1) / lengths).min() > 0.9999  # in bfloat16 too
+        assert ((rows * expected).sum(1) / lengths).min() > 0.9999  # also in bfloat16
         assert np.abs(lengths / np.linalg.norm(expected, axis=1) ** 2 - 1).max() < 0.01
 
 
@@ -358,7 +358,7 @@ def test_a_killed_server_comes_back_with_the_model_that_was_swapped_in_until_it_
         server.kill()
 
         moved = other_model.with_name("elsewhere")
-        other_model.rename(moved)  # what does not load at a start is said, and the configured model serves
+        other_model.rename(moved)  # this model cannot load, so the server logs it and serves the first
         try:
             at = len(server.said())
             server.start()
@@ -391,7 +391,7 @@ def test_models_that_were_swapped_out_are_released(server: ModelServer, other_mo
             threads.append(process.num_threads())
         assert client.stats()["swaps"] == 6
     print(f"\nafter each of 3 swaps there and back: {memory_mb} MB, {threads} threads")
-    assert memory_mb[-1] < memory_mb[0] + 120  # two models that stayed each time would be 300 MB and more
+    assert memory_mb[-1] < memory_mb[0] + 120  # two leaked models each time would take 300 MB or more
     assert threads[-1] <= threads[0] + 4
     wait_for(lambda: server.said().decode().count("Unloaded ") == 6)
     assert not any("torch" in path.path for path in process.memory_maps())

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, as it stands: its program is saved, its commands run, and they print what it says."""
+"""docs/tutorial.md as it stands: the test saves its program, runs its commands, and compares their output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path: Path) -> None
     try:
         printed, complained = shell.communicate(timeout=300)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # nothing is left of what it started
+        with contextlib.suppress(ProcessLookupError):  # no started process is left
             os.killpg(shell.pid, signal.SIGKILL)
     logs = "".join(f"{log.name}\n{log.read_text()}" for log in sorted(tmp_path.glob("*.log")))
     assert printed == _blocks("text"), f"{complained}\n{logs}"

@@ -1,4 +1,4 @@
-"""Callers that hold the key and ask for what is not to be had: a clear error each, and nothing half done."""
+"""Callers with the key and impossible requests: each gets a clear error, and no partial effect remains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.processes import ModelServer, free_port, wait_for
 from tests.strangers import TEXT, key_holder, soon, unharmed
 
 GOOD = codec.Encode(7, 20.0, [TEXT], "", True, None)
-#: A good call as the items of its message: what is sent in place of one of them is sent as it is.
+#: The items of a good call's message: a test replaces one of them with a bad value.
 ITEMS = msgspec.to_builtins(GOOD)
 ID, TIME_LEFT, TEXTS, PROMPT, NORMALIZE, TRUNCATE = range(1, 7)
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
 def client(server: ModelServer) -> Iterator[EmbeddingClient]:
     with server.client(EMBEDDING_FALLBACK="none") as honest:
         for _ in range(3):
-            honest.encode([f"{TEXT} {number}" for number in range(512)])  # it keeps memory for such shapes
+            honest.encode([f"{TEXT} {number}" for number in range(512)])  # the runtime keeps memory for them
         yield honest
 
 
@@ -63,7 +63,7 @@ def connection(server: ModelServer) -> Iterator[Connection]:
 
 
 def asked(connection: Connection, message: bytes | codec.Call) -> codec.Answer:
-    """The server's answer; rows are read and left."""
+    """Send a message and return the server's answer; discard its rows."""
     connection.set_deadline(soon())
     connection.send_bytes(message if isinstance(message, bytes) else codec.encode(message))
     answer = codec.decode_answer(connection.recv_bytes(1 << 20))
@@ -73,7 +73,7 @@ def asked(connection: Connection, message: bytes | codec.Call) -> codec.Answer:
 
 
 def refused(connection: Connection, message: bytes | codec.Call) -> EmbedshareError:
-    """The error that the call was answered with; the connection goes on and answers the next one."""
+    """Return the error of the call; fail unless the connection answers the next call."""
     answer = asked(connection, message)
     assert isinstance(answer, codec.Failure)
     assert answer.id == 7
@@ -82,7 +82,7 @@ def refused(connection: Connection, message: bytes | codec.Call) -> EmbedshareEr
 
 
 def changed(at: int, value: Any) -> bytes:
-    """A good call with one item changed."""
+    """Return a good call with one item changed."""
     return msgspec.msgpack.encode([*ITEMS[:at], value, *ITEMS[at + 1 :]])
 
 
@@ -183,7 +183,7 @@ def test_a_million_texts_in_a_message_are_too_many_and_the_setting_is_named(
     error = refused(connection, call)
     assert type(error) is TooLarge
     assert error.message == "the call has 1,000,000 texts; EMBEDDING_MAX_TEXTS allows 8,192"
-    assert client.stats()["sequences"] == before + 1  # the good call's after it
+    assert client.stats()["sequences"] == before + 1  # only the good call after it
 
 
 def test_a_million_texts_through_the_client_go_in_pieces_until_their_time_is_over(
@@ -222,7 +222,7 @@ def test_a_message_of_100_mb_is_refused_by_its_length(connection: Connection) ->
 def test_a_long_prompt_before_many_texts_does_not_fill_the_memory(
     connection: Connection, tokenize: bool
 ) -> None:
-    texts, prompt = [""] * 8192, "p" * (1 << 20)  # 1 MB of message, 8 GB with the prompt before each
+    texts, prompt = [""] * 8192, "p" * (1 << 20)  # 1 MB of message, 8 GB with a prompt before each text
     call = (
         codec.Tokenize(7, 20.0, texts, prompt)
         if tokenize

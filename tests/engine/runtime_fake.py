@@ -1,4 +1,4 @@
-"""A runtime for tests of the scheduler: rows that name their sequence, and batches that can be held."""
+"""A runtime for scheduler tests: each row names its sequence, and a test can hold a batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from embedshare.engine.scheduler import Device, Scheduler
 from embedshare.errors import OutOfMemory
 
-LIMIT_S = 10.0  # of any wait here; nothing takes as long unless it is broken
+LIMIT_S = 10.0  # for any wait here; a longer wait is a fault
 DIMENSION = 4
-SLOW, POISON, HUGE, INTERRUPT = 90_001, 90_002, 90_003, 90_004  # tokens that make the fake runtime special
+SLOW, POISON, HUGE, INTERRUPT = 90_001, 90_002, 90_003, 90_004  # token ids that trigger faults
 
 
 class Runtime:
-    """A row per sequence, made of its ids; `gate` holds batches, `holding` says that one is held."""
+    """Return a row per sequence, made of its ids; `gate` holds batches, `holding` counts the held ones."""
 
     def __init__(self, fits: int = 1_000_000) -> None:
         self.fits = fits
@@ -78,7 +78,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def hold(runtime: Runtime, ours: Scheduler, threads: ThreadPoolExecutor, ids: int = 1) -> Future[np.ndarray]:
-    """A call whose batch is in the runtime until `gate` is set."""
+    """Start a call whose batch stays in the runtime until `gate` is set."""
     runtime.gate.clear()
     held = threads.submit(compute, ours, [[ids]], caller=999)
     assert runtime.holding.acquire(timeout=LIMIT_S)
@@ -86,7 +86,7 @@ def hold(runtime: Runtime, ours: Scheduler, threads: ThreadPoolExecutor, ids: in
 
 
 def assert_works(ours: Scheduler) -> None:
-    """As new: no call, no token, no permit is left behind."""
+    """Fail unless the scheduler is idle: no call, token or permit is left over."""
     until(lambda: ours.active == 0)
     assert ours.waiting_tokens == 0
     np.testing.assert_array_equal(compute(ours, [[5, 6], [7]]), rows_of([[5, 6], [7]]))
@@ -95,7 +95,7 @@ def assert_works(ours: Scheduler) -> None:
 def shared_batch(
     runtime: Runtime, ours: Scheduler, threads: ThreadPoolExecutor, firsts: list[int]
 ) -> list[Future[np.ndarray]]:
-    """One call for each first id, all in one batch."""
+    """Make one call for each first id, all in one batch."""
     held = hold(runtime, ours, threads)
     calls = [threads.submit(compute, ours, [[first]], caller=n) for n, first in enumerate(firsts, 1)]
     until(lambda: ours.waiting_tokens == len(firsts))

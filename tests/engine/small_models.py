@@ -1,6 +1,6 @@
 """One small model of each family, with random weights that are the same each time.
 
-Tests want them as small as they can be, and the benchmark as large as those that people serve: see `sized`.
+Tests use the smallest possible models; the benchmark uses realistic sizes: see `sized`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 64,
-    "initializer_range": 0.3,  # else attention is all but even, and who sees whom does not show
+    "initializer_range": 0.3,  # with less, attention is almost even and hides a wrong mask
 }
 
 
 class Size(NamedTuple):
-    """How large the models are that are made."""
+    """The size of the created models."""
 
     dimension: int
     layers: int
@@ -36,7 +36,8 @@ class Size(NamedTuple):
 
 
 SMALL = Size(DIMENSION, 2, 2, SIZES["initializer_range"])
-#: all-MiniLM-L6-v2's. With such weights attention is as uneven as a trained model's, and values stay small.
+#: The size of all-MiniLM-L6-v2. With such weights attention is as uneven as in a trained model, and values
+#: stay small.
 REALISTIC = Size(384, 6, 12, 384**-0.5)
 _size = ContextVar("size", default=SMALL)
 DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 30522, "pad_token_id": 0}
@@ -47,7 +48,7 @@ _WORDS = ["PADDING_TOKEN", "one", "model", "many", "workers", "shared", "the", "
 
 @contextlib.contextmanager
 def sized(size: Size) -> Iterator[None]:
-    """Models are made in this size meanwhile."""
+    """Create models of this size within the block."""
     token = _size.set(size)
     try:
         yield
@@ -56,12 +57,12 @@ def sized(size: Size) -> Iterator[None]:
 
 
 def wide(small: int) -> int:
-    """A width of the smallest models in the size of those that are made."""
+    """Scale a width of the smallest models to the current size."""
     return small * _size.get().dimension // DIMENSION
 
 
 def _in_size(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of the smallest models in the size of those that are made."""
+    """Scale a configuration of the smallest models to the current size."""
     size = _size.get()
     if size == SMALL:
         return config
@@ -96,7 +97,7 @@ def modules() -> Any:
 
 
 def tokenizer(longest: int = 128, **options: Any) -> Any:
-    """The default model's."""
+    """The default model's tokenizer."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
@@ -105,7 +106,7 @@ def tokenizer(longest: int = 128, **options: Any) -> Any:
 
 
 def trunk(folder: Path, family: str, config: dict[str, Any], words: Any = None, **options: Any) -> Any:
-    """A Transformer module of transformers' `family`."""
+    """Return a Transformer module of transformers' `family`."""
     import torch
     import transformers
 
@@ -210,7 +211,7 @@ def _word_embeddings() -> Any:
 
 
 def _words() -> list[str]:
-    """The words that models of words know: a few, or the most frequent of the default model's vocabulary."""
+    """The words of word-level models: a few, or the most frequent of the default model's vocabulary."""
     if _size.get() == SMALL:
         return _WORDS
     known = (weights.find("all-MiniLM-L6-v2") / "vocab.txt").read_text(encoding="utf8").split()
@@ -244,7 +245,7 @@ MODERN = {
 _WIDE = {**MODERN, "local_attention": 800}
 _SENTENCES = "sentence-transformers"
 
-#: By name: how the folder is made, and the runtime that serves it on a CPU.
+#: By name: the function that writes the folder, and the runtime that serves it on a CPU.
 FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "BERT": (lambda at: saved(at, pooled(bert(at)), prompts=PROMPTS), "openvino"),
     "BERT, Dense, Normalize": (
@@ -292,9 +293,9 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "StaticEmbedding, truncation of its own": (lambda at: saved(at, _static(True)), "static"),
     "Router": (lambda at: saved(at, _router(at)), _SENTENCES),
 }  # fmt: skip
-#: In sentence-transformers too, a text's vector depends on the padding of its batch.
+#: Families in which a text's vector depends on its batch's padding, in sentence-transformers too.
 BATCHES_MATTER = {"BERT, CNN", "FNet", "ConvBert"}
-#: More of the same kinds, run with EMBEDSHARE_LONG=1.
+#: More models of the same kinds, which only EMBEDSHARE_LONG=1 runs.
 MORE = {
     f"{name}, {pooling}": (config, pooling)
     for name, config in {
@@ -324,6 +325,7 @@ MORE = {
 def more(folder: Path, name: str) -> Path:
     config, pooling = MORE[name]
     family = name.partition(",")[0]
-    # GPT-2's own tokenizer names no token types; given some, the model adds a word's embedding to each token.
+    # GPT-2's own tokenizer emits no token types; with token types, the model adds a word embedding to each
+    # token.
     words = tokenizer(model_input_names=["input_ids", "attention_mask"]) if family == "GPT2" else None
     return saved(folder, pooled(trunk(folder, family, config, words), pooling))

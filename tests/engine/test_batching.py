@@ -1,4 +1,4 @@
-"""What waits and what comes next: complete, within budget, interactive first, fair."""
+"""The queue and its next batch: complete, within budget, interactive first, fair."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def request(*lengths: int, caller: int = 1, enqueued: float = 0.0) -> Request:
 
 
 def next_batch(queue: Waiting, now: float) -> Batch | None:
-    """The batch of the lane that is to be served first."""
+    """Return the batch of the lane whose turn is first."""
     return next((queue.next_batch(lane, now) for _, lane in sorted(queue.turns(now))), None)
 
 
@@ -198,7 +198,7 @@ def test_callers_take_turns_however_much_the_first_one_sent(length: int) -> None
 def test_who_asks_for_little_goes_before_who_was_served_much() -> None:
     queue = waiting(*(request(*[16] * 6, caller=caller) for caller in (1, 1, 2, 2, 3, 3)))
     assert served(next_batch(queue, 0.0) or Batch([], 0)) == [1]
-    queue.append(request(5, caller=9))  # comes last, and level with the least served of those who wait
+    queue.append(request(5, caller=9))  # queued last, and level with the least served of the queued callers
     order = [served(batch) for batch in drain(queue)]
     assert order[:3] == [[2], [3], [9, 1]]
 
@@ -206,7 +206,7 @@ def test_who_asks_for_little_goes_before_who_was_served_much() -> None:
 @settings(max_examples=40 if LONG else 10)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_callers_who_always_wait_are_served_alike(sizes: list[int]) -> None:
-    """However many texts each one's calls have, nobody gets ahead of another by more than a batch or two."""
+    """No caller gets ahead of another by more than two batches, whatever the size of its calls."""
     queue, tokens = waiting(interactive_budget=64), Counter(dict.fromkeys(range(len(sizes)), 0))
     for caller in list(tokens) * 200:
         queue.append(request(*[16] * sizes[caller], caller=caller))

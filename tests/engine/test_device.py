@@ -1,4 +1,4 @@
-"""Models of one device share its permits, its limit of queued tokens, and take turns."""
+"""Models of one device share its permits and its limit of queued tokens, and take turns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from embedshare.engine.scheduler import Device, Scheduler
 from embedshare.errors import Overloaded
 from tests.engine.runtime_fake import DIMENSION, LIMIT_S, compute, scheduler, until
 
-#: A text that is bulk by itself, and one that is not.
+#: A text that makes a bulk batch by itself, and one that does not.
 LONG, SHORT = [7] * 600, [7] * 4
 
 
 class Order:
-    """Runtimes that note whose batch is inside, and hold each until it is let through."""
+    """Runtimes that record whose batch is inside, and hold each until the test releases it."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []

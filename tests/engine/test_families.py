@@ -1,4 +1,4 @@
-"""Every family of models has the vectors that sentence-transformers has, whichever runtime serves it."""
+"""Every family of models has sentence-transformers' vectors, whichever runtime serves it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = " ".join(f"Wörd{number}" for number in range(260))
 TEXTS = ["model", "", "The QUICK brown Fox: Café São", "One model, many workers. " * 8, WORDS[:900], WORDS]
 
 CONVERTED = {"Qwen3", "BERT, prompts left out"}
-#: Whose like is among the others; EMBEDSHARE_LONG=1 tries them.
+#: Models similar to others here; only EMBEDSHARE_LONG=1 tries them.
 ALIKE = {"ModernBERT, a wide window", "BERT, do_lower_case", "BERT, Dense, Normalize", "BERT"}
 
 
@@ -78,12 +78,12 @@ def test_a_family_has_the_vectors_of_sentence_transformers(name: str, tmp_path: 
     make, runtime = FAMILIES[name]
     folder = make(tmp_path)
     settings = settings_for(tmp_path, str(folder))
-    if runtime == "openvino" and not LONG and name not in CONVERTED:  # which takes seconds for each
+    if runtime == "openvino" and not LONG and name not in CONVERTED:  # a conversion takes seconds
         settings, runtime = settings_for(tmp_path, str(folder), runtime="torch"), "torch"
     engine = Local.load(settings, "cpu")
     assert engine.description.runtime == runtime
     assert_serves(engine, reference(folder), name in BATCHES_MATTER)
-    if name in ("BERT, query_length and document_length", "BERT, prompts left out"):  # told of by kept facts
+    if name in ("BERT, query_length and document_length", "BERT, prompts left out"):  # kept facts cover these
         again = Local.load(settings, "cpu")
         queries = EmbedRequest(TEXTS, "Some Prompt: ", task="query")
         assert_same(again.embed(queries).rows, engine.embed(queries).rows)
@@ -105,14 +105,14 @@ def test_words_that_are_not_averaged_are_left_to_sentence_transformers(tmp_path:
     folder = saved(tmp_path / "other", pooled(words, "max"))
     engine = Local.load(settings_for(tmp_path, str(folder)), "cpu")
     assert engine.description.runtime == "sentence-transformers"
-    texts = ["one model", "many shared workers"]  # of a text without words it has minus infinity
+    texts = ["one model", "many shared workers"]  # a text without words has minus infinity
     assert_same(engine.embed(EmbedRequest(texts)).rows, reference(folder).encode(texts))
     engine.close()
 
 
 @pytest.mark.long
 def test_short_texts_that_come_alone_have_their_vectors_in_every_fixed_shape(tmp_path: Path) -> None:
-    """A causal model's graph is wrong in some of them (OpenVINO 2026.4.1)."""
+    """A causal model's graph is wrong in some fixed shapes (OpenVINO 2026.4.1)."""
     make, runtime = FAMILIES["Qwen3"]
     folder = make(tmp_path)
     engine = Local.load(settings_for(tmp_path, str(folder)), "cpu")

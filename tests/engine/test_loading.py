@@ -1,4 +1,4 @@
-"""Models of several architectures run as SentenceTransformer runs them; and what a second start needs."""
+"""Models of several architectures run as in SentenceTransformer; and the needs of a second start."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def small_model(folder: Path, architecture: str, pooling: str, max_seq_length: i
         else dict(SIZES)
     )
     if architecture == "ModernBert":
-        sizes["initializer_range"] = (
-            0.5  # else its attention is all but even, and who sees whom does not show
-        )
+        sizes["initializer_range"] = 0.5  # with less, attention is almost even and hides a wrong mask
     config = getattr(transformers, f"{architecture}Config")(vocab_size=30522, pad_token_id=0, **sizes)
     getattr(transformers, f"{architecture}Model")(config).save_pretrained(folder / "base")
     for file in weights.find("all-MiniLM-L6-v2").glob("*token*"):
@@ -74,7 +72,7 @@ def settings_for(folder: Path, model: str, **changes: Any) -> Settings:
     return Settings(model=dataclasses.replace(given, **changes))
 
 
-#: Those that are tried each time; the others by EMBEDSHARE_LONG=1, and their like in test_families.
+#: The models of every run. EMBEDSHARE_LONG=1 tries the others; test_families has similar ones.
 QUICK = {
     ("auto", "Roberta", "mean"), ("auto", "DistilBert", "max"),
     ("torch", "MPNet", "mean"), ("torch", "Bert", "weightedmean"),
@@ -101,7 +99,7 @@ def test_other_models_give_what_sentence_transformer_gives(
     folder = small_model(tmp_path, architecture, pooling)
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     settings = settings_for(tmp_path, str(folder), runtime=runtime)
-    for _ in range(2):  # a first start, and one from what it has kept
+    for _ in range(2):  # a first start, and one from the kept files
         engine = Local.load(settings, "cpu")
         np.testing.assert_allclose(engine.embed(EmbedRequest(TEXTS, "")).rows, expected, atol=2e-5)
         assert engine.description.dimension == 24
@@ -112,7 +110,7 @@ def test_other_models_give_what_sentence_transformer_gives(
 def test_a_model_whose_attention_reaches_only_so_far_is_right_for_long_texts(
     tmp_path: Path, runtime: str
 ) -> None:
-    """ModernBert's tokens see 64 others to each side: a mask for the whole text would show them more."""
+    """ModernBert's tokens attend to 64 others on each side: a mask for the whole text would admit more."""
     from sentence_transformers import SentenceTransformer
 
     folder = small_model(tmp_path, "ModernBert", "mean", max_seq_length=250)

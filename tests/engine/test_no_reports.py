@@ -1,4 +1,4 @@
-"""Nothing is reported to anybody: the product needs no network, and says nothing where there is one."""
+"""The product sends no reports: it needs no network, and sends nothing where there is one."""
 
 from __future__ import annotations
 

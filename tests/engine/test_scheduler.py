@@ -122,7 +122,7 @@ def test_a_deadline_within_anothers_batch_ends_that_call_alone(threads: ThreadPo
     until(lambda: ours.waiting_tokens == 2)
     late_call = threads.submit(compute, ours, late, 0.5, 2)
     until(lambda: ours.waiting_tokens == 3)
-    before, runtime.gate = runtime.gate, threading.Event()  # the shared batch is held in its turn
+    before, runtime.gate = runtime.gate, threading.Event()  # holds the shared batch next
     before.set()
     assert runtime.holding.acquire(timeout=LIMIT_S)
     with pytest.raises(DeadlineExceeded):
@@ -161,7 +161,7 @@ def test_what_is_past_its_deadline_or_has_left_is_dropped_before_it_is_computed(
 def test_beyond_the_limit_a_call_is_refused_with_a_time_to_retry_after(threads: ThreadPoolExecutor) -> None:
     runtime = Runtime()
     ours = scheduler(runtime, max_waiting_tokens=10)
-    compute(ours, [[1] * 500])  # when nothing waits, even more than the limit is taken
+    compute(ours, [[1] * 500])  # an idle scheduler accepts a call above the limit
     held = hold(runtime, ours, threads)
     fits = threads.submit(compute, ours, [[2] * 10], caller=2)
     until(lambda: ours.waiting_tokens == 10)
@@ -176,7 +176,7 @@ def test_beyond_the_limit_a_call_is_refused_with_a_time_to_retry_after(threads: 
 
 
 def test_where_no_thread_starts_any_more_callers_compute_for_themselves(threads: ThreadPoolExecutor) -> None:
-    """As when the interpreter is ending: a call of several batches still comes out whole."""
+    """As at interpreter exit: a call of several batches still returns all rows."""
     runtime = Runtime()
     ours = scheduler(runtime, permits=3, leaders=2, interactive_budget=64, bulk_budget=64)
     ours._threads.shutdown()

@@ -1,4 +1,4 @@
-"""How a scheduler holds a batch back for calls that are about to come."""
+"""How a scheduler delays a batch for calls that are about to arrive."""
 
 from __future__ import annotations
 

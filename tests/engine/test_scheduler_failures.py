@@ -1,4 +1,4 @@
-"""The scheduler when its runtime fails: the calls concerned are told, and nobody else is wedged."""
+"""The scheduler when its runtime fails: the affected calls get the error, and no other call is stuck."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.engine.runtime_fake import (
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    logger.disable("embedshare")  # failures are logged with their tracebacks, hundreds here
+    logger.disable("embedshare")  # failures log their tracebacks, hundreds here
     yield
     logger.enable("embedshare")
 
@@ -113,7 +113,7 @@ def test_the_end_of_a_thread_in_mid_batch_costs_no_call_its_answer(threads: Thre
     ours = scheduler(run)
     permits = ours._device.permits
     for firsts in ([2, 3, 4], [5, 6]):
-        until(lambda: ours._device.permits == permits)  # a call has its answer before its leader steps down
+        until(lambda: ours._device.permits == permits)  # a call has its answer before its leader leaves
         calls = shared_batch(runtime, ours, threads, firsts)
         for first, call in zip(firsts, calls, strict=True):
             np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[first]]))
@@ -125,7 +125,7 @@ def test_the_end_of_a_thread_in_mid_batch_costs_no_call_its_answer(threads: Thre
 def test_what_ends_every_thread_that_computes_it_fails_its_batch_and_wedges_nobody(
     first: int, threads: ThreadPoolExecutor
 ) -> None:
-    """HUGE: the interrupt comes in the first of the halves."""
+    """HUGE: the interrupt hits the first half."""
     runtime = Runtime()
 
     def run(sequences: list[list[int]]) -> np.ndarray:
@@ -184,8 +184,8 @@ def test_no_permit_is_lost_in_hundreds_of_calls_that_fail_in_every_way(
     assert runtime.most_running <= permits
     assert_works(ours)
     held: list[Future[np.ndarray]] = []
-    while len(held) < permits:  # each by itself: after so many calls, some are held back for company
+    while len(held) < permits:  # one by one: by now the scheduler delays some calls for company
         until(lambda: all_permits.n_waiting == len(held))
         held.append(threads.submit(compute, ours, [[together]], caller=len(held)))
-    for call in held:  # they met in the runtime, so all permits are there
+    for call in held:  # they met in the runtime, so no permit is lost
         np.testing.assert_array_equal(call.result(LIMIT_S), rows_of([[together]]))

@@ -1,4 +1,4 @@
-"""Token ids are those of the real SentenceTransformer's tokenizer."""
+"""Token ids equal those of the real SentenceTransformer's tokenizer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_of_a_huge_text_only_the_head_is_read(tokenizer: TextTokenizer, text: st
 
 
 class _Recorded:
-    """A tokenizer that notes the length of each text that it is given, by the method."""
+    """A tokenizer that records the length of each text it receives, by method."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -118,7 +118,7 @@ def test_of_a_huge_text_without_spaces_only_the_head_is_read(
 def test_no_long_text_holds_the_interpreters_lock(
     tokenizer: TextTokenizer, reference: Any, recorded: _Recorded, text: str
 ) -> None:
-    """Of the tokenizer's methods `encode` holds it, `encode_batch_fast` does not."""
+    """`encode` holds the lock; `encode_batch_fast` does not."""
     assert tokenizer([text]) == expected_ids(reference, [text])
     assert max(recorded.alone) <= 10_000
 

@@ -1,4 +1,4 @@
-"""A model is served in the precision that its first runs have shown to be near enough."""
+"""A model is served in the precision that is close enough in its first runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ computes_in_bfloat16 = pytest.mark.skipif(
 
 
 class Known(dict[str, Trial]):
-    """Trials in memory."""
+    """Trials kept in memory."""
 
     find = dict.get
 
@@ -53,7 +53,7 @@ def said() -> Any:
 
 @pytest.fixture
 def prefers_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU on which "auto" is bfloat16, however busy it is now."""
+    """Make "auto" bfloat16 on this CPU, however busy it is now."""
     monkeypatch.setattr(precision, "faster_on_cpu", lambda *_: "bfloat16")
 
 
@@ -109,7 +109,7 @@ def test_trials_are_kept_for_each_kind_of_cpu(tmp_path: Path) -> None:
 
 
 def head_over_minilm(folder: Path, head: str) -> Path:
-    """all-MiniLM-L6-v2 with another end."""
+    """Write all-MiniLM-L6-v2 with a different head."""
     import torch
 
     first = modules().Transformer(str(weights.find("all-MiniLM-L6-v2")), max_seq_length=256)
@@ -133,7 +133,7 @@ def test_a_head_over_minilm_is_near_enough_in_auto(tmp_path: Path, head: str, pr
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
     engine = Local.load(settings_for(tmp_path, str(folder), dtype="auto"), "cpu")
     assert cosine_of(engine.embed(EmbedRequest(texts, "")).rows, expected) >= LEAST_COSINE
-    if head == "Dense":  # whose graph has the sums of the transformer in float32, as without a head
+    if head == "Dense":  # its graph sums the transformer in float32, as without a head
         assert (engine.description.runtime, engine.description.dtype) == ("openvino", "bfloat16")
         engine._runtime.settle()
         alone = np.concatenate([engine.embed(EmbedRequest([text], "")).rows for text in texts])
@@ -141,7 +141,7 @@ def test_a_head_over_minilm_is_near_enough_in_auto(tmp_path: Path, head: str, pr
 
 
 def sensitive_model(folder: Path) -> Path:
-    """A model that bfloat16 makes another of."""
+    """Write a model whose vectors bfloat16 changes too much."""
     config = {
         "vocab_size": 30522, "pad_token_id": 0, "max_position_embeddings": 260, **SIZES,
         "initializer_range": 1.0,
@@ -160,7 +160,7 @@ def test_a_model_that_needs_float32_has_it_and_is_tried_once(
     assert Local.load(settings, "cpu").description.dtype == "float32"
     (kept,) = (tmp_path / "cache" / "graphs").glob(f"*/{openvino.cpu_kind()}-bfloat16.json")
     assert json.loads(kept.read_text())["cosine"] < LEAST_COSINE
-    monkeypatch.setattr(first_runs, "first_runs", None)  # tried no more
+    monkeypatch.setattr(first_runs, "first_runs", None)  # no first run is retried
     engine = Local.load(settings, "cpu")
     assert (engine.description.runtime, engine.description.dtype) == ("openvino", "float32")
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
@@ -198,7 +198,7 @@ def test_why_openvino_does_not_run_a_model_is_kept(
     monkeypatch.setattr(conversion, "convert", convert)
     settings = settings_for(tmp_path, str(sensitive_model(tmp_path)))
     assert Local.load(settings, "cpu").description.runtime == "torch"
-    monkeypatch.setattr(conversion, "convert", None)  # tried no more
+    monkeypatch.setattr(conversion, "convert", None)  # no conversion is retried
     assert Local.load(settings, "cpu").description.runtime == "torch"
     assert f"INFO Not running {settings.model.name} with OpenVINO (it does not convert)\n" in said
     with pytest.raises(UnsupportedModel, match="it does not convert"):

@@ -1,4 +1,4 @@
-"""A runtime that holds a batch without end or fails whatever it is asked is given up; others are not."""
+"""The watchdog gives up a runtime that holds a batch forever or fails every call; it leaves others alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, O
 
 
 class Engine:
-    """`outcome(n)` is what the n-th probe raises, None where it goes through."""
+    """`outcome(n)` is the error of the n-th probe, or None if it succeeds."""
 
     def __init__(self, outcome: Callable[[int], EmbedshareError | None]) -> None:
         self.now = 0.0
@@ -42,7 +42,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watched(engine: Engine, until: Callable[[], bool]) -> list[str]:
-    """What made the watch give up, if it did before `until` was true."""
+    """Return the reasons for which the watch gave up before `until` was true."""
     stop, reasons = threading.Event(), []
     thread = threading.Thread(target=watch, args=(engine, stop, 10.0, reasons.append))
     thread.start()

@@ -178,7 +178,7 @@ def test_the_hubs_cache_is_used(no_hub: Path) -> None:
     assert os.path.samefile(weights.find("sentence-transformers/cached-model"), snapshot)
 
 
-#: A repository's files, and whether a model is loaded from them.
+#: The files of a repository, and whether a model loads them.
 REPOSITORY = {
     "modules.json": True, "config.json": True, "model.safetensors": True, "pytorch_model.bin": False,
     "chat_template.jinja": True, "onnx/model.onnx": False, "1_Pooling/config.json": True,
@@ -222,7 +222,7 @@ class Hub(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def test_of_a_hub_s_repository_what_sentence_transformers_reads_is_fetched(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""A coverage-guided fuzzer for the codec: bytes are a declared message or a ProtocolError, and nothing else.
+"""A coverage-guided fuzzer for the codec: any bytes decode to a declared message or raise a ProtocolError.
 
-    python tests/fuzz/fuzz_codec.py --inputs 10000000
+python tests/fuzz/fuzz_codec.py --inputs 10000000
 
-Ends with 0 after that many inputs; an input that breaks a property is printed, and kept in `--findings`.
+Exits with 0 after that many inputs. An input that breaks a property is printed and kept in `--findings`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SEEDS: list[Any] = [
     codec.Reply(5, [[101, 102], {"status": "ok", "uptime": 1.25, "error": None}, b"raw", True]),
     codec.failure(6, Overloaded("full", retry_after_s=0.25)),
 ]
-#: What a field of a message is replaced by: numbers at their ends, other types, other depths.
+#: Replacements for a field of a message: extreme numbers, other types, other depths.
 VALUES: list[Any] = [
     None, True, 0, 1, 3, -1, 2**31, 2**63, 2**64 - 1, -(2**63), 0.0, -0.0, 1e308, float("nan"), float("inf"),
     "", "describe", "текст", "\0", b"", b"\xff", [], [[]], ["a", "b"], [1.0, 2.0, 3.0], {}, {"a": 1},
@@ -66,7 +66,7 @@ counts: Counter[str] = Counter()
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """Half of the time bytes change, as libFuzzer likes; else a field of the message does."""
+    """Mutate the bytes with libFuzzer half of the time, otherwise replace a field of the message."""
     dice = random.Random(seed)
     if dice.random() < 0.5:
         return atheris.Mutate(data, max_size)
@@ -84,7 +84,7 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
 
 @atheris.instrument_func
 def check(data: bytes) -> None:
-    """Hold one input against the properties."""
+    """Check one input against the properties."""
     for decode in (codec.decode_call, codec.decode_answer):
         try:
             message = decode(data)
@@ -96,7 +96,7 @@ def check(data: bytes) -> None:
 
 @atheris.instrument_func
 def check_type(message: Any) -> str:
-    """The name of the message's type, each found on a way of its own: coverage tells them apart."""
+    """Return the name of the message's type, each from its own branch: coverage distinguishes them."""
     if isinstance(message, codec.Encode):
         return "Encode"
     if isinstance(message, codec.EncodeTokens):
@@ -136,7 +136,7 @@ def check_type(message: Any) -> str:
 def check_round_trip(decode: Any, message: Any) -> None:
     encoded = codec.encode(message)
     again = decode(encoded)
-    if again != message and codec.encode(again) != encoded:  # NaN is not equal to itself; its bytes are
+    if again != message and codec.encode(again) != encoded:  # NaN is not equal to itself, but its bytes are
         raise AssertionError(f"{message!r} came back as {again!r}")
 
 
@@ -169,7 +169,7 @@ def main() -> None:
 
     for message in SEEDS:
         check(codec.encode(message))
-    # What libFuzzer takes for this process's memory begins with that of who started it (Linux, over exec).
+    # libFuzzer's figure for this process's memory starts with that of its parent (Linux, over exec).
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     atheris.Setup(
         [

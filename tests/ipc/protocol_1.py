@@ -1,6 +1,6 @@
-"""Version 1 of the wire: its messages to the byte, which no later release may change.
+"""Version 1 of the wire: its messages byte for byte, which no later release may change.
 
-A server of today still answers a client that speaks them, and a client of today a server.
+A current server still answers a client of that version, and a current client uses a server of that version.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Version 3 of the wire: what it adds, to the byte, which no later release may change."""
+"""Version 3 of the wire: its additions byte for byte, which no later release may change."""
 
 from __future__ import annotations
 

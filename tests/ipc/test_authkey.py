@@ -1,4 +1,4 @@
-"""The key: one for all processes of a user, readable by nobody else, and never shown."""
+"""The key: one for all processes of a user, readable only by that user, and never printed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_key(settings: Settings, content: bytes = KEY.encode(), mode: int = 0o6
 
 
 def refused(settings: Settings) -> str:
-    """What both ends say of a key file that they do not take."""
+    """Return the error with which both ends refuse a key file."""
     messages = set()
     for read in (server_key, client_key):
         with pytest.raises(InsecureKey) as caught:
@@ -115,7 +115,7 @@ def test_processes_that_race_to_make_the_key_agree_on_one(ours: Settings) -> Non
         )
         for _ in range(3)
     ]
-    for maker in makers:  # all have imported what they need and wait for the start
+    for maker in makers:  # each process has imported its modules and waits for the start
         assert maker.stdout is not None
         maker.stdout.readline()
     for maker in makers:
@@ -179,7 +179,7 @@ def test_a_key_of_ones_own_is_taken_on_any_host_and_needs_no_file(logged: list[s
 def test_beyond_this_machine_a_server_without_a_key_of_ones_own_is_refused(
     ours: Settings, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_key(ours)  # the file of this user's, which nobody has named
+    write_key(ours)  # this user's default file, not named in the settings
     monkeypatch.setattr(platformdirs, "user_state_dir", lambda *_, **__: str(key_file(ours).parent))
     settings = Settings(server=ServerSettings(host=host))
     assert key_file(settings) == key_file(ours)
@@ -196,8 +196,8 @@ def test_beyond_this_machine_a_named_file_with_a_key_is_as_good_as_the_key(
     with pytest.raises(InsecureKey, match=r"there is no key at .* \(EMBEDDING_AUTHKEY_FILE\)") as caught:
         server_key(settings)
     assert host in caught.value.message
-    assert not key_file(settings).exists()  # and none is made, which no caller would have
-    path = write_key(settings, mode=0o400)  # as a secret is mounted
+    assert not key_file(settings).exists()  # the server creates none: no caller would have it
+    path = write_key(settings, mode=0o400)  # the mode of a mounted secret
     assert server_key(settings) == client_key(settings) == KEY.encode()
     assert logged == []
     assert path.read_bytes() == KEY.encode()
@@ -293,9 +293,9 @@ def test_without_a_setting_the_file_is_in_the_users_state_folder() -> None:
 
 
 def _as_user(user: int, groups: list[int], program: str, **given: str) -> str:
-    """The output of a program that becomes another user, without a home folder or a passwd entry.
+    """Return the output of a program that becomes another user, without a home folder or a passwd entry.
 
-    Its imports come before that: the other user may not be allowed to read this environment's files.
+    It imports first: the other user may lack permission to read this environment's files.
     """
     becomes = f"import os; os.setgroups({groups}); os.setresgid(*[{user}] * 3); os.setresuid(*[{user}] * 3)\n"
     done = subprocess.run(
@@ -330,7 +330,7 @@ except EmbedshareError as error:
 
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
-    """A folder that other users can look into, unlike those of pytest."""
+    """A folder that other users can read, unlike pytest's folders."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -340,12 +340,12 @@ def shared_folder() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("owner", "group", "mode", "expected"),
     [
-        (0, 10001, 0o440, "64"),  # as the secret of a pod with fsGroup is mounted
+        (0, 10001, 0o440, "64"),  # the mounted secret of a pod with fsGroup
         (0, 2000, 0o440, "64"),  # a supplementary group of the process
-        (0, 3000, 0o444, "InsecureKey"),  # everybody's
+        (0, 3000, 0o444, "InsecureKey"),  # readable by everyone
         (0, 10001, 0o460, "InsecureKey"),
-        (10002, 10001, 0o440, "InsecureKey"),  # another user's, who can change it
-        (10001, 10001, 0o440, "InsecureKey"),  # its own user gave the group that right
+        (10002, 10001, 0o440, "InsecureKey"),  # owned by another user, who can change it
+        (10001, 10001, 0o440, "InsecureKey"),  # its owner can change its mode
     ],
 )
 def test_a_key_that_root_hands_to_a_group_of_the_process_is_its_own(
@@ -402,7 +402,7 @@ def test_too_many_open_files_are_no_fault_of_the_key_and_pass(ours: Settings) ->
 def test_the_file_that_is_checked_is_the_one_that_is_read_though_another_takes_its_name(
     ours: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name is given to another file as soon as the first is open."""
+    """Another file takes the name as soon as the first file is open."""
     path = write_key(ours)
     planted = path.with_name("planted")
     planted.write_text("f" * 64)

@@ -1,4 +1,4 @@
-"""Bytes of calls that the server holds: bounded, given back, and nobody waits for ever."""
+"""The bytes of calls that the server holds: bounded, released, and no call waits forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is connected, and which processes have ended."""
+"""The connected callers, and the processes that have ended."""
 
 from __future__ import annotations
 

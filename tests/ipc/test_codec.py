@@ -1,4 +1,4 @@
-"""Messages: what goes in comes out, and nothing else is ever taken for one."""
+"""Messages: encoding and decoding are inverse, and no other bytes decode to a message."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
 @pytest.mark.parametrize(
     "items",
     [
-        [1, 1, 1.0, ["a"], "", True],  # a field too few
-        [1, 1, 1.0, ["a"], "", True, None, 0],  # one too many
+        [1, 1, 1.0, ["a"], "", True],  # one field too few
+        [1, 1, 1.0, ["a"], "", True, None, 0],  # one field too many
         [1, "1", 1.0, ["a"], "", True, None],
         [1, 1, "soon", ["a"], "", True, None],
         [1, 1, 1.0, "abc", "", True, None],
@@ -164,7 +164,7 @@ def test_a_count_that_the_message_does_not_hold_is_a_protocol_error(
         [1, 1, 1.0, ["a"], "", True, None, "line\n"],
         [2, 1, 1.0, ["a"], "", "two words"],
         [10, 1, 1.0, "describe"],
-        [5, 1, 1.0, b"i" * 15, "model", 0, "l2", "auto", 8, 0, 1, 1],  # no id of 16 bytes
+        [5, 1, 1.0, b"i" * 15, "model", 0, "l2", "auto", 8, 0, 1, 1],  # an id that is not 16 bytes long
         [5, 1, 1.0, b"i" * 16, "model", 0, "l3", "auto", 8, 0, 1, 1],
         [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "tree", 8, 0, 1, 1],
         [5, 1, 1.0, b"i" * 16, "model", 0, "l2", "auto", 0, 0, 1, 1],
@@ -220,7 +220,7 @@ def test_a_lone_surrogate_is_the_callers_error_and_says_which_text(
         with pytest.raises(InvalidInput) as caught:
             codec.encode(call)
         assert f"text {len(before)} holds {surrogate!r} at position {len(start)}," in caught.value.message
-        caught.value.message.encode()  # the message itself can be sent on
+        caught.value.message.encode()  # the message itself is encodable
 
 
 def test_a_lone_surrogate_in_the_prompt_is_said_to_be_there() -> None:

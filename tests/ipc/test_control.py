@@ -20,7 +20,7 @@ from tests.processes import wait_for
 
 
 class Supervisor:
-    """What stands behind the channel in these tests."""
+    """The supervisor that these tests put behind the channel."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, dict[str, Any]]] = []
@@ -127,7 +127,7 @@ def test_strangers_command_nothing_and_keep_nobody_out(
         try:
             stranger.sendall(sent)
         except OSError:
-            pass  # it was hung up on already
+            pass  # the channel has already closed it
     assert control.ask(file, "status") == {"given": {}}
     assert supervisor.done == [("status", {})]
     for stranger in strangers:

@@ -1,4 +1,4 @@
-"""The handshake: ours with ours, ours with the stock one, and everything that is none."""
+"""The handshake: between our ends, with the standard library's, and with peers that send anything else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def frame(data: bytes) -> bytes:
 
 
 def serve(listener: Listener, background: ThreadPoolExecutor, then: Serve, key: bytes = KEY) -> Future[Any]:
-    """Accept one connection, shake hands as `multiprocessing` does, then `then`."""
+    """Accept one connection, shake hands as `multiprocessing` does, then call `then`."""
 
     def run() -> Any:
         connection = listener.accept()
@@ -122,7 +122,7 @@ def test_a_host_that_is_none_is_an_unavailable_server(host: str) -> None:
 
 
 def answered(listener: Listener, background: ThreadPoolExecutor, sent: bytes) -> Future[None]:
-    """A server of another kind: says `sent`, reads, and leaves."""
+    """Act as a server of another kind: send `sent`, read, and close."""
 
     def run() -> None:
         accepted = listener.accept()
@@ -177,5 +177,5 @@ def test_a_server_that_says_nothing_is_waited_for_until_the_deadline(
 ) -> None:
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        Client(listener.address, KEY, began + wait_s)  # connected by the system, never accepted
+        Client(listener.address, KEY, began + wait_s)  # the system connects, but no server accepts
     assert wait_s <= time.monotonic() - began < 2

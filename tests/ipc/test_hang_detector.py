@@ -1,4 +1,4 @@
-"""Whether the server lives: one asks for all that wait, and a doubt is no verdict."""
+"""Whether the server is alive: one probe serves all waiting threads, and a doubt is not a verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.processes import wait_for
 
 
 class Server:
-    """Stands for the server that `probe` asks: it takes `takes_s` of a clock that the test turns."""
+    """The server behind `probe`: an answer takes `takes_s` of a clock that the test moves."""
 
     def __init__(self, takes_s: float = 0.0, alive: bool = True) -> None:
         self.now = 100.0
@@ -48,7 +48,7 @@ def test_a_server_that_answered_no_call_lately_is_asked_and_lives() -> None:
     server = Server(takes_s=0.5)
     server.hang_detector.check(server.now + 60)
     assert server.asked == [PROBE_S]
-    server.hang_detector.check(server.now + 60)  # the result holds for a while
+    server.hang_detector.check(server.now + 60)  # the result stays valid for a while
     assert server.asked == [PROBE_S]
 
 

@@ -1,4 +1,4 @@
-"""Places for those who have not proved their key: few, and nobody keeps one while others wait."""
+"""Slots for connections without a proved key: few, and none is kept while others wait."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_where_there_is_no_place_the_oldest_is_ended_after_a_while(connections: 
     first.set_deadline(began + 10)
     with ThreadPoolExecutor(1) as threads:
         entering = threads.submit(pending.enter, third)
-        with pytest.raises(EOFError):  # as the thread is told that waits for its proof
+        with pytest.raises(EOFError):  # the thread that waits for the proof sees the connection end
             first.recv_bytes()
         assert PATIENCE_S <= time.monotonic() - began < PATIENCE_S + 1
-        assert not entering.done()  # until that thread has left
+        assert not entering.done()  # that thread has not left yet
         pending.leave(first)
         entering.result(10)
     assert not second.peer_closed()

@@ -1,4 +1,4 @@
-"""Releases that meet: what each version says, and what two that are too far apart are told."""
+"""Releases that meet: the messages of each version, and the error for versions too far apart."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def be_version(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
 
 
 def test_a_client_of_version_1_is_answered_to_the_byte(server: ModelServer) -> None:
-    """A client of the release before reads the same bytes as from its own server."""
+    """A client of the previous release reads the same bytes as from its own server."""
     connection = Client(("127.0.0.1", server.port), (server.folder / "authkey").read_bytes().strip())
     connection.set_deadline(time.monotonic() + 30)
     described = codec.decode_answer(ask(connection, CALLS["describe"][1]))
@@ -165,7 +165,7 @@ def test_a_client_and_a_server_of_this_release_speak_its_version(server: ModelSe
 
 
 class ServerOfVersion1:
-    """Speaks what the first release's server spoke, and refuses what that did not know."""
+    """A server of the first release: it speaks version 1 and refuses later messages."""
 
     def __init__(self, version: int = 1) -> None:
         self.asked: list[str] = []

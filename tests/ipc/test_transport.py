@@ -1,4 +1,4 @@
-"""The sockets: messages whole or refused, and every wait with an end."""
+"""The sockets: a message is whole or refused, and every wait ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def listener() -> Iterator[Listener]:
 
 @pytest.fixture
 def ends(listener: Listener) -> Iterator[tuple[Connection, socket.socket]]:
-    """Our end, and the raw socket of the other."""
+    """Our end, and the raw socket of the peer."""
     raw = socket.create_connection(listener.address, timeout=LIMIT_S)
     ours = listener.accept()
     ours.set_deadline(time.monotonic() + LIMIT_S)
@@ -154,7 +154,7 @@ def test_large_rows_cross_as_the_floats_that_they_are(ends: Ends, background: Th
 @pytest.mark.parametrize("announced", [257, 1 << 30, (1 << 31) - 1, -1, -(1 << 31)])
 def test_a_message_over_the_limit_is_refused_before_it_is_read(ends: Ends, announced: int) -> None:
     ours, raw = ends
-    raw.sendall(struct.pack("!i", announced))  # nothing follows: who read it would wait for ever
+    raw.sendall(struct.pack("!i", announced))  # no body follows: a reader would wait forever
     with pytest.raises(ProtocolError, match="at most 256 bytes"):
         ours.recv_bytes(256)
 

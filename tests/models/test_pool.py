@@ -1,4 +1,4 @@
-"""Models are loaded when they are asked for, go when idle or in the way, and end with their calls."""
+"""The pool loads models on request, unloads idle ones and those in the way, and lets their calls finish."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MB = 1 << 20
 
 
 class Model:
-    """A local provider that has only a name, and takes 100 MB."""
+    """A local provider with only a name, which takes 100 MB."""
 
     model_bytes = 100 * MB
 
@@ -53,7 +53,7 @@ class _Described:
 
 
 class Loader:
-    """Makes models, and fails for names in `fails`; loads wait for `gate`."""
+    """Create models, or fail for names in `fails`; each load waits for `gate`."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -80,7 +80,7 @@ def spec(name: str, **fields: Any) -> ModelSpec:
 
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
-    monkeypatch.setattr(pool, "_serves", lambda held, wanted: False)  # each swap is to another model
+    monkeypatch.setattr(pool, "_serves", lambda held, wanted: False)  # every swap is to another model
     monkeypatch.setattr(pool.loading, "kept_bytes", lambda settings: 0)
     monkeypatch.setattr(pool.loading, "keep_bytes", lambda *_: None)
     monkeypatch.setattr(memory_budget, "estimate", lambda settings: 100 * MB)
@@ -160,7 +160,7 @@ def test_the_least_recently_used_idle_model_makes_room(make: Callable[..., Model
     models = make(spec("a"), spec("b"), spec("c"), spec("d"), limit=300 * MB)
     for name in ("a", "b", "c", "a"):
         models.load(name)
-    with models.lease("b"):  # busy, though the least recently used but for c
+    with models.lease("b"):  # busy, and least recently used after c
         models.load("d")
         assert [models.state(name) for name in "abcd"] == [
             State.READY, State.READY, State.STANDBY, State.READY,
@@ -191,7 +191,7 @@ def test_a_busy_or_pinned_model_is_never_evicted(make: Callable[..., ModelPool])
     with models.lease("b"), pytest.raises(Overloaded, match="busy or pinned") as raised:
         models.load("c")
     assert raised.value.fields["retry_after_s"] == 1.0
-    assert models.state("c") is State.STANDBY  # not a failure of its own
+    assert models.state("c") is State.STANDBY  # the load was refused, not failed
     models.load("c")
     assert (models.state("a"), models.state("b")) == (State.READY, State.STANDBY)
 
@@ -248,7 +248,7 @@ def test_an_idle_model_goes_after_its_keep_alive_time_but_no_pinned_one(
     )
     for name in "abcd":
         models.load(name)
-    assert models.state("d") in (State.UNLOADING, State.STANDBY)  # at once
+    assert models.state("d") in (State.UNLOADING, State.STANDBY)  # without delay
     until(lambda: models.state("a") is State.STANDBY)
     assert [models.state(name) for name in "bc"] == [State.READY, State.READY]
     models.keep_alive("c", 0.0)

@@ -1,4 +1,4 @@
-"""A server that ends by a fault again and again: its operator is told which model it is."""
+"""A server that crashes repeatedly: the operator learns which model it serves."""
 
 from __future__ import annotations
 

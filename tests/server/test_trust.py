@@ -1,4 +1,4 @@
-"""Python code of models runs only for those that the operator names, in the cache that the operator names."""
+"""Python code of models runs only for models that the operator trusts, in the operator's cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = Settings(model=ModelSettings(name="org/a", trust_remote_code=("org/a"
 
 
 def test_a_trusted_name_in_a_cache_that_a_caller_chose_is_not_trusted() -> None:
-    """Else a caller that may change the settings could choose the code that runs."""
+    """Otherwise a caller that may change the settings could choose the code that runs."""
     wanted: list[Settings] = []
 
     class Keeper:

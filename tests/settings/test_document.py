@@ -1,4 +1,4 @@
-"""docs/settings.md is what the code makes of it."""
+"""docs/settings.md equals the text generated from the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedshare.settings.settings import PLACES, SECTIONS
 from tests.processes import ROOT
 
 ROWS = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", markdown(), re.MULTILINE)
-#: An English sentence has this many words at most, and none of these (which begin no noun phrase).
+#: The most words in an English sentence, and words that begin no noun phrase.
 LONGEST = 25
 NO_SUBJECT = {"Who", "Whoever", "What", "Where", "Whether", "How", "Of", "The", "That", "It"}
 

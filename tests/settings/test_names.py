@@ -1,4 +1,4 @@
-"""What callers rely on of every setting: its name, its default and what its refusal says is allowed."""
+"""The parts of each setting that callers rely on: its name, default and the values that its error allows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from embedshare.settings.settings import PLACES
 
 NOWHERE = Path("/nonexistent/.env")
 HERE = Path(__file__).parent
-#: Texts of which each setting that refuses any refuses one.
+#: Invalid texts: each setting that refuses any text refuses one of these.
 WRONG = ("", "://", ",", "\ud800")
 
 
 def refusal(name: str) -> str:
-    """What is allowed, as the error of the first wrong text says it; empty where every text is a value."""
+    """Return the allowed values that the error of the first refused text names; empty if none is refused."""
     for text in WRONG:
         try:
             Settings.load({name: text}, NOWHERE)
@@ -32,7 +32,7 @@ def test_names_defaults_and_refusals_are_those_that_callers_rely_on() -> None:
 
 
 def test_a_pickle_from_before_there_were_sections_is_read() -> None:
-    # pickle.dumps(Settings(server_port=6001, web_host="0.0.0.0", use_ipc=False, drain_s=3.0)), cut to these
+    # pickle.dumps(Settings(server_port=6001, web_host="0.0.0.0", use_ipc=False, drain_s=3.0)), shortened
     written = (
         b"cembedshare.settings\n_from_pickle\n((dVserver_port\nI6001\nsVweb_host\nV0.0.0.0\nsVuse_ipc\nI00\n"
         b"sVdrain_s\nF3.0\nsVof_a_later_version\nI1\nstR."

@@ -1,4 +1,4 @@
-"""The parsers: any text is a value or a ValueError, and a value's own text is that value again."""
+"""The parsers: a text is a value or a ValueError, and a value's own text parses to that value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedshare.settings import parsing
 from embedshare.settings.declaration import written
 from embedshare.settings.parsing import Parser
 
-#: Each parser, and texts near its values, which hypothesis mixes with any text.
+#: Each parser, and a text near its values, which hypothesis mixes with any text.
 PARSERS: dict[str, tuple[Parser, str]] = {
     "boolean": (parsing.boolean, "true"),
     "required_text": (parsing.required_text, "a model"),
@@ -29,7 +29,7 @@ PARSERS: dict[str, tuple[Parser, str]] = {
     "names": (parsing.names, "a, b/c:latest"),
     "trusted_models": (parsing.trusted_models, "True, org/a"),
 }
-#: Those in which the empty text is the value None.
+#: Parsers for which the empty text is the value None.
 OPTIONAL: dict[str, tuple[Parser, str]] = {
     "optional_text": (parsing.optional_text, "a"),
     "key": (parsing.key, "k" * 32),
@@ -40,7 +40,7 @@ OPTIONAL: dict[str, tuple[Parser, str]] = {
 
 
 def near(text: str) -> st.SearchStrategy[str]:
-    """Any text, and `text` with a part of it taken out or another put in."""
+    """Generate any text, and `text` with a part removed or inserted."""
     cuts = st.integers(0, len(text))
     changed = st.builds(lambda at, to, new: text[:at] + new + text[to:], cuts, cuts, st.text(max_size=4))
     return st.one_of(st.just(text), changed, st.text(max_size=12))
@@ -53,12 +53,12 @@ def test_any_text_is_refused_or_is_a_value_whose_text_is_that_value(name: str, d
     try:
         value = parse(data.draw(near(example)).strip())
     except ValueError:
-        return  # any other exception fails
+        return  # any other exception fails the test
     assert parse("" if value is None else written(value) or shown_empty(name)) == value
 
 
 def shown_empty(name: str) -> str:
-    """The text of an empty value: only models that are trusted have one that is not empty."""
+    """Return the text of an empty value: only for trusted models it is not empty."""
     return "false" if name == "trusted_models" else ""
 
 

@@ -1,4 +1,4 @@
-"""Settings: what each accepts, what each refuses, and what the values in force can do."""
+"""Settings: accepted values, refused values, and the effects of the values in force."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRUE, FALSE = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "of
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:13", "mps", "CUDA:1")
 BAD_DEVICES = ("gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "mps:1", "auto:1", ":0", "cuda:1.5")
 
-# name: (low, high) of the whole numbers and of the seconds
+# name: (low, high), first for whole numbers, then for seconds
 WHOLE = {
     "EMBEDDING_ASYNC_THREADS": (1, 1024),
     "EMBEDDING_SERVER_PORT": (1, 65535),
@@ -221,7 +221,7 @@ def test_any_text_is_either_read_or_refused(name: str, text: str) -> None:
     try:
         value = loaded(name, text)
     except InvalidSetting:
-        return  # any other exception fails
+        return  # any other exception fails the test
     assert isinstance(value, type(Settings().value(name)))
 
 
@@ -262,7 +262,7 @@ def test_code_is_trusted_by_the_name_of_a_model_which_another_one_does_not_inher
     settings = Settings.load(given, NOWHERE)
     assert settings.model.trust_remote_code == ("org/a",)
     swapped = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name="org/b"))
-    assert Settings.load(swapped.environment(), NOWHERE) == swapped  # the process that converts org/b
+    assert Settings.load(swapped.environment(), NOWHERE) == swapped  # for the process that converts org/b
     assert Settings.load({**swapped.environment(), "EMBEDDING_TRUST_REMOTE_CODE": "false"}, NOWHERE) == (
         dataclasses.replace(swapped, model=dataclasses.replace(swapped.model, trust_remote_code=()))
     )

@@ -1,4 +1,4 @@
-"""The environment over the .env file, and what is ignored, noted or refused in them."""
+"""The environment takes precedence over the .env file; values of both are ignored, noted or refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_value_that_kubernetes_sets_for_a_service_of_a_setting_s_name_is_ignor
 
 
 def test_such_a_value_that_somebody_wrote_is_refused(tmp_path: Path) -> None:
-    for name in ("PORT", "EMBEDDING_TIMEOUT_S"):  # which no Service's name leads to
+    for name in ("PORT", "EMBEDDING_TIMEOUT_S"):  # no Service's name leads to these
         with pytest.raises(InvalidSetting, match=f"{name} is 'tcp://10.0.0.1:5002'"):
             Settings.load({name: "tcp://10.0.0.1:5002"}, NOWHERE)
     dotenv = tmp_path / ".env"

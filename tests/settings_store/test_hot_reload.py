@@ -1,5 +1,5 @@
-"""Settings in a database, over real workers and a real model server: a change holds everywhere within two
-seconds, fails no call, and is kept only where it could be applied."""
+"""Settings in a database, with real workers and a real model server. A change applies everywhere within two
+seconds and fails no call. It is kept only if it could be applied."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from embedshare.settings_store.repository import SettingsRepository
 from tests.processes import MODEL, ModelServer, free_port, wait_for
 from tests.web.conftest import Worker
 
-#: A change has to hold in every process within this time.
+#: A change must apply in every process within this time.
 WITHIN_S = 2.0
-#: In torch, which a server that loads several models need not convert them for.
+#: torch, for which a server that loads several models converts none of them.
 SETTINGS = {"EMBEDDING_USE_DB_SETTINGS": "true", "EMBEDDING_RUNTIME": "torch"}
 
 
 @pytest.fixture(scope="module")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The servers' model without the step that makes vectors of length 1."""
+    """The servers' model without the step that normalizes vectors to length 1."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(MODEL, device="cpu")
@@ -93,19 +93,19 @@ def served(server: ModelServer) -> str:
 
 
 def largest_batch(server: ModelServer) -> list[int]:
-    """Batches by their number of texts: the counts of the histogram's buckets."""
+    """Return the batches by number of texts: the counts of the histogram's buckets."""
     with server.client(EMBEDDING_FALLBACK="none") as client:
         return list(client.stats()["histograms"]["batch_sequences"]["counts"])
 
 
 def in_sql(store: SettingsRepository, key: str, raw: str) -> None:
-    """As an operator would, past this program."""
+    """Write a value as an operator would in SQL, without this program."""
     with store.database.write() as session:
         session.merge(Setting(key=key, raw=raw, updated_by="an operator"))
 
 
 class Load:
-    """Callers that ask both workers without pause."""
+    """Callers that send requests to both workers without pause."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self._stop = threading.Event()
@@ -124,7 +124,7 @@ class Load:
         return count, failures
 
     def end(self) -> int:
-        """The calls that were answered; none has failed."""
+        """Stop the callers; return the number of answered calls, and fail if one failed."""
         self._stop.set()
         results = [done.result() for done in self._done]
         self._pool.shutdown()
@@ -165,11 +165,11 @@ def test_model_batches_device_and_normalizing_change_under_load_and_no_call_fail
     before = largest_batch(model_server)
     wait_for(lambda: largest_batch(model_server)[0] > before[0] + 20, what="batches of one text")
     grown = [after - earlier for after, earlier in zip(largest_batch(model_server), before, strict=True)]
-    assert sum(grown[1:]) == 0  # each of its four texts is a batch of its own
+    assert sum(grown[1:]) == 0  # each of the call's four texts is a batch
     assert delete(first, "max_batch_size").json()["settings"]["max_batch_size"] == 0
 
     swaps = model_server.said().count(b"Swapped ")
-    assert post(second, "device", "cpu").status_code == 200  # what auto is here: nothing is loaded for it
+    assert post(second, "device", "cpu").status_code == 200  # auto is the CPU here, so nothing is loaded
     assert model_server.said().count(b"Swapped ") == swaps
     bulk = {"settings": {"model_name": MODEL, "device": "auto", "cors_origins": ["https://a.example"]}}
     answer = requests.post(f"{second.url}/settings/bulk", json=bulk, timeout=120)
@@ -212,7 +212,7 @@ def test_of_a_bulk_change_nothing_is_kept_where_one_value_cannot_be_applied(work
         bulk = {"settings": {"normalize_embeddings": True, "max_batch_size": 3, **bad}}
         answer = requests.post(f"{workers[0].url}/settings/bulk", json=bulk, timeout=60)
         assert answer.status_code == 422, answer.text
-        assert answer.json()["error"].startswith(f"{next(iter(bad))} ")  # and no key whose value is good
+        assert answer.json()["error"].startswith(f"{next(iter(bad))} ")  # the error names no valid key
         assert requests.get(f"{workers[0].url}/settings", timeout=30).json() == before
 
 
@@ -268,7 +268,7 @@ def test_two_changes_of_the_model_at_once_end_with_one_of_them_everywhere(
         wait_for(
             lambda kept=kept: [settings(w)["model_name"] for w in workers] == [kept] * 2, WITHIN_S, "both"
         )
-    time.sleep(1.2)  # two more looks
+    time.sleep(1.2)  # two more polls
     assert served(model_server) == store.read().values["model_name"] == kept
 
 
@@ -281,7 +281,7 @@ def test_a_swap_past_the_database_is_refused(model_server: ModelServer, plain_mo
 
 def test_every_change_is_audited_with_who_made_it(workers: list[Worker]) -> None:
     post(workers[0], "normalize_embeddings", True)
-    post(workers[0], "normalize_embeddings", True)  # which changes nothing
+    post(workers[0], "normalize_embeddings", True)  # the value is the current one
     delete(workers[0], "normalize_embeddings")
     changes = requests.get(f"{workers[1].url}/settings/audit", timeout=30).json()["changes"]
     latest = [(each["action"], each["key"], each["old"], each["new"]) for each in changes[:2]]

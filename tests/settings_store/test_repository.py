@@ -1,4 +1,4 @@
-"""The settings in each kind of database, by what several processes and operators do there."""
+"""The settings in each kind of database, changed by several processes and operators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from embedshare.settings_store.sync import SettingsSync
 from tests.processes import wait_for
 from tests.proxy import End, Proxy, Stall, cut
 
-#: Where the real ones are looked for, and as whom.
+#: The URLs and users of the real databases.
 SERVERS = {
     "mariadb": "mysql+pymysql://root@127.0.0.1:3306/",
     "postgresql": "postgresql+psycopg://127.0.0.1:5432/postgres",
@@ -35,7 +35,7 @@ SERVERS = {
 
 @contextlib.contextmanager
 def own_database(kind: str) -> Iterator[str]:
-    """The URL of a database of this run's own, dropped at the end; skips where there is no such server."""
+    """The URL of a database that this run drops at its end; skip if there is no such server."""
     name = f"embedshare_{secrets.token_hex(6)}"
     engine = create_engine(SERVERS[kind], isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
     try:
@@ -62,7 +62,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def stores(url: str) -> Iterator[list[SettingsRepository]]:
-    """Two processes' worth of one database, in which nothing is set."""
+    """Two processes' stores of one database, with no setting in it."""
     databases = [
         Database.open(Settings(operation=OperationSettings(db_url=url)), Path("/nowhere")) for _ in range(2)
     ]
@@ -193,7 +193,7 @@ def test_rows_that_an_operator_writes_are_read_as_the_environment_is(
     found = stores[1].read()
     assert found.values == {"port": 8001, "normalize_embeddings": True, "device": "cuda", "model_name": "a b"}
     assert found.invalid["max_batch_size"][0] == "many"
-    assert set(found.invalid) == {"max_batch_size"}  # what is no key of ours is let be
+    assert set(found.invalid) == {"max_batch_size"}  # unknown keys are ignored
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
     changes.change({"normalize_embeddings": True}, "me")
     assert (changes.live.normalize, changes.database_status) == (True, "connected")
 
-    proxy.on_request, proxy.persists = cut(0, fault), True  # with a connection's first bytes
+    proxy.on_request, proxy.persists = cut(0, fault), True  # from the first bytes of a connection
     wait_for(lambda: changes.database_status == "disconnected", 10, "the end of the database")
     assert changes.live.normalize is True
     for _ in range(2):
@@ -237,7 +237,7 @@ def away(url: str, proxy: Proxy, fault: type[Exception], folder: Path) -> None:
         with pytest.raises(DatabaseUnavailable, match="does not answer"):
             changes.change({"normalize_embeddings": False}, "me")
         assert time.monotonic() - began < 8
-    later, kept_later = worker()  # who starts now takes what was last known
+    later, kept_later = worker()  # a new process uses the last known values
     assert later.live.normalize is True
     assert later.database_status == "disconnected"
 

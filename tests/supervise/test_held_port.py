@@ -1,4 +1,4 @@
-"""A port that outlives the processes which answer at it, with real processes."""
+"""A port that outlives the processes that serve it, with real processes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_process_takes_no_socket_of_another_address(tmp_path: Path) -> None:
     with closing(listener):
         assert start(tmp_path, listener, TAKE, str(free_port())) == 0
     assert (tmp_path / "log").read_text() == "None\n"
-    assert held_port.take("127.0.0.1", 5000) is None  # of a process without a supervisor
+    assert held_port.take("127.0.0.1", 5000) is None  # this process has no supervisor
 
 
 def test_an_address_is_the_same_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

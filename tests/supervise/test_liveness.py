@@ -1,4 +1,4 @@
-"""When a process that runs counts as hung, and when it has been silent for too long."""
+"""When a running process counts as hung, and when it has been silent for too long."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from embedshare.supervise.liveness import ANSWER_S, ASK_EVERY_S, HUNG_S, SLACK_S, Liveness
 
-#: What one question costs that gets no answer.
+#: The time that one unanswered probe takes.
 MISS_S = ASK_EVERY_S + ANSWER_S
 
 
@@ -40,7 +40,7 @@ def test_a_question_that_is_refused_at_once_counts_as_the_time_between_two() -> 
 @pytest.mark.parametrize("away_s", [ANSWER_S + SLACK_S + 0.01, 3600.0, 1e6])
 def test_time_in_which_the_asking_process_was_stopped_does_not_count(away_s: float) -> None:
     known = Liveness(stuck_s=60.0)
-    for _ in range(1000):  # a laptop that is suspended again and again
+    for _ in range(1000):  # a laptop that is suspended repeatedly
         known.note(False, away_s)
     assert not known.is_hung
 

@@ -1,4 +1,4 @@
-"""Real child processes: their output, how they are asked to stop, and what a kill takes along."""
+"""Real child processes: their output, how they are stopped, and which processes a kill includes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_child_that_is_asked_to_stop_finishes_and_ends_by_itself(start: Starte
     child = start(FOLLOW)
     wait_for(start.said, 20)
     child.ask_to_stop()
-    child.ask_to_stop()  # a second time changes nothing
+    child.ask_to_stop()  # a second request has no effect
     assert child.wait() == 7
     assert start.said() == ["following", "finishing what I do"]
 
@@ -98,7 +98,7 @@ def test_a_child_stops_when_its_supervisor_is_killed(start: Starter) -> None:
     )
     wait_for(lambda: len(start.said()) == 2, 20)
     (grandchild,) = psutil.Process(supervisor.pid).children()
-    psutil.Process(supervisor.pid).kill()  # the supervisor alone: it can tell nobody
+    psutil.Process(supervisor.pid).kill()  # only the supervisor, which can no longer signal its children
     assert supervisor.wait() == -9 or sys.platform == "win32"
     grandchild.wait(20)
     assert "finishing what I do" in start.said()
@@ -141,7 +141,7 @@ def test_killing_what_has_ended_does_nothing(start: Starter) -> None:
 def test_the_last_lines_of_a_huge_log_are_read_from_its_end(tmp_path: Path) -> None:
     log = tmp_path / "huge.log"
     with log.open("wb") as file:
-        file.seek(5 << 30)  # a sparse file: 5 GiB that nobody wrote
+        file.seek(5 << 30)  # a sparse file: 5 GiB that no process wrote
         file.write(b"\n" + b"".join(b"line %d\n" % n for n in range(20)))
     assert last_lines(log, 3) == ["line 17", "line 18", "line 19"]
     assert len(last_lines(log)) == 10

@@ -1,4 +1,4 @@
-"""Log files that are cut while a process writes to them."""
+"""Log files that are rotated while a process writes to them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_process_goes_on_at_the_start_of_a_log_that_was_cut(tmp_path: Path) ->
     say("first line")
     rotate(log, 5, keep=1)
     say("second line")
-    assert log.read_bytes() == b"second line\n"  # not behind ten bytes of nothing
+    assert log.read_bytes() == b"second line\n"  # not after ten zero bytes
     assert (tmp_path / "worker.log.1").read_text() == "first line\n"
     process.stdin.close()
     assert process.wait(20) == 0
@@ -108,4 +108,4 @@ for limit in (0, 0, resource.RLIM_INFINITY, resource.RLIM_INFINITY):
         "looks",
     ]
     assert lost in said
-    assert (tmp_path / "worker.log.1").read_text() == "last words\n"  # kept short again
+    assert (tmp_path / "worker.log.1").read_text() == "last words\n"  # rotation works again

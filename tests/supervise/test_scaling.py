@@ -1,4 +1,4 @@
-"""When workers come and go, with made-up loads and times."""
+"""When workers are added and removed, with invented loads and times."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def test_a_worker_is_as_busy_as_the_busier_of_its_threads_and_its_core() -> None
     assert WorkerLoad(2, 8, 0.9).busy == 0.9
     assert WorkerLoad(6, 8, 0.1).busy == 0.75
     assert WorkerLoad(30, 8, 1.3).busy == 1.0
-    assert WorkerLoad(None, 8, 0.0).busy == 1.0  # who does not tell is too busy to
+    assert WorkerLoad(None, 8, 0.0).busy == 1.0  # a worker that does not report counts as busy
 
 
 def test_another_worker_comes_when_they_were_busy_for_long_enough_and_not_before() -> None:
     one = scaling()
     assert [one.step(now, [BUSY, BUSY]) for now in (100.0, 102.0, 104.9)] == [None, None, None]
     assert one.step(105.0, [BUSY, BUSY]) == Step(3, "5 s busy, 100% now")
-    assert one.step(106.0, [BUSY, BUSY, BUSY]) is None  # measured anew
+    assert one.step(106.0, [BUSY, BUSY, BUSY]) is None  # the measurement restarts
 
 
 def test_a_pause_in_the_load_begins_the_time_anew() -> None:
@@ -71,7 +71,7 @@ def test_any_load_leads_to_a_number_within_the_bounds_in_single_steps(loads: lis
 
 
 def test_a_steady_load_never_makes_it_swing() -> None:
-    """Of any load that is shared evenly: after one step up or down it is not taken back."""
+    """Under a constant, evenly shared load, no step up or down is reversed."""
     for total in range(1, 33):
         one, count, steps = Scaling(1, 8, up_s=2.0, down_s=2.0), 1, []
         for now in range(200):

@@ -1,4 +1,4 @@
-"""The supervisor over fake processes and a clock that the test moves."""
+"""The supervisor with fake processes and a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT_S = 10.0
 
 
 class FakeProcess:
-    """Ends when told to; `stubborn` ones only when they are killed."""
+    """A process that ends on request; a `stubborn` one ends only by a kill."""
 
     def __init__(self, world: World, name: str, pid: int, port: int) -> None:
         self.world, self.name, self.pid, self.port = world, name, pid, port
@@ -63,7 +63,7 @@ class FakeListener(socket.socket):
 
 
 class World:
-    """Fake processes, their readiness and the time; `story` is what happened, in order."""
+    """Fake processes, their readiness and the time; `story` lists the events in order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ class World:
     def lives(self, name: str) -> bool:
         self.asked += 1
         while name in self.silent and not self.misses:
-            time.sleep(0.005)  # as many questions have failed as the test wants to
+            time.sleep(0.005)  # the test's number of probes has failed
         if name not in self.silent:
             return True
         self.misses -= 1
@@ -168,7 +168,7 @@ class World:
         return self.watched(name)
 
     def becomes_ready(self, name: str, port: int) -> None:
-        """Wait until the process is ready at this port; one of its name may still serve at the old one."""
+        """Wait until the process is ready at this port; its predecessor may still serve at the old port."""
 
         def ready() -> bool:
             there = [each for each in self.supervisor.watched if each.spec.port == port]
@@ -177,13 +177,13 @@ class World:
         wait_for(ready, LIMIT_S, f"{name} at {port}: {self.story}")
 
     def pass_event(self, watched: Watched, process: FakeProcess) -> None:
-        """Have the loop handle the readiness of another process than it runs now: it has gone round once."""
-        for _ in range(2):  # when the second is taken, the first is done
+        """Send the loop the readiness of another process, and wait until the loop has handled it."""
+        for _ in range(2):  # the loop takes the second event when the first is handled
             self.supervisor._events.put(module._Ready(watched, process))
         wait_for(self.supervisor._events.empty, LIMIT_S)
 
     def finish(self, stop: bool = True) -> BaseException | None:
-        """The error that `run` raised; nothing runs afterwards."""
+        """Return the error that `run` raised; fail if a process still runs."""
         if stop:
             self.supervisor.stop()
         self.thread.join(LIMIT_S)
@@ -313,7 +313,7 @@ def test_a_crash_loop_is_given_up_while_the_others_stay(world: World) -> None:
     assert world.becomes("sick", "given up").process is None
     assert world.watched("sick").restart_at is None
     world.now += 10_000
-    world.process("web").end(1)  # and the loop goes on for the others
+    world.process("web").end(1)  # the loop continues for the others
     world.now = world.becomes("web", "restarting").restart_at or 0.0
     world.becomes("web", "ready")
     assert world.watched("model").state == "ready"
@@ -509,7 +509,7 @@ def test_a_port_stays_open_through_a_restart_and_no_longer_than_its_worker_other
     restarted.result(LIMIT_S)
     assert world.open_ports[5001] is first
     world.stubborn.clear()
-    world.process("web1").end(-9)  # callers are refused while it is away, and ask another one
+    world.process("web1").end(-9)  # while it is down, callers are refused and use another worker
     watched = world.becomes("web1", "restarting")
     assert set(world.open_ports) == {5002}
     world.now = watched.restart_at or 0.0
@@ -528,7 +528,7 @@ def test_workers_with_other_ports_are_ready_there_before_they_leave_the_old_ones
     moved = world.supervisor.restart()
     world.becomes_ready("web2", 6002)
     assert world.open_ports.keys() == {5001, 5002, 6002}
-    assert world.story == ["web2 started"]  # proxies are given time to find the new place
+    assert world.story == ["web2 started"]  # proxies get time to find the new port
     world.now += module.PROXY_RETURN_S
     world.becomes_ready("web1", 6001)
     world.now += module.PROXY_RETURN_S
@@ -615,9 +615,9 @@ def test_a_worker_whose_port_cannot_be_kept_open_is_restarted_when_proxies_trust
 
 @pytest.fixture
 def asking(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Processes are asked whether they live, 100 times a second.
+    """Probe each process for liveness 100 times a second.
 
-    Those in `world.silent` do not answer the next `world.misses` questions, of `world.asking_s` seconds each.
+    Processes in `world.silent` miss the next `world.misses` probes, each of `world.asking_s` seconds.
     """
     monkeypatch.setattr(liveness, "ASK_EVERY_S", 0.01)
     world.asks = True
@@ -646,7 +646,7 @@ def test_a_process_that_does_not_answer_is_hung_then_killed_and_started_again(as
 
 def test_a_supervisor_that_was_stopped_kills_nothing(asking: World) -> None:
     world = asking
-    world.asking_s = 1000.0  # more than any question may take: it was this process that did not run
+    world.asking_s = 1000.0  # longer than any probe may take: the supervisor itself was stopped
     world.supervise_until_ready(("model",), ("web1",))
     world.silent = {"model", "web1"}
     asked = world.asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-#: A sample's name and its labels in the order of their names.
+#: A sample's name, and its labels sorted by name.
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -20,7 +20,7 @@ class Scrape:
                 self.samples[key] = sample.value
 
     def __call__(self, name: str, /, **labels: str) -> float:
-        """The sum of the samples that have these labels, among others."""
+        """Return the sum of the samples that have at least these labels."""
         wanted = labels.items()
         return sum(
             value

@@ -1,4 +1,4 @@
-"""What is logged of a batch names the requests that are in it."""
+"""A batch's log line names the requests in it."""
 
 from __future__ import annotations
 

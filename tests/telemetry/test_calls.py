@@ -1,4 +1,4 @@
-"""A client's counters, by themselves."""
+"""A client's counters in isolation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_calls_are_counted_by_how_they_ended() -> None:
     calls.begin()
     found = calls.stats()
     assert (found["calls"], found["failures"], found["in_flight"]) == (3, 1, 1)
-    assert sum(found["histograms"]["total_ms"]["counts"]) == 1  # of those that vectors came back from
+    assert sum(found["histograms"]["total_ms"]["counts"]) == 1  # only calls that returned vectors
 
 
 def test_a_listener_hears_of_every_call() -> None:

@@ -1,4 +1,4 @@
-"""Whether the processor has time to spare, by what the system counts."""
+"""Whether the processor has spare time, according to the system's counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Windows = namedtuple("Windows", "user system idle interrupt dpc")
 
 
 class Machine:
-    """Counters that a test moves, and its clock."""
+    """Counters and a clock that a test moves."""
 
     def __init__(self, kind: type) -> None:
         self.now = 1000.0
@@ -36,7 +36,7 @@ class Machine:
 @pytest.mark.parametrize("kind", [Linux, Windows])
 def test_it_is_busy_where_three_fifths_of_the_time_between_two_looks_are_used(kind: type) -> None:
     machine = Machine(kind)
-    assert not machine.after(0.0)  # nothing is known yet
+    assert not machine.after(0.0)  # no earlier reading exists
     assert machine.after(0.1, user=1.0, system=0.3, idle=0.7)
     assert not machine.after(0.1, user=0.8, system=0.3, idle=0.9)
 
@@ -45,8 +45,8 @@ def test_waiting_for_disks_is_time_to_spare_and_what_a_guest_got_counts_once() -
     machine = Machine(Linux)
     assert not machine.after(0.0)
     assert not machine.after(0.1, user=1.0, idle=0.2, iowait=0.8)
-    assert not machine.after(0.1, user=1.1, guest=1.1, idle=0.9)  # 55%, and not 71
-    assert machine.after(0.1, steal=1.9, idle=0.1)  # others have it: there is none to spare
+    assert not machine.after(0.1, user=1.1, guest=1.1, idle=0.9)  # 55%, not 71%
+    assert machine.after(0.1, steal=1.9, idle=0.1)  # other machines use the time: none is spare
 
 
 def test_between_two_looks_the_system_is_not_asked() -> None:

@@ -1,4 +1,4 @@
-"""Histograms: every value is counted once, and percentiles are right to within a bucket."""
+"""Histograms: each value is counted once, and percentiles are correct to within a bucket."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_percentiles_ascend(edges: list[float], observed: list[float], one: floa
 
 
 def test_percentiles_of_known_values_are_what_they_are() -> None:
-    observed = [number / 10 for number in range(1, 10_001)]  # 0.1 to 1000 ms, evenly
+    observed = [number / 10 for number in range(1, 10_001)]  # 0.1 to 1000 ms, evenly spaced
     found = filled(list(MILLISECONDS), observed).snapshot()
     for q in (0.25, 0.5, 0.75, 0.95):
         assert quantile(found["bounds"], found["counts"], q) == pytest.approx(1000 * q, rel=0.01)
@@ -70,7 +70,7 @@ def test_what_came_between_two_snapshots_is_their_difference() -> None:
     for value in (1.5, 1.6):
         histogram.observe(value)
     after = histogram.snapshot()
-    assert before["counts"] == [1, 0, 1, 1]  # a copy, which later values do not change
+    assert before["counts"] == [1, 0, 1, 1]  # a copy, unaffected by later values
     between = [b - a for a, b in zip(before["counts"], after["counts"], strict=True)]
     assert between == [0, 2, 0, 0]
     assert quantile(after["bounds"], between, 0.5) == 1.5

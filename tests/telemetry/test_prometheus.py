@@ -1,4 +1,4 @@
-"""What Prometheus reads from a real model server, held against the calls that were made."""
+"""The metrics that Prometheus reads from a real model server, compared with the calls made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.telemetry.scraped import Scrape
 
 
 class MeasuredServer(ModelServer):
-    """A model server that nobody else calls, with its metrics."""
+    """A model server for one test's calls, with its metrics."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.metrics = free_port()
@@ -107,7 +107,7 @@ def test_times_sizes_and_work_are_what_was_done(own: MeasuredServer) -> None:
     assert after("embedshare_server_model_info", identity=stats["identity"], name=stats["model"]) == 1
     assert 50e6 < after("embedshare_server_memory_bytes") < 4e9
     assert 20e6 < after("embedshare_server_model_memory_bytes") < 4e9
-    assert "embedshare_server_gpu_memory_bytes" not in after.names  # there is none here
+    assert "embedshare_server_gpu_memory_bytes" not in after.names  # this machine has no GPU
     assert after("embedshare_server_uptime_seconds") > before("embedshare_server_uptime_seconds") > 0
     assert after("embedshare_server_connections") >= 1
     for idle in ("waiting_tokens", "active_calls"):

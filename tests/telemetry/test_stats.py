@@ -1,4 +1,4 @@
-"""What a real server, a local model and a client say of themselves: exact counts after known calls."""
+"""The statistics of a real server, a local model and a client: exact counts after known calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMED = ("total_ms", "tokenize_ms", "queue_ms", "compute_ms")
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A server that nobody else calls."""
+    """A server for this module's calls only."""
     running = ModelServer(tmp_path_factory.mktemp("own"), EMBEDDING_MAX_TEXTS="64").start()
     yield running
     assert running.stop() == 0
@@ -134,7 +134,7 @@ def test_reconnects_fallbacks_and_returns_are_counted(tmp_path: Path) -> None:
         wait_for(lambda: client.client_stats()["returns"] == 1, what="the return")
         again = client.encode("meanwhile", prompt="")
         assert float((local * again).sum()) > 0.999
-        # the probe's thread has a connection of its own: this thread's took the place of the one that broke
+        # the probe has its own connection: this thread's connection replaced the broken one
         assert client.client_stats()["reconnects"] == 1
     running.stop()
 
@@ -166,7 +166,7 @@ def test_callers_are_summed_by_process_and_forgotten_with_their_last_connection(
         2,
     )
     assert mine["memory_mb"] > 1
-    assert (far["pid"], far["memory_mb"]) == (me.pid, None)  # another machine's process of that number
+    assert (far["pid"], far["memory_mb"]) == (me.pid, None)  # another machine's process with that number
     assert (silent["pid"], silent["program"], silent["connections"]) == (None, None, 1)
     for connection in (1, 2, 3, 4, 5):
         callers.leave(connection)

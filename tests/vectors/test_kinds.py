@@ -1,4 +1,4 @@
-"""Which kind of index a set gets, and what it takes."""
+"""The kind of index for a set, and its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web worker process over the default model server."""
+"""A web worker process that uses the default model server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.searching import searching
 
 
 class Worker:
-    """`python src/app.py` on a free port, with the least body limit there is."""
+    """`python src/app.py` on a free port, with the smallest body limit."""
 
     max_message_bytes = 65_536
 
@@ -38,7 +38,7 @@ class Worker:
 
 @pytest.fixture(scope="session")
 def server(default_server: ModelServer) -> ModelServer:
-    """The default model's, which many of these tests call by its name."""
+    """The default model's server, whose model many of these tests name."""
     return default_server
 
 

@@ -1,4 +1,4 @@
-"""Requests that ask the model together: who waits for whom, and that each gets what is its own."""
+"""Requests that share one call to the model: which request waits for which, and each gets its own result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DESCRIPTION: Any = object()
 
 
 class Model:
-    """Answers each text with its number, `text 7` with 7, and remembers the calls; `before` may raise."""
+    """A model that answers `text 7` with 7 and records the calls; `before` may raise."""
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.takes_s = takes_s
@@ -58,7 +58,7 @@ def callers() -> Iterator[ThreadPoolExecutor]:
 def all_at_once(
     callers: ThreadPoolExecutor, asking: Coalescer, texts: list[str]
 ) -> list[EmbedResult | Exception]:
-    """Each text asked for by a caller of its own, all at the same moment."""
+    """Embed each text from its own caller, all at the same moment."""
     barrier = threading.Barrier(len(texts))
 
     def ask(number: int) -> EmbedResult | Exception:
@@ -73,7 +73,7 @@ def all_at_once(
 
 
 def known(model: Model, count: int = 8, patience_s: float = 0.3) -> Coalescer:
-    """With so many calls under way as a rule."""
+    """Return a coalescer that expects this many requests in flight."""
     asking = Coalescer(model, lambda: True)
     asking._delay = Usual(count, patience_s)
     return asking
@@ -94,7 +94,7 @@ def test_half_of_those_who_come_again_and_again_go_together_and_each_gets_its_ow
             assert found.tokens == sum(found.token_counts)
 
     list(callers.map(loop, range(12)))
-    assert len(model.calls) < 12 * 25 / 3  # of about six each, where nobody is late
+    assert len(model.calls) < 12 * 25 / 3  # about six requests share a call when no request is late
 
 
 def test_where_the_processor_has_time_to_spare_nobody_waits(callers: ThreadPoolExecutor) -> None:
@@ -127,7 +127,7 @@ def test_of_those_who_go_together_one_that_is_refused_is_refused_alone(callers: 
     found = all_at_once(callers, asking, [f"text {number}" for number in range(8)])
     refused = found.pop(5)
     assert isinstance(refused, InvalidInput)
-    assert str(refused) == "text 0 is refused"  # as it says where it is alone
+    assert str(refused) == "text 0 is refused"  # the message of the same request sent alone
     assert [share.rows[0][0] for share in found if isinstance(share, EmbedResult)] == [0, 1, 2, 3, 4, 6, 7]
     assert max(model.sizes) > 1
 
@@ -142,7 +142,7 @@ def test_what_concerns_all_is_asked_once_and_told_to_each(callers: ThreadPoolExe
     model.before = overloaded
     found = all_at_once(callers, asking, [f"text {number}" for number in range(8)])
     assert [type(each) for each in found] == [Overloaded] * 8
-    assert len({id(each) for each in found}) == 8  # each its own, with its own traceback
+    assert len({id(each) for each in found}) == 8  # each has its own error and traceback
     assert sum(model.sizes) == 8
 
 
@@ -202,7 +202,7 @@ def test_what_goes_together_is_bounded_and_named_in_the_logs(callers: ThreadPool
 def test_a_worker_s_callers_go_together_and_get_what_they_get_alone(
     model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over real sockets and the real model, on a machine that counts as busy."""
+    """Over real sockets, with the real model, on a machine that counts as busy."""
     monkeypatch.setattr(cpu_load, "BUSY_SHARE", -1.0)
     texts = [f"what does a worker with {number} callers answer?" for number in range(16)]
     expected = model.embed(texts)

@@ -1,4 +1,4 @@
-"""Which indexes give way: no key's own pushes out what others use."""
+"""Which indexes are evicted: a key within its share keeps the indexes that it uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request's name never reaches another model, also before the server's models are known."""
+"""A model name in a request never reaches another model, even before the server's models are known."""
 
 from __future__ import annotations
 
@@ -56,4 +56,4 @@ def test_a_name_is_refused_while_the_names_of_several_models_are_not_known() -> 
         with pytest.raises(ServerUnavailable, match="no server"):
             models.of("b")
     assert models.of(None) is models.default
-    assert models_of(client).of("any name") is not None  # a server of one model takes any
+    assert models_of(client).of("any name") is not None  # a server with one model accepts any name

@@ -1,4 +1,4 @@
-"""Texts of callers, and their keys, are in no log, error or metric: tried on every route."""
+"""Callers' texts and keys appear in no log, error or metric: tried on every route."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.processes import ModelServer, free_port, wait_for
 from tests.searching import searching
 from tests.web.conftest import Worker
 
-#: Part of what is sent as a text or a query, as a name or an id, and as a key.
+#: Part of each text or query, of each name or id, and of each key that is sent.
 TEXT, NAME, KEY = "zqtextmark", "zqnamemark", "zqkeymark"
 VALID_KEY = f"{KEY}-valid-{'k' * 40}"
 LONG = f"{TEXT} " * 20_000
@@ -64,7 +64,7 @@ BROKEN = (
 
 
 class Running(NamedTuple):
-    """A worker that asks for keys, and its model server; both log all that they ever log, as JSON."""
+    """A worker that requires keys, and its model server; both log at the lowest level, as JSON."""
 
     server: ModelServer
     worker: Worker
@@ -103,7 +103,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def routes(folder: Path) -> list[tuple[str, str]]:
-    """Every route and its method, with a marked name where it has a part to fill in."""
+    """Return every route and its method, with a marked name in place of each parameter."""
     settings = Settings(
         server=ServerSettings(authkey_file=str(folder / "key")),
         client=ClientSettings(autostart=False, use_ipc=True),
@@ -120,7 +120,7 @@ def routes(folder: Path) -> list[tuple[str, str]]:
 
 
 def requests_of(running: Running, method: str, path: str) -> Iterator[requests.Response]:
-    """The answers to this route's good and bad requests."""
+    """Send this route's good and bad requests; yield the answers."""
     marked = f"{path}?text={TEXT}&limit={NAME}&model={NAME}"
     yield running.ask(method, marked)
     yield running.ask(method, path, None)
@@ -138,16 +138,16 @@ def requests_of(running: Running, method: str, path: str) -> Iterator[requests.R
 
 
 def check(answer: requests.Response) -> None:
-    """An error shows neither a text nor a key."""
+    """Fail if an error contains a text or a key."""
     shown = f"{answer.headers} {answer.text}"
     assert KEY not in shown
     assert answer.ok or TEXT not in shown, shown
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes, up to the connection's end."""
+    """Return all bytes until the connection ends."""
     found = b""
-    with suppress(ConnectionResetError):  # it is closed before all of a long head was read
+    with suppress(ConnectionResetError):  # the worker may close it before it has read a long head
         while part := connection.recv(65_536):
             found += part
     return found
@@ -180,7 +180,7 @@ def test_no_text_query_name_or_key_is_in_a_log_an_error_or_a_metric(running: Run
     ):
         with running.worker.connect() as connection:
             connection.sendall(raw.encode())
-            with suppress(OSError):  # the worker may have closed it already
+            with suppress(OSError):  # the worker may have closed it
                 connection.shutdown(socket.SHUT_WR)
             assert TEXT.encode() not in received(connection)
     assert {200, 201, 400, 401, 404, 413, 422, 502} <= statuses.keys(), statuses
@@ -211,7 +211,7 @@ def test_a_busy_worker_s_log_is_its_own_lines_and_short(running: Running) -> Non
 
 
 def test_while_the_model_server_is_away_the_lines_of_failed_requests_quote_nothing(running: Running) -> None:
-    """Last: the server does not come back."""
+    """The last test here: the server does not restart."""
     running.server.kill()
     for path, body in (("/embed", {"texts": [TEXT]}), ("/search", {"query": TEXT})):
         answer = running.ask("POST", path, json=body)

@@ -1,4 +1,4 @@
-"""Each route says where it is registered who may call it; one that does not is for administrators."""
+"""Each route declares its callers where it is registered; a route that does not is for administrators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embedshare.settings import Settings
 from embedshare.web import errors, routes
 from embedshare.web.guards import auth
 
-#: The scopes of which a caller's key needs one, by route and method; none where everybody may call.
+#: The scopes by route and method, one of which a caller's key needs; none for public routes.
 EXPECTED = {
     ("/", "GET"): (),
     ("/", "POST"): ("embed",),
@@ -62,7 +62,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> routes.Application:
-    """A worker's application, of which nothing is asked here that its model would answer."""
+    """A worker's application; no test here makes it call its model."""
     settings = Settings.load({"EMBEDDING_AUTHKEY_FILE": str(tmp_path_factory.mktemp("app") / "authkey")})
     found = create_app(EmbeddingClient(settings=settings), settings)
     assert isinstance(found, routes.Application)

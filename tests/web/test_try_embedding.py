@@ -1,4 +1,4 @@
-"""deploy/try_embedding.py, the integration test for whatever runs at a URL."""
+"""deploy/try_embedding.py, the integration test for a service at any URL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT = ROOT / "deploy" / "try_embedding.py"
 
 
 def tried(url: str, **more: str) -> tuple[int, list[str]]:
-    """Its exit code, and the lines that it printed."""
+    """Run the script; return its exit code and the lines that it printed."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT)],
         env={**os.environ, "EMBEDDING_SERVICE_URL": url, **more}, capture_output=True, text=True, timeout=120,
@@ -31,8 +31,10 @@ def tried(url: str, **more: str) -> tuple[int, list[str]]:
 
 @contextmanager
 def service(vectors: str) -> Iterator[tuple[str, set[str | None]]]:
-    """One that embeds each text as the expression says, of a `text` and its `number`; its URL, and the
-    Authorization headers that came."""
+    """A service that embeds each text by this expression of `text` and `number`.
+
+    Yield its URL and the set of Authorization headers that it received.
+    """
     code, keys = compile(vectors, "vectors", "eval"), set()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Certificates for names of a test's own, and an HTTPS proxy that answers in others' names."""
+"""Certificates for invented names, and an HTTPS proxy that answers in place of other hosts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.websearch.site import Quiet, serving
 
 
 def context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
-    """A server's, with a certificate for `names`."""
+    """Return a server's context, with a certificate for `names`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     authority.issue_cert(*names).configure_cert(context)
@@ -23,14 +23,14 @@ def context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
 
 @contextmanager
 def serving_tls(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext) -> Iterator[int]:
-    """The port of an HTTPS server on 127.0.0.1."""
+    """Run an HTTPS server on 127.0.0.1; yield its port."""
 
     class Server(ThreadingHTTPServer):
         def finish_request(self, request: Any, client_address: Any) -> None:
             try:
                 with context.wrap_socket(request, server_side=True) as wrapped:
                     super().finish_request(wrapped, client_address)
-            except OSError:  # a client that does not trust the certificate hangs up
+            except OSError:  # a client that does not trust the certificate closes the connection
                 pass
 
     with serving(handler, Server) as port:
@@ -38,7 +38,7 @@ def serving_tls(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext) 
 
 
 class Intercepting(Quiet):
-    """A proxy that is asked to connect to a host and answers as that host: `host` is its name."""
+    """A proxy that answers a CONNECT as the requested host, whose name is `host`."""
 
     protocol_version = "HTTP/1.1"
     context: ssl.SSLContext

@@ -1,4 +1,4 @@
-"""The default model's server: a search has to find what is meant."""
+"""The default model's server: a search needs its quality."""
 
 from __future__ import annotations
 

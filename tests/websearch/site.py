@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from embedshare.websearch.bm25 import words
 
-#: Importing them opens windows or browsers, prints, or takes long.
+#: Modules whose import opens windows or browsers, prints, or takes long.
 SKIPPED = {"this", "antigravity", "idlelib", "turtledemo", "lib2to3", "test", "tkinter", "ensurepip", "venv"}
 SUBMODULES = [
     "asyncio.queues",
@@ -93,24 +93,24 @@ NAVIGATION = (
 
 @functools.cache
 def pages() -> dict[str, str]:
-    """Each module's page."""
+    """Return each module's page, by name."""
     names = [name for name in sys.stdlib_module_names if not name.startswith("_") and name not in SKIPPED]
     links = "".join(f'<li><a href="/{name}.html">{name}</a></li>' for name in NAVIGATION)
     found = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # modules that are to go say so when they are imported
+        warnings.simplefilter("ignore")  # deprecated modules warn at import
         for name in sorted([*names, *SUBMODULES]):
             try:
                 module = importlib.import_module(name)
             except ImportError:
-                continue  # another system's
+                continue  # a module of another system
             main = pydoc.html.document(module, name)
             found[name] = PAGE.format(title=f"{name} - documentation", links=links, main=main)
     return found
 
 
 class Engine:
-    """Finds pages by the words that they share with a query: the more of them and the rarer, the better."""
+    """A search engine: a page ranks higher the more words of the query it has, and the rarer they are."""
 
     def __init__(self) -> None:
         self._words = {name: set(words(html.unescape(page))) for name, page in pages().items()}
@@ -131,7 +131,7 @@ class Engine:
 def serving(
     handler: type[BaseHTTPRequestHandler], kind: type[ThreadingHTTPServer] = ThreadingHTTPServer
 ) -> Iterator[int]:
-    """The port of a server on 127.0.0.1 that answers with `handler`."""
+    """Run a server on 127.0.0.1 that answers with `handler`; yield its port."""
     with kind(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -144,10 +144,10 @@ def serving(
 
 
 class Quiet(BaseHTTPRequestHandler):
-    """What handlers share."""
+    """The common part of the handlers."""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Do nothing."""
 
     def send(self, content: bytes, content_type: str = "text/html; charset=utf-8", status: int = 200) -> None:
         self.send_response(status)
@@ -158,7 +158,7 @@ class Quiet(BaseHTTPRequestHandler):
 
 
 class Documentation(Quiet):
-    """The site: /NAME.html is a module's page."""
+    """The site: a module's page is at /NAME.html."""
 
     def do_GET(self) -> None:
         page = pages().get(self.path.removeprefix("/").removesuffix(".html"))
@@ -166,8 +166,10 @@ class Documentation(Quiet):
 
 
 def searxng(site: str, answers: dict[str, str]) -> type[Quiet]:
-    """A SearXNG for the site at the address `site`: its engine's six links, and where the page that answers
-    the query (`answers`) is not among them, that one in place of the last."""
+    """Return a SearXNG for the site at `site`, which returns the engine's six links.
+
+    If the page that answers the query (`answers`) is not among them, it replaces the last.
+    """
     engine = Engine()
 
     class Search(Quiet):

@@ -1,4 +1,4 @@
-"""Which addresses may be fetched."""
+"""The addresses that a fetch may connect to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from embedshare.websearch.address_policy import AddressPolicy, is_public
 from tests.processes import wait_for
 
 PUBLIC = "93.184.216.34"
-SOON = time.monotonic() + 86_400  # tests begin long after this is read
+SOON = time.monotonic() + 86_400  # tests run long after this import
 NAT64 = int(ipaddress.IPv6Address("64:ff9b::"))
 
 
 def leads_to(*addresses: str) -> AddressPolicy:
-    """The rule, where every name has these addresses."""
+    """Return the policy with a resolver that gives every name these addresses."""
     return AddressPolicy(resolve=lambda host, port, deadline: list(addresses))
 
 
@@ -53,7 +53,7 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_judged_as_itself(address: ipaddre
     assert is_public(ipaddress.IPv6Address(f"::ffff:{address}")) == is_public(address)
     assert is_public(ipaddress.IPv6Address(NAT64 + int(address))) == is_public(address)
     assert not is_public(ipaddress.IPv6Address((0x2002 << 112) + (int(address) << 80)))  # 6to4
-    assert not is_public(ipaddress.IPv6Address(int(address)))  # IPv4-compatible, long gone
+    assert not is_public(ipaddress.IPv6Address(int(address)))  # IPv4-compatible, long deprecated
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_name_without_an_address_is_not_fetched() -> None:
         ("wiki.example", "http://a.wiki.example/", False),
         ("other.example, wiki.example", "http://wiki.example/", True),
         ("127.0.0.1", "http://127.0.0.1:9999/", True),
-        ("127.0.0.1", "http://wiki.example/", False),  # a name is not the address that it leads to
+        ("127.0.0.1", "http://wiki.example/", False),  # a name does not match its address
         ("[::1]:80", "http://[::1]/", True),
         ("::1", "http://[::1]/", True),
         ("[::1]:80", "http://[::1]:81/", False),
@@ -135,7 +135,7 @@ def test_internal_hosts_are_fetched_where_they_are_allowed(allowed: str, url: st
 def test_a_resolver_that_hangs_is_not_waited_for_and_its_threads_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stand-in for the system's resolver, since no test can make that one hang."""
+    """Uses a stand-in for the system's resolver, since no test can make that one hang."""
     answered = threading.Event()
 
     def hangs(host: str, port: int, **options: Any) -> list[Any]:
@@ -152,7 +152,7 @@ def test_a_resolver_that_hangs_is_not_waited_for_and_its_threads_are_bounded(
             AddressPolicy().target(f"http://slow{number}.example/", time.monotonic() + 0.05)
     assert time.monotonic() - began < 30
     assert asking() == dns.AT_ONCE
-    with pytest.raises(AddressRefused):  # what is no name needs no resolver
+    with pytest.raises(AddressRefused):  # an invalid name needs no resolver
         AddressPolicy().target("http://127.0.0.1/", time.monotonic() + 0.05)
     answered.set()
     wait_for(lambda: asking() == 0, 30, "the end of all threads")
@@ -166,4 +166,4 @@ def test_the_system_s_resolver_knows_this_machine() -> None:
     with pytest.raises(FetchFailed, match="has no address"):
         AddressPolicy().target("http://no-such-name.invalid/", SOON)
     with pytest.raises(FetchFailed, match="has no address"):
-        AddressPolicy().target(f"http://{'a' * 64}.example/", SOON)  # no label may be so long
+        AddressPolicy().target(f"http://{'a' * 64}.example/", SOON)  # longer than a label may be

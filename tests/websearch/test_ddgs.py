@@ -1,6 +1,5 @@
-"""The library ddgs for real, as it is installed: its requests go through a proxy on loopback, which answers
-in the engines' names with pages of their form. What they send today is theirs to change: no test here can
-hold that."""
+"""The installed library ddgs, whose requests go through a proxy on loopback. The proxy answers in place of
+the engines, with pages of their form. No test here detects a change of the real engines."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ HOSTS = (
 
 
 class Engines(authority.Intercepting):
-    """All engines that ddgs asks, each as `answers` has it, by its host; the others are out of order."""
+    """All engines that ddgs uses: those in `answers` answer, by host; the others are out of order."""
 
     asked: ClassVar[list[str]] = []
     answers: ClassVar[dict[str, Callable[[Engines], Any]]] = {}
@@ -71,7 +70,7 @@ def hang(asked: Engines) -> None:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which ddgs asks here."""
+    """The environment in which ddgs uses the stand-in engines."""
     ca = trustme.CA()
     trusted = tmp_path_factory.mktemp("ca") / "ca.pem"
     ca.cert_pem.write_to_path(str(trusted))
@@ -138,7 +137,7 @@ def test_where_all_engines_hang_the_search_fails_in_time_and_the_next_one_works(
 
 
 def test_engines_that_refuse_look_as_if_nothing_was_found(ddgs: Ddgs) -> None:
-    """The library keeps to itself that they did."""
+    """The library does not report their refusals."""
     assert ddgs.search("bread", 6) == []
     assert len(set(Engines.asked)) > 3
 

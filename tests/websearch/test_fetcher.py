@@ -1,4 +1,4 @@
-"""Pages from sites that are slow, endless, wrong or hostile."""
+"""Pages of slow, endless, wrong or hostile sites."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GERMAN = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. "
 
 
 class Site(Quiet):
-    """One page for each trouble."""
+    """A site with one page for each fault."""
 
     seen: ClassVar[Counter[str]] = Counter()
     hosts: ClassVar[Counter[str | None]] = Counter()
@@ -162,7 +162,7 @@ def test_a_slow_page_ends_in_its_time(port: int, path: str) -> None:
     began = time.monotonic()
     with pytest.raises(FetchFailed):
         fetched(port, path, limit_s=1.0)
-    assert time.monotonic() - began < 10  # these sites go on for 20 s, or without end
+    assert time.monotonic() - began < 10  # these sites send for 20 s, or without end
 
 
 @pytest.mark.parametrize("path", ["/endless", "/large", "/bomb"])
@@ -197,7 +197,7 @@ def test_a_redirect_to_an_internal_address_is_refused(port: int, to: str) -> Non
 
 
 class InnerServer(ThreadingHTTPServer):
-    """At the same port of the other loopback address: macOS has no 127.0.0.2."""
+    """A server at the same port of the other loopback address: macOS has no 127.0.0.2."""
 
     address_family = socket.AF_INET6
 
@@ -212,8 +212,7 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1, the second address that the test needs")
 def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int) -> None:
-    """The site's name leads elsewhere each time that it is asked for; every connection goes where the check
-    looked."""
+    """The site's name resolves to another address each time; each connection uses the checked address."""
 
     class Inside(Quiet):
         asked: ClassVar[Counter[str]] = Counter()
@@ -225,7 +224,7 @@ def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int
     given: list[str] = []
 
     def rebinding(host: str, port: int, deadline: float) -> list[str]:
-        # first what may be fetched, then the internal address, which the server below listens at
+        # first an allowed address, then the internal one of the server below
         given.append("127.0.0.1" if host == "site.test" and len(given) < 1 else "::1")
         return given[-1:]
 
@@ -235,7 +234,7 @@ def test_a_name_that_changes_its_meaning_after_the_check_gains_nothing(port: int
         page = fetched(port, "/fine", resolve=rebinding)
         assert page.content.startswith(b"<html><title>Fine")
         assert given == ["127.0.0.1"], "the name was resolved again after it had been checked"
-        with pytest.raises(AddressRefused):  # the redirect's name is checked anew, and is internal by now
+        with pytest.raises(AddressRefused):  # the redirect's name is checked again, and is internal by now
             fetched(port, f"/to/http://rebound.test:{port}/fine", resolve=_then("127.0.0.1", "::1"))
         inside.shutdown()
         thread.join()
@@ -327,7 +326,7 @@ def test_a_site_without_rules_forbids_nothing_and_one_in_trouble_everything(stat
         ("“so”".encode("cp1252"), "iso-8859-1", "“so”"),
         (GERMAN.encode(), "no-such-charset", GERMAN),
         (GERMAN.encode(), "none\0", GERMAN),
-        (GERMAN.encode(), "base64", GERMAN),  # a codec that is none of text
+        (GERMAN.encode(), "base64", GERMAN),  # not a text codec
         (b"", None, ""),
     ],
 )  # fmt: skip

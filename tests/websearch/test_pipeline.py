@@ -182,7 +182,7 @@ def test_without_its_packages_a_search_names_the_command(server: ModelServer) ->
 
 
 class Given:
-    """An engine that knows its answer."""
+    """An engine that returns these links."""
 
     def __init__(self, *links: str) -> None:
         self.links = links
@@ -192,7 +192,7 @@ class Given:
 
 
 def flat(texts: list[str]) -> np.ndarray:
-    """Rows whose distance to the first is their text's length."""
+    """Return rows whose distance to the first row is their text's length."""
     return np.array([[0.0] if n == 0 else [len(text)] for n, text in enumerate(texts)], np.float32)
 
 
@@ -287,7 +287,7 @@ def test_the_best_passage_of_a_page_wins_and_a_long_one_is_cut_for_the_context()
 
 
 def test_a_page_that_is_about_the_question_is_preferred_to_one_with_a_passage_that_is_hardly_nearer() -> None:
-    """Each line is a passage, and says how far it is; a page as a whole is what its first line says."""
+    """Each line is a passage and states its distance; a page's distance is in its first line."""
     pages = {"near": "1.0\n0.1", "aside": "1.2\n0.48", "about": "0.6\n0.5", "nearest": "0.2\n0.05"}
 
     def embed(texts: list[str]) -> np.ndarray:
@@ -352,7 +352,7 @@ def test_a_searxng_whose_answer_does_not_end_is_read_up_to_a_bound(encoding: str
 
     with site.serving(Endless) as port, pytest.raises(SearchFailed, match="more than 4,000,000 bytes"):
         SearXNG(f"http://127.0.0.1:{port}").search("query", 6)
-    # beyond the bound there is what was on its way: compressed, that stands for a thousand times as much
+    # more is already in transit beyond the limit; compressed, it counts a thousand times
     assert encoding == "gzip" or sent < 40_000_000
 
 

@@ -1,8 +1,8 @@
-"""The right page of many questions, over a real site and with the real model.
+"""The right page for many questions, over a real site and with the real model.
 
-Three sets of a hundred: `questions.json`, by which the search was tuned, and two that were written without a
-look at results and are what is reported: `held_out_questions.json` asks mostly what a page is for,
-`detail_questions.json` for what stands deep in one. All of them:
+There are three sets of a hundred. `questions.json` served to tune the search. The other two were written
+before any results, and are the reported ones. `held_out_questions.json` mostly covers a page's purpose, and
+`detail_questions.json` a detail deep in a page. Run all questions with:
 
 EMBEDSHARE_QUESTIONS=100 python -m pytest -n 0 -s tests/websearch/test_quality.py
 """
@@ -28,15 +28,14 @@ from tests.processes import ModelServer
 from tests.websearch import site
 
 SETS = ("held_out_questions.json", "detail_questions.json")
-#: How many of each set: a few are enough to see that a change has broken something.
+#: Questions of each set: a few are enough to show that a change has broken the search.
 ASKED = int(os.environ.get("EMBEDSHARE_QUESTIONS", "5"))
 WAYS = ("passages", "visible text", "readable text")
 CUT = 2000
 
 
 class Remembering:
-    """A function of texts to rows, or of an address to a document, that does each one once: questions share
-    pages."""
+    """Embed each text and read each address only once: questions share pages."""
 
     def __init__(self, model: EmbeddingClient, addresses: AddressPolicy) -> None:
         self._model, self._read = model, reader(addresses)
@@ -56,7 +55,7 @@ class Remembering:
 
 
 class Score:
-    """How often each way had the right page among its three, and first; and what passages missed."""
+    """How often each method had the right page among its three, and first; and `passages`' misses."""
 
     def __init__(self) -> None:
         self.in_three, self.first = Counter[str](), Counter[str]()
@@ -70,7 +69,7 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedshare.websearch.page_process.PARSE_S", 60)  # a slow machine changes no ranking
+    monkeypatch.setattr("embedshare.websearch.page_process.PARSE_S", 60)  # a slow machine ranks the same
     scores = {name: Score() for name in SETS}
     with site.serving(site.Documentation) as port:
         address = f"http://127.0.0.1:{port}"
@@ -93,7 +92,7 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
             for each in score.missed:
                 print(f"  missed: {each}")
     found = sum((score.in_three for score in scores.values()), Counter[str]())
-    if ASKED < 100:  # no more is asked of a few questions, of which one is much
+    if ASKED < 100:  # with few questions, one question weighs too much for more
         assert found["passages"] >= 0.7 * len(SETS) * ASKED
         return
     assert all(score.in_three["passages"] >= 90 for score in scores.values())
@@ -101,7 +100,7 @@ def test_the_right_page_is_among_the_sources_of_nine_questions_in_ten(
 
 
 def _questions(name: str) -> dict[str, str]:
-    """Questions of a set, spread over it, and the page that answers each."""
+    """Return questions spread over a set, with the page that answers each."""
     every = json.loads((Path(__file__).parent / name).read_text(encoding="utf8"))
     assert len(every) == 100
     return {each["question"]: each["page"] for each in every[:: 100 // ASKED]}
@@ -133,7 +132,7 @@ def _visible(link: str) -> str:
 
 
 def _nearest(question: str, links: list[str], texts: list[str], memory: Remembering) -> list[str]:
-    """The original's way: one text a page, the three nearest."""
+    """Rank as the original does: one text a page, the three nearest."""
     rows = memory.embed([question, *texts])
     distances = ((rows[1:] - rows[0]) ** 2).sum(axis=1)
     return [links[at] for at in np.argsort(distances, kind="stable")[:3]]

@@ -24,7 +24,7 @@ from tests.processes import ROOT, SRC, environment, wait_for
 from tests.websearch.site import Quiet, serving
 
 LIMIT_S = 60.0
-#: Two megabytes that the parser works at for longer than PARSE_S: each line is moved past those before it.
+#: Two megabytes that the parser needs longer than PARSE_S for: it moves each line past those before it.
 FOR_EVER = b"<p>" + b"<b><p>" * 330_000
 ARTICLE = "<p>The mill stands at the river and grinds corn. It was built of oak in the year 1701.</p>" * 8
 
@@ -160,7 +160,7 @@ def test_a_process_for_what_strangers_sent_has_neither_the_keys_nor_the_password
     child = psutil.Process(apart._idle[0]._process.pid)
     given = wait_for(lambda: "PYTHONPATH" in child.environ() and child.environ(), what="its environment")
     assert given["PYTHONPATH"].startswith(str(SRC))
-    way_out = {"HTTPS_PROXY"} if kind is DdgsProcess else set()  # public engines are asked through the proxy
+    way_out = {"HTTPS_PROXY"} if kind is DdgsProcess else set()  # public engines need the proxy
     assert {name for name, value in secrets.items() if value in given.values()} == way_out
     apart._idle[0].end()
 
@@ -184,14 +184,14 @@ def test_a_page_that_takes_for_ever_is_left_and_the_next_is_read(parser: PagePro
 
 
 class Site(Quiet):
-    """Three pages worth reading, and one that is never done."""
+    """A site with three readable pages, and one that the parser never finishes."""
 
     def do_GET(self) -> None:
         self.send(FOR_EVER if self.path == "/hostile" else f"{ARTICLE}{self.path}".encode())
 
 
 class Links:
-    """An engine that knows its answer."""
+    """An engine that returns these links."""
 
     def __init__(self, *links: str) -> None:
         self._links = links
@@ -213,7 +213,7 @@ def own_parsers() -> list[psutil.Process]:
 def test_a_search_survives_a_page_that_hangs_or_kills_its_reader(
     monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    """The hostile page comes alone first (max_concurrent=1), so that all others stand behind it."""
+    """The hostile page is alone and first (max_concurrent=1), so that all others wait for it."""
     monkeypatch.setattr("embedshare.websearch.page_process.PARSE_S", LIMIT_S / 2 if killed else 1.0)
     before = set(own_parsers())
     with serving(Site) as port:

@@ -1,4 +1,4 @@
-"""HTTPS to an address that was checked: the certificate must be of the name."""
+"""HTTPS to a checked address: the certificate must be for the name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "site.test"
 
 
 class Secret(Quiet):
-    """One page, and whose it was asked for as."""
+    """One page; `hosts` are the Host headers of its requests."""
 
     hosts: ClassVar[list[str | None]] = []
 
@@ -45,7 +45,7 @@ def _only_ours_is_trusted(trusted: trustme.CA, tmp_path: Path, monkeypatch: pyte
 
 @contextmanager
 def site(ca: trustme.CA, *names: str) -> Iterator[tuple[int, list[str | None]]]:
-    """The port of an HTTPS site with a certificate for `names`, and the names that TLS asked it for."""
+    """Run an HTTPS site with a certificate for `names`; yield its port and the names that TLS requested."""
     context, asked = authority.context(ca, *names), []
 
     def remember(sock: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
@@ -71,7 +71,7 @@ def test_the_name_is_asked_for_and_its_certificate_accepted(trusted: trustme.CA)
 
 @pytest.mark.parametrize("names", [("other.test",), ("127.0.0.1",), ("*.site.test",)])
 def test_a_certificate_of_another_name_is_refused(trusted: trustme.CA, names: tuple[str, ...]) -> None:
-    """Nor is it enough that it names the address: a page's link says which name is meant."""
+    """A certificate for the address is not enough: the page's link gives the name."""
     Secret.hosts.clear()
     with site(trusted, *names) as (port, _), pytest.raises(FetchFailed, match="CERTIFICATE_VERIFY_FAILED"):
         fetched(port)

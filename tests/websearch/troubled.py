@@ -1,4 +1,4 @@
-"""A process apart for tests: its work is a word that says what is to happen."""
+"""A separate process for tests: its input is a word that names its action."""
 
 from __future__ import annotations
 

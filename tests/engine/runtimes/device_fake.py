@@ -1,10 +1,10 @@
-"""Stand-ins for a GPU, for tests of the pipeline where there is none.
+"""Stand-ins for a GPU, for pipeline tests on machines without one.
 
-`LateStream` does what it is asked as late, and in as odd an order, as a GPU may. What is in different streams
-runs in any order that the events allow, drawn by dice, and nothing has to run before somebody waits for it.
-Memory is garbage until it is written.
+`LateStream` runs work as late, and in as odd an order, as a GPU may. A random generator picks the order
+between streams within what the events allow. No operation need run before a thread waits for it. Memory is
+garbage until it is written.
 
-`TapeStream` captures as a GPU does: the operations with their memory, and nothing of the Python between them.
+`TapeStream` captures as a GPU does: the operations with their memory, and none of the Python between them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LATE = {"aten::copy_", "aten::fill_"}
 
 
 class Stream:
-    """Work in the order it was asked for; each with what it has to wait for."""
+    """Work in the order of its requests, each item with the event that it waits for."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Callable[[], bool], Work]] = deque()
@@ -41,7 +41,7 @@ class LateDevice:
     def ask(self, stream: Stream, work: Work, may_run: Callable[[], bool] = lambda: True) -> None:
         with self._lock:
             stream.waiting.append((may_run, work))
-            for _ in range(self.dice.choice([0, 0, 1, 5])):  # some of it may be done at once
+            for _ in range(self.dice.choice([0, 0, 1, 5])):  # part of the work may run at once
                 self._step()
 
     def run_until(self, condition: Callable[[], bool]) -> None:
@@ -52,13 +52,13 @@ class LateDevice:
     def _step(self) -> bool:
         ready = [stream for stream in self.streams if stream.waiting and stream.waiting[0][0]()]
         if ready:
-            with _disable_current_modes():  # else copies that are done now would be asked for anew
+            with _disable_current_modes():  # otherwise these copies would be queued again
                 self.dice.choice(ready).waiting.popleft()[1]()
         return bool(ready)
 
 
 class LateEvent:
-    """As CUDA's: a wait is for the last record that was asked for before it."""
+    """Like CUDA's event: a wait is for the last record requested before it."""
 
     def __init__(self, device: LateDevice) -> None:
         self._device = device
@@ -115,7 +115,7 @@ class LateStream:
 
     def capture(self, work: Work) -> Work:
         self.captured += 1
-        self.call(work)  # as the run before a capture does
+        self.call(work)  # like the run before a capture
         return lambda: self._device.ask(self._current.stream, work)
 
     def settle(self, *streams: Any) -> None:
@@ -123,7 +123,7 @@ class LateStream:
 
 
 class _Late(TorchDispatchMode):  # type: ignore[misc]  # torch is not analysed
-    """Copies are asked of a stream; all else is done at once."""
+    """Queue copies on a stream; run every other operation at once."""
 
     def __init__(self, device: LateDevice, stream: Stream) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class TapeStream(PlainStream):
 
 
 class Tape(TorchDispatchMode):  # type: ignore[misc]  # torch is not analysed
-    """Operations with the tensors that they read and wrote, to be done again on those same tensors."""
+    """Record operations with the tensors that they read and write; replay them on the same tensors."""
 
     def __init__(self) -> None:
         super().__init__()

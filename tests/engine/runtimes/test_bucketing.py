@@ -1,4 +1,4 @@
-"""Cutting a batch into launches: every text once, within bounds, in few shapes, with little padding."""
+"""Cutting a batch into launches: each text once, within bounds, in few shapes, with little padding."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_each_text_is_in_one_launch_that_it_fits(lengths: list[int], shapes: Sha
 def test_a_launch_is_padded_by_no_more_than_another_launch_costs(lengths: list[int], shapes: Shapes) -> None:
     for launch in plan(lengths, shapes):
         of_own_width = sum(map(shapes.width_of, lengths[launch.first : launch.first + launch.texts]))
-        # for shorter texts and for rows without a text, each; a small launch is free as a whole
+        # one allowance for shorter texts, one for empty rows; a whole small launch is free
         assert launch.rows * launch.width - of_own_width <= 2 * shapes.free_tokens
 
 
@@ -66,13 +66,13 @@ def test_without_fixed_shapes_no_row_is_empty_and_no_row_longer_than_its_longest
     ("lengths", "shapes_of_launches"),
     [
         ([7], [(1, 16)]),
-        ([17], [(1, 32)]),  # 24 would do; 32 costs nothing and is met more often
+        ([17], [(1, 32)]),  # 24 is enough; 32 costs nothing more and recurs more often
         ([100], [(1, 128)]),
         ([256], [(1, 256)]),
-        ([20, 12, 9, 7, 6], [(8, 32)]),  # queries of five callers, in one launch
+        ([20, 12, 9, 7, 6], [(8, 32)]),  # five callers' queries in one launch
         ([16] * 256, [(256, 16)]),
         ([16] * 300, [(256, 16), (48, 16)]),  # the last four rows are empty
-        ([128] * 33, [(32, 128), (1, 128)]),  # 31 more rows would cost more than one more launch
+        ([128] * 33, [(32, 128), (1, 128)]),  # 31 more rows cost more than one more launch
         ([128] * 31, [(32, 128)]),
         ([256] * 2 + [20] * 100, [(2, 256), (96, 24), (4, 32)]),
         ([130] * 12 + [60] * 40, [(12, 160), (40, 64)]),

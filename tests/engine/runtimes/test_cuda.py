@@ -1,4 +1,4 @@
-"""On a real GPU: graphs give what the plain run gives, from any thread, and lack of memory is survived."""
+"""On a real GPU: graphs match the plain run, from any thread, and the runtime survives a lack of memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference() -> Any:
 
 
 def batches() -> list[list[list[int]]]:
-    """From one short query to more than one launch can hold."""
+    """Batches from one short query to more than one launch can hold."""
     return [
         mixed(1, most=8, count=1), mixed(2, most=30, count=16), mixed(3, most=256, count=60),
         mixed(4, most=16, count=1500), [[2000 + text] * 16 for text in range(1024)], [[101, 102]],
@@ -57,7 +57,7 @@ def test_a_graph_gives_what_the_plain_run_and_the_model_itself_give(
     runtime: PaddedRuntime, reference: Any, number: int
 ) -> None:
     sequences = batches()[number]
-    plainly = runtime.run(sequences)  # where the warm-up has not captured its shapes already
+    plainly = runtime.run(sequences)  # plain for the shapes that the warm-up has not captured
     captured = [runtime.run(sequences) for _ in range(3)]
     expected = np.concatenate(
         [embedders.plain_forward(reference, sequences[at : at + 64]) for at in range(0, len(sequences), 64)]
@@ -86,7 +86,7 @@ def test_threads_with_small_and_large_batches_get_what_one_gets(runtime: PaddedR
 
 def test_shapes_are_captured_while_other_threads_replay(reference: Any) -> None:
     fresh = load("float32")
-    large = [mixed(seed, most=256, count=20 + seed) for seed in range(30)]  # new shapes all the time
+    large = [mixed(seed, most=256, count=20 + seed) for seed in range(30)]  # each batch has a new shape
     small = [mixed(100 + seed, most=16, count=2) for seed in range(300)]
     work = [*large, *small, *large]
     expected = [embedders.plain_forward(reference, batch) for batch in work]
@@ -145,5 +145,5 @@ def test_an_engine_that_nobody_holds_gives_its_memory_back() -> None:
         runtime.run(mixed(6, most=256, count=200))
         del runtime
         release_memory()
-    workspaces = 2 * 2 * 32 * MIB  # torch may keep cuBLAS's, of each stream of each load
+    workspaces = 2 * 2 * 32 * MIB  # torch may keep a cuBLAS workspace for each stream of each load
     assert torch.cuda.memory_reserved() <= before + workspaces + 16 * MIB

@@ -1,4 +1,4 @@
-"""The logic around CUDA's calls, with stand-ins for the calls: what runs where, and what a failure leaves."""
+"""The logic around CUDA's calls, with stand-ins for them: where work runs, and the state after a failure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LIMIT_S = 10.0
 
 class Stream(torch.cpu.Stream):  # type: ignore[misc]  # torch is not analysed
     def synchronize(self) -> None:
-        """All is done."""
+        """Do nothing: all work is done."""
 
 
 class Cuda:
-    """What the queue calls of torch.cuda, on the CPU."""
+    """The calls of torch.cuda that the queue makes, on the CPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fails: list[Exception] = []  # the captures to come
+        self.fails: list[Exception] = []  # the errors of the next captures
         self.captured = 0
         empty = torch.empty
         stand_ins = {
@@ -77,7 +77,7 @@ def test_the_model_runs_in_one_thread_whoever_asks_and_graphs_replay(cuda: Cuda)
     for seed in range(5):
         vectors(ours, [5, 9], seed)
     assert cuda.captured == 1
-    assert ran_in == ["model_0"] * 3  # once plainly, once before it was captured, once to capture it
+    assert ran_in == ["model_0"] * 3  # a plain run, the run before the capture, the capture
 
 
 def test_a_forward_that_cannot_be_captured_is_tried_a_few_times(cuda: Cuda) -> None:
@@ -133,7 +133,7 @@ def test_an_error_leaves_nothing_of_the_batch_behind(cuda: Cuda) -> None:
     try:
         with contextlib.suppress(torch.OutOfMemoryError):
             thread.do(fails)
-        thread.do(lambda: None)  # the thread itself has let go of it
+        thread.do(lambda: None)  # the thread itself has dropped its reference
         assert kept[0]() is None
     finally:
         gc.enable()
@@ -141,7 +141,7 @@ def test_an_error_leaves_nothing_of_the_batch_behind(cuda: Cuda) -> None:
 
 def test_once_the_main_thread_has_ended_the_thread_that_asks_runs_the_model(cuda: Cuda) -> None:
     model = ModelThread("cuda:0")
-    model._thread.shutdown()  # as the interpreter does then
+    model._thread.shutdown()  # as the interpreter does at exit
     assert model.do(lambda: (threading.current_thread(), torch.is_inference_mode_enabled())) == (
         threading.current_thread(),
         True,

@@ -1,5 +1,5 @@
-"""The pipeline: every batch gets its own vectors, however the device times its work, and nothing is left
-behind when one fails."""
+"""The pipeline: each batch gets its own vectors, however the device times its work.
+A failed batch leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ batches_of_lengths = st.lists(st.lists(st.integers(1, 64), min_size=1, max_size=
 
 
 def forward(integers: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-    """Of each row the sum, the number and the last of its tokens."""
+    """Return the sum, the number and the last of each row's tokens."""
     lengths, ids = integers[:rows], integers[rows:].view(rows, width)
     assert (ids != POISON).all(), "poisoned"
     present = torch.arange(width) < lengths[:, None]
@@ -38,7 +38,7 @@ def expected(sequences: list[list[int]]) -> np.ndarray:
 
 
 def texts(lengths: list[int], seed: int) -> list[list[int]]:
-    """Sequences of these lengths, the longest first, none like another."""
+    """Return sequences of these lengths, the longest first, all different."""
     dice = np.random.default_rng(seed)
     return [dice.integers(2, 30_000, length).tolist() for length in sorted(lengths, reverse=True)]
 
@@ -54,7 +54,7 @@ def vectors(ours: Pipeline, sequences: list[list[int]], shapes: Shapes = FIXED) 
 
 
 def assert_works(ours: Pipeline) -> None:
-    """Both slots are there, and good."""
+    """Fail unless both slots are free and working."""
     with ThreadPoolExecutor(2 * SLOTS) as threads:
         batches = [texts([5, 9, 30], seed) for seed in range(4 * SLOTS)]
         for found, batch in zip(threads.map(lambda one: vectors(ours, one), batches), batches, strict=True):

@@ -1,4 +1,4 @@
-"""Who sees whom in a packed row: found by the proof, and the model's own word on causality and windows."""
+"""Which tokens attend to which in a packed row, from the proof and the model's causality and windows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model_of(folder: Path, family: str, config: dict[str, Any], longest: int = 5
     return embedders.load(saved(folder, parts), "cpu", trust_remote_code=False)
 
 
-#: Those whose form another of FORMS has too; EMBEDSHARE_LONG=1 tries them.
+#: Models whose form another entry of FORMS has too; only EMBEDSHARE_LONG=1 tries them.
 ALIKE = {
     "Mistral, a window beyond the proof", "ModernBERT, a window beyond the proof", "Gemma 3, both ways",
     "DeBERTa, a convolution", "Mistral, a window",
@@ -97,7 +97,7 @@ def test_a_model_without_a_form_computes_as_it_was_loaded(
 
 
 def _touched(embedder: Embedder) -> bool:
-    """Run once, as the search does, and not taken."""
+    """Run the embedder once, as the search does, and return that it is not accepted."""
     if embedder.mask is masks.own:
         with torch.inference_mode():
             embedder(*map(torch.from_numpy, pack([[5, 6], [7]], Layout())))
@@ -106,7 +106,7 @@ def _touched(embedder: Embedder) -> bool:
 
 def test_a_graph_that_holds_for_some_lengths_alone_is_not_taken(tmp_path: Path) -> None:
     class Branching(Embedder):
-        """Its code asks how wide a row is, as some models' does."""
+        """A model whose code depends on a row's width, as some models' does."""
 
         def forward(self, input_ids: Any, *others: Any) -> Any:
             rows = super().forward(input_ids, *others)

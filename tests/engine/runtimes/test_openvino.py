@@ -1,4 +1,4 @@
-"""OpenVINO's graphs side by side: the right rows from each, for any mix of callers."""
+"""OpenVINO's graphs in parallel: the right rows from each graph, for any mix of callers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows_of(loaded: loading.EngineParts, texts: list[str]) -> np.ndarray:
 
 
 def prepared() -> None:
-    """Wait until the graphs of fixed shape are there."""
+    """Wait until the fixed-shape graphs are compiled."""
     for thread in threading.enumerate():
         if thread.name == "embedshare-shapes":
             thread.join()
@@ -106,4 +106,4 @@ def test_a_disk_without_room_for_the_graph_costs_the_next_start_its_time_and_not
     (line,) = lines
     assert line.startswith(f"WARNING Could not keep the converted graph in {tmp_path / 'graphs'}")
     assert "set EMBEDDING_CACHE_DIR to another folder" in line
-    assert list((tmp_path / "graphs").iterdir()) == []  # not half of one either
+    assert list((tmp_path / "graphs").iterdir()) == []  # no partial graph either

@@ -1,4 +1,4 @@
-"""Packing: every token in one place, texts kept apart, rows full."""
+"""Packing: each token in one place, texts kept apart, rows full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ positions = st.sampled_from([0, 2])
 
 
 def texts(lengths: list[int]) -> list[list[int]]:
-    """Sequences whose tokens are all different and none is 0."""
+    """Return sequences whose tokens are all different and not 0."""
     ends = np.cumsum(lengths)
     return [list(range(end - length + 1, end + 1)) for length, end in zip(lengths, ends, strict=True)]
 
@@ -100,7 +100,7 @@ def test_the_last_shape_is_taken_again_only_where_everything_fits(
 @pytest.mark.parametrize(
     ("lengths", "last", "shape"),
     [
-        ([14], (1, 24), (1, 24)),  # ten tokens more cost less than another shape
+        ([14], (1, 24), (1, 24)),  # ten more tokens cost less than another shape
         ([14], (1, 48), (1, 16)),
         ([14], (4, 32), (1, 16)),
         ([14], (1, 8), (1, 16)),

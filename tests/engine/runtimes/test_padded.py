@@ -1,4 +1,4 @@
-"""The padded runtime gives what SentenceTransformer gives, in every shape, and never makes a device wait."""
+"""The padded runtime matches SentenceTransformer in every shape, and no host waits for its device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from embedshare.errors import OutOfMemory
 from tests.engine.runtimes.device_fake import TapeStream
 from tests.engine.test_loading import TEXTS, settings_for, small_model, smallest_cosine
 
-#: As on a GPU: fixed shapes, two batches at once.
+#: A GPU's sizes: fixed shapes, two batches at once.
 AS_ON_GPU = Sizes(
     max_batches_per_lane=2, interactive_budget=128, bulk_budget=1024, free_tokens=64, fixed=True
 )
@@ -29,7 +29,7 @@ MODELS = [
     ("Bert", "mean"), ("Bert", "cls"), ("Roberta", "mean"), ("DistilBert", "max"), ("MPNet", "mean"),
     ("Bert", "lasttoken"), ("Bert", "weightedmean"),
 ]  # fmt: skip
-#: What a stream that is being captured refuses: to bring a value, or the number of trues, to the host.
+#: Operations that a stream under capture refuses: they bring a value, or the count of trues, to the host.
 _WAIT = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select")
 WAITS = [f"aten::{name}" for name in _WAIT]
 
@@ -44,7 +44,7 @@ def default_model() -> Any:
     return embedders.load(weights.find("all-MiniLM-L6-v2"), "cpu", trust_remote_code=False)
 
 
-#: Those that are tried each time, of both kinds of sizes; EMBEDSHARE_LONG=1 tries all.
+#: The models of every run, one for each kind of sizes; EMBEDSHARE_LONG=1 tries all.
 QUICK = [("Roberta", "mean", None), ("MPNet", "mean", AS_ON_GPU), ("Bert", "lasttoken", AS_ON_GPU)]
 
 
@@ -61,7 +61,7 @@ def test_vectors_are_those_of_the_models_own_forward(
 ) -> None:
     model = embedders.load(small_model(tmp_path, architecture, pooling), "cpu", trust_remote_code=False)
     runtime = PaddedRuntime(model, "float32", sizes)
-    for seed in (1, 1, 2):  # the second run of a shape is that of its graph
+    for seed in (1, 1, 2):  # the second run of a shape replays its graph
         sequences = mixed(seed)
         expected = np.concatenate([embedders.plain_forward(model, [ids]) for ids in sequences])
         found = runtime.run(sequences)
@@ -122,7 +122,7 @@ def test_many_threads_get_what_one_gets(default_model: Any) -> None:
 
 
 class _Asked(TorchDispatchMode):  # type: ignore[misc]  # torch is not analysed
-    """The operations for which a host waits for its device."""
+    """Record the operations that make a host wait for its device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _Asked(TorchDispatchMode):  # type: ignore[misc]  # torch is not analysed
 def test_operations_captured_of_one_batch_give_the_vectors_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, pooling: str
 ) -> None:
-    """No length, mask or position of the batch that was captured is left in the graph."""
+    """The graph keeps no length, mask or position of the captured batch."""
     from transformers.utils import import_utils
 
     model = embedders.load(small_model(tmp_path, architecture, pooling), "cpu", trust_remote_code=False)
@@ -159,7 +159,7 @@ def test_operations_captured_of_one_batch_give_the_vectors_of_others(
 def test_nothing_in_a_captured_forward_waits_for_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, pooling: str
 ) -> None:
-    """transformers asks whether a stream is being captured, and then leaves out what would wait."""
+    """transformers detects a capture and then skips the operations that would wait."""
     from transformers.utils import import_utils
 
     model = embedders.load(small_model(tmp_path, architecture, pooling), "cpu", trust_remote_code=False)

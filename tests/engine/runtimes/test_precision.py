@@ -1,4 +1,4 @@
-"""Which precision "auto" is on a CPU: the one in which it computes sooner."""
+"""The precision that "auto" selects on a CPU: the one that computes faster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedshare.engine.runtimes import openvino, precision, torch
 
 
 class Machine:
-    """Products that take a given time each, and what a clock shows meanwhile."""
+    """Products that each take a given time on this machine's clock."""
 
     def __init__(self, float32_s: Iterator[float], bfloat16_s: Iterator[float]) -> None:
         self.products = precision.Products(self._taking(float32_s), self._taking(bfloat16_s))
@@ -34,9 +34,9 @@ class Machine:
     [
         ([2.0], [1.0], "bfloat16"),
         ([1.0], [2.0], "float32"),
-        ([1.0], [0.95], "float32"),  # not worth the rounding
+        ([1.0], [0.95], "float32"),  # too small a gain for the rounding
         ([1.0], [0.85], "bfloat16"),
-        ([9.0, 9.0, 1.0], [3.0, 2.0, 2.0], "float32"),  # others used the cores in between
+        ([9.0, 9.0, 1.0], [3.0, 2.0, 2.0], "float32"),  # other processes used the cores in between
         ([2.0, 3.0, 3.0], [9.0, 1.0, 9.0], "bfloat16"),
     ],
 )
@@ -62,7 +62,7 @@ def test_the_products_are_computed_in_their_precisions(prepare: Callable[[], pre
     assert exact.shape == rounded.shape == (precision.ROWS, precision.OUTPUTS)
     error = (exact - rounded).abs().max().item()
     if "BF16" in openvino.cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert 0.01 < error < 1.5  # eight bits of a number that is 20 on the average
+        assert 0.01 < error < 1.5  # eight bits of a number that averages 20
 
 
 def test_measuring_leaves_a_worker_its_random_numbers() -> None:

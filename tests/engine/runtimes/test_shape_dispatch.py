@@ -1,4 +1,4 @@
-"""One graph in several fixed shapes: the branch that is asked for answers, and all answer alike."""
+"""One graph in several fixed shapes: the requested branch answers, and all branches agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = [[(1, 4), (1, 4)], [(2, 3), (2, 3)]]
 
 @pytest.fixture(scope="module")
 def compiled() -> Any:
-    """A graph that multiplies its two inputs and sums up each row."""
+    """Return a graph that multiplies its two inputs and sums each row."""
     one, other = (ops.parameter(ov.PartialShape([-1, -1]), np.int64) for _ in range(2))
     product = ops.convert(ops.multiply(one, other), np.float32)
     graph = ov.Model([ops.result(ops.reduce_sum(product, np.array([1]), keep_dims=True))], [one, other])

@@ -1,4 +1,4 @@
-"""A saved index: what was written is read, and nothing else is taken for one."""
+"""A saved index: reading returns the written data, and no other file is accepted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_was_written_is_read_and_the_vectors_are_mapped(tmp_path: Path) -> 
     assert rows.flags.aligned
     assert [file.name for file in tmp_path.iterdir()] == ["an index"]
     empty = about(metadata=[], next_id=0)
-    file_format.write(path, empty, IDS[:0], ROWS[:0])  # over the file that is mapped
+    file_format.write(path, empty, IDS[:0], ROWS[:0])  # replaces the mapped file
     assert file_format.read(path)[2].shape == (0, 4)
     assert rows.tolist() == ROWS.tolist()
 
@@ -138,7 +138,7 @@ def test_an_archive_whose_parts_begin_before_it_is_refused(tmp_path: Path) -> No
     path = tmp_path / "index"
     file_format.write(path, about(), IDS, ROWS)
     data = bytearray(path.read_bytes())
-    end = data.rindex(b"PK\5\6")  # the record at an archive's end, which says where its directory begins
+    end = data.rindex(b"PK\5\6")  # an archive's end record, which gives the directory's offset
     (begins,) = struct.unpack_from("<L", data, end + 16)
     struct.pack_into("<L", data, end + 16, begins + 1)
     path.write_bytes(data)

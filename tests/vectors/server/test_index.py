@@ -1,4 +1,4 @@
-"""An index against exact search by FAISS: every metric and kind, while vectors come and go."""
+"""An index against exact search by FAISS: every metric and kind, while vectors are added and removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS = ("l2", "cosine", "ip")
 
 
 def clustered(count: int, dimension: int, seed: int = 1) -> np.ndarray:
-    """Vectors that lie as texts' do: around topics, and not everywhere."""
+    """Return vectors distributed like texts' vectors: clustered around topics."""
     dice = np.random.default_rng(seed)
     topics = dice.normal(size=(max(1, count // 50), dimension))
     around = topics[dice.integers(len(topics), size=count)] + 0.5 * dice.normal(size=(count, dimension))
@@ -28,7 +28,7 @@ def clustered(count: int, dimension: int, seed: int = 1) -> np.ndarray:
 
 
 def truth(rows: np.ndarray, queries: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """What FAISS's own flat index finds."""
+    """Return the result of FAISS's own flat index."""
     dimension = rows.shape[1]
     index = faiss.IndexFlatL2(dimension) if metric == "l2" else faiss.IndexFlatIP(dimension)
     rows, queries = rows.copy(), queries.copy()
@@ -48,7 +48,7 @@ def filled(rows: np.ndarray, metric: str = "l2", kind: str = "flat") -> Index:
 
 @pytest.fixture(params=["faiss", "numpy"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Exact search with FAISS, and as where it is not installed."""
+    """Exact search with FAISS, and without it as if it were not installed."""
     if request.param == "numpy":
         monkeypatch.setattr(exact, "faiss", lambda: None)
     return str(request.param)

@@ -1,4 +1,4 @@
-"""The shelf: what is on it, who gets it, and what makes room."""
+"""The store: its indexes, the callers that may use them, and eviction."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def put(
 
 
 def names_on(store: IndexStore, names: bytes) -> str:
-    """Which of these one-letter names are there; asking is a use of each."""
+    """Return those of these one-letter names that the store holds; each look counts as a use."""
     found = ""
     for name in names.decode():
         try:
@@ -143,7 +143,7 @@ def test_an_index_goes_when_all_who_used_it_have_been_gone_for_a_while() -> None
     put(store, b"a", 2, caller=2)
     put(store, b"b", 2, caller=2)
     put(store, b"c", 2, caller=3)
-    assert search(store, b"b") == 2  # process 1 does
+    assert search(store, b"b") == 2  # process 1 searches
 
     def later(seconds: float) -> int:
         now[0] += seconds
@@ -157,7 +157,7 @@ def test_an_index_goes_when_all_who_used_it_have_been_gone_for_a_while() -> None
     living.discard("process 3")
     assert later(0) == 2
     living.add("process 3")
-    store.check("process 3", b"c", MODEL, 0)  # it was there after all
+    store.check("process 3", b"c", MODEL, 0)  # the process is alive after all
     assert later(2 * shelves.ABANDONED_S) == 2
     assert names_on(store, b"abc") == "bc"
     assert store.stats()["evicted"] == 0
@@ -227,7 +227,7 @@ def test_the_least_recently_used_goes_first_by_number() -> None:
 
 def test_and_by_bytes_those_too_that_are_not_whole() -> None:
     store = store_of(99, 100_000)
-    put(store, b"a", 1, total=900)  # room is held for what was announced
+    put(store, b"a", 1, total=900)  # the store reserves the announced bytes
     assert store.stats()["bytes"] >= 900 * 32
     for name in b"bcde":
         put(store, bytes([name]), 500)

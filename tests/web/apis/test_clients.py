@@ -1,4 +1,4 @@
-"""The clients of other services, as their packages are, against a real worker and a real model server."""
+"""Other services' clients, as their packages are, against a real worker and a real model server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_openai_embeds_texts_and_tokens_alike(
     assert alike(vectors(plain), expected)
 
 
-#: `hello world` and `Embeddings are useful` in OpenAI's cl100k_base: every id is one of the model's, too.
+#: `hello world` and `Embeddings are useful` in OpenAI's cl100k_base: each id is also one of the model's.
 OF_OPENAI = [[15339, 1917], [26566, 25624, 527, 5505]]
 
 
@@ -127,7 +127,7 @@ def test_openai_s_other_errors_have_its_form(gpt: openai.OpenAI, worker: Worker)
     with pytest.raises(openai.APIStatusError) as too_long:
         gpt.embeddings.create(model="all-MiniLM-L6-v2", input=[101] * 256 + [102])
     assert (too_long.value.status_code, too_long.value.code) == (413, "too_large")
-    with pytest.raises(openai.APIStatusError) as too_large:  # refused before Flask sees it
+    with pytest.raises(openai.APIStatusError) as too_large:  # refused before it reaches Flask
         gpt.embeddings.create(model="any", input="x" * 2 * worker.max_message_bytes)
     assert (too_large.value.status_code, too_large.value.code) == (413, "too_large")
     answer = requests.get(f"{worker.url}/v1/embeddings", timeout=30)
@@ -166,7 +166,7 @@ def test_ollama_lists_and_shows_the_model(worker: Worker) -> None:
     assert listed.digest is not None
     assert len(listed.digest) == 64
     assert listed.modified_at is not None
-    assert 0 < time.time() - listed.modified_at.timestamp() < 3600  # the server was started by these tests
+    assert 0 < time.time() - listed.modified_at.timestamp() < 3600  # these tests started the server
     assert listed.size is not None
     assert 1e6 < listed.size < 1e9
     assert listed.details is not None
@@ -187,7 +187,7 @@ def test_ollama_lists_and_shows_the_model(worker: Worker) -> None:
     assert requests.get(f"{worker.url}/api/version", timeout=30).json()["version"]
 
 
-#: The fields of Ollama's answers that typed clients demand, and their JSON types (Go's api structs).
+#: The fields of Ollama's answers that typed clients require, and their JSON types (Go's api structs).
 DETAILS = {
     "parent_model": str, "format": str, "family": str, "families": list, "parameter_size": str,
     "quantization_level": str,
@@ -249,7 +249,7 @@ def test_ollama_s_errors_are_its_client_s(worker: Worker) -> None:
 
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's client may connect: it is given a worker's address, and no test's a hub's."""
+    """Let the hub's client connect: it has a worker's address, and no test has a hub's."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 

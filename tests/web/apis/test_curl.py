@@ -1,4 +1,4 @@
-"""What users of a service of this kind send by curl, in the order in which its manual shows it."""
+"""The curl requests of a service of this kind, in the order of its manual."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_texts_are_embedded_and_the_worker_tells_how_it_is(worker: Worker, model
         "requests_total", "requests_failed", "success_rate", "embeddings_generated", "avg_latency_ms",
         "model_reloads", "model_reload_failures", "uptime_seconds",
     }  # fmt: skip
-    assert metrics["requests_total"] - before["requests_total"] == 4  # the first look itself, and these three
-    assert metrics["requests_failed"] == before["requests_failed"]  # what a caller did wrong is no failure
+    assert metrics["requests_total"] - before["requests_total"] == 4  # the first /metrics and these three
+    assert metrics["requests_failed"] == before["requests_failed"]  # a caller's error is not a failure
     assert metrics["embeddings_generated"] - before["embeddings_generated"] == len(TEXTS)
     assert 0 < metrics["avg_latency_ms"] < 60_000
     assert 0 <= metrics["success_rate"] <= 1

@@ -1,4 +1,4 @@
-"""Each API's errors have its form, whichever layer raises them; names of the model that are not taken."""
+"""Each API's errors have its form, whichever layer raises them; and model names that a worker refuses."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OWN = ("/api/embed", "/index", "/v1x", "/embedding/health")
 
 
 class _Barred(EmbedshareError):
-    """What a layer before the views raises."""
+    """An error of a layer before the views."""
 
     http_status: ClassVar[int] = 401
 
 
 def barred(model: EmbeddingClient, error: Exception) -> FlaskClient:
-    """A worker whose every request fails before a view sees it."""
+    """A worker that fails each request before a view sees it."""
     app = create_app(model, Settings())
 
     @app.before_request
@@ -178,14 +178,14 @@ def test_token_ids_without_the_model_s_own_special_tokens_are_another_tokenizer_
     assert "begin with [101] and end with [102]" in answer.json["error"]["message"]
 
 
-#: Cut in an emoji: the first half, the second, and both in the wrong order.
+#: A text cut within an emoji: the first half, the second, and both in the wrong order.
 HALVES = ("cut \\ud83d", "\\uDE00 cut", "\\ude00\\ud83d")
 
 
 @pytest.mark.parametrize("half", HALVES)
 def test_half_an_emoji_is_read_as_openai_and_ollama_read_it(model: EmbeddingClient, half: str) -> None:
     browser = create_app(model, Settings()).test_client()
-    others = '"fine", "\\ud83d\\ude00", "\\\\ud83d"'  # a whole emoji, and the letters of an escape
+    others = '"fine", "\\ud83d\\ude00", "\\\\ud83d"'  # a whole emoji, and an escaped escape
     sent = f'{{"model": "m{half}", "input": ["{half}", {others}], "prompt": "{half}", "{half}": "{half}"}}'
     read = re.sub(r"\\ud83d|\\ude00", "\ufffd", half, flags=re.IGNORECASE)
     expected = model.encode([read, "fine", "\U0001f600", r"\ud83d"], normalize_embeddings=True)
@@ -244,7 +244,7 @@ def test_half_pairs_among_other_escapes_are_told_from_whole_ones() -> None:
     random = Random(0)
     for _ in range(3000):
         sent = '["{}"]'.format("".join(random.choices(parts, k=random.randrange(8))))
-        expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(sent)[0])  # json makes pairs of halves
+        expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(sent)[0])  # json joins halves into pairs
         assert _as_read(sent.encode()) == [expected], sent
 
 

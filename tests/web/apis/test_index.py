@@ -1,4 +1,4 @@
-"""Indexes over HTTP, on a real client and a real server."""
+"""Indexes over HTTP, with a real client and a real server."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_documents_that_are_added_are_found_with_their_urls(browser: FlaskClient
 
 @pytest.fixture
 def other(server: ModelServer, folder: Path) -> Iterator[FlaskClient]:
-    """A second worker of the machine, with a client of its own."""
+    """A second worker on this machine, with its own client."""
     with server.client(EMBEDDING_FALLBACK="none") as client:
         yield create_app(client, Settings(indexes=IndexSettings(directory=str(folder)))).test_client()
 
@@ -237,7 +237,7 @@ def test_other_files_in_the_folder_are_logged_and_stay_and_the_quota_holds(
     model: EmbeddingClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.mkdir(mode=0o700)
-    digest = "d41d8cd98f00b204e9800998ecf8427e"  # caches name their files so
+    digest = "d41d8cd98f00b204e9800998ecf8427e"  # some caches name their files this way
     others = [
         folder / "notes.txt",
         folder / ".hidden.1.1",
@@ -274,7 +274,7 @@ def test_other_files_in_the_folder_are_logged_and_stay_and_the_quota_holds(
 
 def test_an_index_that_cannot_be_deleted_is_logged_without_its_id(tmp_path: Path) -> None:
     name = "0123456789abcdef" * 2
-    (tmp_path / name).mkdir()  # which no system deletes as a file
+    (tmp_path / name).mkdir()  # no system deletes a folder as a file
     lines: list[str] = []
     handler = logger.add(lines.append, format="{message}")
     try:
@@ -331,7 +331,7 @@ def test_a_key_that_makes_index_after_index_pushes_out_none_of_another_s(
     more = {"documents": ["another"]}
     added = browser.post(f"/index/{ours[0]}/documents", json=more, headers={"X-API-Key": "two"})
     assert added.status_code == 200
-    ours += [make("one")]  # which two's addition has left this key's own
+    ours += [make("one")]  # two's addition does not transfer the index
     assert [(folder / name).exists() for name in ours] == [True] * 3
 
 
@@ -364,7 +364,7 @@ def test_top_k_is_a_number_in_its_bounds(browser: FlaskClient, top_k: Any) -> No
 def test_a_page_of_another_origin_cannot_have_its_visitor_s_browser_do_this(
     browser: FlaskClient, path: str, kind: str | None
 ) -> None:
-    """Without asking the worker first, a browser sends such a page's body as text, or without a type."""
+    """Without a preflight request, a browser sends such a page's body as text, or without a type."""
     answer = browser.post(path, data=b'{"documents": ["a"], "query": "a"}', content_type=kind)
     assert answer.status_code == 415
     assert "send JSON, with the header Content-Type: application/json" in answer.json["error"]

@@ -1,4 +1,4 @@
-"""What Prometheus reads from web workers: of one process, and of several that share a port."""
+"""The metrics that Prometheus reads from web workers: one process, and several that share a port."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
         return found
 
     def embedded(found: Scrape) -> tuple[float, float]:
-        """Requests, and the vectors for them: requests that went together are one call of the client's."""
+        """Return the requests and their vectors: requests in one batch are one call of the client."""
         return found("embedshare_http_requests_total", route="/embed", status="200"), found(
             "embedshare_client_embeddings_total"
         )
@@ -182,7 +182,7 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
         wait_for(lambda: said.read_bytes().count(b"Booting worker") == 3, 60, "three processes")
         with ThreadPoolExecutor(12) as threads:
             assert set(threads.map(embed, range(120))) == {200}
-            # Each process answers some of these: all of them tell of all 120.
+            # Each process answers some of these scrapes, and each reports all 120.
             sums = list(threads.map(lambda _: embedded(scrape()), range(24)))
             asked = threads.map(lambda _: summary()["embeddings_generated"], range(12))
             assert set(asked) == {120}
@@ -190,7 +190,7 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
         sent = 120
 
         def all_in_touch() -> bool:
-            """Also the process that was last to start, and got none of the first."""
+            """Send 12 requests; return whether all three processes are connected, the last one included."""
             nonlocal sent
             with ThreadPoolExecutor(12) as threads:
                 sent += len(list(threads.map(embed, range(12))))
@@ -202,7 +202,7 @@ def test_three_gunicorn_processes_give_one_sum_whichever_answers(
         resident = sum(child.memory_info().rss for child in children)
         assert scrape()("embedshare_worker_memory_bytes") == pytest.approx(resident, rel=0.2)
         os.kill(children[0].pid, signal.SIGKILL)
-        # What it did still counts; that it was there does not, and another takes its place.
+        # The killed process's counts remain; its gauges do not, and a new process replaces it.
         wait_for(lambda: said.read_bytes().count(b"Booting worker") == 4, 60, "the fourth process")
         wait_for(lambda: scrape()("embedshare_worker_processes") <= 3, 30, "the end of its gauges")
         assert embedded(scrape()) == (sent, sent)

@@ -1,4 +1,4 @@
-"""The web search over HTTP, on a real client, a real server and small real sites."""
+"""The web search over HTTP, with a real client, a real server and small real sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/settings` where no database is used: shown, and changed nowhere but in the environment."""
+"""`/settings` without a database: readable, and changed only through the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of other origins: which may call, and what they can do where they may not."""
+"""Pages of other origins: those that may call, and the requests that other pages can still send."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_a_page_can_send_without_being_allowed_changes_nothing(
     body, typed = b'{"documents": ["a"], "query": "a"}', {"Content-Type": kind} if kind else {}
     answer = browser(model, OURS).post(path, data=body, headers={"Origin": THEIRS, **typed})
     assert (answer.status_code, answer.json["type"]) == (403, "OriginRefused")
-    answer = browser(model, OURS).post(path, data=body, headers=typed)  # by a browser that names no origin
+    answer = browser(model, OURS).post(path, data=body, headers=typed)  # from a browser that sends no Origin
     assert (answer.status_code, answer.json["type"]) == (415, "Unsupported Media Type")
 
 

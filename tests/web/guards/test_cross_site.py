@@ -1,4 +1,4 @@
-"""Pages of other sites that have a browser call a worker without API keys get no answer."""
+"""Other sites' pages that make a browser call a worker without API keys get no answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def browser(model: EmbeddingClient, **settings: Any) -> FlaskClient:
 def ask(client: FlaskClient, method: str, path: str, body: Any, **headers: str) -> Any:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     path, _, query = path.partition("?")
-    exactly = {"PATH_INFO": path, "QUERY_STRING": query}  # Flask's client takes // for the start of a host
+    exactly = {"PATH_INFO": path, "QUERY_STRING": query}  # Flask's client parses // as the start of a host
     return client.open(method=method, json=body, headers=given, environ_overrides=exactly)
 
 
@@ -86,7 +86,7 @@ def test_no_route_answers_another_site_s_page(
         {"Origin": "http://localhost:5000", "Host": "LOCALHOST:5000", "Sec_Fetch_Site": "same-origin"},
         {"Origin": "http://192.0.2.7:5000", "Host": "192.0.2.7:5000"},
         {"Origin": "https://[::1]:5000", "Host": "[::1]:5000"},
-        {"Origin": "http://localhost:8080", "Sec_Fetch_Site": "same-origin"},  # a proxy took the port off
+        {"Origin": "http://localhost:8080", "Sec_Fetch_Site": "same-origin"},  # a proxy removed the port
         {"Origin": FRIEND},
         {"Origin": FRIEND, "Sec_Fetch_Site": "cross-site"},
         {"Origin": "file://"},
@@ -95,7 +95,7 @@ def test_no_route_answers_another_site_s_page(
         {"Origin": "vscode-webview://0a1b2c"},
         {"Origin": "chrome-extension://abcdef"},
         {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"},
-        {"Sec_Fetch_Mode": "cors"},  # what Node's fetch sends
+        {"Sec_Fetch_Mode": "cors"},  # Node's fetch sends this
     ],
     ids=str,
 )
@@ -119,7 +119,7 @@ def test_a_person_may_follow_another_site_s_link(model: EmbeddingClient) -> None
     link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
     client = browser(model)
     assert ask(client, "GET", "/dashboard", None, **link).status_code == 200
-    assert ask(client, "POST", "/embed", {"texts": ["a"]}, **link).status_code == 403  # a form
+    assert ask(client, "POST", "/embed", {"texts": ["a"]}, **link).status_code == 403  # an HTML form
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The security headers, by kind of route."""
+"""The security headers of each kind of route."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALWAYS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-#: path: what it may be kept for.
+#: path: its Cache-Control.
 READ = {
     "/health": "no-store",
     "/embedding/stats": "no-store",
@@ -44,7 +44,7 @@ def test_every_answer_has_each_security_header_once(worker: Worker, path: str) -
     assert ("script-src 'self'" in policies[0]) is (path in ("/dashboard", "/search"))
     assert "unsafe" not in policies[0]
     assert "Server" not in headers
-    assert "Strict-Transport-Security" not in headers  # it came without TLS
+    assert "Strict-Transport-Security" not in headers  # the request had no TLS
 
 
 def test_embeddings_and_what_is_refused_unread_have_them_too(worker: Worker) -> None:

@@ -1,4 +1,4 @@
-"""One path for each route, however a client of another service's API spells it."""
+"""One path for each route, whichever spelling a client of another service's API uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "k" * 40
 
 
 def ask(client: FlaskClient, method: str, path: str, **sent: Any) -> Any:
-    """As the path is: Flask's client takes // for the start of a host."""
+    """Send a request with exactly this path: Flask's client parses // as the start of a host."""
     return client.open(method=method, environ_overrides={"PATH_INFO": unquote(path)}, **sent)
 
 
@@ -76,7 +76,7 @@ def test_ollama_s_route_is_found(model: EmbeddingClient, path: str) -> None:
 
 @pytest.fixture
 def guarded(model: EmbeddingClient, tmp_path: Path) -> FlaskClient:
-    """A worker that asks for keys."""
+    """A worker that requires keys."""
     (tmp_path / "admin.key").write_text(KEY)
     (tmp_path / "admin.key").chmod(0o600)
     settings = Settings(
@@ -102,7 +102,7 @@ def test_no_spelling_of_any_path_gets_past_the_keys(guarded: FlaskClient) -> Non
         path = rule.rule.replace("<path:name>", "a/b").replace("<", "").replace(">", "")
         for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}:
             plain = ask(guarded, method, path)
-            open_to_all = plain.status_code in (200, 304, 404)  # 404: a file of the pages that there is not
+            open_to_all = plain.status_code in (200, 304, 404)  # 404: a page's file that does not exist
             needing += plain.status_code == 401
             assert open_to_all is (plain.status_code != 401)
             for spelling in spellings(path):

@@ -1,4 +1,4 @@
-"""The live page's files and figures, without a browser."""
+"""The files and figures of the live page, without a browser."""
 
 from __future__ import annotations
 
@@ -129,11 +129,11 @@ def test_a_supervisor_s_processes_come_first_and_then_who_else_is_connected(
     found = browser_of(model, lambda: [*known, served]).get("/dashboard/data").json["processes"]
     assert found[:1] == known
     assert [each["name"] for each in found[1:3]] == ["model-server", "this worker"]
-    assert found[1]["calls"] > 0  # the server's own word where the supervisor has none
+    assert found[1]["calls"] > 0  # the server's own figure, which the supervisor lacks
 
 
 class Hanging:
-    """A model whose server takes a question and gives no answer."""
+    """A model whose server accepts a request and does not answer."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -1,4 +1,4 @@
-"""A worker over real sockets, with clients that mean no good."""
+"""A worker over real sockets, with hostile clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXTS = b'{"texts": ["a"]}'
 
 
 def answer(connection: socket.socket, method: str = "POST") -> tuple[HTTPResponse, Any]:
-    """The next answer on a connection, and its body, which is JSON where there is one."""
+    """Return the next answer on a connection and its body, parsed from JSON if it is not empty."""
     response = HTTPResponse(connection, method=method)
     response.begin()
     body = response.read()
@@ -47,7 +47,7 @@ def ask(worker: Worker, request: bytes) -> tuple[HTTPResponse, Any]:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the worker closes the connection."""
+    """Return all bytes until the worker closes the connection."""
     with connection.makefile("rb") as stream:
         return stream.read()
 
@@ -109,7 +109,7 @@ def test_a_request_that_two_readers_might_read_differently_is_refused(
         head, _, body = everything(connection).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     said = {"error", "type", "error_type"} if request_.startswith(b"POST /embed ") else {"error", "type"}
-    assert set(json.loads(body)) >= {"error", "type"}  # and no second answer, to what follows
+    assert set(json.loads(body)) >= {"error", "type"}  # and no second answer to the bytes after it
     assert set(json.loads(body)) <= said
     assert b"Content-Type: application/json\r\n" in head
 
@@ -128,14 +128,14 @@ def test_a_length_beside_chunks_does_not_count(worker: Worker) -> None:
 )
 def test_clients_that_never_finish_their_requests_hold_nobody_up(worker: Worker, begun: bytes) -> None:
     with ExitStack() as slow:
-        for _ in range(200):  # of sixteen threads, and beyond waitress' own limit of 100 connections
+        for _ in range(200):  # more than the sixteen threads and waitress' own limit of 100 connections
             slow.enter_context(worker.connect()).sendall(begun)
         assert requests.post(f"{worker.url}/embed", data=TEXTS, timeout=10).status_code == 200
 
 
 @pytest.fixture
 def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of a worker in this process, which gives a request a second to arrive."""
+    """The port of a worker in this process that allows a request one second to arrive."""
     monkeypatch.setattr(listener, "ARRIVAL_S", 1.0)
     with running(model, Settings(web=WebSettings(port=free_port(), threads=2))) as listening:
         yield listening.address[1]
@@ -145,7 +145,7 @@ def impatient(model: EmbeddingClient, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def running(
     model: EmbeddingClient, settings: Settings, app: Flask | None = None
 ) -> Iterator[listener.Listening]:
-    """A worker in this process."""
+    """A worker that runs in this process."""
     listening = listener.Listening(app or create_app(model, settings), settings)
     server = listening._server
     assert isinstance(server, BaseWSGIServer)
@@ -175,11 +175,11 @@ def test_who_sends_slower_than_a_request_may_arrive_is_cut_off(impatient: int) -
         began = time.monotonic()
         with pytest.raises(OSError, match=r"Broken pipe|reset"):  # noqa: PT012
             slow.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
-            while time.monotonic() - began < 20:  # a byte now and then, which no idle timeout would notice
+            while time.monotonic() - began < 20:  # one byte at intervals, which no idle timeout detects
                 slow.sendall(b"x")
                 time.sleep(0.1)
         assert time.monotonic() - began > 1
-        idle.sendall(b"GET /health HTTP/1.1\r\n\r\n")  # a connection without a request is not concerned
+        idle.sendall(b"GET /health HTTP/1.1\r\n\r\n")  # connections without a request are unaffected
         assert answer(idle)[0].status == 200
 
 
@@ -247,12 +247,12 @@ def test_a_worker_that_leaves_answers_what_comes_and_tells_its_clients_to_connec
             assert (response.status, response.headers["Connection"]) == (200, "close")
             assert each.recv(1) == b""
         assert everything(idle) == b""
-        late.sendall(sized(TEXTS)[-3:])  # a request that had begun before, and is whole after the second
+        late.sendall(sized(TEXTS)[-3:])  # the rest of a request that began before the stop
         assert answer(late)[0].status == 200
         wait_for(lambda: not listening._server.task_dispatcher.threads, 10, "the end of `run`")
         assert not answers(*listening.address)
         with pytest.raises(SystemExit):
-            listening.leave()  # by a second signal, at once
+            listening.leave()  # a second signal ends it at once
 
 
 def test_a_worker_whose_threads_are_all_busy_answers_the_supervisor(model: EmbeddingClient) -> None:
@@ -266,14 +266,14 @@ def test_a_worker_whose_threads_are_all_busy_answers_the_supervisor(model: Embed
             busy.sendall(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")
             wait_for(lambda: listening._server.task_dispatcher.active_count, 10)
             assert all(lives() for _ in range(3))
-            assert len(listening._channels()) == 2  # one connection for all questions
+            assert len(listening._channels()) == 2  # one connection for all probes
             done.set()
             assert answer(busy, "GET")[0].status == 200
     assert lives() is False
 
 
 def test_a_silent_or_stopped_program_at_a_worker_s_port_does_not_live() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never answers
         began = time.monotonic()
         assert WorkerProbe(*silent.getsockname())() is False
         assert ANSWER_S <= time.monotonic() - began < ANSWER_S + SLACK_S

@@ -1,6 +1,6 @@
 """The worker's loop over its connections, with real sockets.
 
-It looks at all of them so seldom here that whoever is forgotten in between waits until the test has failed.
+Its poll of all connections is so rare here that a connection that it misses waits until the test fails.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def test_a_request_costs_the_same_however_many_connections_there_are(
 
 
 def test_what_comes_while_an_answer_is_made_is_answered_after_it(port: int) -> None:
-    """In every moment of the answer: none of these requests is forgotten."""
+    """The second request arrives at every moment of the answer, and is never lost."""
     with connect(port) as connection, connection.makefile("rb") as answers:
         for number in range(60):
             connection.sendall(HEALTH)
@@ -96,7 +96,7 @@ def test_an_answer_that_its_reader_takes_slowly_comes_whole(port: int) -> None:
         connection.connect(("127.0.0.1", port))
         for _ in range(2):
             connection.sendall(LONG)
-            time.sleep(0.5)  # all buffers between are full
+            time.sleep(0.5)  # by now every buffer in between is full
             response, body = answer(connection)
             assert response.status == 200
             assert len(body["embeddings"]) == 300
@@ -123,14 +123,14 @@ def test_who_leaves_before_the_answer_leaves_nothing_behind(port: int) -> None:
 
 
 def open_connections(port: int) -> int:
-    """How many connections to the port this process holds at its worker's end."""
+    """Count the connections to the port at the worker's end, which this process also holds."""
     there = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
     connections = psutil.Process().net_connections("tcp")
     return sum(one.laddr.port == port and one.status in there for one in connections)
 
 
 def test_many_come_and_go_at_once(port: int) -> None:
-    """New connections get the file numbers of those that have just ended."""
+    """New connections reuse the file numbers of those that have just ended."""
     failures: list[BaseException] = []
 
     def come_and_go() -> None:

@@ -1,5 +1,4 @@
-"""The names that the listener and the loop use of waitress beyond its documentation: a version that lacks one
-fails here, and not in a worker."""
+"""Undocumented names of waitress that the listener and the loop use: a version that lacks one fails here."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from embedshare.web.server import listener, loop
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.web.conftest import Worker
 
-#: Names by the object of waitress's that has them.
+#: Names, by the waitress object that has them.
 NAMES = {
     "listener": (
         "_map", "accepting", "active_channels", "add_task", "application", "asyncore", "channel_class",
@@ -48,9 +47,9 @@ NAMES = {
     "refusal": ("body", "code", "reason"),
     "wasyncore": ("loop", "read", "write"),
 }  # fmt: skip
-#: Names that ours or the standard library's objects have as well, and that are used of these.
+#: Names that our objects or the standard library's also have, and that are used from these.
 OTHERS = {"__name__", "_close", "close", "select", "start", "threads"}
-#: Methods of ours that stand for one of waitress's, which calls them.
+#: Our methods that replace methods of waitress, and that waitress calls.
 REPLACED = [
     (listener._Channel, HTTPChannel, ("readable", "received", "write_soon")),
     (listener._Parser, HTTPRequestParser, ("parse_header", "received")),
@@ -62,7 +61,7 @@ REPLACED = [
 
 @pytest.fixture(scope="module")
 def stock() -> Iterator[dict[str, Any]]:
-    """One of each, without anything of ours."""
+    """One object of each kind, straight from waitress."""
     near, far = socket.socketpair()
     server = create_server(lambda environ, start_response: [], {}, host="127.0.0.1", port=0, threads=1)
     assert isinstance(server, BaseWSGIServer)
@@ -92,7 +91,7 @@ def test_the_list_names_all_that_is_used_and_nothing_else(stock: dict[str, Any])
 
 
 def used_names() -> set[str]:
-    """Attributes in the two files, those too that are read from `vars`."""
+    """Return the attributes in the two files, including those read from `vars`."""
     names = set()
     for module in (listener, loop):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
