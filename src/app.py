@@ -27,6 +27,7 @@ from embedshare.web.apis import embed, health, index, load, metrics, ollama, ope
 from embedshare.web.apis import settings as settings_routes
 from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
 from embedshare.web.guards.request_limits import RequestLimits
+from embedshare.web.known_models import KnownModels
 from embedshare.web.models import Models
 from embedshare.web.pages import dashboard
 from embedshare.web.server import listener
@@ -78,7 +79,8 @@ def create_app(
     }
     app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes, wiring.model_changes(model, changes)))
-    models = Models(model, settings, request_limits, lambda: live.normalize)
+    known = KnownModels(authkey.key_file(settings).with_name(f"served-{settings.server.port}.json"))
+    models = Models(model, settings, request_limits, lambda: live.normalize, known)
     for api in (embed, openai, ollama, tei):
         app.register_blueprint(api.blueprint(models))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -305,6 +306,35 @@ def test_each_api_takes_a_model_s_name(worker: str) -> None:
         post("/v1/embeddings", input=ids, model="second").json()["data"][0]["embedding"], second, atol=1e-5
     )
     assert post("/v1/embeddings", input=ids).status_code == 400
+
+
+def test_a_worker_without_its_server_answers_no_name_with_another_model(
+    server: ModelServer, worker: str, tmp_path: Path
+) -> None:
+    """It knows the names from the list of the last worker, which is next to the key."""
+    names = requests.get(f"{worker}/v1/models", timeout=30).json()["data"]
+    assert len(names) > 1
+    given = {**server.given, "EMBEDDING_SERVER_PORT": str(free_port()), "PORT": str(free_port())}
+    del given["EMBEDDING_MODELS_FILE"]
+    seen = server.folder / f"served-{server.port}.json"
+    shutil.copy(seen, seen.with_name(f"served-{given['EMBEDDING_SERVER_PORT']}.json"))
+    alone = subprocess.Popen([sys.executable, str(ROOT / "src" / "app.py")], env=environment(**given))
+    try:
+        url = f"http://127.0.0.1:{given['PORT']}/v1/embeddings"
+
+        def status(model: str) -> int:
+            try:
+                body = {"model": model, "input": "one text"}
+                return requests.post(url, json=body, timeout=90).status_code
+            except requests.ConnectionError:
+                return 0
+
+        wait_for(lambda: status("first") == 200, 90, "a local model")
+        assert status("second") == 503
+        assert status("no such name") == 404
+    finally:
+        alone.terminate()
+        alone.wait(30)
 
 
 @needs_chromium

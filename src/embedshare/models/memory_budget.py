@@ -70,8 +70,9 @@ def _free(device: str) -> Iterator[tuple[str, int]]:
     limited = platforms.container_memory_left()
     available = psutil.virtual_memory().available
     yield "the machine", available if limited is None else min(available, limited)
-    if device.startswith("cuda"):
+    if device.startswith("cuda") or (device == "auto" and platforms.may_have_gpu()):
         import torch  # torch runs the model there
 
         if torch.cuda.is_available():
-            yield device, torch.cuda.mem_get_info(device)[0]
+            where = device if device.startswith("cuda") else "cuda"
+            yield where, torch.cuda.mem_get_info(where)[0]

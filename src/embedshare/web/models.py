@@ -14,6 +14,7 @@ from embedshare.errors import EmbedshareError, UnknownModel
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry.cpu_load import CpuLoad
 from embedshare.web.guards.request_limits import RequestLimits
+from embedshare.web.known_models import KnownModels
 from embedshare.web.model_client import LATEST, Model, ModelClient
 
 #: Seconds for which the server's list of models is used before it is asked for again.
@@ -32,10 +33,16 @@ class Models:
     """The server's models, listed again after a while; thread-safe.
 
     A server that serves one model answers with it under every name that EMBEDDING_MODEL_ALIASES allows.
+    `known`: the names of its last list, which hold while it cannot be reached.
     """
 
     def __init__(
-        self, client: Client, settings: Settings, limits: RequestLimits, normalize: Callable[[], bool]
+        self,
+        client: Client,
+        settings: Settings,
+        limits: RequestLimits,
+        normalize: Callable[[], bool],
+        known: KnownModels | None = None,
     ) -> None:
         processor = CpuLoad()
         self._client = client
@@ -46,6 +53,7 @@ class Models:
         self._make = make
         self.default = make(client, None)
         """The model of requests without a name."""
+        self._known = known
         self._has_several = settings.model.models_file is not None
         self._failure: EmbedshareError | None = None
         self._lock, self._first_list = threading.Lock(), threading.Lock()
@@ -76,7 +84,12 @@ class Models:
             self._entries = self._client.models(timeout=LISTED_S)
         except EmbedshareError as error:
             self._failure = error
+            if not self._entries and self._known is not None:
+                self._entries = self._known.read()
             logger.debug("Using the last known list of models ({})", error.message)
+        else:
+            if self._known is not None:
+                self._known.write(self._entries)
 
     def of(self, name: str | None) -> ModelClient:
         """The model of a request that names `name`, or none. Raises UnknownModel."""
