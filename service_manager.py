@@ -33,7 +33,7 @@ from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
 from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable, missing_database  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import doctor, following, keys, models, probes, status, tail  # noqa: E402
+from embedshare.operate import cache, doctor, following, keys, models, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.processes import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -368,6 +368,13 @@ def manage_models(options: argparse.Namespace, settings: Settings) -> None:
     _console().print(models.render(entries, before, seconds))
 
 
+def manage_cache(options: argparse.Namespace, settings: Settings) -> None:
+    """Show and clear the model server's cached vectors."""
+    with _client(settings, getattr(options, "of", None) or "") as client:
+        answer = cache.carry_out(options, client)
+    _print_json(answer) if options.json else _console().print(cache.render(answer))
+
+
 def _runs(pid: int) -> bool:
     """Whether a process runs; an ended process that its parent has not collected does not."""
     try:
@@ -409,7 +416,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(run=run)
         add_arguments(command)
-        if name not in ("start", "logs", "keys", "models"):
+        if name not in ("start", "logs", "keys", "models", "cache"):
             command.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
     return parser
 
@@ -460,6 +467,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.Ar
     "doctor": (examine, _services_arguments),
     "keys": (manage_keys, keys.add_arguments),
     "models": (manage_models, models.add_arguments),
+    "cache": (manage_cache, cache.add_arguments),
 }
 
 

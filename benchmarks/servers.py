@@ -35,9 +35,12 @@ def free_port() -> int:
 
 
 def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without settings of ours or a model hub, and with `given`."""
+    """Return this process's environment without settings of ours or a model hub, and with `given`.
+
+    Without the cache of vectors too: a comparison measures what is computed.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    return {**kept, "HF_HUB_OFFLINE": "1", **(given or {})}
+    return {**kept, "HF_HUB_OFFLINE": "1", "EMBEDDING_VECTOR_CACHE_BYTES": "0", **(given or {})}
 
 
 class Server:

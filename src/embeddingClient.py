@@ -146,6 +146,17 @@ class EmbeddingClient(DropIn):
         call = codec.Manage(*codec.UNSENT, cast("Any", action), self._model_name, keep_alive_s)
         return self._embedder.to_model(call, time.monotonic() + timeout)
 
+    def clear_cache(self, every_model: bool = False, timeout: float = 30.0) -> int:
+        """Drop the server's cached vectors of this client's model, or of all; returns their number.
+
+        Raises UnknownModel, and the errors of reaching the server.
+        """
+        if not self._settings.client.use_ipc:
+            raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        action: Any = "clear cache" if not every_model else "clear caches"
+        call = codec.Manage(*codec.UNSENT, action, self._model_name)
+        return int(self._embedder.to_model(call, time.monotonic() + timeout))
+
     def set_models(self, rows: Sequence[Mapping[str, Any]], version: int, timeout: float = 600.0) -> Any:
         """Have the server serve these models, rows of its settings' database that are stored next.
 

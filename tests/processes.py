@@ -107,6 +107,7 @@ def environment(**settings: str) -> dict[str, str]:
         "PYTHONPATH": str(SRC),
         "EMBEDDING_CACHE_DIR": CACHE,
         "EMBEDDING_MODEL_NAME": MODEL,
+        "EMBEDDING_VECTOR_CACHE_BYTES": "0",  # tests of everything else repeat their texts
         **settings,
     }
 

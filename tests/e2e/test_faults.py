@@ -299,7 +299,7 @@ def test_a_server_told_to_stop_finishes_what_it_has_accepted(tmp_path: Path, ref
         last.join(30)
     assert (result[0][::50] * reference.encode(texts[::50])).sum(1).min() > 0.9995
     assert b"Stopping" in running.said()
-    assert running.said().rstrip().endswith(b"stopped")
+    assert running.said().count(b" stopped\n") == 1  # OpenVINO may still compile, and log it
 
 
 def test_a_closed_client_says_so(server: ModelServer) -> None:

@@ -192,16 +192,16 @@ class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_field
 
 class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True):
     """Change which models are loaded: `model` is a name of one, "" the default's; `reload` reads the registry
-    again.
+    again. `clear cache` drops the cached vectors of the model, `clear caches` those of all.
 
     `keep_alive_s`: seconds without a call after which a loaded model is unloaded, in place of its own; -1 is
     never. Answered by a Reply with the entry of the model, or for `reload` with all entries, as "models" has
-    them.
+    them; for caches with the number of vectors.
     """
 
     id: int
     time_left_s: float
-    action: Literal["load", "unload", "pin", "unpin", "reload"]
+    action: Literal["load", "unload", "pin", "unpin", "reload", "clear cache", "clear caches"]
     model: ModelName = ""
     keep_alive_s: Annotated[float, msgspec.Meta(ge=-1, le=1e9)] | None = None
 

@@ -120,7 +120,7 @@ def _facts(stats: Stats) -> dict[str, Any]:
     names = (
         "model", "identity", "device", "dtype", "runtime", "uptime", "mean_batch_sequences",
         "mean_batch_tokens", "waiting_tokens", "active_operations", "total_requests", "failed_requests",
-        "rejected", "swaps", "memory_mb", "gpu_memory_mb", "indexes",
+        "rejected", "swaps", "memory_mb", "gpu_memory_mb", "indexes", "cache",
     )  # fmt: skip
     return {name: stats.get(name) for name in names}
 
@@ -140,8 +140,19 @@ def _described(server: Mapping[str, Any]) -> list[tuple[str, str]]:
             "indexes",
             f"{indexes['count']:,}, {indexes['bytes'] / 1e6:,.0f} MB; {indexes['evicted']:,} evicted",
         ),
+        ("cached vectors", cached(server.get("cache") or {})),
         ("GPU memory", f"{gpu:,.0f} MB" if gpu is not None else "no GPU"),
     ]
+
+
+def cached(stats: Mapping[str, Any]) -> str:
+    """The cache of vectors in a line."""
+    if not stats:
+        return "off (EMBEDDING_VECTOR_CACHE_BYTES is 0)"
+    found = stats["hits"] + stats["joined"]
+    share = found / (found + stats["misses"]) if found else 0.0
+    of = f"{stats['bytes'] / 1e6:,.0f} of {stats['limit_bytes'] / 1e6:,.0f} MB"
+    return f"{stats['entries']:,}, {of}; {share:.0%} of {found + stats['misses']:,} texts were cached"
 
 
 def _memory_mb(pid: int | None) -> float | None:

@@ -213,6 +213,7 @@ class Local(Provider):
             "swaps": 0,
             "failed_swaps": 0,
             "indexes": {"count": 0, "bytes": 0, "evicted": 0},
+            "cache": {},
         }
 
     def _health(self, context: CallContext) -> dict[str, Any]:

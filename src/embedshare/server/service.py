@@ -6,13 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from embedshare.cache.cached import CachedVectors
+from embedshare.cache.memory import MemoryCache
 from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
+from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
 from embedshare.models.pool import ModelPool, State
@@ -51,6 +55,8 @@ class EmbeddingService:
         self._stop = stop
         self._callers = callers
         self.indexes = IndexService(settings.indexes, callers)
+        limit, lifetime_s = settings.server.vector_cache_bytes, settings.server.vector_cache_ttl_s
+        self._cache = CachedVectors(MemoryCache(limit, lifetime_s)) if limit else None
         self.guard: ChangeGuard | None = None
         self.read_registry: Callable[[], Registry] | None = None
         """Reads the registry of models again, if its source can change."""
@@ -64,7 +70,8 @@ class EmbeddingService:
 
     def answer(
         self,
-        provider: Local,
+        name: str,
+        identity: str | None,
         call: codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Search,
         context: CallContext,
     ) -> Answered:
@@ -78,15 +85,29 @@ class EmbeddingService:
                 call.texts, call.prompt, normalize=call.normalize, dimensions=call.truncate_dim,
                 truncate=call.truncate, task=call.task,
             )  # fmt: skip
-        elif isinstance(call, codec.EncodeTokens):
+            return self._embed(name, identity, call.id, request, context)
+        if isinstance(call, codec.EncodeTokens):
             request = EmbedRequest(call.sequences, "", normalize=call.normalize, dimensions=call.truncate_dim)
-        elif isinstance(call, codec.Tokenize):
-            return self._tokenize(provider, call, context), None
+            return self._embed(name, identity, call.id, request, context)
+        with self._pool.lease(name, identity, context) as leased:
+            if isinstance(call, codec.Tokenize):
+                return self._tokenize(leased.provider, call, context), None
+            return self.indexes.search(leased.provider, call, context)
+
+    def _embed(
+        self, name: str, identity: str | None, call_id: int, request: EmbedRequest, context: CallContext
+    ) -> Answered:
+        self._pool.check(name, identity)
+        known = self._pool.describe(name)  # None before its first load, which then comes with the first text
+        if self._cache is None or known is None or context.is_check or not request.inputs:
+            with self._pool.lease(name, identity, context) as leased:
+                found = leased.provider.embed(request, context)
         else:
-            return self.indexes.search(provider, call, context)
-        rows, token_counts, timings, _ = provider.embed(request, context)
+            lease = partial(self._pool.lease, name, known.identity, context)
+            found = self._cache.embed(known, request, context, lease)
+        rows, token_counts, timings, _ = found
         self._last_asked = time.monotonic()
-        message = codec.Rows(call.id, rows.shape[0], rows.shape[1], timings, token_counts)
+        message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None
 
     def _tokenize(self, provider: Local, call: codec.Tokenize, context: CallContext) -> codec.Reply:
@@ -133,8 +154,10 @@ class EmbeddingService:
         return fields | {"seconds": round(time.monotonic() - began, 3)}
 
     def manage(self, call: codec.Manage, context: CallContext) -> Any:
-        """Load, unload or pin a model, or read the registry again; the models' entries."""
+        """Load, unload or pin models, read the registry again, or clear the cache; see codec.Manage."""
         pool = self._pool
+        if call.action.startswith("clear"):
+            return self._clear(None if call.action == "clear caches" else pool.describe(call.model), call)
         if call.action == "reload":
             self._apart(self.reload)
             return pool.entries()
@@ -147,6 +170,11 @@ class EmbeddingService:
         else:
             pool.pin(call.model, call.action == "pin")
         return pool.entry(call.model)
+
+    def _clear(self, model: ModelDescription | None, call: codec.Manage) -> int:
+        if self._cache is None or (model is None and call.action == "clear cache"):  # it was never loaded
+            return 0
+        return self._cache.clear(model)
 
     def set_models(self, call: codec.SetModels) -> Any:
         """Serve the models of rows that are about to be stored; the models' entries."""
@@ -217,12 +245,16 @@ class EmbeddingService:
         """The work of all models since they were loaded, in the form of EmbeddingClient.stats()."""
         found = [provider.ask("stats", UNBOUNDED) for _, provider in self._pool.providers()]
         stats = summed(found)
+        cached = {} if self._cache is None else self._cache.stats()
+        for counter in ("total_requests", "successful_requests"):  # no model knows of those
+            stats[counter] += cached.get("calls_without_model", 0)
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
             "swaps": self._pool.swaps,
             "failed_swaps": self._pool.failed_swaps,
             "indexes": self.indexes.store.stats(),
+            "cache": cached,
         }
 
     def query(self, name: str, what: str, context: CallContext) -> Any:
@@ -299,5 +331,4 @@ class EmbeddingSession:
             described = self._pool.describe(name)
             identity = described.identity if identity is None and described is not None else identity
             return codec.Reply(call.id, service.indexes.answer(identity, call, raw, context)), None
-        with self._pool.lease(name, identity, context) as leased:
-            return service.answer(leased.provider, call, context)
+        return service.answer(name, identity, call, context)

@@ -41,6 +41,12 @@ class ServerSettings(Section):
     max_waiting_tokens: int = setting("EMBEDDING_MAX_WAITING_TOKENS", parsing.integer(1_000, 1_000_000_000),
         1_000_000,
         "Maximum queued tokens in the server. Further calls get `Overloaded` and a time to retry after")
+    vector_cache_bytes: int = setting("EMBEDDING_VECTOR_CACHE_BYTES", parsing.integer(0, 1 << 40), 64 << 20,
+        "Maximum memory of cached vectors in the server, in bytes. Beyond the limit those of texts that were "
+        "not requested lately go. 0 disables the cache")
+    vector_cache_ttl_s: float = setting("EMBEDDING_VECTOR_CACHE_TTL_S", parsing.seconds(0, 31_536_000),
+        86_400.0,
+        "Seconds after which a cached vector is computed again, give or take a tenth. 0 is never")
     drain_s: float = setting("EMBEDDING_DRAIN_S", parsing.seconds(0, 600), 10.0,
         "Seconds that the server or a web worker has to finish accepted work when it is told to stop. Work "
         "that takes longer is cut off")

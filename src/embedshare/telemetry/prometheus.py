@@ -48,6 +48,15 @@ GAUGES = (
 )
 
 
+#: Of the cache of vectors: the name here, the key in its stats, the meaning.
+OF_THE_CACHE = (
+    ("hits", "hits", "Texts whose vectors were cached"),
+    ("misses", "misses", "Texts that were computed"),
+    ("joined", "joined", "Texts whose vectors another call was computing"),
+    ("evictions", "evictions", "Vectors dropped for others"),
+    ("entries", "entries", "Cached vectors"),
+    ("bytes", "bytes", "Memory that they take"),
+)
 #: Of each model, with its id as the label `model`: the name here, the key of its entry, the meaning.
 OF_A_MODEL = (
     ("calls", "calls", "Calls for the model"),
@@ -108,6 +117,7 @@ class ServerCollector(Collector):
         for name, (meaning, size) in sizes.items():
             if size is not None:
                 yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=size)
+        yield from _of_the_cache(stats["cache"])
         yield from _of_models(models)
 
 
@@ -158,6 +168,12 @@ def _histograms(snapshots: Mapping[str, Snapshot]) -> Iterator[Metric]:
         sizes = HistogramMetricFamily(f"embedshare_server_batch_{name}", meaning)
         sizes.add_metric([], _buckets(snapshot, 1), snapshot["sum"])
         yield sizes
+
+
+def _of_the_cache(stats: Mapping[str, int]) -> Iterator[Metric]:
+    for name, key, meaning in OF_THE_CACHE if stats else ():
+        kind = GaugeMetricFamily if key in ("entries", "bytes") else CounterMetricFamily
+        yield kind(f"embedshare_server_cache_{name}", meaning, value=stats[key])
 
 
 def _of_models(models: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

@@ -134,7 +134,10 @@ def blueprint(
 
 def _asked(model: Observed) -> tuple[dict[str, Any], list[ServedModel]]:
     """The server's figures, and those of its models if it has several."""
-    stats, models = model.stats(), model.models(PATIENCE_S)
+    stats = model.stats()
+    if stats["pid"] == stats["client"]["pid"]:  # a local model answers
+        return stats, []
+    models = model.models(PATIENCE_S)
     if len(models) < 2:
         return stats, []
     figures = [{**one, "memory_mb": one["bytes"] / 1e6 or None} for one in models]

@@ -1,6 +1,6 @@
 // The tables of models and processes, and the list of the model's facts.
 
-import { UNKNOWN, memory, number, span } from "./format.js";
+import { UNKNOWN, memory, number, percent, span } from "./format.js";
 
 /** Colours of states; any other state is neutral. */
 const TONES = {
@@ -74,6 +74,8 @@ export function showFacts(list, server) {
     ["Dimensions", server?.dimension],
     ["Up for", server && span(server.uptime)],
     ["Indexes", server?.indexes?.count && `${server.indexes.count}, ${memory(server.indexes.bytes / 1e6).join(" ")}`],
+    ["Cached vectors", server?.cache?.limit_bytes && `${number(server.cache.entries)}, ${memory(server.cache.bytes / 1e6).join(" ")}`],
+    ["Found in the cache", server?.cache?.limit_bytes && percent(cachedShare(server.cache))],
     ["Swaps", server?.swaps || null],
     ["GPU memory", server?.gpu_memory_mb && memory(server.gpu_memory_mb).join(" ")],
   ];
@@ -86,6 +88,11 @@ export function showFacts(list, server) {
       return [term, description];
     }),
   );
+}
+
+/** The share of texts whose vectors were cached or being computed already. */
+function cachedShare({ hits, joined, misses }) {
+  return hits + joined + misses ? (hits + joined) / (hits + joined + misses) : null;
 }
 
 function stateOf(state, title) {

@@ -1,0 +1,1 @@
+"""Vectors of texts that were embedded before, and who computes those that were not."""

@@ -1,0 +1,153 @@
+"""The server's cache of vectors, over real servers and clients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from embeddingClient import EmbeddingClient
+from tests.processes import MODEL, OTHER_MODEL, ROOT, ModelServer, convert_once, environment, wait_for
+from tests.web.conftest import Worker
+
+TEXTS = [f"text number {number} of a list" for number in range(40)]
+CACHED = {"EMBEDDING_VECTOR_CACHE_BYTES": str(8 << 20)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    convert_once(str(OTHER_MODEL))
+    folder = tmp_path_factory.mktemp("cached")
+    path = folder / "models.yaml"
+    path.write_text(
+        f"models:\n  local:\n  - id: first\n    name: {MODEL}\n    preload: true\n"
+        f"  - id: second\n    name: {OTHER_MODEL}\n"
+    )
+    path.chmod(0o600)
+    running = ModelServer(folder, EMBEDDING_MODELS_FILE=str(path), **CACHED)
+    running.start()
+    yield running
+    assert running.stop() == 0, running.said().decode()
+
+
+@pytest.fixture
+def client(server: ModelServer) -> Iterator[EmbeddingClient]:
+    with server.client(EMBEDDING_FALLBACK="none") as ours:
+        ours.clear_cache(every_model=True)
+        yield ours
+
+
+def cache(client: EmbeddingClient) -> dict[str, int]:
+    found: dict[str, int] = client.stats()["cache"]
+    return found
+
+
+def test_a_text_is_computed_once_for_all_callers_and_forms(
+    server: ModelServer, client: EmbeddingClient
+) -> None:
+    before = cache(client)
+    rows = client.encode(TEXTS)
+    batches = client.stats()["batches"]
+    with server.client() as other:
+        assert np.array_equal(other.encode(TEXTS[::-1]), rows[::-1])
+        assert np.array_equal(other.encode(TEXTS[3]), rows[3])
+        unit = other.encode(TEXTS, normalize_embeddings=True, truncate_dim=64)
+    expected = rows[:, :64] / np.linalg.norm(rows[:, :64], axis=1, keepdims=True)
+    assert np.allclose(unit, expected, atol=1e-6)
+    after = cache(client)
+    assert after["misses"] - before["misses"] == len(TEXTS)
+    assert after["hits"] - before["hits"] == 2 * len(TEXTS) + 1
+    assert client.stats()["batches"] == batches
+
+
+def test_a_hit_loads_no_model_and_two_models_never_share_a_vector(client: EmbeddingClient) -> None:
+    second = client.of_model("second")
+    rows = second.encode(TEXTS)
+    assert float((rows * client.encode(TEXTS)).sum(1).max()) < 0.9
+    second.manage_model("unload")
+    wait_for(lambda: client.models()[1]["state"] == "standby", 20, "the end of the model")
+    loads = client.models()[1]["loads"]
+    assert np.array_equal(second.encode(TEXTS), rows)
+    assert (client.models()[1]["state"], client.models()[1]["loads"]) == ("standby", loads)
+    assert second.clear_cache() == len(TEXTS)
+    assert np.allclose(second.encode(TEXTS), rows, atol=2e-3)  # loaded again; batches may be others
+    assert client.models()[1]["loads"] == loads + 1
+
+
+def test_a_swap_leaves_no_vector_of_before(tmp_path: Path, server: ModelServer) -> None:
+    swapped = ModelServer(tmp_path, **CACHED).start()
+    follow = {"EMBEDDING_FALLBACK": "none", "EMBEDDING_ON_MODEL_CHANGE": "follow"}
+    with swapped.client(**follow) as one, server.client() as first:
+        before = one.encode(TEXTS)
+        one.swap_model(str(OTHER_MODEL))
+        after = one.encode(TEXTS)
+        assert float((before * after).sum(1).max()) < 0.9
+        one.swap_model(MODEL)
+        assert np.array_equal(one.encode(TEXTS), before)
+        expected = first.encode(TEXTS)
+        assert float((before * expected).sum(1).min()) > 0.9995
+    assert swapped.stop() == 0
+
+
+def test_callers_at_once_cost_the_model_each_new_text_once(
+    server: ModelServer, client: EmbeddingClient
+) -> None:
+    before = cache(client)
+    texts = [f"a new text {number}" for number in range(1000)]
+
+    def encode(number: int) -> np.ndarray:
+        with server.client(EMBEDDING_FALLBACK="none") as one:
+            return np.asarray(one.encode(texts))
+
+    with ThreadPoolExecutor(16) as threads:
+        rows = list(threads.map(encode, range(16)))
+    assert all(np.array_equal(one, rows[0]) for one in rows)
+    assert cache(client)["misses"] - before["misses"] == 1000
+
+
+def test_usage_and_errors_are_those_of_a_computed_text(server: ModelServer, tmp_path: Path) -> None:
+    worker = Worker(server, tmp_path / "worker.log")
+    try:
+        wait_for(lambda: b"ready: http" in worker.log.read_bytes(), 60, "the ready line")
+
+        def asked(body: dict[str, Any]) -> Any:
+            answer = requests.post(f"{worker.url}/v1/embeddings", json={"model": "first", **body}, timeout=60)
+            return answer.status_code, {key: value for key, value in answer.json().items() if key != "id"}
+
+        for body in (
+            {"input": TEXTS},
+            {"input": "one"},
+            {"input": [[101, 7592, 102]]},
+            {"input": "long " * 900},
+        ):
+            assert asked(body) == asked(body)
+        assert asked({"input": [[99_999_999]]})[0] == asked({"input": [[99_999_999]]})[0] == 400
+    finally:
+        worker.process.terminate()
+        assert worker.process.wait(30) == 0
+
+
+def test_operators_see_and_clear_the_cache(server: ModelServer, client: EmbeddingClient) -> None:
+    client.encode(TEXTS)
+
+    def run(*arguments: str) -> Any:
+        command = [sys.executable, str(ROOT / "service_manager.py"), "cache", *arguments]
+        done = subprocess.run(command, env=environment(**server.given), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+    stats = run("stats", "--json")
+    assert stats["entries"] == len(TEXTS)
+    assert 0 < stats["bytes"] <= stats["limit_bytes"] == 8 << 20
+    assert "of 8 MB" in run("stats")
+    assert run("clear", "--of", "second", "--json") == {"cleared": 0}
+    assert run("clear") == f"dropped {len(TEXTS)} cached vectors\n"
+    assert run("stats", "--json")["entries"] == 0
