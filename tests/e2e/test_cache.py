@@ -16,6 +16,7 @@ import requests
 
 from embeddingClient import EmbeddingClient
 from tests.processes import MODEL, OTHER_MODEL, ROOT, ModelServer, convert_once, environment, wait_for
+from tests.redis_server import RedisServer, needs_redis
 from tests.web.conftest import Worker
 
 TEXTS = [f"text number {number} of a list" for number in range(40)]
@@ -45,8 +46,8 @@ def client(server: ModelServer) -> Iterator[EmbeddingClient]:
         yield ours
 
 
-def cache(client: EmbeddingClient) -> dict[str, int]:
-    found: dict[str, int] = client.stats()["cache"]
+def cache(client: EmbeddingClient) -> dict[str, Any]:
+    found: dict[str, Any] = client.stats()["cache"]
     return found
 
 
@@ -133,6 +134,28 @@ def test_usage_and_errors_are_those_of_a_computed_text(server: ModelServer, tmp_
     finally:
         worker.process.terminate()
         assert worker.process.wait(30) == 0
+
+
+@needs_redis
+def test_a_server_that_was_killed_finds_its_vectors_in_redis(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    try:
+        first = ModelServer(tmp_path, EMBEDDING_VECTOR_CACHE_REDIS_URL=redis.url, **CACHED).start()
+        with first.client(EMBEDDING_FALLBACK="none") as client:
+            rows = client.encode(TEXTS)
+            wait_for(lambda: client.stats()["cache"]["redis"]["written"] == len(TEXTS), 20, "the writing")
+            first.kill()
+            first.start()
+            assert np.array_equal(client.encode(TEXTS), rows)
+            stats = cache(client)
+            assert (stats["misses"], stats["redis"]["hits"]) == (0, len(TEXTS))
+            redis.stop()
+            assert client.encode("a text while Redis says nothing").shape == (384,)
+            redis.go_on()
+        assert first.stop() == 0
+        assert redis.url not in first.said().decode()
+    finally:
+        redis.kill()
 
 
 def test_operators_see_and_clear_the_cache(server: ModelServer, client: EmbeddingClient) -> None:

@@ -122,6 +122,7 @@ GOOD = [
         for url in ("redis://localhost:6379/0", "rediss://:pass@cache.example")
     ),
     ("EMBEDDING_REDIS_URL", "", None),
+    ("EMBEDDING_VECTOR_CACHE_REDIS_URL", "redis://localhost:6379/0", "redis://localhost:6379/0"),
     *(("EMBEDDING_DB_URL", url, url) for url in ("sqlite:///a.db", "mysql+aiomysql://a:b@c/d")),
     ("EMBEDDING_DB_URL", "", None),
     ("EMBEDDING_ALLOWED_HOSTS", "", ()),
@@ -185,6 +186,7 @@ BAD = [
     ),
     *(("EMBEDDING_RATE_LIMIT", text) for text in ("100", "0/second", "5/week", "5 per second", "5/second,")),
     ("EMBEDDING_REDIS_URL", "localhost:6379"),
+    ("EMBEDDING_VECTOR_CACHE_REDIS_URL", "localhost:6379"),
     ("EMBEDDING_REDIS_URL", "http://localhost"),
 ]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from embedshare.cache import keys as cache_keys
 from embedshare.cache.memory import MemoryCache
+from embedshare.cache.redis import RedisCache
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings
 from embedshare.errors import DeadlineExceeded
 from embedshare.identity import ModelDescription
@@ -39,6 +40,26 @@ class _Part(NamedTuple):
     token_counts: Sequence[int]
 
 
+_NOTHING = _Part([], np.empty((0, 0), np.float32), [])
+
+
+class _Claim:
+    """Keys that one call computes, and the texts behind them."""
+
+    def __init__(
+        self,
+        space: bytes,
+        keys: list[bytes],
+        request: EmbedRequest,
+        places: dict[bytes, int],
+        shared: RedisCache | None,
+    ) -> None:
+        self.space, self.keys, self.request, self.places = space, keys, request, places
+        self.shared = shared
+        self.computed = 0
+        """Keys whose vectors the model computed."""
+
+
 #: The vectors that a call is computing; None if it fails.
 _Flight = Future["_Part | None"]
 #: Loads a model and returns it for a `with` block.
@@ -49,22 +70,28 @@ class CachedVectors:
     """The vectors of a server's models; thread-safe.
 
     A call that finds another one computing a text waits for it, and computes the text itself if that one
-    fails.
+    fails. `shared` is looked at for texts that are not in memory.
     """
 
-    def __init__(self, memory: MemoryCache) -> None:
+    def __init__(self, memory: MemoryCache, shared: RedisCache | None = None) -> None:
         self._memory = memory
+        self._shared = shared
         self._lock = threading.Lock()
         self._flights: dict[bytes, _Flight] = {}
         self._hits = self._misses = self._joined = self._calls_without_model = 0
 
     def embed(
-        self, model: ModelDescription, request: EmbedRequest, context: CallContext, lease: Lease
+        self,
+        model: ModelDescription,
+        request: EmbedRequest,
+        context: CallContext,
+        lease: Lease,
+        shared: bool = True,
     ) -> EmbedResult:
         """The vectors of a request whose prompt is a text, as `model` would return them.
 
-        `lease` is called only if a text is neither cached nor being computed. Raises what it and the model's
-        `embed` raise, DeadlineExceeded.
+        `lease` is called only if a text is neither cached nor being computed; `shared`: whether Redis may
+        hold the vectors too. Raises what `lease` and the model's `embed` raise, DeadlineExceeded.
         """
         space = cache_keys.space_of(model)
         keys = cache_keys.keys_of(request, space)
@@ -77,14 +104,11 @@ class CachedVectors:
             lacking = _without(lacking, cached, parts)
             own, others = self._claim(lacking)
             if own:
-                # Another call may have computed them between the two looks.
-                late = self._cached(space, own)
-                computed, timings = self._computed(
-                    space, _without(own, late, []), late, request, places, context, lease
-                )
-                misses += len(computed.keys) - len(late.keys)
-                hits += len(late.keys)
-                lacking = _without(lacking, computed, parts)
+                claimed = _Claim(space, own, request, places, self._shared if shared else None)
+                found, timings = self._fulfilled(claimed, model.dimension, context, lease)
+                misses += claimed.computed
+                hits += len(own) - claimed.computed
+                lacking = _without(lacking, found, parts)
             for flight in others:
                 joined = _awaited(flight, context)
                 if joined is not None:
@@ -93,22 +117,28 @@ class CachedVectors:
         return _result(keys, parts, request, model, timings)
 
     def clear(self, model: ModelDescription | None = None) -> int:
-        """Drop the vectors of one model, or all; returns their number."""
-        return self._memory.clear(None if model is None else cache_keys.space_of(model))
+        """Drop the vectors of one model, or all; returns their number, of the level that had most.
 
-    def stats(self) -> dict[str, int]:
-        """Texts that were found, computed, and computed for another call, and the memory's figures."""
+        Raises ServerUnavailable if Redis does not answer; then those in memory are gone.
+        """
+        space = None if model is None else cache_keys.space_of(model)
+        gone = self._memory.clear(space)
+        return gone if self._shared is None else max(gone, self._shared.clear(space))
+
+    def stats(self) -> dict[str, Any]:
+        """Texts that were found, computed, and computed for another call, and the levels' figures."""
         with self._lock:
             counts = {
                 "hits": self._hits, "misses": self._misses, "joined": self._joined,
                 "calls_without_model": self._calls_without_model,
             }  # fmt: skip
-        return counts | self._memory.stats()
+        shared = {} if self._shared is None else {"redis": self._shared.stats()}
+        return counts | self._memory.stats() | shared
 
     def _cached(self, space: bytes, keys: list[bytes]) -> _Part:
         found = self._memory.get(space, keys)
         if found is None:
-            return _Part([], np.empty((0, 0), np.float32), [])
+            return _NOTHING
         return _Part([keys[position] for position in found.positions], found.rows, found.token_counts)
 
     def _claim(self, keys: list[bytes]) -> tuple[list[bytes], list[_Flight]]:
@@ -120,34 +150,50 @@ class CachedVectors:
             self._flights.update(dict.fromkeys(own, flight))
             return own, others
 
-    def _computed(
-        self,
-        space: bytes,
-        keys: list[bytes],
-        late: _Part,
-        request: EmbedRequest,
-        places: dict[bytes, int],
-        context: CallContext,
-        lease: Lease,
+    def _fulfilled(
+        self, claim: _Claim, dimension: int, context: CallContext, lease: Lease
     ) -> tuple[_Part, Timings]:
-        """The vectors of claimed keys, of which those in `late` are known; waiting calls get them too."""
+        """The vectors of claimed keys; waiting calls get them too."""
         part: _Part | None = None
         try:
-            if not keys:
-                part = late
-                return part, Timings()
-            inputs = [request.inputs[places[key]] for key in keys]
-            whole = msgspec.structs.replace(request, inputs=inputs, normalize=False, dimensions=_ALL)
-            with lease() as leased:
-                found: EmbedResult = leased.provider.embed(whole, context)
-                is_same = cache_keys.space_of(leased.description) == space
-            if is_same:  # else the model was loaded again in another precision meanwhile
-                self._memory.put(space, keys, found.rows, found.token_counts)
-            rows = np.concatenate([found.rows, late.rows]) if late.keys else found.rows
-            part = _Part([*keys, *late.keys], rows, [*found.token_counts, *late.token_counts])
-            return part, found.timings
+            # Another call may have computed some between the first look and the claim.
+            parts = [self._cached(claim.space, claim.keys)]
+            lacking = _without(claim.keys, parts[0], [])
+            if lacking and claim.shared is not None:
+                stored = self._from_shared(claim.shared, claim.space, lacking, dimension)
+                lacking = _without(lacking, stored, parts)
+            timings = Timings()
+            if lacking:
+                computed, timings = self._computed(claim, lacking, context, lease)
+                parts.append(computed)
+            part = _joined(parts)
+            return part, timings
         finally:
-            self._land([*keys, *late.keys], part)
+            self._land(claim.keys, part)
+
+    def _from_shared(self, shared: RedisCache, space: bytes, keys: list[bytes], dimension: int) -> _Part:
+        found = shared.get(space, keys, dimension)
+        if found is None:
+            return _NOTHING
+        part = _Part([keys[position] for position in found.positions], found.rows, found.token_counts)
+        self._memory.put(space, part.keys, part.rows, part.token_counts, found.left_s)
+        return part
+
+    def _computed(
+        self, claim: _Claim, keys: list[bytes], context: CallContext, lease: Lease
+    ) -> tuple[_Part, Timings]:
+        request, space = claim.request, claim.space
+        inputs = [request.inputs[claim.places[key]] for key in keys]
+        whole = msgspec.structs.replace(request, inputs=inputs, normalize=False, dimensions=_ALL)
+        with lease() as leased:
+            found: EmbedResult = leased.provider.embed(whole, context)
+            is_same = cache_keys.space_of(leased.description) == space
+        claim.computed = len(keys)
+        if is_same:  # else the model was loaded again in another precision meanwhile
+            self._memory.put(space, keys, found.rows, found.token_counts)
+            if claim.shared is not None:
+                claim.shared.put_later(space, keys, found.rows, found.token_counts)
+        return _Part(keys, found.rows, found.token_counts), found.timings
 
     def _land(self, keys: Iterable[bytes], part: _Part | None) -> None:
         """End this call's flight."""
@@ -162,6 +208,15 @@ class CachedVectors:
             self._misses += misses
             self._joined += joined
             self._calls_without_model += not misses
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    parts = [part for part in parts if part.keys]
+    if len(parts) == 1:
+        return parts[0]
+    keys = [key for part in parts for key in part.keys]
+    counts = [count for part in parts for count in part.token_counts]
+    return _Part(keys, np.concatenate([part.rows for part in parts]), counts)
 
 
 def _without(keys: list[bytes], part: _Part, parts: list[_Part]) -> list[bytes]:
@@ -188,11 +243,11 @@ def _result(
     keys: list[bytes], parts: list[_Part], request: EmbedRequest, model: ModelDescription, timings: Timings
 ) -> EmbedResult:
     """The rows in the order of the keys, truncated and normalised as the model does it."""
-    at = {key: number for number, key in enumerate(key for part in parts for key in part.keys)}
-    token_counts = [count for part in parts for count in part.token_counts]
+    whole = _joined(parts)
+    at = {key: number for number, key in enumerate(whole.keys)}
     order = [at[key] for key in keys]
-    rows = np.concatenate([part.rows for part in parts if part.keys])[order]
+    rows = whole.rows[order]
     rows = np.ascontiguousarray(rows[:, : request.dimensions or model.dimension])
     if request.normalize:
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return EmbedResult(rows, [token_counts[number] for number in order], timings, model)
+    return EmbedResult(rows, [whole.token_counts[number] for number in order], timings, model)

@@ -49,8 +49,18 @@ class MemoryCache:
             shelf = self._shelves.get(space)
             return None if shelf is None else shelf.get(keys, time.monotonic())
 
-    def put(self, space: bytes, keys: Sequence[bytes], rows: np.ndarray, token_counts: Sequence[int]) -> None:
-        """Store float32 rows (len(keys), dimension), and the number of tokens of each."""
+    def put(
+        self,
+        space: bytes,
+        keys: Sequence[bytes],
+        rows: np.ndarray,
+        token_counts: Sequence[int],
+        left_s: Sequence[float] | None = None,
+    ) -> None:
+        """Store float32 rows (len(keys), dimension), and the number of tokens of each.
+
+        `left_s`: the seconds that each has left, if it is not new.
+        """
         with self._lock:
             shelf = self._shelves.get(space)
             if shelf is None:
@@ -58,10 +68,11 @@ class MemoryCache:
                 if block_rows == 0:  # not even a few rows fit
                     return
                 shelf = self._shelves[space] = _Shelf(rows.shape[1], block_rows)
-            for key, row, tokens in zip(keys, rows, token_counts, strict=True):
+            expiries = [self._expiry() for _ in keys] if left_s is None else _moments(left_s)
+            for key, row, tokens, expiry in zip(keys, rows, token_counts, expiries, strict=True):
                 if not shelf.has_room(key):
                     self._make_room(shelf)
-                shelf.put(key, row, tokens, self._expiry())
+                shelf.put(key, row, tokens, expiry)
 
     def clear(self, space: bytes | None = None) -> int:
         """Drop the vectors of one model, or all; returns their number."""
@@ -100,6 +111,11 @@ class MemoryCache:
         if not self._lifetime_s:
             return float("inf")
         return time.monotonic() + self._lifetime_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+def _moments(left_s: Sequence[float]) -> list[float]:
+    now = time.monotonic()
+    return [now + left for left in left_s]
 
 
 def _entry_bytes(dimension: int) -> int:

@@ -131,6 +131,10 @@ class ModelPool:
         """The settings of a model. Raises UnknownModel."""
         return self._slot(name).settings
 
+    def spec(self, name: str = "") -> ModelSpec:
+        """Raises UnknownModel."""
+        return self._slot(name).spec
+
     def describe(self, name: str = "") -> ModelDescription | None:
         """A model as it was loaded last; nothing is loaded. Raises UnknownModel."""
         return self._slot(name).description

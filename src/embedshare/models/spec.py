@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -40,6 +40,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     keep_alive_s: float = -1.0
     """Seconds without a call after which it is unloaded; -1 is never."""
+
+    cache: Literal["off", "memory", "all"] = "all"
+    """Where its vectors are cached: nowhere, in memory alone, or also in a Redis."""
 
     device: str | None = None
     dtype: str | None = None

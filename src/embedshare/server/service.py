@@ -13,6 +13,7 @@ import msgspec
 
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.memory import MemoryCache
+from embedshare.cache.redis import RedisCache
 from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
 from embedshare.engine import weights
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
@@ -23,7 +24,7 @@ from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
 from embedshare.providers.local import Local, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
-from embedshare.settings import Settings, parse
+from embedshare.settings import ServerSettings, Settings, parse
 
 T = TypeVar("T")
 #: The longest name of a model, or path of its folder.
@@ -55,8 +56,7 @@ class EmbeddingService:
         self._stop = stop
         self._callers = callers
         self.indexes = IndexService(settings.indexes, callers)
-        limit, lifetime_s = settings.server.vector_cache_bytes, settings.server.vector_cache_ttl_s
-        self._cache = CachedVectors(MemoryCache(limit, lifetime_s)) if limit else None
+        self._cache = _cache(settings.server)
         self.guard: ChangeGuard | None = None
         self.read_registry: Callable[[], Registry] | None = None
         """Reads the registry of models again, if its source can change."""
@@ -99,12 +99,14 @@ class EmbeddingService:
     ) -> Answered:
         self._pool.check(name, identity)
         known = self._pool.describe(name)  # None before its first load, which then comes with the first text
-        if self._cache is None or known is None or context.is_check or not request.inputs:
+        levels = self._pool.spec(name).cache
+        is_cached = levels != "off" and request.inputs and not context.is_check
+        if self._cache is None or known is None or not is_cached:
             with self._pool.lease(name, identity, context) as leased:
                 found = leased.provider.embed(request, context)
         else:
             lease = partial(self._pool.lease, name, known.identity, context)
-            found = self._cache.embed(known, request, context, lease)
+            found = self._cache.embed(known, request, context, lease, shared=levels == "all")
         rows, token_counts, timings, _ = found
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
@@ -280,6 +282,16 @@ class EmbeddingService:
             return {"status": "ok", "model_state": state.value, "active_operations": 0, **fault}
         with self._pool.lease(name, None, msgspec.structs.replace(context, is_check=True)) as leased:
             return {**leased.provider.ask(what, context), "model_state": state.value}
+
+
+def _cache(settings: ServerSettings) -> CachedVectors | None:
+    """The cache of vectors, if there is one. Raises MissingDependency for a Redis without its package."""
+    limit, lifetime_s, url = (
+        settings.vector_cache_bytes, settings.vector_cache_ttl_s, settings.vector_cache_redis_url,
+    )  # fmt: skip
+    if not limit and url is None:
+        return None
+    return CachedVectors(MemoryCache(limit, lifetime_s), None if url is None else RedisCache(url, lifetime_s))
 
 
 class EmbeddingSession:

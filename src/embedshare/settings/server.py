@@ -47,6 +47,9 @@ class ServerSettings(Section):
     vector_cache_ttl_s: float = setting("EMBEDDING_VECTOR_CACHE_TTL_S", parsing.seconds(0, 31_536_000),
         86_400.0,
         "Seconds after which a cached vector is computed again, give or take a tenth. 0 is never")
+    vector_cache_redis_url: str | None = setting("EMBEDDING_VECTOR_CACHE_REDIS_URL", parsing.redis_url, None,
+        "URL of a Redis that holds cached vectors too, for several servers of one model and for the next "
+        "start. Whoever can write there decides what vectors callers get", secret=True)
     drain_s: float = setting("EMBEDDING_DRAIN_S", parsing.seconds(0, 600), 10.0,
         "Seconds that the server or a web worker has to finish accepted work when it is told to stop. Work "
         "that takes longer is cut off")

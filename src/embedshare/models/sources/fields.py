@@ -56,6 +56,12 @@ def _keep_alive(text: str) -> float:
     return seconds
 
 
+def _cache(text: str) -> str:
+    if text not in ("off", "memory", "all"):
+        raise ValueError("off, memory or all")
+    return text
+
+
 def _setting(field: str) -> Callable[[str], Any]:
     return lambda text: parse(OVERRIDES[field], text, field)
 
@@ -69,6 +75,7 @@ FIELDS: Mapping[str, Callable[[str], Any]] = {
     "preload": boolean,
     "pinned": boolean,
     "keep_alive_s": _keep_alive,
+    "cache": _cache,
     "trust_remote_code": boolean,
     **{field: _setting(field) for field in OVERRIDES},
 }

@@ -100,6 +100,7 @@ class ModelRow(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_
     preload: bool | UnsetType = UNSET
     pinned: bool | UnsetType = UNSET
     keep_alive_s: float | UnsetType = UNSET
+    cache: Literal["off", "memory", "all"] | UnsetType = UNSET
     device: str | UnsetType = UNSET
     dtype: str | UnsetType = UNSET
     runtime: str | UnsetType = UNSET
