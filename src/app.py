@@ -23,7 +23,18 @@ from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
 from embedshare.web import errors, openapi, routes
-from embedshare.web.apis import embed, health, index, load, metrics, ollama, openai, search, tei
+from embedshare.web.apis import (
+    embed,
+    embeddings_service,
+    health,
+    index,
+    load,
+    metrics,
+    ollama,
+    openai,
+    search,
+    tei,
+)
 from embedshare.web.apis import settings as settings_routes
 from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
 from embedshare.web.guards.request_limits import RequestLimits
@@ -81,7 +92,7 @@ def create_app(
     app.register_blueprint(settings_routes.blueprint(changes, wiring.model_changes(model, changes)))
     known = KnownModels(authkey.key_file(settings).with_name(f"served-{settings.server.port}.json"))
     models = Models(model, settings, request_limits, lambda: live.normalize, known)
-    for api in (embed, openai, ollama, tei):
+    for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))

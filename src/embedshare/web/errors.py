@@ -12,6 +12,7 @@ import msgspec
 from flask import Flask, Response, current_app, request
 from loguru import logger
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
+from werkzeug.routing import Rule
 
 from embedshare.errors import (
     DatabaseUnavailable,
@@ -65,6 +66,21 @@ class OpenAIError(msgspec.Struct):
     error: OpenAIErrorFields
 
 
+class ServiceErrorFields(msgspec.Struct):
+    """What happened; `code` is the error's kind."""
+
+    code: str
+    message: str
+    details: dict[str, int]
+    """`status`: the HTTP status."""
+
+
+class ServiceError(msgspec.Struct):
+    """The same, in the form of the API at `/api/v1`."""
+
+    error: ServiceErrorFields
+
+
 def register(app: Flask) -> None:
     """Turn a view's exception into an error of its API, with its status."""
 
@@ -101,19 +117,24 @@ def body_too_large(limit: int) -> TooLarge:
 
 
 def form_at(app: Flask, path: str) -> type[msgspec.Struct]:
-    """The form of errors at a path: its route's, else that of all routes below its first part.
+    """The form of errors at a path: its route's, else that of all routes below its first parts.
 
     `Error` is a superset of Ollama's form.
     """
     there = app.url_map.bind("")
     methods = list(there.allowed_methods(path))
     if methods:
-        found = [there.match(path, methods[0], return_rule=True)[0]]
+        found: list[Rule] = [there.match(path, methods[0], return_rule=True)[0]]
     else:
-        first = path.split("/")[1:2]
-        found = [route for route in routes.of(app) if route.rule.split("/")[1:2] == first]
+        found = _below(app, path, 2) or _below(app, path, 1)
     forms = {route.form for route in found if isinstance(route, routes.Route)}
     return (forms.pop() if len(forms) == 1 else None) or Error
+
+
+def _below(app: Flask, path: str, depth: int) -> list[Rule]:
+    """Routes that share the first parts of a path."""
+    first = path.split("/")[1 : 1 + depth]
+    return [route for route in routes.of(app) if route.rule.split("/")[1 : 1 + depth] == first]
 
 
 def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> bytes:
@@ -121,13 +142,19 @@ def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> by
     error: msgspec.Struct
     if form is OpenAIError:
         of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        code = _OPENAI_CODES.get(kind) or re.sub(r"\W+|(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+        code = _OPENAI_CODES.get(kind) or _snake_case(kind)
         error = OpenAIError(OpenAIErrorFields(message, of_type, None, code))
+    elif form is ServiceError:
+        error = ServiceError(ServiceErrorFields(_snake_case(kind).upper(), message, {"status": status}))
     elif form is TeiError:
         error = TeiError(message, kind, _tei_type(kind, status))
     else:
         error = Error(message, kind)
     return msgspec.json.encode(error)
+
+
+def _snake_case(kind: str) -> str:
+    return re.sub(r"\W+|(?<=[a-z])(?=[A-Z])", "_", kind).lower()
 
 
 def _tei_type(kind: str, status: int) -> str:

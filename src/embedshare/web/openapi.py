@@ -135,7 +135,7 @@ def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _types(operations: Iterable[_Operation]) -> list[Any]:
-    types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError]
+    types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError, forms.ServiceError]
     for operation in operations:
         types += [kind for answer in operation.answers.values() for kind in answer.values()]
         types += [*operation.bodies, *operation.query.values()]

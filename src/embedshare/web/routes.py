@@ -25,6 +25,7 @@ class Tag(str, Enum):
     OPENAI = "OpenAI's API"
     OLLAMA = "Ollama's API"
     TEI = "text-embeddings-inference's API"
+    SERVICE = "The API of a service for several providers"
     SEARCH = "Web search"
     INDEXES = "Vector indexes"
     SETTINGS = "Settings"
