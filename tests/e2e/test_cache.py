@@ -158,7 +158,9 @@ def test_a_server_that_was_killed_finds_its_vectors_in_redis(tmp_path: Path) -> 
         redis.kill()
 
 
-def test_operators_see_and_clear_the_cache(server: ModelServer, client: EmbeddingClient) -> None:
+def test_operators_see_fill_and_clear_the_cache(
+    server: ModelServer, client: EmbeddingClient, tmp_path: Path
+) -> None:
     client.encode(TEXTS)
 
     def run(*arguments: str) -> Any:
@@ -171,6 +173,13 @@ def test_operators_see_and_clear_the_cache(server: ModelServer, client: Embeddin
     assert stats["entries"] == len(TEXTS)
     assert 0 < stats["bytes"] <= stats["limit_bytes"] == 8 << 20
     assert "of 8 MB" in run("stats")
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join([*TEXTS, "", "Größe", "Größe"]) + "\n", encoding="utf-8")
+    assert run("warm", str(file), "--json") == {"warmed": len(TEXTS) + 1}
+    assert run("stats", "--json")["entries"] == len(TEXTS) + 1
+    before = cache(client)["misses"]
+    client.encode("Größe")
+    assert cache(client)["misses"] == before
     assert run("clear", "--of", "second", "--json") == {"cleared": 0}
-    assert run("clear") == f"dropped {len(TEXTS)} cached vectors\n"
+    assert run("clear") == f"dropped {len(TEXTS) + 1} cached vectors\n"
     assert run("stats", "--json")["entries"] == 0

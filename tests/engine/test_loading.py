@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,22 @@ def test_a_second_start_loads_no_torch(tmp_path: Path, kind: str) -> None:
         ),
     )
     assert said.strip() == "[]"
+
+
+def test_graphs_of_the_last_week_are_kept_and_of_older_ones_four(tmp_path: Path) -> None:
+    """A server of many models converts none of them again and again."""
+    for number in range(12):
+        entry = tmp_path / f"entry {number}"
+        entry.mkdir()
+        (entry / "facts.json").touch()
+        age_s = number * 86_400.0
+        os.utime(entry, (time.time() - age_s, time.time() - age_s))
+    GraphCache(tmp_path, "a version")._drop_oldest()
+    assert sorted(int(entry.name.split()[1]) for entry in tmp_path.iterdir()) == list(range(7))
+    for entry in tmp_path.iterdir():
+        os.utime(entry, (1.0, 1.0))
+    GraphCache(tmp_path, "a version")._drop_oldest()
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_kept_graph_that_is_broken_is_made_anew(tmp_path: Path) -> None:

@@ -31,9 +31,16 @@ class Known(dict[str, Trial]):
     """Trials kept in memory."""
 
     find = dict.get
+    choice: str | None = None
 
     def keep(self, dtype: str, trial: Trial) -> None:
         self[dtype] = trial
+
+    def chosen(self) -> str | None:
+        return self.choice
+
+    def choose(self, dtype: str) -> None:
+        self.choice = self.choice or dtype
 
 
 def fitting(wanted: str, known: Known) -> Any:
@@ -92,6 +99,17 @@ def test_auto_falls_to_float32_where_bfloat16_is_not_near_enough(
     assert line.startswith("INFO Computing in float32 (in bfloat16 vectors have a cosine of 0.99988 to")
 
 
+def test_auto_means_what_it_meant_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of two processes differ where both precisions take about as long."""
+    known = Known(bfloat16=Trial(1.0), float32=Trial(1.0))
+    for measured in ("float32", "bfloat16"):
+        monkeypatch.setattr(first_runs, "resolve_dtype", lambda dtype, measured=measured: measured)
+        assert fitting("auto", known) == "float32"
+        assert first_runs.untried("auto", known) == ""
+    monkeypatch.setattr(first_runs, "resolve_dtype", lambda dtype: dtype)
+    assert fitting("bfloat16", known) == "bfloat16"  # which the operator names
+
+
 def test_a_graph_that_ended_every_process_that_ran_it_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="float32 ended the process"):
         fitting("bfloat16", Known(bfloat16=Trial(None), float32=Trial(None)))
@@ -106,6 +124,10 @@ def test_trials_are_kept_for_each_kind_of_cpu(tmp_path: Path) -> None:
     assert openvino.cpu_kind() == openvino.cpu_kind()
     (tmp_path / "here-bfloat16.json").write_text("no trial")
     assert here.find("bfloat16") is None
+    assert here.chosen() is None
+    here.choose("float32")
+    here.choose("bfloat16")
+    assert (here.chosen(), elsewhere.chosen()) == ("float32", None)
 
 
 def head_over_minilm(folder: Path, head: str) -> Path:

@@ -83,6 +83,8 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     monkeypatch.setattr(pool, "_serves", lambda held, wanted: False)  # every swap is to another model
     monkeypatch.setattr(pool.loading, "kept_bytes", lambda settings: 0)
     monkeypatch.setattr(pool.loading, "keep_bytes", lambda *_: None)
+    monkeypatch.setattr(pool.loading, "needs_first_runs", lambda *_: True)
+    monkeypatch.setattr(pool, "ROOM_WAIT_S", 0.3)
     monkeypatch.setattr(memory_budget, "estimate", lambda settings: 100 * MB)
     monkeypatch.setattr(pool.weights, "find", lambda name, cache_dir: name)
     monkeypatch.setattr(pool.msgspec, "to_builtins", lambda described: {"model_name": described.model_name})
@@ -167,6 +169,35 @@ def test_the_least_recently_used_idle_model_makes_room(make: Callable[..., Model
         ]  # fmt: skip
     assert models.evictions == 1
     assert models.describe("c") is not None
+
+
+def test_a_load_waits_for_a_busy_model_to_become_idle(make: Callable[..., ModelPool]) -> None:
+    models = make(spec("a"), spec("b"), limit=150 * MB)
+    with ThreadPoolExecutor(1) as threads:
+        with models.lease("a"):
+            loading = threads.submit(models.load, "b")
+            time.sleep(0.1)
+            assert not loading.done()
+        loading.result(20)
+    assert [models.state(name) for name in "ab"] == [State.STANDBY, State.READY]
+
+
+def test_converted_models_are_loaded_one_after_another(
+    make: Callable[..., ModelPool], loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a load that waits for its turn has taken no room yet."""
+    monkeypatch.setattr(pool.loading, "needs_first_runs", lambda *_: False)
+    models = make(spec("a"), spec("b"), spec("c"), limit=250 * MB)
+    models.load("a")
+    loader.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        loads = [threads.submit(models.load, name) for name in "bc"]
+        time.sleep(0.1)
+        assert models.state("a") is State.READY
+        loader.gate.set()
+        for load in loads:
+            load.result(20)
+    assert models.evictions == 1
 
 
 def test_a_swap_holds_both_models_and_evicts_a_third_for_it(make: Callable[..., ModelPool]) -> None:

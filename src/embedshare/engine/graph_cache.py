@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +21,9 @@ from embedshare.engine.trials import KeptProof, Trial
 #: Raised when the graph of `runtimes/conversion.py` changes its inputs, outputs, meaning or verification, or
 #: is made of models that were refused before.
 GRAPH_VERSION = 6
-#: The number of stored graphs; the least recently used one goes first. Each takes as much room as the model's
-#: weights.
-KEPT = 4
+#: Seconds after its last use for which a graph is stored, and the number of those that are stored longer.
+#: Each takes as much room as the model's weights.
+KEPT_S, KEPT = 7 * 86_400.0, 4
 
 
 class CachedGraph(NamedTuple):
@@ -141,9 +143,12 @@ class GraphCache:
         return self._folder / hashlib.sha256(f"{self._version} {identity}".encode()).hexdigest()[:32]
 
     def _drop_oldest(self) -> None:
-        entries = sorted(self._folder.glob("*/facts.json"), key=lambda facts: facts.parent.stat().st_mtime)
-        for facts in entries[:-KEPT]:
-            shutil.rmtree(facts.parent, ignore_errors=True)
+        used = sorted(
+            (facts.parent.stat().st_mtime, facts.parent) for facts in self._folder.glob("*/facts.json")
+        )
+        for at, entry in used[:-KEPT]:
+            if at < time.time() - KEPT_S:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 class KeptTrials:
@@ -165,13 +170,35 @@ class KeptTrials:
 
     def keep(self, dtype: str, trial: Trial) -> None:
         """Store it for later starts. If the folder cannot be written to, each of them repeats the trial."""
-        file = self._file(dtype)
-        draft = file.with_suffix(f".{os.getpid()}.tmp")
         try:
-            draft.write_bytes(msgspec.json.encode(trial))
-            draft.replace(file)
+            self._write(self._file(dtype), msgspec.json.encode(trial))
         except OSError as error:
+            file = self._file(dtype)
             logger.info("Retrying {} at the next start ({} cannot be written: {})", dtype, file, error)
+
+    def chosen(self) -> str | None:
+        """See Trials."""
+        try:
+            dtype = self._choice.read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return None
+        return dtype if dtype in ("bfloat16", "float32") else None
+
+    def choose(self, dtype: str) -> None:
+        """See Trials. In a folder that cannot be written to, each process measures."""
+        if self.chosen() is None:
+            with suppress(OSError):
+                self._write(self._choice, dtype.encode())
+
+    @property
+    def _choice(self) -> Path:
+        return self._entry / f"{self._cpu_kind}-auto.txt"
+
+    @staticmethod
+    def _write(file: Path, content: bytes) -> None:
+        draft = file.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_bytes(content)
+        draft.replace(file)
 
     def _file(self, dtype: str) -> Path:
         return self._entry / f"{self._cpu_kind}-{dtype}.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -128,6 +129,15 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
     from embedshare.engine.runtimes.openvino import cpu_kind
 
     return untried(settings.model.dtype, cache.trials(identity, cpu_kind()))
+
+
+def load_libraries(settings: Settings, device: str) -> None:
+    """Load what all models on the CPU need, and choose their precision: memory that no one model takes."""
+    if _known(device) == "cpu" and settings.model.runtime != "torch" and importlib.util.find_spec("openvino"):
+        from embedshare.engine.runtimes import openvino
+
+        with suppress(UnsupportedModel):  # the load itself raises it, or falls back to torch
+            openvino.resolve_dtype(settings.model.dtype)
 
 
 def kept_bytes(settings: Settings) -> int:

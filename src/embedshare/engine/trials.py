@@ -54,6 +54,11 @@ class Trials(Protocol):
 
     def find(self, dtype: str) -> Trial | None: ...
     def keep(self, dtype: str, trial: Trial) -> None: ...
+    def chosen(self) -> str | None:
+        """The precision that "auto" meant before: it is measured, and measurements differ."""
+
+    def choose(self, dtype: str) -> None:
+        """Let "auto" mean this precision from now on."""
 
 
 def smallest_cosine(rows: np.ndarray, expected: np.ndarray) -> float:

@@ -47,6 +47,8 @@ from embedshare.settings import Settings
 Load = Callable[[Settings, Callable[[], None]], Local]
 #: Pauses after failed loads of a model in a row: its callers get the last error meanwhile.
 RETRIES = Backoff(30.0, 240.0)
+#: Seconds that a load waits for a busy model to become idle, and seconds between two looks.
+ROOM_WAIT_S, ROOM_LOOK_S = 10.0, 0.02
 #: Seconds between two looks for models whose keep-alive time is over.
 KEEPER_S = 0.5
 #: Seconds that a loaded model waits for its first call, whatever its keep-alive time.
@@ -116,7 +118,8 @@ class ModelPool:
         self._registry = registry
         self._slots = {spec.id: _Slot(spec, spec.settings(base)) for spec in registry}
         self._swapping = threading.Lock()
-        self._measuring = threading.Lock()
+        self._turn = threading.RLock()
+        """Held by the load that makes room, and by one of a converted model to its end."""
         self._closed = threading.Event()
         self.swaps = self.failed_swaps = 0
         self.evictions = 0
@@ -357,8 +360,7 @@ class ModelPool:
     def _fulfil(self, slot: _Slot, pending: futures.Future[LoadedModel]) -> None:
         began = time.monotonic()
         try:
-            self._make_room(slot, slot.settings)
-            local = self._loaded_as(slot.spec, slot.settings, self._check_open)
+            local = self._loaded_in_turn(slot)
         except Exception as error:
             failure = (
                 error
@@ -391,6 +393,17 @@ class ModelPool:
         else:
             loading.keep_bytes(slot.settings, local.description.identity, slot.bytes)
 
+    def _loaded_in_turn(self, slot: _Slot) -> Local:
+        """The slot's model. Converted models are loaded one after another: at once, each would take as much
+        longer, and room for several would be taken from models that answer. A conversion takes no turn."""
+        settings = slot.settings
+        if loading.needs_first_runs(settings, settings.model.device, None):
+            self._make_room(slot, settings)
+            return self._loaded_as(slot.spec, settings, self._check_open)
+        with self._turn:
+            self._make_room(slot, settings)
+            return self._loaded_as(slot.spec, settings, self._check_open)
+
     def _make_room(self, slot: _Slot, settings: Settings, loaded_bytes: int = 0) -> None:
         """Reserve the memory of the slot's next model, for which idle ones are evicted; one that it replaces
         stays meanwhile. `loaded_bytes`: of further models, which are about to take over.
@@ -405,7 +418,23 @@ class ModelPool:
                 f"{slot.spec.id} needs {needed >> 20:,} MB; EMBEDDING_MAX_MODEL_BYTES allows "
                 f"{limit >> 20:,} MB for all models"
             )
-        budget = MemoryBudget(limit, settings.model.device)
+        budget, until = MemoryBudget(limit, settings.model.device), time.monotonic() + ROOM_WAIT_S
+        while not self._turn.acquire(timeout=0.2):  # in turn, else smaller models would pass a large one
+            self._check_open()
+        try:
+            while not self._has_room(slot, needed, budget, loaded_bytes, may_wait=time.monotonic() < until):
+                self._check_open()
+                time.sleep(ROOM_LOOK_S)
+        finally:
+            self._turn.release()
+
+    def _has_room(
+        self, slot: _Slot, needed: int, budget: MemoryBudget, loaded_bytes: int, may_wait: bool
+    ) -> bool:
+        """Reserve the bytes, after evictions if there are idle models. False if a busy one may become idle.
+
+        Raises Overloaded if none can, or with `may_wait` false.
+        """
         while True:
             with self._lock:
                 others = [one for one in self._slots.values() if one is not slot]
@@ -414,11 +443,14 @@ class ModelPool:
                 left = budget.left(sum(one.bytes for one in loaded), reserved)
                 if needed <= left or not any(one.loaded or one.loading for one in others):
                     slot.reserved_bytes = needed
-                    return
+                    return True
                 doomed = eviction.victim(self._occupants(others))
                 chosen = None if doomed is None else self._slots[doomed]
                 evicted = None if chosen is None else self._retired(chosen)
+                is_hopeful = any((one.loaded and not one.pinned) or one.loading for one in others)
             if chosen is None or evicted is None:
+                if may_wait and is_hopeful:
+                    return False
                 raise Overloaded(
                     f"{slot.spec.id} needs {needed >> 20:,} MB, {max(0, left) >> 20:,} MB are left, and "
                     "every loaded model is busy or pinned; retry in 1 s",

@@ -1,10 +1,12 @@
-"""The command `cache`: shows and clears the server's cached vectors."""
+"""The command `cache`: shows, fills and clears the server's cached vectors."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Protocol
 
+from embedshare.errors import InvalidInput
 from embedshare.operate import status
 
 
@@ -13,12 +15,16 @@ class Client(Protocol):
 
     def stats(self) -> dict[str, Any]: ...
     def clear_cache(self, every_model: bool) -> int: ...
+    def encode(
+        self, inputs: Any, prompt_name: str | None = None, *, show_progress_bar: bool | None = None
+    ) -> Any: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     helps = {
         "stats": "show how many vectors are cached, and how many texts were found there",
+        "warm": "embed the lines of a file, so that they are cached",
         "clear": "drop the cached vectors of all models, or of one",
     }
     for name, text in helps.items():
@@ -26,13 +32,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
         if name == "clear":
             action.add_argument("--of", default=None, metavar="NAME", help="id or alias of the only model")
+        if name == "warm":
+            action.add_argument("file", type=Path, help="a text file in UTF-8, one text a line")
+            action.add_argument("--of", default=None, metavar="NAME", help="id or alias of the model")
+            action.add_argument("--prompt-name", default=None, help="name of the prompt before each text")
 
 
 def carry_out(options: argparse.Namespace, client: Client) -> dict[str, Any]:
-    """The cache's figures, or `cleared`: the number of vectors that were dropped."""
+    """The cache's figures, `cleared` (the number of dropped vectors), or `warmed` (the number of texts).
+
+    Raises InvalidInput for a file that cannot be read.
+    """
     if options.action == "stats":
         found: dict[str, Any] = client.stats()["cache"]
         return found
+    if options.action == "warm":
+        texts = _lines(options.file)
+        client.encode(texts, prompt_name=options.prompt_name, show_progress_bar=not options.json)
+        return {"warmed": len(texts)}
     return {"cleared": client.clear_cache(options.of is None)}
 
 
@@ -40,4 +57,15 @@ def render(answer: dict[str, Any]) -> str:
     """The answer in a line."""
     if "cleared" in answer:
         return f"dropped {answer['cleared']:,} cached vectors"
+    if "warmed" in answer:
+        return f"embedded {answer['warmed']:,} texts"
     return f"cached vectors: {status.cached(answer)}"
+
+
+def _lines(file: Path) -> list[str]:
+    """The different lines that are not empty, in order."""
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{file} cannot be read: {error}") from None
+    return list(dict.fromkeys(line for line in content.splitlines() if line))

@@ -108,6 +108,7 @@ class Local(Provider):
             )
         from embedshare.engine import loading  # a base install does not have what this imports
 
+        loading.load_libraries(settings, device)
         before = memory.of_process()
         local = cls(*loading.load(settings, device, expected_identity), settings, devices)
         local.embed(EmbedRequest(loading.SAMPLE, ""))
@@ -168,7 +169,7 @@ class Local(Provider):
 
     def close(self) -> None:
         """End the threads of an engine without callers."""
-        self.settle()
+        self._runtime.close()
         self.scheduler.close()
 
     @property

@@ -32,4 +32,7 @@ class Runtime(Protocol):
         """
 
     def settle(self) -> None:
-        """Return when work begun by the load, such as further compilation, has ended."""
+        """Do the work that the load has put off, such as further compilation, to its end."""
+
+    def close(self) -> None:
+        """Give up that work, or return when it has ended; the runtime runs no more."""

@@ -24,7 +24,7 @@ def precisions(dtype: str) -> list[str]:
 def untried(wanted: str, trials: Trials) -> str:
     """The precision that `fitting` would try; empty if its results are known."""
     try:
-        meant = resolve_dtype(wanted)
+        meant = _meant(wanted, trials)
     except UnsupportedModel:
         return ""
     for dtype in precisions(meant):
@@ -36,6 +36,11 @@ def untried(wanted: str, trials: Trials) -> str:
     return ""
 
 
+def _meant(wanted: str, trials: Trials) -> str:
+    """Every process of a machine, and every start, gives a model the same precision."""
+    return (trials.chosen() if wanted == "auto" else None) or resolve_dtype(wanted)
+
+
 def fitting(
     make: Callable[[str], OpenVinoRuntime], wanted: str, trials: Trials, proof: Callable[[], KeptProof]
 ) -> OpenVinoRuntime:
@@ -45,7 +50,10 @@ def fitting(
     OpenVINO cannot run the model in any.
     """
     why = ""
-    for dtype in precisions(resolve_dtype(wanted)):
+    meant = _meant(wanted, trials)
+    if wanted == "auto":
+        trials.choose(meant)
+    for dtype in precisions(meant):
         trial, runtime = trials.find(dtype), None
         if trial is None:
             runtime = make(dtype)

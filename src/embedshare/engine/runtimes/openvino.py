@@ -33,6 +33,8 @@ _LATENCY: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
 #: Seconds without parallel batches after which a batch has all cores: parallel ones take less time with a
 #: part of the cores each. With 16 web callers on two cores 0.25 s gave 8% more calls than 0.05 s.
 _ALONE_AFTER_S = 0.25
+#: Seconds after which a model gets its fixed shapes: one that is unloaded before costs no compilation.
+_SHAPES_AFTER_S = 2.0
 #: The branch for any other shape.
 _OPEN = -1
 #: The least cosine between one text's vectors from two branches, each in reduced precision.
@@ -197,13 +199,34 @@ class OpenVinoRuntime:
         self._free = [whole, *parts]
         self.padding_tokens = 0
         self._freed = threading.Condition()
-        # Not a daemon, in every process: it must not end while OpenVINO compiles.
-        self._shapes = threads.start(partial(self._fix_shapes, model), "embedshare-shapes", daemon=False)
+        self._compiling = threading.Lock()
+        self._unshaped: ov.Model | None = model
+        """The graph whose fixed shapes are not begun yet."""
+        self._shapes: threading.Thread | None = None
+        self._later = threads.later(_SHAPES_AFTER_S, self._start_shapes)
 
     def settle(self) -> None:
         """See base.Runtime."""
+        self._start_shapes()
         if self._shapes is not None:
             self._shapes.join()
+
+    def close(self) -> None:
+        """See base.Runtime."""
+        with self._compiling:
+            self._unshaped = None
+        if self._later is not None:
+            self._later.cancel()
+        if self._shapes is not None:
+            self._shapes.join()
+
+    def _start_shapes(self) -> None:
+        with self._compiling:
+            model, self._unshaped = self._unshaped, None
+            if model is not None:
+                # Not a daemon, in every process: it must not end while OpenVINO compiles.
+                work = partial(self._fix_shapes, model)
+                self._shapes = threads.start(work, "embedshare-shapes", daemon=False)
 
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See base.Runtime."""

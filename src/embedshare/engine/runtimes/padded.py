@@ -131,6 +131,9 @@ class PaddedRuntime:
     def settle(self) -> None:
         """See base.Runtime."""
 
+    def close(self) -> None:
+        """See base.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See base.Runtime."""
         order = sorted(range(len(sequences)), key=lambda text: len(sequences[text]), reverse=True)

@@ -38,6 +38,9 @@ class StaticRuntime:
     def settle(self) -> None:
         """See base.Runtime."""
 
+    def close(self) -> None:
+        """See base.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See base.Runtime. A text without tokens is zeros."""
         rows = np.zeros((len(sequences), self._table.shape[1]), np.float32)

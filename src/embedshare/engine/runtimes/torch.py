@@ -92,6 +92,9 @@ class TorchRuntime:
     def settle(self) -> None:
         """See base.Runtime."""
 
+    def close(self) -> None:
+        """See base.Runtime."""
+
     def run(self, sequences: list[list[int]]) -> np.ndarray:
         """See base.Runtime."""
         try:

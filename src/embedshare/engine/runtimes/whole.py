@@ -52,6 +52,9 @@ class WholeRuntime:
     def settle(self) -> None:
         """See base.Runtime."""
 
+    def close(self) -> None:
+        """See base.Runtime."""
+
     def run(self, sequences: list[Text]) -> np.ndarray:
         """See base.Runtime."""
         rows = np.empty((len(sequences), self._dimension), np.float32)
