@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from typing import Any
@@ -47,6 +48,8 @@ from embedshare.settings import Settings
 Load = Callable[[Settings, Callable[[], None]], Local]
 #: Pauses after failed loads of a model in a row: its callers get the last error meanwhile.
 RETRIES = Backoff(30.0, 240.0)
+#: Seconds after which a load goes on although one before it has not ended.
+TURN_S = 60.0
 #: Seconds that a load waits for a busy model to become idle, and seconds between two looks.
 ROOM_WAIT_S, ROOM_LOOK_S = 10.0, 0.02
 #: Seconds between two looks for models whose keep-alive time is over.
@@ -400,7 +403,7 @@ class ModelPool:
         if loading.needs_first_runs(settings, settings.model.device, None):
             self._make_room(slot, settings)
             return self._loaded_as(slot.spec, settings, self._check_open)
-        with self._turn:
+        with self._in_turn():
             self._make_room(slot, settings)
             return self._loaded_as(slot.spec, settings, self._check_open)
 
@@ -418,15 +421,23 @@ class ModelPool:
                 f"{slot.spec.id} needs {needed >> 20:,} MB; EMBEDDING_MAX_MODEL_BYTES allows "
                 f"{limit >> 20:,} MB for all models"
             )
-        budget, until = MemoryBudget(limit, settings.model.device), time.monotonic() + ROOM_WAIT_S
-        while not self._turn.acquire(timeout=0.2):  # in turn, else smaller models would pass a large one
-            self._check_open()
-        try:
+        budget = MemoryBudget(limit, settings.model.device)
+        with self._in_turn():  # else smaller models would pass a large one
+            until = time.monotonic() + ROOM_WAIT_S
             while not self._has_room(slot, needed, budget, loaded_bytes, may_wait=time.monotonic() < until):
                 self._check_open()
                 time.sleep(ROOM_LOOK_S)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Wait for the loads before; not for one that hangs."""
+        is_mine = self._turn.acquire(timeout=TURN_S)
+        try:
+            self._check_open()
+            yield
         finally:
-            self._turn.release()
+            if is_mine:
+                self._turn.release()
 
     def _has_room(
         self, slot: _Slot, needed: int, budget: MemoryBudget, loaded_bytes: int, may_wait: bool
