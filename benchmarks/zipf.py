@@ -165,13 +165,17 @@ def told(found: dict[str, Any]) -> list[str]:
     """The lines of the report."""
     looks, loads = len(found["looks"]), sum(found["loads"].values())
     share = loads / max(1, found["calls"])
+    over = sum(grown > found["budget"] for _, _, grown in found["looks"])
+    peak = max(grown for _, _, grown in found["looks"]) / found["budget"]
     return [
         f"{len(found['asked'])} models, memory for {found['room']}, 8 clients that draw models by Zipf's law "
         f"for {found['minutes']:g} minutes: {found['calls']:,} calls, {found['wrong']} wrong, "
         f"{found['failed']} failed, the slowest took {found['slowest_ms'] / 1000:.1f} s. The loaded models "
         f"were over the budget in {found['over_budget']} of {looks:,} looks. {loads:,} loads ({share:.1%} of "
         f"the calls); for the same requests one after another Belady's optimum needs "
-        f"{found['optimal_loads']:,}, and plain least recently used {found['lru_loads']:,}.",
+        f"{found['optimal_loads']:,}, and plain least recently used {found['lru_loads']:,}. The process as a "
+        f"whole, with its libraries, loads under way and fixed shapes, had grown by more than the budget in "
+        f"{over:,} looks, by {peak:.2f}x of it at most.",
         "",
         "![memory over time](benchmarks/models-memory.svg)",
     ]
