@@ -66,7 +66,9 @@ def test_a_text_is_computed_once_for_all_callers_and_forms(
     after = cache(client)
     assert after["misses"] - before["misses"] == len(TEXTS)
     assert after["hits"] - before["hits"] == 2 * len(TEXTS) + 1
-    assert client.stats()["batches"] == batches
+    stats = client.stats()
+    assert stats["batches"] == batches
+    assert sum(stats["histograms"]["total_ms"]["counts"]) == stats["successful_requests"]
 
 
 def test_a_hit_loads_no_model_and_two_models_never_share_a_vector(client: EmbeddingClient) -> None:

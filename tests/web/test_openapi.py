@@ -27,6 +27,10 @@ include-path-regex = "^/(embed(/single)?|tokenize|v1/embeddings|api/embed|api/sh
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "413", "422"]
 
 [[operations]]
+include-path-regex = "^/api/v1/(embed|generate)(/batch)?$"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "413", "422"]
+
+[[operations]]
 include-path-regex = "^/index(/[{]index[}]/documents)?$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
 

@@ -18,6 +18,7 @@ from embedshare.cache.redis import RedisCache
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings
 from embedshare.errors import DeadlineExceeded
 from embedshare.identity import ModelDescription
+from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 #: More values than any vector has: whole vectors are requested and cached.
 _ALL = 1 << 30
@@ -79,6 +80,7 @@ class CachedVectors:
         self._lock = threading.Lock()
         self._flights: dict[bytes, _Flight] = {}
         self._hits = self._misses = self._joined = self._calls_without_model = 0
+        self._total_ms = Histogram(MILLISECONDS)
 
     def embed(
         self,
@@ -93,6 +95,7 @@ class CachedVectors:
         `lease` is called only if a text is neither cached nor being computed; `shared`: whether Redis may
         hold the vectors too. Raises what `lease` and the model's `embed` raise, DeadlineExceeded.
         """
+        began = time.monotonic()
         space = cache_keys.space_of(model)
         keys = cache_keys.keys_of(request, space)
         places = {key: place for place, key in enumerate(keys)}
@@ -113,8 +116,9 @@ class CachedVectors:
                 joined = _awaited(flight, context)
                 if joined is not None:
                     lacking = _without(lacking, joined, parts)
-        self._count(hits, misses, len(places) - hits - misses)
-        return _result(keys, parts, request, model, timings)
+        result = _result(keys, parts, request, model, timings)
+        self._count(hits, misses, len(places) - hits - misses, time.monotonic() - began)
+        return result
 
     def clear(self, model: ModelDescription | None = None) -> int:
         """Drop the vectors of one model, or all; returns their number, of the level that had most.
@@ -126,11 +130,15 @@ class CachedVectors:
         return gone if self._shared is None else max(gone, self._shared.clear(space))
 
     def stats(self) -> dict[str, Any]:
-        """Texts that were found, computed, and computed for another call, and the levels' figures."""
+        """Texts that were found, computed, and computed for another call, and the levels' figures.
+
+        `total_ms`: the times of calls that no model computed for.
+        """
         with self._lock:
             counts = {
                 "hits": self._hits, "misses": self._misses, "joined": self._joined,
                 "calls_without_model": self._calls_without_model,
+                "total_ms": self._total_ms.snapshot(),
             }  # fmt: skip
         shared = {} if self._shared is None else {"redis": self._shared.stats()}
         return counts | self._memory.stats() | shared
@@ -202,8 +210,10 @@ class CachedVectors:
         for flight in flights:
             flight.set_result(part)
 
-    def _count(self, hits: int, misses: int, joined: int) -> None:
+    def _count(self, hits: int, misses: int, joined: int, took_s: float) -> None:
         with self._lock:
+            if not misses:
+                self._total_ms.observe(took_s * 1e3)
             self._hits += hits
             self._misses += misses
             self._joined += joined

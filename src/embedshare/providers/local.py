@@ -334,7 +334,7 @@ def summed(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "model_mb": 0.0,
     }
     for one in found:
-        stats = _added(stats, one)
+        stats = added(stats, one)
     count = stats["batches"] or 1
     return stats | {
         "uptime": max((one["uptime"] for one in found), default=0.0),
@@ -346,12 +346,12 @@ def summed(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _added(one: Any, other: Any, name: str = "") -> Any:
-    """Numbers added, in dicts and lists too, but for the bounds of histograms."""
+def added(one: Any, other: Any, name: str = "") -> Any:
+    """Numbers of two stats or snapshots added, but for the bounds of histograms."""
     if one is None or other is None or name == "bounds":
         return other if one is None else one
     if isinstance(one, dict):
-        return {key: _added(one.get(key), other.get(key), key) for key in {**one, **other}}
+        return {key: added(one.get(key), other.get(key), key) for key in {**one, **other}}
     if isinstance(one, list):
         return [a + b for a, b in zip(one, other, strict=True)]
     return one + other

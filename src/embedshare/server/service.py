@@ -22,7 +22,7 @@ from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
 from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
-from embedshare.providers.local import Local, summed
+from embedshare.providers.local import Local, added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
 from embedshare.settings import ServerSettings, Settings, parse
 
@@ -247,9 +247,13 @@ class EmbeddingService:
         """The work of all models since they were loaded, in the form of EmbeddingClient.stats()."""
         found = [provider.ask("stats", UNBOUNDED) for _, provider in self._pool.providers()]
         stats = summed(found)
-        cached = {} if self._cache is None else self._cache.stats()
-        for counter in ("total_requests", "successful_requests"):  # no model knows of those
-            stats[counter] += cached.get("calls_without_model", 0)
+        cached: dict[str, Any] = {}
+        if self._cache is not None:  # no model knows of the calls that it answers
+            cached = self._cache.stats()
+            for counter in ("total_requests", "successful_requests"):
+                stats[counter] += cached["calls_without_model"]
+            times = added(stats["histograms"]["total_ms"], cached.pop("total_ms"))
+            stats["histograms"] = {**stats["histograms"], "total_ms": times}
         return stats | {
             "stage_seconds": stats["stage_seconds"] | self._wire_seconds,
             "callers": self._callers.stats(),
