@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from loguru import logger
 from embedshare.errors import DatabaseUnavailable, EmbedshareError, SwapRefused
 from embedshare.models.registry import Registry
 from embedshare.models.sources import database
-from embedshare.server.reconciler import GRACE_S, RETRY_S, WHO, Reconciler
+from embedshare.server.reconciler import WHO, Patience, Reconciler
 from embedshare.settings import Settings
 from embedshare.settings_store.current import CurrentSettings
 from embedshare.settings_store.repository import SettingsRepository, StoredSettings
@@ -49,8 +48,7 @@ class ModelsReconciler:
         self._seen = live.now.models
         self._agreed = self._served if self._served == self._seen else None
         """The rows that were stored and served last; None if those of the start cannot be served."""
-        self._differs_since: float | None = None
-        self._retry_at = 0.0
+        self._patience = Patience()
         self._acting = threading.Lock()
 
     def registry(self) -> Registry:
@@ -92,35 +90,28 @@ class ModelsReconciler:
         elif self._acting.acquire(blocking=False):
             try:
                 if self._served == rows:
-                    self._agreed, self._differs_since = rows, None
-                elif self._is_due(is_new=self._seen != rows):
+                    self._agreed = rows
+                    self._patience.agree()
+                elif self._patience.is_due(is_new=self._seen != rows):
                     self._follow(rows, self._live.now.version)
                 self._seen = rows
             except DatabaseUnavailable:
-                self._retry_at = time.monotonic() + RETRY_S
+                self._patience.retry_later()
             finally:
                 self._acting.release()
-
-    def _is_due(self, is_new: bool) -> bool:
-        """Whether to act: at once on a change of the database, later on one that a worker may still store."""
-        now = time.monotonic()
-        if is_new:
-            return True
-        if self._differs_since is None:
-            self._differs_since = now
-        return now - self._differs_since >= GRACE_S and now >= self._retry_at
 
     def _follow(self, rows: Rows, version: int) -> None:
         try:
             self._serve(rows)
-            self._agreed, self._differs_since = tuple(rows), None
+            self._agreed = tuple(rows)
+            self._patience.agree()
             logger.info("Serving the models of {} rows of the database", len(rows))
         except SwapRefused as error:
             logger.info("Postponing the change of models ({})", error.message)
         except EmbedshareError as error:
             logger.error("Keeping the models as they were ({})", error.message)
             if self._agreed is None:
-                self._retry_at = time.monotonic() + RETRY_S
+                self._patience.retry_later()
             else:
                 self._store.change_models(self._agreed, WHO, error.message, version)
 

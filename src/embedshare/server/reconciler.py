@@ -26,6 +26,31 @@ RETRY_S = 30.0
 WHO = "model server"
 
 
+class Patience:
+    """When to act on a difference from the database; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._differs_since: float | None = None
+        self._retry_at = 0.0
+
+    def is_due(self, is_new: bool) -> bool:
+        """Whether to act: at once on a change of the database, later on one that a worker may still store."""
+        now = time.monotonic()
+        if is_new:
+            return True
+        if self._differs_since is None:
+            self._differs_since = now
+        return now - self._differs_since >= GRACE_S and now >= self._retry_at
+
+    def agree(self) -> None:
+        """There is no difference."""
+        self._differs_since = None
+
+    def retry_later(self) -> None:
+        """Act again after RETRY_S."""
+        self._retry_at = time.monotonic() + RETRY_S
+
+
 class Reconciler:
     """Called before each swap and after each reading of the database.
 
@@ -46,8 +71,7 @@ class Reconciler:
         self._serving = serving
         self._change = change
         self._agreed: Mapping[str, Any] = live.now.stored
-        self._differs_since: float | None = None
-        self._retry_at = 0.0
+        self._patience = Patience()
         self._acting = threading.Lock()
 
     def check_swap(self, wanted: Settings, version: int | None) -> None:
@@ -76,29 +100,22 @@ class Reconciler:
             self._roll_back_invalid(found)
             wanted = self._live.settings
             if same_model(self._serving(), wanted):
-                self._agreed, self._differs_since = self._live.now.stored, None
-            elif self._is_due(is_new=not same_model(before, wanted)):
+                self._agreed = self._live.now.stored
+                self._patience.agree()
+            elif self._patience.is_due(is_new=not same_model(before, wanted)):
                 self._follow(wanted)
         except DatabaseUnavailable:
-            self._retry_at = time.monotonic() + RETRY_S
+            self._patience.retry_later()
         finally:
             self._acting.release()
-
-    def _is_due(self, is_new: bool) -> bool:
-        """Whether to act: at once on a change of the database, later on a change of the served model."""
-        now = time.monotonic()
-        if is_new:
-            return True
-        if self._differs_since is None:
-            self._differs_since = now
-        return now - self._differs_since >= GRACE_S and now >= self._retry_at
 
     def _follow(self, wanted: Settings) -> None:
         logger.info("Loading {} (the database names it)", wanted.model.name)
         stored = self._live.now.stored
         try:
             self._change(with_model(self._serving(), wanted))
-            self._agreed, self._differs_since = stored, None
+            self._agreed = stored
+            self._patience.agree()
         except SwapRefused as error:
             logger.info("Postponing the change of model ({})", error.message)
         except EmbedshareError as error:
@@ -109,7 +126,7 @@ class Reconciler:
                 != self._agreed.get(key, runtime_settings.DELETED)
             }
             self._store.roll_back(changed, self._agreed, WHO, error.message)
-            self._retry_at = time.monotonic() + RETRY_S
+            self._patience.retry_later()
 
     def _roll_back_invalid(self, found: StoredSettings) -> None:
         for key, (value, reason) in found.invalid.items():
