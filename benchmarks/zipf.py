@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import plots
 from benchmarks.figures import Lines
 
 #: Texts whose vectors are known for each model.
@@ -141,6 +140,8 @@ def lru_loads(asked: Iterable[str], room: int) -> int:
 
 def draw(found: dict[str, Any], folder: Path) -> Path:
     """The memory over time, as a plot."""
+    from benchmarks import plots  # with matplotlib, which tests do without
+
     gb = 1e9
     looks = found["looks"]
     end = looks[-1][0] / 60

@@ -85,7 +85,8 @@ def _searchable(body: bytes) -> bytes:
 def _reason(error: Exception, body: bytes) -> str:
     if isinstance(error, RecursionError):
         return "this one is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
+    # The error of msgspec until 0.22, and that of 0.23.
+    if isinstance(error, UnicodeDecodeError) or str(error).startswith("Invalid UTF-8"):
         return "this one is not UTF-8"
     if not isinstance(error, msgspec.ValidationError) and _HALF_PAIR.search(_searchable(body)):
         where = _half_pair_in(body)
