@@ -123,7 +123,7 @@ def _pool(
     settings: Settings, kept: SettingsSync | None, source: Path | None
 ) -> tuple[ModelPool, Sequence[Mapping[str, Any]]]:
     """The models of the database's rows, else those of the file `source`, else the one of the database's
-    settings or the environment; with those that are to be loaded first. And the rows, if they are used.
+    settings or the environment; preloaded. And the rows, if they are used.
 
     Raises InvalidModels, and the errors of loading the default model, unless it is a row: then only its own
     callers get them, so that the rows can be changed.

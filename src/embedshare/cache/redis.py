@@ -129,7 +129,7 @@ class RedisCache:
         for position, value in enumerate(values):
             if value is None:
                 continue
-            checksum, tokens, until = _HEADER.unpack_from(value) if len(value) >= least else (b"", 0, 0.0)
+            checksum, tokens, until = _HEADER.unpack_from(value) if _is_whole(value, least) else (b"", 0, 0.0)
             if checksum != _checksum(keys[position], value[len(checksum) :]) or (until and until <= now):
                 self._count("invalid", 1)
                 continue
@@ -182,6 +182,10 @@ class _Write(NamedTuple):
     keys: list[bytes]
     rows: np.ndarray
     token_counts: list[int]
+
+
+def _is_whole(value: bytes, least: int) -> bool:
+    return len(value) >= least and (len(value) - _HEADER.size) % 4 == 0
 
 
 def _name(space: bytes, key: bytes) -> bytes:
