@@ -14,15 +14,17 @@ import msgspec
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.memory import MemoryCache
 from embedshare.cache.redis import RedisCache
-from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
+from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest, EmbedResult
 from embedshare.engine import weights
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers
+from embedshare.models import failover
 from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
-from embedshare.providers.local import Local, added, summed
+from embedshare.providers.base import LoadedProvider
+from embedshare.providers.local import added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
 from embedshare.settings import ServerSettings, Settings, parse
 
@@ -89,10 +91,13 @@ class EmbeddingService:
         if isinstance(call, codec.EncodeTokens):
             request = EmbedRequest(call.sequences, "", normalize=call.normalize, dimensions=call.truncate_dim)
             return self._embed(name, identity, call.id, request, context)
-        with self._pool.lease(name, identity, context) as leased:
-            if isinstance(call, codec.Tokenize):
+        if isinstance(call, codec.Tokenize):
+            with self._pool.lease(name, identity, context) as leased:
                 return self._tokenize(leased.provider, call, context), None
-            return self.indexes.search(leased.provider, call, context)
+        self._pool.check(name, identity)
+        model = failover.describe(self._pool, name, context)
+        embed = partial(self._computed, name, model.identity, context)
+        return self.indexes.search(model, embed, call, context)
 
     def _embed(
         self, name: str, identity: str | None, call_id: int, request: EmbedRequest, context: CallContext
@@ -102,17 +107,21 @@ class EmbeddingService:
         levels = self._pool.spec(name).cache
         is_cached = levels != "off" and request.inputs and not context.is_check
         if self._cache is None or known is None or not is_cached:
-            with self._pool.lease(name, identity, context) as leased:
-                found = leased.provider.embed(request, context)
+            found = self._computed(name, identity, context, request)
         else:
-            lease = partial(self._pool.lease, name, known.identity, context)
-            found = self._cache.embed(known, request, context, lease, shared=levels == "all")
+            compute = partial(self._computed, name, known.identity, context)
+            found = self._cache.embed(known, request, context, compute, shared=levels == "all")
         rows, token_counts, timings, _ = found
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None
 
-    def _tokenize(self, provider: Local, call: codec.Tokenize, context: CallContext) -> codec.Reply:
+    def _computed(
+        self, name: str, identity: str | None, context: CallContext, request: EmbedRequest
+    ) -> EmbedResult:
+        return failover.embed(self._pool, name, identity, request, context)
+
+    def _tokenize(self, provider: LoadedProvider, call: codec.Tokenize, context: CallContext) -> codec.Reply:
         request = EmbedRequest(call.texts, call.prompt)
         if call.detailed:
             return codec.Reply(call.id, provider.tokens(request, call.special_tokens, context))
@@ -274,11 +283,7 @@ class EmbeddingService:
         if what == "active_operations":
             return sum(provider.ask(what, context) for _, provider in self._pool.providers())
         if what == "describe":
-            described = self._pool.describe(name)
-            if described is None:
-                with self._pool.lease(name, None, context) as leased:
-                    described = leased.description
-            return msgspec.to_builtins(described)
+            return msgspec.to_builtins(failover.describe(self._pool, name, context))
         state = self._pool.state(name)
         if state is not State.READY:
             failure = self._pool.entry(name)["error"] if state is State.FAILED else None
