@@ -200,9 +200,7 @@ def test_a_model_of_another_space_is_never_asked(pool: Pool, ends: list[Service]
     second.salt = "another model"
     served = pool(named(first, "a", failover=("b",)), named(second, "b"))
     ask(served)
-    with pytest.raises(
-        ModelMismatch, match="b is not of the space 's', which m defined: the vectors"
-    ):
+    with pytest.raises(ModelMismatch, match="b is not of the space 's', which m defined: the vectors"):
         ask(served, "b")
     first.always = status(500)
     with pytest.raises(ProviderUnavailable, match="not of the space"):

@@ -190,7 +190,7 @@ class Remote(LoadedProvider):
         """Whether the service answered last; it is not asked, which may cost money."""
         service = self.service()
         fault = {} if service["breaker"] == "closed" else {"status": "degraded", "error": service["error"]}
-        return {"status": "ok", "active_operations": self._active, **fault}
+        return {"status": "ok", "active_operations": self._active, "remote": True, **fault}
 
     def _embed(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
         inputs = request.inputs if are_tokens(request.inputs) else _texts(request, self.description)
@@ -280,7 +280,8 @@ def describe(spec: ModelSpec, dimension: int, max_tokens: int) -> ModelDescripti
     """The description of a remote model, whose identity is what the specification declares."""
     return ModelDescription(
         declared_identity(spec.space, spec.provider, spec.name, dimension),
-        spec.name, dimension, max_tokens, {}, None, "cosine", [], 0, "remote", "float32", spec.provider,
+        spec.name, dimension, max_tokens, {}, None, "cosine", ["input_ids", "attention_mask"], 0,
+        "remote", "float32", spec.provider,
     )  # fmt: skip
 
 

@@ -284,13 +284,19 @@ class EmbeddingService:
             return sum(provider.ask(what, context) for _, provider in self._pool.providers())
         if what == "describe":
             return msgspec.to_builtins(failover.describe(self._pool, name, context))
+        report = self._health(name, context)
+        others = self._pool.spec(name).failover if report["status"] != "ok" else ()
+        answering = next((one for one in others if self._health(one, context)["status"] == "ok"), None)
+        return report if answering is None else {**report, "status": "ok", "answered_by": answering}
+
+    def _health(self, name: str, context: CallContext) -> dict[str, Any]:
         state = self._pool.state(name)
         if state is not State.READY:
             failure = self._pool.entry(name)["error"] if state is State.FAILED else None
             fault = {} if failure is None else {"status": "degraded", "error": failure}
             return {"status": "ok", "model_state": state.value, "active_operations": 0, **fault}
         with self._pool.lease(name, None, msgspec.structs.replace(context, is_check=True)) as leased:
-            return {**leased.provider.ask(what, context), "model_state": state.value}
+            return {**leased.provider.ask("health", context), "model_state": state.value}
 
 
 def _cache(settings: ServerSettings) -> CachedVectors | None:
