@@ -196,5 +196,9 @@ def test_a_worker_shows_the_providers(server: ModelServer, tmp_path: Path, clien
         assert health["models"]["over-openai"] == shown
         assert health["models"]["refused"]["state"] == "failed"
         assert read("/health")["dependencies"]["openai"] == "connected"
+        services = {one["model"]: one for one in read("/dashboard/data")["services"]}
+        assert (services["over-openai"]["state"], services["over-openai"]["provider"]) == ("closed", "openai")
+        assert services["over-openai"]["answered"] > 0
+        assert services["over-openai"]["p50_ms"] > 0
     finally:
         worker.stop()

@@ -246,3 +246,14 @@ def test_models_without_a_space_have_identities_of_their_own(pool: Pool, ends: l
     first, second, _ = ends
     served = pool(named(first, "a", space=None), named(second, "b", space=None, provider="tei"))
     assert ask(served, "a").identity != ask(served, "b").identity
+
+
+def test_a_call_that_another_model_answers_is_no_failed_call(pool: Pool, ends: list[Service]) -> None:
+    first, second, _ = ends
+    served = pool(named(first, "a", failover=("b",)), named(second, "b"))
+    ask(served)
+    first.always = second.always = status(500)
+    with pytest.raises(ProviderUnavailable):
+        ask(served, seconds=3)
+    stats = [provider.ask("stats", CallContext()) for _, provider in served.providers()]
+    assert [(one["total_requests"], one["failed_requests"]) for one in stats] == [(1, 0), (1, 1)]

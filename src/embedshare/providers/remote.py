@@ -111,7 +111,7 @@ class Remote(LoadedProvider):
         try:
             found = self._embed(request, context)
         except BaseException:
-            self._count(None, started)
+            self._count(None, started, is_last=context.may_wait)
             raise
         self._count(found, started)
         return found
@@ -257,13 +257,15 @@ class Remote(LoadedProvider):
             raise ProviderFailed(message)
         return rows
 
-    def _count(self, found: EmbedResult | None, started: float) -> None:
+    def _count(self, found: EmbedResult | None, started: float, is_last: bool = True) -> None:
+        """A call has ended. One that another model may still answer is no failed call."""
         with self._lock:
             self._active -= 1
-            self._total += 1
             if found is None:
-                self._failed += 1
+                self._total += is_last
+                self._failed += is_last
                 return
+            self._total += 1
             self._texts += len(found.token_counts)
             self._tokens += found.tokens
             self._total_ms.observe((time.monotonic() - started) * 1e3)
