@@ -252,8 +252,9 @@ def test_a_call_that_another_model_answers_is_no_failed_call(pool: Pool, ends: l
     first, second, _ = ends
     served = pool(named(first, "a", failover=("b",)), named(second, "b"))
     ask(served)
+    ask(served, "b")
     first.always = second.always = status(500)
     with pytest.raises(ProviderUnavailable):
         ask(served, seconds=3)
     stats = [provider.ask("stats", CallContext()) for _, provider in served.providers()]
-    assert [(one["total_requests"], one["failed_requests"]) for one in stats] == [(1, 0), (1, 1)]
+    assert [(one["total_requests"], one["failed_requests"]) for one in stats] == [(1, 0), (2, 1)]
