@@ -13,18 +13,19 @@ import msgspec
 
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.memory import MemoryCache
-from embedshare.cache.redis import RedisCache
+from embedshare.cache.redis import RedisStore
+from embedshare.cache.shared import SharedLevel, Store
 from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
 from embedshare.engine import weights
-from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
+from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, missing_database
 from embedshare.identity import ModelDescription
-from embedshare.ipc import codec
+from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import Callers
 from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
 from embedshare.providers.local import Local, added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
-from embedshare.settings import ServerSettings, Settings, parse
+from embedshare.settings import Settings, parse
 
 T = TypeVar("T")
 #: The longest name of a model, or path of its folder.
@@ -56,7 +57,7 @@ class EmbeddingService:
         self._stop = stop
         self._callers = callers
         self.indexes = IndexService(settings.indexes, callers)
-        self._cache = _cache(settings.server)
+        self._cache = _cache(settings)
         self.guard: ChangeGuard | None = None
         self.read_registry: Callable[[], Registry] | None = None
         """Reads the registry of models again, if its source can change."""
@@ -288,14 +289,32 @@ class EmbeddingService:
             return {**leased.provider.ask(what, context), "model_state": state.value}
 
 
-def _cache(settings: ServerSettings) -> CachedVectors | None:
-    """The cache of vectors, if there is one. Raises MissingDependency for a Redis without its package."""
-    limit, lifetime_s, url = (
-        settings.vector_cache_bytes, settings.vector_cache_ttl_s, settings.vector_cache_redis_url,
-    )  # fmt: skip
-    if not limit and url is None:
+def _cache(settings: Settings) -> CachedVectors | None:
+    """The cache of vectors, if there is one. Raises MissingDependency for a level without its package, and
+    InvalidSetting."""
+    server = settings.server
+    levels = []
+    if server.vector_cache_redis_url is not None:
+        levels.append(SharedLevel(RedisStore(server.vector_cache_redis_url), server.vector_cache_ttl_s))
+    if server.vector_cache_database:
+        levels.append(SharedLevel(_database_store(settings), server.vector_cache_ttl_s))
+    if not server.vector_cache_bytes and not levels:
         return None
-    return CachedVectors(MemoryCache(limit, lifetime_s), None if url is None else RedisCache(url, lifetime_s))
+    return CachedVectors(MemoryCache(server.vector_cache_bytes, server.vector_cache_ttl_s), levels)
+
+
+def _database_store(settings: Settings) -> Store:
+    """The store in the settings' database, over connections of its own. Nothing connects yet.
+
+    Raises InvalidSetting, MissingDependency.
+    """
+    try:
+        from embedshare.cache.database import DatabaseStore
+        from embedshare.database.database import Database
+    except ImportError as error:
+        raise missing_database(error) from None
+    database = Database.open(settings, authkey.key_file(settings).parent)
+    return DatabaseStore(database, settings.server.vector_cache_database_bytes)
 
 
 class EmbeddingSession:
