@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 import requests
 
 from embeddingClient import EmbeddingClient
+from embedshare.errors import InvalidInput, UnknownModel
 from tests.processes import MODEL, OTHER_MODEL, ROOT, ModelServer, convert_once, environment, wait_for
 from tests.redis_server import RedisServer, needs_redis
+from tests.settings_store.test_repository import SERVERS, own_database
 from tests.web.conftest import Worker
 
 TEXTS = [f"text number {number} of a list" for number in range(40)]
@@ -138,6 +141,51 @@ def test_usage_and_errors_are_those_of_a_computed_text(server: ModelServer, tmp_
         assert worker.process.wait(30) == 0
 
 
+def test_texts_are_cleared_with_every_prompt_and_task(server: ModelServer, client: EmbeddingClient) -> None:
+    client.encode(TEXTS)
+    client.encode(TEXTS, prompt="my own: ")
+    assert client.clear_cache(texts=TEXTS[:5], prompt="my own: ") == 10
+    assert client.clear_cache(texts=TEXTS[:5]) == 0
+    assert client.clear_cache(texts=TEXTS[5]) == 1
+    assert client.clear_cache(texts=[]) == 0
+    assert client.clear_cache(texts=[f"{number} of many" for number in range(2000)]) == 0
+    assert client.of_model("second").clear_cache(texts=TEXTS) == 0
+    before = cache(client)["misses"]
+    client.encode(TEXTS)
+    assert cache(client)["misses"] == before + 6
+    with pytest.raises(InvalidInput, match="one model"):
+        client.clear_cache(every_model=True, texts=TEXTS)
+    with pytest.raises(InvalidInput, match="texts"):
+        client.clear_cache(prompt="my own: ")
+    with pytest.raises(UnknownModel):
+        client.of_model("third").clear_cache(texts=TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+def test_a_server_that_was_killed_finds_its_vectors_in_the_database(tmp_path: Path, kind: str) -> None:
+    with contextlib.ExitStack() as stack:
+        sqlite = f"sqlite:///{tmp_path / 'vectors.db'}"
+        url = sqlite if kind == "sqlite" else stack.enter_context(own_database(kind))
+        given = {"EMBEDDING_VECTOR_CACHE_DATABASE": "true", "EMBEDDING_DB_URL": url, **CACHED}
+        first = ModelServer(tmp_path, **given).start()
+        with first.client(EMBEDDING_FALLBACK="none") as client:
+            rows = client.encode(TEXTS)
+            wait_for(lambda: cache(client)["database"]["written"] == len(TEXTS), 20, "the writing")
+            first.kill()
+            first.start()
+            wait_for(lambda: cache(client)["database"]["connected"], 20, "the database")
+            assert np.array_equal(client.encode(TEXTS), rows)
+            found = cache(client)["hits_by_level"]
+            assert found["memory"] + found["database"] + cache(client)["misses"] == len(TEXTS)
+            assert client.clear_cache(texts=TEXTS[:5]) == 5
+            first.kill()
+            first.start()
+            wait_for(lambda: cache(client)["database"]["connected"], 20, "the database")
+            client.encode(TEXTS[:5])
+            assert cache(client)["misses"] == 5
+        assert first.stop() == 0
+
+
 @needs_redis
 def test_a_server_that_was_killed_finds_its_vectors_in_redis(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
@@ -182,6 +230,13 @@ def test_operators_see_fill_and_clear_the_cache(
     before = cache(client)["misses"]
     client.encode("Größe")
     assert cache(client)["misses"] == before
+    file.write_text(f"{TEXTS[2]}\n", encoding="utf-8")
+    assert run("clear", "--text", "Größe", "--text", TEXTS[1], "--texts", str(file), "--json") == {
+        "cleared": 3
+    }
+    assert run("clear", "--text", TEXTS[3], "--of", "second", "--json") == {"cleared": 0}
+    client.encode(["Größe", TEXTS[1], TEXTS[2], TEXTS[3]])
+    assert cache(client)["misses"] == before + 3
     assert run("clear", "--of", "second", "--json") == {"cleared": 0}
     assert run("clear") == f"dropped {len(TEXTS) + 1} cached vectors\n"
     assert run("stats", "--json")["entries"] == 0

@@ -138,6 +138,11 @@ class CachedVectors:
         self._count({"memory": hits, **found_below}, misses, joined_count, time.monotonic() - began)
         return result
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are levels that outlive this process."""
+        return bool(self._levels)
+
     def clear(self, model: ModelDescription | None = None) -> int:
         """Drop the vectors of one model, or all; returns their number, of the level that had most.
 

@@ -220,6 +220,20 @@ class SetModels(msgspec.Struct, tag=13, array_like=True, forbid_unknown_fields=T
     version: int
 
 
+class ClearTexts(msgspec.Struct, tag=14, array_like=True, forbid_unknown_fields=True):
+    """Drop the cached vectors of `texts`, whatever they were embedded for: without a prompt, with each of the
+    model's and with `prompt`. `model`: as of Manage.
+
+    Answered by a Reply with the number of vectors.
+    """
+
+    id: int
+    time_left_s: float
+    texts: list[str]
+    model: ModelName = ""
+    prompt: str | None = None
+
+
 class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
     """A call of one of the server's models, from version 3 on.
 
@@ -288,9 +302,10 @@ Call = (
     | EncodeTokens
     | Manage
     | SetModels
+    | ClearTexts
 )
 #: Calls that need no description of their model.
-Undescribed = Query | Swap | Forget | Manage | SetModels
+Undescribed = Query | Swap | Forget | Manage | SetModels | ClearTexts
 #: Calls whose texts have a prompt.
 Prompted = Encode | Tokenize | Search
 Answer = Rows | Reply | Failure | Hits

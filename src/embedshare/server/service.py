@@ -32,6 +32,8 @@ T = TypeVar("T")
 MAX_NAME = 4096
 #: The longest time that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
+#: Texts times prompts whose vectors are dropped at once.
+MAX_FORMS = 1000
 
 
 class ChangeGuard(Protocol):
@@ -178,6 +180,30 @@ class EmbeddingService:
         if self._cache is None or (model is None and call.action == "clear cache"):  # it was never loaded
             return 0
         return self._cache.clear(model)
+
+    def clear_texts(self, call: codec.ClearTexts, context: CallContext) -> int:
+        """Drop the cached vectors of texts; see codec.ClearTexts.
+
+        A model that was never loaded is loaded if a shared level may have its vectors: their keys depend on
+        its description. Raises UnknownModel, TooLarge, DeadlineExceeded, ServerUnavailable for a shared level
+        that does not answer, and the errors of loading the model.
+        """
+        most = self._settings.server.max_texts
+        if len(call.texts) > most:
+            raise TooLarge(f"{len(call.texts):,} texts were sent; EMBEDDING_MAX_TEXTS allows {most:,}")
+        model, cache = self._pool.describe(call.model), self._cache
+        if model is None and cache is not None and cache.is_shared:
+            with self._pool.lease(call.model, None, context) as leased:
+                model = leased.description
+        if cache is None or model is None:
+            return 0
+        gone, prompts = 0, {"", call.prompt or "", *model.prompts.values()}
+        step = max(1, MAX_FORMS // len(prompts))
+        for start in range(0, len(call.texts), step):
+            if time.monotonic() >= context.deadline:
+                raise DeadlineExceeded(f"{start:,} of {len(call.texts):,} texts were cleared in time")
+            gone += cache.clear_texts(model, call.texts[start : start + step], prompts)
+        return gone
 
     def set_models(self, call: codec.SetModels) -> Any:
         """Serve the models of rows that are about to be stored; the models' entries."""
@@ -356,6 +382,8 @@ class EmbeddingSession:
             return codec.Reply(call.id, service.swap(name, call, context)), None
         if isinstance(call, codec.Manage):
             return codec.Reply(call.id, service.manage(call, context)), None
+        if isinstance(call, codec.ClearTexts):
+            return codec.Reply(call.id, service.clear_texts(call, context)), None
         if isinstance(call, codec.SetModels):
             return codec.Reply(call.id, service.set_models(call)), None
         if isinstance(call, codec.Query):
