@@ -182,6 +182,19 @@ class EmbeddingClient(DropIn):
             gone += int(self._embedder.to_model(call, deadline))
         return gone
 
+    def warm_cache(self, every_model: bool = False, timeout: float = 30.0) -> int:
+        """Have the server embed the most asked texts of the last day that it kept, of this client's model or
+        of all, in the background; returns their number.
+
+        Raises InvalidInput if it keeps none (EMBEDDING_VECTOR_CACHE_MOST_ASKED), UnknownModel, and the errors
+        of reaching the server.
+        """
+        if not self._settings.client.use_ipc:
+            raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        action: Any = "warm cache" if not every_model else "warm caches"
+        call = codec.Manage(*codec.UNSENT, action, self._model_name)
+        return int(self._embedder.to_model(call, time.monotonic() + timeout))
+
     def set_models(self, rows: Sequence[Mapping[str, Any]], version: int, timeout: float = 600.0) -> Any:
         """Have the server serve these models, rows of its settings' database that are stored next.
 

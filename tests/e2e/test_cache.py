@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from embeddingClient import EmbeddingClient
+from embedshare import platforms
 from embedshare.errors import InvalidInput, UnknownModel
 from tests.processes import MODEL, OTHER_MODEL, ROOT, ModelServer, convert_once, environment, wait_for
 from tests.redis_server import RedisServer, needs_redis
@@ -184,6 +185,54 @@ def test_a_server_that_was_killed_finds_its_vectors_in_the_database(tmp_path: Pa
             client.encode(TEXTS[:5])
             assert cache(client)["misses"] == 5
         assert first.stop() == 0
+
+
+def test_the_most_asked_texts_are_embedded_again_at_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(
+        f"models:\n  local:\n  - id: first\n    name: {MODEL}\n    preload: true\n"
+        f"  - id: second\n    name: {OTHER_MODEL}\n"
+    )
+    path.chmod(0o600)
+    given = {"EMBEDDING_MODELS_FILE": str(path), "EMBEDDING_VECTOR_CACHE_MOST_ASKED": "40", **CACHED}
+    server = ModelServer(tmp_path, **given).start()
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        for _ in range(2):
+            rows = client.encode(TEXTS)
+        client.encode([f"rare {number}" for number in range(100)])
+        second = client.of_model("second")
+        theirs = second.encode(TEXTS[:10])
+        assert server.stop() == 0
+        (kept,) = tmp_path.glob("most-asked-*.json")
+        assert platforms.fault_of_secret(kept.stat()) is None
+
+        server.start()
+        wait_for(lambda: cache(client)["entries"] == len(TEXTS), 30, "the texts of the loaded model")
+        assert np.allclose(client.encode(TEXTS), rows, atol=2e-3)  # batches may be others
+        assert (cache(client)["misses"], cache(client)["hits"]) == (0, len(TEXTS))
+        assert client.models()[1]["state"] == "standby"
+        second.encode("a text that loads the model")
+        wait_for(lambda: cache(client)["entries"] == len(TEXTS) + 10, 30, "the texts of the other model")
+        assert np.allclose(second.encode(TEXTS[:10]), theirs, atol=2e-3)
+        assert cache(client)["misses"] == 0  # the text that loaded the model was not looked for
+
+        client.clear_cache(every_model=True)
+        command = [sys.executable, str(ROOT / "service_manager.py"), "cache", "warm", "--yesterday"]
+        done = subprocess.run(
+            command, env=environment(**server.given), capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "embedding 51 most asked texts in the background\n"
+        wait_for(lambda: cache(client)["entries"] == 51, 30, "all texts")
+        assert client.warm_cache() == len(TEXTS)
+        assert second.warm_cache() == 11
+    assert server.stop() == 0
+    assert TEXTS[0] not in server.said().decode()
+
+
+def test_a_server_that_keeps_no_texts_says_so(server: ModelServer, client: EmbeddingClient) -> None:
+    with pytest.raises(InvalidInput, match="EMBEDDING_VECTOR_CACHE_MOST_ASKED"):
+        client.warm_cache()
+    assert list(server.folder.glob("most-asked-*")) == []
 
 
 @needs_redis

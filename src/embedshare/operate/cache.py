@@ -17,6 +17,7 @@ class Client(Protocol):
     def clear_cache(
         self, every_model: bool, *, texts: list[str] | None = None, prompt: str | None = None
     ) -> int: ...
+    def warm_cache(self, every_model: bool) -> int: ...
     def encode(
         self, inputs: Any, prompt_name: str | None = None, *, show_progress_bar: bool | None = None
     ) -> Any: ...
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     helps = {
         "stats": "show how many vectors are cached, and how many texts were found there",
-        "warm": "embed the lines of a file, so that they are cached",
+        "warm": "embed the lines of a file, or the most asked texts of the last day, so that they are cached",
         "clear": "drop the cached vectors of all models, of one, or of some texts of one",
     }
     for name, text in helps.items():
@@ -35,9 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "clear":
             _clear_arguments(action)
         if name == "warm":
-            action.add_argument("file", type=Path, help="a text file in UTF-8, one text a line")
-            action.add_argument("--of", default=None, metavar="NAME", help="id or alias of the model")
-            action.add_argument("--prompt-name", default=None, help="name of the prompt before each text")
+            _warm_arguments(action)
+
+
+def _warm_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "file", type=Path, nargs="?", default=None, help="a text file in UTF-8, one text a line"
+    )
+    source.add_argument(
+        "--yesterday", action="store_true",
+        help="embed the most asked texts of the last day, which the server keeps if "
+        "EMBEDDING_VECTOR_CACHE_MOST_ASKED says so, in the background",
+    )  # fmt: skip
+    parser.add_argument(
+        "--of", default=None, metavar="NAME",
+        help="id or alias of the model (default: the default model; with --yesterday all)",
+    )  # fmt: skip
+    parser.add_argument("--prompt-name", default=None, help="name of the prompt before each text of the file")
 
 
 def _clear_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +75,16 @@ def _clear_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def carry_out(options: argparse.Namespace, client: Client) -> dict[str, Any]:
-    """The cache's figures, `cleared` (the number of dropped vectors), or `warmed` (the number of texts).
+    """The cache's figures, `cleared` (the number of dropped vectors), `warmed` (the number of texts), or
+    `warming` (the number of texts that the server embeds now).
 
     Raises InvalidInput for a file that cannot be read, and a prompt without texts.
     """
     if options.action == "stats":
         found: dict[str, Any] = client.stats()["cache"]
         return found
+    if options.action == "warm" and options.yesterday:
+        return {"warming": client.warm_cache(options.of is None)}
     if options.action == "warm":
         texts = _lines(options.file)
         client.encode(texts, prompt_name=options.prompt_name, show_progress_bar=not options.json)
@@ -86,6 +105,8 @@ def render(answer: dict[str, Any]) -> str:
     """The answer in a line."""
     if "cleared" in answer:
         return f"dropped {answer['cleared']:,} cached vectors"
+    if "warming" in answer:
+        return f"embedding {answer['warming']:,} most asked texts in the background"
     if "warmed" in answer:
         return f"embedded {answer['warmed']:,} texts"
     return f"cached vectors: {status.cached(answer)}"

@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from loguru import logger
 
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.memory import MemoryCache
+from embedshare.cache.most_asked import MostAsked
 from embedshare.cache.redis import RedisStore
 from embedshare.cache.shared import SharedLevel, Store
 from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
@@ -25,6 +27,7 @@ from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
 from embedshare.providers.local import Local, added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
+from embedshare.server.warming import Warmer
 from embedshare.settings import Settings, parse
 
 T = TypeVar("T")
@@ -60,6 +63,11 @@ class EmbeddingService:
         self._callers = callers
         self.indexes = IndexService(settings.indexes, callers)
         self._cache = _cache(settings)
+        self._most_asked: MostAsked | None = None
+        if self._cache is not None and settings.server.vector_cache_most_asked:
+            path = authkey.key_file(settings).with_name(f"most-asked-{settings.server.port}.json")
+            self._most_asked = MostAsked(path, settings.server.vector_cache_most_asked)
+            self._warmer = Warmer(self._cache, pool, stop)
         self.guard: ChangeGuard | None = None
         self.read_registry: Callable[[], Registry] | None = None
         """Reads the registry of models again, if its source can change."""
@@ -102,14 +110,16 @@ class EmbeddingService:
     ) -> Answered:
         self._pool.check(name, identity)
         known = self._pool.describe(name)  # None before its first load, which then comes with the first text
-        levels = self._pool.spec(name).cache
-        is_cached = levels != "off" and request.inputs and not context.is_check
+        spec = self._pool.spec(name)
+        is_cached = spec.cache != "off" and request.inputs and not context.is_check
         if self._cache is None or known is None or not is_cached:
             with self._pool.lease(name, identity, context) as leased:
                 found = leased.provider.embed(request, context)
         else:
             lease = partial(self._pool.lease, name, known.identity, context)
-            found = self._cache.embed(known, request, context, lease, shared=levels == "all")
+            found = self._cache.embed(known, request, context, lease, shared=spec.cache == "all")
+        if self._most_asked is not None and is_cached:
+            self._most_asked.count(spec.id, request)
         rows, token_counts, timings, _ = found
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
@@ -159,8 +169,10 @@ class EmbeddingService:
         return fields | {"seconds": round(time.monotonic() - began, 3)}
 
     def manage(self, call: codec.Manage, context: CallContext) -> Any:
-        """Load, unload or pin models, read the registry again, or clear the cache; see codec.Manage."""
+        """Load, unload or pin models, read the registry again, clear or warm the cache; see codec.Manage."""
         pool = self._pool
+        if call.action.startswith("warm"):
+            return self.warm(None if call.action == "warm caches" else pool.spec(call.model).id)
         if call.action.startswith("clear"):
             return self._clear(None if call.action == "clear caches" else pool.describe(call.model), call)
         if call.action == "reload":
@@ -180,6 +192,29 @@ class EmbeddingService:
         if self._cache is None or (model is None and call.action == "clear cache"):  # it was never loaded
             return 0
         return self._cache.clear(model)
+
+    def warm(self, model: str | None = None) -> int:
+        """Embed the most asked texts of the last day, of the model with this id or of all, in the background;
+        returns their number. Raises InvalidInput if none are kept."""
+        if self._most_asked is None:
+            raise InvalidInput(
+                "EMBEDDING_VECTOR_CACHE_MOST_ASKED is 0 or the cache is off: no texts are kept to embed again"
+            )
+        found = self._most_asked.of_last_day()
+        wanted = found if model is None else {model: found.get(model, [])}
+        for each, texts in wanted.items():
+            self._warmer.add(each, texts)
+        return sum(len(texts) for texts in wanted.values())
+
+    def begin_warming(self) -> None:
+        """Warm the cache if texts are kept for it."""
+        if self._most_asked is not None:
+            logger.info("Embedding {:,} most asked texts of the last day in the background", self.warm())
+
+    def close(self) -> None:
+        """Keep what is to be known at the next start."""
+        if self._most_asked is not None:
+            self._most_asked.close()
 
     def clear_texts(self, call: codec.ClearTexts, context: CallContext) -> int:
         """Drop the cached vectors of texts; see codec.ClearTexts.
