@@ -44,7 +44,7 @@ def texts_of(counted: MostAsked, model: str = "bge") -> list[str]:
 def test_the_most_asked_texts_of_each_model_are_kept_over_a_restart(path: Path, clock: Clock) -> None:
     counted = MostAsked(path, 3, clock)
     for times, text in enumerate(["rare", "at times", "often", "always"], start=1):
-        ask(counted, "bge", [text, "of the other model"][:1], times)
+        ask(counted, "bge", [text], times)
     ask(counted, "other", ["theirs"])
     counted.close()
     again = MostAsked(path, 3, clock)
@@ -69,6 +69,8 @@ def test_token_ids_and_long_texts_are_not_kept(path: Path, clock: Clock) -> None
     counted.count("bge", EmbedRequest([[1, 2, 3]]))
     ask(counted, "bge", ["x" * (MAX_CHARACTERS + 1), "y" * MAX_CHARACTERS])
     ask(counted, "bge", ["z" * MAX_CHARACTERS], prompt="a")
+    ask(counted, "bge", ["z" * (MAX_CHARACTERS + 1)])
+    ask(counted, "bge", ["a"], prompt="z" * (MAX_CHARACTERS + 1))
     assert texts_of(counted) == ["y" * MAX_CHARACTERS]
 
 

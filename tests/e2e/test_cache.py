@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,8 @@ import requests
 
 from embeddingClient import EmbeddingClient
 from embedshare import platforms
-from embedshare.errors import InvalidInput, UnknownModel
+from embedshare.errors import InvalidInput, TooLarge, UnknownModel
+from embedshare.ipc import codec
 from tests.processes import MODEL, OTHER_MODEL, ROOT, ModelServer, convert_once, environment, wait_for
 from tests.redis_server import RedisServer, needs_redis
 from tests.settings_store.test_repository import SERVERS, own_database
@@ -158,6 +160,8 @@ def test_texts_are_cleared_with_every_prompt_and_task(server: ModelServer, clien
         client.clear_cache(every_model=True, texts=TEXTS)
     with pytest.raises(InvalidInput, match="texts"):
         client.clear_cache(prompt="my own: ")
+    with pytest.raises(TooLarge, match="9,000 texts were sent; EMBEDDING_MAX_TEXTS allows 8,192"):
+        client._embedder.to_model(codec.ClearTexts(*codec.UNSENT, ["x"] * 9000), time.monotonic() + 30)
     with pytest.raises(UnknownModel):
         client.of_model("third").clear_cache(texts=TEXTS)
 

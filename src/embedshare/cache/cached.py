@@ -134,9 +134,9 @@ class CachedVectors:
                 if joined is not None:
                     lacking = _without(lacking, joined, parts)
         result = _result(keys, parts, request, model, timings)
-        joined_count = len(places) - hits - misses - sum(found_below.values())
         if not context.is_check:
-            self._count({"memory": hits, **found_below}, misses, joined_count, time.monotonic() - began)
+            joined_count = len(places) - hits - misses - sum(found_below.values())
+            self._count(hits, found_below, misses, joined_count, time.monotonic() - began)
         return result
 
     @property
@@ -293,11 +293,12 @@ class CachedVectors:
                     del self._flights[key]
         claim.flight.result.set_result(part)
 
-    def _count(self, hits: dict[str, int], misses: int, joined: int, took_s: float) -> None:
+    def _count(self, hits: int, found_below: dict[str, int], misses: int, joined: int, took_s: float) -> None:
         with self._lock:
             if not misses:
                 self._total_ms.observe(took_s * 1e3)
-            for level, count in hits.items():
+            self._hits["memory"] += hits
+            for level, count in found_below.items():
                 self._hits[level] += count
             self._misses += misses
             self._joined += joined

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 from loguru import logger
@@ -57,7 +57,7 @@ class MostAsked:
         self._path = path
         self._number = number
         self._today = today or _today
-        self._asked: deque[tuple[str, list[Asked]]] = deque()
+        self._asked: deque[tuple[str, list[str], str | None, str | None, bool]] = deque()
         self._waiting = 0
         self._lock = threading.Lock()
         """Held over the counts, never by a call."""
@@ -69,19 +69,18 @@ class MostAsked:
         threading.Thread(target=self._work, name="most-asked", daemon=True).start()
 
     def count(self, model: str, request: EmbedRequest) -> None:
-        """Count the texts of a call of the model with this id; token ids are none."""
+        """Count the texts of a call of the model with this id, one or more; token ids are none."""
         if self._waiting > WAITING or are_tokens(request.inputs):
             return
-        prompt = request.prompt or ""
-        most = MAX_CHARACTERS - len(prompt)
-        asked = [
-            Asked(text, prompt, request.task, request.truncate)
-            for text in request.inputs
-            if isinstance(text, str) and len(text) <= most
-        ]
+        if request.prompt and len(request.prompt) > MAX_CHARACTERS:
+            return
+        texts = cast("list[str]", request.inputs)
+        # The rest is done by the thread: a call has no microsecond for it.
+        if len(texts) > 1 or len(texts[0]) > MAX_CHARACTERS:
+            texts = [text for text in texts if len(text) <= MAX_CHARACTERS]
         # An addition that is lost to another thread's costs nothing: each count begins at 0 again.
-        self._waiting += len(asked)
-        self._asked.append((model, asked))
+        self._waiting += len(texts)
+        self._asked.append((model, texts, request.prompt, request.task, request.truncate))
 
     def of_last_day(self) -> dict[str, list[Asked]]:
         """By model's id, the most asked texts of the last day before today that the file has, else of today;
@@ -115,11 +114,12 @@ class MostAsked:
             self._day, self._counts = today, {}
         self._waiting = 0
         while self._asked:
-            model, asked = self._asked.popleft()
+            model, texts, prompt, task, truncate = self._asked.popleft()
             counts = self._counts.get(model)
             if counts is None:
                 counts = self._counts[model] = self._counted([])
-            counts.add(asked)
+            most = MAX_CHARACTERS - len(prompt or "")
+            counts.add(Asked(text, prompt or "", task, truncate) for text in texts if len(text) <= most)
 
     def _counted(self, kept: _Counted) -> Frequent[Asked]:
         """The counts of texts that were kept; those of the others are lost."""

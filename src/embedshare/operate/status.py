@@ -154,11 +154,11 @@ def cached(stats: Mapping[str, Any]) -> str:
     of = f"{stats['bytes'] / 1e6:,.0f} of {stats['limit_bytes'] / 1e6:,.0f} MB"
     return (
         f"{stats['entries']:,}, {of}; {share:.0%} of {found + stats['misses']:,} texts were cached"
-        f"{_below_memory(stats['hits_by_level'])}"
+        f"{_by_level(stats.get('hits_by_level', {}))}"
     )
 
 
-def _below_memory(hits: Mapping[str, int]) -> str:
+def _by_level(hits: Mapping[str, int]) -> str:
     """The texts that each level had, if there is more than one."""
     told = ", ".join(f"{count:,} in {name}" for name, count in hits.items())
     return f" ({told})" if len(hits) > 1 else ""

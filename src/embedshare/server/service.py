@@ -208,8 +208,9 @@ class EmbeddingService:
 
     def begin_warming(self) -> None:
         """Warm the cache if texts are kept for it."""
-        if self._most_asked is not None:
-            logger.info("Embedding {:,} most asked texts of the last day in the background", self.warm())
+        count = 0 if self._most_asked is None else self.warm()
+        if count:
+            logger.info("Embedding {:,} most asked texts of the last day in the background", count)
 
     def close(self) -> None:
         """Keep what is to be known at the next start."""
