@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ from tests.redis_server import PROGRAM, RedisServer
 
 
 class HeldStore:
-    """A store in a dict, whose reads wait behind `gate` with what they found; `failing` makes it fail."""
+    """A store in a dict, whose reads wait behind `gate` with what they found.
+
+    `failing` makes it fail; `before_removal` is called before keys go.
+    """
 
     name = title = "held"
     is_ready = True
@@ -39,6 +42,7 @@ class HeldStore:
         self.gate.set()
         self.has_read = threading.Semaphore(0)
         self.failing = False
+        self.before_removal: Callable[[], object] = lambda: None
 
     def read(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         found = [self.values.get((space, key)) for key in keys]
@@ -54,6 +58,7 @@ class HeldStore:
     def remove(self, space: bytes, keys: Sequence[bytes]) -> int:
         if self.failing:
             raise OSError("no luck")
+        self.before_removal()
         return sum(self.values.pop((space, key), None) is not None for key in keys)
 
     def clear(self, space: bytes | None) -> int:
@@ -168,6 +173,26 @@ def test_an_entry_that_is_dropped_while_a_level_is_read_does_not_come_back() -> 
     model.computed.clear()
     check(cache, model, EmbedRequest(TEXTS, ""))
     assert model.computed == TEXTS[:3]
+
+
+@pytest.mark.parametrize("asked_before", ["the lower level drops", "the upper level drops"])
+def test_a_call_while_entries_are_dropped_brings_none_back(asked_before: str) -> None:
+    lower, upper, model = HeldStore(), HeldStore(), Model()
+    levels = [SharedLevel(upper, 100.0), SharedLevel(lower, 100.0)]
+    check(CachedVectors(MemoryCache(0), levels), model, EmbedRequest(TEXTS, ""))
+    settle(levels)
+    cache = CachedVectors(MemoryCache(1 << 20), levels)
+    if asked_before == "the lower level drops":
+        upper.values.clear()
+    dropping = lower if asked_before == "the lower level drops" else upper
+    dropping.before_removal = lambda: check(cache, model, EmbedRequest(TEXTS, ""))
+    assert cache.clear_texts(model.description, TEXTS[:3], PROMPTS) == 3
+    dropping.before_removal = lambda: None
+    settle(levels)
+    assert model.computed == TEXTS  # the call was answered by the levels
+    fresh = Model()
+    check(cache, fresh, EmbedRequest(TEXTS, ""))
+    assert fresh.computed == TEXTS[:3]
 
 
 def test_a_text_that_is_dropped_while_it_is_computed_is_on_no_level() -> None:

@@ -120,6 +120,8 @@ class CachedVectors:
             cached = self._cached(space, lacking)
             hits += len(cached.keys)
             lacking = _without(lacking, cached, parts)
+            if not lacking:
+                break
             flight, own, others = self._claim(space, lacking)
             if own:
                 claimed = _Claim(flight, own, request, places, self._levels if shared else ())
@@ -175,20 +177,25 @@ class CachedVectors:
         return counts | self._memory.stats() | {level.name: level.stats() for level in self._levels}
 
     def _drop(self, space: bytes | None, keys: list[bytes] | None) -> int:
-        """Drop these keys, or all of a model, or all, of every level."""
-        with self._storing:
-            self._ground(space, keys)
-            if space is None or keys is None:
-                gone = self._memory.clear(space)
-            else:
-                gone = self._memory.remove(space, keys)
-            pending = [(level, level.drop_later(space, keys)) for level in self._levels]
-        failure: ServerUnavailable | None = None
-        for level, dropped in pending:
+        """Drop these keys, or all of a model, or all, of every level.
+
+        From the last level up, so that none gets an entry back from a level after it.
+        """
+        gone, failure = 0, None
+        for level in reversed(self._levels):
+            with self._storing:
+                self._ground(space, keys)
+                dropped = level.drop_later(space, keys)
             try:
                 gone = max(gone, level.dropped(dropped))
             except ServerUnavailable as error:
-                failure = failure or error
+                failure = error
+        with self._storing:
+            self._ground(space, keys)
+            if space is None or keys is None:
+                gone = max(gone, self._memory.clear(space))
+            else:
+                gone = max(gone, self._memory.remove(space, keys))
         if failure is not None:
             raise failure
         return gone
@@ -196,12 +203,9 @@ class CachedVectors:
     def _ground(self, space: bytes | None, keys: list[bytes] | None) -> None:
         """Take the dropped keys from the calls that compute them."""
         with self._lock:
-            gone = (
-                [key for key, flight in self._flights.items() if space in (None, flight.space)]
-                if keys is None
-                else keys
-            )
-            for key in gone:
+            if keys is None:
+                keys = [key for key, flight in self._flights.items() if space in (None, flight.space)]
+            for key in keys:
                 self._flights.pop(key, None)
 
     def _cached(self, space: bytes, keys: list[bytes]) -> _Part:
