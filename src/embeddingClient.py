@@ -25,6 +25,7 @@ import numpy as np
 
 from embedshare import platforms, threads
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, are_tokens
+from embedshare.client import splitting
 from embedshare.client.embedder import Embedder
 from embedshare.client.failover_policy import State
 from embedshare.client.sentence_transformers import DropIn, as_texts, wants_progress
@@ -146,14 +147,51 @@ class EmbeddingClient(DropIn):
         call = codec.Manage(*codec.UNSENT, cast("Any", action), self._model_name, keep_alive_s)
         return self._embedder.to_model(call, time.monotonic() + timeout)
 
-    def clear_cache(self, every_model: bool = False, timeout: float = 30.0) -> int:
+    def clear_cache(
+        self,
+        every_model: bool = False,
+        timeout: float = 30.0,
+        *,
+        texts: Sequence[str] | None = None,
+        prompt: str | None = None,
+    ) -> int:
         """Drop the server's cached vectors of this client's model, or of all; returns their number.
 
-        Raises UnknownModel, and the errors of reaching the server.
+        `texts`: drop those of these texts of this client's model alone: without a prompt, with each of the
+        model's prompts and with `prompt`, whatever task and length they were embedded for. Raises
+        InvalidInput for `texts` of every model, UnknownModel, and the errors of reaching the server.
         """
         if not self._settings.client.use_ipc:
             raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        deadline = time.monotonic() + timeout
+        if texts is not None:
+            if every_model:
+                raise InvalidInput("texts are cleared of one model; every_model must be false")
+            return self._clear_texts([texts] if isinstance(texts, str) else list(texts), prompt, deadline)
+        if prompt is not None:
+            raise InvalidInput("prompt belongs to texts, and there are none")
         action: Any = "clear cache" if not every_model else "clear caches"
+        call = codec.Manage(*codec.UNSENT, action, self._model_name)
+        return int(self._embedder.to_model(call, deadline))
+
+    def _clear_texts(self, texts: list[str], prompt: str | None, deadline: float) -> int:
+        gone, server = 0, self._settings.server
+        for piece in splitting.cut(texts, server.max_texts, server.max_message_bytes):
+            part = texts[piece.start : piece.stop]
+            call = codec.ClearTexts(*codec.UNSENT, part, self._model_name, prompt)
+            gone += int(self._embedder.to_model(call, deadline))
+        return gone
+
+    def warm_cache(self, every_model: bool = False, timeout: float = 30.0) -> int:
+        """Have the server embed the most asked texts of the last day that it kept, of this client's model or
+        of all, in the background; returns their number.
+
+        Raises InvalidInput if it keeps none (EMBEDDING_VECTOR_CACHE_MOST_ASKED), UnknownModel, and the errors
+        of reaching the server.
+        """
+        if not self._settings.client.use_ipc:
+            raise SwapRefused("USE_IPC_EMBEDDING is false: this process uses no model server")
+        action: Any = "warm cache" if not every_model else "warm caches"
         call = codec.Manage(*codec.UNSENT, action, self._model_name)
         return int(self._embedder.to_model(call, time.monotonic() + timeout))
 

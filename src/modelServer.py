@@ -106,10 +106,12 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     shown = "; ".join(_shown(local.description) for _, local in pool.providers()) or "no model is loaded yet"
     took_s = time.monotonic() - started
     logger.info("ready: {}, at {}:{}, after {:.1f} s", shown, *settings.server.address, took_s)
+    service.begin_warming()
     server.serve_until_stopped()
     pool.close()
     logger.info("Stopping (finishing accepted calls, {:g} s at most)", settings.server.drain_s)
     drained = server.drain(settings.server.drain_s)
+    service.close()
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 
 

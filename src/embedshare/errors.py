@@ -248,10 +248,10 @@ class SupervisorUnavailable(EmbedshareError, ConnectionError, http_status=503):
 
 
 def missing_database(error: ImportError) -> MissingDependency:
-    """The error for settings or API keys in a database whose packages are not installed."""
+    """The error for settings, API keys or cached vectors in a database whose packages are not installed."""
     return MissingDependency(
-        f"settings and API keys in a database need a package that is not installed ({error}): "
-        "pip install 'embedshare[database]'"
+        "settings, API keys and cached vectors in a database need a package that is not installed "
+        f"({error}): pip install 'embedshare[database]'"
     )
 
 

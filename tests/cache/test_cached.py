@@ -196,6 +196,66 @@ def test_a_model_that_was_loaded_again_in_another_precision_fills_no_shelf_of_be
     assert cache.stats()["entries"] == 0
 
 
+PROMPTS = ["", "query: "]
+
+
+def ask_every_form(cache: CachedVectors, model: Model, texts: list[str]) -> int:
+    """Ask for texts in every form that clearing knows; the number of forms."""
+    forms = [
+        EmbedRequest(texts, prompt, task=task, truncate=truncate)
+        for prompt in PROMPTS
+        for task in cache_keys.TASKS
+        for truncate in (True, False)
+    ]
+    for form in forms:
+        check(cache, model, form)
+    return len(forms)
+
+
+def test_a_text_is_dropped_in_every_form_and_others_stay() -> None:
+    cache, model = CachedVectors(MemoryCache(1 << 20)), Model()
+    other = Model(description("cd" * 32))
+    forms = ask_every_form(cache, model, TEXTS)
+    ask_every_form(cache, other, TEXTS)
+    check(cache, model, EmbedRequest(TEXTS[:3], "a third prompt"))
+    assert cache.clear_texts(model.description, TEXTS[:2], PROMPTS) == 2 * forms
+    assert cache.clear_texts(model.description, [*TEXTS[:2], "unknown"], PROMPTS) == 0
+    model.computed.clear()
+    other.computed.clear()
+    ask_every_form(cache, model, TEXTS)
+    ask_every_form(cache, other, TEXTS)
+    check(cache, model, EmbedRequest(TEXTS[:3], "a third prompt"))
+    assert sorted(model.computed) == sorted(TEXTS[:2] * forms)
+    assert other.computed == []
+
+
+@pytest.mark.parametrize("drops", ["texts", "model", "all"])
+def test_a_text_that_is_dropped_while_it_is_computed_is_not_cached_by_that_call(drops: str) -> None:
+    """Nor does a later call wait for the earlier one, which answers its own callers."""
+    cache, model, later = CachedVectors(MemoryCache(1 << 20)), Model(), Model()
+    model.gate.clear()
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(check, cache, model, EmbedRequest(TEXTS, "query: ")) for _ in range(2)]
+        assert model.started.acquire(timeout=20)
+        if drops == "texts":
+            assert cache.clear_texts(model.description, TEXTS[:4], PROMPTS) == 0
+        else:
+            cache.clear(model.description if drops == "model" else None)
+        if drops != "texts":
+            cache.clear(description("cd" * 32))  # of another model: takes nothing away
+        gone = TEXTS[:4] if drops == "texts" else TEXTS
+        check(cache, later, EmbedRequest(gone, "query: "))
+        assert later.computed == gone
+        assert cache.clear_texts(model.description, gone, PROMPTS) == len(gone)
+        model.gate.set()
+        for one in asked:
+            one.result(20)
+    assert model.computed == TEXTS
+    later.computed.clear()
+    check(cache, later, EmbedRequest(TEXTS, "query: "))
+    assert later.computed == gone
+
+
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=2, max_size=2, unique=True))
 def test_two_pairs_of_prompt_and_text_never_have_one_key(pairs: list[tuple[str, str]]) -> None:
     space = cache_keys.space_of(description())

@@ -12,7 +12,8 @@ import redis
 
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.memory import MemoryCache
-from embedshare.cache.redis import PATIENCE_S, RedisCache
+from embedshare.cache.redis import PATIENCE_S, RedisStore
+from embedshare.cache.shared import SharedLevel
 from embedshare.calls import EmbedRequest
 from tests.cache.test_cached import TEXTS, Model, check, description
 from tests.processes import wait_for
@@ -36,24 +37,28 @@ def server(running: RedisServer) -> RedisServer:
     return running
 
 
+def level(url: str, lifetime_s: float = 100.0) -> SharedLevel:
+    return SharedLevel(RedisStore(url), lifetime_s)
+
+
 @pytest.fixture
-def cache(server: RedisServer) -> RedisCache:
-    return RedisCache(server.url, 100.0)
+def cache(server: RedisServer) -> SharedLevel:
+    return level(server.url)
 
 
 def rows_of(keys: list[bytes]) -> np.ndarray:
     return np.stack([np.full(8, key[0] + 0.5, np.float32) for key in keys])
 
 
-def write(cache: RedisCache, space: bytes, keys: list[bytes]) -> None:
+def write(cache: SharedLevel, space: bytes, keys: list[bytes]) -> None:
     before = cache.stats()["written"]
     cache.put_later(space, keys, rows_of(keys), [key[0] for key in keys])
     wait_for(lambda: cache.stats()["written"] == before + len(keys), 20, "the writing")
 
 
-def test_a_key_has_its_own_row_with_the_time_it_has_left(cache: RedisCache, server: RedisServer) -> None:
+def test_a_key_has_its_own_row_with_the_time_it_has_left(cache: SharedLevel, server: RedisServer) -> None:
     write(cache, SPACE, KEYS[:10])
-    found = RedisCache(server.url, 100.0).get(SPACE, KEYS, 8)
+    found = level(server.url).get(SPACE, KEYS, 8)
     assert found is not None
     assert found.positions == list(range(10))
     assert np.array_equal(found.rows, rows_of(KEYS[:10]))
@@ -65,7 +70,7 @@ def test_a_key_has_its_own_row_with_the_time_it_has_left(cache: RedisCache, serv
     assert all(89_000 < one <= 110_000 for one in lives)
 
 
-def test_a_value_that_is_not_whole_is_none(cache: RedisCache, server: RedisServer) -> None:
+def test_a_value_that_is_not_whole_is_none(cache: SharedLevel, server: RedisServer) -> None:
     write(cache, SPACE, KEYS[:4])
     client = redis.Redis.from_url(server.url)
     names = sorted(client.scan_iter())
@@ -80,16 +85,16 @@ def test_a_value_that_is_not_whole_is_none(cache: RedisCache, server: RedisServe
     assert cache.get(SPACE, KEYS[3:4], 9) is None  # of fewer values than the model's vectors
 
 
-def test_the_vectors_of_one_model_are_dropped_alone(cache: RedisCache) -> None:
+def test_the_vectors_of_one_model_are_dropped_alone(cache: SharedLevel) -> None:
     for space in (SPACE, OTHER):
         write(cache, space, KEYS)
-    assert cache.clear(OTHER) == len(KEYS)
+    assert cache.dropped(cache.drop_later(OTHER, None)) == len(KEYS)
     assert cache.get(OTHER, KEYS, 8) is None
-    assert cache.clear() == len(KEYS)
+    assert cache.dropped(cache.drop_later(None, None)) == len(KEYS)
 
 
 def test_a_second_server_computes_nothing_that_the_first_has(server: RedisServer) -> None:
-    first, second = (CachedVectors(MemoryCache(1 << 20), RedisCache(server.url, 100.0)) for _ in range(2))
+    first, second = (CachedVectors(MemoryCache(1 << 20), [level(server.url)]) for _ in range(2))
     model, other = Model(), Model()
     check(first, model, EmbedRequest(TEXTS, "query: "))
     wait_for(lambda: first.stats()["redis"]["written"] == len(TEXTS), 20, "the writing")
@@ -105,7 +110,7 @@ def test_a_second_server_computes_nothing_that_the_first_has(server: RedisServer
 
 
 def test_a_redis_that_stops_costs_a_few_milliseconds_once_and_comes_back(server: RedisServer) -> None:
-    cache, model = CachedVectors(MemoryCache(0), RedisCache(server.url, 100.0)), Model()
+    cache, model = CachedVectors(MemoryCache(0), [level(server.url)]), Model()
     check(cache, model, EmbedRequest(TEXTS, ""))
     server.stop()
     try:
@@ -128,7 +133,7 @@ def test_a_redis_that_stops_costs_a_few_milliseconds_once_and_comes_back(server:
 
 
 def test_a_redis_that_is_nowhere_costs_nothing(tmp_path: Path) -> None:
-    cache, model = CachedVectors(MemoryCache(1 << 20), RedisCache("redis://127.0.0.1:1/0", 0.0)), Model()
+    cache, model = CachedVectors(MemoryCache(1 << 20), [level("redis://127.0.0.1:1/0", 0.0)]), Model()
     check(cache, model, EmbedRequest(TEXTS, ""))
     check(cache, model, EmbedRequest(TEXTS, ""))
     assert model.computed == TEXTS

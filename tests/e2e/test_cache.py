@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +17,12 @@ import pytest
 import requests
 
 from embeddingClient import EmbeddingClient
+from embedshare import platforms
+from embedshare.errors import InvalidInput, TooLarge, UnknownModel
+from embedshare.ipc import codec
 from tests.processes import MODEL, OTHER_MODEL, ROOT, ModelServer, convert_once, environment, wait_for
 from tests.redis_server import RedisServer, needs_redis
+from tests.settings_store.test_repository import SERVERS, own_database
 from tests.web.conftest import Worker
 
 TEXTS = [f"text number {number} of a list" for number in range(40)]
@@ -138,6 +144,101 @@ def test_usage_and_errors_are_those_of_a_computed_text(server: ModelServer, tmp_
         assert worker.process.wait(30) == 0
 
 
+def test_texts_are_cleared_with_every_prompt_and_task(server: ModelServer, client: EmbeddingClient) -> None:
+    client.encode(TEXTS)
+    client.encode(TEXTS, prompt="my own: ")
+    assert client.clear_cache(texts=TEXTS[:5], prompt="my own: ") == 10
+    assert client.clear_cache(texts=TEXTS[:5]) == 0
+    assert client.clear_cache(texts=TEXTS[5]) == 1
+    assert client.clear_cache(texts=[]) == 0
+    assert client.clear_cache(texts=[f"{number} of many" for number in range(2000)]) == 0
+    assert client.of_model("second").clear_cache(texts=TEXTS) == 0
+    before = cache(client)["misses"]
+    client.encode(TEXTS)
+    assert cache(client)["misses"] == before + 6
+    with pytest.raises(InvalidInput, match="one model"):
+        client.clear_cache(every_model=True, texts=TEXTS)
+    with pytest.raises(InvalidInput, match="texts"):
+        client.clear_cache(prompt="my own: ")
+    with pytest.raises(TooLarge, match="9,000 texts were sent; EMBEDDING_MAX_TEXTS allows 8,192"):
+        client._embedder.to_model(codec.ClearTexts(*codec.UNSENT, ["x"] * 9000), time.monotonic() + 30)
+    with pytest.raises(UnknownModel):
+        client.of_model("third").clear_cache(texts=TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+def test_a_server_that_was_killed_finds_its_vectors_in_the_database(tmp_path: Path, kind: str) -> None:
+    with contextlib.ExitStack() as stack:
+        sqlite = f"sqlite:///{tmp_path / 'vectors.db'}"
+        url = sqlite if kind == "sqlite" else stack.enter_context(own_database(kind))
+        given = {"EMBEDDING_VECTOR_CACHE_DATABASE": "true", "EMBEDDING_DB_URL": url, **CACHED}
+        first = ModelServer(tmp_path, **given).start()
+        with first.client(EMBEDDING_FALLBACK="none") as client:
+            rows = client.encode(TEXTS)
+            wait_for(lambda: cache(client)["database"]["written"] == len(TEXTS), 20, "the writing")
+            first.kill()
+            first.start()
+            wait_for(lambda: cache(client)["database"]["connected"], 20, "the database")
+            assert np.array_equal(client.encode(TEXTS), rows)
+            found = cache(client)["hits_by_level"]
+            assert found["memory"] + found["database"] + cache(client)["misses"] == len(TEXTS)
+            assert client.clear_cache(texts=TEXTS[:5]) == 5
+            first.kill()
+            first.start()
+            wait_for(lambda: cache(client)["database"]["connected"], 20, "the database")
+            client.encode(TEXTS[:5])
+            assert cache(client)["misses"] == 5
+        assert first.stop() == 0
+
+
+def test_the_most_asked_texts_are_embedded_again_at_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(
+        f"models:\n  local:\n  - id: first\n    name: {MODEL}\n    preload: true\n"
+        f"  - id: second\n    name: {OTHER_MODEL}\n"
+    )
+    path.chmod(0o600)
+    given = {"EMBEDDING_MODELS_FILE": str(path), "EMBEDDING_VECTOR_CACHE_MOST_ASKED": "40", **CACHED}
+    server = ModelServer(tmp_path, **given).start()
+    with server.client(EMBEDDING_FALLBACK="none") as client:
+        for _ in range(2):
+            rows = client.encode(TEXTS)
+        client.encode([f"rare {number}" for number in range(100)])
+        second = client.of_model("second")
+        theirs = second.encode(TEXTS[:10])
+        assert server.stop() == 0
+        (kept,) = tmp_path.glob("most-asked-*.json")
+        assert platforms.fault_of_secret(kept.stat()) is None
+
+        server.start()
+        wait_for(lambda: cache(client)["entries"] == len(TEXTS), 30, "the texts of the loaded model")
+        assert np.allclose(client.encode(TEXTS), rows, atol=2e-3)  # batches may be others
+        assert (cache(client)["misses"], cache(client)["hits"]) == (0, len(TEXTS))
+        assert client.models()[1]["state"] == "standby"
+        second.encode("a text that loads the model")
+        wait_for(lambda: cache(client)["entries"] == len(TEXTS) + 10, 30, "the texts of the other model")
+        assert np.allclose(second.encode(TEXTS[:10]), theirs, atol=2e-3)
+        assert cache(client)["misses"] == 0  # the text that loaded the model was not looked for
+
+        client.clear_cache(every_model=True)
+        command = [sys.executable, str(ROOT / "service_manager.py"), "cache", "warm", "--yesterday"]
+        done = subprocess.run(
+            command, env=environment(**server.given), capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "embedding 51 most asked texts in the background\n"
+        wait_for(lambda: cache(client)["entries"] == 51, 30, "all texts")
+        assert client.warm_cache() == len(TEXTS)
+        assert second.warm_cache() == 11
+    assert server.stop() == 0
+    assert TEXTS[0] not in server.said().decode()
+
+
+def test_a_server_that_keeps_no_texts_says_so(server: ModelServer, client: EmbeddingClient) -> None:
+    with pytest.raises(InvalidInput, match="EMBEDDING_VECTOR_CACHE_MOST_ASKED"):
+        client.warm_cache()
+    assert list(server.folder.glob("most-asked-*")) == []
+
+
 @needs_redis
 def test_a_server_that_was_killed_finds_its_vectors_in_redis(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
@@ -182,6 +283,13 @@ def test_operators_see_fill_and_clear_the_cache(
     before = cache(client)["misses"]
     client.encode("Größe")
     assert cache(client)["misses"] == before
+    file.write_text(f"{TEXTS[2]}\n", encoding="utf-8")
+    assert run("clear", "--text", "Größe", "--text", TEXTS[1], "--texts", str(file), "--json") == {
+        "cleared": 3
+    }
+    assert run("clear", "--text", TEXTS[3], "--of", "second", "--json") == {"cleared": 0}
+    client.encode(["Größe", TEXTS[1], TEXTS[2], TEXTS[3]])
+    assert cache(client)["misses"] == before + 3
     assert run("clear", "--of", "second", "--json") == {"cleared": 0}
     assert run("clear") == f"dropped {len(TEXTS) + 1} cached vectors\n"
     assert run("stats", "--json")["entries"] == 0

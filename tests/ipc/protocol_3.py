@@ -29,4 +29,9 @@ CALLS = {
         codec.SetModels(4, 600.0, [{"id": "bge", "preload": True}], 7),
         "950d04cb4082c000000000009182a26964a3626765a77072656c6f6164c307",
     ),
+    "clear texts": (
+        codec.ClearTexts(5, 600.0, ["one", "two"], "bge", "query: "),
+        "960e05cb4082c0000000000092a36f6e65a374776fa3626765a771756572793a20",
+    ),
+    "clear texts, defaults": (codec.ClearTexts(5, 600.0, ["one"]), "960e05cb4082c0000000000091a36f6e65a0c0"),
 }

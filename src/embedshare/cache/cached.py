@@ -13,9 +13,9 @@ import numpy as np
 
 from embedshare.cache import keys as cache_keys
 from embedshare.cache.memory import MemoryCache
-from embedshare.cache.redis import RedisCache
+from embedshare.cache.shared import SharedLevel
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings
-from embedshare.errors import DeadlineExceeded
+from embedshare.errors import DeadlineExceeded, ServerUnavailable
 from embedshare.identity import ModelDescription
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
@@ -36,25 +36,35 @@ class _Part(NamedTuple):
 _NOTHING = _Part([], np.empty((0, 0), np.float32), [])
 
 
+class _Flight:
+    """Keys that one call computes. Another call that drops a key takes it from the flight, whose vector of it
+    is not cached then."""
+
+    def __init__(self, space: bytes) -> None:
+        self.space = space
+        self.result: Future[_Part | None] = Future()
+        """Their vectors; None if the call fails."""
+
+
 class _Claim:
-    """Keys that one call computes, and the texts behind them."""
+    """Keys that one call computes, the texts behind them, and what came of it."""
 
     def __init__(
         self,
-        space: bytes,
+        flight: _Flight,
         keys: list[bytes],
         request: EmbedRequest,
         places: dict[bytes, int],
-        shared: RedisCache | None,
+        levels: Sequence[SharedLevel],
     ) -> None:
-        self.space, self.keys, self.request, self.places = space, keys, request, places
-        self.shared = shared
+        self.flight, self.keys, self.request, self.places = flight, keys, request, places
+        self.levels = levels
         self.computed = 0
         """Keys whose vectors the model computed."""
+        self.found: dict[str, int] = {}
+        """Keys whose vectors were in a shared level, by its name."""
 
 
-#: The vectors that a call is computing; None if it fails.
-_Flight = Future["_Part | None"]
 #: Computes what is not cached.
 Compute = Callable[[EmbedRequest], EmbedResult]
 
@@ -63,15 +73,19 @@ class CachedVectors:
     """The vectors of a server's models; thread-safe.
 
     A call that finds another one computing a text waits for it, and computes the text itself if that one
-    fails. `shared` is looked at for texts that are not in memory.
+    fails. `levels` are looked at, in order, for texts that are not in memory; what one has goes to those
+    before it.
     """
 
-    def __init__(self, memory: MemoryCache, shared: RedisCache | None = None) -> None:
+    def __init__(self, memory: MemoryCache, levels: Sequence[SharedLevel] = ()) -> None:
         self._memory = memory
-        self._shared = shared
+        self._levels = levels
         self._lock = threading.Lock()
+        self._storing = threading.Lock()
+        """Held while vectors are stored or dropped, so that none is stored after it was dropped."""
         self._flights: dict[bytes, _Flight] = {}
-        self._hits = self._misses = self._joined = self._calls_without_model = 0
+        self._hits = dict.fromkeys(("memory", *(level.name for level in levels)), 0)
+        self._misses = self._joined = self._calls_without_model = 0
         self._total_ms = Histogram(MILLISECONDS)
 
     def embed(
@@ -84,8 +98,8 @@ class CachedVectors:
     ) -> EmbedResult:
         """The vectors of a request whose prompt is a text, as `model` would return them.
 
-        `compute` is called only if a text is neither cached nor being computed; `shared`: whether Redis may
-        hold the vectors too. Raises what `compute` raises, DeadlineExceeded.
+        `compute` is called only if a text is neither cached nor being computed; `shared`: whether the shared
+        levels may hold the vectors too. Raises what `compute` raises, DeadlineExceeded.
         """
         began = time.monotonic()
         space = cache_keys.space_of(model)
@@ -93,33 +107,52 @@ class CachedVectors:
         places = {key: place for place, key in enumerate(keys)}
         parts: list[_Part] = []
         timings, hits, misses, lacking = Timings(), 0, 0, list(places)
+        found_below: dict[str, int] = {}
         while lacking:
             cached = self._cached(space, lacking)
             hits += len(cached.keys)
             lacking = _without(lacking, cached, parts)
-            own, others = self._claim(lacking)
+            if not lacking:
+                break
+            flight, own, others = self._claim(space, lacking)
             if own:
-                claimed = _Claim(space, own, request, places, self._shared if shared else None)
+                claimed = _Claim(flight, own, request, places, self._levels if shared else ())
                 found, timings = self._fulfilled(claimed, model.dimension, compute)
                 misses += claimed.computed
-                hits += len(own) - claimed.computed
+                hits += len(own) - claimed.computed - sum(claimed.found.values())
+                for level, count in claimed.found.items():
+                    found_below[level] = found_below.get(level, 0) + count
                 lacking = _without(lacking, found, parts)
-            for flight in others:
-                joined = _awaited(flight, context)
+            for other in others:
+                joined = _awaited(other.result, context)
                 if joined is not None:
                     lacking = _without(lacking, joined, parts)
         result = _result(keys, parts, request, model, timings)
-        self._count(hits, misses, len(places) - hits - misses, time.monotonic() - began)
+        if not context.is_check:
+            joined_count = len(places) - hits - misses - sum(found_below.values())
+            self._count(hits, found_below, misses, joined_count, time.monotonic() - began)
         return result
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are levels that outlive this process."""
+        return bool(self._levels)
 
     def clear(self, model: ModelDescription | None = None) -> int:
         """Drop the vectors of one model, or all; returns their number, of the level that had most.
 
-        Raises ServerUnavailable if Redis does not answer; then those in memory are gone.
+        Raises ServerUnavailable if a shared level does not answer; then the others have dropped theirs.
         """
-        space = None if model is None else cache_keys.space_of(model)
-        gone = self._memory.clear(space)
-        return gone if self._shared is None else max(gone, self._shared.clear(space))
+        return self._drop(None if model is None else cache_keys.space_of(model), None)
+
+    def clear_texts(self, model: ModelDescription, texts: list[str], prompts: Iterable[str]) -> int:
+        """Drop the vectors of texts, with each of these prompts and in every form; returns and raises as
+        `clear` does.
+
+        A call that computes one of them now does not cache it, and no later call waits for that one.
+        """
+        space = cache_keys.space_of(model)
+        return self._drop(space, list(cache_keys.keys_of_forms(texts, prompts, space)))
 
     def stats(self) -> dict[str, Any]:
         """Texts that were found, computed, and computed for another call, and the levels' figures.
@@ -128,12 +161,44 @@ class CachedVectors:
         """
         with self._lock:
             counts = {
-                "hits": self._hits, "misses": self._misses, "joined": self._joined,
+                "hits": sum(self._hits.values()), "hits_by_level": dict(self._hits),
+                "misses": self._misses, "joined": self._joined,
                 "calls_without_model": self._calls_without_model,
                 "total_ms": self._total_ms.snapshot(),
             }  # fmt: skip
-        shared = {} if self._shared is None else {"redis": self._shared.stats()}
-        return counts | self._memory.stats() | shared
+        return counts | self._memory.stats() | {level.name: level.stats() for level in self._levels}
+
+    def _drop(self, space: bytes | None, keys: list[bytes] | None) -> int:
+        """Drop these keys, or all of a model, or all, of every level.
+
+        From the last level up, so that none gets an entry back from a level after it.
+        """
+        gone, failure = 0, None
+        for level in reversed(self._levels):
+            with self._storing:
+                self._ground(space, keys)
+                dropped = level.drop_later(space, keys)
+            try:
+                gone = max(gone, level.dropped(dropped))
+            except ServerUnavailable as error:
+                failure = error
+        with self._storing:
+            self._ground(space, keys)
+            if space is None or keys is None:
+                gone = max(gone, self._memory.clear(space))
+            else:
+                gone = max(gone, self._memory.remove(space, keys))
+        if failure is not None:
+            raise failure
+        return gone
+
+    def _ground(self, space: bytes | None, keys: list[bytes] | None) -> None:
+        """Take the dropped keys from the calls that compute them."""
+        with self._lock:
+            if keys is None:
+                keys = [key for key, flight in self._flights.items() if space in (None, flight.space)]
+            for key in keys:
+                self._flights.pop(key, None)
 
     def _cached(self, space: bytes, keys: list[bytes]) -> _Part:
         found = self._memory.get(space, keys)
@@ -141,25 +206,25 @@ class CachedVectors:
             return _NOTHING
         return _Part([keys[position] for position in found.positions], found.rows, found.token_counts)
 
-    def _claim(self, keys: list[bytes]) -> tuple[list[bytes], list[_Flight]]:
+    def _claim(self, space: bytes, keys: list[bytes]) -> tuple[_Flight, list[bytes], list[_Flight]]:
         """The keys that this call computes, and what other calls compute of the rest."""
+        flight = _Flight(space)
         with self._lock:
             own = [key for key in keys if key not in self._flights]
             others = list(dict.fromkeys(self._flights[key] for key in keys if key in self._flights))
-            flight: _Flight = Future()
             self._flights.update(dict.fromkeys(own, flight))
-            return own, others
+            return flight, own, others
 
     def _fulfilled(self, claim: _Claim, dimension: int, compute: Compute) -> tuple[_Part, Timings]:
         """The vectors of claimed keys; waiting calls get them too."""
         part: _Part | None = None
         try:
             # Another call may have computed some between the first look and the claim.
-            parts = [self._cached(claim.space, claim.keys)]
+            parts = [self._cached(claim.flight.space, claim.keys)]
             lacking = _without(claim.keys, parts[0], [])
-            if lacking and claim.shared is not None:
-                stored = self._from_shared(claim.shared, claim.space, lacking, dimension)
-                lacking = _without(lacking, stored, parts)
+            for number in range(len(claim.levels)):
+                if lacking:
+                    lacking = _without(lacking, self._stored(claim, number, lacking, dimension), parts)
             timings = Timings()
             if lacking:
                 computed, timings = self._computed(claim, lacking, compute)
@@ -167,41 +232,65 @@ class CachedVectors:
             part = _joined(parts)
             return part, timings
         finally:
-            self._land(claim.keys, part)
+            self._land(claim, part)
 
-    def _from_shared(self, shared: RedisCache, space: bytes, keys: list[bytes], dimension: int) -> _Part:
-        found = shared.get(space, keys, dimension)
+    def _stored(self, claim: _Claim, number: int, keys: list[bytes], dimension: int) -> _Part:
+        """What a shared level has of these keys; it goes to the levels before it."""
+        level = claim.levels[number]
+        found = level.get(claim.flight.space, keys, dimension)
         if found is None:
             return _NOTHING
         part = _Part([keys[position] for position in found.positions], found.rows, found.token_counts)
-        self._memory.put(space, part.keys, part.rows, part.token_counts, found.left_s)
+        claim.found[level.name] = len(part.keys)
+        self._store(claim.flight, part, found.left_s, claim.levels[:number])
         return part
 
     def _computed(self, claim: _Claim, keys: list[bytes], compute: Compute) -> tuple[_Part, Timings]:
-        request, space = claim.request, claim.space
+        request, space = claim.request, claim.flight.space
         inputs = [request.inputs[claim.places[key]] for key in keys]
         whole = msgspec.structs.replace(request, inputs=inputs, normalize=False, dimensions=_ALL)
         found = compute(whole)
         claim.computed = len(keys)
+        part = _Part(keys, found.rows, found.token_counts)
         # Else the model was loaded again in another precision meanwhile, or another one answered for it.
         if cache_keys.space_of(found.description) == space:
-            self._memory.put(space, keys, found.rows, found.token_counts)
-            if claim.shared is not None:
-                claim.shared.put_later(space, keys, found.rows, found.token_counts)
-        return _Part(keys, found.rows, found.token_counts), found.timings
+            self._store(claim.flight, part, None, claim.levels)
+        return part, found.timings
 
-    def _land(self, keys: Iterable[bytes], part: _Part | None) -> None:
+    def _store(
+        self, flight: _Flight, part: _Part, left_s: Sequence[float] | None, levels: Sequence[SharedLevel]
+    ) -> None:
+        """Put vectors into memory and these levels, but for keys that were dropped meanwhile.
+
+        `left_s`: the seconds that each has left, if it is not new.
+        """
+        with self._storing:
+            with self._lock:
+                kept = [at for at, key in enumerate(part.keys) if self._flights.get(key) is flight]
+            if not kept:
+                return
+            if len(kept) < len(part.keys):
+                part = _rows_of(part, kept)
+                left_s = None if left_s is None else [left_s[at] for at in kept]
+            self._memory.put(flight.space, *part, left_s)
+            for level in levels:
+                level.put_later(flight.space, *part, left_s)
+
+    def _land(self, claim: _Claim, part: _Part | None) -> None:
         """End this call's flight."""
         with self._lock:
-            flights = {self._flights.pop(key) for key in keys}
-        for flight in flights:
-            flight.set_result(part)
+            for key in claim.keys:
+                if self._flights.get(key) is claim.flight:
+                    del self._flights[key]
+        claim.flight.result.set_result(part)
 
-    def _count(self, hits: int, misses: int, joined: int, took_s: float) -> None:
+    def _count(self, hits: int, found_below: dict[str, int], misses: int, joined: int, took_s: float) -> None:
         with self._lock:
             if not misses:
                 self._total_ms.observe(took_s * 1e3)
-            self._hits += hits
+            self._hits["memory"] += hits
+            for level, count in found_below.items():
+                self._hits[level] += count
             self._misses += misses
             self._joined += joined
             self._calls_without_model += not misses
@@ -222,13 +311,16 @@ def _without(keys: list[bytes], part: _Part, parts: list[_Part]) -> list[bytes]:
     if known <= wanted:
         parts.append(part)
     else:  # of another call, which may have computed many more
-        rows = [number for number, key in enumerate(part.keys) if key in wanted]
-        of_rows = [part.keys[row] for row in rows], part.rows[rows], [part.token_counts[row] for row in rows]
-        parts.append(_Part(*of_rows))
+        parts.append(_rows_of(part, [number for number, key in enumerate(part.keys) if key in wanted]))
     return [key for key in keys if key not in known]
 
 
-def _awaited(flight: _Flight, context: CallContext) -> _Part | None:
+def _rows_of(part: _Part, rows: list[int]) -> _Part:
+    """Some rows of a part."""
+    return _Part([part.keys[row] for row in rows], part.rows[rows], [part.token_counts[row] for row in rows])
+
+
+def _awaited(flight: Future[_Part | None], context: CallContext) -> _Part | None:
     """What another call computes; None if it fails. Raises DeadlineExceeded."""
     while not wait([flight], min(_LOOK_S, max(0.0, context.deadline - time.monotonic()))).done:
         if time.monotonic() >= context.deadline or context.is_gone():

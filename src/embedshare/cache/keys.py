@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import cast
 
@@ -15,6 +16,8 @@ from embedshare.identity import ModelDescription
 FORMAT = 1
 #: Bytes of a key.
 SIZE = 16
+#: The tasks that callers embed a text for.
+TASKS = (None, "query", "document")
 
 
 def space_of(model: ModelDescription) -> bytes:
@@ -35,6 +38,14 @@ def keys_of(request: EmbedRequest, space: bytes) -> list[bytes]:
     fields = [request.prompt or "", request.task or "", "cut" if request.truncate else "whole"]
     begun = _digest(fields, space + b"text")
     return [_ended(begun, text.encode("utf-8", "surrogatepass")) for text in texts]
+
+
+def keys_of_forms(texts: list[str], prompts: Iterable[str], space: bytes) -> Iterator[bytes]:
+    """The keys of texts with each of these prompts, each task, and truncated or not."""
+    for prompt in prompts:
+        for task in TASKS:
+            for truncate in (True, False):
+                yield from keys_of(EmbedRequest(texts, prompt, task=task, truncate=truncate), space)
 
 
 def _digest(fields: list[str], start: bytes = b"") -> blake2b:

@@ -81,6 +81,12 @@ class MemoryCache:
             gone = [self._shelves.pop(one) for one in spaces if one in self._shelves]
             return sum(len(shelf.slots) for shelf in gone)
 
+    def remove(self, space: bytes, keys: Sequence[bytes]) -> int:
+        """Drop the vectors of these keys; returns the number of those that were there."""
+        with self._lock:
+            shelf = self._shelves.get(space)
+            return 0 if shelf is None else sum(shelf.remove(key) for key in keys)
+
     def stats(self) -> dict[str, int]:
         """Entries, the bytes that they take, the limit, and evictions so far."""
         with self._lock:
@@ -169,6 +175,13 @@ class _Shelf:
         for number, (block, at) in enumerate(places):
             rows[number] = block.rows[at]
         return Found(positions, rows, [int(block.token_counts[at]) for block, at in places])
+
+    def remove(self, key: bytes) -> bool:
+        """Drop a key; whether it was there."""
+        place = self.slots.get(key)
+        if place is not None:
+            self._remove(*place)
+        return place is not None
 
     def has_room(self, key: bytes) -> bool:
         return bool(self._free) or key in self.slots

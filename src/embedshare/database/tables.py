@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import DateTime, MetaData, String, Text
+from sqlalchemy import BigInteger, DateTime, Index, LargeBinary, MetaData, String, Text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -14,6 +14,9 @@ from sqlalchemy.types import TypeDecorator
 
 #: The character set and engine of tables in MySQL and MariaDB.
 MYSQL_OPTIONS = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+#: 16 bytes that can be a key, and bytes of a vector: MySQL's BLOB is no key, and holds 64 KiB.
+DIGEST = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
+VECTOR = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -127,3 +130,21 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
+class CachedVector(Base):
+    """The vector of a text, under a digest of all that it depends on. Times are Unix microseconds."""
+
+    __tablename__ = "cached_vectors"
+    __table_args__ = (Index("cached_vectors_by_age", "written_at", "size"), MYSQL_OPTIONS)
+
+    space: Mapped[bytes] = mapped_column(DIGEST, primary_key=True)
+    """The digest of the model, its runtime and its precision."""
+
+    key: Mapped[bytes] = mapped_column(DIGEST, primary_key=True)
+    value: Mapped[bytes] = mapped_column(VECTOR)
+    size: Mapped[int]
+    """Bytes that the row takes."""
+
+    written_at: Mapped[int] = mapped_column(BigInteger)
+    ends_at: Mapped[int | None] = mapped_column(BigInteger, index=True)

@@ -192,16 +192,19 @@ class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_field
 
 class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True):
     """Change which models are loaded: `model` is a name of one, "" the default's; `reload` reads the registry
-    again. `clear cache` drops the cached vectors of the model, `clear caches` those of all.
+    again. `clear cache` drops the cached vectors of the model, `clear caches` those of all; `warm cache` and
+    `warm caches` embed the most asked texts of the last day.
 
     `keep_alive_s`: seconds without a call after which a loaded model is unloaded, in place of its own; -1 is
     never. Answered by a Reply with the entry of the model, or for `reload` with all entries, as "models" has
-    them; for caches with the number of vectors.
+    them; for caches with the number of vectors or texts.
     """
 
     id: int
     time_left_s: float
-    action: Literal["load", "unload", "pin", "unpin", "reload", "clear cache", "clear caches"]
+    action: Literal[
+        "load", "unload", "pin", "unpin", "reload", "clear cache", "clear caches", "warm cache", "warm caches"
+    ]
     model: ModelName = ""
     keep_alive_s: Annotated[float, msgspec.Meta(ge=-1, le=1e9)] | None = None
 
@@ -218,6 +221,20 @@ class SetModels(msgspec.Struct, tag=13, array_like=True, forbid_unknown_fields=T
     time_left_s: float
     models: list[dict[str, Any]]
     version: int
+
+
+class ClearTexts(msgspec.Struct, tag=14, array_like=True, forbid_unknown_fields=True):
+    """Drop the cached vectors of `texts`, whatever they were embedded for: without a prompt, with each of the
+    model's and with `prompt`. `model`: as of Manage.
+
+    Answered by a Reply with the number of vectors.
+    """
+
+    id: int
+    time_left_s: float
+    texts: list[str]
+    model: ModelName = ""
+    prompt: str | None = None
 
 
 class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
@@ -288,9 +305,10 @@ Call = (
     | EncodeTokens
     | Manage
     | SetModels
+    | ClearTexts
 )
 #: Calls that need no description of their model.
-Undescribed = Query | Swap | Forget | Manage | SetModels
+Undescribed = Query | Swap | Forget | Manage | SetModels | ClearTexts
 #: Calls whose texts have a prompt.
 Prompted = Encode | Tokenize | Search
 Answer = Rows | Reply | Failure | Hits

@@ -152,7 +152,16 @@ def cached(stats: Mapping[str, Any]) -> str:
     found = stats["hits"] + stats["joined"]
     share = found / (found + stats["misses"]) if found else 0.0
     of = f"{stats['bytes'] / 1e6:,.0f} of {stats['limit_bytes'] / 1e6:,.0f} MB"
-    return f"{stats['entries']:,}, {of}; {share:.0%} of {found + stats['misses']:,} texts were cached"
+    return (
+        f"{stats['entries']:,}, {of}; {share:.0%} of {found + stats['misses']:,} texts were cached"
+        f"{_by_level(stats.get('hits_by_level', {}))}"
+    )
+
+
+def _by_level(hits: Mapping[str, int]) -> str:
+    """The texts that each level had, if there is more than one."""
+    told = ", ".join(f"{count:,} in {name}" for name, count in hits.items())
+    return f" ({told})" if len(hits) > 1 else ""
 
 
 def _memory_mb(pid: int | None) -> float | None:

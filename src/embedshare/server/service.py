@@ -10,15 +10,18 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from loguru import logger
 
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.memory import MemoryCache
-from embedshare.cache.redis import RedisCache
+from embedshare.cache.most_asked import MostAsked
+from embedshare.cache.redis import RedisStore
+from embedshare.cache.shared import SharedLevel, Store
 from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest, EmbedResult
 from embedshare.engine import weights
-from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge
+from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, missing_database
 from embedshare.identity import ModelDescription
-from embedshare.ipc import codec
+from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import Callers
 from embedshare.models import failover
 from embedshare.models.pool import ModelPool, State
@@ -26,13 +29,16 @@ from embedshare.models.registry import Registry
 from embedshare.providers.base import LoadedProvider
 from embedshare.providers.local import added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
-from embedshare.settings import ServerSettings, Settings, parse
+from embedshare.server.warming import Warmer
+from embedshare.settings import Settings, parse
 
 T = TypeVar("T")
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
 #: The longest time that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
 MAX_TIME_LEFT_S = 86_400.0
+#: Texts times prompts whose vectors are dropped at once.
+MAX_FORMS = 1000
 
 
 class ChangeGuard(Protocol):
@@ -58,7 +64,12 @@ class EmbeddingService:
         self._stop = stop
         self._callers = callers
         self.indexes = IndexService(settings.indexes, callers)
-        self._cache = _cache(settings.server)
+        self._cache = _cache(settings)
+        self._most_asked: MostAsked | None = None
+        if self._cache is not None and settings.server.vector_cache_most_asked:
+            path = authkey.key_file(settings).with_name(f"most-asked-{settings.server.port}.json")
+            self._most_asked = MostAsked(path, settings.server.vector_cache_most_asked)
+            self._warmer = Warmer(self._cache, pool, stop)
         self.guard: ChangeGuard | None = None
         self.read_registry: Callable[[], Registry] | None = None
         """Reads the registry of models again, if its source can change."""
@@ -104,13 +115,15 @@ class EmbeddingService:
     ) -> Answered:
         self._pool.check(name, identity)
         known = self._pool.describe(name)  # None before its first load, which then comes with the first text
-        levels = self._pool.spec(name).cache
-        is_cached = levels != "off" and request.inputs and not context.is_check
+        spec = self._pool.spec(name)
+        is_cached = spec.cache != "off" and request.inputs and not context.is_check
         if self._cache is None or known is None or not is_cached:
             found = self._computed(name, identity, context, request)
         else:
             compute = partial(self._computed, name, known.identity, context)
-            found = self._cache.embed(known, request, context, compute, shared=levels == "all")
+            found = self._cache.embed(known, request, context, compute, shared=spec.cache == "all")
+        if self._most_asked is not None and is_cached:
+            self._most_asked.count(spec.id, request)
         rows, token_counts, timings, _ = found
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
@@ -165,8 +178,10 @@ class EmbeddingService:
         return fields | {"seconds": round(time.monotonic() - began, 3)}
 
     def manage(self, call: codec.Manage, context: CallContext) -> Any:
-        """Load, unload or pin models, read the registry again, or clear the cache; see codec.Manage."""
+        """Load, unload or pin models, read the registry again, clear or warm the cache; see codec.Manage."""
         pool = self._pool
+        if call.action.startswith("warm"):
+            return self.warm(None if call.action == "warm caches" else pool.spec(call.model).id)
         if call.action.startswith("clear"):
             return self._clear(None if call.action == "clear caches" else pool.describe(call.model), call)
         if call.action == "reload":
@@ -186,6 +201,54 @@ class EmbeddingService:
         if self._cache is None or (model is None and call.action == "clear cache"):  # it was never loaded
             return 0
         return self._cache.clear(model)
+
+    def warm(self, model: str | None = None) -> int:
+        """Embed the most asked texts of the last day, of the model with this id or of all, in the background;
+        returns their number. Raises InvalidInput if none are kept."""
+        if self._most_asked is None:
+            raise InvalidInput(
+                "EMBEDDING_VECTOR_CACHE_MOST_ASKED is 0 or the cache is off: no texts are kept to embed again"
+            )
+        found = self._most_asked.of_last_day()
+        wanted = found if model is None else {model: found.get(model, [])}
+        for each, texts in wanted.items():
+            self._warmer.add(each, texts)
+        return sum(len(texts) for texts in wanted.values())
+
+    def begin_warming(self) -> None:
+        """Warm the cache if texts are kept for it."""
+        count = 0 if self._most_asked is None else self.warm()
+        if count:
+            logger.info("Embedding {:,} most asked texts of the last day in the background", count)
+
+    def close(self) -> None:
+        """Keep what is to be known at the next start."""
+        if self._most_asked is not None:
+            self._most_asked.close()
+
+    def clear_texts(self, call: codec.ClearTexts, context: CallContext) -> int:
+        """Drop the cached vectors of texts; see codec.ClearTexts.
+
+        A model that was never loaded is loaded if a shared level may have its vectors: their keys depend on
+        its description. Raises UnknownModel, TooLarge, DeadlineExceeded, ServerUnavailable for a shared level
+        that does not answer, and the errors of loading the model.
+        """
+        most = self._settings.server.max_texts
+        if len(call.texts) > most:
+            raise TooLarge(f"{len(call.texts):,} texts were sent; EMBEDDING_MAX_TEXTS allows {most:,}")
+        model, cache = self._pool.describe(call.model), self._cache
+        if model is None and cache is not None and cache.is_shared:
+            with self._pool.lease(call.model, None, context) as leased:
+                model = leased.description
+        if cache is None or model is None:
+            return 0
+        gone, prompts = 0, {"", call.prompt or "", *model.prompts.values()}
+        step = max(1, MAX_FORMS // len(prompts))
+        for start in range(0, len(call.texts), step):
+            if time.monotonic() >= context.deadline:
+                raise DeadlineExceeded(f"{start:,} of {len(call.texts):,} texts were cleared in time")
+            gone += cache.clear_texts(model, call.texts[start : start + step], prompts)
+        return gone
 
     def set_models(self, call: codec.SetModels) -> Any:
         """Serve the models of rows that are about to be stored; the models' entries."""
@@ -299,14 +362,32 @@ class EmbeddingService:
             return {**leased.provider.ask("health", context), "model_state": state.value}
 
 
-def _cache(settings: ServerSettings) -> CachedVectors | None:
-    """The cache of vectors, if there is one. Raises MissingDependency for a Redis without its package."""
-    limit, lifetime_s, url = (
-        settings.vector_cache_bytes, settings.vector_cache_ttl_s, settings.vector_cache_redis_url,
-    )  # fmt: skip
-    if not limit and url is None:
+def _cache(settings: Settings) -> CachedVectors | None:
+    """The cache of vectors, if there is one. Raises MissingDependency for a level without its package, and
+    InvalidSetting."""
+    server = settings.server
+    levels = []
+    if server.vector_cache_redis_url is not None:
+        levels.append(SharedLevel(RedisStore(server.vector_cache_redis_url), server.vector_cache_ttl_s))
+    if server.vector_cache_database:
+        levels.append(SharedLevel(_database_store(settings), server.vector_cache_ttl_s))
+    if not server.vector_cache_bytes and not levels:
         return None
-    return CachedVectors(MemoryCache(limit, lifetime_s), None if url is None else RedisCache(url, lifetime_s))
+    return CachedVectors(MemoryCache(server.vector_cache_bytes, server.vector_cache_ttl_s), levels)
+
+
+def _database_store(settings: Settings) -> Store:
+    """The store in the settings' database, over connections of its own. Nothing connects yet.
+
+    Raises InvalidSetting, MissingDependency.
+    """
+    try:
+        from embedshare.cache.database import DatabaseStore
+        from embedshare.database.database import Database
+    except ImportError as error:
+        raise missing_database(error) from None
+    database = Database.open(settings, authkey.key_file(settings).parent)
+    return DatabaseStore(database, settings.server.vector_cache_database_bytes)
 
 
 class EmbeddingSession:
@@ -348,6 +429,8 @@ class EmbeddingSession:
             return codec.Reply(call.id, service.swap(name, call, context)), None
         if isinstance(call, codec.Manage):
             return codec.Reply(call.id, service.manage(call, context)), None
+        if isinstance(call, codec.ClearTexts):
+            return codec.Reply(call.id, service.clear_texts(call, context)), None
         if isinstance(call, codec.SetModels):
             return codec.Reply(call.id, service.set_models(call)), None
         if isinstance(call, codec.Query):

@@ -50,6 +50,17 @@ class ServerSettings(Section):
     vector_cache_redis_url: str | None = setting("EMBEDDING_VECTOR_CACHE_REDIS_URL", parsing.redis_url, None,
         "URL of a Redis that holds cached vectors too, for several servers of one model and for the next "
         "start. Whoever can write there decides what vectors callers get", secret=True)
+    vector_cache_database: bool = setting("EMBEDDING_VECTOR_CACHE_DATABASE", parsing.boolean, False,
+        "Cached vectors are in the database of `EMBEDDING_DB_URL` too, after memory and Redis. Whoever can "
+        "write there decides what vectors callers get")
+    vector_cache_database_bytes: int = setting("EMBEDDING_VECTOR_CACHE_DATABASE_BYTES",
+        parsing.integer(1 << 20, 1 << 44), 1 << 30,
+        "Maximum bytes of cached vectors in the database, of all servers that share it. Beyond the limit the "
+        "oldest go")
+    vector_cache_most_asked: int = setting("EMBEDDING_VECTOR_CACHE_MOST_ASKED",
+        parsing.integer(0, 100_000), 0,
+        "Number of texts that the server keeps of each model and day, the most requested ones, in a file "
+        "next to the key file. Its next start embeds them again. 0 keeps none")
     drain_s: float = setting("EMBEDDING_DRAIN_S", parsing.seconds(0, 600), 10.0,
         "Seconds that the server or a web worker has to finish accepted work when it is told to stop. Work "
         "that takes longer is cut off")

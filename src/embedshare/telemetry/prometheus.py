@@ -50,7 +50,6 @@ GAUGES = (
 
 #: Of the cache of vectors: the name here, the key in its stats, the meaning.
 OF_THE_CACHE = (
-    ("hits", "hits", "Texts whose vectors were cached"),
     ("misses", "misses", "Texts that were computed"),
     ("joined", "joined", "Texts whose vectors another call was computing"),
     ("evictions", "evictions", "Vectors dropped for others"),
@@ -172,8 +171,16 @@ def _histograms(snapshots: Mapping[str, Snapshot]) -> Iterator[Metric]:
         yield sizes
 
 
-def _of_the_cache(stats: Mapping[str, int]) -> Iterator[Metric]:
-    for name, key, meaning in OF_THE_CACHE if stats else ():
+def _of_the_cache(stats: Mapping[str, Any]) -> Iterator[Metric]:
+    if not stats:
+        return
+    hits = CounterMetricFamily(
+        "embedshare_server_cache_hits", "Texts whose vectors were cached", labels=["level"]
+    )
+    for level, count in stats["hits_by_level"].items():
+        hits.add_metric([level], count)
+    yield hits
+    for name, key, meaning in OF_THE_CACHE:
         kind = GaugeMetricFamily if key in ("entries", "bytes") else CounterMetricFamily
         yield kind(f"embedshare_server_cache_{name}", meaning, value=stats[key])
 
