@@ -37,6 +37,7 @@ from embedshare.web.apis import (
 )
 from embedshare.web.apis import settings as settings_routes
 from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards.model_access import ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
 from embedshare.web.models import Models
@@ -88,16 +89,17 @@ def create_app(
         "database": lambda: changes.database_status,
         "redis": rates.redis_status if rates else lambda: "off",
     }
-    app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes, wiring.model_changes(model, changes)))
     known = KnownModels(authkey.key_file(settings).with_name(f"served-{settings.server.port}.json"))
-    models = Models(model, settings, request_limits, lambda: live.normalize, known)
+    access = ModelAccess(rates)
+    models = Models(model, settings, request_limits, lambda: live.normalize, known, access)
+    app.register_blueprint(health.blueprint(model, dependencies, models))
     for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
-    app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))
+    app.register_blueprint(index.blueprint(model, request_limits, Path(indexes), models))
     searcher = model if settings.searches_the_web else None
-    app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2)))
+    app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2), models))
     app.register_blueprint(load.blueprint(settings.web.threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(

@@ -13,6 +13,7 @@ from embedshare import __version__
 from embedshare.identity import ModelDescription
 from embedshare.web import errors, openapi
 from embedshare.web.errors import TeiError
+from embedshare.web.models import Models
 from embedshare.web.routes import OPEN, Tag
 
 #: A dependency's state: `connected`, `disconnected`, `off`, `unknown`.
@@ -101,10 +102,11 @@ _RUNNING = (
 )
 
 
-def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
+def blueprint(model: Observed, dependencies: Dependencies, models: Models) -> Blueprint:
     """`GET /`, `/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
 
-    `dependencies` are called in each `/health`: they return known states and wait for nothing.
+    `dependencies` are called in each `/health`: they return known states and wait for nothing. `models` admit
+    a request to the description of the default one.
     """
     routes = Blueprint("health", __name__)
     born = time.monotonic()
@@ -140,6 +142,7 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     @openapi.describe({200: ModelInfo}, errors=errors.OF_THE_MODEL)
     def model_info() -> dict[str, Any]:
         """The model that answers."""
+        models.of(None)
         loaded_s = model.stats()["uptime"]  # raises if no model answers now
         described = msgspec.structs.asdict(model.describe())
         similarity = described.pop("similarity_fn_name")
