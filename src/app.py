@@ -22,6 +22,7 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
+from embedshare.telemetry.audit_log import AuditLog
 from embedshare.web import errors, openapi, routes
 from embedshare.web.apis import (
     embed,
@@ -36,7 +37,7 @@ from embedshare.web.apis import (
     tei,
 )
 from embedshare.web.apis import settings as settings_routes
-from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards import audit, auth, cors, cross_site, headers, paths, request_ids
 from embedshare.web.guards.model_access import ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
@@ -70,6 +71,8 @@ def create_app(
         trusted = settings.web.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
     request_ids.register(app)
+    if settings.web.audit_log is not None:
+        audit.register(app, AuditLog(Path(settings.web.audit_log)))
     errors.register(app)
     headers.register(app)
     paths.register(app)

@@ -165,9 +165,7 @@ def model_rates(text: str) -> tuple[str, ...]:
         limits = ";".join(one.strip().lower() for one in given.split(";"))
         fits = all(_RATE.fullmatch(one) for one in limits.split(";"))
         if not (fits and name and name.isprintable()) or name in found:
-            raise ValueError(
-                "rates by model, each model once, as bge=10/second;500/hour,minilm=9/minute"
-            )
+            raise ValueError("rates by model, each model once, as bge=10/second;500/hour,minilm=9/minute")
         found[name] = limits
     return tuple(f"{name}={limits}" for name, limits in found.items())
 

@@ -60,6 +60,9 @@ class WebSettings(Section):
         "Maximum requests of one caller for a model, by an id or alias of it, as "
         "`bge=10/second;500/hour,minilm=1000/minute`, besides `EMBEDDING_RATE_LIMIT`; empty sets no limit. "
         "Further requests get status 429")
+    audit_log: str | None = setting("EMBEDDING_AUDIT_LOG", parsing.optional_text, None,
+        "Path of a file with a line of JSON for each request that reads or embeds texts, changes something "
+        "or is refused: who, when, which model, how much; never texts. Default: none")
     # fmt: on
 
     @property

@@ -177,6 +177,12 @@ class ModelClient:
         aliases = self._aliases if self.entry is None else self.entry["aliases"]
         return list(dict.fromkeys([self.own_name, *(name for name in aliases if name != ANY_NAME)]))
 
+    @property
+    def accepted_names(self) -> list[str]:
+        """The names that requests may use for the only model, its own first, but for ANY_NAME."""
+        whole, short = names_of(self.own_name)
+        return list(dict.fromkeys([whole, *(name for name in self._aliases if name != ANY_NAME), short]))
+
     def is_own_name(self, name: str) -> bool:
         """Whether a request uses the model's own name: with or without the part before its last slash, and
         `:latest` after it. An alias of the only model is not: it is for clients of another model."""
@@ -198,9 +204,9 @@ class ModelClient:
         """Raise UnknownModel if a request may not use this name."""
         if ANY_NAME in self._aliases:
             return
-        allowed = [*self.names, self.short_name]
+        allowed = self.accepted_names
         if name.removesuffix(LATEST) not in [one.removesuffix(LATEST) for one in allowed]:
             raise UnknownModel(
-                f"the model {name[:100]!r} is not served here; served: {', '.join(dict.fromkeys(allowed))} "
+                f"the model {name[:100]!r} is not served here; served: {', '.join(allowed)} "
                 "(EMBEDDING_MODEL_ALIASES adds names)"
             )

@@ -12,6 +12,7 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, UnknownModel
 from embedshare.settings import ANY_NAME, Settings
+from embedshare.telemetry import usage
 from embedshare.telemetry.cpu_load import CpuLoad
 from embedshare.web.guards.model_access import Find, ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
@@ -99,7 +100,7 @@ class Models:
 
         Raises UnknownModel; Forbidden if the request's key may not use it, and RateLimited.
         """
-        if name is None and not self._access.is_checked:
+        if name is None and not (self._access.is_checked or usage.current()):
             return self._default
         entries = self._entries_for(name)
         if len(entries) <= 1:
@@ -139,6 +140,8 @@ class Models:
         """The only model, for a request that names `name`, or none."""
         if self._access.is_checked:  # before an error tells the model's names
             self._enter_only(entries, name)
+        elif entries:
+            usage.of_model(entries[0]["id"])
         if name is not None:
             self._default.check_name(name)
         return self._default
@@ -154,11 +157,9 @@ class Models:
 
     def _single(self, entries: list[dict[str, Any]]) -> tuple[str, Find]:
         """The only model's id, and what finds it by its names. Raises the client's error."""
-        model = self._default
-        listed = [name for entry in entries for name in names_in(entry)]
-        own = listed[0] if listed else model.own_name
-        names = {*listed, *model.names, model.short_name}
-        return own, lambda name: own if names.intersection(_spellings(name)) else None
+        names = [name for entry in entries for name in names_in(entry)] + self._default.accepted_names
+        own = names[0]
+        return own, lambda name: own if _spellings(name).intersection(names) else None
 
     def keep_alive(self, model: ModelClient, seconds: float) -> None:
         """Have the server unload the model after this time without a call; -1 is never."""

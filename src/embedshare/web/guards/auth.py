@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import ParamSpec, Protocol
 
 from flask import Flask, Response, g, has_request_context, request
@@ -156,6 +157,7 @@ def _network(address: str | None) -> str:
     return f"address {parsed}"
 
 
+@lru_cache(maxsize=1024)
 def _address(written: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """A caller's address.
 

@@ -43,7 +43,7 @@ class ModelAccess:
     @property
     def is_checked(self) -> bool:
         """Whether it matters which model the request asks for."""
-        return bool(self._limited) or self.is_restricted or usage.current() is not None
+        return bool(self._limited) or self.is_restricted
 
     def enter(self, model: str, find: Find, asked: str | None) -> None:
         """Admit the request to the model of this id, for which it `asked` by a name or by none.
