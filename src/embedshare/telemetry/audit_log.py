@@ -20,8 +20,8 @@ from embedshare import platforms, private_file
 
 #: Seconds between two log lines about lines that could not be written.
 TELL_EVERY_S = 60.0
-#: Seconds between two checks whether the file was renamed or deleted: a check with each line would cost
-#: requests twice the time of the line, since it lets another thread run first.
+#: Seconds between two checks whether the file was renamed or deleted. A check with each line would cost as
+#: much as the line (docs/decisions/016-who-may-call.md).
 LOOK_EVERY_S = 1.0
 
 
