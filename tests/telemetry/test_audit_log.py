@@ -137,6 +137,18 @@ def test_a_folder_that_went_away_costs_lines_and_is_told_once_a_minute(
     log.write(b"here\n")
     assert said[2:] == [f"INFO Writing audit lines to {folder / 'audit'} again; 22 were lost"]
     assert (folder / "audit").read_bytes() == b"here\n"
+    for _ in range(5):  # it comes and goes
+        (folder / "audit").unlink()
+        folder.rmdir()
+        clock.now_s += LOOK_EVERY_S
+        log.write(b"lost\n")
+        folder.mkdir()
+        log.write(b"here\n")
+    assert len(said) == 3
+    folder.rename(tmp_path / "elsewhere")
+    clock.now_s = 3 * TELL_EVERY_S
+    log.write(b"lost\n")
+    assert "6 so far" in said[3]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -38,7 +38,7 @@ class AuditLog:
         self._file: BinaryIO | None = None
         self._status: os.stat_result | None = None  # of the open file
         self._look_at = 0.0
-        self._lost, self._told_at = 0, float("-inf")
+        self._lost, self._told_at, self._is_told = 0, float("-inf"), False
         self._is_cut = False  # the last line is there in part
         self._renew_lock()
         platforms.after_fork_in_child(self._renew_lock)
@@ -92,11 +92,11 @@ class AuditLog:
     def _count_lost(self, error: OSError) -> None:
         self._lost += 1
         if self._clock() - self._told_at >= TELL_EVERY_S:
-            self._told_at = self._clock()
+            self._told_at, self._is_told = self._clock(), True
             reason = error.strerror or type(error).__name__
             logger.error("Losing audit lines, {:,} so far ({}: {})", self._lost, self._path, reason)
 
     def _tell_return(self) -> None:
-        if self._lost:
+        if self._is_told:  # a disk that is full now and then is told of once a minute too
             logger.info("Writing audit lines to {} again; {:,} were lost", self._path, self._lost)
-            self._lost, self._told_at = 0, float("-inf")
+            self._lost, self._is_told = 0, False
