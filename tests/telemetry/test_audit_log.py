@@ -19,12 +19,14 @@ from tests.processes import SRC, environment, run_python
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and limits are POSIX's")
 WRITE = """
-import json, os, sys
+import json, sys, time
 from pathlib import Path
 from embedshare.telemetry import audit_log
 audit_log.LOOK_EVERY_S = 0.01
 log = audit_log.AuditLog(Path(sys.argv[1]))
 for number in range(1000):
+    while number == 500 and not Path(sys.argv[1] + ".1").exists():
+        time.sleep(0.01)
     line = {"who": sys.argv[2], "number": number, "filling": "x" * (number * 37 % 6000)}
     log.write(json.dumps(line).encode() + b"\\n")
 """
@@ -53,14 +55,14 @@ def test_lines_of_several_processes_stay_whole_also_while_the_file_is_renamed(tm
     ]
     rotated = 0
     while any(writer.poll() is None for writer in writers):
-        if path.exists() and path.stat().st_size > 1_000_000:
+        if path.exists() and path.stat().st_size > 300_000:
             rotated += 1
             path.rename(tmp_path / f"audit.jsonl.{rotated}")
     assert [writer.returncode for writer in writers] == [0] * 4
     lines = [json.loads(line) for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
     expected = [(who, number) for who in "abcd" for number in range(1000)]
     assert sorted((one["who"], one["number"]) for one in lines) == expected
-    assert rotated >= 3
+    assert rotated >= 1  # in the midst: writers wait for it
 
 
 def test_lines_go_to_a_renamed_file_for_a_second_and_then_to_a_new_one(tmp_path: Path) -> None:
