@@ -22,6 +22,7 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
+from embedshare.telemetry.audit_log import AuditLog
 from embedshare.web import errors, openapi, routes
 from embedshare.web.apis import (
     embed,
@@ -36,7 +37,8 @@ from embedshare.web.apis import (
     tei,
 )
 from embedshare.web.apis import settings as settings_routes
-from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards import audit, auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards.model_access import ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
 from embedshare.web.models import Models
@@ -69,6 +71,8 @@ def create_app(
         trusted = settings.web.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
     request_ids.register(app)
+    if settings.web.audit_log is not None:
+        audit.register(app, AuditLog(Path(settings.web.audit_log)))
     errors.register(app)
     headers.register(app)
     paths.register(app)
@@ -90,14 +94,15 @@ def create_app(
     }
     app.register_blueprint(settings_routes.blueprint(changes, wiring.model_changes(model, changes)))
     known = KnownModels(authkey.key_file(settings).with_name(f"served-{settings.server.port}.json"))
-    models = Models(model, settings, request_limits, lambda: live.normalize, known)
+    access = ModelAccess(rates)
+    models = Models(model, settings, request_limits, lambda: live.normalize, known, access)
     app.register_blueprint(health.blueprint(model, dependencies, models))
     for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
-    app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))
+    app.register_blueprint(index.blueprint(model, request_limits, Path(indexes), models))
     searcher = model if settings.searches_the_web else None
-    app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2)))
+    app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2), models))
     app.register_blueprint(load.blueprint(settings.web.threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(

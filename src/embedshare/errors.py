@@ -52,7 +52,10 @@ class Unauthenticated(EmbedshareError, PermissionError, http_status=401):
 
 
 class Forbidden(EmbedshareError, PermissionError, http_status=403):
-    """The caller's API key is valid but lacks the scope. Field `scopes`: the key needs one of them."""
+    """The caller's API key is valid but lacks the scope, or may not use the model.
+
+    Field `scopes`: the key needs one of them; or `models`: the key may use these.
+    """
 
 
 class HostRefused(EmbedshareError, PermissionError, http_status=421):
@@ -70,7 +73,7 @@ class OriginRefused(EmbedshareError, PermissionError, http_status=403):
 
 
 class RateLimited(EmbedshareError, http_status=429):
-    """The caller sent more requests than EMBEDDING_RATE_LIMIT allows.
+    """The caller sent more requests than EMBEDDING_RATE_LIMIT or EMBEDDING_MODEL_RATE_LIMITS allows.
 
     Fields: retry_after_s, in seconds, and limit, such as `100/second`.
     """

@@ -58,11 +58,12 @@ def key_ring(settings: Settings) -> KeyRing | None:
 
 def rates(settings: Settings) -> Rates | None:
     """The counter of callers' requests, if the settings limit them."""
-    if not settings.web.rate_limit:
+    web = settings.web
+    if not (web.rate_limit or web.model_rate_limits):
         return None
     from embedshare.access.rates import Rates  # with its libraries, only where rates are limited
 
-    return Rates(settings.web.rate_limit, settings.web.redis_url, lambda: deployment(settings))
+    return Rates(web.rate_limit, web.redis_url, lambda: deployment(settings), web.rates_by_model)
 
 
 def deployment(settings: Settings) -> str | None:

@@ -178,3 +178,30 @@ def test_a_redis_that_hangs_holds_nobody_up_twice(redis: RedisServer) -> None:
     finally:
         redis.go_on()
     wait_for(lambda: rates.redis_status() == "connected", 10, "the return to Redis")
+
+
+def test_a_model_s_rates_are_counted_apart_from_the_caller_s_and_other_models() -> None:
+    rates = Rates("9/minute", by_model={"bge": "2/minute;100/hour", "minilm": "2/minute"})
+    assert set(rates.models) == {"bge", "minilm"}
+    assert let_through(rates, "one", 20) == 9
+    for name in ("bge", "minilm"):
+        rates.count_model("one", name)
+        rates.count_model("one", name)
+        with pytest.raises(RateLimited, match=f"EMBEDDING_MODEL_RATE_LIMITS allows for the model '{name}'"):
+            rates.count_model("one", name)
+        rates.count_model("another", name)
+    assert let_through(Rates(""), "one", 500) == 500
+
+
+@needs_redis
+def test_the_workers_of_a_deployment_count_a_model_together_over_redis(redis: RedisServer) -> None:
+    web = WebSettings(model_rate_limits=("bge=5/minute",), redis_url=redis.url, redis_prefix="by model")
+    workers = [wiring.rates(Settings(web=web)) for _ in range(2)]
+    for number in range(5):
+        workers[number % 2].count_model("one", "bge")
+    for worker in workers:
+        with pytest.raises(RateLimited, match="5 requests in one minute"):
+            worker.count_model("one", "bge")
+        assert worker.redis_status() == "connected"
+        worker.count("one")
+    assert wiring.rates(Settings()) is None

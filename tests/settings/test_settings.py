@@ -81,7 +81,7 @@ HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST")
 OPTIONAL = (
     "EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE", "EMBEDDING_CACHE_DIR", "EMBEDDING_MODEL_CACHE_DIR",
     "EMBEDDING_MODELS_FILE",
-    "EMBEDDING_ADMIN_KEY_FILE", "EMBEDDING_INDEX_DIR", "EMBEDDING_REDIS_PREFIX",
+    "EMBEDDING_ADMIN_KEY_FILE", "EMBEDDING_INDEX_DIR", "EMBEDDING_REDIS_PREFIX", "EMBEDDING_AUDIT_LOG",
 )  # fmt: skip
 RATES = ("", "100/second", "100/second;5000/hour", "1/day")
 
@@ -119,6 +119,17 @@ GOOD = [
     *(("EMBEDDING_FETCH_ALLOWED_HOSTS", hosts, hosts) for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")),
     *(("EMBEDDING_RATE_LIMIT", rates, rates) for rates in RATES),
     ("EMBEDDING_RATE_LIMIT", "5/Second ; 9/minute", "5/second;9/minute"),
+    *(
+        ("EMBEDDING_MODEL_RATE_LIMITS", text, limits)
+        for text, limits in {
+            "": (),
+            "bge=5/second": ("bge=5/second",),
+            " a=b/c:latest = 1/Day ; 9/minute, minilm=1/hour": (
+                "a=b/c:latest=1/day;9/minute",
+                "minilm=1/hour",
+            ),
+        }.items()
+    ),
     *(
         ("EMBEDDING_REDIS_URL", url, url)
         for url in ("redis://localhost:6379/0", "rediss://:pass@cache.example")
@@ -187,6 +198,19 @@ BAD = [
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")
     ),
     *(("EMBEDDING_RATE_LIMIT", text) for text in ("100", "0/second", "5/week", "5 per second", "5/second,")),
+    *(
+        ("EMBEDDING_MODEL_RATE_LIMITS", text)
+        for text in (
+            "5/second",
+            "a=",
+            "=5/second",
+            "a=5",
+            "a=5/second,",
+            "a=5/second;",
+            "a=1/day,a=2/day",
+            "a\nb=1/day",
+        )
+    ),
     ("EMBEDDING_REDIS_URL", "localhost:6379"),
     ("EMBEDDING_VECTOR_CACHE_REDIS_URL", "localhost:6379"),
     ("EMBEDDING_REDIS_URL", "http://localhost"),
@@ -310,6 +334,12 @@ def test_loopback_is_what_only_this_machine_can_reach(host: str, loopback: bool)
 )  # fmt: skip
 def test_keys_are_asked_for_beyond_this_machine_or_as_it_is_said(host: str, keys: str, asks: bool) -> None:
     assert Settings(web=WebSettings(host=host, api_keys=keys)).web.asks_for_keys is asks
+
+
+def test_rates_by_model_are_told_by_the_names_that_were_given() -> None:
+    settings = Settings.load({"EMBEDDING_MODEL_RATE_LIMITS": "a=b=5/second;9/hour,c=1/day"}, NOWHERE)
+    assert settings.web.rates_by_model == {"a=b": "5/second;9/hour", "c": "1/day"}
+    assert Settings.load(settings.environment(), NOWHERE) == settings
 
 
 def test_values_are_read_and_changed_by_the_environment_s_names() -> None:

@@ -57,7 +57,7 @@ def test_a_name_is_refused_while_the_names_of_several_models_are_not_known() -> 
     for _ in range(2):
         with pytest.raises(ServerUnavailable, match="no server"):
             models.of("b")
-    assert models.of(None) is models.default
+    assert models.of(None)._model is models._client
     assert models_of(client).of("any name") is not None  # a server of one model takes any
 
 

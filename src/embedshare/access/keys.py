@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from embedshare.errors import InvalidInput
+from embedshare.settings import ANY_NAME
 
 #: The scopes of a key; `admin` stands for all of them.
 SCOPES = {
@@ -22,19 +23,23 @@ SCOPES = {
     "admin": "all of these",
 }
 _PREFIX = "es_"
+#: The longest name of a model for a key.
+_MOST_CHARS = 255
 
 
 @dataclass(frozen=True)
 class Principal:
-    """A key's owner and its scopes.
+    """A key's owner, its scopes and its models.
 
-    `id` is None for keys outside the database. `expires_at` in seconds since 1970.
+    `id` is None for keys outside the database. `expires_at` in seconds since 1970. `models` are ids and
+    aliases as they were given, and None is every model.
     """
 
     name: str
     scopes: frozenset[str]
     id: int | None = None
     expires_at: float | None = None
+    models: tuple[str, ...] | None = None
 
 
 def make() -> str:
@@ -61,4 +66,22 @@ def checked_scopes(scopes: Iterable[str]) -> list[str]:
     if unknown or not given:
         said = f"unknown scope {unknown[0]!r}" if unknown else "a key needs a scope"
         raise InvalidInput(f"{said}; there are {', '.join(SCOPES)}")
+    return given
+
+
+def checked_models(names: Iterable[str]) -> list[str]:
+    """Ids or aliases of models for a key, each once. Raises InvalidInput.
+
+    Models come and go, so that a name need not be served now.
+    """
+    given = list(dict.fromkeys(names))
+    if not given:
+        raise InvalidInput("a key's models need a name; a key that is created without models may use all")
+    for name in given:
+        if name == ANY_NAME:
+            raise InvalidInput(f"{name!r} names no model; a key that is created without models may use all")
+        if not (name.isprintable() and 0 < len(name.strip()) == len(name) <= _MOST_CHARS):
+            raise InvalidInput(
+                f"a model's name must have 1 to {_MOST_CHARS} printable characters and no space at its ends"
+            )
     return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 from limits import RateLimitItem, parse_many
@@ -35,13 +35,16 @@ class Rates:
         rates: str,
         redis_url: str | None = None,
         deployment: Callable[[], str | None] = lambda: "default",
+        by_model: Mapping[str, str] | None = None,
     ) -> None:
-        """`rates` in the form of EMBEDDING_RATE_LIMIT: `100/second;5000/hour`.
+        """`rates` in the form of EMBEDDING_RATE_LIMIT: `100/second;5000/hour`; empty sets none.
 
+        `by_model`: further ones by the names of models, as EMBEDDING_MODEL_RATE_LIMITS gives them.
         `deployment` names this deployment among others on the Redis; while it returns None, each request asks
         again.
         """
-        self._items = sorted(parse_many(rates), key=lambda item: item.get_expiry())
+        self._items = _parsed(rates)
+        self._by_model = {name: _parsed(given) for name, given in (by_model or {}).items()}
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._url, self._deployment = redis_url, deployment
         self._redis: SlidingWindowCounterRateLimiter | None = None
@@ -59,14 +62,27 @@ class Rates:
 
         Raises RateLimited if there were too many; such a request does not count.
         """
+        self._count(self._items, subject, "EMBEDDING_RATE_LIMIT allows")
+
+    @property
+    def models(self) -> Collection[str]:
+        """The names of models that have rates of their own."""
+        return self._by_model.keys()
+
+    def count_model(self, subject: str, name: str) -> None:
+        """Count a request of `subject`'s for the model whose rates have this name; see `count`."""
+        allows = f"EMBEDDING_MODEL_RATE_LIMITS allows for the model {name!r}"
+        self._count(self._by_model[name], f"{subject} model {name}", allows)
+
+    def _count(self, items: list[RateLimitItem], subject: str, allows: str) -> None:
         if self._url is not None and self._redis is None:
             self._connect_redis(self._url)
         counting = self._counting
         try:
-            self._count(counting, subject)
+            _hit(counting, items, subject, allows)
         except StorageError as error:
             self._leave_redis(error)
-            self._count(self._own, subject)
+            _hit(self._own, items, subject, allows)
 
     def redis_status(self) -> str:
         """The last known state: `off`, `unknown` (before the first request), `connected` or
@@ -74,11 +90,6 @@ class Rates:
         if self._redis is None:
             return "off" if self._url is None else "unknown"
         return "connected" if self._counting is self._redis else "disconnected"
-
-    def _count(self, counting: SlidingWindowCounterRateLimiter, subject: str) -> None:
-        for item in self._items:
-            if not counting.hit(item, subject):
-                raise _refused(item, counting, subject)
 
     def _connect_redis(self, url: str) -> None:
         name = self._deployment()
@@ -122,12 +133,27 @@ def _over_redis(url: str, deployment: str) -> SlidingWindowCounterRateLimiter:
     return SlidingWindowCounterRateLimiter(storage)
 
 
-def _refused(item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, subject: str) -> RateLimited:
+def _parsed(rates: str) -> list[RateLimitItem]:
+    """The rates, the one of the shortest time first."""
+    return sorted(parse_many(rates) if rates else [], key=lambda item: item.get_expiry())
+
+
+def _hit(
+    counting: SlidingWindowCounterRateLimiter, items: list[RateLimitItem], subject: str, allows: str
+) -> None:
+    for item in items:
+        if not counting.hit(item, subject):
+            raise _refused(item, counting, subject, allows)
+
+
+def _refused(
+    item: RateLimitItem, counting: SlidingWindowCounterRateLimiter, subject: str, allows: str
+) -> RateLimited:
     wait_s = max(1, math.ceil(_wait_s(item, counting, subject)))
     name = item.GRANULARITY.name
     return RateLimited(
-        f"this caller sent more than the {item.amount:,} requests in one {name} that "
-        f"EMBEDDING_RATE_LIMIT allows; retry in {wait_s} s",
+        f"this caller sent more than the {item.amount:,} requests in one {name} that {allows}; "
+        f"retry in {wait_s} s",
         retry_after_s=wait_s, limit=f"{item.amount}/{name}",
     )  # fmt: skip
 

@@ -21,16 +21,22 @@ class Keys:
         self._database = database
 
     def create(
-        self, name: str, scopes: Iterable[str], expires_at: datetime | None = None
+        self,
+        name: str,
+        scopes: Iterable[str],
+        expires_at: datetime | None = None,
+        models: Iterable[str] | None = None,
     ) -> tuple[ApiKey, str]:
         """A new key: its row, and the key itself, which is known here alone.
 
-        Raises InvalidInput for the name of another valid key, and for unknown scopes.
+        `models`: ids or aliases of the only models that it may use; None is every model. Raises InvalidInput
+        for the name of another valid key, for unknown scopes, and for what names no model.
         """
         key = keys.make()
         made = ApiKey(
             name=keys.checked_name(name), scopes=keys.checked_scopes(scopes),
             key_hash=keys.digest(key), expires_at=expires_at,
+            models=None if models is None else keys.checked_models(models),
         )  # fmt: skip
         with self._database.write() as session:
             if session.scalar(select(ApiKey.id).where(ApiKey.name == name, _valid())) is not None:
@@ -59,14 +65,17 @@ class Keys:
         """The valid keys' owners, by their digests."""
         with self._database.read() as session:
             rows = session.execute(
-                select(ApiKey.key_hash, ApiKey.name, ApiKey.scopes, ApiKey.id, ApiKey.expires_at).where(
-                    _valid()
-                )
+                select(
+                    ApiKey.key_hash, ApiKey.name, ApiKey.scopes, ApiKey.id, ApiKey.expires_at, ApiKey.models
+                ).where(_valid())
             ).all()
         return {
-            key_hash: Principal(name, frozenset(scopes), number, expires.timestamp() if expires else None)
-            for key_hash, name, scopes, number, expires in rows
-        }
+            key_hash: Principal(
+                name, frozenset(scopes), number, expires.timestamp() if expires else None,
+                None if models is None else tuple(models),
+            )
+            for key_hash, name, scopes, number, expires, models in rows
+        }  # fmt: skip
 
     def used(self, ids: Iterable[int]) -> None:
         """Record that keys were used by now."""

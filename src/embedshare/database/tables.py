@@ -130,6 +130,8 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    models: Mapped[list[str] | None] = mapped_column(JsonText)
+    """Ids or aliases of the only models that it may use; NULL is every model."""
 
 
 class CachedVector(Base):

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its scopes: " + "; ".join(f"{scope}: {meaning}" for scope, meaning in SCOPES.items()),
     )  # fmt: skip
     create.add_argument(
+        "--models", metavar="MODEL,…",
+        help="ids or aliases of the only models that it may use (default: all, also later ones)",
+    )  # fmt: skip
+    create.add_argument(
         "--expires", type=_days, metavar="DAYS", help="days until it expires (default: never)"
     )
     create.set_defaults(key_command=_create)
@@ -58,10 +62,12 @@ def _create(keys: Keys, options: argparse.Namespace) -> Any:
     if options.expires is not None:
         expires = datetime.now(timezone.utc) + timedelta(days=options.expires)
     scopes = [scope.strip() for scope in options.scopes.split(",")]
-    made, key = keys.create(options.name, scopes, expires)
+    models = None if options.models is None else [name.strip() for name in options.models.split(",")]
+    made, key = keys.create(options.name, scopes, expires, models)
     if options.json:
         return {**_described(made), "key": key}
-    print(f"{made.name}: for {', '.join(made.scopes)}; shown only once:", file=sys.stderr)  # noqa: T201
+    what = ", ".join(made.scopes) + (f" with {', '.join(made.models)}" if made.models else "")
+    print(f"{made.name}: for {what}; shown only once:", file=sys.stderr)  # noqa: T201
     return key
 
 
@@ -70,12 +76,13 @@ def _list(keys: Keys, options: argparse.Namespace) -> Any:
     if options.json:
         return found
     table = Table()
-    for column in ("id", "name", "scopes", "state", "created", "expires", "last used"):
+    for column in ("id", "name", "scopes", "models", "state", "created", "expires", "last used"):
         table.add_column(column)
     for each in found:
         times = (each[name] or "" for name in ("created_at", "expires_at", "last_used_at"))
         table.add_row(
-            str(each["id"]), escape(each["name"]), ", ".join(each["scopes"]), each["state"],
+            str(each["id"]), escape(each["name"]), ", ".join(each["scopes"]),
+            "all" if each["models"] is None else escape(", ".join(each["models"])), each["state"],
             *(time[:16].replace("T", " ") for time in times),
         )  # fmt: skip
     return table
@@ -93,6 +100,7 @@ def _described(key: ApiKey) -> dict[str, Any]:
         "id": key.id,
         "name": key.name,
         "scopes": key.scopes,
+        "models": key.models,
         "state": "revoked" if key.revoked_at else "expired" if over else "valid",
         **{name: time and time.isoformat(timespec="seconds") for name, time in times.items()},
     }

@@ -238,8 +238,9 @@ def append_only(path: Path) -> BinaryIO:
         import _winapi
         import msvcrt
 
-        append_data, synchronize, shared, open_always, normal = 0x4, 0x100000, 0x7, 4, 0x80
-        rights = append_data | synchronize
+        append_data, read_attributes, synchronize = 0x4, 0x80, 0x100000  # attributes: for os.fstat
+        shared, open_always, normal = 0x7, 4, 0x80
+        rights = append_data | read_attributes | synchronize
         handle = _winapi.CreateFile(str(path), rights, shared, 0, open_always, normal, 0)
         return os.fdopen(msvcrt.open_osfhandle(handle, os.O_APPEND), "ab", buffering=0)
     return path.open("ab", buffering=0)

@@ -157,6 +157,19 @@ def rates(text: str) -> str:
     return ";".join(found)
 
 
+def model_rates(text: str) -> tuple[str, ...]:
+    """Rates by the names of models, each as `name=rates`."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, _, given = (one.strip() for one in part.rpartition("="))
+        limits = ";".join(one.strip().lower() for one in given.split(";"))
+        fits = all(_RATE.fullmatch(one) for one in limits.split(";"))
+        if not (fits and name and name.isprintable()) or name in found:
+            raise ValueError("rates by model, each model once, as bge=10/second;500/hour,minilm=9/minute")
+        found[name] = limits
+    return tuple(f"{name}={limits}" for name, limits in found.items())
+
+
 def names(text: str) -> tuple[str, ...]:
     found = tuple(name.strip() for name in text.split(",")) if text else ()
     if not _are_names(found):

@@ -56,11 +56,23 @@ class WebSettings(Section):
     normalize: bool = setting("EMBEDDING_NORMALIZE", parsing.boolean, False,
         "Normalization of vectors to length 1 by the HTTP routes, for models that do not normalize by "
         "themselves")
+    model_rate_limits: tuple[str, ...] = setting("EMBEDDING_MODEL_RATE_LIMITS", parsing.model_rates, (),
+        "Maximum requests of one caller for a model, by an id or alias of it, as "
+        "`bge=10/second;500/hour,minilm=1000/minute`, besides `EMBEDDING_RATE_LIMIT`; empty sets no limit. "
+        "Further requests get status 429")
+    audit_log: str | None = setting("EMBEDDING_AUDIT_LOG", parsing.optional_text, None,
+        "Path of a file with a line of JSON for each request that reads or embeds texts, changes something "
+        "or is refused: who, when, which model, how much; never texts. Default: none")
     # fmt: on
 
     @property
     def on_loopback(self) -> bool:
         return is_loopback(self.host)
+
+    @property
+    def rates_by_model(self) -> dict[str, str]:
+        found = (one.rpartition("=") for one in self.model_rate_limits)
+        return {name: rates for name, _, rates in found}
 
     @property
     def asks_for_keys(self) -> bool:

@@ -12,6 +12,7 @@ from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription, names_of
 from embedshare.settings import ANY_NAME, Settings
+from embedshare.telemetry import usage
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
 
@@ -88,7 +89,8 @@ class ModelClient:
         Raises TooLarge for more than a request may hold, and the model's errors.
         """
         self._request_limits.check(inputs)
-        return self._coalescer.ask(
+        usage.of_texts(len(inputs))
+        found = self._coalescer.ask(
             EmbedRequest(
                 inputs,
                 prompt_name=prompt_name,
@@ -97,6 +99,8 @@ class ModelClient:
                 truncate=truncate,
             )
         )
+        usage.of_tokens(found.tokens)
+        return found
 
     def _ask(self, request: EmbedRequest) -> EmbedResult:
         assert not isinstance(request.prompt_name, tuple)  # `embed` takes one name
@@ -111,7 +115,10 @@ class ModelClient:
     def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text: id, text, whether it is special, start, stop."""
         self._request_limits.check(texts)
-        return self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)
+        usage.of_texts(len(texts))
+        found = self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)
+        usage.of_tokens(sum(map(len, found)))
+        return found
 
     @property
     def description(self) -> ModelDescription:
@@ -170,6 +177,12 @@ class ModelClient:
         aliases = self._aliases if self.entry is None else self.entry["aliases"]
         return list(dict.fromkeys([self.own_name, *(name for name in aliases if name != ANY_NAME)]))
 
+    @property
+    def accepted_names(self) -> list[str]:
+        """The names that requests may use for the only model, its own first, but for ANY_NAME."""
+        whole, short = names_of(self.own_name)
+        return list(dict.fromkeys([whole, *(name for name in self._aliases if name != ANY_NAME), short]))
+
     def is_own_name(self, name: str) -> bool:
         """Whether a request uses the model's own name: with or without the part before its last slash, and
         `:latest` after it. An alias of the only model is not: it is for clients of another model."""
@@ -191,9 +204,9 @@ class ModelClient:
         """Raise UnknownModel if a request may not use this name."""
         if ANY_NAME in self._aliases:
             return
-        allowed = [*self.names, self.short_name]
+        allowed = self.accepted_names
         if name.removesuffix(LATEST) not in [one.removesuffix(LATEST) for one in allowed]:
             raise UnknownModel(
-                f"the model {name[:100]!r} is not served here; served: {', '.join(dict.fromkeys(allowed))} "
+                f"the model {name[:100]!r} is not served here; served: {', '.join(allowed)} "
                 "(EMBEDDING_MODEL_ALIASES adds names)"
             )

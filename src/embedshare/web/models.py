@@ -12,7 +12,9 @@ from loguru import logger
 
 from embedshare.errors import EmbedshareError, UnknownModel
 from embedshare.settings import ANY_NAME, Settings
+from embedshare.telemetry import usage
 from embedshare.telemetry.cpu_load import CpuLoad
+from embedshare.web.guards.model_access import Find, ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
 from embedshare.web.model_client import LATEST, Model, ModelClient
@@ -33,7 +35,8 @@ class Models:
     """The server's models, listed again after a while; thread-safe.
 
     A server that serves one model answers with it under every name that EMBEDDING_MODEL_ALIASES allows.
-    `known`: the names of its last list, which hold while it cannot be reached.
+    `known`: the names of its last list, which hold while it cannot be reached. `access` admits a request to
+    the models that it asks for.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Models:
         limits: RequestLimits,
         normalize: Callable[[], bool],
         known: KnownModels | None = None,
+        access: ModelAccess | None = None,
     ) -> None:
         processor = CpuLoad()
         self._client = client
@@ -51,15 +55,15 @@ class Models:
             return ModelClient(model, settings, limits, normalize, lambda: processor.is_busy, entry)
 
         self._make = make
-        self.default = make(client, None)
-        """The model of requests without a name."""
+        self._access = access or ModelAccess()
+        self._default = make(client, None)  # of requests without a name
         self._known = known
         self._has_several = settings.model.models_file is not None
         self._failure: EmbedshareError | None = None
         self._lock, self._first_list = threading.Lock(), threading.Lock()
         self._entries: list[dict[str, Any]] = []
         self._listed_at = float("-inf")
-        self._clients: dict[str, ModelClient] = {}
+        self._clients: dict[tuple[str, bool], ModelClient] = {}
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -80,6 +84,11 @@ class Models:
         return self._entries
 
     @property
+    def usable_entries(self) -> list[dict[str, Any]]:
+        """Those of `entries` that the request may use."""
+        return self._usable(self.entries)
+
+    @property
     def last_entries(self) -> list[dict[str, Any]]:
         """The entries as they were listed last; the server is not asked."""
         return self._entries
@@ -97,23 +106,70 @@ class Models:
                 self._known.write(self._entries)
 
     def of(self, name: str | None) -> ModelClient:
-        """The model of a request that names `name`, or none. Raises UnknownModel."""
-        if name is None:
-            return self.default
-        entries = self.entries
+        """The model of a request that names `name`, or none.
+
+        Raises UnknownModel; Forbidden if the request's key may not use it, and RateLimited.
+        """
+        if name is None and not (self._access.is_checked or usage.current()):
+            return self._default
+        entries = self._entries_for(name)
         if len(entries) <= 1:
-            self.default.check_name(name)
-            return self.default
-        entry = _named(entries, name)
+            return self._only(entries, name)
+        entry = _named(entries, name) if name is not None else _default_of(entries)
         if entry is None:
-            there = ", ".join(dict.fromkeys(one for each in entries for one in names_in(each)))
-            raise UnknownModel(f"the model {name[:100]!r} is not served here; served: {there}")
-        return self._of(entry)
+            there = dict.fromkeys(one for each in self._usable(entries) for one in names_in(each))
+            served = ", ".join(there) or "none that this API key may use"
+            raise UnknownModel(f"the model {str(name)[:100]!r} is not served here; served: {served}")
+        self._access.enter(entry["id"], _finder(entries), name)
+        return self._default if name is None else self._of(entry)
 
     def all(self) -> list[ModelClient]:
-        """Every model, in the server's order; a single one is the default."""
+        """Every model that the request may use, in the server's order; a single one is the default."""
         entries = self.entries
-        return [self.default] if len(entries) <= 1 else [self._of(entry) for entry in entries]
+        if len(entries) > 1:
+            return [self._of(entry) for entry in self._usable(entries)]
+        if not self._access.is_restricted:
+            return [self._default]
+        own, find = self._single(entries)
+        return [self._default] if self._access.may_use(own, find) else []
+
+    def _entries_for(self, name: str | None) -> list[dict[str, Any]]:
+        """The models; none if they are not known and the default answers whichever they are."""
+        try:
+            return self.entries
+        except EmbedshareError:
+            if name is not None or self._access.is_restricted:
+                raise
+            return []
+
+    def _usable(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        find = _finder(entries)
+        return [entry for entry in entries if self._access.may_use(entry["id"], find)]
+
+    def _only(self, entries: list[dict[str, Any]], name: str | None) -> ModelClient:
+        """The only model, for a request that names `name`, or none."""
+        if self._access.is_checked:  # before an error tells the model's names
+            self._enter_only(entries, name)
+        elif entries:
+            usage.of_model(entries[0]["id"])
+        if name is not None:
+            self._default.check_name(name)
+        return self._default
+
+    def _enter_only(self, entries: list[dict[str, Any]], name: str | None) -> None:
+        try:
+            own, find = self._single(entries)
+        except EmbedshareError:
+            if self._access.is_restricted:
+                raise
+            return  # the call has the same error, or a local model answers it
+        self._access.enter(own, find, name)
+
+    def _single(self, entries: list[dict[str, Any]]) -> tuple[str, Find]:
+        """The only model's id, and what finds it by its names. Raises the client's error."""
+        names = [name for entry in entries for name in names_in(entry)] + self._default.accepted_names
+        own = names[0]
+        return own, lambda name: own if _spellings(name).intersection(names) else None
 
     def keep_alive(self, model: ModelClient, seconds: float) -> None:
         """Have the server unload the model after this time without a call; -1 is never."""
@@ -128,11 +184,12 @@ class Models:
         self._listed_at = float("-inf")
 
     def _of(self, entry: dict[str, Any]) -> ModelClient:
+        is_default = bool(entry["default"])  # a default that moves takes the client without a name with it
         with self._lock:
-            found = self._clients.get(entry["id"])
+            found = self._clients.get((entry["id"], is_default))
             if found is None:
-                model = self._client if entry["default"] else self._client.of_model(entry["id"])
-                found = self._clients[entry["id"]] = self._make(model, entry)
+                model = self._client if is_default else self._client.of_model(entry["id"])
+                found = self._clients[entry["id"], is_default] = self._make(model, entry)
             found.entry = entry
             return found
 
@@ -144,8 +201,31 @@ def names_in(entry: dict[str, Any]) -> list[str]:
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
     """The entry with this id or alias, `:latest` after it or not; else the one that takes any name."""
-    wanted = {name, name.removesuffix(LATEST)}
-    for entry in entries:
-        if wanted.intersection(names_in(entry)):
-            return entry
+    found = _listed(entries, name)
+    if found is not None:
+        return found
     return next((entry for entry in entries if ANY_NAME in entry["aliases"]), None)
+
+
+def _listed(entries: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The entry with this id or alias, `:latest` after it or not."""
+    wanted = _spellings(name)
+    return next((entry for entry in entries if wanted.intersection(names_in(entry))), None)
+
+
+def _finder(entries: list[dict[str, Any]]) -> Find:
+    """Finds the id of a model among several by a name of a key or a setting; ANY_NAME stands for none."""
+
+    def find(name: str) -> str | None:
+        entry = _listed(entries, name)
+        return None if entry is None else str(entry["id"])
+
+    return find
+
+
+def _default_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return next((entry for entry in entries if entry["default"]), entries[0])
+
+
+def _spellings(name: str) -> set[str]:
+    return {name, name.removesuffix(LATEST)}

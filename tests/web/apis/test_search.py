@@ -125,7 +125,7 @@ def test_searches_that_wait_leave_room_for_others_and_more_of_them_are_told_when
 
     app = routes.Application("test")
     errors.register(app)
-    app.register_blueprint(search.blueprint(SimpleNamespace(web_search=slow), 2))
+    app.register_blueprint(search.blueprint(SimpleNamespace(web_search=slow), 2, SimpleNamespace(of=str)))
     ask = lambda: app.test_client().post("/search", json={"query": "a"})  # noqa: E731
     statuses: list[int] = []
     threads = [threading.Thread(target=lambda: statuses.append(ask().status_code)) for _ in range(2)]

@@ -14,6 +14,7 @@ from embedshare.errors import EmbedshareError
 from embedshare.identity import ModelDescription
 from embedshare.web import errors, openapi
 from embedshare.web.errors import TeiError
+from embedshare.web.models import Models
 from embedshare.web.routes import OPEN, Tag
 
 #: A dependency's state: `connected`, `disconnected`, `off`, `unknown`.
@@ -114,20 +115,11 @@ _RUNNING = (
 )
 
 
-class Listed(Protocol):
-    """The server's models, as EmbeddingClient.models() has them."""
-
-    @property
-    def entries(self) -> list[dict[str, Any]]: ...
-    @property
-    def last_entries(self) -> list[dict[str, Any]]: ...
-
-
-def blueprint(model: Observed, dependencies: Dependencies, models: Listed) -> Blueprint:
+def blueprint(model: Observed, dependencies: Dependencies, models: Models) -> Blueprint:
     """`GET /`, `/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
 
     `dependencies` are called in each `/health`: they return known states and wait for nothing. So do the last
-    known `models`.
+    known `models`, which admit a request to the description of the default one.
     """
     routes = Blueprint("health", __name__)
     born = time.monotonic()
@@ -165,6 +157,7 @@ def blueprint(model: Observed, dependencies: Dependencies, models: Listed) -> Bl
     @openapi.describe({200: ModelInfo}, errors=errors.OF_THE_MODEL)
     def model_info() -> dict[str, Any]:
         """The model that answers."""
+        models.of(None)
         loaded_s = model.stats()["uptime"]  # raises if no model answers now
         described = msgspec.structs.asdict(model.describe())
         similarity = described.pop("similarity_fn_name")
@@ -190,10 +183,10 @@ def _connection(entry: dict[str, Any]) -> str:
     return "connected" if service["breaker"] == "closed" else "disconnected"
 
 
-def _served(model: Observed, models: Listed) -> dict[str, Any]:
+def _served(model: Observed, models: Models) -> dict[str, Any]:
     """The states of the server's models and of its cache's levels; nothing if it does not tell them."""
     try:
-        entries, cache = models.entries, model.stats()["cache"]
+        entries, cache = models.usable_entries, model.stats()["cache"]
     except EmbedshareError:
         return {}
     told = {entry["id"]: msgspec.to_builtins(_health_of(entry)) for entry in entries}

@@ -18,10 +18,12 @@ from msgspec import Meta
 from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaType
 
 from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
+from embedshare.telemetry import usage
 from embedshare.vectors.client import file_format
 from embedshare.web import body, errors, openapi
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.index_files import IndexFiles
+from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
 #: Limits of all indexes of a machine's workers together, in equal shares of the API keys that have some.
@@ -111,8 +113,11 @@ _REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, IndexNotKept, *errors.
 _DECLARED: dict[str, Any] = {"scopes": ("search",), "tag": Tag.INDEXES}
 
 
-def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Blueprint:
-    """`/index` and its subpaths; `folder`: the place of this machine's indexes."""
+def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path, models: Models) -> Blueprint:
+    """`/index` and its subpaths; `folder`: the place of this machine's indexes.
+
+    `model` is the default one of `models`, which admit each request that it embeds for.
+    """
     routes = Blueprint("index", __name__)
 
     def load(path: Path) -> VectorIndex:
@@ -131,6 +136,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         """Create an index over documents."""
         asked = body.read(of_index, example)
         _check(asked, request_limits)
+        _admit(models, len(asked.documents))
         _check_size(asked, model.get_embedding_dimension())
         index, _, _ = model.build_vector_index(
             asked.documents, asked.urls, metric=asked.metric, kind=asked.kind
@@ -144,6 +150,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
         request_limits.check([asked.query], "queries")
+        _admit(models, 1)
         one = kept.open(index)
         if one is None:
             raise _unknown(index)
@@ -158,6 +165,7 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         """Add documents to an index."""
         asked = body.read(of_documents, example)
         _check(asked, request_limits)
+        _admit(models, len(asked.documents))
 
         def add(one: VectorIndex, size: int) -> None:
             _check_size(asked, one.dimension, size)
@@ -177,6 +185,12 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path) -> Bl
         return "", 204
 
     return routes
+
+
+def _admit(models: Models, texts: int) -> None:
+    """Admit a request with these texts to the default model. Raises Forbidden and RateLimited."""
+    models.of(None)
+    usage.of_texts(texts)
 
 
 def _check(asked: DocumentsRequest, request_limits: RequestLimits) -> None:

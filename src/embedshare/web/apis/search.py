@@ -12,7 +12,9 @@ from msgspec import Meta
 from werkzeug.exceptions import UnsupportedMediaType
 
 from embedshare.errors import InvalidInput, Overloaded, SearchDisabled, SearchFailed, TooLarge
+from embedshare.telemetry import usage
 from embedshare.web import body, errors, openapi, pages
+from embedshare.web.models import Models
 from embedshare.web.routes import OPEN, Tag
 
 
@@ -101,11 +103,11 @@ _OFF = (
 )
 
 
-def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
+def blueprint(model: Searcher | None, at_once: int, models: Models) -> Blueprint:
     """`POST /search {"query": ...}`, and the page at `GET /search`.
 
     `model` is None if search is not allowed. At most `at_once` searches run at a time, so that threads remain
-    for requests of embeddings.
+    for requests of embeddings. `models` admit each request to the default one, which ranks the passages.
     """
     routes = Blueprint("search", __name__)
     decoder = msgspec.json.Decoder(SearchRequest)
@@ -139,6 +141,8 @@ def blueprint(model: Searcher | None, at_once: int) -> Blueprint:
         asked = body.read(decoder, '{"query": "what is asked"}')
         if model is None:
             raise SearchDisabled(_OFF)
+        models.of(None)
+        usage.of_texts(1)
         if not places.acquire(blocking=False):
             raise Overloaded(
                 f"this worker makes {at_once} searches already, its limit", retry_after_s=RETRY_AFTER_S

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Protocol
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from typing import ParamSpec, Protocol
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, request
 
 from embedshare.access.key_ring import KeyRing
 from embedshare.access.keys import Principal
 from embedshare.errors import Forbidden, RateLimited, Unauthenticated
 from embedshare.web.routes import OPEN, Route
+
+P = ParamSpec("P")
 
 _NO_KEY = (
     "this needs an API key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`; `service_manager.py keys "
@@ -26,7 +30,10 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 class Rates(Protocol):
     """Counts requests; raises RateLimited with its fields."""
 
+    @property
+    def models(self) -> Collection[str]: ...
     def count(self, subject: str) -> None: ...
+    def count_model(self, subject: str, name: str) -> None: ...
     def redis_status(self) -> str: ...
 
 
@@ -46,8 +53,10 @@ def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
             return
         key = None if ring is None else _key()
         caller = None if ring is None else ring.find(key)
+        g.principal = caller
         if rates is not None and (caller is None or caller.id is not None):
-            _count(rates, _network(request.remote_addr) if caller is None else f"key {caller.id}")
+            g.rate_subject = _network(request.remote_addr) if caller is None else f"key {caller.id}"
+            count(rates.count, g.rate_subject)
         if ring is not None:
             admitted = _admitted(caller, key, route.scopes)
             g.caller_name, g.caller = admitted.name, (admitted, key)
@@ -57,6 +66,24 @@ def register(app: Flask, ring: KeyRing | None, rates: Rates | None) -> None:
         for name, value in g.get("explanation", {}).items():
             response.headers[name] = value
         return response
+
+
+def principal() -> Principal | None:
+    """The owner of the request's key; None without one, and outside a request."""
+    caller: Principal | None = g.get("principal") if has_request_context() else None
+    return caller
+
+
+def rate_subject() -> str | None:
+    """The caller by whom the request's rates are counted; None if they are not."""
+    subject: str | None = g.get("rate_subject") if has_request_context() else None
+    return subject
+
+
+def client_address() -> str | None:
+    """The client's address as the trusted proxies tell it; None if they tell none."""
+    parsed = _address(request.remote_addr)
+    return None if parsed is None else str(parsed)
 
 
 def is_allowed(*scopes: str) -> bool:
@@ -105,9 +132,10 @@ def _admitted(caller: Principal | None, key: str | None, needed: tuple[str, ...]
     return caller
 
 
-def _count(rates: Rates, subject: str) -> None:
+def count(counts: Callable[P, None], *counted: P.args, **named: P.kwargs) -> None:
+    """Count a request by `counts`; its RateLimited gets the headers of the answer."""
     try:
-        rates.count(subject)
+        counts(*counted, **named)
     except RateLimited as error:
         limit, _, _ = error.fields["limit"].partition("/")
         g.explanation = {
@@ -119,24 +147,32 @@ def _count(rates: Rates, subject: str) -> None:
 
 
 def _network(address: str | None) -> str:
-    """The subject of a caller's rate: an IPv4 address in any spelling, or a network of IPv6 addresses.
+    """The subject of a caller's rate: an IPv4 address in any spelling, or a network of IPv6 addresses."""
+    parsed = _address(address)
+    if parsed is None:
+        return "address unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        network = ipaddress.ip_network((int(parsed), _IPV6_NETWORK_BITS), strict=False)
+        return f"address {network.network_address}"
+    return f"address {parsed}"
+
+
+@lru_cache(maxsize=1024)
+def _address(written: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """A caller's address.
 
     Proxies write `address:port` and `[address]:port` too, and a dual-stack socket shows an IPv4 caller as an
     IPv6 address.
     """
     try:
-        parsed = ipaddress.ip_address(_without_port(address or ""))
+        parsed = ipaddress.ip_address(_without_port(written or ""))
     except ValueError:
-        return "address unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped
-        if inner is None and parsed in _NAT64:
-            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if inner is not None:
-            return f"address {inner}"
-        network = ipaddress.ip_network((int(parsed), _IPV6_NETWORK_BITS), strict=False)
-        return f"address {network.network_address}"
-    return f"address {parsed}"
+        return None
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return parsed
+    if parsed.ipv4_mapped is None and parsed in _NAT64:
+        return ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+    return parsed.ipv4_mapped or parsed
 
 
 def _without_port(address: str) -> str:
