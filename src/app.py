@@ -88,10 +88,10 @@ def create_app(
         "database": lambda: changes.database_status,
         "redis": rates.redis_status if rates else lambda: "off",
     }
-    app.register_blueprint(health.blueprint(model, dependencies))
     app.register_blueprint(settings_routes.blueprint(changes, wiring.model_changes(model, changes)))
     known = KnownModels(authkey.key_file(settings).with_name(f"served-{settings.server.port}.json"))
     models = Models(model, settings, request_limits, lambda: live.normalize, known)
+    app.register_blueprint(health.blueprint(model, dependencies, models))
     for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")

@@ -33,12 +33,17 @@ from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.server import CallServer
+from embedshare.models.canaries import Canaries
 from embedshare.models.pool import ModelPool
 from embedshare.models.registry import Registry
 from embedshare.models.sources import database, file
 from embedshare.models.sources.swap import SwapNote
 from embedshare.models.spec import ModelSpec
+from embedshare.providers.base import LoadedProvider
+from embedshare.providers.event_loop import EventLoop
 from embedshare.providers.local import Devices, Local
+from embedshare.providers.remote import Services
+from embedshare.providers.spending import Spending
 from embedshare.server.service import EmbeddingService
 from embedshare.settings import Settings
 from embedshare.settings_store.current import CurrentSettings
@@ -130,15 +135,19 @@ def _pool(
     Raises InvalidModels, and the errors of loading the default model, unless it is a row: then only its own
     callers get them, so that the rows can be changed.
     """
+    from embedshare.server import model_loader  # a base install does not have what this imports
+
+    folder = authkey.key_file(settings).parent
+    spending = Spending(folder / f"spending-{settings.server.port}.json")
     devices = Devices()
+    shared = model_loader.Shared(devices, Services(EventLoop(), spending), Canaries(folder / "spaces"))
 
-    def watch(local: Local, ended: threading.Event) -> None:
-        watchdog.watch(local, ended, settings.server.stuck_s, _give_up)
+    def watch(provider: LoadedProvider, ended: threading.Event) -> None:
+        if isinstance(provider, Local):
+            watchdog.watch(provider, ended, settings.server.stuck_s, _give_up)
 
-    def load(wanted: Settings, check: Callable[[], None]) -> Local:
-        from embedshare.server import model_loader  # a base install does not have what this imports
-
-        return model_loader.load(wanted, check, devices)
+    def load(spec: ModelSpec, wanted: Settings, check: Callable[[], None]) -> LoadedProvider:
+        return model_loader.load(spec, wanted, check, shared)
 
     of_rows = None if kept is None else _registry_of_rows(kept)
     if of_rows is not None or source is not None:
@@ -146,7 +155,8 @@ def _pool(
         pool = ModelPool(registry, settings, watch, load)
         for spec in registry:
             if spec.preload:
-                _preload(pool, spec.id, must_load=spec is registry.default and of_rows is None)
+                is_alone = spec is registry.default and spec.is_local and not spec.failover
+                _preload(pool, spec.id, must_load=is_alone and of_rows is None)
         return pool, kept.live.now.models if kept is not None and of_rows is not None else ()
     note = SwapNote(
         authkey.key_file(settings).with_name(f"model-{settings.server.port}.json"), settings.model.name

@@ -62,6 +62,16 @@ class Breaker:
         """Whether the service answered last time."""
         return self._opened == 0
 
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until it admits a probe; 0 if it admits a call, or as soon as the probe under way ends."""
+        return 0.0 if self.is_closed else max(0.0, self._open_until - self._clock())
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether a probe is under way, which decides for all other calls."""
+        return self._probing
+
     def admit(self) -> Attempt | None:
         """Permission for one call; None if the call would only fail."""
         now = self._clock()

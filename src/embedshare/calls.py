@@ -104,6 +104,9 @@ class CallContext(msgspec.Struct, frozen=True):
     is_gone: Callable[[], bool] = _never
     """True once the caller has left; asked without waiting."""
 
+    may_wait: bool = True
+    """Whether a remote provider may be waited for and asked again; False if another one can answer."""
+
     is_check: bool = False
     """A health check, which neither loads a model nor counts as its use."""
 

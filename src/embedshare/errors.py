@@ -118,6 +118,24 @@ class Overloaded(EmbedshareError, http_status=503):
     """The queue is full. Field `retry_after_s`: expected seconds until there is room."""
 
 
+class ProviderFailed(EmbedshareError, http_status=502):
+    """A remote provider of the model did not answer, or not with one valid vector for each text.
+
+    Field `retry_after_s`: expected seconds until it is asked again, if it is not asked now.
+    """
+
+
+class ProviderRefused(ProviderFailed):
+    """A remote provider refuses this server: its key, its credit, or a model that it does not have."""
+
+
+class ProviderUnavailable(ProviderFailed, http_status=503):
+    """No provider of the model is asked now, since each failed lately.
+
+    Field `retry_after_s`: seconds until the first of them is asked again.
+    """
+
+
 class ModelMismatch(EmbedshareError, http_status=503):
     """Vectors of two models without a common vector space would have been mixed.
 

@@ -71,6 +71,15 @@ def identity_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def declared_identity(space: str | None, provider: str, model_name: str, dimension: int) -> str:
+    """The identity of a remote model, whose weights nobody here can read: 64 hexadecimal digits.
+
+    It is that of its vector space, if one is declared, else that of the provider's model.
+    """
+    declared = ["space", space, dimension] if space is not None else [provider, model_name, dimension]
+    return hashlib.sha256(b"declared\0" + json.dumps(declared).encode()).hexdigest()
+
+
 def check_identity(expected: str | None, found: str, who: str) -> None:
     """Raise ModelMismatch if `who`, of identity `found`, is not of the vector space in use so far."""
     if expected is not None and found != expected:

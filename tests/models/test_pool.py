@@ -43,6 +43,9 @@ class Model:
     def close(self) -> None:
         self.closed = True
 
+    def service(self) -> None:
+        return None
+
 
 class _Described:
     device, dimension = "cpu", 384
@@ -61,7 +64,7 @@ class Loader:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, settings: Settings, check: Callable[[], None]) -> Local:
+    def __call__(self, spec: ModelSpec, settings: Settings, check: Callable[[], None]) -> Local:
         name = settings.model.name
         assert self.gate.wait(20)
         if name in self.fails:
@@ -393,8 +396,8 @@ def test_a_load_that_a_swap_overtakes_is_given_up(make: Callable[..., ModelPool]
     made: list[Any] = []
     load = models._load
 
-    def slow(settings: Settings, check: Callable[[], None]) -> Local:
-        local = load(settings, check)
+    def slow(spec: ModelSpec, settings: Settings, check: Callable[[], None]) -> Local:
+        local = load(spec, settings, check)
         made.append(local)
         return local
 

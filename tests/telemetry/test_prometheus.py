@@ -50,8 +50,9 @@ def test_calls_are_counted_by_method_and_outcome(own: MeasuredServer) -> None:
         for number in range(5):
             client.encode([f"text {number}", "another"], prompt="")
         client.tokenize(["only tokens"])
-        client.health()
     connection = Client(("localhost", own.port), client_key(own.settings()))
+    connection.send_bytes(codec.encode(codec.Query(0, 20.0, "health")))
+    assert isinstance(codec.decode_answer(connection.recv_bytes(1 << 16)), codec.Reply)
     for call, error in (
         (codec.Encode(1, 20.0, ["a"] * 65, "", False, None), TooLarge),
         (codec.Encode(2, 0.0, ["a"], "", False, None), DeadlineExceeded),

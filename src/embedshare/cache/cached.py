@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,13 +23,6 @@ from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 _ALL = 1 << 30
 #: Seconds between two looks whether the caller of a waiting call is still there.
 _LOOK_S = 0.2
-
-
-class Leased(Protocol):
-    """A loaded model: models.loaded_model.LoadedModel."""
-
-    description: ModelDescription
-    provider: Any
 
 
 class _Part(NamedTuple):
@@ -73,8 +65,8 @@ class _Claim:
         """Keys whose vectors were in a shared level, by its name."""
 
 
-#: Loads a model and returns it for a `with` block.
-Lease = Callable[[], AbstractContextManager[Leased]]
+#: Computes what is not cached.
+Compute = Callable[[EmbedRequest], EmbedResult]
 
 
 class CachedVectors:
@@ -101,13 +93,13 @@ class CachedVectors:
         model: ModelDescription,
         request: EmbedRequest,
         context: CallContext,
-        lease: Lease,
+        compute: Compute,
         shared: bool = True,
     ) -> EmbedResult:
         """The vectors of a request whose prompt is a text, as `model` would return them.
 
-        `lease` is called only if a text is neither cached nor being computed; `shared`: whether the shared
-        levels may hold the vectors too. Raises what `lease` and the model's `embed` raise, DeadlineExceeded.
+        `compute` is called only if a text is neither cached nor being computed; `shared`: whether the shared
+        levels may hold the vectors too. Raises what `compute` raises, DeadlineExceeded.
         """
         began = time.monotonic()
         space = cache_keys.space_of(model)
@@ -125,7 +117,7 @@ class CachedVectors:
             flight, own, others = self._claim(space, lacking)
             if own:
                 claimed = _Claim(flight, own, request, places, self._levels if shared else ())
-                found, timings = self._fulfilled(claimed, model.dimension, context, lease)
+                found, timings = self._fulfilled(claimed, model.dimension, compute)
                 misses += claimed.computed
                 hits += len(own) - claimed.computed - sum(claimed.found.values())
                 for level, count in claimed.found.items():
@@ -223,9 +215,7 @@ class CachedVectors:
             self._flights.update(dict.fromkeys(own, flight))
             return flight, own, others
 
-    def _fulfilled(
-        self, claim: _Claim, dimension: int, context: CallContext, lease: Lease
-    ) -> tuple[_Part, Timings]:
+    def _fulfilled(self, claim: _Claim, dimension: int, compute: Compute) -> tuple[_Part, Timings]:
         """The vectors of claimed keys; waiting calls get them too."""
         part: _Part | None = None
         try:
@@ -237,7 +227,7 @@ class CachedVectors:
                     lacking = _without(lacking, self._stored(claim, number, lacking, dimension), parts)
             timings = Timings()
             if lacking:
-                computed, timings = self._computed(claim, lacking, context, lease)
+                computed, timings = self._computed(claim, lacking, compute)
                 parts.append(computed)
             part = _joined(parts)
             return part, timings
@@ -255,18 +245,15 @@ class CachedVectors:
         self._store(claim.flight, part, found.left_s, claim.levels[:number])
         return part
 
-    def _computed(
-        self, claim: _Claim, keys: list[bytes], context: CallContext, lease: Lease
-    ) -> tuple[_Part, Timings]:
+    def _computed(self, claim: _Claim, keys: list[bytes], compute: Compute) -> tuple[_Part, Timings]:
         request, space = claim.request, claim.flight.space
         inputs = [request.inputs[claim.places[key]] for key in keys]
         whole = msgspec.structs.replace(request, inputs=inputs, normalize=False, dimensions=_ALL)
-        with lease() as leased:
-            found: EmbedResult = leased.provider.embed(whole, context)
-            is_same = cache_keys.space_of(leased.description) == space
+        found = compute(whole)
         claim.computed = len(keys)
         part = _Part(keys, found.rows, found.token_counts)
-        if is_same:  # else the model was loaded again in another precision meanwhile
+        # Else the model was loaded again in another precision meanwhile, or another one answered for it.
+        if cache_keys.space_of(found.description) == space:
             self._store(claim.flight, part, None, claim.levels)
         return part, found.timings
 

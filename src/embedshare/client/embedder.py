@@ -220,13 +220,15 @@ class Embedder:
         """The server's report on the model, {} without a server.
 
         Sees that this process can read vectors of its own model, unless it has just done so or the server
-        has not loaded the model: a health check loads none.
+        has not loaded the model: a health check loads none. Nor is a remote service asked, which may cost
+        money.
         """
         if not self.settings.client.use_ipc:
             self._embed_piece(WELL, context.deadline)
             return {}
         report: dict[str, Any] = self.failover.ask_server(lambda served: served.ask("health", context))
-        if report.get("model_state", "ready") == "ready" and time.monotonic() - self._last_read > FRESH_S:
+        is_here = report.get("model_state", "ready") == "ready" and not report.get("remote", False)
+        if is_here and time.monotonic() - self._last_read > FRESH_S:
             try:
                 self.failover.ask_server(lambda served: served.embed(WELL, context))
                 self._last_read = time.monotonic()

@@ -149,7 +149,13 @@ def _of_model(settings: Settings, name: str, expected: ModelDescription | None) 
     if settings.model.models_file is not None:
         from embedshare.models.sources import file
 
-        return file.read(Path(settings.model.models_file)).find(name).settings(settings)
+        spec = file.read(Path(settings.model.models_file)).find(name)
+        if not spec.is_local:
+            raise ModelNotFound(f"{spec.id} is a model of {spec.provider}: no process here can load it")
+        return spec.settings(settings)
+    if expected is not None and expected.device == "remote":
+        name = expected.model_name
+        raise ModelNotFound(f"{name} is a model of {expected.runtime}: no process here can load it")
     if name and expected is not None:
         return settings.with_values({"EMBEDDING_MODEL_NAME": expected.model_name})
     Registry([ModelSpec.of_settings(settings)]).find(name)

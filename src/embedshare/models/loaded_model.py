@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from embedshare.providers.local import Local, release_memory
+from embedshare.providers.base import LoadedProvider
+from embedshare.providers.local import release_memory
 from embedshare.settings import Settings
 
 #: Watches a model until the event is set, in a thread of its own.
-Watch = Callable[[Local, threading.Event], None]
+Watch = Callable[[LoadedProvider, threading.Event], None]
 
 
 class LoadedModel:
@@ -23,7 +24,7 @@ class LoadedModel:
 
     def __init__(
         self,
-        local: Local,
+        provider: LoadedProvider,
         settings: Settings,
         watch: Watch,
         lock: threading.Lock,
@@ -32,8 +33,8 @@ class LoadedModel:
         self._lock = lock
         self._on_idle = on_idle
         self.settings = settings
-        self.description = local.description
-        self.provider = local
+        self.description = provider.description
+        self.provider = provider
         self.calls = 0
         self.total = 0
         """All calls since it was loaded."""
@@ -41,7 +42,9 @@ class LoadedModel:
         self.is_retired = False
         """It answers no further calls, and is unloaded after the last one."""
         self._ended = threading.Event()
-        self._watcher = threading.Thread(target=watch, args=(local, self._ended), name="vitals", daemon=True)
+        self._watcher = threading.Thread(
+            target=watch, args=(provider, self._ended), name="vitals", daemon=True
+        )
         self._watcher.start()
 
     def enter(self, is_check: bool) -> LoadedModel:

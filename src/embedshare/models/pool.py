@@ -41,13 +41,16 @@ from embedshare.models.loaded_model import LoadedModel, Watch
 from embedshare.models.memory_budget import MemoryBudget
 from embedshare.models.registry import Registry
 from embedshare.models.spec import ModelSpec
+from embedshare.providers.base import LoadedProvider
 from embedshare.providers.local import Local, release_memory
 from embedshare.settings import Settings
 
-#: Loads the model that settings name; the function raises once it is no longer wanted.
-Load = Callable[[Settings, Callable[[], None]], Local]
+#: Loads the model of a specification by its settings; the function raises once it is no longer wanted.
+Load = Callable[[ModelSpec, Settings, Callable[[], None]], LoadedProvider]
 #: Pauses after failed loads of a model in a row: its callers get the last error meanwhile.
 RETRIES = Backoff(30.0, 240.0)
+#: The same for a remote model, which loads nothing and fails with its service.
+REMOTE_RETRIES = Backoff(1.0, 60.0)
 #: Seconds after which a load goes on although one before it has not ended.
 TURN_S = 60.0
 #: Seconds that a load waits for a busy model to become idle, and seconds between two looks.
@@ -84,7 +87,7 @@ class _Slot:
         self.leaving = 0
         self.failure: EmbedshareError | None = None
         self.failures, self.retry_at = 0, 0.0
-        self.loads = 0
+        self.loads = self.failovers = 0
         self.calls_before = 0
         self.pinned, self.keep_alive_s = spec.pinned, spec.keep_alive_s
 
@@ -149,11 +152,16 @@ class ModelPool:
         """Raises UnknownModel."""
         return self._slot(name).state
 
+    def count_failover(self, name: str) -> None:
+        """Another model has answered a call of this one."""
+        with self._lock:
+            self._slot(name).failovers += 1
+
     def check(self, name: str, identity: str | None) -> None:
         """Raise ModelSwapped if a model is known to be of another vector space; nothing is loaded."""
         _check_identity(self._slot(name), identity)
 
-    def install(self, local: Local, settings: Settings) -> None:
+    def install(self, local: LoadedProvider, settings: Settings) -> None:
         """The default model, which was loaded already."""
         slot = self._slot("")
         with self._lock:
@@ -212,11 +220,13 @@ class ModelPool:
         model; then nothing has changed.
         """
         slot = self._slot(name)
+        if not slot.spec.is_local:
+            raise SwapRefused(f"{slot.spec.id} is a remote model; change it in the file of models")
         if not self._swapping.acquire(blocking=False):
             raise SwapRefused("another swap is under way; retry when it is done")
         try:
             held = slot.loaded
-            if held is not None and _serves(held, wanted):
+            if held is not None and isinstance(held.provider, Local) and _serves(held, wanted):
                 held.provider.scheduler.limit_batches(wanted.model.max_batch_size)
                 held.settings = slot.settings = wanted
                 return held.description
@@ -256,16 +266,19 @@ class ModelPool:
         """
         if not self._swapping.acquire(blocking=False):
             raise SwapRefused("a swap is under way; retry when it is done")
-        ready: dict[str, Local] = {}
+        ready: dict[str, LoadedProvider] = {}
         try:
             slots = {spec.id: self._next_slot(spec) for spec in registry}
             for spec_id, slot in slots.items():
                 before = self._slots.get(spec_id)
                 if slot is before:
                     continue
-                weights.find(slot.settings.model.name, slot.settings.model.cache_dir)
+                if slot.spec.is_local:
+                    weights.find(slot.settings.model.name, slot.settings.model.cache_dir)
                 if slot.spec.preload or (before is not None and before.loaded is not None):
-                    self._make_room(slot, slot.settings, sum(one.model_bytes or 0 for one in ready.values()))
+                    loaded_bytes = sum(one.model_bytes or 0 for one in ready.values())
+                    if slot.spec.is_local:
+                        self._make_room(slot, slot.settings, loaded_bytes)
                     ready[spec_id] = self._loaded_as(slot.spec, slot.settings, check)
         except BaseException:
             for local in ready.values():
@@ -288,7 +301,7 @@ class ModelPool:
         with self._lock:
             return self._entry(self._slot(name), time.monotonic())
 
-    def providers(self) -> list[tuple[str, Local]]:
+    def providers(self) -> list[tuple[str, LoadedProvider]]:
         """The loaded models by their ids."""
         with self._lock:
             return [(slot.spec.id, slot.loaded.provider) for slot in self._slots.values() if slot.loaded]
@@ -305,7 +318,7 @@ class ModelPool:
     def _loaded(self) -> list[LoadedModel]:
         return [slot.loaded for slot in list(self._slots.values()) if slot.loaded is not None]
 
-    def _put(self, slot: _Slot, local: Local) -> LoadedModel:
+    def _put(self, slot: _Slot, local: LoadedProvider) -> LoadedModel:
         """A loaded model takes its place. Called with the lock held."""
         slot.loaded = LoadedModel(local, slot.settings, self._watch, self._lock, partial(self._idle, slot))
         slot.description, slot.failure, slot.failures = local.description, None, 0
@@ -350,8 +363,11 @@ class ModelPool:
         """The load under way; it is started if needed. Called with the lock held."""
         if slot.loading is not None:
             return slot.loading
-        if slot.failure is not None and time.monotonic() < slot.retry_at:
-            raise copy(slot.failure)
+        left_s = slot.retry_at - time.monotonic()
+        if slot.failure is not None and left_s > 0:
+            failure = copy(slot.failure)
+            failure.fields = {**failure.fields, "retry_after_s": round(left_s, 3)}
+            raise failure
         slot.loading = futures.Future()
         work = partial(self._fulfil, slot, slot.loading)
         # Not a daemon: a process must not end while OpenVINO compiles, which would abort it.
@@ -374,7 +390,8 @@ class ModelPool:
                 slot.loading, slot.reserved_bytes = None, 0
                 if not isinstance(failure, Overloaded):
                     slot.failure, slot.failures = failure, slot.failures + 1
-                    slot.retry_at = time.monotonic() + RETRIES.pause_s(slot.failures)
+                    retries = RETRIES if slot.spec.is_local else REMOTE_RETRIES
+                    slot.retry_at = time.monotonic() + retries.pause_s(slot.failures)
             logger.error("Could not load {}: {}", slot.spec.id, failure.message)
             pending.set_exception(failure)
             return
@@ -393,13 +410,16 @@ class ModelPool:
         logger.info("Loaded {}: {}, {:.0f} MB, in {:.1f} s", slot.spec.id, shown, size, seconds)
         if gone is not None:
             self._release(slot, gone)
-        else:
+        elif slot.spec.is_local:
             loading.keep_bytes(slot.settings, local.description.identity, slot.bytes)
 
-    def _loaded_in_turn(self, slot: _Slot) -> Local:
+    def _loaded_in_turn(self, slot: _Slot) -> LoadedProvider:
         """The slot's model. Converted models are loaded one after another: at once, each would take as much
-        longer, and room for several would be taken from models that answer. A conversion takes no turn."""
+        longer, and room for several would be taken from models that answer. Conversions and remote models
+        take no turn."""
         settings = slot.settings
+        if not slot.spec.is_local:
+            return self._loaded_as(slot.spec, settings, self._check_open)
         if loading.needs_first_runs(settings, settings.model.device, None):
             self._make_room(slot, settings)
             return self._loaded_as(slot.spec, settings, self._check_open)
@@ -475,12 +495,12 @@ class ModelPool:
         return [
             Occupant(slot.spec.id, slot.loaded.used_at, slot.loaded.calls > 0, slot.pinned)
             for slot in slots
-            if slot.loaded is not None
+            if slot.loaded is not None and slot.spec.is_local
         ]
 
-    def _loaded_as(self, spec: ModelSpec, settings: Settings, check: Callable[[], None]) -> Local:
+    def _loaded_as(self, spec: ModelSpec, settings: Settings, check: Callable[[], None]) -> LoadedProvider:
         """The model that `settings` name. Raises ModelMismatch if it has not the dimensions of `spec`."""
-        local = self._load(settings, check)
+        local = self._load(spec, settings, check)
         found = local.description.dimension
         if spec.dimensions not in (None, found):
             local.close()
@@ -495,11 +515,13 @@ class ModelPool:
     def _next_slot(self, spec: ModelSpec) -> _Slot:
         """The present slot of a specification that has not changed, else a new one."""
         before, settings = self._slots.get(spec.id), spec.settings(self._base)
-        if before is None or before.settings != settings or before.spec.dimensions != spec.dimensions:
+        if before is None or before.settings != settings or before.spec.serving != spec.serving:
             return _Slot(spec, settings)
         return before
 
-    def _take_over(self, registry: Registry, slots: dict[str, _Slot], ready: dict[str, Local]) -> None:
+    def _take_over(
+        self, registry: Registry, slots: dict[str, _Slot], ready: dict[str, LoadedProvider]
+    ) -> None:
         with self._lock:
             left = [slot for spec_id, slot in self._slots.items() if slots.get(spec_id) is not slot]
             gone = [(slot, one) for slot in left if (one := self._retired(slot)) is not None]
@@ -533,6 +555,12 @@ class ModelPool:
             "aliases": list(slot.spec.aliases),
             "default": slot.spec.id == self._registry.default.id,
             "name": slot.settings.model.name,
+            "title": slot.spec.title,
+            "provider": slot.spec.provider,
+            "space": slot.spec.space,
+            "failover": list(slot.spec.failover),
+            "failovers": slot.failovers,
+            "service": None if loaded is None else loaded.provider.service(),
             "state": slot.state.value,
             "bytes": slot.bytes,
             "idle_s": idle_s,

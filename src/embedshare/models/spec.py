@@ -19,6 +19,35 @@ OVERRIDES = {
 }
 
 
+class RemoteSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The service that answers for a remote model, and the use that may be made of it."""
+
+    base_url: str | None = None
+    """Address of its API; None is the provider's own."""
+
+    api_key_env: str | None = None
+    """Environment variable that holds the key."""
+
+    api_key_file: str | None = None
+    """File that holds the key, read for each request."""
+
+    organization: str | None = None
+    request_dimensions: int | None = None
+    """Dimensions that the service is asked to return, if its model can shorten its vectors."""
+
+    max_tokens: int | None = None
+    """Tokens of the longest text."""
+
+    timeout_s: float = 30.0
+    """Seconds that one request may take."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    price_per_million_tokens: float = 0.0
+    budget_per_month: float | None = None
+    """The most to spend in a calendar month (UTC), in the currency of the price."""
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A model that the server may load. None leaves a field to the settings."""
 
@@ -26,7 +55,21 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The name that callers use."""
 
     name: str
-    """The model that is loaded: a folder, a package's name, or a name on the hub."""
+    """The model that is loaded: a folder, a package's name, or a name on the hub; of a remote model the
+    service's name for it."""
+
+    provider: Literal["local", "openai", "ollama", "tei"] = "local"
+    remote: RemoteSpec | None = None
+    """Set for the providers that are not local."""
+
+    title: str | None = None
+    """A name for people to read."""
+
+    space: str | None = None
+    """The vector space that it shares with other models. Canary texts prove it when a model is loaded."""
+
+    failover: tuple[str, ...] = ()
+    """Models of the same space that answer while it does not, in this order."""
 
     aliases: tuple[str, ...] = ()
     """Further names for callers; ANY_NAME is every name that no model has."""
@@ -58,6 +101,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         """The only model of a server without a file of models."""
         named = tuple(name for name in settings.model.aliases if name != ANY_NAME)
         return cls(id=settings.model.name, name=settings.model.name, aliases=named, preload=True)
+
+    @property
+    def is_local(self) -> bool:
+        return self.provider == "local"
+
+    @property
+    def serving(self) -> tuple[object, ...]:
+        """What a loaded model depends on besides its settings."""
+        return self.provider, self.remote, self.space, self.dimensions
 
     @property
     def names(self) -> list[str]:

@@ -60,7 +60,7 @@ def render(entries: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], 
     for one in entries:
         rate = (one.get("calls", 0) - calls_before.get(one["id"], 0)) / seconds if seconds else 0.0
         names = ", ".join([one["id"], *one["aliases"]]) + (" (default)" if one["default"] else "")
-        state = one["state"] + (", pinned" if one.get("pinned") else "")
+        state = one["state"] + (", pinned" if one.get("pinned") else "") + _service(one)
         idle_s, size, model = one.get("idle_s"), one.get("bytes", 0), one.get("model")
         table.add_row(
             names,
@@ -68,6 +68,19 @@ def render(entries: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], 
             f"{size / 1e6:,.0f} MB" if size else "",
             "" if idle_s is None else f"{idle_s:,.0f} s ago",
             f"{rate:.1f}" if seconds else "",
-            "" if model is None else f"{model['model_name']} ({model['identity'][:12]})",
+            "" if model is None else f"{model['model_name']} ({model['identity'][:12]}){_provider(one)}",
         )
     return table
+
+
+def _provider(entry: dict[str, Any]) -> str:
+    provider = entry.get("provider", "local")
+    return "" if provider == "local" else f" by {provider}"
+
+
+def _service(entry: dict[str, Any]) -> str:
+    """Whether a remote model's service is asked now, and why not."""
+    service = entry.get("service")
+    if not service or service["breaker"] == "closed":
+        return ""
+    return f", not asked for {service['retry_after_s']:.0f} s: {service['error']}"

@@ -87,3 +87,19 @@ class Provider(abc.ABC):
     @abc.abstractmethod
     def ask(self, what: str, context: CallContext) -> Any:
         """The answer to a query: `active_operations`, `health`, `models` or `stats`."""
+
+
+class LoadedProvider(Provider):
+    """A provider that a pool of models loads and closes."""
+
+    description: ModelDescription
+    model_bytes: int | None = None
+    """The memory that it takes in this process, as far as it is known."""
+
+    def service(self) -> dict[str, Any] | None:
+        """The state of the remote service behind it; None for a model of this process."""
+        return None
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free what it holds; no call uses it any more."""

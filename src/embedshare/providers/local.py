@@ -32,7 +32,7 @@ from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, InvalidInput, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
-from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, Provider
+from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, LoadedProvider
 from embedshare.settings import Settings
 from embedshare.telemetry import memory
 from embedshare.telemetry.histogram import MILLISECONDS, SEQUENCES, TOKENS, Histogram
@@ -47,7 +47,7 @@ CPU_BATCHES = 3
 STAGES = ("tokenize", "queue", "compute")
 
 
-class Local(Provider):
+class Local(LoadedProvider):
     """A loaded model."""
 
     source = "local"

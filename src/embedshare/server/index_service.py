@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from embedshare.calls import CallContext, EmbedRequest
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult
 from embedshare.errors import UnknownIndex
+from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers, Process
-from embedshare.providers.local import Local
 from embedshare.settings import IndexSettings
 from embedshare.vectors.server.index import Index
 from embedshare.vectors.server.store import IndexStore, Sender
@@ -59,13 +61,22 @@ class IndexService:
             np.frombuffer(raw, "<f4", offset=8 * call.count).reshape(call.count, call.dimension),
         )
 
-    def search(self, provider: Local, call: codec.Search, context: CallContext) -> Answered:
-        """The documents nearest to a text. Raises UnknownIndex for an index of another model."""
+    def search(
+        self,
+        model: ModelDescription,
+        embed: Callable[[EmbedRequest], EmbedResult],
+        call: codec.Search,
+        context: CallContext,
+    ) -> Answered:
+        """The documents nearest to a text, which `embed` embeds with `model`.
+
+        Raises UnknownIndex for an index of another model.
+        """
         process = self._callers.process_of(context.caller)
-        index, identity, version = call.index, provider.description.identity, call.version
+        index, identity, version = call.index, model.identity, call.version
         self.store.check(process, index, identity, version)  # before any computing
         query = EmbedRequest([call.text], call.prompt, dimensions=call.truncate_dim, task="query")
-        found = provider.embed(query, context)
+        found = embed(query)
         ids, scores = self.store.search(process, index, identity, version, found.rows, call.k)
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
         return codec.Hits(call.id, len(ids[0]), found.timings), memoryview(raw) if raw else None

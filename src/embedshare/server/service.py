@@ -17,15 +17,17 @@ from embedshare.cache.memory import MemoryCache
 from embedshare.cache.most_asked import MostAsked
 from embedshare.cache.redis import RedisStore
 from embedshare.cache.shared import SharedLevel, Store
-from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest
+from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest, EmbedResult
 from embedshare.engine import weights
 from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, missing_database
 from embedshare.identity import ModelDescription
 from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import Callers
+from embedshare.models import failover
 from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
-from embedshare.providers.local import Local, added, summed
+from embedshare.providers.base import LoadedProvider
+from embedshare.providers.local import added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
 from embedshare.server.warming import Warmer
 from embedshare.settings import Settings, parse
@@ -100,10 +102,13 @@ class EmbeddingService:
         if isinstance(call, codec.EncodeTokens):
             request = EmbedRequest(call.sequences, "", normalize=call.normalize, dimensions=call.truncate_dim)
             return self._embed(name, identity, call.id, request, context)
-        with self._pool.lease(name, identity, context) as leased:
-            if isinstance(call, codec.Tokenize):
+        if isinstance(call, codec.Tokenize):
+            with self._pool.lease(name, identity, context) as leased:
                 return self._tokenize(leased.provider, call, context), None
-            return self.indexes.search(leased.provider, call, context)
+        self._pool.check(name, identity)
+        model = failover.describe(self._pool, name, context)
+        embed = partial(self._computed, name, model.identity, context)
+        return self.indexes.search(model, embed, call, context)
 
     def _embed(
         self, name: str, identity: str | None, call_id: int, request: EmbedRequest, context: CallContext
@@ -113,11 +118,10 @@ class EmbeddingService:
         spec = self._pool.spec(name)
         is_cached = spec.cache != "off" and request.inputs and not context.is_check
         if self._cache is None or known is None or not is_cached:
-            with self._pool.lease(name, identity, context) as leased:
-                found = leased.provider.embed(request, context)
+            found = self._computed(name, identity, context, request)
         else:
-            lease = partial(self._pool.lease, name, known.identity, context)
-            found = self._cache.embed(known, request, context, lease, shared=spec.cache == "all")
+            compute = partial(self._computed, name, known.identity, context)
+            found = self._cache.embed(known, request, context, compute, shared=spec.cache == "all")
         if self._most_asked is not None and is_cached:
             self._most_asked.count(spec.id, request)
         rows, token_counts, timings, _ = found
@@ -125,7 +129,12 @@ class EmbeddingService:
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None
 
-    def _tokenize(self, provider: Local, call: codec.Tokenize, context: CallContext) -> codec.Reply:
+    def _computed(
+        self, name: str, identity: str | None, context: CallContext, request: EmbedRequest
+    ) -> EmbedResult:
+        return failover.embed(self._pool, name, identity, request, context)
+
+    def _tokenize(self, provider: LoadedProvider, call: codec.Tokenize, context: CallContext) -> codec.Reply:
         request = EmbedRequest(call.texts, call.prompt)
         if call.detailed:
             return codec.Reply(call.id, provider.tokens(request, call.special_tokens, context))
@@ -229,8 +238,7 @@ class EmbeddingService:
             raise TooLarge(f"{len(call.texts):,} texts were sent; EMBEDDING_MAX_TEXTS allows {most:,}")
         model, cache = self._pool.describe(call.model), self._cache
         if model is None and cache is not None and cache.is_shared:
-            with self._pool.lease(call.model, None, context) as leased:
-                model = leased.description
+            model = failover.describe(self._pool, call.model, context)
         if cache is None or model is None:
             return 0
         gone, prompts = 0, {"", call.prompt or "", *model.prompts.values()}
@@ -337,18 +345,20 @@ class EmbeddingService:
         if what == "active_operations":
             return sum(provider.ask(what, context) for _, provider in self._pool.providers())
         if what == "describe":
-            described = self._pool.describe(name)
-            if described is None:
-                with self._pool.lease(name, None, context) as leased:
-                    described = leased.description
-            return msgspec.to_builtins(described)
+            return msgspec.to_builtins(failover.describe(self._pool, name, context))
+        report = self._health(name, context)
+        others = self._pool.spec(name).failover if report["status"] != "ok" else ()
+        answering = next((one for one in others if self._health(one, context)["status"] == "ok"), None)
+        return report if answering is None else {**report, "status": "ok", "answered_by": answering}
+
+    def _health(self, name: str, context: CallContext) -> dict[str, Any]:
         state = self._pool.state(name)
         if state is not State.READY:
             failure = self._pool.entry(name)["error"] if state is State.FAILED else None
             fault = {} if failure is None else {"status": "degraded", "error": failure}
             return {"status": "ok", "model_state": state.value, "active_operations": 0, **fault}
         with self._pool.lease(name, None, msgspec.structs.replace(context, is_check=True)) as leased:
-            return {**leased.provider.ask(what, context), "model_state": state.value}
+            return {**leased.provider.ask("health", context), "model_state": state.value}
 
 
 def _cache(settings: Settings) -> CachedVectors | None:

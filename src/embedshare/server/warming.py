@@ -13,7 +13,7 @@ from loguru import logger
 
 from embedshare.cache.cached import CachedVectors
 from embedshare.cache.most_asked import Asked
-from embedshare.calls import CallContext, EmbedRequest
+from embedshare.calls import CallContext, EmbedRequest, EmbedResult
 from embedshare.errors import EmbedshareError, Overloaded
 from embedshare.models.pool import ModelPool, State
 
@@ -26,7 +26,10 @@ _LOOK_S, _LOAD_LOOK_S = 0.02, 0.5
 
 
 class Warmer:
-    """Embeds texts of loaded models piece by piece; those of others wait until their model is loaded."""
+    """Embeds texts of loaded models piece by piece; those of others wait until their model is loaded.
+
+    Models of remote services are left out: they would cost money that no caller asked for.
+    """
 
     def __init__(self, cache: CachedVectors, pool: ModelPool, stop: threading.Event) -> None:
         self._cache = cache
@@ -67,7 +70,8 @@ class Warmer:
         with self._lock:
             for model in list(self._waiting):
                 try:
-                    if not self._waiting[model] or self._pool.spec(model).cache == "off":
+                    spec = self._pool.spec(model)
+                    if not self._waiting[model] or spec.cache == "off" or not spec.is_local:
                         del self._waiting[model]
                     elif self._pool.state(model) is State.READY:
                         return model
@@ -90,8 +94,8 @@ class Warmer:
                 return 0
             # A check neither loads the model nor keeps it loaded, and is not counted.
             context = CallContext(is_gone=self._stop.is_set, is_check=True)
-            lease = partial(self._pool.lease, model, described.identity, context)
-            self._cache.embed(described, piece, context, lease, shared=spec.cache == "all")
+            compute = partial(self._computed, model, described.identity, context)
+            self._cache.embed(described, piece, context, compute, shared=spec.cache == "all")
             embedded = len(piece.inputs)
         except Overloaded:  # it was unloaded meanwhile, or has enough to do
             self._stop.wait(_LOAD_LOOK_S)
@@ -103,6 +107,12 @@ class Warmer:
             if self._waiting.get(model) and self._waiting[model][0] is piece:
                 self._waiting[model].popleft()
         return embedded
+
+    def _computed(
+        self, model: str, identity: str, context: CallContext, request: EmbedRequest
+    ) -> EmbedResult:
+        with self._pool.lease(model, identity, context) as leased:
+            return leased.provider.embed(request, context)
 
 
 def _pieces(texts: Iterable[Asked]) -> Iterator[EmbedRequest]:

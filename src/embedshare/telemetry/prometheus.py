@@ -60,6 +60,7 @@ OF_THE_CACHE = (
 OF_A_MODEL = (
     ("calls", "calls", "Calls for the model"),
     ("loads", "loads", "Times that the model was loaded"),
+    ("failovers", "failovers", "Calls for the model that another one answered"),
     ("active", "active", "Queued and running calls for the model"),
     ("bytes", "bytes", "Memory that loading the model took"),
 )
@@ -118,6 +119,7 @@ class ServerCollector(Collector):
                 yield GaugeMetricFamily(f"embedshare_server_{name}", meaning, value=size)
         yield from _of_the_cache(stats["cache"])
         yield from _of_models(models)
+        yield from _of_services(models)
 
 
 def serve(host: str, port: int, look: Callable[[], View], allowed_hosts: Sequence[str] = ()) -> None:
@@ -190,7 +192,7 @@ def _of_models(models: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         info = {"name": served["model_name"], **value}
         yield InfoMetricFamily("embedshare_server_model", "The default model", value=info)
     for name, key, meaning in OF_A_MODEL:
-        kind = CounterMetricFamily if key in ("calls", "loads") else GaugeMetricFamily
+        kind = CounterMetricFamily if key in ("calls", "loads", "failovers") else GaugeMetricFamily
         family = kind(f"embedshare_server_model_{name}", meaning, labels=["model"])
         for one in models:
             family.add_metric([one["id"]], float(one[key]))
@@ -199,6 +201,37 @@ def _of_models(models: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     for one in models:
         states.add_metric([one["id"], one["state"]], 1)
     yield states
+
+
+def _of_services(models: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Of the remote models that are loaded."""
+    remote = [(one["id"], one["provider"], one["service"]) for one in models if one["service"]]
+    if not remote:
+        return
+    labels = ["model", "provider"]
+    requests = CounterMetricFamily(
+        "embedshare_provider_requests", "Requests to remote providers by outcome", labels=[*labels, "outcome"]
+    )
+    seconds = HistogramMetricFamily(
+        "embedshare_provider_request_seconds", "Time of requests to remote providers", labels=labels
+    )
+    tokens = CounterMetricFamily(
+        "embedshare_provider_tokens", "Tokens that remote models read", labels=labels
+    )
+    cost = GaugeMetricFamily("embedshare_provider_month_cost", "Cost in this month (UTC)", labels=labels)
+    breakers = GaugeMetricFamily(
+        "embedshare_provider_breaker", "1 for the state of its breaker", labels=[*labels, "state"]
+    )
+    for name, provider, service in remote:
+        for outcome, count in service["requests"].items():
+            if outcome not in ("requests", "retries"):
+                requests.add_metric([name, provider, outcome], count)
+        snapshot = service["request_ms"]
+        seconds.add_metric([name, provider], _buckets(snapshot, 1e3), snapshot["sum"] / 1e3)
+        tokens.add_metric([name, provider], service["tokens"])
+        cost.add_metric([name, provider], service["month_cost"])
+        breakers.add_metric([name, provider, service["breaker"]], 1)
+    yield from (requests, seconds, tokens, cost, breakers)
 
 
 def _buckets(snapshot: Snapshot, divisor: float) -> list[tuple[str, float]]:

@@ -79,6 +79,11 @@ class Models:
             self._list()
         return self._entries
 
+    @property
+    def last_entries(self) -> list[dict[str, Any]]:
+        """The entries as they were listed last; the server is not asked."""
+        return self._entries
+
     def _list(self) -> None:
         try:
             self._entries = self._client.models(timeout=LISTED_S)

@@ -81,7 +81,7 @@ def test_one_of_several_models_may_take_every_other_name(tmp_path: Path) -> None
     [
         ("", "1:1", "the file is not a mapping", "the keys models"),
         ("models: []", "1:9", "models is not a mapping", "the keys local"),
-        ("models:\n  openai:\n  - id: a", "2:3", "models has no key 'openai'", "local"),
+        ("models:\n  cohere:\n  - id: a", "2:3", "models has no key 'cohere'", "local"),
         ("models:\n  local: {}", "2:10", "this is not a list", "items that begin with `- `"),
         ("models:\n  local: []", "1:1", "there is no model", "a list of models"),
         (L + "  - name: a", "3:5", "a model has no id", "as `id: minilm`"),

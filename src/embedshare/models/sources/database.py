@@ -76,7 +76,7 @@ def _value(spec_id: str, key: str, given: Any) -> Any:
 
 def _read(spec_id: str, key: str, given: Any) -> Any:
     try:
-        return fields.value_of(key, _text(given))
+        return fields.value_of(fields.FIELDS[key], _text(given))
     except ValueError as error:
         raise _invalid(spec_id, key, given, str(error)) from None
 

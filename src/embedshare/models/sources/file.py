@@ -6,6 +6,9 @@
           name: all-MiniLM-L6-v2
           aliases: [default]
           preload: true
+      openai:
+        - id: text-embedding-3-small
+          dimensions: 1536
 
 PyYAML's own loader would take the last of two equal keys, and `no` or `1e3` for other things than text.
 """
@@ -13,7 +16,7 @@ PyYAML's own loader would take the last of two equal keys, and `no` or `1e3` for
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,6 @@ from embedshare.models.spec import ModelSpec
 
 #: The most bytes of the file.
 MAX_BYTES = 1 << 20
-#: Providers of models, by their names in the file.
-PROVIDERS = ("local",)
 
 
 def read(path: Path) -> Registry:
@@ -55,14 +56,33 @@ class _File:
         self._names: dict[str, int] = {}
         """The line of each name for callers."""
         self._default: tuple[str, int] | None = None
+        self._failovers: dict[str, yaml.Node] = {}
+        """The list of each model that fails over, by the model's id."""
 
     def registry(self, content: bytes) -> Registry:
         root = self._mapping(self._parsed(content), {"models"}, "the file")
-        providers = self._mapping(root["models"], set(PROVIDERS), "models") if "models" in root else {}
-        specs = [self._spec(node) for entries in providers.values() for node in self._list(entries)]
+        known = set(fields.OF_PROVIDER)
+        found = self._mapping(root["models"], known, "models") if "models" in root else {}
+        specs = [self._spec(node, name) for name, entries in found.items() for node in self._list(entries)]
         if not specs:
             raise self._error(None, "there is no model", 'a list of models under "models:" and "local:"')
-        return Registry(specs, self._default[0] if self._default is not None else None)
+        registry = Registry(specs, self._default[0] if self._default is not None else None)
+        for spec in specs:
+            self._check_failover(spec, registry)
+        return registry
+
+    def _check_failover(self, spec: ModelSpec, registry: Registry) -> None:
+        if not spec.failover:
+            return
+        mark = self._failovers[spec.id].start_mark
+        if spec.space is None:
+            raise self._error(mark, f"{spec.id} fails over without a space", "failover together with space")
+        others = [one.id for one in registry if one.space == spec.space and one is not spec]
+        for name in spec.failover:
+            if name not in others or spec.failover.count(name) > 1:
+                what = f"{spec.id} cannot fail over to {name!r}"
+                allowed = ", ".join(others) or "the id of another model with this space"
+                raise self._error(mark, what, f"each once: {allowed}")
 
     def _parsed(self, content: bytes) -> yaml.Node | None:
         try:
@@ -75,12 +95,16 @@ class _File:
         except RecursionError:
             raise self._error(None, "it is nested too deeply", "a list of models") from None
 
-    def _spec(self, node: yaml.Node) -> ModelSpec:
-        given = self._mapping(node, {*fields.FIELDS, "default"}, "a model")
+    def _spec(self, node: yaml.Node, provider: Any) -> ModelSpec:
+        readers = fields.OF_PROVIDER[provider]
+        given = self._mapping(node, {*readers, "default"}, "a model")
         if "id" not in given:
             raise self._error(node.start_mark, "a model has no id", "a name for callers, as `id: minilm`")
-        values = {key: self._value(key, given[key]) for key in given if key != "default"}
-        spec = ModelSpec(**{"name": values["id"], **values})
+        values = {key: self._value(key, given[key], readers) for key in given if key != "default"}
+        spec = fields.spec_of(provider, values)
+        if spec.failover:
+            self._failovers[spec.id] = given["failover"]
+        self._check_budget(spec, given)
         for name, where in [(spec.id, given["id"]), *((alias, given["aliases"]) for alias in spec.aliases)]:
             line = where.start_mark.line + 1
             if self._names.setdefault(name, line) != line or [spec.id, *spec.aliases].count(name) > 1:
@@ -94,11 +118,18 @@ class _File:
             self._default = spec.id, line
         return spec
 
-    def _value(self, key: str, node: yaml.Node) -> Any:
+    def _check_budget(self, spec: ModelSpec, given: Mapping[str, yaml.Node]) -> None:
+        remote = spec.remote
+        if remote is None or remote.budget_per_month is None or remote.price_per_million_tokens:
+            return
+        mark = given["budget_per_month"].start_mark
+        raise self._error(mark, "a budget has no price", "budget_per_month with price_per_million_tokens")
+
+    def _value(self, key: str, node: yaml.Node, readers: Mapping[str, Callable[[str], Any]]) -> Any:
         try:
-            if key == "aliases":
-                return tuple(fields.value_of(key, self._text(one, key)) for one in self._list(node))
-            return fields.value_of(key, self._text(node, key))
+            if key in fields.LISTS:
+                return tuple(fields.value_of(readers[key], self._text(one, key)) for one in self._list(node))
+            return fields.value_of(readers[key], self._text(node, key))
         except InvalidModels:
             raise
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from flask import Blueprint, Response
@@ -68,11 +68,12 @@ class ServiceEmbeddings(msgspec.Struct):
 
 
 class ServiceModel(msgspec.Struct):
-    """A model by its id; `dimensions` and `max_tokens` are null until it was loaded once."""
+    """A model by its id; `provider` is local, openai, ollama or tei. `dimensions` and `max_tokens` are null
+    until it was loaded once."""
 
     id: str
     name: str
-    provider: Literal["local"]
+    provider: str
     dimensions: int | None
     max_tokens: int | None
     capabilities: list[str]
@@ -149,9 +150,10 @@ def _told(found: EmbedResult) -> dict[str, Any]:
 
 def _model(model: ModelClient) -> ServiceModel:
     known = model.known
-    name = model.own_name if known is None else known.model_name
+    entry = model.entry or {}
+    name = entry.get("title") or (model.own_name if known is None else known.model_name)
     return ServiceModel(
-        model.own_name, name, "local",
+        model.own_name, name, entry.get("provider", "local"),
         None if known is None else known.dimension,
         None if known is None else known.max_seq_length,
         ["embeddings"],

@@ -10,6 +10,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from embedshare import __version__
+from embedshare.errors import EmbedshareError
 from embedshare.identity import ModelDescription
 from embedshare.web import errors, openapi
 from embedshare.web.errors import TeiError
@@ -62,14 +63,26 @@ class ModelInfo(msgspec.Struct):
     uptime_seconds: float
 
 
+class ServedHealth(msgspec.Struct, omit_defaults=True):
+    """One of the server's models: `service` is whether its remote provider is asked, as the state of its
+    breaker (closed: it is)."""
+
+    state: str
+    provider: str
+    service: str | None = None
+    error: str | None = None
+
+
 class ModelHealth(msgspec.Struct):
-    """The model answers."""
+    """The model answers. `models` and `cache`: the server's models and the levels of its cache of vectors."""
 
     status: Literal["ok"]
     embedding_server: Literal["connected", "disconnected"]
     ipc_enabled: bool
     state: str
     active_operations: int | msgspec.UnsetType = msgspec.UNSET
+    models: dict[str, ServedHealth] | msgspec.UnsetType = msgspec.UNSET
+    cache: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class DegradedHealth(msgspec.Struct):
@@ -101,10 +114,20 @@ _RUNNING = (
 )
 
 
-def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
+class Listed(Protocol):
+    """The server's models, as EmbeddingClient.models() has them."""
+
+    @property
+    def entries(self) -> list[dict[str, Any]]: ...
+    @property
+    def last_entries(self) -> list[dict[str, Any]]: ...
+
+
+def blueprint(model: Observed, dependencies: Dependencies, models: Listed) -> Blueprint:
     """`GET /`, `/health`, `/embedding/health`, `/embedding/stats` and `/model/info`.
 
-    `dependencies` are called in each `/health`: they return known states and wait for nothing.
+    `dependencies` are called in each `/health`: they return known states and wait for nothing. So do the last
+    known `models`.
     """
     routes = Blueprint("health", __name__)
     born = time.monotonic()
@@ -119,7 +142,7 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     @openapi.describe({200: Alive})
     def health() -> dict[str, Any]:
         """Whether this worker is alive."""
-        known = {name: state() for name, state in dependencies.items()}
+        known = {name: state() for name, state in dependencies.items()} | _services(models.last_entries)
         alive = Alive("ok", "embedshare", __version__, round(time.monotonic() - born, 3), known)
         return msgspec.structs.asdict(alive)
 
@@ -128,6 +151,8 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
     def embedding_health() -> tuple[dict[str, Any], int]:
         """The health of the model."""
         report = model.health()
+        if report["embedding_server"] == "connected":
+            report |= _served(model, models)
         return report, 200 if report["status"] == "ok" else 503
 
     @routes.get("/embedding/stats", scopes=("metrics",), tag=Tag.HEALTH)
@@ -146,3 +171,48 @@ def blueprint(model: Observed, dependencies: Dependencies) -> Blueprint:
         return {"status": "loaded", "uptime_seconds": loaded_s, "similarity": similarity, **described}
 
     return routes
+
+
+def _services(entries: list[dict[str, Any]]) -> dict[str, str]:
+    """The remote providers, which are connected while one of their models is asked."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.get("provider", "local") != "local":
+            found.setdefault(entry["provider"], set()).add(_connection(entry))
+    order = ("connected", "disconnected", "unknown")
+    return {provider: next(one for one in order if one in states) for provider, states in found.items()}
+
+
+def _connection(entry: dict[str, Any]) -> str:
+    service = entry["service"]
+    if service is None:
+        return "disconnected" if entry["state"] == "failed" else "unknown"
+    return "connected" if service["breaker"] == "closed" else "disconnected"
+
+
+def _served(model: Observed, models: Listed) -> dict[str, Any]:
+    """The states of the server's models and of its cache's levels; nothing if it does not tell them."""
+    try:
+        entries, cache = models.entries, model.stats()["cache"]
+    except EmbedshareError:
+        return {}
+    told = {entry["id"]: msgspec.to_builtins(_health_of(entry)) for entry in entries}
+    return {"models": told, "cache": _levels(cache)}
+
+
+def _health_of(entry: dict[str, Any]) -> ServedHealth:
+    service = entry.get("service") or {}
+    error = service.get("error") or entry.get("error")
+    state, provider = entry.get("state", "unknown"), entry.get("provider", "local")
+    return ServedHealth(state, provider, service.get("breaker"), error)
+
+
+def _levels(cache: dict[str, Any]) -> dict[str, str]:
+    """The cache's levels that a server has: `connected`, or `disconnected` while it is not asked."""
+    if not cache:
+        return {}
+    shared = {
+        name: level for name, level in cache.items() if isinstance(level, dict) and "connected" in level
+    }
+    states = {name: "connected" if level["connected"] else "disconnected" for name, level in shared.items()}
+    return {"memory": "connected"} | states

@@ -12,6 +12,7 @@ from werkzeug.exceptions import NotFound
 
 from embedshare.errors import EmbedshareError
 from embedshare.single_flight import SingleFlight
+from embedshare.telemetry.histogram import quantile
 from embedshare.web import openapi, pages
 from embedshare.web.apis.metrics import Requests
 from embedshare.web.routes import OPEN, Tag
@@ -60,6 +61,26 @@ class ServedModel(msgspec.Struct):
     error: str | None
 
 
+class RemoteService(msgspec.Struct):
+    """The service behind a loaded remote model; `state` is its breaker's: closed while it is asked.
+
+    Counts are those since the load; `month_cost` and `month_budget` are in the currency of the model's price.
+    """
+
+    model: str
+    provider: str
+    state: str
+    retry_after_s: float
+    error: str | None
+    answered: int
+    failed: int
+    p50_ms: float | None
+    tokens: int
+    month_cost: float
+    month_budget: float | None
+    failovers: int
+
+
 class Memory(msgspec.Struct):
     """Memory of the server and the connected `processes` together (`shared_mb`), and of those processes with
     a model of `model_mb` in each instead (`unshared_mb`)."""
@@ -85,8 +106,11 @@ class DashboardData(msgspec.Struct):
     http: Requests | None = None
     models: list[ServedModel] = []
     """The server's models, if it has several."""
+    services: list[RemoteService] = []
+    """The services of its remote models."""
 
 
+_Figures = tuple[dict[str, Any], list[ServedModel], list[RemoteService]]
 #: Seconds that a page waits for the figures, before it shows that no model answers.
 PATIENCE_S = 2.0
 
@@ -132,27 +156,38 @@ def blueprint(
     return routes
 
 
-def _asked(model: Observed) -> tuple[dict[str, Any], list[ServedModel]]:
-    """The server's figures, and those of its models if it has several."""
+def _asked(model: Observed) -> _Figures:
+    """The server's figures, those of its models if it has several, and of remote services."""
     stats = model.stats()
     if stats["pid"] == stats["client"]["pid"]:  # a local model answers
-        return stats, []
+        return stats, [], []
     models = model.models(PATIENCE_S)
+    services = [_service(one) for one in models if one.get("service")]
     if len(models) < 2:
-        return stats, []
+        return stats, [], services
     figures = [{**one, "memory_mb": one["bytes"] / 1e6 or None} for one in models]
-    return stats, msgspec.convert(figures, list[ServedModel])
+    return stats, msgspec.convert(figures, list[ServedModel]), services
+
+
+def _service(entry: Mapping[str, Any]) -> RemoteService:
+    service = entry["service"]
+    requests, times = service["requests"], service["request_ms"]
+    return RemoteService(
+        entry["id"], entry["provider"], service["breaker"], service["retry_after_s"], service["error"],
+        requests["answered"], requests["requests"] - requests["answered"],
+        quantile(times["bounds"], times["counts"], 0.5),
+        service["tokens"], service["month_cost"], service["month_budget"], entry["failovers"],
+    )  # fmt: skip
 
 
 def _data(
-    model: Observed,
-    latest: SingleFlight[tuple[dict[str, Any], list[ServedModel]]],
-    supervised: SingleFlight[list[dict[str, Any]]],
+    model: Observed, latest: SingleFlight[_Figures], supervised: SingleFlight[list[dict[str, Any]]]
 ) -> DashboardData:
     error: str | None = None
     models: list[ServedModel] = []
+    services: list[RemoteService] = []
     try:
-        stats, models = latest.get(PATIENCE_S)
+        stats, models, services = latest.get(PATIENCE_S)
         server = dict(stats)
         worker = server.pop("client")
     except (EmbedshareError, TimeoutError) as reason:
@@ -160,7 +195,8 @@ def _data(
         error = reason.message if isinstance(reason, EmbedshareError) else f"{reason} from the model server"
     now = time.time()
     listed = _completed(_supervised(supervised), _connected(server, worker))
-    return DashboardData(now, worker, server, listed, _memory(server, worker), error, models=models)
+    memory = _memory(server, worker)
+    return DashboardData(now, worker, server, listed, memory, error, models=models, services=services)
 
 
 def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> list[Process]:

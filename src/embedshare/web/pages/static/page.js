@@ -5,7 +5,7 @@ import { UNKNOWN, clock, duration, memory, number, percent, short, shortMemory, 
 import { History } from "./history.js";
 import { mean, quantile, standing } from "./interval.js";
 import { poll } from "./poll.js";
-import { showFacts, showModels, showProcesses } from "./tables.js";
+import { showCache, showFacts, showModels, showProcesses, showServices } from "./tables.js";
 
 /** Large figures cover this many seconds: a single one would flicker. */
 const NOW_S = 5;
@@ -231,6 +231,19 @@ function showServed(sample) {
   const loaded = sample.models.filter((one) => one.state === "ready").length;
   at("models-about").textContent = `${loaded} loaded`;
   showModels(at("models"), sample, earlier[0]);
+  at("services-section").hidden = !sample.services.length;
+  const asked = sample.services.filter((one) => one.state === "closed").length;
+  at("services-about").textContent = `${asked} of ${sample.services.length} asked`;
+  showServices(at("services"), sample, earlier[0]);
+}
+
+/** Where the vectors of texts came from, once the cache has been used. */
+function showCached(cache) {
+  const isUsed = Boolean(cache?.limit_bytes && cache.hits + cache.misses + cache.joined);
+  at("cache-section").hidden = !isUsed;
+  if (!isUsed) return;
+  at("cache-about").textContent = `${number(cache.entries)} in memory, ${megabytes(cache.bytes / 1e6)} of ${megabytes(cache.limit_bytes / 1e6)}`;
+  showCache(at("cache-track"), at("cache-legend"), cache);
 }
 
 function onSample(sample) {
@@ -246,6 +259,7 @@ function onSample(sample) {
   showProcesses(at("processes"), sample, earlier[0]);
   at("processes-about").textContent = `${sample.processes.length} known to this worker`;
   showServed(sample);
+  showCached(sample.server?.cache);
   if (sample.server) showFacts(at("facts"), sample.server);
   const empty = !history.intervals.some((one) => one.calls || one.standing === "away");
   at("empty").hidden = !empty;

@@ -1,11 +1,11 @@
 // The tables of models and processes, and the list of the model's facts.
 
-import { UNKNOWN, memory, number, percent, span } from "./format.js";
+import { UNKNOWN, duration, memory, number, percent, span } from "./format.js";
 
 /** Colours of states; any other state is neutral. */
 const TONES = {
-  good: ["serving", "connected", "running", "ready"],
-  warn: ["falling back", "connecting", "starting", "stopping", "waiting", "backing off", "loading", "unloading"],
+  good: ["serving", "connected", "running", "ready", "asked"],
+  warn: ["falling back", "connecting", "starting", "stopping", "waiting", "backing off", "loading", "unloading", "probing"],
   bad: ["refused", "failed", "gave up", "given up", "stopped", "closed", "ended"],
 };
 
@@ -36,6 +36,58 @@ export function showModels(body, sample, before) {
     ["Memory", memory(model.memory_mb).join(" ").trim()],
   ]));
 }
+
+/** Fills the body of the table of remote services. */
+export function showServices(body, sample, before) {
+  fill(body, sample.services.map((service) => [
+    ["Service", named({ id: service.model, name: service.provider })],
+    ["State", stateOf(...askedOf(service))],
+    ["Requests/s", number(rate(counted(service), counted(before?.services.find((one) => one.model === service.model)), sample, before))],
+    ["Failed", number(service.failed)],
+    ["Median", duration(service.p50_ms).join(" ").trim()],
+    ["Failovers", number(service.failovers)],
+    ["Tokens", number(service.tokens)],
+    ["Cost", costOf(service)],
+  ]));
+}
+
+const counted = (service) => service && { calls: service.answered + service.failed };
+
+/** Whether a service is asked, and why not. */
+function askedOf({ state, retry_after_s, error }) {
+  if (state === "closed") return ["asked", null];
+  return [state === "open" ? `not asked for ${span(retry_after_s)}` : "probing", error];
+}
+
+function costOf({ month_cost, month_budget }) {
+  if (!month_cost && month_budget === null) return UNKNOWN;
+  return month_budget === null ? month_cost.toFixed(4) : `${month_cost.toFixed(4)} of ${number(month_budget)}`;
+}
+
+/** Fills the bar of the texts by where their vectors came from, and its legend. */
+export function showCache(track, legend, cache) {
+  const shares = [
+    ...Object.entries(cache.hits_by_level ?? { memory: cache.hits }).map(([level, count]) => [`found in ${LEVELS[level] ?? level}`, count, level]),
+    ["computed for another call", cache.joined, "joined"],
+    ["computed", cache.misses, "computed"],
+  ].filter(([, count]) => count);
+  const whole = shares.reduce((sum, [, count]) => sum + count, 0);
+  track.replaceChildren(...shares.map(([, count, name]) => {
+    const part = Object.assign(document.createElement("i"), { className: `part ${name}` });
+    part.style.width = `${(100 * count) / whole}%`;
+    return part;
+  }));
+  legend.replaceChildren(...shares.map(([label, count, name]) => {
+    const [entry, mark, value] = ["li", "i", "b"].map((tag) => document.createElement(tag));
+    mark.className = `part ${name}`;
+    value.textContent = `${number(count)} (${percent(count / whole)})`;
+    entry.append(mark, label, " ", value);
+    return entry;
+  }));
+}
+
+/** The names of the cache's levels. */
+const LEVELS = { memory: "memory", redis: "Redis", database: "the database" };
 
 /** Rows of cells, each with its column's name, which narrow screens show beside it. */
 function fill(body, rows) {
@@ -74,8 +126,6 @@ export function showFacts(list, server) {
     ["Dimensions", server?.dimension],
     ["Up for", server && span(server.uptime)],
     ["Indexes", server?.indexes?.count && `${server.indexes.count}, ${memory(server.indexes.bytes / 1e6).join(" ")}`],
-    ["Cached vectors", server?.cache?.limit_bytes && `${number(server.cache.entries)}, ${memory(server.cache.bytes / 1e6).join(" ")}`],
-    ["Found in the cache", server?.cache?.limit_bytes && percent(cachedShare(server.cache))],
     ["Swaps", server?.swaps || null],
     ["GPU memory", server?.gpu_memory_mb && memory(server.gpu_memory_mb).join(" ")],
   ];
@@ -90,17 +140,13 @@ export function showFacts(list, server) {
   );
 }
 
-/** The share of texts whose vectors were cached or being computed already. */
-function cachedShare({ hits, joined, misses }) {
-  return hits + joined + misses ? (hits + joined) / (hits + joined + misses) : null;
-}
-
 function stateOf(state, title) {
   if (!state) return UNKNOWN;
   const shown = document.createElement("span");
   if (title) shown.title = title;
   shown.className = "state";
-  shown.dataset.tone = Object.keys(TONES).find((tone) => TONES[tone].includes(state)) ?? "plain";
+  const isAway = state.startsWith("not asked");
+  shown.dataset.tone = Object.keys(TONES).find((tone) => TONES[tone].includes(state)) ?? (isAway ? "bad" : "plain");
   shown.append(document.createElement("i"), state);
   return shown;
 }
