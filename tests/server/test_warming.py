@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any, cast
 
 import pytest
@@ -48,11 +48,8 @@ class Pool:
         assert context.is_check
         if self.errors:
             raise self.errors.pop(0)
-        return contextlib.nullcontext(self)
-
-    @property
-    def provider(self) -> Model:
-        return self.model
+        self.model.leases += 1
+        return nullcontext(self.model)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from embedshare.cache.cached import CachedVectors
 from embedshare.cache.most_asked import Asked
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult
 from embedshare.errors import EmbedshareError, Overloaded
+from embedshare.models import failover
 from embedshare.models.pool import ModelPool, State
 
 #: A piece has at most this many texts and characters: a call that comes meanwhile waits for one piece.
@@ -111,8 +112,7 @@ class Warmer:
     def _computed(
         self, model: str, identity: str, context: CallContext, request: EmbedRequest
     ) -> EmbedResult:
-        with self._pool.lease(model, identity, context) as leased:
-            return leased.provider.embed(request, context)
+        return failover.embed(self._pool, model, identity, request, context)
 
 
 def _pieces(texts: Iterable[Asked]) -> Iterator[EmbedRequest]:
