@@ -47,6 +47,9 @@ SEEDS: list[Any] = [
     codec.Remove(13, 60.0, b"i" * 16, 1, 2, [0, 2**63 - 1]),
     codec.Inspect(14, 60.0, b"i" * 16),
     codec.Forget(15, 60.0, [b"i" * 16, b"j" * 16]),
+    codec.Manage(18, 60.0, "clear cache", "bge"),
+    codec.SetModels(19, 60.0, [{"id": "bge"}], 7),
+    codec.ClearTexts(20, 60.0, ["one", "two"], "bge", "query: "),
     codec.EncodeTokens(17, 60.0, [[101, 102], [0, 2**31 - 1]], True, 8, "request-4"),
     codec.Hits(16, 3, codec.Timings(0.1, 0.2, 0.3)),
     codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3), [40, 2]),
@@ -119,6 +122,8 @@ def check_type(message: Any) -> str:
         return "Inspect"
     if isinstance(message, codec.Forget):
         return "Forget"
+    if isinstance(message, (codec.Manage, codec.SetModels, codec.ClearTexts)):
+        return type(message).__name__
     if isinstance(message, codec.Hits):
         return "Hits"
     if isinstance(message, codec.Rows):

@@ -238,8 +238,7 @@ class EmbeddingService:
             raise TooLarge(f"{len(call.texts):,} texts were sent; EMBEDDING_MAX_TEXTS allows {most:,}")
         model, cache = self._pool.describe(call.model), self._cache
         if model is None and cache is not None and cache.is_shared:
-            with self._pool.lease(call.model, None, context) as leased:
-                model = leased.description
+            model = failover.describe(self._pool, call.model, context)
         if cache is None or model is None:
             return 0
         gone, prompts = 0, {"", call.prompt or "", *model.prompts.values()}

@@ -27,7 +27,10 @@ _LOOK_S, _LOAD_LOOK_S = 0.02, 0.5
 
 
 class Warmer:
-    """Embeds texts of loaded models piece by piece; those of others wait until their model is loaded."""
+    """Embeds texts of loaded models piece by piece; those of others wait until their model is loaded.
+
+    Models of remote services are left out: they would cost money that no caller asked for.
+    """
 
     def __init__(self, cache: CachedVectors, pool: ModelPool, stop: threading.Event) -> None:
         self._cache = cache
@@ -68,7 +71,8 @@ class Warmer:
         with self._lock:
             for model in list(self._waiting):
                 try:
-                    if not self._waiting[model] or self._pool.spec(model).cache == "off":
+                    spec = self._pool.spec(model)
+                    if not self._waiting[model] or spec.cache == "off" or not spec.is_local:
                         del self._waiting[model]
                     elif self._pool.state(model) is State.READY:
                         return model
