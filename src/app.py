@@ -22,12 +22,13 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
-from embedshare.web import errors, openapi, routes
+from embedshare.web import errors, large_bodies, openapi, routes
 from embedshare.web.apis import (
     embed,
     embeddings_service,
     health,
     index,
+    jobs,
     load,
     metrics,
     ollama,
@@ -82,6 +83,7 @@ def create_app(
     cors.register(app, lambda: live.cors_origins)
     rates = wiring.rates(settings)
     auth.register(app, ring, rates)
+    large_bodies.register(app, settings.jobs.max_bytes, ring)
     request_limits = RequestLimits.of(settings)
     dependencies = {
         "model_server": lambda: wiring.server_state(model),
@@ -94,6 +96,7 @@ def create_app(
     models = Models(model, settings, request_limits, lambda: live.normalize, known)
     for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
+    app.register_blueprint(jobs.blueprint(wiring.jobs(settings), models, settings))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))
     searcher = model if settings.searches_the_web else None
