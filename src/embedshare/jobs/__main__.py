@@ -7,6 +7,7 @@ takes little memory.
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -51,30 +52,40 @@ def main() -> int:
 
 
 def _run(settings: Settings, stop: threading.Event) -> None:
-    """Raises JobsDisabled, JobsNotKept."""
+    """Compute while this process is the only runner, else wait for that. Raises JobsDisabled."""
     if not settings.takes_jobs:
         raise JobsDisabled("jobs are off: EMBEDDING_JOBS or USE_IPC_EMBEDDING is false")
     folder = place.folder(settings)
-    with entries.told(folder):
-        entries.check_private(folder)
     lock = place.runner_lock(settings)
+    said = ""
     while not stop.is_set():
         try:
+            entries.check_private(folder)
             with lock.acquire(timeout=0):
                 logger.info("ready: jobs of {}", folder)
                 _compute(settings, stop)
         except Timeout:
             stop.wait(TURN_EVERY_S)  # another runner of this folder lives
+        except OSError as error:  # an operator may repair it meanwhile
+            if str(error) != said:
+                said = str(error)
+                logger.error(
+                    "Computing no jobs ({}: {}); EMBEDDING_JOBS_DIR names another folder", folder, said
+                )
+            stop.wait(TURN_EVERY_S)
     logger.info("stopped")
 
 
 def _compute(settings: Settings, stop: threading.Event) -> None:
     """A part under way ends within EMBEDDING_DRAIN_S of the stop, or is computed again by the next runner."""
-    ended = threading.Event()
+    ended, failed = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
             _follow(settings, stop)
+        except Exception as error:  # a supervisor restarts the process
+            logger.opt(exception=error).error("Failed to compute jobs")
+            failed.set()
         finally:
             ended.set()
 
@@ -82,7 +93,11 @@ def _compute(settings: Settings, stop: threading.Event) -> None:
     while not stop.is_set() and not ended.is_set():
         stop.wait(LOOK_EVERY_S)
     stop.set()
-    ended.wait(settings.server.drain_s)
+    if not ended.wait(settings.server.drain_s):
+        logger.info("Leaving the part under way to the next start")
+        os._exit(0)  # threads that wait for the model server would hold up a plain exit
+    if failed.is_set():
+        raise SystemExit(1)
 
 
 def _follow(settings: Settings, stop: threading.Event) -> None:
