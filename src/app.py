@@ -33,10 +33,13 @@ from embedshare.web.apis import (
     metrics,
     ollama,
     openai,
+    openai_batches,
+    openai_files,
     search,
     tei,
 )
 from embedshare.web.apis import settings as settings_routes
+from embedshare.web.apis.openai_files import Stores
 from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
@@ -96,7 +99,11 @@ def create_app(
     models = Models(model, settings, request_limits, lambda: live.normalize, known)
     for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
-    app.register_blueprint(jobs.blueprint(wiring.jobs(settings), models, settings))
+    job_store, files = wiring.jobs(settings), wiring.files(settings)
+    app.register_blueprint(jobs.blueprint(job_store, models, settings))
+    stores = Stores(job_store, files, settings.jobs.kept_s) if job_store and files else None
+    app.register_blueprint(openai_files.blueprint(stores))
+    app.register_blueprint(openai_batches.blueprint(stores, models, settings))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, request_limits, Path(indexes)))
     searcher = model if settings.searches_the_web else None

@@ -14,6 +14,7 @@ from embedshare.access.keys import Principal, digest
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec
 from embedshare.jobs import place
+from embedshare.jobs.files import FileStore
 from embedshare.jobs.store import JobStore
 from embedshare.models.sources import database
 from embedshare.settings import Settings
@@ -86,6 +87,11 @@ def deployment(settings: Settings) -> str | None:
 def jobs(settings: Settings) -> JobStore | None:
     """The jobs of this machine's workers; None in a worker that takes none."""
     return place.store(settings) if settings.takes_jobs else None
+
+
+def files(settings: Settings) -> FileStore | None:
+    """The files that callers of this machine's workers have uploaded; None in a worker without jobs."""
+    return place.files(settings) if settings.takes_jobs else None
 
 
 def settings_changes(model: Model, settings: Settings) -> SettingsChanges:

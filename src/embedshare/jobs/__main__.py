@@ -118,7 +118,7 @@ def _follow(settings: Settings, stop: threading.Event) -> None:
 def _runner(settings: Settings, store: JobStore) -> Runner:
     from embedshare.jobs.runner import Runner
 
-    return Runner(store, _embed(settings), settings.jobs.kept_s)
+    return Runner(store, _embed(settings), settings.jobs.kept_s, sweep=place.files(settings).sweep)
 
 
 def _embed(settings: Settings) -> Embed:

@@ -25,6 +25,8 @@ from embedshare.errors import EmbedshareError, JobsNotKept, NoRoomForJobs
 ID = re.compile(r"[0-9a-f]{32}")
 #: The file that describes an entry; a folder without it is none of ours.
 NOTE = "note.json"
+#: Flags of os.open for a new file.
+NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
 _DRAFT, _REMOVED = re.compile(r"\.[0-9a-f]{32}\.new"), re.compile(r"\.[0-9a-f]{32}\.gone")
 #: Drafts without a write for this many seconds are those of killed processes.
 _LEFT_S = 3600.0

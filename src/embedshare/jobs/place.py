@@ -7,6 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from embedshare.ipc import authkey
+from embedshare.jobs.files import FileStore
 from embedshare.jobs.room import Room
 from embedshare.jobs.store import JobStore
 from embedshare.settings import Settings
@@ -21,6 +22,12 @@ def store(settings: Settings) -> JobStore:
     """The jobs of this machine."""
     room = Room(folder(settings), settings.jobs.max_bytes)
     return JobStore(room.folder / "jobs", room)
+
+
+def files(settings: Settings) -> FileStore:
+    """The uploaded files of this machine."""
+    room = Room(folder(settings), settings.jobs.max_bytes)
+    return FileStore(room.folder / "files", room)
 
 
 def runner_lock(settings: Settings) -> FileLock:

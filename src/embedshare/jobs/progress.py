@@ -62,8 +62,8 @@ def progress(job: JobSpec, seen: Seen, now: float) -> Progress:
 
 
 def _state(job: JobSpec, seen: Seen) -> tuple[State, float | None]:
-    if len(seen.parts) == job.parts:
-        return State.DONE, max(seen.parts, default=job.created)
+    if job.parts and len(seen.parts) == job.parts:
+        return State.DONE, max(seen.parts)
     if seen.failed is not None:
         return State.FAILED, seen.failed
     if seen.cancelled is not None:

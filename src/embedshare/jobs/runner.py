@@ -20,6 +20,7 @@ from embedshare.errors import (
     UnknownJob,
     UnknownModel,
 )
+from embedshare.identity import ModelDescription
 from embedshare.jobs.parts import NO_ROWS, NO_TOKENS, Line, Part
 from embedshare.jobs.progress import State
 from embedshare.jobs.spec import Failure, JobLine, JobSpec
@@ -187,7 +188,7 @@ class Runner:
     def _together(
         self, job: JobSpec, lines: Sequence[JobLine], numbers: list[int]
     ) -> list[tuple[int, Line, EmbedResult | None]]:
-        options = job.options
+        options, dimensions = job.options, lines[numbers[0]].dimensions or job.options.dimensions
         inputs = [one for number in numbers for one in lines[number].inputs]
         result = self._embed(
             options.model,
@@ -195,10 +196,11 @@ class Runner:
                 cast("Inputs", inputs),
                 prompt_name=options.prompt_name,
                 normalize=options.normalize,
-                dimensions=lines[numbers[0]].dimensions or options.dimensions,
+                dimensions=dimensions,
                 task=options.task,
             ),
         )
+        _check_dimensions(dimensions, result.description)
         found: list[tuple[int, Line, EmbedResult | None]] = []
         start = 0
         tokens = np.array(result.token_counts, np.int32)
@@ -226,6 +228,12 @@ class Runner:
             self._store.fail(job, _failure(error))
         except UnknownJob:
             pass  # deleted meanwhile
+
+
+def _check_dimensions(dimensions: int | None, model: ModelDescription) -> None:
+    """Raise InvalidInput for more than the model has; a server cuts vectors and does not refuse."""
+    if dimensions is not None and dimensions > model.dimension:
+        raise InvalidInput(f"dimensions is {dimensions}; {model.model_name} allows 1 to {model.dimension}")
 
 
 def _is_final(error: EmbedshareError) -> bool:

@@ -82,7 +82,7 @@ class JobStore:
         folder = self._entries.begin()
         try:
             with entries.told(self._entries.folder):
-                descriptor = os.open(folder / _INPUT, _NEW, 0o600)
+                descriptor = os.open(folder / _INPUT, entries.NEW, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
                     yield JobDraft(folder, file)
         finally:
@@ -193,6 +193,16 @@ class JobStore:
         with self._within(job) as folder:
             return parts.read(folder / f"part-{number:06}")
 
+    def failed_lines(self, job: JobSpec, number: int) -> int:
+        """The lines of a finished part that ended by an error. Raises UnknownJob."""
+        with self._within(job) as folder:
+            return parts.failed_lines(folder / f"part-{number:06}")
+
+    def result_bytes(self, job: JobSpec) -> int:
+        """The bytes of the finished parts. Raises UnknownJob."""
+        with self._within(job) as folder, os.scandir(folder) as found:
+            return sum(os.stat(entry.path).st_size for entry in found if _PART.fullmatch(entry.name))
+
     def parts_done(self, job: JobSpec) -> int:
         """The number of finished parts; they are computed in order. Raises UnknownJob."""
         return len(self._seen(job).parts)
@@ -248,9 +258,6 @@ class JobStore:
         except OSError as error:
             with entries.told(self._entries.folder):
                 raise error
-
-
-_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
 
 
 def _unknown(name: str) -> UnknownJob:

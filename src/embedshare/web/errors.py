@@ -145,9 +145,7 @@ def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> by
     """The bytes of an error."""
     error: msgspec.Struct
     if form is OpenAIError:
-        of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        code = _OPENAI_CODES.get(kind) or _snake_case(kind)
-        error = OpenAIError(OpenAIErrorFields(message, of_type, None, code))
+        error = of_openai(message, kind, status)
     elif form is ServiceError:
         error = ServiceError(ServiceErrorFields(service_code(kind), message, {"status": status}))
     elif form is TeiError:
@@ -155,6 +153,17 @@ def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> by
     else:
         error = Error(message, kind)
     return msgspec.json.encode(error)
+
+
+def of_openai(message: str, kind: str, status: int) -> OpenAIError:
+    """An error in OpenAI's form."""
+    of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return OpenAIError(OpenAIErrorFields(message, of_type, None, openai_code(kind)))
+
+
+def openai_code(kind: str) -> str:
+    """OpenAI's name of an error's kind."""
+    return _OPENAI_CODES.get(kind) or _snake_case(kind)
 
 
 def service_code(kind: str) -> str:
