@@ -69,15 +69,22 @@ class Entries:
         with told(self.folder):
             return path if (path / NOTE).is_file() else None
 
-    def notes(self) -> dict[str, bytes]:
-        """The notes of all entries, by id."""
-        found = {}
-        for name in self._names(ID):
+    def names(self) -> list[str]:
+        """The ids of all entries, and of folders of others that look like one."""
+        return self._names(ID)
+
+    def note(self, name: str) -> bytes | None:
+        """An entry's note; None for an unknown id, also of an entry that is removed meanwhile."""
+        path = self.find(name)
+        with told(self.folder):
             try:
-                found[name] = (self.folder / name / NOTE).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                pass  # none of ours, or removed meanwhile
-        return found
+                return None if path is None else (path / NOTE).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def notes(self) -> Iterator[bytes]:
+        """The notes of all entries."""
+        return (note for name in self.names() if (note := self.note(name)) is not None)
 
     def remove(self, name: str) -> bool:
         """Remove an entry; whether it existed. A process that is killed meanwhile leaves no half of it."""

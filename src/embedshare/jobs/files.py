@@ -38,8 +38,12 @@ class FileStore:
         self._entries = Entries(folder)
         self._room = room
 
-    def add(self, content: IO[bytes], name: str, owner: str) -> StoredFile:
-        """Store a file, whole or not at all. Raises TooManyJobs, NoRoomForJobs, JobsNotKept."""
+    def add(self, content: IO[bytes], name: str, owner: str, size: int = 0) -> StoredFile:
+        """Store a file, whole or not at all; `size`: its expected bytes.
+
+        Raises TooManyJobs, NoRoomForJobs, JobsNotKept.
+        """
+        self._room.check_free(size)
         draft = self._entries.begin()
         try:
             with entries.told(self._entries.folder):
@@ -58,7 +62,7 @@ class FileStore:
 
     def files(self, owner: str | None = None) -> list[StoredFile]:
         """The files of an owner, or of all, oldest first."""
-        found = [msgspec.json.decode(note, type=StoredFile) for note in self._entries.notes().values()]
+        found = [msgspec.json.decode(note, type=StoredFile) for note in self._entries.notes()]
         return sorted(
             (file for file in found if owner is None or file.owner == owner),
             key=lambda file: (file.created, file.id),
@@ -66,15 +70,8 @@ class FileStore:
 
     def file(self, name: str, owner: str) -> StoredFile:
         """The file of an id. Raises UnknownFile, also for another owner's."""
-        path = self._entries.find(name)
-        try:
-            stored = (
-                None
-                if path is None
-                else msgspec.json.decode((path / entries.NOTE).read_bytes(), type=StoredFile)
-            )
-        except FileNotFoundError:
-            stored = None
+        note = self._entries.note(name)
+        stored = None if note is None else msgspec.json.decode(note, type=StoredFile)
         if stored is None or stored.owner != owner:
             raise unknown(name)
         return stored

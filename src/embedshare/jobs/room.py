@@ -52,9 +52,7 @@ class Room:
         Raises TooManyJobs, NoRoomForJobs, JobsNotKept.
         """
         with entries.alone(self.folder):
-            held = [
-                msgspec.json.decode(note, type=Held) for kind in self._kinds for note in kind.notes().values()
-            ]
+            held = [msgspec.json.decode(note, type=Held) for kind in self._kinds for note in kind.notes()]
             with entries.told(self.folder):
                 free = shutil.disk_usage(self.folder).free
             refusal = refused(held, Claim(owner, size, to_write), MOST, self._most_bytes, free)
@@ -66,7 +64,9 @@ class Room:
         """Raise NoRoomForJobs if the disk has no room for `size` bytes more."""
         with entries.told(self.folder):
             entries.check_private(self.folder)
-            _raise(_without_room(size, shutil.disk_usage(self.folder).free))
+            refusal = _without_room(size, shutil.disk_usage(self.folder).free)
+        if refusal is not None:
+            raise refusal
 
 
 def refused(
@@ -91,8 +91,3 @@ def _without_room(size: int, free: int) -> NoRoomForJobs | None:
         f"the disk of jobs has {free:,} bytes free, and {size:,} would be written: free some, delete jobs, "
         "or set EMBEDDING_JOBS_DIR"
     )
-
-
-def _raise(refusal: EmbedshareError | None) -> None:
-    if refusal is not None:
-        raise refusal

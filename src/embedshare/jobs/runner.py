@@ -13,10 +13,10 @@ from embedshare.backoff import Backoff
 from embedshare.calls import EmbedRequest, EmbedResult, Inputs, are_tokens
 from embedshare.errors import (
     EmbedshareError,
-    EngineFailed,
     InvalidInput,
     JobsNotKept,
     ModelMismatch,
+    ModelSwapped,
     UnknownJob,
     UnknownModel,
 )
@@ -29,7 +29,7 @@ from embedshare.jobs.turns import next_job
 
 #: Pauses of a job whose part could not be computed, such as without a model server.
 PAUSES = Backoff(0.5, 15.0, jitter=0.5)
-#: Failures of the model's runtime in a row after which a job fails.
+#: Faults in a row, of the model's runtime for example, after which a job fails.
 MOST_FAULTS = 3
 #: Seconds between two looks for jobs whose time is over.
 SWEEP_EVERY_S = 60.0
@@ -168,7 +168,7 @@ class Runner:
                 results[number] = Line(NO_ROWS, NO_TOKENS, given.failure)
         identities = {result.identity for result in made}
         if len(identities) > 1:
-            raise ModelMismatch("the model changed while a part was computed", expected="", found="")
+            raise ModelSwapped("the model changed while a part was computed; it is computed again")
         name = made[0].description.model_name if made else ""
         return Part([results[number] for number in range(len(lines))], name, "".join(identities))
 
@@ -213,8 +213,9 @@ class Runner:
     def _failed(self, job: JobSpec, error: EmbedshareError) -> None:
         """Pause the job after a temporary error, else end it."""
         before = self._pauses.get(job.id, _Pause(0, 0, 0.0))
-        faults = before.faults + isinstance(error, EngineFailed)
-        if _is_final(error) or faults >= MOST_FAULTS:
+        faults = before.faults + (error.http_status < 503 and not isinstance(error, JobsNotKept))
+        is_final = isinstance(error, InvalidInput | UnknownModel | ModelMismatch)
+        if is_final or faults >= MOST_FAULTS:
             self._fail(job, error)
             return
         failures = before.failures + 1
@@ -234,13 +235,6 @@ def _check_dimensions(dimensions: int | None, model: ModelDescription) -> None:
     """Raise InvalidInput for more than the model has; a server cuts vectors and does not refuse."""
     if dimensions is not None and dimensions > model.dimension:
         raise InvalidInput(f"dimensions is {dimensions}; {model.model_name} allows 1 to {model.dimension}")
-
-
-def _is_final(error: EmbedshareError) -> bool:
-    """Whether another try would fail by the same error."""
-    if isinstance(error, InvalidInput | UnknownModel | ModelMismatch):
-        return True
-    return not isinstance(error, EngineFailed | JobsNotKept) and error.http_status < 503
 
 
 def _failure(error: Exception) -> Failure:

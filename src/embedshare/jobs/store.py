@@ -77,8 +77,12 @@ class JobStore:
         self._read_line = msgspec.json.Decoder(JobLine)
 
     @contextmanager
-    def draft(self) -> Iterator[JobDraft]:
-        """A new job, of which nothing stays unless it is published."""
+    def draft(self, size: int = 0) -> Iterator[JobDraft]:
+        """A new job, of which nothing stays unless it is published.
+
+        Raises NoRoomForJobs if the disk has no room for `size` bytes.
+        """
+        self._room.check_free(size)
         folder = self._entries.begin()
         try:
             with entries.told(self._entries.folder):
@@ -119,25 +123,18 @@ class JobStore:
 
     def jobs(self, owner: str | None = None) -> list[JobSpec]:
         """The jobs of an owner, or of all, oldest first."""
-        known = self._specs
-        self._specs = {
-            name: known[name] if name in known else msgspec.json.decode(note, type=JobSpec)
-            for name, note in self._entries.notes().items()
-        }
-        found = [job for job in self._specs.values() if owner is None or job.owner == owner]
-        return sorted(found, key=lambda job: (job.created, job.id))
+        known, found = self._specs, dict[str, JobSpec]()
+        for name in self._entries.names():
+            job = known.get(name) or self._spec(name)
+            if job is not None:
+                found[name] = job
+        self._specs = found
+        shown = [job for job in found.values() if owner is None or job.owner == owner]
+        return sorted(shown, key=lambda job: (job.created, job.id))
 
     def job(self, name: str, owner: str | None = None) -> JobSpec:
         """The job of an id. Raises UnknownJob, also for another owner's."""
-        path = self._entries.find(name)
-        try:
-            job = (
-                None
-                if path is None
-                else msgspec.json.decode((path / entries.NOTE).read_bytes(), type=JobSpec)
-            )
-        except FileNotFoundError:
-            job = None
+        job = self._spec(name)
         if job is None or owner not in (None, job.owner):
             raise _unknown(name)
         return job
@@ -227,6 +224,10 @@ class JobStore:
             except UnknownJob:
                 pass  # deleted meanwhile
         self._entries.sweep()
+
+    def _spec(self, name: str) -> JobSpec | None:
+        note = self._entries.note(name)
+        return None if note is None else msgspec.json.decode(note, type=JobSpec)
 
     def _seen(self, job: JobSpec) -> Seen:
         times: dict[str, float] = {}

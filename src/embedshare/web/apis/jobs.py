@@ -130,7 +130,7 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
         model_client = models.of(asked.model)
         description = known_model(model_client)
         _check(asked, description)
-        with jobs.draft() as draft:
+        with jobs.draft(request.content_length or 0) as draft:
             _read(draft, settings)
             options = Options(
                 served_name(model_client), asked.prompt_name, asked.task, asked.normalize, asked.dimensions

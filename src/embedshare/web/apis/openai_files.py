@@ -106,7 +106,8 @@ def blueprint(stores: Stores | None) -> Blueprint:
         file, purpose = request.files.get("file"), request.form.get("purpose")
         if file is None or purpose != "batch":
             raise InvalidInput("the form must have a `file`, and `purpose` must be `batch`")
-        stored = there.files.add(file.stream, file.filename or "file.jsonl", auth.owner())
+        name, size = file.filename or "file.jsonl", request.content_length or 0
+        stored = there.files.add(file.stream, name, auth.owner(), size)
         return body.answer(_uploaded(stored, there.kept_s))
 
     @routes.get("/v1/files", **_DECLARED)
