@@ -375,9 +375,14 @@ def test_a_draft_that_is_given_up_leaves_nothing_and_other_things_stay(tmp_path:
     assert os.listdir(folder) == []
     (folder / ("0" * 32)).mkdir()
     (folder / "mine.txt").write_text("an operator's")
+    (folder / ("1" * 32)).mkdir()
+    (folder / ("1" * 32) / "note.json").write_text("damaged")
     store.sweep(0.0)
     assert store.jobs() == []
-    assert sorted(os.listdir(folder)) == ["0" * 32, "mine.txt"]
+    made = created(store, ["a"])
+    assert store.jobs() == [made]
+    store.remove(made)
+    assert sorted(os.listdir(folder)) == ["0" * 32, "1" * 32, "mine.txt"]
 
 
 @pytest.mark.skipif(platforms.WINDOWS, reason="access lists guard the folder there")

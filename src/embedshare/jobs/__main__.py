@@ -19,6 +19,7 @@ from loguru import logger
 from embedshare import logs, platforms
 from embedshare.errors import EmbedshareError, JobsDisabled, JobsNotKept
 from embedshare.jobs import entries, place
+from embedshare.jobs.files import FileStore
 from embedshare.jobs.store import JobStore
 from embedshare.settings import Settings
 from embedshare.supervise import lifeline
@@ -101,24 +102,28 @@ def _compute(settings: Settings, stop: threading.Event) -> None:
 
 
 def _follow(settings: Settings, stop: threading.Event) -> None:
-    store = place.store(settings)
+    store, files = place.store(settings), place.files(settings)
     runner: Runner | None = None
+    said = ""
     while not stop.is_set():
         try:
-            if runner is None and store.jobs():
-                runner = _runner(settings, store)
+            if runner is None and (store.jobs() or files.files()):
+                runner = _runner(settings, store, files)
             is_busy = runner is not None and runner.step()
+            said = ""
         except JobsNotKept as error:
-            logger.error("Could not read the jobs: {}", error.message)
             is_busy = False
+            if error.message != said:
+                said = error.message
+                logger.error("Could not read the jobs ({})", said)
         if not is_busy:
             stop.wait(LOOK_EVERY_S)
 
 
-def _runner(settings: Settings, store: JobStore) -> Runner:
+def _runner(settings: Settings, store: JobStore, files: FileStore) -> Runner:
     from embedshare.jobs.runner import Runner
 
-    return Runner(store, _embed(settings), settings.jobs.kept_s, sweep=place.files(settings).sweep)
+    return Runner(store, _embed(settings), settings.jobs.kept_s, sweep=files.sweep)
 
 
 def _embed(settings: Settings) -> Embed:

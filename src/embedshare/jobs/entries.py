@@ -14,13 +14,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 from filelock import FileLock, Timeout
 from loguru import logger
 
 from embedshare import platforms
 from embedshare.errors import EmbedshareError, JobsNotKept, NoRoomForJobs
 
+T = TypeVar("T")
 #: An id: 128 random bits. No other text becomes part of a path.
 ID = re.compile(r"[0-9a-f]{32}")
 #: The file that describes an entry; a folder without it is none of ours.
@@ -119,6 +122,14 @@ class Entries:
                 return sorted(name for name in os.listdir(self.folder) if form.fullmatch(name))
             except FileNotFoundError:
                 return []  # the first entry creates it
+
+
+def decoded(note: bytes | None, kind: type[T]) -> T | None:
+    """An entry's note; None for a damaged one, whose entry counts as none of ours."""
+    try:
+        return None if note is None else msgspec.json.decode(note, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _last_write(draft: Path) -> float:

@@ -62,16 +62,15 @@ class FileStore:
 
     def files(self, owner: str | None = None) -> list[StoredFile]:
         """The files of an owner, or of all, oldest first."""
-        found = [msgspec.json.decode(note, type=StoredFile) for note in self._entries.notes()]
+        found = [entries.decoded(note, StoredFile) for note in self._entries.notes()]
         return sorted(
-            (file for file in found if owner is None or file.owner == owner),
+            (file for file in found if file is not None and owner in (None, file.owner)),
             key=lambda file: (file.created, file.id),
         )
 
     def file(self, name: str, owner: str) -> StoredFile:
         """The file of an id. Raises UnknownFile, also for another owner's."""
-        note = self._entries.note(name)
-        stored = None if note is None else msgspec.json.decode(note, type=StoredFile)
+        stored = entries.decoded(self._entries.note(name), StoredFile)
         if stored is None or stored.owner != owner:
             raise unknown(name)
         return stored

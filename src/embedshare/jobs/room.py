@@ -52,7 +52,8 @@ class Room:
         Raises TooManyJobs, NoRoomForJobs, JobsNotKept.
         """
         with entries.alone(self.folder):
-            held = [msgspec.json.decode(note, type=Held) for kind in self._kinds for note in kind.notes()]
+            notes = (note for kind in self._kinds for note in kind.notes())
+            held = [one for note in notes if (one := entries.decoded(note, Held)) is not None]
             with entries.told(self.folder):
                 free = shutil.disk_usage(self.folder).free
             refusal = refused(held, Claim(owner, size, to_write), MOST, self._most_bytes, free)

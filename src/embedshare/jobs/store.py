@@ -226,8 +226,7 @@ class JobStore:
         self._entries.sweep()
 
     def _spec(self, name: str) -> JobSpec | None:
-        note = self._entries.note(name)
-        return None if note is None else msgspec.json.decode(note, type=JobSpec)
+        return entries.decoded(self._entries.note(name), JobSpec)
 
     def _seen(self, job: JobSpec) -> Seen:
         times: dict[str, float] = {}
