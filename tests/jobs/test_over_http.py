@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 
 from embeddingClient import EmbeddingClient
 from tests.jobs.running import JobWorker, runner_of, worker_of
@@ -62,6 +63,14 @@ def test_a_body_beyond_the_limit_of_other_routes_is_taken_here_alone(worker: Job
     assert worker.delete(f"/api/v1/jobs/{job['id']}").status_code == 204
 
 
+def test_a_page_in_a_browser_cannot_send_a_large_body_to_a_worker_without_keys(worker: JobWorker) -> None:
+    headers = {"Origin": "https://other.example", "Content-Type": "text/plain"}
+    body = b'"one of many texts"\n' * 5000
+    answer = requests.post(f"{worker.url}/api/v1/jobs", data=body, headers=headers, timeout=30)
+    assert answer.status_code == 413
+    assert "EMBEDDING_MAX_MESSAGE_BYTES" in answer.text
+
+
 def test_options_shape_the_vectors(worker: JobWorker, model: EmbeddingClient) -> None:
     job = worker.create(["a text", "another"], dimensions=8, normalize="false")
     worker.wait_until(job["id"], "done")
@@ -96,8 +105,6 @@ def test_what_is_wrong_is_said_and_leaves_nothing(
 
 
 def test_a_type_that_is_not_lines_is_refused(worker: JobWorker) -> None:
-    import requests
-
     answer = requests.post(f"{worker.url}/api/v1/jobs", json=["a"], timeout=30)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
