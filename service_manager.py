@@ -33,7 +33,8 @@ from embeddingClient import EmbeddingClient  # noqa: E402
 from embedshare import logs, platforms  # noqa: E402
 from embedshare.errors import EmbedshareError, SupervisorError, SupervisorUnavailable, missing_database  # noqa: E402
 from embedshare.ipc import authkey, control  # noqa: E402
-from embedshare.operate import cache, doctor, following, keys, models, probes, status, tail  # noqa: E402
+from embedshare.jobs import place  # noqa: E402
+from embedshare.operate import cache, doctor, following, jobs, keys, models, probes, status, tail  # noqa: E402
 from embedshare.operate.autoscaler import Autoscaler  # noqa: E402
 from embedshare.operate.processes import MODEL_SERVER, Place, Services  # noqa: E402
 from embedshare.settings import Settings  # noqa: E402
@@ -375,6 +376,12 @@ def manage_cache(options: argparse.Namespace, settings: Settings) -> None:
     _print_json(answer) if options.json else _console().print(cache.render(answer))
 
 
+def manage_jobs(options: argparse.Namespace, settings: Settings) -> None:
+    """List, show, cancel and delete jobs of the web workers' callers."""
+    found = jobs.carry_out(options, place.store(settings))
+    _print_json(found) if options.json else _console().print(jobs.render(found))
+
+
 def _runs(pid: int) -> bool:
     """Whether a process runs; an ended process that its parent has not collected does not."""
     try:
@@ -416,7 +423,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(run=run)
         add_arguments(command)
-        if name not in ("start", "logs", "keys", "models", "cache"):
+        if name not in ("start", "logs", "keys", "models", "cache", "jobs"):
             command.add_argument("--json", action="store_true", help="for scripts: JSON on standard output")
     return parser
 
@@ -468,6 +475,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any, Settings], Any], Callable[[argparse.Ar
     "keys": (manage_keys, keys.add_arguments),
     "models": (manage_models, models.add_arguments),
     "cache": (manage_cache, cache.add_arguments),
+    "jobs": (manage_jobs, jobs.add_arguments),
 }
 
 
@@ -542,7 +550,9 @@ def _print_json(value: Any) -> None:
 
 def _log(watched: list[Watched]) -> None:
     """`_show` as one line of the log."""
-    running = [f"{each.spec.name} on port {each.spec.port}" for each in watched]
+    running = [
+        f"{each.spec.name} on port {each.spec.port}" if each.spec.port else each.spec.name for each in watched
+    ]
     logger.info("Running embedshare ({})", ", ".join(running))
 
 
@@ -552,7 +562,7 @@ def _show(watched: list[Watched]) -> None:
         table.add_column(column)
     for each in watched:
         pid = str(each.process.pid) if each.process else ""
-        table.add_row(each.spec.name, pid, str(each.spec.port), str(each.spec.log))
+        table.add_row(each.spec.name, pid, str(each.spec.port or "–"), str(each.spec.log))
     _console().print(table)
 
 

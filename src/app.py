@@ -23,20 +23,24 @@ from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
 from embedshare.telemetry.audit_log import AuditLog
-from embedshare.web import errors, openapi, routes
+from embedshare.web import errors, large_bodies, openapi, routes
 from embedshare.web.apis import (
     embed,
     embeddings_service,
     health,
     index,
+    jobs,
     load,
     metrics,
     ollama,
     openai,
+    openai_batches,
+    openai_files,
     search,
     tei,
 )
 from embedshare.web.apis import settings as settings_routes
+from embedshare.web.apis.openai_files import Stores
 from embedshare.web.guards import audit, auth, cors, cross_site, headers, paths, request_ids
 from embedshare.web.guards.model_access import ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
@@ -86,6 +90,7 @@ def create_app(
     cors.register(app, lambda: live.cors_origins)
     rates = wiring.rates(settings)
     auth.register(app, ring, rates)
+    large_bodies.register(app, settings.jobs.max_bytes, ring)
     request_limits = RequestLimits.of(settings)
     dependencies = {
         "model_server": lambda: wiring.server_state(model),
@@ -99,6 +104,11 @@ def create_app(
     app.register_blueprint(health.blueprint(model, dependencies, models))
     for api in (embed, openai, ollama, tei, embeddings_service):
         app.register_blueprint(api.blueprint(models))
+    job_store, files = wiring.jobs(settings), wiring.files(settings)
+    app.register_blueprint(jobs.blueprint(job_store, models, settings))
+    stores = Stores(job_store, files, settings.jobs.kept_s) if job_store and files else None
+    app.register_blueprint(openai_files.blueprint(stores))
+    app.register_blueprint(openai_batches.blueprint(stores, models, settings))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, request_limits, Path(indexes), models))
     searcher = model if settings.searches_the_web else None

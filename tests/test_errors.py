@@ -35,6 +35,9 @@ BUILTIN = {
     "UnknownModel": LookupError,
     "UnknownIndex": LookupError,
     "UnknownSetting": LookupError,
+    "UnknownJob": LookupError,
+    "UnknownFile": LookupError,
+    "JobsDisabled": PermissionError,
     "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,
@@ -80,7 +83,7 @@ def test_an_error_is_caught_as_the_builtin_that_a_local_model_would_raise(cls: t
 
 @each_class
 def test_an_error_has_a_status_of_its_own_kind(cls: type[EmbedshareError]) -> None:
-    assert cls.http_status in (400, 401, 403, 404, 409, 413, 421, 422, 429, 500, 502, 503, 504)
+    assert cls.http_status in (400, 401, 403, 404, 409, 413, 421, 422, 429, 500, 502, 503, 504, 507)
     if issubclass(cls, errors.InvalidInput):
         assert cls.http_status < 500
 

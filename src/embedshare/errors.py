@@ -242,6 +242,38 @@ class AddressRefused(FetchFailed):
     """An address that pages are not fetched from: not http or https, or not public. Field: url."""
 
 
+class JobsDisabled(EmbedshareError, PermissionError, http_status=403):
+    """The worker takes no jobs: EMBEDDING_JOBS or USE_IPC_EMBEDDING is false."""
+
+
+class UnknownJob(EmbedshareError, LookupError, http_status=404):
+    """The caller has no job of this id: it never had one, or it was deleted."""
+
+
+class UnknownFile(EmbedshareError, LookupError, http_status=404):
+    """The caller has no uploaded file or result of this id: it never had one, or it was deleted."""
+
+
+class JobNotDone(EmbedshareError, http_status=409):
+    """The job has no result yet, or ended without one. Field `status`."""
+
+
+class JobEnded(EmbedshareError, http_status=409):
+    """The job has ended, so it cannot be cancelled. Field `status`."""
+
+
+class TooManyJobs(EmbedshareError, http_status=429):
+    """The caller's jobs and files exceed its share. Nothing was stored; delete some first."""
+
+
+class JobsNotKept(EmbedshareError, http_status=500):
+    """A process cannot write or read the folder of jobs."""
+
+
+class NoRoomForJobs(JobsNotKept, http_status=507):
+    """The disk has no room for one more job or file. Nothing was stored."""
+
+
 class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""
 

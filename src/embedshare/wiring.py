@@ -13,6 +13,9 @@ from embedshare.access.key_ring import KeyRing
 from embedshare.access.keys import Principal, digest
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.ipc import authkey, codec
+from embedshare.jobs import place
+from embedshare.jobs.files import FileStore
+from embedshare.jobs.store import JobStore
 from embedshare.models.sources import database
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
@@ -80,6 +83,16 @@ def deployment(settings: Settings) -> str | None:
     except EmbedshareError:
         return None
     return hmac.new(key, b"embedshare deployment", hashlib.sha256).hexdigest()[:16]
+
+
+def jobs(settings: Settings) -> JobStore | None:
+    """The jobs of this machine's workers; None in a worker that takes none."""
+    return place.store(settings) if settings.takes_jobs else None
+
+
+def files(settings: Settings) -> FileStore | None:
+    """The files that callers of this machine's workers have uploaded; None in a worker without jobs."""
+    return place.files(settings) if settings.takes_jobs else None
 
 
 def settings_changes(model: Model, settings: Settings) -> SettingsChanges:

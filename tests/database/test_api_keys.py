@@ -51,7 +51,7 @@ def test_a_key_s_models_are_kept_in_their_order_and_none_is_every_model(url: str
 def test_a_key_from_before_keys_had_models_may_use_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate_to = command.upgrade
     with closing(opened(url)) as database, monkeypatch.context() as patch:
-        patch.setattr(upgrade.command, "upgrade", lambda config, _: migrate_to(config, "0003"))
+        patch.setattr(upgrade.command, "upgrade", lambda config, _: migrate_to(config, "0004"))
         with database.write() as session:
             insert = "INSERT INTO api_keys (name, key_hash, scopes, created_at) VALUES (:n, :h, :s, :c)"
             values = {"n": "old", "h": digest("es_old"), "s": '["embed"]', "c": now().replace(tzinfo=None)}
@@ -61,7 +61,7 @@ def test_a_key_from_before_keys_had_models_may_use_all(url: str, monkeypatch: py
         assert Keys(database).valid()[digest("es_old")].models is None
         assert "models" in columns(database)
         with database.write() as session:  # a migration that MySQL has cut off after the column
-            session.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+            session.execute(text("UPDATE alembic_version SET version_num = '0004'"))
     with closing(opened(url)) as database:
         _, key = Keys(database).create("new", ["embed"], models=["minilm"])
         assert Keys(database).valid()[digest(key)].models == ("minilm",)

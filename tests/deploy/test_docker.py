@@ -116,10 +116,12 @@ def test_what_is_copied_is_all_that_the_programs_need(tmp_path: Path) -> None:
     del given["PYTHONPATH"]
     commands = [service["command"] for service in (SERVICES["server"], SERVICES["worker"])]
     commands += [SERVICES[name]["healthcheck"]["test"][1:] for name in OURS]
-    for command in (*commands, ["python", "service_manager.py"]):
+    jobs = SERVICES["jobs"]
+    for command in (*commands, ["python", "service_manager.py"], jobs["command"]):
+        its_own = {"PYTHONPATH": jobs["environment"]["PYTHONPATH"]} if command is jobs["command"] else {}
         done = subprocess.run(
             [sys.executable, *command[1:]],
-            env=given,
+            env={**given, **its_own},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -171,6 +173,7 @@ def test_nginx_has_the_same_limit_as_the_workers_and_waits_longer_than_they_do()
     text = (nginx.FILES / "embedshare.conf").read_text()
     settings = Settings()
     assert f"client_max_body_size {settings.server.max_message_bytes};" in text
+    assert f"client_max_body_size {settings.jobs.max_bytes};" in text  # of jobs and uploaded files
     pieces_in_turn = settings.server.max_texts / 512 / 2
     assert (
         int(re.findall(r"proxy_read_timeout (\d+)s;", text)[0]) > pieces_in_turn * settings.client.timeout_s

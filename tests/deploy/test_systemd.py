@@ -13,7 +13,12 @@ import pytest
 from tests.processes import ROOT
 
 FILES = ROOT / "deploy" / "systemd"
-UNITS = ("embedshare.service", "embedshare-server.service", "embedshare-worker@.service")
+UNITS = (
+    "embedshare.service",
+    "embedshare-server.service",
+    "embedshare-worker@.service",
+    "embedshare-jobs.service",
+)
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")
 
@@ -53,7 +58,10 @@ def test_the_sandbox_is_as_tight_as_a_network_service_s_can_be(tmp_path: Path, n
 
 @pytest.mark.parametrize("name", UNITS)
 def test_every_program_that_a_unit_runs_is_in_the_repository(name: str) -> None:
-    programs = re.findall(r"/opt/embedshare/(\S+\.py)", (FILES / name).read_text())
+    unit = (FILES / name).read_text()
+    programs = re.findall(r"/opt/embedshare/(\S+\.py)", unit)
+    modules = re.findall(r"^ExecStart=.* -m (\S+)$", unit, re.MULTILINE)
+    programs += [f"src/{module.replace('.', '/')}/__main__.py" for module in modules]
     assert programs
     assert all((ROOT / program).is_file() for program in programs)
 

@@ -30,8 +30,8 @@ def test_a_stopped_server_and_a_stopped_worker_are_hung_and_start_again(tmp_path
     try:
         wait_for(lambda: services.output.count("Got no answer from") == 2, 60, "both to hang")
         states = {name: process["state"] for name, process in operator.processes().items()}
-        assert states == {"model-server": "hung", "worker-1": "hung", "worker-2": "ready"}
-        wait_for(lambda: services.output.count("Ready: ") == 5, 60, "both to start again")
+        assert states == {"model-server": "hung", "jobs": "ready", "worker-1": "hung", "worker-2": "ready"}
+        wait_for(lambda: services.output.count("Ready: ") == 6, 60, "both to start again")
     finally:
         for name in ("model-server", "worker-1"):
             if psutil.pid_exists(before[name]["pid"]):

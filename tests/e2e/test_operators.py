@@ -110,8 +110,10 @@ def test_status_tells_of_every_process_and_of_the_model(operator: Operator) -> N
         report = operator.json("status")
     finally:
         assert set(load.stop()) == {"right"}
-    server, first, second = report["processes"]
-    assert (server["name"], first["name"], second["name"]) == ("model-server", "worker-1", "worker-2")
+    server, jobs, first, second = report["processes"]
+    names = [process["name"] for process in report["processes"]]
+    assert names == ["model-server", "jobs", "worker-1", "worker-2"]
+    assert (jobs["port"], jobs["calls_per_s"]) == (0, None)
     for process in report["processes"]:
         assert psutil.Process(process["pid"]).is_running()
         assert process["state"] == "ready"
@@ -163,11 +165,11 @@ def test_the_model_server_restarts_while_callers_wait_for_it(operator: Operator)
 def test_the_number_of_workers_can_be_changed(operator: Operator) -> None:
     assert operator.json("scale", "4") == {"status": "ok"}
     assert requests.get(operator.url(4) + "/health", timeout=10).json()["status"] == "ok"
-    assert list(operator.processes()) == ["model-server", *(f"worker-{n}" for n in (1, 2, 3, 4))]
+    assert list(operator.processes()) == ["model-server", "jobs", *(f"worker-{n}" for n in (1, 2, 3, 4))]
     assert operator.json("scale", "2") == {"status": "ok"}
     with pytest.raises(requests.ConnectionError):
         requests.get(operator.url(4) + "/health", timeout=10)
-    assert list(operator.processes()) == ["model-server", "worker-1", "worker-2"]
+    assert list(operator.processes()) == ["model-server", "jobs", "worker-1", "worker-2"]
 
 
 def test_a_port_that_is_taken_keeps_the_workers_that_there_are(operator: Operator) -> None:
@@ -176,17 +178,17 @@ def test_a_port_that_is_taken_keeps_the_workers_that_there_are(operator: Operato
     assert code == 1
     assert json.loads(said)["type"] == "PortUnavailable"
     assert f"process {os.getpid()} listens there" in json.loads(said)["error"]
-    assert list(operator.processes()) == ["model-server", "worker-1", "worker-2"]
+    assert list(operator.processes()) == ["model-server", "jobs", "worker-1", "worker-2"]
 
 
 def test_what_is_asked_wrongly_is_refused_with_what_there_is(operator: Operator) -> None:
     code, said, _ = operator.run("restart", "worker-9", "--json")
     assert code == 1
-    assert "there are model-server, worker-1, worker-2" in json.loads(said)["error"]
+    assert "there are model-server, jobs, worker-1, worker-2" in json.loads(said)["error"]
     assert operator.run("scale", "0")[0] == 2
     code, _, complained = operator.run("logs", "nobody")
     assert code == 1
-    assert "there are model-server, worker-1, worker-2" in complained
+    assert "there are jobs, model-server, worker-1, worker-2" in complained
     assert "a supervisor already runs" in operator.run("start")[2] or operator.run("start")[0] == 1
 
 
@@ -349,7 +351,7 @@ def test_workers_follow_the_load_up_and_down(tmp_path: Path) -> None:
         outcomes = sum((load.stop() for load in loads), Counter())
     assert set(outcomes) == {"right"}
     wait_for(lambda: "from 2 to 1 workers (" in services.output, 90, "the way back")
-    wait_for(lambda: list(operator.processes()) == ["model-server", "worker-1"], 30)
+    wait_for(lambda: list(operator.processes()) == ["model-server", "jobs", "worker-1"], 30)
     assert "2 s idle" in services.output
     code, said, _ = operator.run("scale", "5", "--json")
     assert code == 1

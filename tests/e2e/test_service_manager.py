@@ -77,7 +77,7 @@ def test_health_and_stats_have_their_known_shapes(services: Services, ports: tup
 def test_each_process_writes_a_log_of_its_own(services: Services) -> None:
     logs = services.folder / "logs"
     names = sorted(path.name for path in logs.iterdir())
-    assert names == ["model-server.log", "worker-1.log", "worker-2.log", "worker-3.log"]
+    assert names == ["jobs.log", "model-server.log", "worker-1.log", "worker-2.log", "worker-3.log"]
     assert f"ready: {DEFAULT}" in (logs / "model-server.log").read_text()
     assert "ready: http://127.0.0.1:" in (logs / "worker-1.log").read_text()
 

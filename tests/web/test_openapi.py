@@ -34,6 +34,17 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "413", "422"]
 include-path-regex = "^/index(/[{]index[}]/documents)?$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
 
+# A body of any text is no list of texts, and a job of a made-up id does not exist.
+[[operations]]
+include-path-regex = "^/(api/v1/jobs|v1/batches|v1/files)"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "413"]
+
+# Clients of OpenAI may send parameters of its lists that this API does not have.
+[[operations]]
+include-path-regex = "^/v1/(batches|files)$"
+include-method = "GET"
+checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
+
 # The settings come from the environment here, which is a 400 whatever is sent.
 [[operations]]
 include-path-regex = "^/settings"
@@ -94,6 +105,15 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/info", "get"): {"200", "404", *GATED, *OF_THE_MODEL},
         ("/tokenize", "post"): embeds,
         ("/v1/embeddings", "post"): embeds,
+        ("/v1/batches", "get"): {"200", "400", *GATED},
+        ("/v1/batches", "post"): {"200", "400", "404", "413", "415", "507", *GATED, *OF_THE_MODEL},
+        ("/v1/batches/{id}", "get"): {"200", "404", *GATED},
+        ("/v1/batches/{id}/cancel", "post"): {"200", "404", "409", *GATED},
+        ("/v1/files", "get"): {"200", "400", *GATED},
+        ("/v1/files", "post"): {"200", "400", "413", "415", "507", *GATED},
+        ("/v1/files/{id}", "delete"): {"200", "404", *GATED},
+        ("/v1/files/{id}", "get"): {"200", "404", *GATED},
+        ("/v1/files/{id}/content", "get"): {"200", "404", *GATED},
         ("/v1/models", "get"): {"200", *GATED, *OF_THE_MODEL},
         ("/v1/models/{name}", "get"): {"200", "404", *GATED, *OF_THE_MODEL},
         ("/api/v1/embed", "post"): embeds,
@@ -102,6 +122,12 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/api/v1/generate/batch", "post"): embeds,
         ("/api/v1/models", "get"): {"200", *GATED, *OF_THE_MODEL},
         ("/api/v1/models/{id}", "get"): {"200", "404", *GATED, *OF_THE_MODEL},
+        ("/api/v1/jobs", "get"): {"200", *GATED},
+        ("/api/v1/jobs", "post"): {"202", "400", "404", "413", "415", "507", *GATED, *OF_THE_MODEL},
+        ("/api/v1/jobs/{job}", "delete"): {"204", "404", *GATED},
+        ("/api/v1/jobs/{job}", "get"): {"200", "404", *GATED},
+        ("/api/v1/jobs/{job}/cancel", "post"): {"200", "404", "409", *GATED},
+        ("/api/v1/jobs/{job}/result", "get"): {"200", "400", "404", "409", *GATED},
         ("/health", "get"): {"200", *OPEN},
         ("/index", "post"): {"201", "400", "413", "415", "422", *GATED, *OF_THE_MODEL},
         ("/index/{index}", "delete"): {"204", "404", "503", *GATED},

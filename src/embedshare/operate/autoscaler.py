@@ -12,7 +12,7 @@ import requests
 from loguru import logger
 
 from embedshare.errors import EmbedshareError
-from embedshare.operate.processes import MODEL_SERVER, ask_worker
+from embedshare.operate.processes import ask_worker, is_worker
 from embedshare.settings import Settings
 from embedshare.supervise.scaling import Scaling, WorkerLoad
 from embedshare.supervise.supervisor import Report, Supervisor
@@ -49,7 +49,7 @@ class Autoscaler:
 
     def _look(self) -> None:
         reports = self._supervisor.report().result(STEP_S)
-        workers = [report for report in reports if report.name != MODEL_SERVER]
+        workers = [report for report in reports if is_worker(report.name)]
         if any(worker.state != "ready" for worker in workers):
             return  # a starting or stopping worker distorts the others' load
         step = self._scaling.step(time.monotonic(), self._loads(workers))

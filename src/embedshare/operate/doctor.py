@@ -23,7 +23,8 @@ from embedshare.engine import weights
 from embedshare.errors import EmbedshareError, missing_database
 from embedshare.identity import identity_of
 from embedshare.ipc import authkey
-from embedshare.operate.processes import MODEL_SERVER, Place, port_holder, worker_address
+from embedshare.jobs import place
+from embedshare.operate.processes import Place, is_worker, port_holder, worker_address
 from embedshare.settings import Settings
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
@@ -72,6 +73,7 @@ def examine(
         *_room(settings),
         *_folders(settings),
         *_indexes(settings),
+        *_jobs(settings),
         *_database(settings),
     ]
 
@@ -162,7 +164,7 @@ def _server(settings: Settings, server_answers: Callable[[], str | None]) -> Ite
 def running_workers(processes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """The workers of the supervisor's report, at their ports."""
     for process in processes:
-        if process["name"] == MODEL_SERVER:
+        if not is_worker(process["name"]):
             continue
         found = f"{process['port']} is {process['name']}'s, which is {process['state']}"
         if process["pid"] is not None:
@@ -267,13 +269,22 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 def _indexes(settings: Settings) -> Iterator[Finding]:
     folder = Path(settings.indexes.directory or authkey.key_file(settings).with_name("indexes"))
-    writable = _writable("indexes", folder, "EMBEDDING_INDEX_DIR")
+    yield _private("indexes", folder, "EMBEDDING_INDEX_DIR", "POST /index is refused")
+
+
+def _jobs(settings: Settings) -> Iterator[Finding]:
+    if settings.takes_jobs:
+        yield _private("jobs", place.folder(settings), "EMBEDDING_JOBS_DIR", "jobs are refused")
+
+
+def _private(about: str, folder: Path, setting: str, consequence: str) -> Finding:
+    """Whether this user alone can use a folder."""
+    writable = _writable(about, folder, setting)
     fault = platforms.fault_of_trust(folder.stat(), 0o077) if folder.is_dir() else None
     if writable.state == GOOD and fault is not None:
-        found = f"{folder} is not this user's alone ({fault}): POST /index is refused"
-        yield Finding("indexes", BAD, found, f"chmod 700 {folder}, as its owner, or set EMBEDDING_INDEX_DIR")
-    else:
-        yield writable
+        found = f"{folder} is not this user's alone ({fault}): {consequence}"
+        return Finding(about, BAD, found, f"chmod 700 {folder}, as its owner, or set {setting}")
+    return writable
 
 
 def _database(settings: Settings) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from embedshare.errors import EmbedshareError, ModelMismatch
-from embedshare.operate.processes import MODEL_SERVER, ask_worker
+from embedshare.operate.processes import ask_worker, is_worker
 from embedshare.settings import Settings
 
 #: Seconds for a worker's answer.
@@ -18,7 +18,7 @@ PATIENCE_S = 10.0
 
 def refusing(processes: Sequence[Mapping[str, Any]], settings: Settings) -> list[str]:
     """The names of the workers, of the supervisor's report, that refuse the served model."""
-    workers = [process for process in processes if process["name"] != MODEL_SERVER]
+    workers = [process for process in processes if is_worker(process["name"])]
     with ThreadPoolExecutor(max(1, len(workers))) as threads:
         refuses = list(threads.map(lambda worker: _refuses(worker, settings), workers))
     return [str(worker["name"]) for worker, refused in zip(workers, refuses, strict=True) if refused]

@@ -16,10 +16,13 @@ from embedshare import platforms
 from embedshare.errors import EmbedshareError, PortUnavailable
 from embedshare.ipc import authkey
 from embedshare.models.sources.swap import SwapNote
+from embedshare.platforms import children
 from embedshare.settings import Settings
 from embedshare.supervise.process import ProcessSpec
 
 MODEL_SERVER = "model-server"
+JOBS = "jobs"
+_WORKER = "worker-"
 #: The folder with this version's app.py, which takes an open port; another folder's may not.
 OWN_SOURCE = Path(embedshare.__file__).resolve().parent.parent
 
@@ -58,7 +61,10 @@ class Services:
         self._worker_lives = worker_lives
 
     def stages(self, workers: int) -> list[list[ProcessSpec]]:
-        """The model server, if one is shared, then the workers. Raises PortUnavailable."""
+        """The model server and the process of jobs, if these are used, then the workers.
+
+        Raises PortUnavailable.
+        """
         settings = self._settings
         if settings.client.use_ipc:
             _check_port(settings.server.host, settings.server.port, "the model server")
@@ -67,6 +73,8 @@ class Services:
                 "Starting no model server (USE_IPC_EMBEDDING is false: each worker loads a model of its own)"
             )
         first = [[self._server()]] if settings.client.use_ipc else []
+        if settings.takes_jobs:
+            first.append([self._jobs()])
         last = [self.worker(number) for number in range(1, workers + 1)]
         for worker in last:
             self.check(worker)
@@ -76,7 +84,7 @@ class Services:
         """The nth worker, from 1, by the current settings. Raises PortUnavailable if there is no such
         port."""
         host, port = worker_address(self.place, number, self._settings.server.port)
-        name, url = f"worker-{number}", worker_url(host, port)
+        name, url = f"{_WORKER}{number}", worker_url(host, port)
         changes = {"EMBEDDING_ON_MODEL_CHANGE": "follow"} if self.workers_follow else {}
         return ProcessSpec(
             name,
@@ -104,6 +112,22 @@ class Services:
             )
         _check_port(worker.host, worker.port, worker.name.replace("-", " "), held=worker.port in held)
 
+    def _jobs(self) -> ProcessSpec:
+        """Until the first job it takes little memory, so it runs from the start.
+
+        No process waits for its answers, so it is ready as soon as it runs: a folder that it cannot use keeps
+        no worker from starting.
+        """
+        return ProcessSpec(
+            JOBS,
+            [sys.executable, "-m", "embedshare.jobs"],
+            "",
+            0,
+            Path(self._settings.operation.log_dir) / f"{JOBS}.log",
+            lambda: True,
+            {"PYTHONPATH": children.python_path()},
+        )
+
     def _server(self) -> ProcessSpec:
         return ProcessSpec(
             MODEL_SERVER,
@@ -115,6 +139,11 @@ class Services:
             lives=self._server_lives,
             advice=lambda: model_advice(self._settings),
         )
+
+
+def is_worker(name: str) -> bool:
+    """Whether the supervisor's process of this name is a web worker."""
+    return name.startswith(_WORKER)
 
 
 def model_advice(settings: Settings) -> str:

@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from embedshare.errors import EmbedshareError
-from embedshare.operate.processes import MODEL_SERVER, ask_worker
+from embedshare.errors import EmbedshareError, SupervisorError
+from embedshare.operate.processes import MODEL_SERVER, ask_worker, is_worker
 from embedshare.settings import Settings
 from embedshare.telemetry.histogram import quantile
 
@@ -61,7 +61,7 @@ def render(report: Mapping[str, Any]) -> RenderableType:
         state = process["state"]
         colour = "green" if state in _WELL else "yellow" if state in _UNDER_WAY else "red"
         table.add_row(
-            process["name"], Text(state, colour), _text(process["pid"]), str(process["port"]),
+            process["name"], Text(state, colour), _text(process["pid"]), _text(process["port"] or None),
             _duration(process["uptime_s"]), str(process["restarts"]),
             _text(process["memory_mb"], "{:,.0f} MB"), _text(process["calls_per_s"], "{:,.1f}"),
             _text(process["p50_ms"], "{:,.1f}"), _text(process["p99_ms"], "{:,.1f}"),
@@ -79,9 +79,11 @@ def render(report: Mapping[str, Any]) -> RenderableType:
 def _who_to_ask(
     process: Mapping[str, Any], settings: Settings, server_stats: Callable[[], Stats]
 ) -> Callable[[], Stats]:
-    """The server reports all calls, a worker its own client's."""
+    """The server reports all calls, a worker its own client's, the process of jobs none."""
     if process["name"] == MODEL_SERVER:
         return server_stats
+    if not is_worker(process["name"]):
+        return _tells_nothing
 
     def worker_stats() -> Stats:
         answer = ask_worker(settings, process["host"], process["port"], "/embedding/stats", PATIENCE_S)
@@ -89,6 +91,10 @@ def _who_to_ask(
         return stats
 
     return worker_stats
+
+
+def _tells_nothing() -> Stats:
+    raise SupervisorError("this process answers no questions")
 
 
 def _ask(stats: Callable[[], Stats]) -> tuple[float, Stats] | None:

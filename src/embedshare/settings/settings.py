@@ -12,6 +12,7 @@ from embedshare.settings import sources
 from embedshare.settings.client import ClientSettings
 from embedshare.settings.declaration import Declaration, Section, declared, written
 from embedshare.settings.indexes import IndexSettings
+from embedshare.settings.jobs import JobSettings
 from embedshare.settings.model import ModelSettings
 from embedshare.settings.operation import OperationSettings
 from embedshare.settings.parsing import CONFIGURED
@@ -30,6 +31,7 @@ class Settings:
     web: WebSettings = dataclasses.field(default=WebSettings())
     search: SearchSettings = dataclasses.field(default=SearchSettings())
     indexes: IndexSettings = dataclasses.field(default=IndexSettings())
+    jobs: JobSettings = dataclasses.field(default=JobSettings())
     operation: OperationSettings = dataclasses.field(default=OperationSettings())
 
     @classmethod
@@ -99,6 +101,11 @@ class Settings:
         """Whether a web worker searches the web for its callers."""
         offered = self.search.over_http
         return offered == "true" or (offered == "auto" and self.web.on_loopback)
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether a web worker takes jobs; one process computes them, from the shared model alone."""
+        return self.jobs.enabled and self.client.use_ipc
 
 
 class Place(NamedTuple):

@@ -28,6 +28,7 @@ class ProcessSpec:
     command: list[str]
     host: str
     port: int
+    """Its address; port 0 for a process that listens nowhere."""
     log: Path
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -416,7 +416,8 @@ class Supervisor:
         watched.state, watched.restart_at, watched.ready_since = "starting", None, None
         watched.started, watched.kill_at, watched.killed_for = self._clock(), None, None
         watched.liveness = Liveness(self._stuck_s)
-        logger.info("Starting {}, pid {}, port {}", watched.spec.name, process.pid, watched.spec.port)
+        where = f", port {spec.port}" if spec.port else ""
+        logger.info("Starting {}, pid {}{}", spec.name, process.pid, where)
         name = watched.spec.name
         threading.Thread(
             target=lambda: self._events.put(_Ended(watched, process, process.wait())),

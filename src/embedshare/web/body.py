@@ -64,7 +64,7 @@ def read(
         body = _without_half_pairs(body)
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"the body must be JSON such as {example}: {_reason(error, body)}") from None
+        raise InvalidInput(f"the body must be JSON such as {example}: {reason(error, body)}") from None
 
 
 def _without_half_pairs(body: bytes) -> bytes:
@@ -82,7 +82,8 @@ def _searchable(body: bytes) -> bytes:
     return body.replace(_BACKSLASH, _PLACEHOLDER)
 
 
-def _reason(error: Exception, body: bytes) -> str:
+def reason(error: Exception, body: bytes) -> str:
+    """Why JSON could not be decoded, for the one who sent it."""
     if isinstance(error, RecursionError):
         return "this one is nested too deeply"
     # The error of msgspec until 0.22, and that of 0.23.

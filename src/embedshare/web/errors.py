@@ -31,6 +31,8 @@ OF_THE_MODEL = tuple(
     for kind in EmbedshareError.__subclasses__()
     if kind.http_status >= 503 and kind is not DatabaseUnavailable
 )
+#: The settings that limit a request's body, and that of a route that takes large ones.
+LIMIT, LARGE_LIMIT = "EMBEDDING_MAX_MESSAGE_BYTES", "EMBEDDING_MAX_JOB_BYTES"
 #: OpenAI's names for the errors that its clients check.
 _OPENAI_CODES = {UnknownModel.__name__: "model_not_found"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -95,7 +97,9 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> Response:
-        return ours(body_too_large(app.config["MAX_CONTENT_LENGTH"]))
+        limit = request.max_content_length or app.config["MAX_CONTENT_LENGTH"]
+        is_large = isinstance(request.url_rule, routes.Route) and request.url_rule.takes_large
+        return ours(body_too_large(limit, LARGE_LIMIT if is_large else LIMIT))
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
@@ -111,9 +115,9 @@ def register(app: Flask) -> None:
         return _response("the server failed to answer; its log says why", InternalServerError.__name__, 500)
 
 
-def body_too_large(limit: int) -> TooLarge:
-    """The error for a request's body over `limit` bytes."""
-    return TooLarge(f"the body is larger than EMBEDDING_MAX_MESSAGE_BYTES allows, {limit:,} bytes")
+def body_too_large(limit: int, setting: str) -> TooLarge:
+    """The error for a request's body over the `limit` in bytes that a setting allows."""
+    return TooLarge(f"the body is larger than {setting} allows, {limit:,} bytes")
 
 
 def form_at(app: Flask, path: str) -> type[msgspec.Struct]:
@@ -141,16 +145,30 @@ def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> by
     """The bytes of an error."""
     error: msgspec.Struct
     if form is OpenAIError:
-        of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        code = _OPENAI_CODES.get(kind) or _snake_case(kind)
-        error = OpenAIError(OpenAIErrorFields(message, of_type, None, code))
+        error = of_openai(message, kind, status)
     elif form is ServiceError:
-        error = ServiceError(ServiceErrorFields(_snake_case(kind).upper(), message, {"status": status}))
+        error = ServiceError(ServiceErrorFields(service_code(kind), message, {"status": status}))
     elif form is TeiError:
         error = TeiError(message, kind, _tei_type(kind, status))
     else:
         error = Error(message, kind)
     return msgspec.json.encode(error)
+
+
+def of_openai(message: str, kind: str, status: int) -> OpenAIError:
+    """An error in OpenAI's form."""
+    of_type = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return OpenAIError(OpenAIErrorFields(message, of_type, None, openai_code(kind)))
+
+
+def openai_code(kind: str) -> str:
+    """OpenAI's name of an error's kind."""
+    return _OPENAI_CODES.get(kind) or _snake_case(kind)
+
+
+def service_code(kind: str) -> str:
+    """The name of an error's kind in the API at `/api/v1`."""
+    return _snake_case(kind).upper()
 
 
 def _snake_case(kind: str) -> str:

@@ -54,6 +54,7 @@ class _Operation:
     bodies: tuple[type, ...]
     query: Mapping[str, Any]
     examples: Mapping[str, tuple[Any, Any]]
+    media_types: tuple[str, ...]
 
 
 def describe(
@@ -63,12 +64,14 @@ def describe(
     body: type | tuple[type, ...] = (),
     query: Mapping[str, Any] | None = None,
     examples: Mapping[str, tuple[Any, Any]] | None = None,
+    media_types: tuple[str, ...] = (JSON,),
 ) -> Callable[[View], View]:
     """Declare a view's input and output, for its description; its docstring is the operation's text.
 
     `answers`: by status, the returned type, sent as JSON, or a type for each media type. `errors`: those it
     may raise besides unexpected ones; `body`: the type of its JSON body, or several; `query`: the parameters
-    of the address. `examples`: bodies, each with its JSON answer, by the names of their forms.
+    of the address. `examples`: bodies, each with its JSON answer, by the names of their forms. `media_types`:
+    those of the body.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -77,7 +80,9 @@ def describe(
 
     def declare(view: View) -> View:
         bodies = body if isinstance(body, tuple) else (body,)
-        vars(view)["operation"] = _Operation(by_media_type, errors, bodies, query or {}, examples or {})
+        vars(view)["operation"] = _Operation(
+            by_media_type, errors, bodies, query or {}, examples or {}, media_types
+        )
         return view
 
     return declare
@@ -190,7 +195,11 @@ def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any
         content: dict[str, Any] = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
         content |= _shown({name: asked for name, (asked, _) in operation.examples.items()})
         # a parameter of the address need not be in the body
-        described["requestBody"] = {"required": not operation.query, "content": {JSON: content}}
+        is_required = not operation.query or operation.media_types != (JSON,)
+        described["requestBody"] = {
+            "required": is_required,
+            "content": dict.fromkeys(operation.media_types, content),
+        }
     return described
 
 

@@ -26,6 +26,7 @@ class Tag(str, Enum):
     OLLAMA = "Ollama's API"
     TEI = "text-embeddings-inference's API"
     SERVICE = "The API of a service for several providers"
+    JOBS = "Jobs"
     SEARCH = "Web search"
     INDEXES = "Vector indexes"
     SETTINGS = "Settings"
@@ -38,7 +39,7 @@ class Route(Rule):
     """A rule of the URL map, with its declarations.
 
     A caller's key needs one of `scopes`, or `admin`. A route without scopes needs `admin`, so a forgotten one
-    is closed. `form` is None for errors in this product's own form.
+    is closed. `form` is None for errors in this product's own form. `takes_large`: see large_bodies.py.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Route(Rule):
         scopes: tuple[str, ...] = ADMIN,
         form: type[msgspec.Struct] | None = None,
         tag: Tag = Tag.PAGES,
+        takes_large: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(string, **options)
         self.scopes = scopes
         self.form = form
         self.tag = tag
+        self.takes_large = takes_large
 
 
 class Application(Flask):

@@ -29,7 +29,7 @@ from tests.web.conftest import Worker
 #: Names, by the waitress object that has them.
 NAMES = {
     "listener": (
-        "_map", "accepting", "active_channels", "add_task", "application", "asyncore", "channel_class",
+        "_map", "accepting", "active_channels", "add_task", "adj", "application", "asyncore", "channel_class",
         "del_channel", "handle_accept", "pull_trigger", "run", "socket", "task_dispatcher", "trigger",
     ),
     "trigger": ("pull_trigger", "readable", "writable", "accepting"),
@@ -38,7 +38,10 @@ NAMES = {
         "_fileno", "accepting", "adj", "error_task_class", "parser_class", "readable", "received", "request",
         "requests", "server", "task_class", "total_outbufs_len", "will_close", "writable", "write_soon",
     ),
-    "parser": ("close", "command", "error", "expect_continue", "headers", "parse_header", "path", "received"),
+    "parser": (
+        "adj", "chunked", "close", "command", "content_length", "error", "expect_continue", "headers",
+        "parse_header", "path", "received",
+    ),
     "task": ("build_response_header", "channel", "complete", "request", "write", "wrote_header"),
     "error task": (
         "channel", "content_length", "execute", "request", "response_headers", "set_close_on_finish",

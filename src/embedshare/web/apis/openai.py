@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from flask import Blueprint, Response
 from msgspec import Meta
 
@@ -123,23 +125,14 @@ def blueprint(models: Models) -> Blueprint:
             decoder, '{"model": "any", "input": "a text"}', untyped=True, replaces_half_pairs=True
         )
         model_client = models.of(asked.model)
-        inputs = _inputs(asked.input)
-        if are_tokens(inputs):
-            _check_tokens(inputs, asked.model, model_client)
+        given = inputs(asked.input)
+        if are_tokens(given):
+            check_tokens(given, asked.model, model_client, model_client.special_tokens)
         found = model_client.embed(
-            inputs, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
+            given, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
         )
-        vectors = map(in_base64, found.rows) if asked.encoding_format == "base64" else found.rows
-        answer = {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": index, "embedding": vector}
-                for index, vector in enumerate(vectors)
-            ],
-            "model": found.description.model_name,
-            "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
-        }
-        return Response(dumped(answer), content_type=JSON)
+        answered = answer(found.rows, asked.encoding_format, found.description.model_name, found.tokens)
+        return Response(dumped(answered), content_type=JSON)
 
     @routes.get("/v1/models", **_DECLARED)
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
@@ -158,23 +151,42 @@ def blueprint(models: Models) -> Blueprint:
     return routes
 
 
+def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> dict[str, Any]:
+    """The answer with these vectors, as numbers or, where `form` is base64, as OpenAIEmbedding says."""
+    vectors = map(in_base64, rows) if form == "base64" else rows
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(vectors)
+        ],
+        "model": model_name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
 def _model(name: str, created: int) -> OpenAIModel:
     return OpenAIModel(name, "model", created, "embedshare")
 
 
-def _check_tokens(sequences: list[list[int]], model: str | None, model_client: ModelClient) -> None:
+def check_tokens(
+    sequences: list[list[int]],
+    model: str | None,
+    model_client: ModelClient,
+    special_tokens: Callable[[], tuple[list[int], list[int]]],
+) -> None:
     """Raise InvalidInput if token ids may be another tokenizer's: they would give other texts' vectors.
 
     OpenAI's clients send ids of OpenAI's vocabulary under OpenAI's names, and LangChain under any name. Most
     of them are valid in the served model's vocabulary too. Its own sequences have the special tokens that its
-    tokenizer puts around each text. The model server is asked for these each time, since a model can change.
+    tokenizer puts around each text: `special_tokens`, asked for at each request, since a model can change.
     """
     if model is None or not model_client.is_own_name(model):
         raise InvalidInput(
             f"`input` holds token ids, which need `model` to be {model_client.short_name!r}, the "
             f"served model, and its tokenizer's ids; {_SEND_TEXTS}"
         )
-    begin, end = model_client.special_tokens()
+    begin, end = special_tokens()
     for number, ids in enumerate(sequences):
         whole = len(ids) >= len(begin) + len(end)
         if not whole or ids[: len(begin)] != begin or ids[len(ids) - len(end) :] != end:
@@ -184,7 +196,7 @@ def _check_tokens(sequences: list[list[int]], model: str | None, model_client: M
             )
 
 
-def _inputs(given: str | list[Any]) -> Inputs:
+def inputs(given: str | list[Any]) -> Inputs:
     """Texts, or sequences of token ids. Raises InvalidInput for a list of both."""
     if isinstance(given, str):
         return [given]

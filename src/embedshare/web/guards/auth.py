@@ -99,15 +99,27 @@ def require(*scopes: str) -> None:
         _admitted(caller, key, scopes)
 
 
-def _key() -> str | None:
-    """The request's key, in one of the headers that clients use.
+def owner() -> str:
+    """The owner of what the request creates: its key, whatever that key's name; empty without keys."""
+    caller, _ = g.get("caller", (None, None))
+    if caller is None:
+        return ""
+    return f"name {caller.name}" if caller.id is None else f"key {caller.id}"
 
-    Never from its address, which logs and browsers keep.
+
+def key_in(header: Callable[[str], str | None]) -> str | None:
+    """The key in one of the headers that clients use; `header` is asked by names as AUTHORIZATION, X_API_KEY.
+
+    Never from the address, which logs and browsers keep.
     """
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, token = (header("AUTHORIZATION") or "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
-    return request.headers.get("X-API-Key") or request.headers.get("api-key")
+    return header("X_API_KEY") or header("API_KEY")
+
+
+def _key() -> str | None:
+    return key_in(lambda name: request.headers.get(name.replace("_", "-")))
 
 
 def _admitted(caller: Principal | None, key: str | None, needed: tuple[str, ...]) -> Principal:

@@ -225,9 +225,12 @@ def _connected(server: Mapping[str, Any] | None, worker: Mapping[str, Any]) -> l
 
 def _supervised(latest: SingleFlight[list[dict[str, Any]]]) -> list[Process]:
     try:
-        return msgspec.convert(latest.get(PATIENCE_S), list[Process])
+        found = msgspec.convert(latest.get(PATIENCE_S), list[Process])
     except (EmbedshareError, TimeoutError):
         return []
+    for process in found:
+        process.port = process.port or None  # a process that listens nowhere has port 0
+    return found
 
 
 def _completed(supervised: list[Process], connected: list[Process]) -> list[Process]:

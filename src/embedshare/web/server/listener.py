@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from flask import Flask
@@ -17,9 +18,10 @@ from waitress.utilities import RequestEntityTooLarge, RequestHeaderFieldsTooLarg
 
 from embedshare.errors import PortUnavailable
 from embedshare.settings import Settings
-from embedshare.web import errors
+from embedshare.web import errors, large_bodies
 from embedshare.web.apis import load
 from embedshare.web.guards import headers, paths
+from embedshare.web.large_bodies import LargeBodies
 from embedshare.web.server.loop import Loop, Sockets, StockLoop
 
 #: The most bytes of a request's line and headers; clients send a few hundred.
@@ -35,6 +37,8 @@ LEAVING_S = 1.0
 LOOK_EVERY_S = 0.02
 #: Extra seconds for threads that still answer after EMBEDDING_DRAIN_S.
 LAST_S = 1
+#: The attribute of waitress's adjustments that holds the application's LargeBodies.
+_LARGE = "large_bodies"
 #: The answer to a ping, OPTIONS *, see operate/probes.py.
 _PONG = b"HTTP/1.1 204 No Content\r\n\r\n"
 
@@ -46,7 +50,8 @@ class Listening:
         """Raises PortUnavailable.
 
         `inherited` listens at the settings' address already, and another process keeps it open. A body over
-        the limit is refused by its Content-Length, or after that many bytes of a chunked one.
+        the limit is refused by its Content-Length, or after that many bytes of a chunked one. Routes that
+        take large bodies have a limit of their own.
         """
         self._drain_s = settings.server.drain_s
         options: dict[str, Any] = {
@@ -71,6 +76,7 @@ class Listening:
         self._listeners = [each for each in self._sockets.values() if isinstance(each, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = _Channel
+            setattr(listener.adj, _LARGE, app.extensions.get(large_bodies.EXTENSION))
         tasks = self._server.task_dispatcher
         app.extensions[load.IN_FLIGHT] = lambda: len(tasks.queue) + tasks.active_count
 
@@ -162,6 +168,8 @@ def _unavailable(host: str, port: int, error: OSError) -> PortUnavailable:
 
 
 class _Parser(HTTPRequestParser):
+    path: str  # set by parse_header
+
     def received(self, data: bytes) -> int:
         """See HTTPRequestParser."""
         consumed = super().received(data)
@@ -175,6 +183,15 @@ class _Parser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError:  # of int and urlsplit, which would close the connection without an answer
             raise ParsingError("the request's target or its Content-Length is invalid") from None
+        if self.chunked or self.content_length >= self.adj.max_request_body_size:
+            self._raise_limit()
+
+    def _raise_limit(self) -> None:
+        large: LargeBodies | None = getattr(self.adj, _LARGE, None)
+        limit = None if large is None else large.limit(str(self.command), self.path, self.headers)
+        if limit is not None and limit >= self.adj.max_request_body_size:
+            self.adj = copy(self.adj)
+            self.adj.max_request_body_size = limit + 1
 
 
 class _ErrorTask(ErrorTask):
@@ -186,7 +203,9 @@ class _ErrorTask(ErrorTask):
         error = self.request.error
         assert error is not None
         if isinstance(error, RequestEntityTooLarge):
-            refusal = errors.body_too_large(self.channel.adj.max_request_body_size - 1)
+            is_large = self.request.adj is not self.channel.adj
+            setting = errors.LARGE_LIMIT if is_large else errors.LIMIT
+            refusal = errors.body_too_large(self.request.adj.max_request_body_size - 1, setting)
             message, kind = refusal.message, type(refusal).__name__
         else:
             message, kind = error.body, error.reason

@@ -1,0 +1,1 @@
+"""Jobs: long lists of texts, kept on disk and embedded part by part in the background."""
