@@ -22,6 +22,7 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
+from embedshare.telemetry import tracing
 from embedshare.web import errors, openapi, routes
 from embedshare.web.apis import (
     embed,
@@ -36,7 +37,7 @@ from embedshare.web.apis import (
     tei,
 )
 from embedshare.web.apis import settings as settings_routes
-from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards import auth, cors, cross_site, headers, paths, request_ids, request_spans
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
 from embedshare.web.models import Models
@@ -62,6 +63,7 @@ def create_app(
     `changes` are the functions of `/settings`, by default with `settings` as the environment's.
     """
     settings = settings or Settings.load()
+    tracing.begin("embedshare-worker")
     model = model or _shared_model()
     app = routes.Application(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_message_bytes
@@ -69,6 +71,7 @@ def create_app(
         trusted = settings.web.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=trusted)  # type: ignore[method-assign]
     request_ids.register(app)
+    request_spans.register(app)
     errors.register(app)
     headers.register(app)
     paths.register(app)
@@ -139,6 +142,7 @@ def _serve(settings: Settings) -> None:
     if app.extensions[API_KEYS] is not None:
         app.extensions[API_KEYS].start()  # not at the first request: it warns if there is no key
     server.run()
+    tracing.end()
     logger.info("stopped")
 
 

@@ -18,12 +18,15 @@ from embedshare.cache.redis import RedisCache
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings
 from embedshare.errors import DeadlineExceeded
 from embedshare.identity import ModelDescription
+from embedshare.telemetry import tracing
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 #: More values than any vector has: whole vectors are requested and cached.
 _ALL = 1 << 30
 #: Seconds between two looks whether the caller of a waiting call is still there.
 _LOOK_S = 0.2
+_IN_MEMORY = {tracing.CACHE_LEVEL: "memory"}
+_IN_REDIS = {tracing.CACHE_LEVEL: "redis"}
 
 
 class Leased(Protocol):
@@ -102,7 +105,9 @@ class CachedVectors:
         parts: list[_Part] = []
         timings, hits, misses, lacking = Timings(), 0, 0, list(places)
         while lacking:
-            cached = self._cached(space, lacking)
+            with tracing.span("cache", _IN_MEMORY) as span:
+                cached = self._cached(space, lacking)
+                span.note({tracing.TEXTS: len(lacking), tracing.CACHE_HITS: len(cached.keys)})
             hits += len(cached.keys)
             lacking = _without(lacking, cached, parts)
             own, others = self._claim(lacking)
@@ -113,7 +118,8 @@ class CachedVectors:
                 hits += len(own) - claimed.computed
                 lacking = _without(lacking, found, parts)
             for flight in others:
-                joined = _awaited(flight, context)
+                with tracing.span("wait for another call"):
+                    joined = _awaited(flight, context)
                 if joined is not None:
                     lacking = _without(lacking, joined, parts)
         result = _result(keys, parts, request, model, timings)
@@ -180,7 +186,10 @@ class CachedVectors:
             self._land(claim.keys, part)
 
     def _from_shared(self, shared: RedisCache, space: bytes, keys: list[bytes], dimension: int) -> _Part:
-        found = shared.get(space, keys, dimension)
+        with tracing.span("cache", _IN_REDIS) as span:
+            found = shared.get(space, keys, dimension)
+            hits = 0 if found is None else len(found.positions)
+            span.note({tracing.TEXTS: len(keys), tracing.CACHE_HITS: hits})
         if found is None:
             return _NOTHING
         part = _Part([keys[position] for position in found.positions], found.rows, found.token_counts)

@@ -30,6 +30,7 @@ from embedshare.ipc import codec, protocol
 from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
 from embedshare.settings import ServerSettings
+from embedshare.telemetry import tracing
 
 #: Idle seconds after which a connection is checked before use: a firewall or NAT may have dropped it
 #: silently.
@@ -71,6 +72,11 @@ class _Message(NamedTuple):
     raw: memoryview | None = None
     is_check: bool = False
     needs_description: bool = False
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether it belongs in a trace; queries and health checks do not."""
+        return tracing.is_on() and not self.is_check and not isinstance(self.call, codec.Query)
 
 
 class Connections:
@@ -198,7 +204,18 @@ class Connections:
     def _exchanged(
         self, connection: Connection, message: _Message, described: ModelDescription | None, deadline: float
     ) -> tuple[codec.Answer, _Raw]:
-        data = self._encoded(message, described, connection.protocol)
+        if not message.is_traced:
+            data = self._encoded(message, described, connection.protocol)
+            return self._sent_and_answered(connection, message, data, deadline)
+        host, port = self._settings.address
+        with tracing.wire({"server.address": host, "server.port": port}) as span:
+            data = self._encoded(message, described, connection.protocol)
+            span.note({tracing.WIRE_BYTES: len(data)})
+            return self._sent_and_answered(connection, message, data, deadline)
+
+    def _sent_and_answered(
+        self, connection: Connection, message: _Message, data: bytes, deadline: float
+    ) -> tuple[codec.Answer, _Raw]:
         # Until its answer is read the connection is hidden: from the next call, wherever an interrupt ends
         # this one, and from a signal handler that calls meanwhile.
         self._local.connection = None
@@ -225,7 +242,9 @@ class Connections:
             data = codec.encode(call)
         else:
             identity = None if described is None else described.identity
-            data = codec.encode(codec.Routed(model.name, identity, message.is_check, call))
+            routed = codec.Routed(model.name, identity, message.is_check, call)
+            parent = tracing.parent() if version >= protocol.TRACED and message.is_traced else None
+            data = codec.encode(routed if parent is None else codec.Traced(*parent, routed))
         allowed = self._settings.max_message_bytes
         if len(data) > allowed:
             raise TooLarge(

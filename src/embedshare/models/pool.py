@@ -43,6 +43,7 @@ from embedshare.models.registry import Registry
 from embedshare.models.spec import ModelSpec
 from embedshare.providers.local import Local, release_memory
 from embedshare.settings import Settings
+from embedshare.telemetry import tracing
 
 #: Loads the model that settings name; the function raises once it is no longer wanted.
 Load = Callable[[Settings, Callable[[], None]], Local]
@@ -179,7 +180,8 @@ class ModelPool:
                     message = f"{slot.spec.id} is not loaded, and a health check loads no model"
                     raise Overloaded(message, retry_after_s=1.0)
                 pending = self._begin_load(slot)
-            _wait(pending, context, slot.spec.id)
+            with tracing.span("load"):
+                _wait(pending, context, slot.spec.id)
             slot = self._slot(name)  # the registry may have changed
 
     def load(self, name: str, context: CallContext = UNBOUNDED) -> None:

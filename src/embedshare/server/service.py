@@ -25,6 +25,7 @@ from embedshare.models.registry import Registry
 from embedshare.providers.local import Local, added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
 from embedshare.settings import ServerSettings, Settings, parse
+from embedshare.telemetry import tracing
 
 T = TypeVar("T")
 #: The longest name of a model, or path of its folder.
@@ -107,7 +108,9 @@ class EmbeddingService:
         else:
             lease = partial(self._pool.lease, name, known.identity, context)
             found = self._cache.embed(known, request, context, lease, shared=levels == "all")
-        rows, token_counts, timings, _ = found
+        rows, token_counts, timings, described = found
+        if tracing.is_on():
+            tracing.note({tracing.TOKENS: found.tokens, tracing.RESPONSE_MODEL: described.model_name})
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None

@@ -12,6 +12,7 @@ from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription, names_of
 from embedshare.settings import ANY_NAME, Settings
+from embedshare.telemetry import tracing
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
 
@@ -88,7 +89,7 @@ class ModelClient:
         Raises TooLarge for more than a request may hold, and the model's errors.
         """
         self._request_limits.check(inputs)
-        return self._coalescer.ask(
+        found = self._coalescer.ask(
             EmbedRequest(
                 inputs,
                 prompt_name=prompt_name,
@@ -97,6 +98,10 @@ class ModelClient:
                 truncate=truncate,
             )
         )
+        if tracing.is_on():
+            told = {tracing.TEXTS: len(inputs), tracing.TOKENS: found.tokens}
+            tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
+        return found
 
     def _ask(self, request: EmbedRequest) -> EmbedResult:
         assert not isinstance(request.prompt_name, tuple)  # `embed` takes one name
