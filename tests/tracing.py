@@ -24,5 +24,6 @@ def memory_spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     kept = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
+    monkeypatch.setattr(tracing, "enabled", True)
     monkeypatch.setattr(tracing, "_spans", spans.Spans(provider.get_tracer("tests")))
     return kept

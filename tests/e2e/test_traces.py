@@ -160,7 +160,7 @@ def test_errors_mark_the_spans_that_they_end(pair: Pair, collector: Collector) -
         "try:\n"
         "    EmbeddingClient(model='bge').encode('a')\n"
         "except Exception as error:\n"
-        "    print(type(error).__name__, tracing.is_on())\n"
+        "    print(type(error).__name__, tracing.enabled)\n"
         "tracing.end()\n"
     )
     said = run_python(code, pair.server.environment(EMBEDDING_FALLBACK="none"))

@@ -55,7 +55,7 @@ def test_without_spans_nothing_of_their_packages_is_imported(why: str) -> None:
         "from embeddingClient import EmbeddingClient\n"
         "from embedshare.telemetry import tracing\n"
         "tracing.begin('service'); EmbeddingClient(); tracing.end()\n"
-        "print(tracing.is_on(), [name for name in sys.modules if 'opentelemetry' in name])"
+        "print(tracing.enabled, [name for name in sys.modules if 'opentelemetry' in name])"
     )
     assert run_python(code, environment(**OFF[why])).strip() == "False []"
 
@@ -76,7 +76,7 @@ def test_without_spans_each_function_does_nothing() -> None:
 
 def test_a_missing_package_is_one_warning_with_the_command_and_the_program_goes_on() -> None:
     hidden = "sys.modules['opentelemetry'] = None\ntracing.begin('a'); tracing.begin('a')\n"
-    said, log = logged(hidden + SPAN + "print(tracing.is_on())", OTEL_EXPORTER_OTLP_ENDPOINT=NOWHERE)
+    said, log = logged(hidden + SPAN + "print(tracing.enabled)", OTEL_EXPORTER_OTLP_ENDPOINT=NOWHERE)
     assert said.strip() == "False"
     (line,) = log.splitlines()
     assert "WARNING" in line
@@ -101,7 +101,7 @@ def test_a_library_without_the_package_says_nothing() -> None:
 )
 def test_a_setting_that_cannot_be_is_told_and_the_program_goes_on(given: dict[str, str], reason: str) -> None:
     said, log = logged(
-        "tracing.begin('a')\n" + SPAN + "print(tracing.is_on())", OTEL_EXPORTER_OTLP_ENDPOINT=NOWHERE, **given
+        "tracing.begin('a')\n" + SPAN + "print(tracing.enabled)", OTEL_EXPORTER_OTLP_ENDPOINT=NOWHERE, **given
     )
     assert said.strip() == "False"
     assert "Sending no spans (ValueError: " in log

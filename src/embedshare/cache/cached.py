@@ -105,9 +105,7 @@ class CachedVectors:
         parts: list[_Part] = []
         timings, hits, misses, lacking = Timings(), 0, 0, list(places)
         while lacking:
-            with tracing.span("cache", _IN_MEMORY) as span:
-                cached = self._cached(space, lacking)
-                span.note({tracing.TEXTS: len(lacking), tracing.CACHE_HITS: len(cached.keys)})
+            cached = (self._cached_traced if tracing.enabled else self._cached)(space, lacking)
             hits += len(cached.keys)
             lacking = _without(lacking, cached, parts)
             own, others = self._claim(lacking)
@@ -154,6 +152,13 @@ class CachedVectors:
         if found is None:
             return _NOTHING
         return _Part([keys[position] for position in found.positions], found.rows, found.token_counts)
+
+    def _cached_traced(self, space: bytes, keys: list[bytes]) -> _Part:
+        """`_cached` with a span."""
+        with tracing.span("cache", _IN_MEMORY) as span:
+            found = self._cached(space, keys)
+            span.note({tracing.TEXTS: len(keys), tracing.CACHE_HITS: len(found.keys)})
+            return found
 
     def _claim(self, keys: list[bytes]) -> tuple[list[bytes], list[_Flight]]:
         """The keys that this call computes, and what other calls compute of the rest."""

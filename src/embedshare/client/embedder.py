@@ -179,10 +179,10 @@ class Embedder:
         context = CallContext(self.deadline(limit))
         began = self.calls.begin()
         try:
-            with self._span(method) as span:
+            if tracing.enabled and method != "query":
+                answer, source = self._traced(method, ask, context)
+            else:
                 answer, source = self._tried(ask, context)
-                if tracing.is_on():
-                    span.note(_told(answer, source))
         except BaseException as error:
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
@@ -194,11 +194,15 @@ class Embedder:
             self._last_read = time.monotonic()
         return answer
 
-    def _span(self, method: str) -> tracing.Entered:
-        """The span of a call; queries about the model have none."""
-        if not tracing.is_on() or method == "query":
-            return tracing.OFF
-        return tracing.entry(method, "client", {tracing.REQUEST_MODEL: self._model or "default"})
+    def _traced(
+        self, method: str, ask: Callable[[Provider, CallContext], T], context: CallContext
+    ) -> tuple[T, Source]:
+        """`_tried` with a span."""
+        told = {tracing.REQUEST_MODEL: self._model or "default"}
+        with tracing.entry(method, "client", told) as span:
+            answer, source = self._tried(ask, context)
+            span.note(_told(answer, source))
+            return answer, source
 
     def _tried(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
         """The answer, and the provider that gave it.

@@ -74,9 +74,9 @@ class _Message(NamedTuple):
     needs_description: bool = False
 
     @property
-    def is_traced(self) -> bool:
+    def may_be_traced(self) -> bool:
         """Whether it belongs in a trace; queries and health checks do not."""
-        return tracing.is_on() and not self.is_check and not isinstance(self.call, codec.Query)
+        return not self.is_check and not isinstance(self.call, codec.Query)
 
 
 class Connections:
@@ -173,7 +173,10 @@ class Connections:
         call.id, call.time_left_s = next(self._ids), max(0.0, deadline - time.monotonic())
         if request is not None and described is not None and isinstance(call, codec.Prompted):
             call.prompt = prompt_of(request, described)
-        answer, rows = self._exchanged(connection, message, described, deadline)
+        if tracing.enabled and message.may_be_traced:
+            answer, rows = self._traced(connection, message, described, deadline)
+        else:
+            answer, rows = self._exchanged(connection, message, described, deadline)
         return connection, described, answer, rows
 
     def _description(
@@ -201,21 +204,18 @@ class Connections:
             model.meet(codec.description_in(answer))
         return model.description
 
+    def _traced(
+        self, connection: Connection, message: _Message, described: ModelDescription | None, deadline: float
+    ) -> tuple[codec.Answer, _Raw]:
+        """`_exchanged` with a span."""
+        host, port = self._settings.address
+        with tracing.wire({"server.address": host, "server.port": port}):
+            return self._exchanged(connection, message, described, deadline)
+
     def _exchanged(
         self, connection: Connection, message: _Message, described: ModelDescription | None, deadline: float
     ) -> tuple[codec.Answer, _Raw]:
-        if not message.is_traced:
-            data = self._encoded(message, described, connection.protocol)
-            return self._sent_and_answered(connection, message, data, deadline)
-        host, port = self._settings.address
-        with tracing.wire({"server.address": host, "server.port": port}) as span:
-            data = self._encoded(message, described, connection.protocol)
-            span.note({tracing.WIRE_BYTES: len(data)})
-            return self._sent_and_answered(connection, message, data, deadline)
-
-    def _sent_and_answered(
-        self, connection: Connection, message: _Message, data: bytes, deadline: float
-    ) -> tuple[codec.Answer, _Raw]:
+        data = self._encoded(message, described, connection.protocol)
         # Until its answer is read the connection is hidden: from the next call, wherever an interrupt ends
         # this one, and from a signal handler that calls meanwhile.
         self._local.connection = None
@@ -243,7 +243,8 @@ class Connections:
         else:
             identity = None if described is None else described.identity
             routed = codec.Routed(model.name, identity, message.is_check, call)
-            parent = tracing.parent() if version >= protocol.TRACED and message.is_traced else None
+            is_traced = tracing.enabled and version >= protocol.TRACED and message.may_be_traced
+            parent = tracing.parent() if is_traced else None
             data = codec.encode(routed if parent is None else codec.Traced(*parent, routed))
         allowed = self._settings.max_message_bytes
         if len(data) > allowed:

@@ -202,10 +202,11 @@ class CallServer(managers.Server):
                 if size:
                     connection.set_deadline(time.monotonic() + MESSAGE_S)
                     connection.recv_into(memoryview(raw))
-                with _span(decoded, call, received) as span:
-                    ended = ended[0], self._answer_one(connection, session, message, raw, received, caller)
-                    if ended[1] != OK:
-                        span.fail(ended[1])
+                if tracing.enabled:
+                    outcome = self._answer_traced(connection, session, decoded, raw, received, caller)
+                else:
+                    outcome = self._answer_one(connection, session, message, raw, received, caller)
+                ended = ended[0], outcome
         except EmbedshareError as error:
             ended = ended[0], type(error).__name__
             raise
@@ -214,6 +215,24 @@ class CallServer(managers.Server):
             with self._busy_lock:
                 self._busy -= 1
                 self._outcomes[ended] += 1
+
+    def _answer_traced(
+        self,
+        connection: Connection,
+        session: Session,
+        decoded: codec.Call | codec.Routed | codec.Traced,
+        raw: bytearray,
+        received: float,
+        caller: int,
+    ) -> str:
+        """`_answer_one` with a span."""
+        message = decoded.message if isinstance(decoded, codec.Traced) else decoded
+        call = message.call if isinstance(message, codec.Routed) else message
+        with _span(decoded, call, received) as span:
+            outcome = self._answer_one(connection, session, message, raw, received, caller)
+            if outcome != OK:
+                span.fail(outcome)
+            return outcome
 
     def _answer_one(
         self,
@@ -299,8 +318,6 @@ def _span(
     message: codec.Call | codec.Routed | codec.Traced, call: codec.Call, received: float
 ) -> tracing.Entered:
     """The span of a call; queries and health checks have none, unless they belong to a trace."""
-    if not tracing.is_on():
-        return tracing.OFF
     parent = None
     if isinstance(message, codec.Traced):
         parent = tracing.Parent(message.traceparent, message.tracestate)

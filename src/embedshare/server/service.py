@@ -109,7 +109,7 @@ class EmbeddingService:
             lease = partial(self._pool.lease, name, known.identity, context)
             found = self._cache.embed(known, request, context, lease, shared=levels == "all")
         rows, token_counts, timings, described = found
-        if tracing.is_on():
+        if tracing.enabled:
             tracing.note({tracing.TOKENS: found.tokens, tracing.RESPONSE_MODEL: described.model_name})
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)

@@ -68,6 +68,9 @@ class _Off:
 
 Entered = AbstractContextManager[Span, None]
 OFF: Entered = _Off()
+#: Whether this process has spans. Without them a call costs a look at this, which takes 20 ns of an empty
+#: call's 30 microseconds; a function in its place takes 1% of them.
+enabled = False
 _spans: Spans | None = None
 _has_begun = False
 
@@ -78,14 +81,14 @@ def begin(service: str) -> None:
     In a process with an OpenTelemetry of its own the spans go there. Without the packages one warning says
     what to install.
     """
-    global _spans, _has_begun
+    global _has_begun
     if _has_begun or not _is_wanted():
         return
     _has_begun = True
     try:
         from embedshare.telemetry import spans  # most processes send no spans
 
-        _spans = spans.of_program(service)
+        _use(spans.of_program(service))
     except ImportError as error:
         logger.warning(
             "Sending no spans (OTEL_EXPORTER_OTLP_ENDPOINT is set, and a package is missing: {}); install it "
@@ -101,13 +104,12 @@ def follow() -> None:
 
     Nothing is sent by a library: an application without it gets no spans and no warning.
     """
-    global _spans
-    if _spans is not None or not _is_wanted():
+    if enabled or not _is_wanted():
         return
     try:
         from embedshare.telemetry import spans  # most processes have no spans
 
-        _spans = spans.of_application()
+        _use(spans.of_application())
     except ImportError:
         pass
 
@@ -116,11 +118,6 @@ def end(limit_s: float = FLUSH_S) -> None:
     """Send the last spans of this program, within `limit_s` seconds."""
     if _spans is not None:
         _spans.end(limit_s)
-
-
-def is_on() -> bool:
-    """Whether this process has spans; others need not compute attributes."""
-    return _spans is not None
 
 
 def entry(
@@ -187,6 +184,11 @@ def parent() -> Parent | None:
 def trace_id() -> str | None:
     """The id of this thread's or task's trace, 32 hexadecimal digits."""
     return None if _spans is None else _spans.trace_id()
+
+
+def _use(spans: Spans) -> None:
+    global _spans, enabled
+    _spans, enabled = spans, True
 
 
 def _is_wanted() -> bool:

@@ -98,7 +98,7 @@ class ModelClient:
                 truncate=truncate,
             )
         )
-        if tracing.is_on():
+        if tracing.enabled:
             told = {tracing.TEXTS: len(inputs), tracing.TOKENS: found.tokens}
             tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
         return found

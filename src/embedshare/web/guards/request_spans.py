@@ -19,7 +19,7 @@ _WITHOUT = frozenset({Tag.HEALTH, Tag.FIGURES, Tag.PAGES})
 
 def register(app: Flask) -> None:
     """Give requests their spans, if this process has any."""
-    if not tracing.is_on():
+    if not tracing.enabled:
         return
 
     @app.before_request
