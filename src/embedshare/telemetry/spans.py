@@ -193,6 +193,8 @@ class _Failures(logging.Handler):
         self._where = urlsplit(endpoint).netloc.rpartition("@")[2]
         theirs = logging.getLogger("opentelemetry")
         theirs.handlers[:], theirs.propagate = [self], False
+        # A line for each span that a full queue drops would cost its call 5 microseconds, unread.
+        logging.getLogger("opentelemetry.sdk").setLevel(logging.ERROR)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the reason: a status, or the class of an error."""
