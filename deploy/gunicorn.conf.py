@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from embedshare import logs
 from embedshare.settings import Settings
+from embedshare.telemetry import tracing
 
 _settings = Settings.load()
 _METRICS_FOLDER = "embedshare-metrics-"
@@ -66,6 +67,11 @@ class logger_class(Logger):  # noqa: N801 - the name is gunicorn's setting
 def post_fork(server: Any, worker: Any) -> None:
     """Log in the form of embedshare's workers."""
     logs.configure(_settings, "worker")
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Send the last spans of an ending worker."""
+    tracing.end()
 
 
 def child_exit(server: Any, worker: Any) -> None:

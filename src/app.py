@@ -22,6 +22,7 @@ from embedshare.ipc import authkey, control
 from embedshare.settings import Settings
 from embedshare.settings_store.changes import SettingsChanges
 from embedshare.supervise import held_port, lifeline
+from embedshare.telemetry import tracing
 from embedshare.telemetry.audit_log import AuditLog
 from embedshare.web import errors, large_bodies, openapi, routes
 from embedshare.web.apis import (
@@ -41,7 +42,7 @@ from embedshare.web.apis import (
 )
 from embedshare.web.apis import settings as settings_routes
 from embedshare.web.apis.openai_files import Stores
-from embedshare.web.guards import audit, auth, cors, cross_site, headers, paths, request_ids
+from embedshare.web.guards import audit, auth, cors, cross_site, headers, paths, request_ids, request_spans
 from embedshare.web.guards.model_access import ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels
@@ -68,6 +69,7 @@ def create_app(
     `changes` are the functions of `/settings`, by default with `settings` as the environment's.
     """
     settings = settings or Settings.load()
+    tracing.begin("embedshare-worker")
     model = model or _shared_model()
     app = routes.Application(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_message_bytes
@@ -77,6 +79,7 @@ def create_app(
     request_ids.register(app)
     if settings.web.audit_log is not None:
         audit.register(app, AuditLog(Path(settings.web.audit_log)))
+    request_spans.register(app)
     errors.register(app)
     headers.register(app)
     paths.register(app)
@@ -154,6 +157,7 @@ def _serve(settings: Settings) -> None:
     if app.extensions[API_KEYS] is not None:
         app.extensions[API_KEYS].start()  # not at the first request: it warns if there is no key
     server.run()
+    tracing.end()
     logger.info("stopped")
 
 

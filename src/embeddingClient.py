@@ -35,7 +35,7 @@ from embedshare.ipc import codec
 from embedshare.ipc.connection import Connections
 from embedshare.providers.base import Indexes
 from embedshare.settings import Settings, tell_notes
-from embedshare.telemetry import memory
+from embedshare.telemetry import memory, tracing
 from embedshare.vectors import kinds
 from embedshare.vectors.client.handle import VectorIndex
 from embedshare.vectors.documents import as_documents, metadata_of, results_of
@@ -89,6 +89,7 @@ class EmbeddingClient(DropIn):
         if authkey is not None:
             settings = settings.with_values({"EMBEDDING_AUTHKEY": _key_text(authkey)})
         _check_model_name(model)
+        tracing.follow()
         super().__init__(Embedder(settings, max_retries, retry_delay, model, connections))
         self._settings = settings
         self._model_name = model

@@ -48,6 +48,7 @@ from embedshare.server.service import EmbeddingService
 from embedshare.settings import Settings
 from embedshare.settings_store.current import CurrentSettings
 from embedshare.supervise import lifeline
+from embedshare.telemetry import tracing
 
 if TYPE_CHECKING:
     from embedshare.settings_store.sync import SettingsSync
@@ -74,6 +75,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     for number in platforms.STOP_SIGNALS:
         signal.signal(number, on_signal)
     lifeline.follow(lambda: stop.set() if ready.is_set() else _thread.interrupt_main(signal.SIGTERM))
+    tracing.begin("embedshare-model-server")
     key = authkey.server_key(settings)
     _check_port("the model server", *settings.server.address)
     if settings.server.metrics_port:
@@ -112,6 +114,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     logger.info("Stopping (finishing accepted calls, {:g} s at most)", settings.server.drain_s)
     drained = server.drain(settings.server.drain_s)
     service.close()
+    tracing.end()
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 
 

@@ -16,7 +16,8 @@ from loguru import logger
 
 from embedshare.logs import configure
 from embedshare.settings import OperationSettings, Settings
-from embedshare.telemetry import request_ids
+from embedshare.telemetry import request_ids, tracing
+from tests.tracing import memory_spans
 
 SECRET = "text-of-a-user-4711"
 NASTY = ["two\nlines", "{0} {braces} {extra[line]}", "<red>a</red>", '"quoted" \\\\', "\ud800", "\u2028\0"]
@@ -103,6 +104,23 @@ def test_a_line_names_its_request_where_there_is_one(
     else:
         assert during.endswith(f" worker[{os.getpid()}] [abc-1] during")
     assert "abc-1" not in after
+
+
+def test_a_line_names_its_trace_where_there_is_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory_spans(monkeypatch)
+    for log_format in ("json", "text"):
+        configure(Settings(operation=OperationSettings(log_format=log_format)), "worker")
+        with tracing.entry("request", "server"):
+            trace = tracing.trace_id()
+            logger.info("during")
+        logger.info("after")
+    during, after, during_text, after_text = capsys.readouterr().err.splitlines()
+    assert "trace_id" not in json.loads(after)
+    assert len(json.loads(during)["trace_id"]) == 32
+    assert during_text.endswith(f" worker[{os.getpid()}] [trace {trace}] during")
+    assert after_text.endswith(f" worker[{os.getpid()}] after")
 
 
 def test_a_batch_s_line_names_a_few_of_its_requests_and_each_once() -> None:

@@ -16,7 +16,7 @@ from loguru import logger
 
 from embedshare import library_logs
 from embedshare.settings import OperationSettings, Settings, tell_notes
-from embedshare.telemetry import request_ids
+from embedshare.telemetry import request_ids, tracing
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -70,11 +70,15 @@ def _note_request(record: Record) -> None:
     request_id = request_ids.current()
     if request_id is not None:
         record["extra"]["request_id"] = request_id
+    trace_id = tracing.trace_id()
+    if trace_id is not None:
+        record["extra"]["trace_id"] = trace_id
 
 
 def _text(record: Record) -> str:
     """The form of a line, which loguru fills in."""
     shown = "[{extra[request_id]}] " if "request_id" in record["extra"] else ""
+    shown += "[trace {extra[trace_id]}] " if "trace_id" in record["extra"] else ""
     return _TEXT + shown + "{message}\n{exception}"
 
 
@@ -88,8 +92,7 @@ def _json(record: Record) -> str:
         "pid": record["process"].id,
         "message": record["message"],
     }
-    if "request_id" in extra:
-        line["request_id"] = extra["request_id"]
+    line |= {name: extra[name] for name in ("request_id", "trace_id") if name in extra}
     if error is not None:
         line["exception"] = "".join(traceback.format_exception(error.type, error.value, error.traceback))
     extra["line"] = json.dumps(line)

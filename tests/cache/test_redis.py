@@ -15,9 +15,11 @@ from embedshare.cache.memory import MemoryCache
 from embedshare.cache.redis import PATIENCE_S, RedisStore
 from embedshare.cache.shared import SharedLevel
 from embedshare.calls import EmbedRequest
+from embedshare.telemetry import tracing
 from tests.cache.test_cached import TEXTS, Model, check, description
 from tests.processes import wait_for
 from tests.redis_server import RedisServer, needs_redis
+from tests.tracing import memory_spans
 
 pytestmark = needs_redis
 SPACE, OTHER = b"s" * 16, b"*" * 16
@@ -68,6 +70,27 @@ def test_a_key_has_its_own_row_with_the_time_it_has_left(cache: SharedLevel, ser
     client = redis.Redis.from_url(server.url)
     lives = [client.pttl(name) for name in client.scan_iter()]
     assert all(89_000 < one <= 110_000 for one in lives)
+
+
+def test_each_level_s_look_is_a_span_with_its_hits(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, model = memory_spans(monkeypatch), Model()
+    writer = level(server.url)
+    check(CachedVectors(MemoryCache(1 << 20, 100.0), [writer]), model, EmbedRequest(TEXTS[:3], ""))
+    wait_for(lambda: writer.stats()["written"] == 3, 20, "the writing")
+    kept.clear()
+    two_levels = CachedVectors(MemoryCache(1 << 20, 100.0), [level(server.url)])
+    for _ in range(2):
+        with tracing.entry("call", "server"):
+            check(two_levels, model, EmbedRequest(TEXTS[:3], ""))
+    looks = [
+        span.attributes for span in kept.get_finished_spans() if span.name == "cache" and span.attributes
+    ]
+    assert [(look[tracing.CACHE_LEVEL], look[tracing.CACHE_HITS]) for look in looks] == [
+        ("memory", 0), ("redis", 3), ("memory", 3),
+    ]  # fmt: skip
+    assert {look[tracing.TEXTS] for look in looks} == {3}
 
 
 def test_a_value_that_is_not_whole_is_none(cache: SharedLevel, server: RedisServer) -> None:

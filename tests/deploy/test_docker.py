@@ -196,6 +196,17 @@ def test_nginx_takes_the_containers_upstream(tmp_path: Path) -> None:
     assert "test is successful" in ours.check()
 
 
+def test_the_profile_of_the_embeddings_service_publishes_its_port_and_changes_nothing_else() -> None:
+    service, nginx_as_it_is = SERVICES["embeddings-service"], SERVICES["nginx"]
+    assert service["profiles"] == ["embeddings-service"]
+    assert service["ports"] == ["${EMBEDSHARE_SERVICE_LISTEN:-127.0.0.1:3010}:80"]
+    own = {"profiles", "ports"}
+    assert {name: value for name, value in service.items() if name not in own} == {
+        name: value for name, value in nginx_as_it_is.items() if name not in own
+    }
+    assert [name for name, each in SERVICES.items() if "profiles" in each] == ["embeddings-service"]
+
+
 def test_the_mounted_files_are_there() -> None:
     mounted = [volume.split(":")[0] for volume in SERVICES["nginx"]["volumes"]]
     assert len(mounted) == 2

@@ -102,6 +102,29 @@ def test_every_line_of_its_log_is_json_where_that_is_asked_for(tmp_path: Path, s
     assert {record["process"] for record in records} == {"gunicorn", "worker"}
 
 
+def test_spans_of_each_forked_worker_arrive_and_the_last_ones_at_its_end(
+    tmp_path: Path, server: ModelServer
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from tests.collector import Collector
+
+    collector = Collector()
+    running = Gunicorn(tmp_path, server, **collector.environment(OTEL_BSP_SCHEDULE_DELAY="3600000"))
+    try:
+        wait_for(lambda: len(running.workers()) == 2, 60, "two workers")
+        for number in range(40):  # on connections of their own, which the workers share
+            assert requests.post(f"{running.url}/embed", json={"texts": [f"{number}"]}, timeout=60).ok
+        assert collector.spans == []
+    finally:
+        assert running.stop() == 0
+        collector.close()
+    asked = collector.named("POST /embed")
+    assert len({span.id for span in asked}) == len(asked) == 40
+    assert len(collector.named("wire")) == 40
+    assert len(collector.headers) >= 2  # from both
+    assert "Traceback" not in running.said.read_text()
+
+
 def test_it_takes_the_settings_and_leaves_a_given_metrics_folder_alone(
     tmp_path: Path, server: ModelServer
 ) -> None:

@@ -59,6 +59,29 @@ def test_workers_leave_out_the_server_s_port_and_all_answer(
     assert requests.get(f"http://127.0.0.1:{first}/health", timeout=10).json()["status"] == "ok"
 
 
+def test_one_worker_at_a_given_port_answers_the_api_of_an_embeddings_service(tmp_path: Path) -> None:
+    port = free_port()
+    running = Services(
+        tmp_path, "--workers", "1", "--port", str(port),
+        EMBEDDING_SERVER_PORT=str(free_port()), EMBEDDING_FALLBACK="none",
+    )  # fmt: skip
+    running.wait_until_running()
+    try:
+        url = f"http://127.0.0.1:{port}/api/v1"
+        one = requests.post(f"{url}/embed", json={"text": "one model"}, timeout=60)
+        many = requests.post(f"{url}/embed/batch", json={"texts": ["one model", "two"]}, timeout=60).json()
+        (model,) = requests.get(f"{url}/models", timeout=60).json()["models"]
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0, running.output
+    assert one.status_code == 200, one.text
+    assert one.json().keys() == {"embedding", "model", "dimensions", "usage"}
+    assert np.linalg.norm(one.json()["embedding"]) == pytest.approx(1.0, abs=1e-5)
+    first = np.array([each["embedding"] for each in many["embeddings"]])[0]
+    assert np.allclose(first, one.json()["embedding"], atol=2e-3)
+    assert (model["id"], model["dimensions"]) == (one.json()["model"], one.json()["dimensions"])
+
+
 def test_health_and_stats_have_their_known_shapes(services: Services, ports: tuple[int, int]) -> None:
     url = f"http://127.0.0.1:{ports[0]}"
     health = requests.get(f"{url}/embedding/health", timeout=10)

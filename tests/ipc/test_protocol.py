@@ -26,9 +26,11 @@ from embedshare.identity import ModelDescription
 from embedshare.ipc import codec, handshake, protocol
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.settings import Settings
-from tests.ipc import protocol_3
+from embedshare.telemetry import tracing
+from tests.ipc import protocol_3, protocol_4
 from tests.ipc.protocol_1 import ANSWERS, CALLS
 from tests.processes import ModelServer
+from tests.tracing import memory_spans
 
 KEY = "a key of forty characters for this test!"
 
@@ -61,8 +63,32 @@ def test_a_call_of_version_3_is_what_it_was_to_the_byte(name: str) -> None:
     assert codec.decode_call(bytes.fromhex(data)) == call
 
 
+@pytest.mark.parametrize("name", protocol_4.CALLS)
+def test_a_call_of_version_4_is_what_it_was_to_the_byte(name: str) -> None:
+    call, data = protocol_4.CALLS[name]
+    assert codec.encode(call).hex() == data
+    assert codec.decode_call(bytes.fromhex(data)) == call
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        "00",
+        f"01-{'a' * 32}-{'b' * 16}-01",
+        f"00-{'A' * 32}-{'b' * 16}-01",
+        f"00-{'a' * 32}-{'b' * 16}-01\n",
+    ],
+)
+def test_a_trace_in_another_form_is_refused(traceparent: str) -> None:
+    call, _ = protocol_4.CALLS["traced, routed"]
+    with pytest.raises(ProtocolError):
+        codec.decode_call(codec.encode(msgspec.structs.replace(call, traceparent=traceparent)))
+
+
 def test_every_message_has_its_bytes() -> None:
     first, third = ({type(call) for call, _ in calls.values()} for calls in (CALLS, protocol_3.CALLS))
+    assert {type(call) for call, _ in protocol_4.CALLS.values()} == {codec.Traced}
     assert first == set(codec.Call.__args__) - {codec.Manage, codec.SetModels, codec.ClearTexts}
     assert third == {codec.Manage, codec.SetModels, codec.ClearTexts, codec.Routed}
     assert {type(answer) for answer, _ in ANSWERS.values()} == set(codec.Answer.__args__)
@@ -189,6 +215,9 @@ class ServerOfVersion1:
         with suppress(EOFError, OSError):
             while True:
                 call = codec.decode_call(connection.recv_bytes(1 << 20))
+                if isinstance(call, codec.Traced) or (isinstance(call, codec.Routed) and self.version < 3):
+                    return  # unknown messages end the connection
+                call = call.call if isinstance(call, codec.Routed) else call
                 what = call.what if isinstance(call, codec.Query) else type(call).__name__
                 self.asked.append(what)
                 self._answer(connection, call, what)
@@ -198,8 +227,10 @@ class ServerOfVersion1:
             rows = np.ones((len(call.texts), 384), np.float32)
             told = codec.Rows(call.id, *rows.shape, codec.Timings(), [3] * len(rows))
             connection.send_bytes(codec.encode(told), rows.data.cast("B"))
-        elif isinstance(call, codec.Encode) and self.version == 2:
+        elif isinstance(call, codec.Encode) and self.version >= 2:
             self._answer(connection, msgspec.structs.replace(call, task=None), what)
+        elif what.startswith("describe/") and self.version == 3:
+            connection.send_bytes(codec.encode(codec.Reply(call.id, {"protocol": 3})))
         elif what.startswith("describe/") and self.version == 2:
             model = ANSWERS["description"][0].value  # type: ignore[union-attr]
             connection.send_bytes(codec.encode(codec.Reply(call.id, {"protocol": 2, "model": model})))
@@ -234,7 +265,7 @@ def test_a_server_of_version_1_is_spoken_to_in_its_version(
         assert client.encode_query(["one"]).tolist() == np.ones((1, 384)).tolist()
         (connection,) = client._embedder.failover.served.connections._open
         assert connection.protocol == 1
-    assert server_of_version_1.asked[:2] == ["describe/3", "describe"]
+    assert server_of_version_1.asked[:2] == ["describe/4", "describe"]
 
 
 def test_a_server_of_version_2_is_spoken_to_in_its_version_and_serves_one_model(tmp_path: Path) -> None:
@@ -249,7 +280,41 @@ def test_a_server_of_version_2_is_spoken_to_in_its_version_and_serves_one_model(
             client.of_model("bge").encode(["one"])
         assert [(one["id"], one["default"]) for one in client.models()] == [(name, True)]
     server.close()
-    assert server.asked[0] == "describe/3"
+    assert server.asked[0] == "describe/4"
+
+
+def test_a_server_of_version_3_is_sent_no_trace_and_fails_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerOfVersion1(version=3)
+    spans = memory_spans(monkeypatch)
+    with client_of(server, tmp_path) as client, tracing.entry("an application's", "internal"):
+        assert client.encode(["one"]).tolist() == np.ones((1, 384)).tolist()
+        (connection,) = client._embedder.failover.served.connections._open
+        assert connection.protocol == 3
+    server.close()
+    assert server.asked == ["describe/4", "describe", "Encode"]
+    assert [span.name for span in spans.get_finished_spans()] == ["wire", "encode", "an application's"]
+
+
+def test_a_client_of_version_3_is_answered_by_a_server_of_this_release(server: ModelServer) -> None:
+    connection = Client(("127.0.0.1", server.port), (server.folder / "authkey").read_bytes().strip())
+    connection.set_deadline(time.monotonic() + 30)
+    welcome = codec.decode_answer(ask(connection, codec.encode(codec.Query(1, 30.0, "describe/3")).hex()))
+    assert welcome == codec.Reply(1, {"protocol": protocol.VERSION})
+    routed = codec.Routed("", None, False, codec.Encode(2, 30.0, ["text"], "", True, None))
+    rows = codec.decode_answer(ask(connection, codec.encode(routed).hex()))
+    assert isinstance(rows, codec.Rows)
+    connection.close()
+
+
+def test_a_server_without_spans_answers_a_call_that_belongs_to_a_trace(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory_spans(monkeypatch)
+    with server.client(EMBEDDING_FALLBACK="none") as client, tracing.entry("an application's", "internal"):
+        assert client.encode("text").shape == (384,)
+        assert client.tokens(["text"])[0][1][1] == "text"
 
 
 def test_a_client_that_no_longer_knows_version_1_says_which_side_to_upgrade(

@@ -16,9 +16,10 @@ from embeddingClient import EmbeddingClient
 from embedshare.calls import EmbedRequest, EmbedResult, Timings
 from embedshare.errors import InvalidInput, Overloaded
 from embedshare.settings import Settings, WebSettings
-from embedshare.telemetry import cpu_load, request_ids
+from embedshare.telemetry import cpu_load, request_ids, tracing
 from embedshare.web.coalescer import MOST_OWN_TOKENS, MOST_TOKENS, Coalescer
 from tests.processes import free_port
+from tests.tracing import memory_spans
 from tests.usual_calls import Usual
 from tests.web.server.test_listener import running
 
@@ -95,6 +96,24 @@ def test_half_of_those_who_come_again_and_again_go_together_and_each_gets_its_ow
 
     list(callers.map(loop, range(12)))
     assert len(model.calls) < 12 * 25 / 3  # about six requests share a call when no request is late
+
+
+def test_a_coalesced_request_s_span_is_linked_to_the_one_whose_trace_has_the_call(
+    callers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = memory_spans(monkeypatch)
+    asking = known(Model(), count=8, patience_s=5.0)
+
+    def ask(number: int) -> None:
+        with tracing.entry(f"request {number}", "server"):
+            asking.ask(EmbedRequest([f"text {number}"]))
+
+    list(callers.map(ask, range(4)))  # half of the usual ones
+    spans = kept.get_finished_spans()
+    (leader,) = [span for span in spans if not span.links]
+    assert len(spans) == 4
+    linked = {link.context.span_id for span in spans if span is not leader for link in span.links}
+    assert linked == {leader.context.span_id}  # type: ignore[union-attr]
 
 
 def test_where_the_processor_has_time_to_spare_nobody_waits(callers: ThreadPoolExecutor) -> None:

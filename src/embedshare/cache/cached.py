@@ -17,12 +17,14 @@ from embedshare.cache.shared import SharedLevel
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Timings
 from embedshare.errors import DeadlineExceeded, ServerUnavailable
 from embedshare.identity import ModelDescription
+from embedshare.telemetry import tracing
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 #: More values than any vector has: whole vectors are requested and cached.
 _ALL = 1 << 30
 #: Seconds between two looks whether the caller of a waiting call is still there.
 _LOOK_S = 0.2
+_IN_MEMORY = {tracing.CACHE_LEVEL: "memory"}
 
 
 class _Part(NamedTuple):
@@ -109,7 +111,7 @@ class CachedVectors:
         timings, hits, misses, lacking = Timings(), 0, 0, list(places)
         found_below: dict[str, int] = {}
         while lacking:
-            cached = self._cached(space, lacking)
+            cached = (self._cached_traced if tracing.enabled else self._cached)(space, lacking)
             hits += len(cached.keys)
             lacking = _without(lacking, cached, parts)
             if not lacking:
@@ -124,7 +126,8 @@ class CachedVectors:
                     found_below[level] = found_below.get(level, 0) + count
                 lacking = _without(lacking, found, parts)
             for other in others:
-                joined = _awaited(other.result, context)
+                with tracing.span("wait for another call"):
+                    joined = _awaited(other.result, context)
                 if joined is not None:
                     lacking = _without(lacking, joined, parts)
         result = _result(keys, parts, request, model, timings)
@@ -206,6 +209,13 @@ class CachedVectors:
             return _NOTHING
         return _Part([keys[position] for position in found.positions], found.rows, found.token_counts)
 
+    def _cached_traced(self, space: bytes, keys: list[bytes]) -> _Part:
+        """`_cached` with a span."""
+        with tracing.span("cache", _IN_MEMORY) as span:
+            found = self._cached(space, keys)
+            span.note({tracing.TEXTS: len(keys), tracing.CACHE_HITS: len(found.keys)})
+            return found
+
     def _claim(self, space: bytes, keys: list[bytes]) -> tuple[_Flight, list[bytes], list[_Flight]]:
         """The keys that this call computes, and what other calls compute of the rest."""
         flight = _Flight(space)
@@ -237,7 +247,10 @@ class CachedVectors:
     def _stored(self, claim: _Claim, number: int, keys: list[bytes], dimension: int) -> _Part:
         """What a shared level has of these keys; it goes to the levels before it."""
         level = claim.levels[number]
-        found = level.get(claim.flight.space, keys, dimension)
+        with tracing.span("cache", {tracing.CACHE_LEVEL: level.name}) as span:
+            found = level.get(claim.flight.space, keys, dimension)
+            hits = 0 if found is None else len(found.positions)
+            span.note({tracing.TEXTS: len(keys), tracing.CACHE_HITS: hits})
         if found is None:
             return _NOTHING
         part = _Part([keys[position] for position in found.positions], found.rows, found.token_counts)

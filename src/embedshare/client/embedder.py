@@ -26,6 +26,7 @@ from embedshare.ipc.connection import Connections, MetModel
 from embedshare.providers.base import Provider
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
+from embedshare.telemetry import tracing
 from embedshare.telemetry.calls import OK, Calls, Source
 
 T = TypeVar("T")
@@ -178,7 +179,10 @@ class Embedder:
         context = CallContext(self.deadline(limit))
         began = self.calls.begin()
         try:
-            answer, source = self._tried(ask, context)
+            if tracing.enabled and method != "query":
+                answer, source = self._traced(method, ask, context)
+            else:
+                answer, source = self._tried(ask, context)
         except BaseException as error:
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
@@ -189,6 +193,16 @@ class Embedder:
         if source == "server":
             self._last_read = time.monotonic()
         return answer
+
+    def _traced(
+        self, method: str, ask: Callable[[Provider, CallContext], T], context: CallContext
+    ) -> tuple[T, Source]:
+        """`_tried` with a span."""
+        told = {tracing.REQUEST_MODEL: self._model or "default"}
+        with tracing.entry(method, "client", told) as span:
+            answer, source = self._tried(ask, context)
+            span.note(_told(answer, source))
+            return answer, source
 
     def _tried(self, ask: Callable[[Provider, CallContext], T], context: CallContext) -> tuple[T, Source]:
         """The answer, and the provider that gave it.
@@ -244,6 +258,15 @@ class Embedder:
     def _learn_model(self, limit: float) -> None:
         if self.failover.now.model is None:
             self._call("query", lambda provider, context: provider.describe(context), limit)
+
+
+def _told(answer: Any, source: Source) -> dict[str, str | int]:
+    """The attributes of an answered call's span."""
+    told: dict[str, str | int] = {tracing.SOURCE: source}
+    if isinstance(answer, EmbedResult):
+        told |= {tracing.TEXTS: len(answer.rows), tracing.TOKENS: answer.tokens}
+        told[tracing.RESPONSE_MODEL] = answer.description.model_name
+    return told
 
 
 def _starter(settings: Settings) -> Callable[[], bool]:

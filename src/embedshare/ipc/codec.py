@@ -255,6 +255,18 @@ class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True
         return self.call.id
 
 
+class Traced(msgspec.Struct, tag=15, array_like=True, forbid_unknown_fields=True):
+    """A call that belongs to a trace, from version 4 on: the caller's span, as in W3C Trace Context."""
+
+    traceparent: Annotated[str, msgspec.Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
+    tracestate: Annotated[str, msgspec.Meta(max_length=512, pattern=r"^[ -~]*\Z")]
+    message: Call | Routed
+
+    @property
+    def id(self) -> int:
+        return self.message.id
+
+
 class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
     """`count` x `dimension` float32 values follow this message as raw bytes.
 
@@ -317,11 +329,11 @@ UNSENT = 0, 0.0
 
 _ENCODE_TAG = Encode.__struct_config__.tag
 _encoder = msgspec.msgpack.Encoder()
-_calls: msgspec.msgpack.Decoder[Call | Routed] = msgspec.msgpack.Decoder(Call | Routed)
+_calls: msgspec.msgpack.Decoder[Call | Routed | Traced] = msgspec.msgpack.Decoder(Call | Routed | Traced)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-def encode(message: Call | Routed | Answer) -> bytes:
+def encode(message: Call | Routed | Traced | Answer) -> bytes:
     """The bytes of a message; an Encode without a task has those of version 1.
 
     Raises InvalidInput for text without a UTF-8 form (a lone surrogate).
@@ -331,7 +343,7 @@ def encode(message: Call | Routed | Answer) -> bytes:
             return _encoder.encode((_ENCODE_TAG, *msgspec.structs.astuple(message)[:-1]))
         return _encoder.encode(message)
     except UnicodeEncodeError as error:
-        texts = getattr(message.call if isinstance(message, Routed) else message, "texts", [])
+        texts = getattr(_call_in(message), "texts", [])
         raise InvalidInput(_surrogate_message(texts, error)) from None
     except OverflowError:
         raise InvalidInput("a number is beyond 64 bits") from None
@@ -342,7 +354,7 @@ def for_version_1(call: Call) -> Call:
     return msgspec.structs.replace(call, task=None) if isinstance(call, Encode) else call
 
 
-def decode_call(data: bytes | bytearray) -> Call | Routed:
+def decode_call(data: bytes | bytearray) -> Call | Routed | Traced:
     """The call in `data`. Raises ProtocolError for anything else."""
     try:
         return _calls.decode(data)
@@ -374,6 +386,11 @@ def description_in(answer: Answer) -> ModelDescription:
         return msgspec.convert(answer.value if isinstance(answer, Reply) else answer, ModelDescription)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"not a model description: {error}") from None
+
+
+def _call_in(message: Call | Routed | Traced | Answer) -> Call | Answer:
+    message = message.message if isinstance(message, Traced) else message
+    return message.call if isinstance(message, Routed) else message
 
 
 def _surrogate_message(texts: list[str], error: UnicodeEncodeError) -> str:

@@ -30,6 +30,7 @@ from embedshare.ipc import codec, protocol
 from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
 from embedshare.settings import ServerSettings
+from embedshare.telemetry import tracing
 
 #: Idle seconds after which a connection is checked before use: a firewall or NAT may have dropped it
 #: silently.
@@ -71,6 +72,11 @@ class _Message(NamedTuple):
     raw: memoryview | None = None
     is_check: bool = False
     needs_description: bool = False
+
+    @property
+    def may_be_traced(self) -> bool:
+        """Whether it belongs in a trace; queries and health checks do not."""
+        return not self.is_check and not isinstance(self.call, codec.Query)
 
 
 class Connections:
@@ -167,7 +173,10 @@ class Connections:
         call.id, call.time_left_s = next(self._ids), max(0.0, deadline - time.monotonic())
         if request is not None and described is not None and isinstance(call, codec.Prompted):
             call.prompt = prompt_of(request, described)
-        answer, rows = self._exchanged(connection, message, described, deadline)
+        if tracing.enabled and message.may_be_traced:
+            answer, rows = self._traced(connection, message, described, deadline)
+        else:
+            answer, rows = self._exchanged(connection, message, described, deadline)
         return connection, described, answer, rows
 
     def _description(
@@ -194,6 +203,14 @@ class Connections:
                 raise error
             model.meet(codec.description_in(answer))
         return model.description
+
+    def _traced(
+        self, connection: Connection, message: _Message, described: ModelDescription | None, deadline: float
+    ) -> tuple[codec.Answer, _Raw]:
+        """`_exchanged` with a span."""
+        host, port = self._settings.address
+        with tracing.wire({"server.address": host, "server.port": port}):
+            return self._exchanged(connection, message, described, deadline)
 
     def _exchanged(
         self, connection: Connection, message: _Message, described: ModelDescription | None, deadline: float
@@ -225,7 +242,10 @@ class Connections:
             data = codec.encode(call)
         else:
             identity = None if described is None else described.identity
-            data = codec.encode(codec.Routed(model.name, identity, message.is_check, call))
+            routed = codec.Routed(model.name, identity, message.is_check, call)
+            is_traced = tracing.enabled and version >= protocol.TRACED and message.may_be_traced
+            parent = tracing.parent() if is_traced else None
+            data = codec.encode(routed if parent is None else codec.Traced(*parent, routed))
         allowed = self._settings.max_message_bytes
         if len(data) > allowed:
             raise TooLarge(

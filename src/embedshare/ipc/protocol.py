@@ -9,6 +9,7 @@ Further apart is IncompatibleVersion, which names the side to upgrade.
 - Version 2 adds the exchange, whose answer describes the only model, and the task of an Encode.
 - Version 3 wraps a call of a model in Routed, with the model's name and identity. Its exchange describes no
   model: a client asks for the description of each model that it uses.
+- Version 4 adds Traced around a call that belongs to a trace, and changes no other message.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from embedshare.errors import IncompatibleVersion, ProtocolError, ServerUnavaila
 from embedshare.identity import ModelDescription
 
 #: The newest version that this release speaks, and the oldest.
-VERSION = 3
+VERSION = 4
 OLDEST = 1
 #: The first version whose calls name their model.
 ROUTED = 3
+#: The first version whose calls may name their trace.
+TRACED = 4
 #: The query of version 1, without a number.
 DESCRIBE = "describe"
 _NUMBERED = re.compile(rf"{DESCRIBE}/([1-9][0-9]{{0,3}})\Z")

@@ -29,7 +29,7 @@ from embedshare.ipc.callers import Callers
 from embedshare.ipc.pending_handshakes import PendingHandshakes
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.settings import ServerSettings
-from embedshare.telemetry import request_ids
+from embedshare.telemetry import request_ids, tracing
 from embedshare.telemetry.calls import OK
 
 #: Connections without a proved key. More wait unaccepted, see pending_handshakes.py.
@@ -188,7 +188,8 @@ class CallServer(managers.Server):
             self._busy += 1
         ended = "unreadable", ProtocolError.__name__
         try:
-            message = codec.decode_call(data)
+            decoded = codec.decode_call(data)
+            message = decoded.message if isinstance(decoded, codec.Traced) else decoded
             call = message.call if isinstance(message, codec.Routed) else message
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
@@ -201,7 +202,11 @@ class CallServer(managers.Server):
                 if size:
                     connection.set_deadline(time.monotonic() + MESSAGE_S)
                     connection.recv_into(memoryview(raw))
-                ended = ended[0], self._answer_one(connection, session, message, raw, received, caller)
+                if tracing.enabled:
+                    outcome = self._answer_traced(connection, session, decoded, raw, received, caller)
+                else:
+                    outcome = self._answer_one(connection, session, message, raw, received, caller)
+                ended = ended[0], outcome
         except EmbedshareError as error:
             ended = ended[0], type(error).__name__
             raise
@@ -210,6 +215,24 @@ class CallServer(managers.Server):
             with self._busy_lock:
                 self._busy -= 1
                 self._outcomes[ended] += 1
+
+    def _answer_traced(
+        self,
+        connection: Connection,
+        session: Session,
+        decoded: codec.Call | codec.Routed | codec.Traced,
+        raw: bytearray,
+        received: float,
+        caller: int,
+    ) -> str:
+        """`_answer_one` with a span."""
+        message = decoded.message if isinstance(decoded, codec.Traced) else decoded
+        call = message.call if isinstance(message, codec.Routed) else message
+        with _span(decoded, call, received) as span:
+            outcome = self._answer_one(connection, session, message, raw, received, caller)
+            if outcome != OK:
+                span.fail(outcome)
+            return outcome
 
     def _answer_one(
         self,
@@ -289,6 +312,25 @@ class CallServer(managers.Server):
             connection.send_bytes(codec.encode(codec.failure(call_id, error)))
         except (OSError, InvalidInput):
             pass  # the caller is gone, or the message quotes a lone surrogate: it cannot be sent
+
+
+def _span(
+    message: codec.Call | codec.Routed | codec.Traced, call: codec.Call, received: float
+) -> tracing.Entered:
+    """The span of a call; queries and health checks have none, unless they belong to a trace."""
+    parent = None
+    if isinstance(message, codec.Traced):
+        parent = tracing.Parent(message.traceparent, message.tracestate)
+        message = message.message
+    model, is_check = (message.model, message.is_check) if isinstance(message, codec.Routed) else ("", False)
+    if parent is None and (is_check or isinstance(call, codec.Query)):
+        return tracing.OFF
+    told = {
+        tracing.TEXTS: len(getattr(call, "sequences", getattr(call, "texts", ()))),
+        tracing.REQUEST_MODEL: model or "default",
+        tracing.REQUEST_ID: getattr(call, "request_id", None) or "",
+    }
+    return tracing.entry(_method_of(call), "server", told, parent, received)
 
 
 def _method_of(call: codec.Call) -> str:

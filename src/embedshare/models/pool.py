@@ -44,6 +44,7 @@ from embedshare.models.spec import ModelSpec
 from embedshare.providers.base import LoadedProvider
 from embedshare.providers.local import Local, release_memory
 from embedshare.settings import Settings
+from embedshare.telemetry import tracing
 
 #: Loads the model of a specification by its settings; the function raises once it is no longer wanted.
 Load = Callable[[ModelSpec, Settings, Callable[[], None]], LoadedProvider]
@@ -187,7 +188,8 @@ class ModelPool:
                     message = f"{slot.spec.id} is not loaded, and a health check loads no model"
                     raise Overloaded(message, retry_after_s=1.0)
                 pending = self._begin_load(slot)
-            _wait(pending, context, slot.spec.id)
+            with tracing.span("load"):
+                _wait(pending, context, slot.spec.id)
             slot = self._slot(name)  # the registry may have changed
 
     def load(self, name: str, context: CallContext = UNBOUNDED) -> None:

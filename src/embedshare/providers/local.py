@@ -34,7 +34,7 @@ from embedshare.errors import DeadlineExceeded, InvalidInput, MissingDependency,
 from embedshare.identity import ModelDescription
 from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, LoadedProvider
 from embedshare.settings import Settings
-from embedshare.telemetry import memory
+from embedshare.telemetry import memory, tracing
 from embedshare.telemetry.histogram import MILLISECONDS, SEQUENCES, TOKENS, Histogram
 from embedshare.vectors import exact
 from embedshare.vectors.client.snapshot import of_another_model
@@ -123,6 +123,10 @@ class Local(LoadedProvider):
         Raises InvalidInput for token ids that are not the model's and for an unknown prompt, TooLarge,
         Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
         """
+        with tracing.provider("local", self.description.model_name):
+            return self._counted(request, context)
+
+    def _counted(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
         started = time.monotonic()
         try:
             embedded = self._embed(request, context)
@@ -244,6 +248,7 @@ class Local(LoadedProvider):
         )
         counts = list(map(len, sequences))
         timings = Timings((tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
+        tracing.stages(started, timings)
         return EmbedResult(rows, counts, timings, self.description)
 
     def _texts(self, request: EmbedRequest) -> list[str]:

@@ -32,6 +32,7 @@ from embedshare.providers.event_loop import EventLoop
 from embedshare.providers.guarded import Guarded, Limit
 from embedshare.providers.local import summed
 from embedshare.providers.spending import Spending
+from embedshare.telemetry import tracing
 from embedshare.telemetry.histogram import MILLISECONDS, Histogram
 
 #: Requests of one model that are sent at a time.
@@ -109,7 +110,8 @@ class Remote(LoadedProvider):
         with self._lock:
             self._active += 1
         try:
-            found = self._embed(request, context)
+            with tracing.provider(self._spec.provider, self._spec.name):
+                found = self._embed(request, context)
         except BaseException:
             self._count(None, started, is_last=context.may_wait)
             raise

@@ -24,7 +24,9 @@ class TeiEndpoint(Endpoint):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         url = self.remote.base_url or _OWN_URL
-        self._client = httpx.AsyncClient(base_url=url, timeout=None, trust_env=self.trusts_environment(url))
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=self.remote.timeout_s, trust_env=self.trusts_environment(url)
+        )
 
     async def open(self) -> None:
         """Read the limits of the service. Raises RequestFailed."""

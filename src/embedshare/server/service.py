@@ -31,6 +31,7 @@ from embedshare.providers.local import added, summed
 from embedshare.server.index_service import Answered, IndexService, Stored
 from embedshare.server.warming import Warmer
 from embedshare.settings import Settings, parse
+from embedshare.telemetry import tracing
 
 T = TypeVar("T")
 #: The longest name of a model, or path of its folder.
@@ -124,7 +125,9 @@ class EmbeddingService:
             found = self._cache.embed(known, request, context, compute, shared=spec.cache == "all")
         if self._most_asked is not None and is_cached:
             self._most_asked.count(spec.id, request)
-        rows, token_counts, timings, _ = found
+        rows, token_counts, timings, described = found
+        if tracing.enabled:
+            tracing.note({tracing.TOKENS: found.tokens, tracing.RESPONSE_MODEL: described.model_name})
         self._last_asked = time.monotonic()
         message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
         return message, rows.data.cast("B") if rows.nbytes else None

@@ -18,7 +18,7 @@ import msgspec
 from embedshare.batch_delay import BatchDelay
 from embedshare.calls import EmbedRequest, EmbedResult
 from embedshare.errors import EmbedshareError, InvalidInput, TooLarge
-from embedshare.telemetry import request_ids
+from embedshare.telemetry import request_ids, tracing
 
 #: Groups of the usual callers: one is answered while the other gathers.
 _GROUPS = 2
@@ -35,6 +35,7 @@ class _Member:
     def __init__(self, request: EmbedRequest) -> None:
         self.request = request
         self.request_id = request_ids.current()
+        self.span = tracing.here()
         self.share: EmbedResult | None = None
         self.error: EmbedshareError | None = None
         self.answered = threading.Lock()
@@ -97,6 +98,7 @@ class Coalescer:
                 self._lead(group, key)
             else:
                 member.answered.acquire()
+                tracing.link(group.members[0].span)  # the call is in the trace of the first one
         finally:
             with self._lock:
                 self._delay.left()

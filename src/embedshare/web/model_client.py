@@ -12,7 +12,7 @@ from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription, names_of
 from embedshare.settings import ANY_NAME, Settings
-from embedshare.telemetry import usage
+from embedshare.telemetry import tracing, usage
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
 
@@ -100,6 +100,9 @@ class ModelClient:
             )
         )
         usage.of_tokens(found.tokens)
+        if tracing.enabled:
+            told = {tracing.TEXTS: len(inputs), tracing.TOKENS: found.tokens}
+            tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
         return found
 
     def _ask(self, request: EmbedRequest) -> EmbedResult:

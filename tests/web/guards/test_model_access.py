@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -85,6 +86,15 @@ UNNAMED: dict[tuple[str, str], tuple[str, Any]] = {
 LISTS = {("/v1/models", "GET"), ("/api/tags", "GET"), ("/api/ps", "GET"), ("/api/v1/models", "GET")}
 #: Routes for keys of embed and search that reach no model: a version, a health check, a deleted file.
 WITHOUT_MODEL = {("/api/version", "GET"), ("/embedding/health", "GET"), ("/index/<index>", "DELETE")}
+#: Routes of jobs: their models are checked when a job or a batch is created, see the last test here.
+JOBS = {
+    *((f"/api/v1/jobs{rest}", "GET") for rest in ("", "/<job>", "/<job>/result")),
+    ("/api/v1/jobs", "POST"), ("/api/v1/jobs/<job>/cancel", "POST"), ("/api/v1/jobs/<job>", "DELETE"),
+    *((f"/v1/files{rest}", "GET") for rest in ("", "/<id>", "/<id>/content")),
+    ("/v1/files", "POST"), ("/v1/files/<id>", "DELETE"),
+    *((f"/v1/batches{rest}", "GET") for rest in ("", "/<id>")),
+    ("/v1/batches", "POST"), ("/v1/batches/<id>/cancel", "POST"),
+}  # fmt: skip
 
 
 class Site:
@@ -147,7 +157,7 @@ def test_every_route_of_keys_that_embed_or_search_is_tried_here(site: Site) -> N
         if {"embed", "search"}.intersection(route.scopes)
         for method in (route.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert found == {*NAMED, *UNNAMED, *LISTS, *WITHOUT_MODEL}
+    assert found == {*NAMED, *UNNAMED, *LISTS, *WITHOUT_MODEL, *JOBS}
 
 
 @pytest.mark.parametrize("name", ["mine", "small", "small:latest"])
@@ -440,3 +450,26 @@ def test_too_many_requests_of_a_model_are_a_429_in_the_form_of_each_api(server: 
         site.ask(site.key("another", None), "POST", "/embed?model=mine", {"texts": [TEXT]}).status_code == 200
     )
     site.client.close()
+
+
+def test_jobs_and_batches_of_a_key_are_for_its_models_alone(site: Site, key: str) -> None:
+    client, headers = site.app.test_client(), {"X-API-Key": key}
+
+    def job(query: str) -> int:
+        lines = {"data": b'"one"\n', "content_type": "application/jsonl"}
+        return client.post(f"/api/v1/jobs{query}", headers=headers, **lines).status_code
+
+    assert [job("?model=mine"), job("?model=theirs"), job("?model=any+name"), job("")] == [202, 403, 403, 403]
+
+    def batch(model: str) -> tuple[int, str]:
+        body = {"model": model, "input": "one"}
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body}
+        data = {"purpose": "batch", "file": (io.BytesIO(json.dumps(line).encode()), "lines.jsonl")}
+        file = client.post("/v1/files", headers=headers, data=data).json["id"]
+        asked = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        answer = client.post("/v1/batches", headers=headers, json=asked)
+        return answer.status_code, answer.text
+
+    assert batch("mine")[0] == 200
+    status, told = batch("theirs")
+    assert status == 403, told
