@@ -30,6 +30,7 @@ from embedshare.jobs.progress import State
 from embedshare.jobs.spec import JobLine, JobSpec, Kind, Options
 from embedshare.jobs.store import UNKNOWN_ROW_BYTES, JobDraft, JobStore
 from embedshare.settings import Settings
+from embedshare.telemetry import usage
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import dumped
 from embedshare.web.errors import ServiceError
@@ -140,6 +141,7 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
                 draft, auth.owner(), "texts", options,
                 row_bytes=row_bytes(asked.dimensions, description), about=about,
             )  # fmt: skip
+        usage.of_texts(draft.inputs)
         return body.answer(_view(jobs, job, kept_s)), 202, {"Location": f"/api/v1/jobs/{job.id}"}
 
     @routes.get("/api/v1/jobs", **_DECLARED)
