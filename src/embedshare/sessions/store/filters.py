@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -104,13 +106,25 @@ def _equals(name: str, values: list[Any], schema: Mapping[str, str]) -> Iterator
     exact: dict[str, list[str | int]] = {}
     for value in values:
         for kind in _kinds(name, value, schema):
-            key, copy = _key(name, kind), metadata.copied(name, value, kind)
-            if kind in ("float", "date"):
-                yield Range(key, kind == "date", {"gte": copy, "lte": copy})
+            is_whole = kind == "integer" and name not in BUILT_IN and name not in schema
+            key, copy = _key(name, kind), metadata.copied(name, int(value) if is_whole else value, kind)
+            if kind == "date":
+                yield Range(key, True, {"gte": copy, "lte": copy})
+            elif kind == "float":
+                yield Range(key, False, _around(copy))
             else:
                 exact.setdefault(key, []).append(copy)
     for key, copies in exact.items():
         yield AnyOf(key, tuple(copies))
+
+
+def _around(number: float) -> dict[str, float]:
+    """A float's bounds. The embedded engine reads some numbers back with another last digit."""
+    largest = sys.float_info.max
+    return {
+        "gte": max(math.nextafter(number, -math.inf), -largest),
+        "lte": min(math.nextafter(number, math.inf), largest),
+    }
 
 
 def _range(name: str, wanted: Mapping[str, Any], schema: Mapping[str, str]) -> Condition:
@@ -149,7 +163,11 @@ def _kinds(name: str, value: Any, schema: Mapping[str, str]) -> tuple[str, ...]:
         )
     if natural not in ("integer", "float"):
         return (natural,)
-    return ("integer", "float") if float(value).is_integer() else ("float",)
+    return ("integer", "float") if natural == "integer" or _is_whole(value) else ("float",)
+
+
+def _is_whole(number: float) -> bool:
+    return float(number).is_integer() and abs(number) < 2**63
 
 
 def _key(name: str, kind: str) -> str:

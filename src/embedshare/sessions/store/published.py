@@ -24,10 +24,10 @@ import numpy as np
 from loguru import logger
 
 from embedshare.errors import EmbedshareError, InvalidInput, UploadIncomplete
-from embedshare.sessions.store import filters, metadata, vectors
-from embedshare.sessions.store.base import Found, Point, VectorStore, derived_id, point_id
-from embedshare.sessions.store.engine import Engine, Hit, Record
-from embedshare.sessions.store.filters import AnyOf, Condition, Where, equal
+from embedshare.sessions.store import metadata, payloads, vectors
+from embedshare.sessions.store.base import Found, Point, VectorStore
+from embedshare.sessions.store.engine import Engine, Record
+from embedshare.sessions.store.filters import BUILT_IN, AnyOf, Condition, Where, conditions, equal
 from embedshare.sessions.store.visibility import Visibility
 
 #: Points in one write of an engine.
@@ -36,7 +36,6 @@ _WRITE_POINTS = 256
 _DELETED_VERSIONS = 256
 #: Chunks that a search asks for beyond its caller's, for equal scores at the end.
 _SPARE = 16
-_INDEXED = {"session": "keyword", "document": "keyword", "version": "keyword", "manifest_of": "keyword"}
 
 
 class PublishedStore(VectorStore):
@@ -51,7 +50,7 @@ class PublishedStore(VectorStore):
         self._visibility = Visibility()
         self._publishing = threading.Lock()
         try:
-            for key, kind in (*_INDEXED.items(), ("page", "integer")):
+            for key, kind in payloads.INDEXED.items():
                 engine.index(key, kind)
             self._schema = self._indexed(schema)
             self._recover()
@@ -65,12 +64,12 @@ class PublishedStore(VectorStore):
     def put(self, points: Sequence[Point]) -> None:
         records = self._records(points)
         for session, document, version in {(each.session, each.document, each.version) for each in points}:
-            self._stage(session, document, _version_key(session, document, version))
+            self._stage(session, document, payloads.version_key(session, document, version))
         for first in range(0, len(records), _WRITE_POINTS):
             self._engine.upsert(records[first : first + _WRITE_POINTS])
 
     def publish(self, session: str, document: str, version: str, chunks: int) -> None:
-        key = _version_key(session, document, version)
+        key = payloads.version_key(session, document, version)
         with self._publishing:
             stored = self._engine.count(Where([equal("version", key)]))
             if stored != chunks:
@@ -80,7 +79,7 @@ class PublishedStore(VectorStore):
                     chunks=chunks,
                 )
             versions = self._versions(session, document)
-            self._engine.upsert([_manifest(session, document, key, chunks, self.dimension)])
+            self._engine.upsert([payloads.manifest(session, document, key, chunks, self.dimension)])
             replaced = versions - self._visibility.hidden(session) - {key}
             self._visibility.change(session, show=[key], hide=replaced)
         try:
@@ -89,7 +88,7 @@ class PublishedStore(VectorStore):
             logger.warning("Keeping {} replaced versions until the next start ({})", len(replaced), error)
 
     def drop_document(self, session: str, document: str, version: str | None = None) -> None:
-        named = None if version is None else _version_key(session, document, version)
+        named = None if version is None else payloads.version_key(session, document, version)
         manifest = [equal("manifest_of", session), equal("manifest_document", document)]
         with self._publishing:
             hidden = self._visibility.hidden(session)
@@ -121,7 +120,7 @@ class PublishedStore(VectorStore):
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise InvalidInput(f"top_k is a whole number from 1, not {top_k!r}", field="top_k")
         wanted = vectors.unit(vector, self.dimension).tolist()
-        must = [equal("session", session), *self._conditions(session, filters or {})]
+        must = [equal("session", session), *conditions(filters or {}, self._schema_of(session))]
         with self._visibility.reading(session) as hidden:
             found = [] if hidden is None else self._nearest(wanted, top_k, must, hidden)
         return [each for each in found if score_threshold is None or each.score > score_threshold]
@@ -139,31 +138,10 @@ class PublishedStore(VectorStore):
         rows = vectors.unit_rows(
             [each.vector for each in points], self.dimension, [each.chunk for each in points]
         )
-        return [self._record(point, row) for point, row in zip(points, rows, strict=True)]
-
-    def _record(self, point: Point, row: np.ndarray) -> Record:
-        try:
-            if isinstance(point.chunk, bool) or not isinstance(point.chunk, int) or point.chunk < 0:
-                raise InvalidInput("its number is a whole one from 0")
-            if point.id != point_id(point.session, point.document, point.chunk):
-                raise InvalidInput("the id is not point_id of session, document and chunk")
-            version = _version_key(point.session, point.document, point.version)
-            return Record(derived_id(version, point.chunk), row.tolist(), self._payload(point, version))
-        except InvalidInput as error:
-            raise InvalidInput(f"chunk {point.chunk}: {error}", **error.fields, chunk=point.chunk) from None
-
-    def _payload(self, point: Point, version: str) -> dict[str, Any]:
-        cleaned = metadata.cleaned(point.metadata)
-        payload = {
-            "session": point.session, "document": point.document, "version": version, "chunk": point.chunk,
-            "text": metadata.text(point.text, "a chunk"), "start": int(point.start), "end": int(point.end),
-            "metadata": cleaned, **metadata.copies(cleaned, self._schema_of(point.session)),
-        }  # fmt: skip
-        if point.page is not None:
-            payload["page"] = int(point.page)
-        if point.heading is not None:
-            payload["heading"] = metadata.text(point.heading, "a heading")
-        return payload
+        return [
+            payloads.record(point, row, self._schema_of(point.session))
+            for point, row in zip(points, rows, strict=True)
+        ]
 
     def _stage(self, session: str, document: str, version: str) -> None:
         if version not in self._visibility.hidden(session):
@@ -179,11 +157,11 @@ class PublishedStore(VectorStore):
         hits = self._engine.nearest(vector, limit, Where(must))
         while True:
             found = sorted(
-                (_found(hit) for hit in hits if hit.payload["version"] not in hidden),
+                (payloads.found(hit) for hit in hits if hit.payload["version"] not in hidden),
                 key=lambda each: (-each.score, each.id),
             )
             is_all = len(hits) < limit
-            if is_all or (len(found) >= top_k and found[top_k - 1].score > _clamped(hits[-1].score)):
+            if is_all or (len(found) >= top_k and found[top_k - 1].score > payloads.clamped(hits[-1].score)):
                 return found[:top_k]
             limit *= 4  # hidden versions have taken the places, or equal scores go on beyond the last
             hits = self._engine.nearest(vector, limit, Where(must, _except(hidden)))
@@ -222,7 +200,7 @@ class PublishedStore(VectorStore):
         self._delete_versions(sorted(left))
 
     def _indexed(self, schema: Mapping[str, str]) -> dict[str, str]:
-        declared = metadata.checked(schema, filters.BUILT_IN)
+        declared = metadata.checked(schema, BUILT_IN)
         for name, kind in declared.items():
             self._engine.index(metadata.key(name, kind), kind)
         return declared
@@ -230,40 +208,6 @@ class PublishedStore(VectorStore):
     def _schema_of(self, session: str) -> dict[str, str]:
         return self._schemas.get(session, self._schema)
 
-    def _conditions(self, session: str, wanted: Mapping[str, Any]) -> list[Condition]:
-        return filters.conditions(wanted, self._schema_of(session))
-
-
-def _version_key(session: str, document: str, version: str) -> str:
-    """The name of a version that no other document shares. Raises InvalidInput."""
-    for value, what in ((session, "a session"), (document, "a document"), (version, "a version")):
-        if not metadata.text(value, what):
-            raise InvalidInput(f"{what} needs a name")
-    return str(derived_id("version", session, document, version))
-
-
-def _manifest(session: str, document: str, version: str, chunks: int, dimension: int) -> Record:
-    """A point without `session`, which no search finds, whatever its vector is."""
-    payload = {
-        "manifest_of": session, "manifest_document": document, "manifest_version": version,
-        "manifest_chunks": chunks,
-    }  # fmt: skip
-    return Record(derived_id("manifest", session, document), [1.0] + [0.0] * (dimension - 1), payload)
-
 
 def _except(hidden: frozenset[str]) -> list[Condition]:
     return [AnyOf("version", tuple(sorted(hidden)))] if hidden else []
-
-
-def _clamped(score: float) -> float:
-    """The score within [-1, 1], which rounding may exceed."""
-    return min(max(score, -1.0), 1.0)
-
-
-def _found(hit: Hit) -> Found:
-    kept = hit.payload
-    document, chunk = kept["document"], kept["chunk"]
-    return Found(
-        point_id(kept["session"], document, chunk), _clamped(hit.score), document, chunk, kept["text"],
-        kept["start"], kept["end"], kept.get("page"), kept.get("heading"), kept["metadata"],
-    )  # fmt: skip

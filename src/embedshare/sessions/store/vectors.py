@@ -13,7 +13,7 @@ def unit_rows(vectors: Sequence[np.ndarray], dimension: int, chunks: Sequence[in
     """The chunks' vectors at length 1, float32 of shape (n, dimension).
 
     Raises InvalidInput for another shape, NotFinite, ZeroVector, each with the field `chunk`. Engines take
-    the last two, rank an infinity first and never find a NaN.
+    and count the vectors of the last two, and never find them.
     """
     for vector, chunk in zip(vectors, chunks, strict=True):
         _check_shape(vector, dimension, f"the vector of chunk {chunk}", chunk=chunk)
