@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from embedshare.errors import InvalidInput, MissingDependency, ModelMismatch, StoreFailed, StoreUnavailable
+from embedshare.errors import (
+    EmbedshareError,
+    InvalidInput,
+    MissingDependency,
+    ModelMismatch,
+    StoreFailed,
+    StoreUnavailable,
+)
 from embedshare.sessions.store import metadata
 from embedshare.sessions.store.base import derived_id
 from embedshare.sessions.store.clients import Server, SharedClients
@@ -213,6 +220,8 @@ def _told() -> Iterator[None]:
 
     try:
         yield
+    except EmbedshareError:
+        raise
     except UnexpectedResponse as error:
         kind = StoreUnavailable if error.status_code in _UNAVAILABLE else StoreFailed
         raise kind(f"the Qdrant server answered {error.status_code}: {_reason(error.content)}") from None
@@ -227,6 +236,8 @@ def _told() -> Iterator[None]:
         raise kind(f"the Qdrant server answered {code}") from None
     except QdrantException as error:
         raise StoreUnavailable(f"the Qdrant server is overloaded ({error})") from None
+    except (AssertionError, ValueError) as error:  # the client's own, for an answer that it cannot read
+        raise StoreUnavailable(f"what answered is no Qdrant server ({type(error).__name__})") from None
 
 
 def _reason(content: bytes) -> str:
