@@ -1,4 +1,4 @@
-"""Where tests keep a store: a folder, qdrant-client's local mode, or a server that answers REST calls."""
+"""Where tests keep a store: a folder, qdrant-client's local mode, or a server that answers REST or gRPC."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from embedshare.sessions.store import remote
 from embedshare.sessions.store.base import Point, VectorStore, open_embedded, open_remote, point_id
 from embedshare.sessions.store.published import PublishedStore
-from tests.sessions.store import qdrant_server
+from tests.sessions.store import qdrant_grpc, qdrant_server
 
-KINDS = ("embedded", "local", "rest")
+KINDS = ("embedded", "local", "rest", "grpc")
 Open = Callable[[str, int, Mapping[str, str]], VectorStore]
 
 
@@ -45,6 +45,9 @@ def _opener(kind: str, folder: Path, closing: ExitStack) -> Open:
     if kind == "rest":
         url = closing.enter_context(qdrant_server.running()).url
         return functools.partial(open_remote, url, None, False, "chunks")
+    if kind == "grpc":
+        url, _, _ = closing.enter_context(qdrant_grpc.running())
+        return functools.partial(open_remote, url, None, True, "chunks")
     client = qdrant_server.LockedClient()
 
     def open_local(identity: str, dimension: int, schema: Mapping[str, str]) -> VectorStore:

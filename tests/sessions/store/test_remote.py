@@ -1,6 +1,6 @@
 """A store on a Qdrant server: its client, its key, its collections, and what it says when the server fails.
 
-The server is the tests' own (`qdrant_server`), reached by qdrant-client's real REST client. gRPC was not run.
+The servers are the tests' own (`qdrant_server`, `qdrant_grpc`), reached by qdrant-client's real clients.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from embedshare.sessions.store import remote
 from embedshare.sessions.store.base import VectorStore, open_remote
 from embedshare.sessions.store.clients import Server, SharedClients
 from tests.processes import ROOT, environment, free_port
+from tests.sessions.store import qdrant_grpc
 from tests.sessions.store.places import chunk_of, publish, rows, vector
 from tests.sessions.store.qdrant_server import QdrantServer, running
 
@@ -185,6 +186,22 @@ def test_the_client_is_imported_by_a_store_on_a_server_alone() -> None:
     settings = environment(PYTHONPATH=str(ROOT / "src"))
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_over_grpc_the_key_goes_along_and_a_lost_server_is_unavailable() -> None:
+    with qdrant_grpc.running() as (url, points, served), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        store = open_remote(url, KEY, True, "chunks", "model", 4, {}, 2.0)
+        publish(store, np.stack([X]))
+        assert points.keys == {KEY}
+        points.client.query_points = lambda *_, **__: 1 / 0  # type: ignore[attr-defined]
+        with pytest.raises(StoreUnavailable, match="answered UNKNOWN"):
+            store.search("s", X, 1)
+        served.stop(None).wait(10)
+        for call in (lambda: store.search("s", X, 1), lambda: store.drop_session("s")):
+            with pytest.raises(StoreUnavailable, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
+                call()
+        store.close()
 
 
 class _Client:

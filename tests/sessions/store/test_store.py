@@ -1,7 +1,7 @@
 """The store behaves the same over every engine.
 
-`embedded` is qdrant-edge-py. `local` is qdrant-client's local mode, and `rest` its REST client against a
-server of the tests' own that answers by that local mode. None of them is a Qdrant server.
+`embedded` is qdrant-edge-py. `local` is qdrant-client's local mode. `rest` and `grpc` are its real clients,
+against servers of the tests' own that answer by that local mode. None of them is a Qdrant server.
 """
 
 from __future__ import annotations

@@ -164,6 +164,8 @@ def open_remote(
 ) -> VectorStore:
     """The store in a collection of a Qdrant server, which this makes if it is not there.
 
+    `prefer_grpc`: gRPC is expected on the port behind the url's, 6334 by default, as Qdrant has it.
+
     A collection belongs to one store of one process: another one would delete this one's uploads under way.
     `timeout_s` bounds each wait for the server. Raises StoreInUse (by this process), StoreUnavailable,
     ModelMismatch (the collection is another model's), StoreFailed, MissingDependency, InvalidInput.

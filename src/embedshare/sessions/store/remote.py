@@ -26,6 +26,8 @@ from embedshare.sessions.store.filters import FilterTypes, Where, translated
 _PAGE = 1000
 #: HTTP statuses by which a server asks to try again later, or refuses the key.
 _UNAVAILABLE = {401, 403, 408, 429, 500, 502, 503, 504}
+#: Where Qdrant answers HTTP by default; gRPC is on the port behind it.
+_PORT = 6333
 _NOTE = derived_id("identity")
 
 
@@ -196,6 +198,7 @@ def _connect(server: Server) -> Any:
         url=server.url,
         api_key=server.api_key,
         prefer_grpc=server.prefer_grpc,
+        grpc_port=(urlsplit(server.url).port or _PORT) + 1,
         timeout=math.ceil(server.timeout_s),
         check_compatibility=False,
     )
