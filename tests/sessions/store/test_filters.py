@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from embedshare.errors import InvalidInput
 from embedshare.sessions.store import metadata
 from embedshare.sessions.store.base import VectorStore
-from tests.sessions.store.places import KINDS, Place, chunk_of, place, vector
+from tests.sessions.store.chunks import chunk_of, vector
+from tests.sessions.store.places import KINDS, Place, place
 
 X = vector(1, 0, 0, 0)
 SCHEMA = {"tag": "keyword", "year": "integer", "price": "float", "ok": "boolean", "when": "date"}

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedshare.errors import StoreInUse
+from embedshare.errors import StoreFailed, StoreInUse
 from embedshare.sessions.store.base import open_embedded
 from tests.processes import LONG, ROOT, environment
-from tests.sessions.store.places import publish, rows
+from tests.sessions.store.chunks import publish, rows
 
 KILLS = 200 if LONG else 20
 DIMENSION = 16
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from embedshare.sessions.store.base import open_embedded
-from tests.sessions.store.places import chunk_of, rows
+from tests.sessions.store.chunks import chunk_of, rows
 print("starting", flush=True)
 store = open_embedded(Path(sys.argv[1]), "model", 16, {})
 print("open", flush=True)
@@ -72,6 +72,7 @@ class Uploader:
         return max((int(each) for each in printed if each.isdigit()), default=0)
 
 
+@pytest.mark.timeout(1200)  # 200 kills in the long form
 def test_killed_at_any_moment_it_leaves_whole_documents_and_every_acknowledged_one(tmp_path: Path) -> None:
     chance, folder = random.Random(21), tmp_path / "store"
     with_other = open_embedded(folder, "model", DIMENSION, {})
@@ -122,3 +123,25 @@ def test_a_folder_whose_process_was_killed_while_it_made_the_shard_is_made_again
     publish(store, rows(3, DIMENSION))
     assert store.count("s") == 3
     store.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no such rights there")
+def test_a_folder_that_others_can_read_or_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(StoreFailed, match="others can read or own the folder"):
+        open_embedded(folder, "model", DIMENSION, {})
+    folder.chmod(0o700)
+    open_embedded(folder, "model", DIMENSION, {}).close()
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreFailed, match="cannot be kept in"):
+        open_embedded(tmp_path / "file" / "store", "model", DIMENSION, {})
+
+
+def test_a_damaged_note_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    open_embedded(folder, "model", DIMENSION, {}).close()
+    (folder / "store.json").write_text("{")
+    with pytest.raises(StoreFailed, match=r"store\.json is damaged"):
+        open_embedded(folder, "model", DIMENSION, {})

@@ -22,7 +22,7 @@ from embedshare.sessions.store.base import VectorStore, open_remote
 from embedshare.sessions.store.clients import Server, SharedClients
 from tests.processes import ROOT, environment, free_port
 from tests.sessions.store import qdrant_grpc
-from tests.sessions.store.places import chunk_of, publish, rows, vector
+from tests.sessions.store.chunks import chunk_of, publish, rows, vector
 from tests.sessions.store.qdrant_server import QdrantServer, running
 
 X = vector(1, 0, 0, 0)

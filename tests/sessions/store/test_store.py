@@ -23,7 +23,8 @@ from embedshare.errors import (
     ZeroVector,
 )
 from embedshare.sessions.store.base import Found, VectorStore, point_id
-from tests.sessions.store.places import KINDS, Place, chunk_of, place, publish, rows, vector
+from tests.sessions.store.chunks import chunk_of, publish, rows, vector
+from tests.sessions.store.places import KINDS, Place, place
 
 X, Y = vector(1, 0, 0, 0), vector(0, 1, 0, 0)
 
@@ -53,6 +54,11 @@ def test_chunks_are_found_once_their_version_is_published(store: VectorStore) ->
     assert first == Found(point_id("s", "d", 0), 1.0, "d", 0, "v1 0", 0, 9, None, None, {})
     assert second[2:] == ("d", 1, "v1 1", 10, 19, 3, "Two", {"a": [1, None]})
     assert second.score == pytest.approx(0.5**0.5, abs=1e-6)
+
+
+def test_no_chunks_are_no_work(store: VectorStore) -> None:
+    store.put([])
+    assert store.search("s", X, 10_000) == []
 
 
 def test_a_document_of_no_chunks_can_be_published(store: VectorStore) -> None:
@@ -263,7 +269,7 @@ def test_a_vector_without_a_direction_is_refused_by_its_chunks_number(
         store.search("s", vector(*values), 1)
 
 
-@pytest.mark.parametrize("top_k", [0, -1, True, 1.5, "3"])
+@pytest.mark.parametrize("top_k", [0, -1, True, 1.5, "3", 10_001, 10**30])
 def test_a_wrong_top_k_is_refused(store: VectorStore, top_k: Any) -> None:
     with pytest.raises(InvalidInput, match="top_k"):
         store.search("s", X, top_k)

@@ -18,7 +18,8 @@ import qdrant_edge as edge
 from embedshare.errors import StoreFailed, StoreInUse
 from embedshare.sessions.store import embedded
 from embedshare.sessions.store.filters import Where, equal
-from tests.sessions.store.places import place, publish, rows
+from tests.sessions.store.chunks import publish, rows
+from tests.sessions.store.places import place
 
 DIMENSION = 4
 

@@ -123,9 +123,10 @@ class VectorStore(abc.ABC):
         filters: Mapping[str, Any] | None = None,
         score_threshold: float | None = None,
     ) -> list[Found]:
-        """The `top_k` published chunks nearest to `vector` (dimension,) by cosine, exactly; best first.
+        """The published chunks nearest to `vector` (dimension,) by cosine, exactly; best first.
 
-        Equal scores are ordered by id. `score_threshold` is strict: a chunk with that very score is left out.
+        `top_k`: how many at most, from 1 to 10,000. Equal scores are ordered by id; of thousands, the engine
+        chooses. `score_threshold` is strict: a chunk with that very score is left out.
         `filters`: by metadata field a value, a list of which one must be equal, or a range such as
         {"gte": 1, "lt": 5}; document, chunk, page and heading are fields too. A metadata field that is a list
         matches if one of its values does. Raises InvalidInput.

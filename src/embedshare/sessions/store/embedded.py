@@ -6,6 +6,7 @@ traps that this file and its neighbours take care of are listed in `tests/sessio
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
-from embedshare import private_file
+from embedshare import platforms, private_file
 from embedshare.errors import MissingDependency, ModelMismatch, StoreFailed, StoreInUse
 from embedshare.sessions.store import metadata
 from embedshare.sessions.store.engine import Engine, Hit, Record
@@ -44,6 +45,13 @@ class StoreNote(msgspec.Struct, frozen=True):
 def opened(folder: Path, identity: str, dimension: int) -> Engine:
     """The engine of a folder, new or as it was closed. Raises as `base.open_embedded`."""
     library = _library()
+    try:
+        return _opened(library, folder, identity, dimension)
+    except OSError as error:
+        raise StoreFailed(f"sessions' vectors cannot be kept in {folder}: {error.strerror}") from None
+
+
+def _opened(library: ModuleType, folder: Path, identity: str, dimension: int) -> Engine:
     lock = _locked(folder)
     try:
         wanted, note = StoreNote(identity, dimension), _note(folder)
@@ -152,6 +160,9 @@ def _library() -> ModuleType:
 def _locked(folder: Path) -> FileLock:
     """The folder's lock. The engine has one too, which it takes late and tells of unclearly."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fault = platforms.fault_of_trust(folder.stat(), 0o077)
+    if fault is not None:
+        raise PermissionError(errno.EPERM, f"others can read or own the folder ({fault}; chmod 700)")
     lock = FileLock(folder / _LOCK, mode=0o600, timeout=0)
     try:
         lock.acquire()

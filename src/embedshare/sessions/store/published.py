@@ -30,12 +30,16 @@ from embedshare.sessions.store.engine import Engine, Record
 from embedshare.sessions.store.filters import BUILT_IN, AnyOf, Condition, Where, conditions, equal
 from embedshare.sessions.store.visibility import Visibility
 
+#: The most chunks that a search may ask for.
+MAX_TOP_K = 10_000
 #: Points in one write of an engine.
 _WRITE_POINTS = 256
 #: Versions in one deletion.
 _DELETED_VERSIONS = 256
 #: Chunks that a search asks for beyond its caller's, for equal scores at the end.
 _SPARE = 16
+#: Equal scores beyond a search's last that are looked at; of more, the engine chooses.
+_EQUALS = 4_000
 
 
 class PublishedStore(VectorStore):
@@ -117,8 +121,8 @@ class PublishedStore(VectorStore):
         filters: Mapping[str, Any] | None = None,
         score_threshold: float | None = None,
     ) -> list[Found]:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise InvalidInput(f"top_k is a whole number from 1, not {top_k!r}", field="top_k")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
+            raise InvalidInput(f"top_k is a whole number from 1 to {MAX_TOP_K}, not {top_k!r}", field="top_k")
         wanted = vectors.unit(vector, self.dimension).tolist()
         must = [equal("session", session), *conditions(filters or {}, self._schema_of(session))]
         with self._visibility.reading(session) as hidden:
@@ -156,13 +160,13 @@ class PublishedStore(VectorStore):
         limit = top_k * (2 if hidden else 1) + _SPARE
         hits = self._engine.nearest(vector, limit, Where(must))
         while True:
-            found = sorted(
-                (payloads.found(hit) for hit in hits if hit.payload["version"] not in hidden),
-                key=lambda each: (-each.score, each.id),
-            )
-            is_all = len(hits) < limit
-            if is_all or (len(found) >= top_k and found[top_k - 1].score > payloads.clamped(hits[-1].score)):
-                return found[:top_k]
+            visible = [payloads.found(hit) for hit in hits if hit.payload["version"] not in hidden]
+            found = sorted(visible, key=lambda each: (-each.score, each.id))[:top_k]
+            is_full = len(found) == top_k
+            if len(hits) < limit or (is_full and found[-1].score > payloads.clamped(hits[-1].score)):
+                return found
+            if is_full and limit > top_k + _EQUALS:
+                return found
             limit *= 4  # hidden versions have taken the places, or equal scores go on beyond the last
             hits = self._engine.nearest(vector, limit, Where(must, _except(hidden)))
 
