@@ -107,8 +107,8 @@ def test_a_server_that_does_not_answer_is_given_up_after_the_time_out(server: Qd
     store.close()
 
 
-def test_a_failed_publish_can_be_tried_again_and_leaves_one_version(server: QdrantServer) -> None:
-    """Its manifest may have arrived although its answer did not."""
+def _published_without_an_answer(server: QdrantServer) -> VectorStore:
+    """A store with a version v1, and a v2 whose manifest arrived although its answer did not."""
     store = opened(server.url)
     publish(store, np.stack([X]))
     store.put([chunk_of(0, X, version="v2"), chunk_of(1, X, version="v2")])
@@ -123,11 +123,28 @@ def test_a_failed_publish_can_be_tried_again_and_leaves_one_version(server: Qdra
         store.publish("s", "d", "v2", 2)
     assert [each.text for each in store.search("s", X, 5)] == ["v1 0"]
     del server.client.upsert
+    return store
+
+
+def test_a_failed_publish_can_be_tried_again_and_leaves_one_version(server: QdrantServer) -> None:
+    store = _published_without_an_answer(server)
     store.publish("s", "d", "v2", 2)
     assert sorted(each.text for each in store.search("s", X, 5)) == ["v2 0", "v2 1"]
     store.close()
     again = opened(server.url)
     assert again.count("s") == 2
+    again.close()
+
+
+def test_a_version_dropped_after_its_failed_publish_leaves_the_earlier_one_for_good(
+    server: QdrantServer,
+) -> None:
+    store = _published_without_an_answer(server)
+    store.drop_document("s", "d", "v2")
+    assert [each.text for each in store.search("s", X, 5)] == ["v1 0"]
+    store.close()
+    again = opened(server.url)
+    assert [each.text for each in again.search("s", X, 5)] == ["v1 0"]
     again.close()
 
 

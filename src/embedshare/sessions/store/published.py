@@ -84,7 +84,7 @@ class PublishedStore(VectorStore):
                 )
             versions = self._versions(session, document)
             self._engine.upsert([payloads.manifest(session, document, key, chunks, self.dimension)])
-            replaced = versions - self._visibility.hidden(session) - {key}
+            replaced = versions.keys() - self._visibility.hidden(session) - {key}
             self._visibility.change(session, show=[key], hide=replaced)
         try:
             self._delete(session, replaced, forgotten=replaced)
@@ -93,15 +93,10 @@ class PublishedStore(VectorStore):
 
     def drop_document(self, session: str, document: str, version: str | None = None) -> None:
         named = None if version is None else payloads.version_key(session, document, version)
-        manifest = [equal("manifest_of", session), equal("manifest_document", document)]
         with self._publishing:
-            hidden = self._visibility.hidden(session)
-            if named is None:
-                dropped = self._versions(session, document)
-            else:
-                dropped = {named}
-                manifest.append(equal("manifest_version", named))
-            self._engine.delete(Where([*manifest]))
+            hidden, stored = self._visibility.hidden(session), self._versions(session, document)
+            dropped = set(stored) if named is None else {named}
+            self._keep(session, document, {each: stored[each] for each in stored.keys() - hidden - dropped})
             self._visibility.change(session, hide=dropped)
         # An upload under way may still put chunks into its version, which stays hidden until it is named.
         self._delete(session, dropped, forgotten=dropped if named is not None else dropped - hidden)
@@ -170,9 +165,20 @@ class PublishedStore(VectorStore):
             limit *= 4  # hidden versions have taken the places, or equal scores go on beyond the last
             hits = self._engine.nearest(vector, limit, Where(must, _except(hidden)))
 
-    def _versions(self, session: str, document: str) -> set[str]:
+    def _versions(self, session: str, document: str) -> dict[str, int]:
+        """The document's versions, visible or not, and their numbers of chunks."""
         of_document = Where([equal("session", session), equal("document", document)])
-        return set(self._engine.values("version", of_document))
+        return self._engine.values("version", of_document)
+
+    def _keep(self, session: str, document: str, visible: Mapping[str, int]) -> None:
+        """Have the document's manifest name its visible version, or none if there is none.
+
+        It may name one that failed to be published: the answer of a server was lost, and nothing else.
+        """
+        for version, chunks in visible.items():
+            self._engine.upsert([payloads.manifest(session, document, version, chunks, self.dimension)])
+        if not visible:
+            self._engine.delete(Where([equal("manifest_of", session), equal("manifest_document", document)]))
 
     def _delete(self, session: str, versions: Iterable[str], forgotten: Iterable[str]) -> None:
         """Delete hidden versions once no search looks at them, and show `forgotten`, which are gone then."""
