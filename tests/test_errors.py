@@ -46,6 +46,7 @@ BUILTIN = {
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
     "DatabaseUnavailable": ConnectionError,
+    "StoreUnavailable": ConnectionError,
     "SupervisorUnavailable": ConnectionError,
 }
 

@@ -43,6 +43,14 @@ class NotServed(InvalidInput, AttributeError):
     """
 
 
+class ZeroVector(InvalidInput):
+    """A vector is zero, and so has no direction to compare by. Field `chunk`: its chunk's number."""
+
+
+class NotFinite(InvalidInput):
+    """A vector has a value that is NaN or infinite. Field `chunk`: its chunk's number."""
+
+
 class TooLarge(InvalidInput, http_status=413):
     """A text, a list or a message exceeds its limit."""
 
@@ -272,6 +280,22 @@ class JobsNotKept(EmbedshareError, http_status=500):
 
 class NoRoomForJobs(JobsNotKept, http_status=507):
     """The disk has no room for one more job or file. Nothing was stored."""
+
+
+class UploadIncomplete(EmbedshareError, http_status=400):
+    """An upload ended before all of its document had arrived or was stored. Nothing of it is visible."""
+
+
+class StoreFailed(EmbedshareError, http_status=500):
+    """The store of sessions' vectors failed, or its files are damaged."""
+
+
+class StoreUnavailable(EmbedshareError, ConnectionError, http_status=503):
+    """The Qdrant server of sessions' vectors does not answer in time, is overloaded or refuses the key."""
+
+
+class StoreInUse(EmbedshareError, http_status=503):
+    """Another process or store has these sessions' vectors open, which one at a time may have."""
 
 
 class SupervisorError(EmbedshareError):

@@ -1,0 +1,1 @@
+"""Sessions: many clients, each with its own model, chunks and collection, on one service."""
