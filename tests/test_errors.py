@@ -46,6 +46,10 @@ BUILTIN = {
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
     "DatabaseUnavailable": ConnectionError,
+    "UnknownSession": LookupError,
+    "SessionsDisabled": PermissionError,
+    "SessionServerUnavailable": ConnectionError,
+    "DocumentUnreadable": ValueError,
     "SupervisorUnavailable": ConnectionError,
 }
 
