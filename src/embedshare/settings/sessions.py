@@ -15,8 +15,7 @@ class SessionSettings(Section):
 
     # fmt: off
     enabled: bool = setting("EMBEDDING_SESSIONS", parsing.boolean, True,
-        "The routes of sessions in web workers, which reach the session server. With false these routes answer "
-        "404")
+        "Routes of sessions in web workers, which reach the session server. With false they answer 404")
     directory: str | None = setting("EMBEDDING_SESSIONS_DIR", parsing.optional_text, None,
         "Directory of the session server's vectors. Default: `sessions/` next to the key file")
     host: str = setting("EMBEDDING_SESSIONS_HOST", parsing.host, "127.0.0.1",
