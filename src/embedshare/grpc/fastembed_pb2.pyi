@@ -268,15 +268,16 @@ class ListDocumentsRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ...) -> None: ...
 
 class Document(_message.Message):
-    __slots__ = ("document_id", "filename", "content_type", "state", "message", "size", "bytes", "chunks", "tokens", "metadata", "created_at")
+    __slots__ = ("document_id", "filename", "content_type", "state", "error", "size", "bytes", "chunks", "stored", "tokens", "metadata", "created_at")
     DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
     FILENAME_FIELD_NUMBER: _ClassVar[int]
     CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -284,14 +285,15 @@ class Document(_message.Message):
     filename: str
     content_type: str
     state: str
-    message: str
+    error: str
     size: int
     bytes: int
     chunks: int
+    stored: int
     tokens: int
     metadata: str
     created_at: float
-    def __init__(self, document_id: _Optional[str] = ..., filename: _Optional[str] = ..., content_type: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., size: _Optional[int] = ..., bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., metadata: _Optional[str] = ..., created_at: _Optional[float] = ...) -> None: ...
+    def __init__(self, document_id: _Optional[str] = ..., filename: _Optional[str] = ..., content_type: _Optional[str] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., size: _Optional[int] = ..., bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., stored: _Optional[int] = ..., tokens: _Optional[int] = ..., metadata: _Optional[str] = ..., created_at: _Optional[float] = ...) -> None: ...
 
 class ListDocumentsResponse(_message.Message):
     __slots__ = ("documents",)

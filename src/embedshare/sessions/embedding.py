@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ DOCUMENT, QUERY = ("document", "passage", "corpus"), ("query",)
 DEFAULT_CHUNK, DEFAULT_OVERLAP = 512, 50
 #: The largest chunk of a model that names no longest sequence.
 LONGEST_CHUNK = 8192
+#: Seconds that a call for chunks may take: those of other uploads are before it.
+CHUNKS_S = 600.0
 #: A text whose tokens show what a model puts around a text.
 _SAMPLE = "a"
 #: Characters of one call for tokens; the model server takes twice as many.
@@ -49,11 +52,15 @@ class Models:
     """The models of the model server, by their names; thread-safe. No local model answers instead."""
 
     def __init__(self, settings: Settings) -> None:
-        client = dataclasses.replace(settings.client, fallback="none", on_model_change="follow")
+        self._timeout_s = settings.client.timeout_s
+        client = dataclasses.replace(
+            settings.client, fallback="none", on_model_change="follow",
+            timeout_s=max(settings.client.timeout_s, CHUNKS_S),
+        )  # fmt: skip
         self._settings = dataclasses.replace(settings, client=client)
         self._lock = threading.Lock()
         self._embedders: dict[str, Embedder] = {}
-        self._frames: dict[str, Frame] = {}
+        self._frames: dict[tuple[str, str], Frame] = {}
         self._is_closed = False
 
     def describe(self, name: str, limit: float = float("inf")) -> ModelDescription:
@@ -61,7 +68,14 @@ class Models:
 
         Raises UnknownModel and the errors of reaching the server.
         """
+        limit = min(limit, time.monotonic() + self._timeout_s)
         return self._embedder(name).embed(EmbedRequest([]), limit).description
+
+    def checked(self, name: str, identity: str) -> ModelDescription:
+        """The model of this name, if it is still the one of this identity. Raises ModelMismatch."""
+        model = self.describe(name)
+        _check(name, identity, model)
+        return model
 
     def entries(self) -> list[dict[str, Any]]:
         """The server's models, as EmbeddingClient.models has them."""
@@ -71,15 +85,20 @@ class Models:
 
     def frame(self, model: ModelDescription, name: str) -> Frame:
         """What the model of this name wants around a chunk."""
-        found = self._frames.get(model.identity)
+        key = (name, model.identity)
+        found = self._frames.get(key)
         if found is None:
-            found = self._frames[model.identity] = self._asked_frame(model, name)
+            found = self._frames[key] = self._asked_frame(model, name)
         return found
+
+    def frame_of(self, name: str, identity: str) -> Frame:
+        """The frame of a model that `frame` was asked for before."""
+        return self._frames[name, identity]
 
     def tokens(self, name: str, identity: str, texts: list[str]) -> list[list[Token]]:
         """The tokens of each text without special ones; approximate ones of a model that does not tell its
         own."""
-        frame = self._frames.get(identity)
+        frame = self._frames.get((name, identity))
         if frame is not None and not frame.by_ids:
             return [_approximate(text) for text in texts]
         embedder = self._embedder(name)
@@ -92,7 +111,7 @@ class Models:
         self, name: str, identity: str, ids: Sequence[list[int] | None], texts: Sequence[str]
     ) -> EmbedResult:
         """Vectors of chunks, by their ids where there are any. Raises ModelMismatch."""
-        frame = self._frames[identity]
+        frame = self._frames[name, identity]
         given = [one for one in ids if one is not None]
         if frame.by_ids and len(given) == len(texts):
             request = EmbedRequest([[*frame.before, *one, *frame.after] for one in given])
@@ -103,11 +122,12 @@ class Models:
     def of_texts(self, name: str, identity: str, texts: list[str], limit: float) -> EmbedResult:
         """Vectors of documents by the moment `limit` of `time.monotonic()`. Raises ModelMismatch."""
         request = EmbedRequest(texts, prompt_name=DOCUMENT, task="document")
-        return self._checked(name, identity, request, limit)
+        return self._checked(name, identity, request, min(limit, time.monotonic() + self._timeout_s))
 
     def of_query(self, name: str, identity: str, text: str, limit: float) -> EmbedResult:
         """The vector of a query by the moment `limit` of `time.monotonic()`. Raises ModelMismatch."""
-        return self._checked(name, identity, EmbedRequest([text], prompt_name=QUERY, task="query"), limit)
+        request = EmbedRequest([text], prompt_name=QUERY, task="query")
+        return self._checked(name, identity, request, min(limit, time.monotonic() + self._timeout_s))
 
     def close(self) -> None:
         """End the connections; waiting calls raise ClientClosed."""
@@ -119,13 +139,7 @@ class Models:
 
     def _checked(self, name: str, identity: str, request: EmbedRequest, limit: float) -> EmbedResult:
         result = self._embedder(name).embed(request, limit)
-        if result.identity != identity:
-            raise ModelMismatch(
-                f"the session's vectors are of the model {identity[:12]}, and {name or 'the default model'} is "
-                f"{result.description.model_name} ({result.identity[:12]}) now: create another session",
-                expected=identity,
-                found=result.identity,
-            )
+        _check(name, identity, result.description)
         return result
 
     def _embedder(self, name: str) -> Embedder:
@@ -147,6 +161,16 @@ class Models:
         except NotServed:
             return Frame([], [], by_ids=False)
         return framed(tokens, len(calls.prompt_of(request, model)))
+
+
+def _check(name: str, identity: str, model: ModelDescription) -> None:
+    if model.identity != identity:
+        raise ModelMismatch(
+            f"the session's vectors are of the model {identity[:12]}, and {name or 'the default model'} is "
+            f"{model.model_name} ({model.identity[:12]}) now: create another session",
+            expected=identity,
+            found=model.identity,
+        )
 
 
 def framed(tokens: list[Token], prompt_chars: int) -> Frame:

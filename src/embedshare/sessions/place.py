@@ -32,7 +32,9 @@ class SessionPlace:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fault = platforms.fault_of_trust(path.stat())
             if fault is not None:
-                raise InsecureKey(f"others can change {path} ({fault}); chown it to this user and chmod 700 it")
+                raise InsecureKey(
+                    f"others can change {path} ({fault}); chown it to this user and chmod 700 it"
+                )
             self._lock = FileLock(path / ".lock", mode=0o600)
             self._lock.acquire(timeout=0)
             self.id = self._read_id()

@@ -59,7 +59,10 @@ class DayTokens:
         self._unwritten: set[str] = set()
 
     def check(self, owner: str) -> None:
-        """Raise QuotaExceeded if the owner's sessions have read their tokens of today. DatabaseUnavailable."""
+        """Raise QuotaExceeded if the owner's sessions have read their tokens of today.
+
+        Raises DatabaseUnavailable too.
+        """
         if self._most and self._of(owner) >= self._most:
             left_s = DAY_S - self._clock() % DAY_S
             raise QuotaExceeded(

@@ -202,9 +202,7 @@ class SessionRecords:
                 )
             )
             session.execute(
-                update(SessionDocument)
-                .where(SessionDocument.version == record.version)
-                .values(state=READY)
+                update(SessionDocument).where(SessionDocument.version == record.version).values(state=READY)
             )
 
     def begin_removal(self, version: str) -> None:
