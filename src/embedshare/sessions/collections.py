@@ -5,53 +5,62 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 from embedshare import private_file
 from embedshare.errors import InvalidInput
 from embedshare.sessions.parts import Parts, VectorStore
-from embedshare.sessions.records import Config, Qdrant, SessionRecord
+from embedshare.sessions.records import Qdrant, SessionRecord
 
 
 class Collections:
-    """The open stores; thread-safe. Sessions of one model and schema share one."""
+    """The open stores; thread-safe. Sessions of one model share one, or those of a Qdrant collection and its
+    API key."""
 
     def __init__(self, folder: Path, parts: Parts) -> None:
         self._folder = folder
         self._parts = parts
         self._lock = threading.Lock()
         self._stores: dict[str, VectorStore] = {}
+        self._of_sessions: dict[str, str] = {}
+        """The store's name of each session that has declared its fields there."""
 
     def of(self, session: SessionRecord) -> VectorStore:
-        """The store with a session's points. Raises ModelMismatch and the store's errors."""
-        name = _name(session)
+        """The store with a session's points.
+
+        Raises InvalidInput for a schema that it refuses, ModelMismatch and the store's errors.
+        """
         with self._lock:
-            found = self._stores.get(name)
-            if found is None:
-                found = self._stores[name] = self._opened(session, name)
-            return found
+            name = self._of_sessions.get(session.uid)
+            if name is not None:
+                return self._stores[name]
+            name = self._name(session)
+            store = self._stores.get(name)
+            if store is None:
+                store = self._stores[name] = self._opened(session, name)
+            store.declare(session.uid, session.config.schema)
+            self._of_sessions[session.uid] = name
+            return store
 
     def keep_key(self, session: SessionRecord, api_key: str) -> None:
         """Keep the API key of a session's Qdrant server in a file of this user's. Raises OSError."""
         if api_key:
             private_file.replace(self._key_file(session), api_key.encode())
 
-    def forget(self, session: SessionRecord, others: Iterable[SessionRecord]) -> None:
-        """Close the store of a session that is gone, unless one of `others` uses it."""
+    def forget(self, session: SessionRecord) -> None:
+        """A session is gone; the store of a Qdrant server is closed with its last one."""
         self._key_file(session).unlink(missing_ok=True)
-        name = _name(session)
-        if session.config.qdrant is None or any(_name(other) == name for other in others):
-            return
         with self._lock:
-            store = self._stores.pop(name, None)
+            name = self._of_sessions.pop(session.uid, None)
+            is_used = name is None or session.config.qdrant is None or name in self._of_sessions.values()
+            store = None if is_used or name is None else self._stores.pop(name, None)
         if store is not None:
             store.close()
 
     def close(self) -> None:
         """Close all stores."""
         with self._lock:
-            stores, self._stores = self._stores, {}
+            stores, self._stores, self._of_sessions = self._stores, {}, {}
         for store in stores.values():
             store.close()
 
@@ -60,7 +69,7 @@ class Collections:
         if config.qdrant is None:
             folder = self._folder / "collections" / name
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._parts.open_embedded(folder, config.identity, config.dimension, config.schema)
+            return self._parts.open_embedded(folder, config.identity, config.dimension, {})
         return self._parts.open_remote(
             url=config.qdrant.url,
             api_key=self._key(session),
@@ -68,8 +77,16 @@ class Collections:
             collection=config.qdrant.collection,
             identity=config.identity,
             dimension=config.dimension,
-            schema=config.schema,
+            schema={},
         )
+
+    def _name(self, session: SessionRecord) -> str:
+        """The name of the store with a session's points, a valid name of a folder."""
+        config = session.config
+        parts: list[str | int] = [config.identity, config.dimension]
+        if config.qdrant is not None:  # by key too: another owner's session does not come in without it
+            parts += [config.qdrant.url, config.qdrant.collection, self._key(session) or ""]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def _key(self, session: SessionRecord) -> str | None:
         try:
@@ -101,13 +118,3 @@ def checked_qdrant(url: str, collection: str, prefer_grpc: bool, allowed: tuple[
             "qdrant_config: the collection needs a name of 1 to 255 characters without a slash"
         )
     return Qdrant(address, collection, prefer_grpc)
-
-
-def _name(session: SessionRecord) -> str:
-    """The name of the store with a session's points, a valid name of a folder."""
-    config: Config = session.config
-    parts = [config.identity, config.dimension, config.schema]
-    if config.qdrant is not None:
-        # By session too: each has a key of its own, which another owner must not use.
-        parts += [config.qdrant.url, config.qdrant.collection, session.uid]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -60,7 +60,7 @@ class Surroundings(NamedTuple):
 
 
 class Upload:
-    """A version of a document. One thread at a time calls `feed` and `finish`; any thread calls `cancel`."""
+    """A version of a document; thread-safe."""
 
     def __init__(
         self, record: DocumentRecord, config: Config, uses: Surroundings, declared_size: int | None
@@ -70,6 +70,8 @@ class Upload:
         self.declared_size = declared_size
         self.stored = 0
         """Chunks that are stored so far."""
+        self.is_decided = False
+        """Whether it will be visible, now or after the next start: it cannot be aborted then."""
         self.ended = threading.Event()
         """Set once nothing of it is under way any more."""
         self._config = config
@@ -82,6 +84,7 @@ class Upload:
             config.chunk_overlap,
             uses.models.frame_of(config.model, config.identity).size,
         )
+        self._turn = threading.Lock()
         self._hash = hashlib.sha256()
         self._messages = 0
         self._waiting: list[Chunk] = []
@@ -98,17 +101,18 @@ class Upload:
 
         Raises TooLarge, QuotaExceeded, DocumentUnreadable, and the errors of the model and the store.
         """
-        self.check()
-        self._messages += 1
-        self._hash.update(data)
-        self.record = replace(self.record, size=self.record.size + len(data))
-        self._check_size()
-        if self._reader is not None:
-            self._take(self._reader.feed(data))
-            return
-        self._head.append(data)
-        if self.record.size >= HEAD_BYTES:
-            self._begin()
+        with self._turn:
+            self.check()
+            self._messages += 1
+            self._hash.update(data)
+            self.record = replace(self.record, size=self.record.size + len(data))
+            self._check_size()
+            if self._reader is not None:
+                self._take(self._reader.feed(data))
+                return
+            self._head.append(data)
+            if self.record.size >= HEAD_BYTES:
+                self._begin()
 
     def finish(self, end: UploadEnd | None) -> DocumentRecord:
         """The document with its figures, once all of its chunks are stored.
@@ -116,20 +120,19 @@ class Upload:
         `end` is None for an uploader that says no more than the file's size at the beginning. Raises
         UploadIncomplete and what `feed` raises.
         """
-        self.check()
-        self._check_complete(end)
-        if self._reader is None:
-            self._begin()
-        assert self._reader is not None
-        self._take(self._reader.end())
-        self._batch(self._chunker.end())
-        self._send()
-        while self._calls:
-            self._await_oldest()
-        self.check()
-        if not self._numbered:
-            raise DocumentUnreadable("the file holds no text", reason="empty")
-        return self.record
+        with self._turn:
+            self.check()
+            self._check_complete(end)
+            reader = self._reader or self._begin()
+            self._take(reader.end())
+            self._batch(self._chunker.end())
+            self._send()
+            while self._calls:
+                self._await_oldest()
+            self.check()
+            if not self._numbered:
+                raise DocumentUnreadable("the file holds no text", reason="empty")
+            return self.record
 
     def cancel(self, reason: EmbedshareError) -> None:
         """Have the upload fail with `reason` at its next step."""
@@ -137,16 +140,17 @@ class Upload:
         self.on_cancel()
 
     def close(self) -> None:
-        """Wait for what is under way; nothing is stored any more then."""
-        for call in self._calls:
-            call.cancel()
-        for call in self._calls:
-            if not call.cancelled():
-                call.exception()
-        if self._reader is not None:
-            self._reader.close()
+        """Wait for what is under way after `cancel`; nothing is stored any more then."""
+        with self._turn:
+            for call in self._calls:
+                call.cancel()
+            for call in self._calls:
+                if not call.cancelled():
+                    call.exception()
+            if self._reader is not None:
+                self._reader.close()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Reader:
         head = b"".join(self._head)
         self._head = []
         parts, settings = self._uses.parts, self._uses.limits
@@ -154,6 +158,7 @@ class Upload:
         limits = Limits(settings.max_file_bytes, MOST_CHARS, READING_S, READING_BYTES)
         self._reader = parts.reader(kind, limits)
         self._take(self._reader.feed(head))
+        return self._reader
 
     def _take(self, pieces: Iterable[Piece]) -> None:
         for piece in pieces:

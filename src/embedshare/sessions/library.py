@@ -7,6 +7,8 @@ next start what was loading is dropped, and what was publishing is published.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -21,7 +23,7 @@ from embedshare.errors import EmbedshareError, InvalidInput, TooLarge, UnknownSe
 from embedshare.sessions import metadata, quotas
 from embedshare.sessions.embedding import Models
 from embedshare.sessions.ingest import Surroundings, Upload, UploadEnd
-from embedshare.sessions.manager import Session, SessionManager
+from embedshare.sessions.manager import SWEEP_S, Session, SessionManager
 from embedshare.sessions.parts import Found, Parts, VectorStore
 from embedshare.sessions.records import (
     LOADING,
@@ -36,6 +38,8 @@ from embedshare.settings import Settings
 
 #: The most hits of a search, and the number unless the caller names one.
 MOST_HITS, DEFAULT_HITS = 1000, 10
+#: The most ids of chunks in one answer.
+MOST_IDS = 100_000
 #: The longest name of a file.
 MOST_NAME = 1024
 
@@ -74,10 +78,31 @@ class Library:
         self._parts = parts
         self._settings = settings
         self._threads = threads
+        self._unfinished: deque[tuple[Session, DocumentRecord]] = deque()
+        """Versions whose last step failed."""
 
     def recover(self) -> None:
         """End what the last process left unfinished. Raises DatabaseUnavailable and the store's errors."""
         self._sessions.each(self._recover_session)
+        self._sessions.sweep()
+
+    def follow(self, stop: threading.Event) -> None:
+        """Destroy sessions whose time is over, end what failed, and store what changed, until `stop`."""
+        pause_s = min(SWEEP_S, self._settings.sessions.ttl_s / 4 or SWEEP_S)
+        while not stop.wait(pause_s):
+            try:
+                self.sweep()
+            except Exception as error:
+                logger.warning("Sweeping sessions again later ({})", error)
+
+    def sweep(self) -> None:
+        """One look of `follow`. Raises DatabaseUnavailable and the store's errors."""
+        while self._unfinished:
+            session, record = self._unfinished[0]
+            if not session.is_ending:
+                with session.lock:
+                    self._settle(session, record)
+            self._unfinished.popleft()
         self._sessions.sweep()
 
     def begin(self, session: Session, file: File) -> Upload:
@@ -106,7 +131,7 @@ class Library:
             self._check_there(session, config.chunk_size)
             self._uploads.begin(upload)
         try:
-            self._records.add_document(document)
+            self._records.add_document(document)  # before its first point
         except BaseException:
             self._uploads.ended(upload, None)
             raise
@@ -119,34 +144,39 @@ class Library:
         """
         record = upload.finish(end)
         with session.lock:
-            self._check_there(session)
+            upload.check()
             held = self._records.usage(record.session, besides=record.document)
             quotas.check(held, Usage(1, record.chunks, record.size), self._settings.sessions)
             self._records.loaded(record)
-            self._publish(record, self._store(session))
-            session.usage = self._records.usage(record.session)
-        self._uploads.ended(upload, None)
-        logger.info(
-            "Stored a document of session {} ({:,} chunks, {:,} bytes)",
-            record.session,
-            record.chunks,
-            record.size,
-        )
-        return replace(record, state=READY)
+            upload.is_decided = True
+            self._publish(session, replace(record, state=PUBLISHING))
+            upload.close()
+            self._uploads.ended(upload, None)
+        logger.info("Stored a document of session {} ({:,} chunks)", record.session, record.chunks)
+        return record
 
     def abort(self, session: Session, upload: Upload, error: EmbedshareError) -> None:
-        """Leave nothing of an upload that failed with `error`."""
+        """Leave nothing of an upload that failed with `error`, unless it is decided already."""
+        upload.cancel(error)
+        upload.close()
         record = upload.record
-        try:
-            upload.close()
-            self._drop(record, self._store(session))
-        except Exception as failure:  # the next start does it
-            logger.error("Could not drop a failed upload of session {} ({})", record.session, failure)
-        finally:
+        with session.lock:
+            if upload.ended.is_set():
+                return  # it was stored before its caller left
+            if upload.is_decided:
+                record = replace(record, state=PUBLISHING)
+            try:
+                self._settle(session, record)
+            except Exception as failure:
+                self._unfinished.append((session, record))
+                logger.error("Could not end an upload of session {} yet ({})", record.session, failure)
             self._uploads.ended(upload, error)
-        logger.info(
-            "Dropped an upload of session {} ({}: nothing stored)", record.session, type(error).__name__
-        )
+        logger.info("Dropped an upload of session {} ({})", record.session, type(error).__name__)
+
+    def chunk_ids(self, record: DocumentRecord) -> list[str]:
+        """The ids of a document's chunks, of the first MOST_IDS."""
+        count = min(record.chunks, MOST_IDS)
+        return [str(self._parts.point_id(record.session, record.document, one)) for one in range(count)]
 
     def documents(self, session: Session) -> list[Progress]:
         """The session's documents, and uploads under way or failed lately."""
@@ -181,8 +211,11 @@ class Library:
             if record is None:
                 raise UnknownSession(f"the session has no document {document[:64]!r}")
             self._records.begin_removal(record.version)
-            self._drop(record, self._store(session))
-            session.usage = self._records.usage(session.record.uid)
+            try:
+                self._settle(session, replace(record, state=REMOVING))
+            except Exception:
+                self._unfinished.append((session, replace(record, state=REMOVING)))
+                raise
 
     def search(
         self, session: Session, query: str, top_k: int | None, filters: Mapping[str, Any] | None,
@@ -199,7 +232,6 @@ class Library:
         if threshold is not None and not -1.0 <= threshold <= 1.0:
             raise InvalidInput(f"score_threshold is {threshold:g}; allowed: -1 to 1")
         config = session.config
-        filters = metadata.checked_filters(filters or {}, config.schema)
         self._sessions.tokens.check(session.record.owner)
         result = self._models.of_query(config.model, config.identity, query, limit)
         self._count(session.record.owner, result.tokens)
@@ -228,26 +260,29 @@ class Library:
     def _store(self, session: Session) -> VectorStore:
         return self._sessions.collections.of(session.record)
 
-    def _publish(self, record: DocumentRecord, store: VectorStore) -> None:
-        store.publish(record.session, record.document, record.version, record.chunks)
+    def _publish(self, session: Session, record: DocumentRecord) -> None:
+        self._store(session).publish(record.session, record.document, record.version, record.chunks)
         self._records.published(record)
+        session.usage = self._records.usage(record.session)
 
-    def _drop(self, record: DocumentRecord, store: VectorStore) -> None:
-        store.drop_document(record.session, record.document, record.version)
+    def _settle(self, session: Session, record: DocumentRecord) -> None:
+        """The last step of a version, by its state."""
+        if record.state == PUBLISHING:
+            self._publish(session, record)
+            return
+        self._store(session).drop_document(record.session, record.document, record.version)
         self._records.remove_document(record.version)
+        session.usage = self._records.usage(record.session)
 
     def _recover_session(self, session: Session) -> None:
         unfinished = self._records.documents(session.record.uid, LOADING, PUBLISHING, REMOVING)
+        if session.is_ending:
+            return  # all of it goes
         for record in unfinished:
-            if record.state == PUBLISHING:
-                self._publish(record, self._store(session))
-            else:
-                self._drop(record, self._store(session))
+            self._settle(session, record)
         if unfinished:
-            logger.info(
-                "Ended what was cut off in session {} ({} documents)", session.record.uid, len(unfinished)
-            )
-            session.usage = self._records.usage(session.record.uid)
+            count = len(unfinished)
+            logger.info("Ended what was cut off in session {} ({} documents)", session.record.uid, count)
 
     def _check_declared(self, size: int | None) -> None:
         most = self._settings.sessions.max_file_bytes

@@ -18,13 +18,7 @@ import msgspec
 from loguru import logger
 
 from embedshare.database.tables import now
-from embedshare.errors import (
-    DatabaseUnavailable,
-    EmbedshareError,
-    InvalidInput,
-    SessionExists,
-    UnknownSession,
-)
+from embedshare.errors import DatabaseUnavailable, InvalidInput, SessionExists, UnknownSession
 from embedshare.sessions import metadata, quotas
 from embedshare.sessions.collections import Collections, checked_qdrant
 from embedshare.sessions.embedding import Models, checked_chunking
@@ -124,7 +118,7 @@ class SessionManager:
                 self.records.add(made.record)
                 self._sessions[owner, name] = made
         except BaseException:
-            self.collections.forget(made.record, self._all_records())
+            self.collections.forget(made.record)
             raise
         logger.info("Created session {} (model {}, chunks of {})", made.record.uid, model.model_name, size)
         return made
@@ -180,15 +174,6 @@ class SessionManager:
             return None
         return (session.used_at + timedelta(seconds=self._limits.ttl_s)).timestamp()
 
-    def follow(self, stop: threading.Event) -> None:
-        """Destroy sessions whose time is over, and store what changed, until `stop`."""
-        pause_s = min(SWEEP_S, self._limits.ttl_s / 4 or SWEEP_S)
-        while not stop.wait(pause_s):
-            try:
-                self.sweep()
-            except EmbedshareError as error:
-                logger.warning("Sweeping sessions again later ({})", error.message)
-
     def sweep(self) -> None:
         """Destroy sessions whose time is over or whose deletion was cut off; store uses and tokens."""
         for _, session in self._items():
@@ -230,7 +215,7 @@ class SessionManager:
             self.records.remove(record.uid)
             with self._lock:
                 del self._sessions[record.owner, record.name]
-        self.collections.forget(record, self._all_records())
+        self.collections.forget(record)
         logger.info("Destroyed session {}", record.uid)
 
     def _check_free(self, owner: str, name: str) -> None:
@@ -249,9 +234,6 @@ class SessionManager:
     def _items(self) -> list[tuple[tuple[str, str], Session]]:
         with self._lock:
             return list(self._sessions.items())
-
-    def _all_records(self) -> list[SessionRecord]:
-        return [session.record for _, session in self._items()]
 
     def each(self, do: Callable[[Session], None]) -> None:
         """Do something with every session, those whose deletion has begun too."""

@@ -1,4 +1,4 @@
-"""Metadata of documents and filters of searches, by the types that a session declares. Pure."""
+"""Metadata of documents, by the types that a session declares. Pure."""
 
 from __future__ import annotations
 
@@ -33,16 +33,6 @@ def typed(given: Mapping[str, str], schema: Mapping[str, str]) -> dict[str, Any]
     if len(given) > MOST_FIELDS:
         raise InvalidInput(f"metadata has {len(given)} fields; {MOST_FIELDS} are allowed")
     return {name: _value(name, text, schema.get(name, "keyword")) for name, text in sorted(given.items())}
-
-
-def checked_filters(filters: Mapping[str, Any], schema: Mapping[str, str]) -> dict[str, Any]:
-    """The filters of a search, if their values are of the declared types. Raises InvalidInput."""
-    for name, value in filters.items():
-        if name not in schema:
-            declared = ", ".join(schema) or "none"
-            raise InvalidInput(f"filters: {name!r} is no field of the session's metadata_schema ({declared})")
-        _check_type(name, value, schema[name])
-    return dict(filters)
 
 
 def _check_name(name: str) -> None:

@@ -82,6 +82,7 @@ class Chunker(Protocol):
 class VectorStore(Protocol):
     """The points of a vector space; thread-safe. A version's points are invisible until it is published."""
 
+    def declare(self, session: str, schema: Mapping[str, str]) -> None: ...
     def put(self, points: Sequence[Any]) -> None: ...
     def publish(self, session: str, document: str, version: str, chunks: int) -> None: ...
     def drop_document(self, session: str, document: str, version: str | None = None) -> None: ...
@@ -130,7 +131,7 @@ class Parts(NamedTuple):
     """Of a session, a document and a chunk's number."""
 
     open_embedded: Callable[[Path, str, int, Mapping[str, str]], VectorStore]
-    """Of a folder, an identity, a dimension and the types of fields."""
+    """Of a folder, an identity, a dimension, and types of fields for sessions that declare none."""
 
     open_remote: Callable[..., VectorStore]
     """Of a Qdrant server: url, api_key, prefer_grpc, collection, identity, dimension, schema."""

@@ -95,6 +95,10 @@ class SessionRecords:
         self._database = database
         self._place = place
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+
     def sessions(self) -> list[SessionRecord]:
         """All sessions of this place, those whose deletion has begun too, the oldest first."""
         with self._database.read() as session:
@@ -199,6 +203,7 @@ class SessionRecords:
                     SessionDocument.session == record.session,
                     SessionDocument.document == record.document,
                     SessionDocument.state == READY,
+                    SessionDocument.version != record.version,
                 )
             )
             session.execute(
