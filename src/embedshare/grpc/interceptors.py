@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
@@ -24,9 +24,10 @@ REQUEST_ID = "x-request-id"
 OPEN = ("grpc.health.v1.", "grpc.reflection.")
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any] | None
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+if TYPE_CHECKING:  # grpc's own classes take no parameters
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any] | None
+    Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 
 def deadline() -> float:

@@ -45,7 +45,7 @@ async def serve(settings: Settings, parts: Parts, place: SessionPlace, stop: thr
     door = Door(_key_ring(settings), authkey.client_key(settings), _rates(settings))
     database = Database.open(settings, authkey.key_file(settings).parent)
     records = SessionRecords(database, place.id)
-    models, threads = Models(settings), ThreadPoolExecutor(EMBEDDING_THREADS, "embed")
+    models, threads = Models(settings, parts), ThreadPoolExecutor(EMBEDDING_THREADS, "embed")
     tokens = DayTokens(settings.sessions.max_day_tokens, records.tokens, records.set_tokens)
     collections = Collections(place.path, parts)
     sessions = SessionManager(records, collections, models, settings.sessions, Uploads(), tokens)

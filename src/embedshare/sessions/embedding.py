@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token
 from embedshare.client.embedder import Embedder
 from embedshare.errors import ClientClosed, InvalidInput, ModelMismatch, NotServed
 from embedshare.identity import ModelDescription
+from embedshare.sessions.parts import Parts
 from embedshare.settings import Settings
 
 #: The name of this process among the model server's callers.
@@ -30,8 +30,6 @@ CHUNKS_S = 600.0
 _SAMPLE = "a"
 #: Characters of one call for tokens; the model server takes twice as many.
 _MOST_CHARS = 1 << 17
-#: A remote model does not tell its tokens: so many characters of a word count as one.
-_APPROXIMATE = re.compile(r"\w{1,4}|[^\w\s]")
 
 
 class Frame(NamedTuple):
@@ -51,7 +49,8 @@ class Frame(NamedTuple):
 class Models:
     """The models of the model server, by their names; thread-safe. No local model answers instead."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, parts: Parts) -> None:
+        self._parts = parts
         self._timeout_s = settings.client.timeout_s
         client = dataclasses.replace(
             settings.client, fallback="none", on_model_change="follow",
@@ -100,7 +99,7 @@ class Models:
         own."""
         frame = self._frames.get((name, identity))
         if frame is not None and not frame.by_ids:
-            return [_approximate(text) for text in texts]
+            return self._parts.estimated_tokens(texts)
         embedder = self._embedder(name)
         found: list[list[Token]] = []
         for group in _groups(texts):
@@ -114,7 +113,7 @@ class Models:
         frame = self._frames[name, identity]
         given = [one for one in ids if one is not None]
         if frame.by_ids and len(given) == len(texts):
-            request = EmbedRequest([[*frame.before, *one, *frame.after] for one in given])
+            request = EmbedRequest(given)
         else:
             request = EmbedRequest(list(texts), prompt_name=DOCUMENT, task="document")
         return self._checked(name, identity, request, float("inf"))
@@ -160,7 +159,8 @@ class Models:
             [tokens] = self._embedder(name).tokens(request, special_tokens=True)
         except NotServed:
             return Frame([], [], by_ids=False)
-        return framed(tokens, len(calls.prompt_of(request, model)))
+        before, after = self._parts.frame(tokens, calls.prompt_of(request, model))
+        return Frame(before, after, by_ids=True)
 
 
 def _check(name: str, identity: str, model: ModelDescription) -> None:
@@ -171,15 +171,6 @@ def _check(name: str, identity: str, model: ModelDescription) -> None:
             expected=identity,
             found=model.identity,
         )
-
-
-def framed(tokens: list[Token], prompt_chars: int) -> Frame:
-    """The frame in the tokens of a prompt and a sample."""
-    ends = [end for *_, end in tokens]
-    first = next((at for at, end in enumerate(ends) if end is not None and end > prompt_chars), len(tokens))
-    last = next((at for at in range(len(tokens) - 1, -1, -1) if ends[at] is not None), first - 1)
-    ids = [number for number, *_ in tokens]
-    return Frame(ids[:first], ids[last + 1 :], by_ids=True)
 
 
 def _groups(texts: list[str]) -> Iterator[list[str]]:
@@ -194,10 +185,6 @@ def _groups(texts: list[str]) -> Iterator[list[str]]:
         size += len(text)
     if group:
         yield group
-
-
-def _approximate(text: str) -> list[Token]:
-    return [(0, found[0], False, found.start(), found.end()) for found in _APPROXIMATE.finditer(text)]
 
 
 def checked_chunking(

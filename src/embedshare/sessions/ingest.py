@@ -78,12 +78,11 @@ class Upload:
         self._uses = uses
         self._head: list[bytes] = []
         self._reader: Reader | None = None
+        frame = uses.models.frame_of(config.model, config.identity)
         self._chunker: Chunker = uses.parts.chunker(
             partial(uses.models.tokens, config.model, config.identity),
-            config.chunk_size,
-            config.chunk_overlap,
-            uses.models.frame_of(config.model, config.identity).size,
-        )
+            config.chunk_size, config.chunk_overlap, frame.before, frame.after, frame.by_ids,
+        )  # fmt: skip
         self._turn = threading.Lock()
         self._hash = hashlib.sha256()
         self._messages = 0

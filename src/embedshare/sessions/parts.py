@@ -23,7 +23,7 @@ class Piece(Protocol):
 
 
 class Chunk(Protocol):
-    """A chunk: `text` is the document's text from `start` to `end`, `ids` its tokens without special ones."""
+    """A chunk: `text` is the document's text from `start` to `end`, `ids` what a model reads."""
 
     @property
     def ids(self) -> list[int] | None: ...
@@ -120,8 +120,15 @@ class Parts(NamedTuple):
     reader: Callable[[str, Limits], Reader]
     """Of a kind."""
 
-    chunker: Callable[[Tokenize, int, int, int], Chunker]
-    """Of chunks of a size, with an overlap, of which a model's own tokens are some."""
+    chunker: Callable[[Tokenize, int, int, Sequence[int], Sequence[int], bool], Chunker]
+    """Of chunks of a size with an overlap, the ids before and after those of a text, and whether chunks have
+    ids."""
+
+    frame: Callable[[Sequence[Token], str], tuple[list[int], list[int]]]
+    """The ids before and after those of a text, from the tokens of a prompt and any text after it."""
+
+    estimated_tokens: Tokenize
+    """Approximate tokens, for a model that does not show its own."""
 
     point: Callable[..., Any]
     """By its fields: id, session, document, version, chunk, vector, text, start, end, page, heading,
@@ -146,6 +153,8 @@ def imported() -> Parts:
         kind_of=reading.kind_of,
         reader=lambda kind, limits: reading.Reader(kind, reading.ReadingLimits(*limits)),
         chunker=chunks.TokenChunker,
+        frame=chunks.frame,
+        estimated_tokens=chunks.estimated_tokens,
         point=store.Point,
         point_id=store.point_id,
         open_embedded=store.open_embedded,
