@@ -139,7 +139,9 @@ class FileStore:
         with self._lock:
             self._parts += 1
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{os.getpid()}-{self._parts}").write_bytes(pickle.dumps([tuple(one) for one in points]))
+            (folder / f"{os.getpid()}-{self._parts}").write_bytes(
+                pickle.dumps([tuple(one) for one in points])
+            )
 
     def publish(self, session: str, document: str, version: str, chunks: int) -> None:
         assert len(self._points(session, document, version)) == chunks

@@ -21,7 +21,9 @@ SMALL, REAL = ("-m", "tests.session_parts"), (str(SRC / "sessionServer.py"),)
 class SessionServer:
     """`python -m tests.session_parts`, or the real one, on a free port."""
 
-    def __init__(self, server: ModelServer, folder: Path, program: Sequence[str] = SMALL, **settings: str) -> None:
+    def __init__(
+        self, server: ModelServer, folder: Path, program: Sequence[str] = SMALL, **settings: str
+    ) -> None:
         self.port = int(settings.get("EMBEDDING_SESSIONS_PORT", free_port()))
         self.server = server
         self.folder = folder
