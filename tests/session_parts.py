@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedshare.calls import Token
-from embedshare.errors import DocumentUnreadable, InvalidInput
+from embedshare.errors import DocumentUnreadable, InvalidInput, UploadIncomplete
 from embedshare.sessions.parts import Limits, Parts, Tokenize
 
 
@@ -130,6 +130,11 @@ class FileStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._parts = 0
+        for published in folder.glob("*.json"):  # a crash may have left versions that were replaced
+            visible = [f"{document}-{version}" for document, version in self._visible(published.stem).items()]
+            for version in (folder / published.stem).glob("*-*"):
+                if version.name not in visible:
+                    _remove(version)
 
     def declare(self, session: str, schema: Mapping[str, str]) -> None: ...
 
@@ -144,9 +149,14 @@ class FileStore:
             )
 
     def publish(self, session: str, document: str, version: str, chunks: int) -> None:
-        assert len(self._points(session, document, version)) == chunks
+        stored = len(self._points(session, document, version))
+        if stored != chunks:
+            raise UploadIncomplete(f"{stored} of {chunks} chunks are stored")
         with self._lock:
             self._write(session, {**self._visible(session), document: version})
+        for folder in (self._folder / session).glob(f"{document}-*"):
+            if not folder.name.endswith(version):
+                _remove(folder)
 
     def drop_document(self, session: str, document: str, version: str | None = None) -> None:
         with self._lock:

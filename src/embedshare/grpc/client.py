@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import grpc
 import numpy as np
 
-import grpc
 from embedshare.errors import InvalidInput, TooLarge
 from embedshare.grpc import fastembed_pb2 as pb
 from embedshare.grpc import faults, messages, proof
@@ -245,11 +245,9 @@ class _Upload:
                     count, size = count + 1, size + len(piece)
                     digest.update(piece)
                     yield pb.ProcessFileStreamRequest(chunk=piece)
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # gRPC would print it and tell no more than that the call failed
+        except Exception as error:  # the server stores nothing of a stream that ends like this
             self._failure = error
-            raise
+            return
         end = pb.UploadEnd(chunks=count, bytes=size, sha256=digest.digest())
         yield pb.ProcessFileStreamRequest(end=end)
 

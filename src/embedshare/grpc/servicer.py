@@ -135,7 +135,7 @@ class SessionServicer(FastEmbedServiceServicer):
         file = File(
             described.filename, described.content_type, described.size or None, dict(described.metadata)
         )
-        upload = await self._run(self._uploads, self._service.library.begin, session, file)
+        upload = await self._begin(session, file)
         try:
             end = await self._feed(upload, request_iterator)
             record = await self._run(self._uploads, self._service.library.commit, session, upload, end)
@@ -186,6 +186,22 @@ class SessionServicer(FastEmbedServiceServicer):
                 raise InvalidInput("an upload has one message with metadata, the first")
             await self._run(self._uploads, upload.feed, message.chunk)
         return None
+
+    async def _begin(self, session: Session, file: File) -> Upload:
+        """An upload, which is dropped if its caller leaves before it has begun."""
+        beginning = asyncio.ensure_future(
+            self._run(self._uploads, self._service.library.begin, session, file)
+        )
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+
+            def drop(begun: asyncio.Future[Upload]) -> None:
+                if begun.exception() is None:
+                    self._abort(session, begun.result(), UploadIncomplete("the upload was cut off"))
+
+            beginning.add_done_callback(drop)
+            raise
 
     def _abort(self, session: Session, upload: Upload, error: EmbedshareError) -> asyncio.Future[None]:
         """Drop an upload, whether or not its call still waits."""

@@ -133,6 +133,11 @@ class Upload:
                 raise DocumentUnreadable("the file holds no text", reason="empty")
             return self.record
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it fails at its next step, if it has not yet."""
+        return self._cancelled is not None
+
     def cancel(self, reason: EmbedshareError) -> None:
         """Have the upload fail with `reason` at its next step."""
         self._cancelled = self._cancelled or reason

@@ -19,7 +19,7 @@ import numpy as np
 from loguru import logger
 
 from embedshare.calls import EmbedResult
-from embedshare.errors import EmbedshareError, InvalidInput, TooLarge, UnknownSession
+from embedshare.errors import EmbedshareError, InvalidInput, TooLarge, UnknownSession, UploadIncomplete
 from embedshare.sessions import metadata, quotas
 from embedshare.sessions.embedding import Models
 from embedshare.sessions.ingest import Surroundings, Upload, UploadEnd
@@ -126,6 +126,7 @@ class Library:
             self._parts, self._models, self._store(session), self._threads,
             partial(self._count, record.owner), held, self._settings.sessions,
         )  # fmt: skip
+        self._uploads.await_cancelled(record.uid, document.document)
         upload = Upload(document, config, uses, file.size)
         with session.lock:
             self._check_there(session, config.chunk_size)
@@ -268,8 +269,11 @@ class Library:
     def _settle(self, session: Session, record: DocumentRecord) -> None:
         """The last step of a version, by its state."""
         if record.state == PUBLISHING:
-            self._publish(session, record)
-            return
+            try:
+                self._publish(session, record)
+                return
+            except UploadIncomplete:  # the crash took some of its chunks along; its uploader got no answer
+                logger.warning("Dropping a document of session {} (not all of it is stored)", record.session)
         self._store(session).drop_document(record.session, record.document, record.version)
         self._records.remove_document(record.version)
         session.usage = self._records.usage(record.session)

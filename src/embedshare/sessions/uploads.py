@@ -55,6 +55,12 @@ class Uploads:
             self._running.setdefault(record.session, {})[record.version] = upload
             self._failed.pop((record.session, record.document), None)
 
+    def await_cancelled(self, session: str, document: str) -> None:
+        """Wait for the end of a cancelled upload of a document, which its caller may send again at once."""
+        for upload in self.of(session):
+            if upload.record.document == document and upload.is_cancelled:
+                upload.ended.wait(END_S)
+
     def ended(self, upload: Upload, error: EmbedshareError | None) -> None:
         """An upload has ended, with an error or well."""
         record = upload.record
