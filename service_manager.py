@@ -96,6 +96,7 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
         lambda: _why_no_answer(settings) is None,
         probes.ServerProbe(settings),
         probes.WorkerProbe,
+        probes.sessions_serve(settings) if options.sessions else None,
     )
     supervisor = Supervisor(
         services.stages(least),
@@ -437,6 +438,9 @@ def _services_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=_port, default=None,
         help=f"the first worker's port; others follow (default: the database's, else {FIRST_PORT})",
     )  # fmt: skip
+    parser.add_argument(
+        "--sessions", action="store_true", help="run the session server too (sessions of documents, gRPC)"
+    )
     parser.add_argument(
         "--src-dir", default="src", help="folder with modelServer.py and app.py (default: src)"
     )

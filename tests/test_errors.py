@@ -47,6 +47,10 @@ BUILTIN = {
     "PortUnavailable": OSError,
     "DatabaseUnavailable": ConnectionError,
     "StoreUnavailable": ConnectionError,
+    "UnknownSession": LookupError,
+    "SessionsDisabled": PermissionError,
+    "SessionServerUnavailable": ConnectionError,
+    "DocumentUnreadable": ValueError,
     "SupervisorUnavailable": ConnectionError,
 }
 

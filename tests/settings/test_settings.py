@@ -44,6 +44,13 @@ WHOLE = {
     "EMBEDDING_MAX_INDEX_BYTES": (1 << 20, 1 << 40),
     "EMBEDDING_MAX_JOB_TEXTS": (1, 100_000_000),
     "EMBEDDING_MAX_JOB_BYTES": (64 * 1024, 1 << 40),
+    "EMBEDDING_SESSIONS_PORT": (1, 65535),
+    "EMBEDDING_MAX_SESSIONS": (1, 100_000),
+    "EMBEDDING_SESSION_MAX_DOCUMENTS": (1, 10_000_000),
+    "EMBEDDING_SESSION_MAX_CHUNKS": (1, 100_000_000),
+    "EMBEDDING_SESSION_MAX_BYTES": (1 << 20, 1 << 44),
+    "EMBEDDING_SESSION_MAX_FILE_BYTES": (1 << 10, 1 << 40),
+    "EMBEDDING_SESSION_TOKENS_A_DAY": (0, 1 << 50),
     "EMBEDDING_METRICS_PORT": (0, 65535),
     "PORT": (1, 65535),
     "EMBEDDING_WEB_THREADS": (1, 256),
@@ -61,6 +68,7 @@ SECONDS = {
     "EMBEDDING_IDLE_EXIT_S": (1.0, 31_536_000.0),
     "EMBEDDING_SCALE_DOWN_S": (0.0, 86_400.0),
     "EMBEDDING_JOBS_KEPT_S": (60.0, 31_536_000.0),
+    "EMBEDDING_SESSION_TTL_S": (0.0, 31_536_000.0),
 }
 CHOICES = {
     "EMBEDDING_DTYPE": ("auto", "float32", "bfloat16", "float16"),
@@ -77,15 +85,16 @@ CHOICES = {
 BOOLEANS = (
     "EMBEDDING_AUTOSTART", "USE_IPC_EMBEDDING", "EMBEDDING_ALLOW_SWAP",
     "EMBEDDING_USE_DB_SETTINGS", "EMBEDDING_NORMALIZE", "EMBEDDING_VECTOR_CACHE_DATABASE", "EMBEDDING_JOBS",
+    "EMBEDDING_SESSIONS",
 )  # fmt: skip
 DEVICE_NAMES = ("EMBEDDING_DEVICE", "EMBEDDING_FALLBACK_DEVICE")
 TEXTS = ("EMBEDDING_MODEL_NAME", "EMBEDDING_LOG_DIR")
-HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST")
+HOSTS = ("EMBEDDING_SERVER_HOST", "EMBEDDING_HOST", "EMBEDDING_METRICS_HOST", "EMBEDDING_SESSIONS_HOST")
 OPTIONAL = (
     "EMBEDDING_AUTHKEY", "EMBEDDING_AUTHKEY_FILE", "EMBEDDING_CACHE_DIR", "EMBEDDING_MODEL_CACHE_DIR",
     "EMBEDDING_MODELS_FILE",
     "EMBEDDING_ADMIN_KEY_FILE", "EMBEDDING_INDEX_DIR", "EMBEDDING_REDIS_PREFIX", "EMBEDDING_AUDIT_LOG",
-    "EMBEDDING_JOBS_DIR",
+    "EMBEDDING_JOBS_DIR", "EMBEDDING_SESSIONS_DIR",
 )  # fmt: skip
 RATES = ("", "100/second", "100/second;5000/hour", "1/day")
 
@@ -142,6 +151,12 @@ GOOD = [
     ("EMBEDDING_VECTOR_CACHE_REDIS_URL", "redis://localhost:6379/0", "redis://localhost:6379/0"),
     *(("EMBEDDING_DB_URL", url, url) for url in ("sqlite:///a.db", "mysql+aiomysql://a:b@c/d")),
     ("EMBEDDING_DB_URL", "", None),
+    ("EMBEDDING_SESSIONS_QDRANT_URLS", "", ()),
+    (
+        "EMBEDDING_SESSIONS_QDRANT_URLS",
+        "http://a:6333/, https://b.example",
+        ("http://a:6333", "https://b.example"),
+    ),
     ("EMBEDDING_ALLOWED_HOSTS", "", ()),
     (
         "EMBEDDING_ALLOWED_HOSTS",
@@ -195,6 +210,7 @@ BAD = [
         ("EMBEDDING_SEARXNG_URL", text)
         for text in ("localhost:8080", "ftp://a.example", "http://a b", "http://ä")
     ),
+    *(("EMBEDDING_SESSIONS_QDRANT_URLS", text) for text in ("qdrant:6333", "http://a,,http://b", ",")),
     *(("EMBEDDING_MODEL_ALIASES", text) for text in (",", "a,,b", "a\nb")),
     *(("EMBEDDING_TRUST_REMOTE_CODE", text) for text in ("", ",", "a,,b", "a\nb")),
     *(

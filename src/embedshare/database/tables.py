@@ -150,3 +150,65 @@ class CachedVector(Base):
 
     written_at: Mapped[int] = mapped_column(BigInteger)
     ends_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
+
+
+class SessionRow(Base):
+    """A session of the sessions service."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("sessions_by_place", "place"), MYSQL_OPTIONS)
+
+    uid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """Its name in the vector store, 32 hexadecimal digits."""
+
+    place: Mapped[str] = mapped_column(String(32))
+    """The session server's folder that has its vectors: several may share a database."""
+
+    owner: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    """Its id for callers. No key: databases compare it without case, callers do not."""
+
+    config: Mapped[Any] = mapped_column(JsonText, nullable=False)
+    """The fields of `sessions.records.Config`; a change of theirs needs no migration."""
+
+    created_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
+    used_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
+    is_ending: Mapped[bool] = mapped_column(default=False)
+    """Whether its deletion has begun."""
+
+
+class SessionDocument(Base):
+    """A version of a session's document."""
+
+    __tablename__ = "session_documents"
+    __table_args__ = (Index("session_documents_by_session", "session", "document"), MYSQL_OPTIONS)
+
+    version: Mapped[str] = mapped_column(String(32), primary_key=True)
+    session: Mapped[str] = mapped_column(String(32))
+    document: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16))
+    """loading, publishing, ready or removing."""
+
+    filename: Mapped[str] = mapped_column(Text)
+    content_type: Mapped[str] = mapped_column(String(255))
+    chunks: Mapped[int] = mapped_column(BigInteger, default=0)
+    size: Mapped[int] = mapped_column(BigInteger, default=0)
+    tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    attributes: Mapped[Any] = mapped_column(JsonText, nullable=False)
+    """The metadata that its uploader gave."""
+
+    created_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
+
+
+class SessionTokens(Base):
+    """Tokens that an owner's sessions read on a day."""
+
+    __tablename__ = "session_tokens"
+
+    owner: Mapped[bytes] = mapped_column(DIGEST, primary_key=True)
+    """A digest of the folder and the owner."""
+
+    day: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Days since 1970, in UTC."""
+
+    tokens: Mapped[int] = mapped_column(BigInteger)

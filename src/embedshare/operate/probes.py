@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 
 from embedshare import platforms
-from embedshare.errors import DeadlineExceeded, EmbedshareError, ServerUnavailable
+from embedshare.errors import DeadlineExceeded, EmbedshareError, MissingDependency, ServerUnavailable
 from embedshare.ipc import authkey, codec
 from embedshare.ipc.callers import SUPERVISOR, this_process
 from embedshare.ipc.connection import Connections
@@ -78,3 +79,17 @@ class ServerProbe:
         except EmbedshareError:
             pass  # it answered: another key, or too many connections
         return True
+
+
+def sessions_serve(settings: Settings) -> Callable[[], bool]:
+    """A function that asks the session server for its health.
+
+    Raises MissingDependency without the packages of sessions.
+    """
+    try:
+        from embedshare.grpc.client import serves  # gRPC, only in a supervisor of sessions
+    except ImportError as error:
+        raise MissingDependency(
+            f"--sessions needs a package that is not installed ({error}): pip install 'embedshare[sessions]'"
+        ) from None
+    return lambda: serves(settings, ANSWER_S)

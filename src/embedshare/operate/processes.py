@@ -13,7 +13,7 @@ from loguru import logger
 
 import embedshare
 from embedshare import platforms
-from embedshare.errors import EmbedshareError, PortUnavailable
+from embedshare.errors import EmbedshareError, PortUnavailable, SessionsDisabled
 from embedshare.ipc import authkey
 from embedshare.models.sources.swap import SwapNote
 from embedshare.platforms import children
@@ -22,6 +22,7 @@ from embedshare.supervise.process import ProcessSpec
 
 MODEL_SERVER = "model-server"
 JOBS = "jobs"
+SESSION_SERVER = "session-server"
 _WORKER = "worker-"
 #: The folder with this version's app.py, which takes an open port; another folder's may not.
 OWN_SOURCE = Path(embedshare.__file__).resolve().parent.parent
@@ -39,7 +40,8 @@ class Services:
     at run time.
 
     `server_answers` tells whether the server returns a real embedding, `server_lives` whether it answers at
-    all. `worker_lives(host, port)` makes the latter for a worker.
+    all. `worker_lives(host, port)` makes the latter for a worker. `sessions_serve` tells whether the session
+    server says that it serves; None: there is to be none.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Services:
         server_answers: Callable[[], bool],
         server_lives: Callable[[], bool] | None = None,
         worker_lives: Callable[[str, int], Callable[[], bool]] | None = None,
+        sessions_serve: Callable[[], bool] | None = None,
     ) -> None:
         self.place = place
         self.workers_follow = settings.client.on_model_change == "follow"
@@ -59,9 +62,10 @@ class Services:
         self._server_answers = server_answers
         self._server_lives = server_lives
         self._worker_lives = worker_lives
+        self._sessions_serve = sessions_serve
 
     def stages(self, workers: int) -> list[list[ProcessSpec]]:
-        """The model server and the process of jobs, if these are used, then the workers.
+        """The model server, the process of jobs and the session server, if these are used, then the workers.
 
         Raises PortUnavailable.
         """
@@ -75,6 +79,8 @@ class Services:
         first = [[self._server()]] if settings.client.use_ipc else []
         if settings.takes_jobs:
             first.append([self._jobs()])
+        if self._sessions_serve is not None:
+            first.append([self._sessions(self._sessions_serve)])
         last = [self.worker(number) for number in range(1, workers + 1)]
         for worker in last:
             self.check(worker)
@@ -126,6 +132,24 @@ class Services:
             Path(self._settings.operation.log_dir) / f"{JOBS}.log",
             lambda: True,
             {"PYTHONPATH": children.python_path()},
+        )
+
+    def _sessions(self, serve: Callable[[], bool]) -> ProcessSpec:
+        """Raises PortUnavailable, and SessionsDisabled without a model server."""
+        settings = self._settings
+        if not settings.client.use_ipc:
+            raise SessionsDisabled(
+                "--sessions: USE_IPC_EMBEDDING is false, and sessions need the model server"
+            )
+        _check_port(settings.sessions.host, settings.sessions.port, "the session server")
+        return ProcessSpec(
+            SESSION_SERVER,
+            [sys.executable, str(self._source / "sessionServer.py")],
+            settings.sessions.host,
+            settings.sessions.port,
+            Path(settings.operation.log_dir) / f"{SESSION_SERVER}.log",
+            serve,
+            lives=serve,
         )
 
     def _server(self) -> ProcessSpec:

@@ -138,6 +138,14 @@ def web_address(text: str) -> str | None:
     return text.rstrip("/")
 
 
+def web_addresses(text: str) -> tuple[str, ...]:
+    """Several of `web_address`, separated by commas."""
+    found = [web_address(part.strip()) for part in text.split(",")] if text else []
+    if None in found:
+        raise ValueError("comma-separated addresses that begin with http:// or https:// and a host")
+    return tuple(one for one in found if one is not None)
+
+
 def redis_url(text: str) -> str | None:
     if text and not text.startswith(("redis://", "rediss://")):
         raise ValueError("an address that begins with redis:// or rediss://")

@@ -1,0 +1,1 @@
+"""The sessions service over gRPC: its messages, its server, and the client that web workers use."""
