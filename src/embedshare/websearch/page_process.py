@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from embedshare.errors import FetchFailed
-from embedshare.websearch import sandbox
+from embedshare import sandbox
 from embedshare.websearch.types import Document, Page
 
 #: Seconds for one page: the longest take two on an idle machine, and others wait meanwhile.
