@@ -7,8 +7,8 @@ import time
 
 import msgspec
 
-from embedshare.errors import SearchFailed
 from embedshare import sandbox
+from embedshare.errors import SearchFailed
 from embedshare.websearch.types import SearchResult
 
 #: One worker's parallel queries.

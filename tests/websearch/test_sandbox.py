@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from embedshare.errors import FetchFailed
+from embedshare.sandbox import Lost, Sandbox
 from embedshare.settings import SearchSettings, Settings
 from embedshare.websearch.ddgs_process import DdgsProcess
 from embedshare.websearch.page_process import PageProcess
 from embedshare.websearch.pipeline import WebSearch
-from embedshare.sandbox import Lost, Sandbox
 from embedshare.websearch.types import Page, SearchResult
 from tests.processes import ROOT, SRC, environment, wait_for
 from tests.websearch.site import Quiet, serving
@@ -36,7 +36,7 @@ def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def troubled() -> Sandbox:
-    return Sandbox("tests.troubled", at_once=2, environment=("TROUBLED_",))
+    return Sandbox("tests.websearch.troubled", at_once=2, environment=("TROUBLED_",))
 
 
 def do(process: Sandbox, work: str, limit_s: float = LIMIT_S) -> str:
@@ -98,7 +98,7 @@ def test_no_more_processes_than_allowed_and_who_waits_too_long_is_told(troubled:
 
 def test_a_program_that_is_not_there_is_told() -> None:
     with pytest.raises(Lost, match="code 1"):
-        do(Sandbox("tests.no_such_module", 1), "say hello")
+        do(Sandbox("tests.websearch.no_such_module", 1), "say hello")
 
 
 def ended(process: psutil.Process) -> bool:
@@ -112,7 +112,7 @@ def test_a_process_ends_with_its_parent() -> None:
     parent = (
         "import os, time\n"
         "from embedshare.sandbox import Sandbox\n"
-        "process = Sandbox('tests.troubled', 1)\n"
+        "process = Sandbox('tests.websearch.troubled', 1)\n"
         "print(process.do(b'pid', time.monotonic() + 60, 60).decode(), flush=True)\n"
         "os._exit(1)\n"
     )
