@@ -274,6 +274,14 @@ class NoRoomForJobs(JobsNotKept, http_status=507):
     """The disk has no room for one more job or file. Nothing was stored."""
 
 
+class DocumentUnreadable(InvalidInput, http_status=422):
+    """A file's text cannot be read. Nothing of it was stored.
+
+    Field `reason`: encrypted, scanned (pictures without text), damaged, too_large, unsupported, timeout or
+    empty.
+    """
+
+
 class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""
 

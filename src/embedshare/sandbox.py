@@ -48,7 +48,7 @@ class Late(Lost):
 
 
 class Busy(Lost):
-    """No child was free in time; the work was not begun."""
+    """No child was free in time, or could be started; the work was not begun."""
 
 
 def require(package: str) -> None:
@@ -94,7 +94,7 @@ class Sandbox:
             try:
                 child = self._child()
             except OSError as error:
-                raise Lost(f"no process could be started: {error}") from None
+                raise Busy(f"no process could be started: {error}") from None
             worked, until = child.worked, deadline
             try:
                 if not worked:
