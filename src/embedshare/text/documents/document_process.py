@@ -65,9 +65,7 @@ def read(task: Task) -> None:
         raise DocumentUnreadable(f"reading it took over {seconds:g} s", reason="timeout") from None
     except (sandbox.Lost, msgspec.DecodeError) as error:
         raise DocumentUnreadable(
-            f"the {task.kind} is damaged, or needs more than {task.limits.memory_bytes:,} bytes of memory: "
-            f"{error}",
-            reason="damaged",
+            f"the {task.kind} is damaged, or {_needs_more(task)}: {error}", reason="damaged"
         ) from None
     if failure.reason:
         raise DocumentUnreadable(failure.message, reason=failure.reason)
@@ -79,6 +77,10 @@ def written(target: Path) -> Iterator[Piece]:
     with target.open("rb") as file:
         while head := file.read(_LENGTH.size):
             yield decoder.decode(file.read(*_LENGTH.unpack(head)))
+
+
+def _needs_more(task: Task) -> str:
+    return f"needs more than {task.limits.memory_bytes:,} bytes of memory"
 
 
 @cache
@@ -99,10 +101,10 @@ def _answer(task: Task) -> Failure:
     except DocumentUnreadable as error:
         return Failure(error.fields["reason"], error.message)
     except MemoryError:
-        size = task.limits.memory_bytes
-        return Failure("too_large", f"the {task.kind} needs more than {size:,} bytes of memory")
+        return Failure("too_large", f"the {task.kind} {_needs_more(task)}")
     except Exception as error:  # a parser of untrusted input: whatever it raises, the file is what is wrong
-        return Failure("damaged", f"the {task.kind} is damaged ({type(error).__name__})")
+        named = type(error).__name__  # lxml has errors of its own for too little memory
+        return Failure("damaged", f"the {task.kind} is damaged, or {_needs_more(task)} ({named})")
     return Failure()
 
 

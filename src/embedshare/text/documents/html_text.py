@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from embedshare.errors import DocumentUnreadable
 from embedshare.text.documents.pieces import Piece
 from embedshare.text.encodings import decoded
 
@@ -25,7 +26,7 @@ _PARAGRAPHS = _HEADINGS | frozenset(
 _LINES = frozenset(("br", "li", "tr", "dt", "dd", "hr", "figure", "caption", "figcaption", "summary"))
 _CELLS = frozenset(("td", "th"))
 _SPACES = re.compile(r"\s+")
-_LINE_SPACES = re.compile(r" *\n *")
+_LINE_SPACES = re.compile(r" +\n")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 #: What XML does not allow, and lxml refuses.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -40,9 +41,12 @@ def read(path: Path) -> Iterator[Piece]:
     if not text.strip():
         return
     try:
-        root = html.document_fromstring(text, html.HTMLParser(huge_tree=True))
+        parser = html.HTMLParser(huge_tree=True)
+        root = html.document_fromstring(text, parser)
     except (etree.ParserError, ValueError):  # nothing but comments
         return
+    if parser.error_log.filter_from_fatals():  # the parser stops there, and gives what it has read
+        raise DocumentUnreadable("the page is nested too deep", reason="too_large")
     yield from _Walk(_plain(root.findtext(".//title") or "")).pieces(root)
 
 
@@ -103,14 +107,21 @@ class _Walk:
     def _break(self, tag: str) -> None:
         if tag in _PARAGRAPHS:
             self._parts.append("\n\n")
-        elif tag in _LINES:
+        elif tag == "br" or (tag in _LINES and self._last != "\n"):
             self._parts.append("\n")
         elif tag in _CELLS:
-            self._parts.append(" ")
+            self._add(" ")
+
+    @property
+    def _last(self) -> str:
+        return self._parts[-1][-1] if self._parts else "\n"
 
     def _add(self, text: str | None) -> None:
+        if text and not self._preformatted:
+            text = _SPACES.sub(" ", text)
+            text = text.lstrip() if self._last.isspace() else text
         if text:
-            self._parts.append(text if self._preformatted else _SPACES.sub(" ", text))
+            self._parts.append(text)
 
     def _piece(self) -> Iterator[Piece]:
         text = _EMPTY_LINES.sub("\n\n", _LINE_SPACES.sub("\n", "".join(self._parts))).strip()

@@ -17,8 +17,8 @@ _MAX_NAMES = 200
 
 
 class JsonValues:
-    """Strings, numbers and truth values, without indexes and nulls. An empty line follows each element of the
-    outermost array."""
+    """Strings, numbers and truth values, without indexes and nulls. An empty line follows each value of a
+    file, or each object in a list of them."""
 
     def __init__(self) -> None:
         import ijson  # an optional package
@@ -28,6 +28,7 @@ class JsonValues:
         self._parser = ijson.basic_parse_coro(self._events, multiple_values=True)
         self._bytes_waiting = 0
         self._names: list[str] = []
+        self._is_list = False
 
     def feed(self, text: str) -> Iterator[Piece]:
         """The pieces that this text completes."""
@@ -47,7 +48,9 @@ class JsonValues:
     def _pieces(self, parse: Any, *data: bytes) -> Iterator[Piece]:
         try:
             parse(*data)
-        except (self._ijson.JSONError, ValueError) as error:  # ValueError: a number of thousands of digits
+        except (ValueError, SystemError):  # SystemError: what C code makes of Python's error
+            raise DocumentUnreadable("a number of the JSON has too many digits", reason="damaged") from None
+        except self._ijson.JSONError as error:
             raise DocumentUnreadable(
                 f"the file is not valid JSON: {_said(error)}", reason="damaged"
             ) from None
@@ -68,10 +71,11 @@ class JsonValues:
                     raise DocumentUnreadable(
                         f"the JSON is nested more than {MAX_DEPTH} deep", reason="too_large"
                     )
+                self._is_list = event == "start_array" if not names else self._is_list
                 names.append("")
             case "end_map" | "end_array":
                 names.pop()
-                return "\n" if len(names) <= 1 else ""
+                return "\n" if len(names) <= self._is_list else ""
             case "null":
                 return ""
             case _:
