@@ -38,6 +38,7 @@ BUILTIN = {
     "UnknownJob": LookupError,
     "UnknownFile": LookupError,
     "JobsDisabled": PermissionError,
+    "DocumentUnreadable": ValueError,
     "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,

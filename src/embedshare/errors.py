@@ -275,10 +275,9 @@ class NoRoomForJobs(JobsNotKept, http_status=507):
 
 
 class DocumentUnreadable(InvalidInput, http_status=422):
-    """A file's text cannot be read. Nothing of it was stored.
+    """A document has no text that can be read, and nothing of it was stored.
 
-    Field `reason`: encrypted, scanned (pictures without text), damaged, too_large, unsupported, timeout or
-    empty.
+    Field `reason`: encrypted, scanned, damaged, too_large, unsupported, timeout or empty.
     """
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import Any
 
 import docx
+from docx.oxml.ns import qn
 
 #: A grey picture of one pixel, as a page that was scanned.
 _PICTURE = (
@@ -73,10 +75,24 @@ def word() -> bytes:
         row.cells[0].text, row.cells[1].text = texts
     merged = table.add_row().cells
     merged[0].merge(merged[1]).text = "both"
-    document.add_paragraph("After the table.")
+    after = document.add_paragraph("After,")
+    for wrapped in ("ins", "sdt"):
+        wrapper = after._p.makeelement(qn(f"w:{wrapped}"), {})
+        run = after.add_run(f" in {wrapped}")._r
+        (wrapper if wrapped == "ins" else _added(wrapper, "sdtContent")).append(run)
+        after._p.append(wrapper)
+    control = after._p.makeelement(qn("w:sdt"), {})
+    document.element.body.insert(0, control)
+    _added(control, "sdtContent").append(document.add_paragraph("Cover")._p)
     out = io.BytesIO()
     document.save(out)
     return out.getvalue()
+
+
+def _added(parent: Any, name: str) -> Any:
+    child = parent.makeelement(qn(f"w:{name}"), {})
+    parent.append(child)
+    return child
 
 
 def zipped(parts: dict[str, bytes], of: bytes = b"") -> bytes:

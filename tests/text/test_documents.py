@@ -278,8 +278,9 @@ def test_a_pdf_is_read_by_pages() -> None:
 
 def test_a_word_document_is_read_by_headings_with_its_tables() -> None:
     assert by_heading(pieces("docx", files.word())) == {
+        None: "Cover\n\n",
         "Mills": "Mills\n\nThe mill stands at the river.\n\n",
-        "Corn": "Corn\n\nIt grinds corn.\n\npart | age\nwheel | 1701\nboth\n\nAfter the table.\n\n",
+        "Corn": "Corn\n\nIt grinds corn.\n\npart | age\nwheel | 1701\nboth\n\nAfter, in ins in sdt\n\n",
     }
 
 

@@ -205,7 +205,7 @@ def flat(texts: list[str]) -> np.ndarray:
 
 
 def own_parsers() -> list[psutil.Process]:
-    mine = psutil.Process().children()
+    mine = [each for each in psutil.Process().children() if not ended(each)]
     return [each for each in mine if "embedshare.websearch.page_process" in " ".join(each.cmdline())]
 
 

@@ -5,27 +5,33 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedshare.errors import DocumentUnreadable
 from embedshare.text.documents.pieces import Piece
 
 if TYPE_CHECKING:
     from docx.document import Document
-    from docx.table import Table
-    from docx.text.paragraph import Paragraph
 
 #: Files in the zip: a document of a thousand pictures has a little over a thousand.
 MAX_PARTS = 10_000
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+#: What stands a second time: a text box for an old program, text where it was before it was moved.
+_AGAIN = ("{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback", f"{_W}moveFrom")
+#: Content controls, marks of other programs, and changes that are not accepted yet.
+_WRAPPERS = ("sdt", "sdtContent", "customXml", "smartTag", "ins", "moveTo")
+_SPACE = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n"}
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 
 
 def read(path: Path, max_unpacked: int) -> Iterator[Piece]:
     """Pieces by the headings above them. Raises DocumentUnreadable."""
+    import docx
+
     _check(path, max_unpacked)
     heading: str | None = None
-    for text, is_heading in _blocks(_opened(path)):
+    for text, is_heading in _blocks(docx.Document(str(path))):
         heading = text.strip() if is_heading else heading
         yield Piece(text + "\n\n", None, heading)
 
@@ -38,8 +44,9 @@ def _check(path: Path, max_unpacked: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        raise _damaged() from None
+            archive.getinfo("[Content_Types].xml")
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, KeyError):
+        raise DocumentUnreadable("the file is no docx, or a damaged one", reason="damaged") from None
     size = sum(part.file_size for part in parts)  # zipfile reads no more of a part than it declares
     if size > max_unpacked or len(parts) > MAX_PARTS:
         raise DocumentUnreadable(
@@ -61,50 +68,49 @@ def _not_docx(encrypted: bool) -> DocumentUnreadable:
     )
 
 
-def _damaged() -> DocumentUnreadable:
-    return DocumentUnreadable("the file is no docx, or a damaged one", reason="damaged")
-
-
-def _opened(path: Path) -> Document:
-    import docx
-
-    try:
-        return docx.Document(str(path))
-    except MemoryError:
-        raise
-    except Exception:  # python-docx raises whatever its parts do: KeyError, ValueError, lxml's, zlib's
-        raise _damaged() from None
-
-
 def _blocks(document: Document) -> Iterator[tuple[str, bool]]:
-    """Each paragraph's or table's text, and whether it is a heading."""
-    from docx.table import Table
+    """Each paragraph's or table's text, and whether it is a heading.
 
-    for block in document.iter_inner_content():
-        if isinstance(block, Table):
-            text = _table_text(block)
-            is_heading = False
-        else:
-            text, is_heading = block.text, _is_heading(block)
+    By the elements themselves: python-docx passes over content controls, inserted text and text boxes.
+    """
+    headings = {style.style_id for style in document.styles if _names_heading(style.name)}
+    for block in _children(document.element.body, "p", "tbl"):
+        is_table = block.tag == f"{_W}tbl"
+        text = _table_text(block) if is_table else _text(block)
         if text.strip():
-            yield text, is_heading
+            style = block.find(f"{_W}pPr/{_W}pStyle")
+            yield text, style is not None and style.get(f"{_W}val") in headings
 
 
-def _is_heading(paragraph: Paragraph) -> bool:
-    """By the style's name in English, which Word writes in every language, or by its level in the outline."""
-    style = paragraph.style
-    name = (style.name or "") if style is not None else ""
-    return name.startswith("Heading") or name == "Title"
+def _children(element: Any, *names: str) -> Iterator[Any]:
+    """The children of these names, and those in what only wraps them."""
+    for child in element:
+        name = str(child.tag).removeprefix(_W)
+        if name in names:
+            yield child
+        elif name in _WRAPPERS:
+            yield from _children(child, *names)
 
 
-def _table_text(table: Table) -> str:
-    """A line for each row; a cell that spans several columns or rows stands once."""
-    lines, seen = [], set()
-    for row in table.rows:
-        cells = []
-        for cell in row.cells:
-            if cell._tc not in seen:  # python-docx gives a new object each time
-                seen.add(cell._tc)
-                cells.append(" ".join(cell.text.split()))
-        lines.append(" | ".join(filter(None, cells)))
+def _text(paragraph: Any) -> str:
+    """Of all of its runs, but what stands a second time."""
+    return "".join(
+        _SPACE.get(part.tag) or part.text or ""
+        for part in paragraph.iter(f"{_W}t", *_SPACE)
+        if part.getparent().tag == f"{_W}r" and next(part.iterancestors(*_AGAIN), None) is None
+    )
+
+
+def _names_heading(style: str | None) -> bool:
+    """Whether a style is for headings: their names are English in every language."""
+    return style is not None and (style.startswith("Heading") or style == "Title")
+
+
+def _table_text(table: Any) -> str:
+    """A line for each row."""
+    rows = (
+        (" ".join(_text(one) for one in cell.iter(f"{_W}p")) for cell in _children(row, "tc"))
+        for row in _children(table, "tr")
+    )
+    lines = (" | ".join(filter(None, (" ".join(cell.split()) for cell in row))) for row in rows)
     return "\n".join(filter(None, lines))
