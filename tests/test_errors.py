@@ -38,6 +38,7 @@ BUILTIN = {
     "UnknownJob": LookupError,
     "UnknownFile": LookupError,
     "JobsDisabled": PermissionError,
+    "DocumentUnreadable": ValueError,
     "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,
@@ -50,7 +51,6 @@ BUILTIN = {
     "UnknownSession": LookupError,
     "SessionsDisabled": PermissionError,
     "SessionServerUnavailable": ConnectionError,
-    "DocumentUnreadable": ValueError,
     "SupervisorUnavailable": ConnectionError,
 }
 
