@@ -83,9 +83,11 @@ class SessionServer:
 
 
 @contextmanager
-def session_server(server: ModelServer, folder: Path, **settings: str) -> Iterator[SessionServer]:
-    """A session server with small parts, stopped at the end."""
-    running = SessionServer(server, folder, **settings).start()
+def session_server(
+    server: ModelServer, folder: Path, program: Sequence[str] = SMALL, **settings: str
+) -> Iterator[SessionServer]:
+    """A session server, stopped at the end."""
+    running = SessionServer(server, folder, program, **settings).start()
     try:
         yield running
     finally:

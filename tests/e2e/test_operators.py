@@ -37,8 +37,9 @@ class Operator:
             **settings,
         }
 
-    def start(self, workers: str) -> Services:
-        return Services(self.folder, "--workers", workers, "--port", str(self.first_port), **self.settings)
+    def start(self, workers: str, *more: str) -> Services:
+        port = str(self.first_port)
+        return Services(self.folder, "--workers", workers, "--port", port, *more, **self.settings)
 
     def popen(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
