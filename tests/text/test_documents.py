@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def by_heading(found: list[Piece]) -> dict[str | None, str]:
         ("upload", None, "wide".encode("utf-16-le"), "txt"),
         ("named.txt", "text/plain", b"%PDF-1.7\n", "pdf"),
         ("broken.pdf", None, b"nothing", "pdf"),
+        ("scanner", None, b"\x1b%-12345X@PJL\n%PDF-1.7\n", "pdf"),
+        ("about_pdf.py", None, b"HEAD = b'%PDF-1.7'", "code"),
         ("upload", None, files.word()[:4096], "docx"),
         ("protected.docx", None, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "docx"),
     ],
@@ -87,6 +90,7 @@ def test_a_kind_is_found_by_first_bytes_name_and_content_type(
         ("picture.txt", b"\x89PNG\r\n\x1a\n", "picture"),
         ("table.xlsx", b"PK\x03\x04xl/workbook", "zip"),
         ("program", b"\x7fELF\x02\0\0", "program"),
+        ("film.mp4", b"\x00\x00\x00\x20ftypisom", "no text"),
         ("bytes.dat", b"ab\x00\x01\x02cd", "no text"),
     ],
 )
@@ -201,6 +205,22 @@ def test_markdown_is_passed_on_whole_and_alike_wherever_it_is_cut(content: str, 
     found = pieces("md", content.encode(), step=step)
     assert "".join(piece.text for piece in found) == content
     assert by_heading(found) == by_heading(pieces("md", content.encode()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("md", (b"# " + b"\t" * 4_000 + b"x\n") * 400),
+        ("json", b'{"' + b"k" * (7 << 20) + b'": [' + b"1," * 200_000 + b"1]}"),
+        ("json", b'{"a":' * 490 + b"[" + b"1," * 200_000 + b"1]" + b"}" * 490),
+        ("csv", b'"' + b'""' * 500_000 + b'"\n' + b'"",' * 9_000),
+    ],
+    ids=["spaces", "a long name", "many names", "quotes"],
+)
+def test_what_is_made_to_take_long_does_not(kind: str, data: bytes) -> None:
+    began = time.process_time()
+    outcome(kind, [data])
+    assert time.process_time() - began < 5
 
 
 def test_a_table_becomes_lines_of_names_and_values() -> None:
@@ -409,7 +429,8 @@ def test_damaged_documents_are_read_or_told(kind: str) -> None:
 
 
 READ = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from embedshare.text.documents.reading import Reader, ReadingLimits
 from embedshare.text.documents.pieces import Piece
 from embedshare.text.token_chunks import TokenChunker, estimated_tokens
@@ -426,7 +447,8 @@ while sent < size:
 for piece in reader.end():
     chunks += sum(1 for _ in chunker.push(piece))
 chunks += sum(1 for _ in chunker.end())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, chunks)
+# Not ru_maxrss, which begins with the peak of the process that started this one.
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024, chunks)
 """
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from embeddingClient import EmbeddingClient
 from embedshare.calls import Token
@@ -79,7 +79,26 @@ def bytes_bpe(trim: bool = False) -> Tokenize:
     return lambda texts: [[*map(tuple, one)] for one in tokenizer.detailed(texts, "", False)]  # type: ignore[misc]
 
 
-KINDS = {"wordpiece": wordpiece, "bytes": bytes_bpe, "estimated": lambda: estimated_tokens}
+@functools.cache
+def unigram() -> Tokenize:
+    """A tokenizer as multilingual models have: its normalizer changes the number of characters."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=100, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+    made.train_from_iterator([" ".join(WORDS)] * 20, trainer)
+    tokenizer = TextTokenizer(made.to_str())
+    return lambda texts: [[*map(tuple, one)] for one in tokenizer.detailed(texts, "", False)]  # type: ignore[misc]
+
+
+KINDS = {
+    "wordpiece": wordpiece,
+    "bytes": bytes_bpe,
+    "unigram": unigram,
+    "estimated": lambda: estimated_tokens,
+}
 
 
 def chunks(
@@ -141,6 +160,13 @@ def test_each_character_is_tokenized_once_whatever_the_overlap() -> None:
     assert len(found) > 2_000
 
 
+@given(st.lists(st.sampled_from([*WORDS, "\n\n", ". ", "文字。", "😀"]), min_size=1, max_size=400))
+def test_chunks_without_overlap_are_the_tokens_of_the_whole_text(words: list[str]) -> None:
+    text = " ".join(words)
+    ids = [one for chunk in chunks([text], 30, 0) for one in (chunk.ids or [])[1:-1]]
+    assert ids == [token[0] for token in wordpiece()([text])[0]]
+
+
 def test_chunks_come_while_the_rest_of_the_document_still_does() -> None:
     chunker = TokenChunker(wordpiece(), 64, 8, [CLS], [SEP])
     made = [*chunker.push(Piece("A mill stands at the river. " * 3_000))]
@@ -184,7 +210,7 @@ def test_a_chunk_has_the_page_and_the_heading_where_it_begins() -> None:
 def test_a_run_of_one_character_makes_no_endless_chunk_and_is_not_held(noise: str) -> None:
     chunker = TokenChunker(wordpiece(), 64, 8, [CLS], [SEP])
     long = 0
-    for _ in range(40):
+    for _ in range(20):
         for chunk in chunker.push(Piece(noise * 20_000)):
             long = max(long, len(chunk.text))
         assert len(chunker._window._text) < 200_000

@@ -31,6 +31,19 @@ def of_bom(head: bytes) -> str | None:
     return next((encoding for bom, encoding in BOMS.items() if head.startswith(bom)), None)
 
 
+def of_zeros(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a mark, of a text that begins with ASCII."""
+    zeros = [byte == 0 for byte in head]
+    return {
+        (False, True, False, True): "utf-16-le",
+        (True, False, True, False): "utf-16-be",
+        (False, True): "utf-16-le",
+        (True, False): "utf-16-be",
+        (False, True, True, True): "utf-32-le",
+        (True, True, True, False): "utf-32-be",
+    }.get(tuple(zeros))
+
+
 def guess(content: bytes) -> str | None:
     """The likeliest encoding of a text that is not UTF-8."""
     import charset_normalizer  # late: few texts need it

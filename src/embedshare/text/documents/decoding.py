@@ -61,7 +61,7 @@ class TextDecoder:
 
     def _decide(self, held: bytes, final: bool) -> str:
         if not self._consumed:
-            known = encodings.of_bom(held[:4]) or _of_zeros(held[:4])
+            known = encodings.of_bom(held[:4]) or encodings.of_zeros(held[:4])
             if known is not None:
                 return known
         try:
@@ -101,16 +101,3 @@ class TextDecoder:
 
 
 _ASCII = bytes(range(128))
-
-
-def _of_zeros(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark, of a text that begins with ASCII."""
-    zeros = [byte == 0 for byte in head]
-    return {
-        (False, True, False, True): "utf-16-le",
-        (True, False, True, False): "utf-16-be",
-        (False, True): "utf-16-le",
-        (True, False): "utf-16-be",
-        (False, True, True, True): "utf-32-le",
-        (True, True, True, False): "utf-32-be",
-    }.get(tuple(zeros))

@@ -26,7 +26,7 @@ _PARAGRAPHS = _HEADINGS | frozenset(
 _LINES = frozenset(("br", "li", "tr", "dt", "dd", "hr", "figure", "caption", "figcaption", "summary"))
 _CELLS = frozenset(("td", "th"))
 _SPACES = re.compile(r"\s+")
-_LINE_SPACES = re.compile(r" +\n")
+_LINE_SPACES = re.compile(r"(?<! ) +\n")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 #: What XML does not allow, and lxml refuses.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")

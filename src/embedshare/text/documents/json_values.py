@@ -27,7 +27,8 @@ class JsonValues:
         self._events: list[tuple[str, Any]] = ijson.sendable_list()
         self._parser = ijson.basic_parse_coro(self._events, multiple_values=True)
         self._bytes_waiting = 0
-        self._names: list[str] = []
+        #: The names that lead to the current value, and to each that it is in.
+        self._paths: list[str] = []
         self._is_list = False
 
     def feed(self, text: str) -> Iterator[Piece]:
@@ -62,20 +63,20 @@ class JsonValues:
             yield Piece(text)
 
     def _line(self, event: str, value: Any) -> str:
-        names = self._names
+        paths = self._paths
         match event:
             case "map_key":
-                names[-1] = value
+                paths[-1] = ".".join(filter(None, [*paths[-2:-1], value[:_MAX_NAMES]]))[-_MAX_NAMES:]
             case "start_map" | "start_array":
-                if len(names) >= MAX_DEPTH:
+                if len(paths) >= MAX_DEPTH:
                     raise DocumentUnreadable(
                         f"the JSON is nested more than {MAX_DEPTH} deep", reason="too_large"
                     )
-                self._is_list = event == "start_array" if not names else self._is_list
-                names.append("")
+                self._is_list = event == "start_array" if not paths else self._is_list
+                paths.append(paths[-1] if paths else "")
             case "end_map" | "end_array":
-                names.pop()
-                return "\n" if len(names) <= self._is_list else ""
+                paths.pop()
+                return "\n" if len(paths) <= self._is_list else ""
             case "null":
                 return ""
             case _:
@@ -83,7 +84,7 @@ class JsonValues:
         return ""
 
     def _named(self, value: str) -> str:
-        path = ".".join(filter(None, self._names))[-_MAX_NAMES:]
+        path = self._paths[-1] if self._paths else ""
         line = f"{path}: {value}\n" if path else f"{value}\n"
         return line.encode("utf-8", "replace").decode()  # escapes can stand for halves of characters
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+
 from embedshare.errors import DocumentUnreadable
+from embedshare.text import encodings
 
 #: The endings of names, by kind.
 _ENDINGS = {
@@ -66,11 +69,11 @@ def kind_of(filename: str, content_type: str | None, head: bytes) -> str:
 
     Raises DocumentUnreadable with the reason "unsupported".
     """
-    if b"%PDF-" in head[:_PDF_WITHIN]:
-        return "pdf"
     named = _BY_ENDING.get(filename.lower().rpartition("/")[2].rpartition(".")[2])
     typed = _BY_TYPE.get((content_type or "").partition(";")[0].strip().lower())
     kind = named or typed
+    if head.lstrip().startswith(b"%PDF-") or (kind is None and b"%PDF-" in head[:_PDF_WITHIN]):
+        return "pdf"
     if kind in ("pdf", "docx"):
         return kind  # the reader says what is wrong with one that is none
     if head.startswith(b"PK\x03\x04") and b"word/" in head:
@@ -91,8 +94,11 @@ def _check_text(head: bytes) -> None:
 
 def _is_binary(head: bytes) -> bool:
     """Whether there are zero bytes in a text that is neither UTF-16 nor UTF-32."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-        return False
-    zeros = [byte == 0 for byte in head[:4]]
-    is_wide = sum(zeros) >= 2 or (len(zeros) == 2 and any(zeros))
-    return b"\0" in head and not (is_wide and not all(zeros))
+    wide = encodings.of_bom(head[:4]) or encodings.of_zeros(head[:4])
+    if b"\0" not in head or wide is None:
+        return b"\0" in head
+    try:
+        codecs.getincrementaldecoder(wide)().decode(head)
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -11,7 +11,6 @@ from embedshare.text.documents.pieces import Piece
 MAX_LINE = 4096
 
 _HASHES = re.compile(r" {0,3}#{1,6}(?:[ \t]+(?P<title>\S[^\n]*))?\n?$")
-_CLOSING = re.compile(r"[ \t]+#+[ \t]*$")
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-+)[ \t]*\n?$")
 _FENCE = re.compile(r" {0,3}(?P<marks>`{3,}|~{3,})")
 #: Lines that no underline makes a heading of: lists, quotes, tables, code.
@@ -58,7 +57,7 @@ class Markdown:
             found = _HASHES.match(line) if len(line) <= MAX_LINE else None
             if found is not None:
                 yield from self._part()
-                self._heading = _CLOSING.sub("", found["title"] or "").strip() or None
+                self._heading = _without_closing(found["title"] or "") or None
             self._lines.append(line)
 
     def _is_code(self, line: str, is_first: bool) -> bool:
@@ -93,3 +92,9 @@ class Markdown:
         ready, self._lines = self._lines[: len(self._lines) - keep], self._lines[-keep:] if keep else []
         if ready:
             yield Piece("".join(ready), None, self._heading)
+
+
+def _without_closing(title: str) -> str:
+    """A title without the hashes after it. An expression would take quadratic time for a line of spaces."""
+    bare = title.strip().rstrip("#")
+    return bare.strip() if not bare or bare[-1].isspace() else title.strip()
