@@ -274,6 +274,38 @@ class NoRoomForJobs(JobsNotKept, http_status=507):
     """The disk has no room for one more job or file. Nothing was stored."""
 
 
+class UnknownSession(EmbedshareError, LookupError, http_status=404):
+    """The caller has no session of this id, or no document of this id in it: it never had one, or it was
+    deleted."""
+
+
+class SessionExists(EmbedshareError, http_status=409):
+    """A session of this id exists already, or holds documents and so keeps its chunking."""
+
+
+class QuotaExceeded(EmbedshareError, http_status=429):
+    """The caller's sessions have reached a quota: documents, chunks, bytes, or tokens of a day."""
+
+
+class SessionsDisabled(EmbedshareError, PermissionError, http_status=404):
+    """The worker has no sessions: EMBEDDING_SESSIONS is false."""
+
+
+class SessionServerUnavailable(EmbedshareError, ConnectionError, http_status=503):
+    """The session server does not answer. What the call would have changed is unchanged."""
+
+
+class DocumentUnreadable(InvalidInput, http_status=422):
+    """A document has no text that can be read, and nothing of it was stored.
+
+    Field `reason`: encrypted, scanned, damaged, too_large, unsupported, timeout or empty.
+    """
+
+
+class UploadIncomplete(EmbedshareError, http_status=400):
+    """An upload ended before all of its bytes came, or with others. Nothing of it was stored."""
+
+
 class SupervisorError(EmbedshareError):
     """The services cannot be started or kept running: one line that says which and why."""
 

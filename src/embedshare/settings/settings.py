@@ -18,6 +18,7 @@ from embedshare.settings.operation import OperationSettings
 from embedshare.settings.parsing import CONFIGURED
 from embedshare.settings.search import SearchSettings
 from embedshare.settings.server import ServerSettings
+from embedshare.settings.sessions import SessionSettings
 from embedshare.settings.web import WebSettings
 
 
@@ -32,6 +33,7 @@ class Settings:
     search: SearchSettings = dataclasses.field(default=SearchSettings())
     indexes: IndexSettings = dataclasses.field(default=IndexSettings())
     jobs: JobSettings = dataclasses.field(default=JobSettings())
+    sessions: SessionSettings = dataclasses.field(default=SessionSettings())
     operation: OperationSettings = dataclasses.field(default=OperationSettings())
 
     @classmethod
