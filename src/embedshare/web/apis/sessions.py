@@ -29,8 +29,8 @@ from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.routes import OPEN, Tag
 from embedshare.web.session_client import CallerSessions, FieldType, FoundChunk, Session
 
-#: A session's id: it is a part of paths.
-SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\z")]
+#: A session's id: it is a part of paths. Python's $ alone would take a newline at the end.
+SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=128)]
 _Size = Annotated[body.Whole, Meta(ge=1, le=1_000_000)]
 _Overlap = Annotated[body.Whole, Meta(ge=0, le=1_000_000)]
 
