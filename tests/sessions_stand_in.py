@@ -12,6 +12,7 @@ import numpy as np
 
 from embedshare.errors import (
     DocumentUnreadable,
+    EmbedshareError,
     InvalidInput,
     QuotaExceeded,
     SessionExists,
@@ -76,6 +77,8 @@ class OwnedSessions:
             "metadata_schema": dict(metadata_schema),
             "created_at": time.time(),
             "expires_at": time.time() + 86_400,
+            "qdrant_url": (qdrant_config or {}).get("url", ""),
+            "collection": (qdrant_config or {}).get("collection", ""),
         }
         self._all.files[key] = {}
         return self.get_session(name)
@@ -92,7 +95,7 @@ class OwnedSessions:
     def update_session(
         self, session_id: str, *, chunk_size: int | None, chunk_overlap: int | None
     ) -> dict[str, Any]:
-        if self._files(session_id):
+        if self.get_session(session_id)["documents"]:
             raise SessionExists(f"the session {session_id!r} has documents, so it keeps its chunking")
         changed = {"chunk_size": chunk_size, "chunk_overlap": chunk_overlap}
         self._found(session_id).update({name: one for name, one in changed.items() if one is not None})
@@ -111,9 +114,6 @@ class OwnedSessions:
         metadata: Mapping[str, Any],
     ) -> dict[str, Any]:
         session, files = self._found(session_id), self._files(session_id)
-        if not filename.endswith(READS):
-            said = f"{filename} is of no kind that can be read: {', '.join(READS)}"
-            raise DocumentUnreadable(said, reason="unsupported")
         document = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{session_id}/{filename}"))
         if len(files) >= self._all.most_documents and document not in files:
             raise QuotaExceeded(f"the session has {len(files)} documents, its limit")
@@ -122,15 +122,26 @@ class OwnedSessions:
             "chunks": 0, "stored": 0, "error": None, "created_at": time.time(), "metadata": dict(metadata),
             "points": [],
         }  # fmt: skip
-        whole = b""
+        try:
+            return self._read(session, progress, chunks)
+        except EmbedshareError as error:
+            progress.update(state="failed", error=error.message, stored=0, points=[])
+            raise
+
+    def _read(
+        self, session: dict[str, Any], progress: dict[str, Any], chunks: Iterable[bytes]
+    ) -> dict[str, Any]:
+        filename, document, whole = progress["filename"], progress["document_id"], b""
+        if not filename.endswith(READS):
+            said = f"{filename} is of no kind that can be read: {', '.join(READS)}"
+            raise DocumentUnreadable(said, reason="unsupported")
         for piece in chunks:
             self._all.pieces.append(len(piece))
             whole += piece
             progress["bytes"] += len(piece)
         progress["size"] = len(whole)
-        points = self._points(session, document, whole.decode(), dict(metadata))
+        points = self._points(session, document, whole.decode(), progress["metadata"])
         if not points:
-            del files[document]
             raise DocumentUnreadable(f"{filename} has no text", reason="empty")
         for point in points:
             progress["points"].append(point)
@@ -167,19 +178,25 @@ class OwnedSessions:
         return sorted(found, key=lambda one: (-one["score"], one["id"]))[:top_k]
 
     def documents(self, session_id: str) -> list[dict[str, Any]]:
-        return [dict(one) for one in self._files(session_id).values()]
+        return [_told(one) for one in self._files(session_id).values()]
 
     def document(self, session_id: str, document_id: str) -> dict[str, Any]:
         if document_id not in self._files(session_id):
             raise UnknownSession(f"the session {session_id!r} has no document {document_id!r}")
-        return dict(self._files(session_id)[document_id])
+        return _told(self._files(session_id)[document_id])
 
     def delete_document(self, session_id: str, document_id: str) -> None:
-        self.document(session_id, document_id)
+        if self.document(session_id, document_id)["state"] != "ready":
+            raise UnknownSession(f"the session {session_id!r} has no document {document_id!r}")
         del self._files(session_id)[document_id]
 
     def status(self) -> dict[str, Any]:
-        return {"sessions": len(self._all.sessions), "documents": 0, "chunks": 0, "ingesting": 0}
+        files = [one for of in self._all.files.values() for one in of.values()]
+        return {
+            "version": "0.1.0", "uptime_s": 1.0, "sessions": len(self._all.sessions), "documents": len(files),
+            "chunks": sum(one["chunks"] for one in files),
+            "uploads": sum(one["state"] == "ingesting" for one in files),
+        }  # fmt: skip
 
     def _found(self, session_id: str) -> dict[str, Any]:
         try:
@@ -215,3 +232,7 @@ class OwnedSessions:
         vector = point["vector"]
         cosine = float(vector @ wanted / (np.linalg.norm(vector) * np.linalg.norm(wanted)))
         return {**{name: one for name, one in point.items() if name != "vector"}, "score": cosine}
+
+
+def _told(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in document.items() if name != "points"}

@@ -46,7 +46,7 @@ def parsed(events: str) -> list[tuple[str, str]]:
     """The name and the data of each server-sent event."""
     found: list[Any] = []
     for event in events.split("\n\n"):
-        if event:
+        if event.strip() and not event.startswith(":"):
             name, data = event.split("\n")
             found.append((name.removeprefix("event: "), data.removeprefix("data: ")))
     return found

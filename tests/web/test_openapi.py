@@ -39,6 +39,16 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
 include-path-regex = "^/(api/v1/jobs|v1/batches|v1/files)"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "413"]
 
+# There is no session server here, which is a 503 or 500 whatever is sent.
+[[operations]]
+include-path-regex = "^/(sessions|process-file|status)"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "413", "422", "503"]
+checks.negative_data_rejection.expected-statuses = ["2xx", "4xx", "503"]
+
+[[operations]]
+include-path-regex = "^/embeddings$"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "413", "503"]
+
 # Clients of OpenAI may send parameters of its lists that this API does not have.
 [[operations]]
 include-path-regex = "^/v1/(batches|files)$"
@@ -146,6 +156,22 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/settings/models", "post"): changed,
         ("/settings/models", "put"): changed,
         ("/settings/models/{id}", "delete"): changed - {"413", "415"},
+        ("/sessions.html", "get"): {"200", "304", *OPEN},
+        ("/sessions", "get"): {"200", "404", "503", *GATED},
+        ("/sessions", "post"): {"201", "400", "404", "409", "413", "415", *GATED, *OF_THE_MODEL},
+        ("/sessions/{session}", "get"): {"200", "404", "503", *GATED},
+        ("/sessions/{session}", "patch"): {"200", "400", "404", "409", "413", "415", "503", *GATED},
+        ("/sessions/{session}", "delete"): {"204", "404", "503", *GATED},
+        ("/sessions/{session}/embeddings", "post"): embeds,
+        ("/sessions/{session}/search", "post"): embeds,
+        ("/sessions/{session}/files", "get"): {"200", "404", "503", *GATED},
+        ("/sessions/{session}/files", "post"): {*embeds, "207", "422"},
+        ("/sessions/{session}/files/{document}", "get"): {"200", "404", "503", *GATED},
+        ("/sessions/{session}/files/{document}", "delete"): {"204", "404", "503", *GATED},
+        ("/process-file", "post"): {*embeds, "422"},
+        ("/embeddings", "post"): embeds,
+        ("/status", "get"): {"200", "404", "503", *GATED},
+        ("/models", "get"): {"200", *GATED, *OF_THE_MODEL},
         ("/search", "get"): {"200", "304", *OPEN},
         ("/search", "post"): {"200", "400", "413", "415", "502", *GATED, *OF_THE_MODEL},
     }  # fmt: skip

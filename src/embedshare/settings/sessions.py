@@ -14,7 +14,8 @@ class SessionSettings(Section):
 
     # fmt: off
     enabled: bool = setting("EMBEDDING_SESSIONS", parsing.boolean, True,
-        "The routes of sessions in web workers, which call the session server. With false they answer 404")
-    max_file_bytes: int = setting("EMBEDDING_SESSION_MAX_FILE_BYTES", parsing.integer(64 * 1024, 1 << 40),
-        256 << 20,
-        "Maximum bytes of one uploaded document, and of the body that brings it over HTTP")
+        "Routes of sessions in web workers, which reach the session server. With false they answer 404")
+    max_file_bytes: int = setting("EMBEDDING_SESSION_MAX_FILE_BYTES", parsing.integer(1 << 10, 1 << 40),
+        1 << 30,
+        "Maximum bytes of one uploaded file. A larger one is refused")
+    # fmt: on

@@ -71,6 +71,7 @@ class Session(msgspec.Struct):
     """A session. `chunk_size` and `chunk_overlap` are tokens of its model, `expires_at` seconds since 1970.
 
     `model` is empty for the model that was the default at its creation. Each use puts off `expires_at`.
+    `qdrant_url` and `collection` are empty where the session server's own store has the vectors.
     """
 
     session_id: str
@@ -84,6 +85,8 @@ class Session(msgspec.Struct):
     bytes: int
     created_at: float
     expires_at: float | None
+    qdrant_url: str
+    collection: str
 
 
 class Document(msgspec.Struct):

@@ -10,7 +10,6 @@ import msgspec
 from flask import Blueprint, Response, request
 from msgspec import UNSET, Meta, UnsetType
 
-from embedshare import __version__
 from embedshare.errors import InvalidInput, SessionExists, UnknownSession
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis import openai
@@ -69,14 +68,16 @@ class _EitherRequest(msgspec.Struct, kw_only=True):
 
 
 class ServiceStatus(msgspec.Struct):
-    """The session server's state: its sessions, documents and chunks, and the files that it reads now."""
+    """The session server's state: its uptime, its sessions, documents and chunks, and the uploads that it
+    reads now."""
 
     status: Literal["ok"]
     version: str
-    sessions: int = 0
-    documents: int = 0
-    chunks: int = 0
-    ingesting: int = 0
+    uptime_s: float
+    sessions: int
+    documents: int
+    chunks: int
+    uploads: int
 
 
 class ListedModel(msgspec.Struct):
@@ -108,7 +109,7 @@ def blueprint(
     decoder = msgspec.json.Decoder(_EitherRequest)
     created = int(time.time())
 
-    @routes.post("/process-file", scopes=("search",), large_limit=MAX_FILE_BYTES, **_DECLARED)
+    @routes.post("/process-file", scopes=("embed",), large_limit=MAX_FILE_BYTES, **_DECLARED)
     @openapi.describe({200: ProcessedFile}, errors=UPLOADING, body=FileUpload, media_types=(MULTIPART,))
     def process_file() -> Response:
         """Read a file, cut it into chunks, and store their embeddings in a session."""
@@ -122,7 +123,7 @@ def blueprint(
 
     @routes.post("/embeddings", scopes=("embed",), form=OpenAIError, **_DECLARED)
     @openapi.describe(
-        {200: SessionVectors | OpenAIEmbeddings},
+        {200: (SessionVectors, OpenAIEmbeddings)},
         errors=(*REFUSED, UnknownSession, *OF_SESSIONS),
         body=(TextsRequest, OpenAIRequest),
     )
@@ -139,14 +140,13 @@ def blueprint(
             return vectors(sessions, asked.session_id, asked.texts, request_limits)
         return _by_model(models.of(asked.model_name or asked.model), asked.texts)
 
-    @routes.get("/status", scopes=("search", "embed", "metrics"), **_DECLARED)
+    @routes.get("/status", scopes=("embed", "search", "metrics"), **_DECLARED)
     @openapi.describe({200: ServiceStatus}, errors=OF_SESSIONS)
     def service_status() -> Response:
         """Whether the session server answers, and what it holds."""
-        told = {"status": "ok", "version": __version__}
-        return body.answer(msgspec.convert({**sessions.client.status(), **told}, ServiceStatus))
+        return body.answer(msgspec.convert({"status": "ok", **sessions.client.status()}, ServiceStatus))
 
-    @routes.get("/models", scopes=("search", "embed"), **_DECLARED)
+    @routes.get("/models", scopes=("embed", "search"), **_DECLARED)
     @openapi.describe({200: ListedModels}, errors=errors.OF_THE_MODEL)
     def list_models() -> Response:
         """The models, for sessions too; none is loaded for this."""

@@ -38,9 +38,11 @@ UPLOADING = (
 )  # fmt: skip
 #: Bytes that are passed on at once.
 _PIECE_BYTES = 1 << 19
-#: Seconds between two looks at a document that is followed, and until a stream without news has a sign of
-#: life, which a proxy waits for.
-LOOK_EVERY_S, ALIVE_S = 0.25, 15.0
+#: Seconds between two looks at a document that is followed.
+LOOK_EVERY_S = 0.25
+#: Seconds without news until a stream has a sign of life. A reader that has left shows only when it is
+#: written to, and until then takes a thread.
+ALIVE_S = 2.0
 #: Seconds for which a document is followed; then the stream ends, and its reader connects again.
 FOLLOWED_S = 600.0
 #: Seconds until a retry, when all places are taken.
@@ -211,7 +213,9 @@ def _stream(first: Document, read: Callable[[], Document], followers: Places) ->
     return response
 
 
-def events(first: Document, read: Callable[[], Document]) -> Iterator[bytes]:
+def events(
+    first: Document, read: Callable[[], Document], look_every_s: float = LOOK_EVERY_S
+) -> Iterator[bytes]:
     """Server-sent events: the document at each change, then `end` once it is stored or has failed.
 
     An error of reading it is the last event, `error`.
@@ -219,15 +223,18 @@ def events(first: Document, read: Callable[[], Document]) -> Iterator[bytes]:
     ends, told, shown = time.monotonic() + FOLLOWED_S, time.monotonic(), first
     yield _event("progress", shown)
     while shown.state == "ingesting" and time.monotonic() < ends:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(look_every_s)
         try:
             now = read()
         except EmbedshareError as error:
             yield _event("error", Error(error.message, type(error).__name__))
             return
-        if now != shown or time.monotonic() - told > ALIVE_S:
+        if now != shown:
             yield _event("progress", now)
             shown, told = now, time.monotonic()
+        elif time.monotonic() - told > ALIVE_S:
+            yield b": still reading\n\n"
+            told = time.monotonic()
     if shown.state != "ingesting":
         yield _event("end", shown)
 

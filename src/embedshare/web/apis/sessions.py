@@ -24,20 +24,19 @@ from embedshare.telemetry import usage
 from embedshare.web import body, errors, openapi, pages
 from embedshare.web.apis.embed import dumped
 from embedshare.web.errors import JSON
-from embedshare.web.guards import auth
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.routes import OPEN, Tag
 from embedshare.web.session_client import CallerSessions, FieldType, FoundChunk, Session
 
 #: A session's id: it is a part of paths. Python's $ alone would take a newline at the end.
-SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=128)]
+SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~-]*$(?!\n)", max_length=128)]
 _Size = Annotated[body.Whole, Meta(ge=1, le=1_000_000)]
 _Overlap = Annotated[body.Whole, Meta(ge=0, le=1_000_000)]
 
 
 class QdrantConfig(msgspec.Struct, omit_defaults=True):
-    """A Qdrant server for the vectors, in place of the embedded store. With API keys it needs the scope
-    `settings`, since the session server connects to its address."""
+    """A Qdrant server for the vectors, in place of the session server's own store. Its URL must be one of
+    EMBEDDING_SESSIONS_QDRANT_URLS."""
 
     url: str
     collection: str = ""
@@ -110,7 +109,7 @@ class FoundChunks(msgspec.Struct):
 
 OF_SESSIONS = (SessionsDisabled, SessionServerUnavailable)
 SENT = (InvalidInput, TooLarge, UnsupportedMediaType)
-DECLARED: dict[str, Any] = {"scopes": ("search",), "tag": Tag.SESSIONS}
+DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.SESSIONS}
 
 
 def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Blueprint:
@@ -135,8 +134,6 @@ def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Bluepr
     def create_session() -> tuple[Response, int, dict[str, str]]:
         """Create a session."""
         asked = body.read(of_session, '{"model": "all-MiniLM-L6-v2", "chunk_size": 256}')
-        if asked.qdrant_config is not None:
-            auth.require("settings")
         session = sessions.create(
             asked.session_id,
             asked.model_name if asked.model is None else asked.model,
@@ -177,7 +174,7 @@ def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Bluepr
         sessions.client.destroy_session(session)
         return "", 204
 
-    @routes.post("/sessions/<session>/embeddings", scopes=("embed",), tag=Tag.SESSIONS)
+    @routes.post("/sessions/<session>/embeddings", **DECLARED)
     @openapi.describe(
         {200: SessionVectors},
         errors=(*SENT, UnknownSession, UnknownModel, *OF_SESSIONS, *errors.OF_THE_MODEL),
@@ -188,7 +185,7 @@ def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Bluepr
         asked = body.read(of_texts, '{"texts": ["a text"]}')
         return vectors(sessions, session, asked.texts, request_limits)
 
-    @routes.post("/sessions/<session>/search", **DECLARED)
+    @routes.post("/sessions/<session>/search", scopes=("embed", "search"), tag=Tag.SESSIONS)
     @openapi.describe(
         {200: FoundChunks},
         errors=(*SENT, UnknownSession, UnknownModel, *OF_SESSIONS, *errors.OF_THE_MODEL),

@@ -63,7 +63,7 @@ function stateOf(row) {
 
 function button(row, remove) {
   const made = document.createElement("button");
-  const what = row.document_id ? "Delete" : "Dismiss";
+  const what = row.state === "failed" ? "Dismiss" : "Delete";
   Object.assign(made, { type: "button", className: "quiet", textContent: what });
   made.setAttribute("aria-label", `${what} ${row.filename}`);
   made.hidden = !["ready", "failed"].includes(row.state);

@@ -17,6 +17,8 @@ const SURE_MS = 4000;
 let opened = null;
 let documents = [];
 let drawn = "";
+/** Failed uploads that are not shown any more. */
+const dismissed = new Set();
 /** The number of documents of the open session that the list shows. */
 let listed = null;
 let asked = 0;
@@ -133,8 +135,13 @@ async function showOpened() {
   ].filter(Boolean).join(" · ");
 }
 
+/** Of a failed upload; another one of the same file has another. */
+function idOf(row) {
+  return JSON.stringify([row.document_id, row.created_at, row.state]);
+}
+
 function draw() {
-  const rows = uploads.rows(opened, documents);
+  const rows = uploads.rows(opened, documents).filter((one) => !dismissed.has(idOf(one)));
   if (JSON.stringify(rows) === drawn) return; // what is focused stays so
   drawn = JSON.stringify(rows);
   at("documents-section").hidden = !rows.length;
@@ -173,7 +180,8 @@ async function look() {
 }
 
 async function deleteDocument(row) {
-  if (!row.document_id) {
+  if (row.state === "failed") {
+    if (row.document_id) dismissed.add(idOf(row));
     uploads.forget(opened, row.filename);
     draw();
     return;
