@@ -23,6 +23,8 @@ from embedshare.errors import (
 Embed = Callable[[Sequence[str]], np.ndarray]
 #: Endings of files that it reads.
 READS = (".txt", ".md", ".csv")
+#: Characters that are embedded of a chunk.
+MOST_CHARS = 1000
 
 
 class SessionStandIn:
@@ -222,7 +224,7 @@ class OwnedSessions:
                 points.append({
                     "id": id, "document": document, "chunk": len(points), "text": part, "start": at,
                     "end": at + len(part), "page": None, "heading": heading, "metadata": metadata,
-                    "vector": self._all.embed([part])[0],
+                    "vector": self._all.embed([part[:MOST_CHARS]])[0],
                 })  # fmt: skip
             at += len(part) + 2
         return points

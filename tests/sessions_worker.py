@@ -24,7 +24,7 @@ class SessionsWorker(NamedTuple):
 @contextmanager
 def sessions_worker(server: ModelServer, **settings: str) -> Iterator[SessionsWorker]:
     """Serve until the end of the block."""
-    with server.client(EMBEDDING_FALLBACK="none") as model:
+    with server.client(EMBEDDING_FALLBACK="none", **settings) as model:
         found = server.settings(**settings)
         found = replace(found, web=replace(found.web, port=free_port()))
         stand_in = SessionStandIn(lambda texts: model.encode(list(texts)))
