@@ -205,6 +205,27 @@ def test_a_session_server_that_is_away_is_said_and_asked_again(
     opened.context.close()
 
 
+def test_a_worker_that_asks_for_keys_asks_the_person_once(
+    chromium: Browser, server: ModelServer, tmp_path: Path
+) -> None:
+    key = "k" * 40
+    (tmp_path / "admin.key").write_text(key)
+    (tmp_path / "admin.key").chmod(0o600)
+    database = f"sqlite:///{tmp_path / 'keys.db'}"
+    given = {"EMBEDDING_ADMIN_KEY_FILE": str(tmp_path / "admin.key"), "EMBEDDING_DB_URL": database}
+    with sessions_worker(server, EMBEDDING_API_KEYS="required", **given) as worker:
+        page = chromium.new_page()
+        page.goto(f"{worker.url}/sessions")
+        page.fill("dialog.credential input", key, timeout=LIMIT_MS)
+        page.click("dialog.credential button.main")
+        page.click("#make", timeout=LIMIT_MS)
+        expect(page.locator("#title")).not_to_be_empty(timeout=LIMIT_MS)
+        page.set_input_files("#files", [file("a.txt", "one")])
+        expect(page.locator("#documents tr[data-state=ready]")).to_be_visible(timeout=LIMIT_MS)
+        assert [owner for owner, _ in worker.sessions.sessions] == ["name EMBEDDING_ADMIN_KEY_FILE"]
+        page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("goes_on")
 def test_both_themes_can_be_read(

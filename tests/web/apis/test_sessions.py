@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app import create_app
 from embeddingClient import EmbeddingClient
+from embedshare.database.api_keys import Keys
+from embedshare.database.database import Database
 from embedshare.errors import UnknownSession
 from embedshare.web.apis import session_files
 from embedshare.web.session_client import Document
 from tests.processes import ModelServer, wait_for
+from tests.sessions_stand_in import SessionStandIn
 from tests.sessions_worker import SessionsWorker, parsed, sessions_worker
 
 TEXT = b"# Baking\n\nBread is baked.\n\nDough rests.\n\n# Ships\n\nA ship sails.\n"
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+#: Scopes of callers' keys, by their names.
+CALLERS = {"one": ("embed",), "two": ("embed",), "searcher": ("search",)}
 #: The smallest body limit of other routes, and a larger one for files.
 LIMITS = {
     "EMBEDDING_MAX_MESSAGE_BYTES": "65536",
@@ -412,9 +419,36 @@ def test_a_session_server_that_is_away_is_said(worker: SessionsWorker) -> None:
         worker.sessions.is_away = False
 
 
-def test_a_worker_without_sessions_says_so(server: ModelServer) -> None:
-    from app import create_app
+def test_a_key_sees_its_own_sessions_alone(server: ModelServer, tmp_path: Path) -> None:
+    settings = server.settings(
+        EMBEDDING_API_KEYS="required",
+        EMBEDDING_DB_URL=f"sqlite:///{tmp_path / 'keys.db'}",
+        EMBEDDING_FALLBACK="none",
+    )
+    stored = Keys(Database.open(settings, tmp_path))
+    keys = {name: stored.create(name, scopes)[1] for name, scopes in CALLERS.items()}
+    with EmbeddingClient(settings=settings) as model:
+        stand_in = SessionStandIn(lambda texts: np.ones((len(texts), 4), np.float32))
+        app = create_app(model, settings, sessions_of=stand_in.of_owner)
 
+        def tried(name: str | None, method: str, path: str, **sent: Any) -> int:
+            headers = {**sent.pop("headers", {}), **({} if name is None else {"X-API-Key": keys[name]})}
+            return app.test_client().open(path, method=method, headers=headers, **sent).status_code
+
+        made = {"json": {"session_id": "s"}}
+        assert [tried(name, "POST", "/sessions", **made) for name in ("one", "two")] == [201, 201]
+        assert tried("one", "POST", "/sessions", **made) == 409
+        assert tried("two", "DELETE", "/sessions/s") == 204
+        assert [tried(name, "GET", "/sessions/s") for name in ("one", "two", "searcher", None)] == [
+            200, 404, 403, 401,
+        ]  # fmt: skip
+        query = {"json": {"query": "bread"}}
+        found = [tried(name, "POST", "/sessions/s/search", **query) for name in ("one", "searcher", None)]
+        assert found == [200, 404, 401]
+        assert tried(None, "GET", "/sessions", headers=BROWSER) == 200  # the page, which asks for the key
+
+
+def test_a_worker_without_sessions_says_so(server: ModelServer) -> None:
     with server.client(EMBEDDING_FALLBACK="none") as model:
         browser = create_app(model, server.settings(EMBEDDING_SESSIONS="false")).test_client()
         for path in ("/sessions", "/sessions/kitchen", "/status"):
