@@ -55,7 +55,7 @@ checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
 
 # The settings come from the environment here, which is a 400 whatever is sent.
 [[operations]]
-include-path-regex = "^/settings"
+include-path-regex = "^/(settings|update-model-config)"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
 
@@ -158,6 +158,7 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Ses
         ("/settings", "post"): changed,
         ("/settings/bulk", "post"): changed,
         ("/settings/{key}", "delete"): {"200", "400", "404", "409", "422", *GATED, *OF_THE_MODEL},
+        ("/update-model-config", "post"): changed,
         ("/settings/audit", "get"): {"200", "400", "503", *GATED},
         ("/settings/models", "get"): {"200", *GATED},
         ("/settings/models", "post"): changed,

@@ -65,6 +65,7 @@ EXPECTED = {
     ("/settings/models", "PUT"): ("settings",),
     ("/settings/models/<path:id>", "DELETE"): ("settings",),
     ("/settings/bulk", "POST"): ("settings",),
+    ("/update-model-config", "POST"): ("settings",),
     ("/tokenize", "POST"): ("embed",),
     ("/sessions", "GET"): ("embed",),
     ("/sessions", "POST"): ("embed",),
