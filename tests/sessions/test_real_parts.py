@@ -76,4 +76,4 @@ def test_a_killed_upload_leaves_all_or_nothing_in_the_real_store(server: ModelSe
             assert len(found) == min(chunks, 1000)
             assert chunks > old or not done  # what was acknowledged is there
             outcomes[versions.pop()] += 1
-    print(f"killed {KILLS} times: {outcomes}")  # noqa: T201  # what one runs it for
+    print(f"killed {KILLS} times: {outcomes}")  # what one runs it for

@@ -37,7 +37,7 @@ from embedshare.web.errors import ServiceError
 from embedshare.web.guards import auth
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.lines import lines
-from embedshare.web.model_client import ModelClient
+from embedshare.web.model_client import ModelClient, served_name
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -110,7 +110,7 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
     routes = Blueprint("jobs", __name__)
     kept_s = settings.jobs.kept_s
 
-    @routes.post("/api/v1/jobs", takes_large=True, **_DECLARED)
+    @routes.post("/api/v1/jobs", large_limit="EMBEDDING_MAX_JOB_BYTES", **_DECLARED)
     @openapi.describe(
         {202: Job},
         errors=(InvalidInput, TooLarge, UnsupportedMediaType, UnknownModel, TooManyJobs, NoRoomForJobs,
@@ -198,11 +198,6 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
         return "", 204
 
     return routes
-
-
-def served_name(model_client: ModelClient) -> str:
-    """The name by which the runner finds a request's model; empty for the server's default."""
-    return "" if model_client.entry is None else str(model_client.entry["id"])
 
 
 def known_model(model_client: ModelClient) -> ModelDescription | None:

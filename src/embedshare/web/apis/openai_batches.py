@@ -26,12 +26,13 @@ from embedshare.telemetry import usage
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis import openai_files
 from embedshare.web.apis.batch_lines import ENDPOINT, BatchReader, Fault, check_count
-from embedshare.web.apis.jobs import known_model, row_bytes, served_name, views
+from embedshare.web.apis.jobs import known_model, row_bytes, views
 from embedshare.web.apis.openai_files import OF_THE_STORE, Stores, checked, failed_lines, result_ids
 from embedshare.web.errors import OpenAIError
 from embedshare.web.guards import auth
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.lines import lines
+from embedshare.web.model_client import served_name
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
