@@ -117,7 +117,9 @@ def test_what_is_copied_is_all_that_the_programs_need(tmp_path: Path) -> None:
     commands = [service["command"] for service in (SERVICES["server"], SERVICES["worker"])]
     commands += [SERVICES[name]["healthcheck"]["test"][1:] for name in OURS]
     jobs = SERVICES["jobs"]
-    for command in (*commands, ["python", "service_manager.py"], jobs["command"]):
+    for command in (
+        *commands, ["python", "service_manager.py"], jobs["command"], SERVICES["sessions"]["command"],
+    ):  # fmt: skip
         its_own = {"PYTHONPATH": jobs["environment"]["PYTHONPATH"]} if command is jobs["command"] else {}
         done = subprocess.run(
             [sys.executable, *command[1:]],
