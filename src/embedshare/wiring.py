@@ -104,7 +104,7 @@ def sessions(settings: Settings) -> SessionsOf | None:
     def of_owner(owner: str) -> Sessions:
         try:
             # With gRPC, only where sessions are used.
-            from embedshare.grpc.client import SessionClient  # type: ignore[import-not-found,unused-ignore]
+            from embedshare.grpc.client import SessionClient
         except ImportError as error:
             raise MissingDependency(
                 f"sessions need a package that is not installed ({error}): pip install 'embedshare[sessions]'"
