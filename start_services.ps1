@@ -11,6 +11,8 @@ Number of web workers; "2-8" scales it with the load, from 2 to 8.
 The first worker's port; others get the next ports, except the model server's own.
 .PARAMETER SrcDir
 Folder with modelServer.py and app.py.
+.PARAMETER Sessions
+Start the process of sessions too.
 .PARAMETER Stop
 Stop the processes of another run of this script, and wait until they have ended. Exit code 1 if none runs.
 .PARAMETER Status
@@ -29,6 +31,7 @@ param(
     [Parameter(ParameterSetName = "Start")] [ValidatePattern("^\d+(-\d+)?$")] [string] $Workers = "2",
     [Parameter(ParameterSetName = "Start")] [ValidateRange(1, 65535)] [int] $BasePort = 5000,
     [Parameter(ParameterSetName = "Start")] [string] $SrcDir = "src",
+    [Parameter(ParameterSetName = "Start")] [switch] $Sessions,
     [Parameter(ParameterSetName = "Stop", Mandatory = $true)] [switch] $Stop,
     [Parameter(ParameterSetName = "Status", Mandatory = $true)] [switch] $Status,
     [Parameter(ParameterSetName = "Help", Mandatory = $true)] [switch] $Help
@@ -76,5 +79,9 @@ if ($LASTEXITCODE -ne 0) {
 }
 
 # The supervisor handles Ctrl-C itself: this script waits for it and passes its exit code on.
-& $python $manager --workers $Workers --port $BasePort --src-dir $SrcDir
+$more = @()
+if ($Sessions) {
+    $more += "--sessions"
+}
+& $python $manager --workers $Workers --port $BasePort --src-dir $SrcDir @more
 exit $LASTEXITCODE

@@ -28,6 +28,7 @@ from embedshare.web import errors, large_bodies, openapi, routes
 from embedshare.web.apis import (
     embed,
     embeddings_service,
+    fastembed,
     health,
     index,
     jobs,
@@ -38,10 +39,13 @@ from embedshare.web.apis import (
     openai_batches,
     openai_files,
     search,
+    session_files,
+    sessions,
     tei,
 )
 from embedshare.web.apis import settings as settings_routes
 from embedshare.web.apis.openai_files import Stores
+from embedshare.web.apis.session_files import Places
 from embedshare.web.guards import audit, auth, cors, cross_site, headers, paths, request_ids, request_spans
 from embedshare.web.guards.model_access import ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
@@ -49,6 +53,7 @@ from embedshare.web.known_models import KnownModels
 from embedshare.web.models import Models
 from embedshare.web.pages import dashboard
 from embedshare.web.server import listener
+from embedshare.web.session_client import CallerSessions, SessionsOf
 
 #: Where the application keeps its KeyRing, or None.
 API_KEYS = "embedshare.api_keys"
@@ -63,10 +68,12 @@ def create_app(
     model: EmbeddingClient | None = None,
     settings: Settings | None = None,
     changes: SettingsChanges | None = None,
+    sessions_of: SessionsOf | None = None,
 ) -> Flask:
     """The WSGI application over `model`, by default this process's shared one.
 
-    `changes` are the functions of `/settings`, by default with `settings` as the environment's.
+    `changes` are the functions of `/settings`, by default with `settings` as the environment's. `sessions_of`
+    are the sessions of an owner, by default those of the settings' session server.
     """
     settings = settings or Settings.load()
     tracing.begin("embedshare-worker")
@@ -93,7 +100,7 @@ def create_app(
     cors.register(app, lambda: live.cors_origins)
     rates = wiring.rates(settings)
     auth.register(app, ring, rates)
-    large_bodies.register(app, settings.jobs.max_bytes, ring)
+    large_bodies.register(app, settings, ring)
     request_limits = RequestLimits.of(settings)
     dependencies = {
         "model_server": lambda: wiring.server_state(model),
@@ -112,10 +119,18 @@ def create_app(
     stores = Stores(job_store, files, settings.jobs.kept_s) if job_store and files else None
     app.register_blueprint(openai_files.blueprint(stores))
     app.register_blueprint(openai_batches.blueprint(stores, models, settings))
+    of_callers = CallerSessions(sessions_of or wiring.sessions(settings), models)
+    at_once = max(1, settings.web.threads // 2)
+    uploads = Places(at_once, "reads files of sessions")
+    app.register_blueprint(sessions.blueprint(of_callers, request_limits))
+    app.register_blueprint(
+        session_files.blueprint(of_callers, uploads, Places(max(1, at_once // 2), "streams progress"))
+    )
+    app.register_blueprint(fastembed.blueprint(of_callers, models, request_limits, uploads))
     indexes = settings.indexes.directory or authkey.key_file(settings).with_name("indexes")
     app.register_blueprint(index.blueprint(model, request_limits, Path(indexes), models))
     searcher = model if settings.searches_the_web else None
-    app.register_blueprint(search.blueprint(searcher, max(1, settings.web.threads // 2), models))
+    app.register_blueprint(search.blueprint(searcher, at_once, models))
     app.register_blueprint(load.blueprint(settings.web.threads))
     supervisor = control.file_of(settings, authkey.key_file(settings))
     app.register_blueprint(

@@ -20,7 +20,17 @@ from tests.layers import DEFAULT
 from tests.processes import LONG, MODEL, OTHER_MODEL, ROOT, STARTED, ModelServer, convert_once, environment
 
 #: Folders whose tests need no model, and run first.
-WITHOUT_SERVERS = ("tests", "telemetry", "supervise", "settings", "text", "fuzz", "database", "benchmarks")
+WITHOUT_SERVERS = (
+    "tests",
+    "telemetry",
+    "supervise",
+    "settings",
+    "text",
+    "fuzz",
+    "database",
+    "benchmarks",
+    "store",
+)
 _CONVERTING = pytest.StashKey[subprocess.Popen[bytes]]()
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
 hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too

@@ -38,6 +38,7 @@ BUILTIN = {
     "UnknownJob": LookupError,
     "UnknownFile": LookupError,
     "JobsDisabled": PermissionError,
+    "DocumentUnreadable": ValueError,
     "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,
@@ -46,10 +47,10 @@ BUILTIN = {
     "ClientClosed": RuntimeError,
     "PortUnavailable": OSError,
     "DatabaseUnavailable": ConnectionError,
+    "StoreUnavailable": ConnectionError,
     "UnknownSession": LookupError,
     "SessionsDisabled": PermissionError,
     "SessionServerUnavailable": ConnectionError,
-    "DocumentUnreadable": ValueError,
     "SupervisorUnavailable": ConnectionError,
 }
 

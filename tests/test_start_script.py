@@ -43,7 +43,7 @@ def _commands(node: Node) -> list[str]:
 
 
 def test_its_parameters_are_the_documented_ones() -> None:
-    names = ["$Workers", "$BasePort", "$SrcDir", "$Stop", "$Status", "$Help"]
+    names = ["$Workers", "$BasePort", "$SrcDir", "$Sessions", "$Stop", "$Status", "$Help"]
     assert list(_parameters()) == names
     documented = re.findall(r"^\.PARAMETER (\w+)$", SCRIPT.decode(), re.MULTILINE)
     assert [f"${name}" for name in documented] == names
@@ -56,7 +56,7 @@ def test_stop_and_status_cannot_be_combined_with_each_other_or_with_a_start() ->
     }
     start = [("Start", "")]
     assert sets == {
-        "$Workers": start, "$BasePort": start, "$SrcDir": start,
+        "$Workers": start, "$BasePort": start, "$SrcDir": start, "$Sessions": start,
         "$Stop": [("Stop", ", Mandatory = $true")],
         "$Status": [("Status", ", Mandatory = $true")],
         "$Help": [("Help", ", Mandatory = $true")],
@@ -66,7 +66,8 @@ def test_stop_and_status_cannot_be_combined_with_each_other_or_with_a_start() ->
 
 def test_it_hands_everything_to_the_supervisor() -> None:
     script = SCRIPT.decode()
-    assert "& $python $manager --workers $Workers --port $BasePort --src-dir $SrcDir" in script
+    assert "& $python $manager --workers $Workers --port $BasePort --src-dir $SrcDir @more" in script
+    assert 'if ($Sessions) {\n    $more += "--sessions"\n}' in script.replace("\r\n", "\n")
     assert script.rstrip().endswith("exit $LASTEXITCODE")
 
 

@@ -43,6 +43,14 @@ class NotServed(InvalidInput, AttributeError):
     """
 
 
+class ZeroVector(InvalidInput):
+    """A vector is zero, and so has no direction to compare by. Field `chunk`: its chunk's number."""
+
+
+class NotFinite(InvalidInput):
+    """A vector has a value that is NaN or infinite. Field `chunk`: its chunk's number."""
+
+
 class TooLarge(InvalidInput, http_status=413):
     """A text, a list or a message exceeds its limit."""
 
@@ -304,6 +312,18 @@ class DocumentUnreadable(InvalidInput, http_status=422):
 
 class UploadIncomplete(EmbedshareError, http_status=400):
     """An upload ended before all of its bytes came, or with others. Nothing of it was stored."""
+
+
+class StoreFailed(EmbedshareError, http_status=500):
+    """The store of sessions' vectors failed, or its files are damaged."""
+
+
+class StoreUnavailable(EmbedshareError, ConnectionError, http_status=503):
+    """The Qdrant server of sessions' vectors does not answer in time, is overloaded or refuses the key."""
+
+
+class StoreInUse(EmbedshareError, http_status=503):
+    """Another process or store has these sessions' vectors open, which one at a time may have."""
 
 
 class SupervisorError(EmbedshareError):

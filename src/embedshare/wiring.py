@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from embedshare.access.key_ring import KeyRing
 from embedshare.access.keys import Principal, digest
-from embedshare.errors import EmbedshareError, missing_database
+from embedshare.errors import EmbedshareError, MissingDependency, missing_database
 from embedshare.ipc import authkey, codec
 from embedshare.jobs import place
 from embedshare.jobs.files import FileStore
@@ -22,6 +22,7 @@ from embedshare.settings_store.changes import SettingsChanges
 from embedshare.settings_store.current import CurrentSettings
 from embedshare.settings_store.model_changes import ModelChanges
 from embedshare.web.guards.auth import Rates
+from embedshare.web.session_client import Sessions, SessionsOf
 
 
 class Model(Protocol):
@@ -93,6 +94,25 @@ def jobs(settings: Settings) -> JobStore | None:
 def files(settings: Settings) -> FileStore | None:
     """The files that callers of this machine's workers have uploaded; None in a worker without jobs."""
     return place.files(settings) if settings.takes_jobs else None
+
+
+def sessions(settings: Settings) -> SessionsOf | None:
+    """The sessions of an owner, on this machine's session server; None in a worker without sessions."""
+    if not settings.sessions.enabled:
+        return None
+
+    def of_owner(owner: str) -> Sessions:
+        try:
+            # With gRPC, only where sessions are used.
+            from embedshare.grpc.client import SessionClient  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise MissingDependency(
+                f"sessions need a package that is not installed ({error}): pip install 'embedshare[sessions]'"
+            ) from None
+        client: Sessions = SessionClient.of(settings, owner)
+        return client
+
+    return of_owner
 
 
 def settings_changes(model: Model, settings: Settings) -> SettingsChanges:

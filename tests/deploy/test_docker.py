@@ -117,7 +117,9 @@ def test_what_is_copied_is_all_that_the_programs_need(tmp_path: Path) -> None:
     commands = [service["command"] for service in (SERVICES["server"], SERVICES["worker"])]
     commands += [SERVICES[name]["healthcheck"]["test"][1:] for name in OURS]
     jobs = SERVICES["jobs"]
-    for command in (*commands, ["python", "service_manager.py"], jobs["command"]):
+    for command in (
+        *commands, ["python", "service_manager.py"], jobs["command"], SERVICES["sessions"]["command"],
+    ):  # fmt: skip
         its_own = {"PYTHONPATH": jobs["environment"]["PYTHONPATH"]} if command is jobs["command"] else {}
         done = subprocess.run(
             [sys.executable, *command[1:]],
@@ -174,6 +176,7 @@ def test_nginx_has_the_same_limit_as_the_workers_and_waits_longer_than_they_do()
     settings = Settings()
     assert f"client_max_body_size {settings.server.max_message_bytes};" in text
     assert f"client_max_body_size {settings.jobs.max_bytes};" in text  # of jobs and uploaded files
+    assert f"client_max_body_size {settings.sessions.max_file_bytes};" in text
     pieces_in_turn = settings.server.max_texts / 512 / 2
     assert (
         int(re.findall(r"proxy_read_timeout (\d+)s;", text)[0]) > pieces_in_turn * settings.client.timeout_s

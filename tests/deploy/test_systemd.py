@@ -18,6 +18,7 @@ UNITS = (
     "embedshare-server.service",
     "embedshare-worker@.service",
     "embedshare-jobs.service",
+    "embedshare-sessions.service",
 )
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")

@@ -25,6 +25,7 @@ from embedshare.errors import (
     JobsNotKept,
     ModelMismatch,
     NoRoomForJobs,
+    ProviderFailed,
     ServerUnavailable,
     TooManyJobs,
     UnknownJob,
@@ -265,6 +266,14 @@ def test_a_temporary_error_pauses_a_job_and_a_final_one_ends_it(tmp_path: Path) 
     raised.append(InvalidInput("unknown prompt"))
     runner.step()
     assert store.progress(wrong).failure == Failure("InvalidInput", "unknown prompt", 400)
+    remote = created(store, ["a"])
+    for _ in range(5):
+        raised.append(ProviderFailed("the service is away"))
+        now[0] += 100
+        runner.step()
+    now[0] += 100
+    runner.step()
+    assert store.progress(remote).state is State.DONE
     faulty = created(store, ["a"])
     for _ in range(3):
         raised.append(EngineFailed("the runtime raised"))

@@ -259,3 +259,19 @@ def test_a_call_that_another_model_answers_is_no_failed_call(pool: Pool, ends: l
     stats = [provider.ask("stats", CallContext()) for _, provider in served.providers()]
     counts = [(one["total_requests"], one["failed_requests"]) for one in stats]
     assert counts == [(2, 0), (3, 1)]  # one each for the canaries
+
+
+def test_a_service_that_hangs_while_it_is_loaded_holds_no_later_call_up(
+    pool: Pool, ends: list[Service]
+) -> None:
+    first, second, _ = ends
+    first.always = faults.drip
+    served = pool(named(first, "a", failover=("b",)), named(second, "b"))
+    served.load("b")
+    began = time.monotonic()
+    ask(served)  # waits for the load a while
+    assert time.monotonic() - began < 4
+    began = time.monotonic()
+    for _ in range(5):
+        np.testing.assert_array_equal(ask(served).rows, right())
+    assert time.monotonic() - began < 1

@@ -84,6 +84,15 @@ def test_a_request_has_at_most_300_000_tokens(load: Load, service: Service) -> N
     assert len(service.asked) <= 3  # its answers tell how many bytes a token has
 
 
+def test_prompts_of_the_file_are_written_before_each_text(load: Load) -> None:
+    remote = load("ollama", prompts=(("query", "search_query: "),), default_prompt="query")
+    assert remote.description.prompts == {"query": "search_query: "}
+    for named in (EmbedRequest(["one"]), EmbedRequest(["one"], prompt_name="query")):
+        np.testing.assert_array_equal(remote.embed(named).rows, right(["search_query: one"]))
+    with pytest.raises(InvalidInput, match="unknown prompt 'other'"):
+        remote.embed(EmbedRequest(["one"], prompt_name="other"))
+
+
 def test_token_ids_go_to_services_that_take_them(load: Load) -> None:
     ids = [[1, 2, 3], [4]]
     np.testing.assert_array_equal(embed(load("openai"), ids), right(ids))

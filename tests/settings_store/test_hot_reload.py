@@ -216,6 +216,19 @@ def test_of_a_bulk_change_nothing_is_kept_where_one_value_cannot_be_applied(work
         assert requests.get(f"{workers[0].url}/settings", timeout=30).json() == before
 
 
+def test_the_model_s_configuration_is_changed_by_the_name_that_another_service_has_for_it(
+    workers: list[Worker], model_server: ModelServer
+) -> None:
+    url = f"{workers[0].url}/update-model-config"
+    answer = requests.post(url, json={"model_name": MODEL, "max_batch_size": 7}, timeout=60)
+    assert answer.json() == {"success": True, "message": f"the model is {MODEL}", "model_name": MODEL}
+    shown = requests.get(f"{workers[0].url}/settings", timeout=30).json()["settings"]
+    assert (shown["model_name"], shown["max_batch_size"], served(model_server)) == (MODEL, 7, MODEL)
+    assert delete(workers[0], "max_batch_size").json()["settings"]["max_batch_size"] == 0
+    wrong = requests.post(url, json={"model_name": "no-such-model"}, timeout=60)
+    assert (wrong.status_code, served(model_server)) == (422, MODEL)
+
+
 def test_a_key_that_there_is_not_is_404(workers: list[Worker]) -> None:
     before = requests.get(f"{workers[0].url}/settings", timeout=30).json()
     bulk = {"settings": {"normalize_embeddings": True, "authkey": "x"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from openapi_spec_validator import validate
 
 from embedshare.web.apis.embed import BASE64
 from embedshare.web.errors import JSON
-from tests.processes import LONG
-from tests.web.conftest import Worker
+from tests.processes import LONG, ModelServer
+from tests.searching import searching
+from tests.sessions_worker import SessionsWorker, sessions_worker
 
 #: Bodies and the like that are made up for each operation.
 EXAMPLES = 200 if LONG else 5
@@ -39,6 +41,12 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
 include-path-regex = "^/(api/v1/jobs|v1/batches|v1/files)"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "413"]
 
+# A made-up session does not exist, chunks are no longer than the model's longest sequence, and a made-up file
+# has no name, or none that says how to read it.
+[[operations]]
+include-path-regex = "^/(sessions|process-file|embeddings)"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "413", "415", "422"]
+
 # Clients of OpenAI may send parameters of its lists that this API does not have.
 [[operations]]
 include-path-regex = "^/v1/(batches|files)$"
@@ -47,7 +55,7 @@ checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
 
 # The settings come from the environment here, which is a 400 whatever is sent.
 [[operations]]
-include-path-regex = "^/settings"
+include-path-regex = "^/(settings|update-model-config)"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
 
@@ -58,8 +66,17 @@ OPEN = ("403", "421", "500")
 OF_THE_MODEL = ("503", "504")
 
 
+@pytest.fixture(scope="module")
+def worker(server: ModelServer) -> Iterator[SessionsWorker]:
+    with (
+        searching() as web,
+        sessions_worker(server, EMBEDDING_MAX_MESSAGE_BYTES="65536", **web.settings) as running,
+    ):
+        yield running
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis needs Python 3.11")
-def test_every_answer_is_as_described(worker: Worker, tmp_path: Path) -> None:
+def test_every_answer_is_as_described(worker: SessionsWorker, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     done = subprocess.run(
         [str(Path(sys.executable).with_name("schemathesis")), "run", f"{worker.url}/openapi.json",
@@ -73,7 +90,7 @@ def test_every_answer_is_as_described(worker: Worker, tmp_path: Path) -> None:
     assert f"{count} selected / {count} total" in done.stdout
 
 
-def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Worker) -> None:
+def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: SessionsWorker) -> None:
     description = requests.get(f"{worker.url}/openapi.json", timeout=30).json()
     assert description["openapi"] == "3.1.0"
     found = {
@@ -141,11 +158,28 @@ def test_the_description_is_openapi_and_holds_what_the_views_declare(worker: Wor
         ("/settings", "post"): changed,
         ("/settings/bulk", "post"): changed,
         ("/settings/{key}", "delete"): {"200", "400", "404", "409", "422", *GATED, *OF_THE_MODEL},
+        ("/update-model-config", "post"): changed,
         ("/settings/audit", "get"): {"200", "400", "503", *GATED},
         ("/settings/models", "get"): {"200", *GATED},
         ("/settings/models", "post"): changed,
         ("/settings/models", "put"): changed,
         ("/settings/models/{id}", "delete"): changed - {"413", "415"},
+        ("/sessions.html", "get"): {"200", "304", *OPEN},
+        ("/sessions", "get"): {"200", "404", "503", *GATED},
+        ("/sessions", "post"): {"201", "400", "404", "409", "413", "415", *GATED, *OF_THE_MODEL},
+        ("/sessions/{session}", "get"): {"200", "404", "503", *GATED},
+        ("/sessions/{session}", "patch"): {"200", "400", "404", "409", "413", "415", "503", *GATED},
+        ("/sessions/{session}", "delete"): {"204", "404", "503", *GATED},
+        ("/sessions/{session}/embeddings", "post"): embeds,
+        ("/sessions/{session}/search", "post"): embeds,
+        ("/sessions/{session}/files", "get"): {"200", "404", "503", *GATED},
+        ("/sessions/{session}/files", "post"): {*embeds, "207", "422"},
+        ("/sessions/{session}/files/{document}", "get"): {"200", "404", "503", *GATED},
+        ("/sessions/{session}/files/{document}", "delete"): {"204", "404", "503", *GATED},
+        ("/process-file", "post"): {*embeds, "422"},
+        ("/embeddings", "post"): embeds,
+        ("/status", "get"): {"200", "404", "503", *GATED},
+        ("/models", "get"): {"200", *GATED, *OF_THE_MODEL},
         ("/search", "get"): {"200", "304", *OPEN},
         ("/search", "post"): {"200", "400", "413", "415", "502", *GATED, *OF_THE_MODEL},
     }  # fmt: skip
@@ -167,7 +201,9 @@ def shape(value: Any) -> Any:
     return "number" if isinstance(value, int | float) else type(value)
 
 
-def test_an_example_of_an_answer_is_what_the_example_of_a_body_is_answered_with(worker: Worker) -> None:
+def test_an_example_of_an_answer_is_what_the_example_of_a_body_is_answered_with(
+    worker: SessionsWorker,
+) -> None:
     paths = requests.get(f"{worker.url}/openapi.json", timeout=30).json()["paths"]
     tried = []
     for path, operations in paths.items():

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import pytest
 
 from embedshare.errors import AddressRefused, FetchFailed
+from embedshare.text.encodings import decoded
 from embedshare.websearch.address_policy import AddressPolicy
-from embedshare.websearch.extraction import decoded, readable
+from embedshare.websearch.extraction import readable
 from embedshare.websearch.fetcher import MAX_BYTES, Fetcher
 from embedshare.websearch.types import Page
 from tests.websearch.site import Quiet, serving

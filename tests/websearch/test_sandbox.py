@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from embedshare.errors import FetchFailed
+from embedshare.sandbox import Lost, Sandbox
 from embedshare.settings import SearchSettings, Settings
 from embedshare.websearch.ddgs_process import DdgsProcess
 from embedshare.websearch.page_process import PageProcess
 from embedshare.websearch.pipeline import WebSearch
-from embedshare.websearch.sandbox import Lost, Sandbox
 from embedshare.websearch.types import Page, SearchResult
 from tests.processes import ROOT, SRC, environment, wait_for
 from tests.websearch.site import Quiet, serving
@@ -111,7 +111,7 @@ def ended(process: psutil.Process) -> bool:
 def test_a_process_ends_with_its_parent() -> None:
     parent = (
         "import os, time\n"
-        "from embedshare.websearch.sandbox import Sandbox\n"
+        "from embedshare.sandbox import Sandbox\n"
         "process = Sandbox('tests.websearch.troubled', 1)\n"
         "print(process.do(b'pid', time.monotonic() + 60, 60).decode(), flush=True)\n"
         "os._exit(1)\n"
@@ -205,7 +205,7 @@ def flat(texts: list[str]) -> np.ndarray:
 
 
 def own_parsers() -> list[psutil.Process]:
-    mine = psutil.Process().children()
+    mine = [each for each in psutil.Process().children() if not ended(each)]
     return [each for each in mine if "embedshare.websearch.page_process" in " ".join(each.cmdline())]
 
 

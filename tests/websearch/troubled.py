@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from embedshare.websearch import sandbox
+from embedshare import sandbox
 
 
 def work(message: bytes) -> bytes:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import grpc
 import msgspec
 
-import grpc
 from embedshare import errors
 from embedshare.errors import (
     DeadlineExceeded,

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
+import grpc
 from loguru import logger
 
-import grpc
 from embedshare.errors import EmbedshareError, SessionServerUnavailable
 from embedshare.grpc import callers, faults
 from embedshare.grpc.callers import Door

@@ -5,10 +5,10 @@ Health and reflection need no key and no thread, so that full pools starve neith
 
 from __future__ import annotations
 
+import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-import grpc
 from embedshare.errors import PortUnavailable
 from embedshare.grpc import fastembed_pb2 as pb
 from embedshare.grpc.fastembed_pb2_grpc import add_FastEmbedServiceServicer_to_server

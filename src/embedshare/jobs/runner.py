@@ -17,6 +17,8 @@ from embedshare.errors import (
     JobsNotKept,
     ModelMismatch,
     ModelSwapped,
+    ProviderFailed,
+    ProviderRefused,
     UnknownJob,
     UnknownModel,
 )
@@ -213,7 +215,7 @@ class Runner:
     def _failed(self, job: JobSpec, error: EmbedshareError) -> None:
         """Pause the job after a temporary error, else end it."""
         before = self._pauses.get(job.id, _Pause(0, 0, 0.0))
-        faults = before.faults + (error.http_status < 503 and not isinstance(error, JobsNotKept))
+        faults = before.faults + _is_fault(error)
         is_final = isinstance(error, InvalidInput | UnknownModel | ModelMismatch)
         if is_final or faults >= MOST_FAULTS:
             self._fail(job, error)
@@ -229,6 +231,13 @@ class Runner:
             self._store.fail(job, _failure(error))
         except UnknownJob:
             pass  # deleted meanwhile
+
+
+def _is_fault(error: EmbedshareError) -> bool:
+    """Whether it is no error that passes by waiting, such as a remote service's that is away."""
+    if isinstance(error, ProviderFailed):
+        return isinstance(error, ProviderRefused)
+    return error.http_status < 503 and not isinstance(error, JobsNotKept)
 
 
 def _check_dimensions(dimensions: int | None, model: ModelDescription) -> None:

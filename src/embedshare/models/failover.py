@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from embedshare.calls import CallContext, EmbedRequest, EmbedResult, are_tokens
 from embedshare.errors import (
+    DeadlineExceeded,
     EmbedshareError,
     EngineFailed,
     ModelMismatch,
@@ -18,9 +21,12 @@ from embedshare.errors import (
     WeightsCorrupted,
 )
 from embedshare.identity import ModelDescription, declared_identity
+from embedshare.models.loaded_model import LoadedModel
 from embedshare.models.pool import ModelPool
 from embedshare.models.spec import ModelSpec
 
+#: Seconds in which a remote model must be loaded for calls that another model may answer.
+REACH_S = 2.0
 #: Errors of a model that another one may not have.
 _FAILURES = (ProviderFailed, EngineFailed, ModelMismatch, ModelNotFound, OutOfMemory, WeightsCorrupted)
 
@@ -36,7 +42,7 @@ def embed(
     others = () if are_tokens(request.inputs) or context.is_check else spec.failover
     errors: dict[str, EmbedshareError] = {}
     try:
-        with pool.lease(name, identity, _hurried(context, others)) as leased:
+        with _leased(pool, spec, name, identity, context, others) as leased:
             return leased.provider.embed(request, _hurried(context, others))
     except EmbedshareError as error:
         if not others or not _passes(spec, error):
@@ -45,7 +51,7 @@ def embed(
     for number, other in enumerate(others):
         patience = _hurried(context, others[number + 1 :])
         try:
-            with pool.lease(other, None, patience) as leased:
+            with _leased(pool, pool.spec(other), other, None, patience, others[number + 1 :]) as leased:
                 described = described_by(pool, spec, identity, leased.description)
                 if described is None:
                     raise errors[spec.id]
@@ -101,6 +107,25 @@ def described_by(
     if identity is not None and identity != found:
         raise ModelSwapped(f"{spec.id} is of another vector space ({found[:12]}) than the caller's")
     return msgspec.structs.replace(other, identity=found, model_name=spec.name)
+
+
+def _leased(
+    pool: ModelPool,
+    spec: ModelSpec,
+    name: str,
+    identity: str | None,
+    context: CallContext,
+    others: tuple[str, ...],
+) -> LoadedModel:
+    """The model for a call that `others` may answer: a service that is not reached soon fails."""
+    if not others or spec.is_local:
+        return pool.lease(name, identity, context)
+    try:
+        return pool.lease(name, identity, context, REACH_S)
+    except DeadlineExceeded as error:
+        if time.monotonic() >= context.deadline:
+            raise
+        raise ProviderFailed(error.message) from None
 
 
 def _hurried(context: CallContext, others: tuple[str, ...]) -> CallContext:

@@ -84,6 +84,7 @@ class _Slot:
         self.bytes = 0
         """The memory that it took when it was loaded last."""
         self.loading: futures.Future[LoadedModel] | None = None
+        self.loading_since = 0.0
         self.reserved_bytes = 0
         self.leaving = 0
         self.failure: EmbedshareError | None = None
@@ -170,13 +171,18 @@ class ModelPool:
             self._put(slot, local)
 
     def lease(
-        self, name: str = "", identity: str | None = None, context: CallContext = UNBOUNDED
+        self,
+        name: str = "",
+        identity: str | None = None,
+        context: CallContext = UNBOUNDED,
+        patience_s: float = float("inf"),
     ) -> LoadedModel:
         """The model of this name; it stays loaded until the end of the `with` block over it.
 
-        Loads it first if needed, once for all who wait; the load goes on after a caller's deadline. Raises
-        UnknownModel; ModelSwapped if it is not of the vector space `identity`; Overloaded if there is no room
-        or a health check asks for a model that is not loaded; DeadlineExceeded; and what loading raises.
+        Loads it first if needed, once for all who wait; the load goes on after a caller's deadline, and after
+        `patience_s` seconds of it this caller waits no longer. Raises UnknownModel; ModelSwapped if it is not
+        of the vector space `identity`; Overloaded if there is no room or a health check asks for a model that
+        is not loaded; DeadlineExceeded; and what loading raises.
         """
         slot = self._slot(name)
         while True:
@@ -188,8 +194,9 @@ class ModelPool:
                     message = f"{slot.spec.id} is not loaded, and a health check loads no model"
                     raise Overloaded(message, retry_after_s=1.0)
                 pending = self._begin_load(slot)
+                latest = slot.loading_since + patience_s
             with tracing.span("load"):
-                _wait(pending, context, slot.spec.id)
+                _wait(pending, context, slot.spec.id, latest)
             slot = self._slot(name)  # the registry may have changed
 
     def load(self, name: str, context: CallContext = UNBOUNDED) -> None:
@@ -370,7 +377,7 @@ class ModelPool:
             failure = copy(slot.failure)
             failure.fields = {**failure.fields, "retry_after_s": round(left_s, 3)}
             raise failure
-        slot.loading = futures.Future()
+        slot.loading, slot.loading_since = futures.Future(), time.monotonic()
         work = partial(self._fulfil, slot, slot.loading)
         # Not a daemon: a process must not end while OpenVINO compiles, which would abort it.
         if self._closed.is_set() or threads.start(work, f"load {slot.spec.id}", daemon=False) is None:
@@ -587,10 +594,14 @@ def _is_over(slot: _Slot, now: float) -> bool:
     return now - loaded.used_at >= least_s
 
 
-def _wait(pending: futures.Future[LoadedModel], context: CallContext, name: str) -> None:
-    """Wait for a load until the caller's deadline. Raises the load's error, DeadlineExceeded."""
-    while not futures.wait([pending], timeout=min(0.2, max(0.0, context.deadline - time.monotonic()))).done:
-        if time.monotonic() >= context.deadline or context.is_gone():
+def _wait(pending: futures.Future[LoadedModel], context: CallContext, name: str, latest: float) -> None:
+    """Wait for a load until the caller's deadline or the moment `latest`.
+
+    Raises the load's error, DeadlineExceeded.
+    """
+    until = min(context.deadline, latest)
+    while not futures.wait([pending], timeout=min(0.2, max(0.0, until - time.monotonic()))).done:
+        if time.monotonic() >= until or context.is_gone():
             raise DeadlineExceeded(f"{name} did not load in time; loading continues")
     error = pending.exception()
     if isinstance(error, EmbedshareError):

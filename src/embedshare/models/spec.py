@@ -38,6 +38,12 @@ class RemoteSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     """Tokens of the longest text."""
 
+    prompts: tuple[tuple[str, str], ...] = ()
+    """Names of prompts, and the texts that are written before each text."""
+
+    default_prompt: str | None = None
+    """The prompt of callers that name none."""
+
     timeout_s: float = 30.0
     """Seconds that one request may take."""
 

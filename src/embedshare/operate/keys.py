@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from embedshare import library_logs
 from embedshare.access.keys import SCOPES
 from embedshare.ipc import authkey
 from embedshare.settings import Settings
@@ -67,7 +68,9 @@ def _create(keys: Keys, options: argparse.Namespace) -> Any:
     if options.json:
         return {**_described(made), "key": key}
     what = ", ".join(made.scopes) + (f" with {', '.join(made.models)}" if made.models else "")
-    print(f"{made.name}: for {what}; shown only once:", file=sys.stderr)  # noqa: T201
+    # Not to the log, which has no lines of this kind for commands.
+    terminal = library_logs.original(sys.stderr)
+    print(f"{made.name}: for {what}; shown only once:", file=terminal)
     return key
 
 

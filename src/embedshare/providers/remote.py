@@ -23,7 +23,7 @@ from embedshare.calls import (
 )
 from embedshare.errors import InvalidInput, NotServed, ProviderFailed, TooLarge
 from embedshare.identity import ModelDescription, declared_identity
-from embedshare.models.spec import ModelSpec
+from embedshare.models.spec import ModelSpec, RemoteSpec
 from embedshare.providers import batches, endpoints
 from embedshare.providers.allowance import Allowance
 from embedshare.providers.base import LoadedProvider
@@ -282,10 +282,11 @@ class _Counted(NamedTuple):
 
 def describe(spec: ModelSpec, dimension: int, max_tokens: int) -> ModelDescription:
     """The description of a remote model, whose identity is what the specification declares."""
+    remote = spec.remote or RemoteSpec()
     return ModelDescription(
         declared_identity(spec.space, spec.provider, spec.name, dimension),
-        spec.name, dimension, max_tokens, {}, None, "cosine", ["input_ids", "attention_mask"], 0,
-        "remote", "float32", spec.provider,
+        spec.name, dimension, max_tokens, dict(remote.prompts), remote.default_prompt, "cosine",
+        ["input_ids", "attention_mask"], 0, "remote", "float32", spec.provider,
     )  # fmt: skip
 
 

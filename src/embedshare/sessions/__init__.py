@@ -1,1 +1,1 @@
-"""Sessions: documents that are cut, embedded and stored for a caller's searches."""
+"""Sessions: many clients, each with its own model, chunks and collection, on one service."""

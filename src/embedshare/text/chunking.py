@@ -15,7 +15,7 @@ MAX_TOKENS = 160
 #: The end of a passage that the next one repeats: an answer may cross the cut.
 OVERLAP_TOKENS = 32
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-ÞΑ-ΩЀ-Я])|(?<=[。！？])")
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-ÞΑ-ΩЀ-Я])|(?<=[。！？])")
 
 
 class _Piece(msgspec.Struct):
@@ -55,7 +55,7 @@ def sentences(text: str) -> list[_Piece]:
     found = []
     for line in text.splitlines():
         joint = "\n"
-        for sentence in filter(None, map(str.strip, _SENTENCE_END.split(line))):
+        for sentence in filter(None, map(str.strip, SENTENCE_END.split(line))):
             found.append(_Piece(sentence, 0, joint))
             joint = " "
     return found

@@ -19,6 +19,7 @@ from embedshare.errors import (
     EmbedshareError,
     EmptyInput,
     Overloaded,
+    SessionServerUnavailable,
     TooLarge,
     UnknownModel,
 )
@@ -29,10 +30,10 @@ JSON = "application/json"
 OF_THE_MODEL = tuple(
     kind
     for kind in EmbedshareError.__subclasses__()
-    if kind.http_status >= 503 and kind is not DatabaseUnavailable
+    if kind.http_status >= 503 and kind not in (DatabaseUnavailable, SessionServerUnavailable)
 )
-#: The settings that limit a request's body, and that of a route that takes large ones.
-LIMIT, LARGE_LIMIT = "EMBEDDING_MAX_MESSAGE_BYTES", "EMBEDDING_MAX_JOB_BYTES"
+#: The setting that limits a request's body, unless its route has another one.
+LIMIT = "EMBEDDING_MAX_MESSAGE_BYTES"
 #: OpenAI's names for the errors that its clients check.
 _OPENAI_CODES = {UnknownModel.__name__: "model_not_found"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -98,8 +99,9 @@ def register(app: Flask) -> None:
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> Response:
         limit = request.max_content_length or app.config["MAX_CONTENT_LENGTH"]
-        is_large = isinstance(request.url_rule, routes.Route) and request.url_rule.takes_large
-        return ours(body_too_large(limit, LARGE_LIMIT if is_large else LIMIT))
+        route = request.url_rule
+        setting = route.large_limit if isinstance(route, routes.Route) else None
+        return ours(body_too_large(limit, setting or LIMIT))
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:

@@ -213,3 +213,8 @@ class ModelClient:
                 f"the model {name[:100]!r} is not served here; served: {', '.join(allowed)} "
                 "(EMBEDDING_MODEL_ALIASES adds names)"
             )
+
+
+def served_name(model_client: ModelClient) -> str:
+    """The name by which another process finds a request's model; empty for the server's default."""
+    return "" if model_client.entry is None else str(model_client.entry["id"])

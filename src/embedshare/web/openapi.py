@@ -68,10 +68,10 @@ def describe(
 ) -> Callable[[View], View]:
     """Declare a view's input and output, for its description; its docstring is the operation's text.
 
-    `answers`: by status, the returned type, sent as JSON, or a type for each media type. `errors`: those it
-    may raise besides unexpected ones; `body`: the type of its JSON body, or several; `query`: the parameters
-    of the address. `examples`: bodies, each with its JSON answer, by the names of their forms. `media_types`:
-    those of the body.
+    `answers`: by status, the returned type, or several, sent as JSON, or those of each media type. `errors`:
+    those it may raise besides unexpected ones; `body`: the type of its JSON body, or several; `query`: the
+    parameters of the address. `examples`: bodies, each with its JSON answer, by the names of their forms.
+    `media_types`: those of the body.
     """
     by_media_type = {
         status: answer if isinstance(answer, Mapping) else {JSON: answer}
@@ -142,7 +142,8 @@ def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
 def _types(operations: Iterable[_Operation]) -> list[Any]:
     types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError, forms.ServiceError]
     for operation in operations:
-        types += [kind for answer in operation.answers.values() for kind in answer.values()]
+        for answer in operation.answers.values():
+            types += [kind for each in answer.values() for kind in _several(each)]
         types += [*operation.bodies, *operation.query.values()]
     return list(dict.fromkeys(types))
 
@@ -156,7 +157,10 @@ def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any
     responses: dict[int, Any] = {
         status: {
             "description": HTTPStatus(status).phrase,
-            "content": {media_type: {"schema": schemas[kind]} for media_type, kind in answer.items()},
+            "content": {
+                media_type: {"schema": _any_of(_several(kind), schemas)}
+                for media_type, kind in answer.items()
+            },
         }
         for status, answer in operation.answers.items()
     }
@@ -190,9 +194,8 @@ def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any
     ]
     if parameters:
         described["parameters"] = parameters
-    bodies = [schemas[kind] for kind in operation.bodies]
-    if bodies:
-        content: dict[str, Any] = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
+    if operation.bodies:
+        content: dict[str, Any] = {"schema": _any_of(operation.bodies, schemas)}
         content |= _shown({name: asked for name, (asked, _) in operation.examples.items()})
         # a parameter of the address need not be in the body
         is_required = not operation.query or operation.media_types != (JSON,)
@@ -201,6 +204,16 @@ def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any
             "content": dict.fromkeys(operation.media_types, content),
         }
     return described
+
+
+def _several(kind: Any) -> tuple[Any, ...]:
+    return kind if isinstance(kind, tuple) else (kind,)
+
+
+def _any_of(kinds: tuple[Any, ...], schemas: Mapping[Any, Any]) -> Any:
+    """The schema of a value of one of these types."""
+    found = [schemas[kind] for kind in kinds]
+    return found[0] if len(found) == 1 else {"anyOf": found}
 
 
 _RETRY_AFTER = {

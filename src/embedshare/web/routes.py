@@ -27,6 +27,7 @@ class Tag(str, Enum):
     TEI = "text-embeddings-inference's API"
     SERVICE = "The API of a service for several providers"
     JOBS = "Jobs"
+    SESSIONS = "Sessions"
     SEARCH = "Web search"
     INDEXES = "Vector indexes"
     SETTINGS = "Settings"
@@ -39,7 +40,7 @@ class Route(Rule):
     """A rule of the URL map, with its declarations.
 
     A caller's key needs one of `scopes`, or `admin`. A route without scopes needs `admin`, so a forgotten one
-    is closed. `form` is None for errors in this product's own form. `takes_large`: see large_bodies.py.
+    is closed. `form` is None for errors in this product's own form. `large_limit`: see large_bodies.py.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class Route(Rule):
         scopes: tuple[str, ...] = ADMIN,
         form: type[msgspec.Struct] | None = None,
         tag: Tag = Tag.PAGES,
-        takes_large: bool = False,
+        large_limit: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(string, **options)
         self.scopes = scopes
         self.form = form
         self.tag = tag
-        self.takes_large = takes_large
+        self.large_limit = large_limit
 
 
 class Application(Flask):

@@ -7,8 +7,8 @@ import time
 
 import msgspec
 
+from embedshare import sandbox
 from embedshare.errors import SearchFailed
-from embedshare.websearch import sandbox
 from embedshare.websearch.types import SearchResult
 
 #: One worker's parallel queries.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from embedshare import sandbox
 from embedshare.errors import FetchFailed
-from embedshare.websearch import sandbox
 from embedshare.websearch.types import Document, Page
 
 #: Seconds for one page: the longest take two on an idle machine, and others wait meanwhile.

@@ -10,11 +10,13 @@ import pytest
 from embedshare.errors import InvalidModels, UnknownModel
 from embedshare.models.registry import Registry
 from embedshare.models.sources import file
-from embedshare.models.spec import ModelSpec
+from embedshare.models.spec import ModelSpec, RemoteSpec
 from embedshare.settings import Settings
 
 #: The beginning of a file with local models.
 L = "models:\n  local:\n"
+#: The beginning of one with models of OpenAI.
+R = "models:\n  openai:\n"
 WHOLE = """
 models:
   local:
@@ -107,6 +109,20 @@ def test_one_of_several_models_may_take_every_other_name(tmp_path: Path) -> None
         ("a: 1\n---\nb: 2", "2:1", "but found another document", "YAML"),
         (b"models: \xff", "1:1", "is not text", "UTF-8"),
         ("[" * 2000, "1:1", "nested too deeply", "a list of models"),
+        (R + "  - id: a\n    device: cpu", "4:5", "a model has no key 'device'", "base_url"),
+        (R + "  - id: a\n    base_url: ftp://x", "4:15", "base_url is not valid", "http or https"),
+        (R + "  - id: a\n    base_url: http://u:p@x", "4:15", "base_url is not valid", "without user"),
+        (R + "  - id: a\n    api_key_env: sk-123", "4:18", "api_key_env is not valid", "not the key itself"),
+        (R + "  - id: a\n    api_key_file: key", "4:19", "api_key_file is not valid", "absolute path"),
+        (R + "  - id: a\n    requests_per_minute: 0", "4:26", "requests_per_minute is not valid", "from 1"),
+        (R + "  - id: a\n    budget_per_month: 5", "4:23", "a budget has no price", "price_per_million"),
+        (R + "  - id: a\n    prompts: [a]", "4:14", "prompts is not a mapping", "names with a text each"),
+        (R + "  - id: a\n    prompts: {q: a}\n    default_prompt: d", "5:21", "no prompt 'd'", "q"),
+        (R + "  - id: a\n    failover: [b]", "4:15", "a fails over without a space", "space"),
+        (R + "  - id: a\n    space: s\n    failover: [b]\n  - id: b", "5:15",
+         "cannot fail over to 'b'", "space"),
+        (R + "  - id: a\n    space: s\n    failover: [a]", "5:15",
+         "cannot fail over to 'a'", "another model"),
         ("models: &x\n  local:\n  - *x", "2:3", "a model has no key 'local'", "id"),
     ],
 )  # fmt: skip
@@ -136,3 +152,43 @@ def test_a_file_that_others_can_change_is_refused(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(InvalidModels, match=r"can be changed by others .*0666.*; chmod go-w it"):
         file.read(path)
+
+
+def test_remote_models_of_a_file(tmp_path: Path) -> None:
+    text = """
+models:
+  ollama:
+    - id: nomic-embed-text
+      name: Nomic Embed Text
+      dimensions: 768
+      preload: true
+      prompts: {query: "search_query: ", document: 'search_document: '}
+      default_prompt: document
+      space: nomic
+      failover: [here]
+  openai:
+    - id: large
+      model: text-embedding-3-large
+      base_url: https://proxy.example/v1/
+      api_key_env: PROXY_KEY
+      requests_per_minute: 60
+      price_per_million_tokens: 0.13
+      budget_per_month: 20
+  local:
+    - id: here
+      name: /models/nomic
+      space: nomic
+"""
+    nomic, large, here = read(tmp_path, text)
+    assert (nomic.name, nomic.title, nomic.provider) == ("nomic-embed-text", "Nomic Embed Text", "ollama")
+    assert nomic.remote is not None
+    assert nomic.remote.prompts == (("query", "search_query: "), ("document", "search_document: "))
+    assert (nomic.remote.default_prompt, nomic.failover) == ("document", ("here",))
+    assert large == ModelSpec(
+        id="large", name="text-embedding-3-large", provider="openai",
+        remote=RemoteSpec(
+            base_url="https://proxy.example/v1", api_key_env="PROXY_KEY", requests_per_minute=60,
+            price_per_million_tokens=0.13, budget_per_month=20.0,
+        ),
+    )  # fmt: skip
+    assert (here.is_local, here.space) == (True, "nomic")

@@ -24,6 +24,7 @@ def test_the_settings_of_the_environment_are_shown_as_such(worker: Worker) -> No
     [
         ("POST", "/settings", {"key": "port", "value": 8001}),
         ("POST", "/settings/bulk", {"settings": {"port": 8001}}),
+        ("POST", "/update-model-config", {"model_name": "another", "device": "cpu"}),
         ("DELETE", "/settings/port", None),
         ("GET", "/settings/audit", None),
     ],

@@ -124,6 +124,14 @@ def test_an_index_is_in_no_line_since_its_id_opens_it(site: Site) -> None:
     ]  # fmt: skip
 
 
+def test_a_job_s_line_tells_its_texts(site: Site) -> None:
+    lines = {"data": b'"one"\n"two"\n"three"\n', "content_type": "application/jsonl"}
+    headers = {"Authorization": f"Bearer {site.key}"}
+    assert site.app.test_client().post("/api/v1/jobs", headers=headers, **lines).status_code == 202
+    line = site.lines()[-1]
+    assert (line["route"], line["texts"], line["status"], line["model"]) == ("/api/v1/jobs", 3, 202, MODEL)
+
+
 def test_what_reads_no_texts_and_changes_nothing_has_no_line(site: Site) -> None:
     for path in ("/health", "/docs", "/v1/models", "/info", "/nowhere", "/api/tags"):
         site.ask(path, method="GET")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from flask import g
 from flask.testing import FlaskClient
@@ -30,6 +31,7 @@ from embedshare.web.models import Models
 from tests.engine import small_models
 from tests.processes import ROOT, ModelServer, wait_for
 from tests.searching import searching
+from tests.sessions_stand_in import SessionStandIn
 
 FILE = """
 models:
@@ -63,6 +65,8 @@ NAMED: dict[tuple[str, str], tuple[str, Any]] = {
     ("/api/v1/generate", "POST"): ("/api/v1/generate", {"model": "NAME", "text": TEXT}),
     ("/api/v1/generate/batch", "POST"): ("/api/v1/generate/batch", {"model": "NAME", "texts": [TEXT]}),
     ("/api/v1/models/<path:id>", "GET"): ("/api/v1/models/NAME", None),
+    ("/embeddings", "POST"): ("/embeddings", {"model_name": "NAME", "texts": [TEXT]}),
+    ("/sessions", "POST"): ("/sessions", {"model": "NAME"}),
 }
 #: Requests by route that name no model and so use the default one.
 UNNAMED: dict[tuple[str, str], tuple[str, Any]] = {
@@ -81,11 +85,29 @@ UNNAMED: dict[tuple[str, str], tuple[str, Any]] = {
     ("/index", "POST"): ("/index", {"documents": [TEXT]}),
     ("/index/<index>/search", "POST"): (f"/index/{'0' * 32}/search", {"query": TEXT}),
     ("/index/<index>/documents", "POST"): (f"/index/{'0' * 32}/documents", {"documents": [TEXT]}),
+    ("/embeddings", "POST"): ("/embeddings", {"input": TEXT}),
+    ("/sessions", "POST"): ("/sessions", {}),
 }
 #: Lists of models, which show those that the key may use.
-LISTS = {("/v1/models", "GET"), ("/api/tags", "GET"), ("/api/ps", "GET"), ("/api/v1/models", "GET")}
+LISTS = {
+    ("/v1/models", "GET"), ("/api/tags", "GET"), ("/api/ps", "GET"), ("/api/v1/models", "GET"),
+    ("/models", "GET"),
+}  # fmt: skip
 #: Routes for keys of embed and search that reach no model: a version, a health check, a deleted file.
 WITHOUT_MODEL = {("/api/version", "GET"), ("/embedding/health", "GET"), ("/index/<index>", "DELETE")}
+#: Routes that use a session's model, and a request of each.
+OF_A_SESSION: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("/sessions/<session>/embeddings", "POST"): ("/sessions/s/embeddings", {"json": {"texts": [TEXT]}}),
+    ("/sessions/<session>/search", "POST"): ("/sessions/s/search", {"json": {"query": TEXT}}),
+    ("/sessions/<session>/files", "POST"): ("/sessions/s/files", {"data": {"file": "FILE"}}),
+    ("/process-file", "POST"): ("/process-file", {"data": {"session_id": "s", "file": "FILE"}}),
+}
+#: Routes of sessions that use no model.
+SESSIONS = {
+    ("/sessions", "GET"), ("/status", "GET"), ("/sessions/<session>/files", "GET"),
+    *(("/sessions/<session>", method) for method in ("GET", "PATCH", "DELETE")),
+    *(("/sessions/<session>/files/<document>", method) for method in ("GET", "DELETE")),
+}  # fmt: skip
 #: Routes of jobs: their models are checked when a job or a batch is created, see the last test here.
 JOBS = {
     *((f"/api/v1/jobs{rest}", "GET") for rest in ("", "/<job>", "/<job>/result")),
@@ -105,7 +127,8 @@ class Site:
             EMBEDDING_FALLBACK="none", EMBEDDING_API_KEYS="required", EMBEDDING_DB_URL=database, **more
         )
         self.client = EmbeddingClient(settings=self.settings)
-        self.app = create_app(self.client, self.settings)
+        self.sessions = SessionStandIn(lambda texts: np.ones((len(texts), 4), np.float32))
+        self.app = create_app(self.client, self.settings, sessions_of=self.sessions.of_owner)
         self.keys = Keys(Database.open(self.settings, server.folder))
 
     def key(self, name: str, models: list[str] | None, scopes: tuple[str, ...] = ("embed", "search")) -> str:
@@ -157,7 +180,7 @@ def test_every_route_of_keys_that_embed_or_search_is_tried_here(site: Site) -> N
         if {"embed", "search"}.intersection(route.scopes)
         for method in (route.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert found == {*NAMED, *UNNAMED, *LISTS, *WITHOUT_MODEL, *JOBS}
+    assert found == {*NAMED, *UNNAMED, *LISTS, *WITHOUT_MODEL, *JOBS, *OF_A_SESSION, *SESSIONS}
 
 
 @pytest.mark.parametrize("name", ["mine", "small", "small:latest"])
@@ -166,7 +189,7 @@ def test_a_key_uses_its_model_by_any_of_its_names(
     site: Site, key: str, route: tuple[str, str], name: str
 ) -> None:
     answer = site.ask(key, route[1], *with_name(NAMED[route], name))
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code in (200, 201), answer.text
 
 
 def refusal(answer: Any) -> str:
@@ -225,6 +248,8 @@ def test_lists_show_the_models_of_the_key_alone(site: Site, key: str) -> None:
         listed = site.ask(key, "GET", "/v1/models").json["data"]
         tags, running = (site.ask(key, "GET", path).json["models"] for path in ("/api/tags", "/api/ps"))
         models = site.ask(key, "GET", "/api/v1/models").json["models"]
+        for_sessions = site.ask(key, "GET", "/models").json["models"]
+        assert [one["name"] for one in for_sessions] == [one["id"] for one in models]
         ids = [one["id"] for one in listed], [one["id"] for one in models]
         return [ids[0], [one["name"] for one in tags], [one["name"] for one in running], ids[1]]
 
@@ -245,6 +270,25 @@ def test_a_key_without_models_and_one_of_the_default_need_no_name(site: Site) ->
             assert answer.status_code in (200, 201, 404), answer.text  # 404: there is no such index
     assert site.ask(key, "POST", "/embed?model=mine", {"texts": [TEXT]}).status_code == 200
     refusal(site.ask(key, "POST", "/embed?model=rest", {"texts": [TEXT]}))
+
+
+@pytest.mark.parametrize("route", OF_A_SESSION, ids=" ".join)
+def test_a_session_s_model_is_checked_whenever_it_is_used(
+    site: Site, key: str, route: tuple[str, str]
+) -> None:
+    principal = site.app.extensions[API_KEYS].find(key)
+    sessions = site.sessions.of_owner(f"key {principal.id}")
+    path, sent = OF_A_SESSION[route]
+    for model, status in (("mine", 200), ("theirs", 403)):
+        sessions.create_session("s", model, chunk_size=None, chunk_overlap=None, metadata_schema={},
+                                qdrant_config=None)  # fmt: skip
+        given = dict(sent)
+        if "data" in given:
+            given["data"] = {**given["data"], "file": (io.BytesIO(TEXT.encode()), "a.txt")}
+        answer = site.app.test_client().open(path, method="POST", headers={"X-API-Key": key}, **given)
+        sessions.destroy_session("s")
+        assert answer.status_code == status, answer.text
+    refusal(answer)
 
 
 def test_the_command_makes_and_lists_keys_with_models(server: ModelServer) -> None:

@@ -24,7 +24,7 @@ def browser_of(model: dashboard.Observed, supervised: Any = list) -> FlaskClient
     return app.test_client()
 
 
-@pytest.mark.parametrize("name", ["dashboard", "search"])
+@pytest.mark.parametrize("name", ["dashboard", "search", "sessions.html"])
 def test_a_page_allows_nothing_but_its_own_files_and_each_of_them_is_served(
     worker: Worker, name: str
 ) -> None:
@@ -43,7 +43,7 @@ def test_a_page_allows_nothing_but_its_own_files_and_each_of_them_is_served(
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|https?://", page.text)
 
 
-@pytest.mark.parametrize("name", ["dashboard", "search", "dashboard/static/page.js"])
+@pytest.mark.parametrize("name", ["dashboard", "search", "sessions.html", "dashboard/static/page.js"])
 def test_what_has_not_changed_is_not_sent_again(worker: Worker, name: str) -> None:
     first = requests.get(f"{worker.url}/{name}", timeout=30)
     again = requests.get(f"{worker.url}/{name}", headers={"If-None-Match": first.headers["ETag"]}, timeout=30)

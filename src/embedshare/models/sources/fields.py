@@ -13,8 +13,8 @@ from embedshare.errors import InvalidSetting
 from embedshare.models.spec import OVERRIDES, ModelSpec, RemoteSpec
 from embedshare.settings import ANY_NAME, parse
 
-#: The longest name, in characters.
-MAX_NAME = 4096
+#: The longest name, and the longest prompt, in characters.
+MAX_NAME, MAX_PROMPT = 4096, 10_000
 
 
 def value_of(reader: Callable[[str], Any], text: str) -> Any:
@@ -92,6 +92,12 @@ def _file(text: str) -> str:
     return text
 
 
+def _prompt(text: str) -> str:
+    if len(text) > MAX_PROMPT:
+        raise ValueError(f"a text of at most {MAX_PROMPT:,} characters")
+    return text
+
+
 def _whole(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,15}", text) or not least <= int(text) <= most:
@@ -114,7 +120,7 @@ def _number(least: float, most: float, unit: str) -> Callable[[str], float]:
     return read
 
 
-#: The function that reads each field; for a field of LISTS, one of its values.
+#: The function that reads each field; for a field of LISTS or MAPPINGS, one of its values.
 FIELDS: Mapping[str, Callable[[str], Any]] = {
     "id": _name,
     "name": _name,
@@ -137,14 +143,16 @@ REMOTE: Mapping[str, Callable[[str], Any]] = {
     "organization": _name,
     "request_dimensions": _dimensions,
     "max_tokens": _whole(1, 1 << 24),
+    "prompts": _prompt,
+    "default_prompt": _name,
     "timeout_s": _number(0.1, 600, "seconds"),
     "requests_per_minute": _whole(1, 1_000_000),
     "tokens_per_minute": _whole(1, 1_000_000_000),
     "price_per_million_tokens": _number(0, 1_000_000, "a price"),
     "budget_per_month": _number(0, 1_000_000_000, "an amount"),
 }
-#: Fields whose value is a list.
-LISTS = ("aliases", "failover")
+#: Fields whose value is a list, or names with a value each.
+LISTS, MAPPINGS = ("aliases", "failover"), ("prompts",)
 _COMMON = ("id", "name", "aliases", "dimensions", "preload", "keep_alive_s", "cache")
 _OF_REMOTE = {**{field: FIELDS[field] for field in _COMMON}, "model": _name, **SHARED, **REMOTE}
 #: Providers of models, and the fields of their models in the file.

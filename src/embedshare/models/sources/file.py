@@ -104,7 +104,7 @@ class _File:
         spec = fields.spec_of(provider, values)
         if spec.failover:
             self._failovers[spec.id] = given["failover"]
-        self._check_budget(spec, given)
+        self._check_remote(spec, given)
         for name, where in [(spec.id, given["id"]), *((alias, given["aliases"]) for alias in spec.aliases)]:
             line = where.start_mark.line + 1
             if self._names.setdefault(name, line) != line or [spec.id, *spec.aliases].count(name) > 1:
@@ -118,34 +118,51 @@ class _File:
             self._default = spec.id, line
         return spec
 
-    def _check_budget(self, spec: ModelSpec, given: Mapping[str, yaml.Node]) -> None:
+    def _check_remote(self, spec: ModelSpec, given: Mapping[str, yaml.Node]) -> None:
         remote = spec.remote
-        if remote is None or remote.budget_per_month is None or remote.price_per_million_tokens:
+        if remote is None:
             return
-        mark = given["budget_per_month"].start_mark
-        raise self._error(mark, "a budget has no price", "budget_per_month with price_per_million_tokens")
+        if remote.budget_per_month is not None and not remote.price_per_million_tokens:
+            mark = given["budget_per_month"].start_mark
+            raise self._error(mark, "a budget has no price", "budget_per_month with price_per_million_tokens")
+        names = [name for name, _ in remote.prompts]
+        if remote.default_prompt is not None and remote.default_prompt not in names:
+            mark = given["default_prompt"].start_mark
+            what = f"there is no prompt {remote.default_prompt[:100]!r}"
+            raise self._error(mark, what, ", ".join(names) or "the name of one of the model's prompts")
 
     def _value(self, key: str, node: yaml.Node, readers: Mapping[str, Callable[[str], Any]]) -> Any:
         try:
             if key in fields.LISTS:
                 return tuple(fields.value_of(readers[key], self._text(one, key)) for one in self._list(node))
+            if key in fields.MAPPINGS:
+                named = self._mapping(node, None, key)
+                return tuple((name, self._value_of(readers[key], one, name)) for name, one in named.items())
             return fields.value_of(readers[key], self._text(node, key))
         except InvalidModels:
             raise
         except ValueError as error:
             raise self._error(node.start_mark, f"{key} is not valid", str(error)) from None
 
-    def _mapping(self, node: yaml.Node | None, allowed: set[str], what: str) -> Mapping[str, yaml.Node]:
-        shown = ", ".join(sorted(allowed))
+    def _value_of(self, reader: Callable[[str], Any], node: yaml.Node, what: str) -> Any:
+        return fields.value_of(reader, self._text(node, what))
+
+    def _mapping(
+        self, node: yaml.Node | None, allowed: set[str] | None, what: str
+    ) -> Mapping[str, yaml.Node]:
+        """The nodes by their keys, of which each is allowed once; None allows any."""
+        shown = "names with a text each" if allowed is None else f"the keys {', '.join(sorted(allowed))}"
         if not isinstance(node, yaml.MappingNode):
             mark = None if node is None else node.start_mark
-            raise self._error(mark, f"{what} is not a mapping", f"the keys {shown}")
+            raise self._error(mark, f"{what} is not a mapping", shown)
         found: dict[str, yaml.Node] = {}
         lines: dict[str, int] = {}
         for key, value in node.value:
             name = self._text(key, "a key")
-            if name not in allowed:
-                raise self._error(key.start_mark, f"{what} has no key {name[:100]!r}", shown)
+            if allowed is not None and name not in allowed:
+                raise self._error(
+                    key.start_mark, f"{what} has no key {name[:100]!r}", ", ".join(sorted(allowed))
+                )
             if name in found:
                 what = f"{name} is given twice (first in line {lines[name]})"
                 raise self._error(key.start_mark, what, "once")

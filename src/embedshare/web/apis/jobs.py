@@ -30,13 +30,14 @@ from embedshare.jobs.progress import State
 from embedshare.jobs.spec import JobLine, JobSpec, Kind, Options
 from embedshare.jobs.store import UNKNOWN_ROW_BYTES, JobDraft, JobStore
 from embedshare.settings import Settings
+from embedshare.telemetry import usage
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import dumped
 from embedshare.web.errors import ServiceError
 from embedshare.web.guards import auth
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.lines import lines
-from embedshare.web.model_client import ModelClient
+from embedshare.web.model_client import ModelClient, served_name
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -109,7 +110,7 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
     routes = Blueprint("jobs", __name__)
     kept_s = settings.jobs.kept_s
 
-    @routes.post("/api/v1/jobs", takes_large=True, **_DECLARED)
+    @routes.post("/api/v1/jobs", large_limit="EMBEDDING_MAX_JOB_BYTES", **_DECLARED)
     @openapi.describe(
         {202: Job},
         errors=(InvalidInput, TooLarge, UnsupportedMediaType, UnknownModel, TooManyJobs, NoRoomForJobs,
@@ -140,6 +141,7 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
                 draft, auth.owner(), "texts", options,
                 row_bytes=row_bytes(asked.dimensions, description), about=about,
             )  # fmt: skip
+        usage.of_texts(draft.inputs)
         return body.answer(_view(jobs, job, kept_s)), 202, {"Location": f"/api/v1/jobs/{job.id}"}
 
     @routes.get("/api/v1/jobs", **_DECLARED)
@@ -196,11 +198,6 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
         return "", 204
 
     return routes
-
-
-def served_name(model_client: ModelClient) -> str:
-    """The name by which the runner finds a request's model; empty for the server's default."""
-    return "" if model_client.entry is None else str(model_client.entry["id"])
 
 
 def known_model(model_client: ModelClient) -> ModelDescription | None:

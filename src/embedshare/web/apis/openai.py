@@ -36,6 +36,13 @@ _FORMS: list[dict[str, Any]] = [
 _SEND_TEXTS = "send the texts themselves (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 
 
+#: A text, several, a text's token ids, or those of several.
+OpenAIInput = Annotated[
+    str | Annotated[list[str | _Token | Annotated[list[_Token], Meta(min_length=1)]], Meta(min_length=1)],
+    Meta(extra_json_schema={"anyOf": _FORMS}),
+]
+
+
 class OpenAIRequest(msgspec.Struct):
     """A text, several, a text's token ids, or those of several; `user` and other fields are ignored.
 
@@ -43,10 +50,7 @@ class OpenAIRequest(msgspec.Struct):
     the served model's own name. Without `model` the served one answers.
     """
 
-    input: Annotated[
-        str | Annotated[list[str | _Token | Annotated[list[_Token], Meta(min_length=1)]], Meta(min_length=1)],
-        Meta(extra_json_schema={"anyOf": _FORMS}),
-    ]
+    input: OpenAIInput
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
@@ -124,31 +128,36 @@ def blueprint(models: Models) -> Blueprint:
         asked = body.read(
             decoder, '{"model": "any", "input": "a text"}', untyped=True, replaces_half_pairs=True
         )
-        model_client = models.of(asked.model)
-        given = inputs(asked.input)
-        if are_tokens(given):
-            check_tokens(given, asked.model, model_client, model_client.special_tokens)
-        found = model_client.embed(
-            given, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
-        )
-        answered = answer(found.rows, asked.encoding_format, found.description.model_name, found.tokens)
-        return Response(dumped(answered), content_type=JSON)
+        return embeddings(models, asked)
 
     @routes.get("/v1/models", **_DECLARED)
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
         """The models' listed names."""
         names = dict.fromkeys(name for one in models.all() for name in one.names)
-        return body.answer(OpenAIModels("list", [_model(name, created) for name in names]))
+        return body.answer(OpenAIModels("list", [described(name, created) for name in names]))
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
         """Whether a model answers to a name, which may hold slashes."""
         models.of(name)
-        return body.answer(_model(name, created))
+        return body.answer(described(name, created))
 
     return routes
+
+
+def embeddings(models: Models, asked: OpenAIRequest) -> Response:
+    """The answer to a request of embeddings."""
+    model_client = models.of(asked.model)
+    given = inputs(asked.input)
+    if are_tokens(given):
+        check_tokens(given, asked.model, model_client, model_client.special_tokens)
+    found = model_client.embed(
+        given, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
+    )
+    answered = answer(found.rows, asked.encoding_format, found.description.model_name, found.tokens)
+    return Response(dumped(answered), content_type=JSON)
 
 
 def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> dict[str, Any]:
@@ -165,7 +174,8 @@ def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> 
     }
 
 
-def _model(name: str, created: int) -> OpenAIModel:
+def described(name: str, created: int) -> OpenAIModel:
+    """A listed name of a model."""
     return OpenAIModel(name, "model", created, "embedshare")
 
 

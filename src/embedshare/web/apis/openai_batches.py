@@ -22,15 +22,17 @@ from embedshare.jobs.progress import State
 from embedshare.jobs.spec import Failure, JobSpec, Options
 from embedshare.jobs.store import JobStore
 from embedshare.settings import Settings
+from embedshare.telemetry import usage
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis import openai_files
 from embedshare.web.apis.batch_lines import ENDPOINT, BatchReader, Fault, check_count
-from embedshare.web.apis.jobs import known_model, row_bytes, served_name, views
+from embedshare.web.apis.jobs import known_model, row_bytes, views
 from embedshare.web.apis.openai_files import OF_THE_STORE, Stores, checked, failed_lines, result_ids
 from embedshare.web.errors import OpenAIError
 from embedshare.web.guards import auth
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.lines import lines
+from embedshare.web.model_client import served_name
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -187,10 +189,12 @@ def _created(there: Stores, asked: BatchRequest, reader: BatchReader, settings: 
             return None
         assert reader.model is not None  # that of the first line
         description = known_model(reader.model)
-        return there.jobs.publish(
+        job = there.jobs.publish(
             draft, auth.owner(), "openai", Options(served_name(reader.model)),
             row_bytes=row_bytes(None, description), by_line=True, about=_about(asked, reader),
         )  # fmt: skip
+        usage.of_texts(draft.inputs)
+        return job
 
 
 def _refused(there: Stores, asked: BatchRequest, reader: BatchReader) -> JobSpec:

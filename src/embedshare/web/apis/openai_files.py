@@ -91,7 +91,7 @@ def blueprint(stores: Stores | None) -> Blueprint:
     """`/v1/files` and its subpaths; `stores` is None in a worker that takes no jobs."""
     routes = Blueprint("openai_files", __name__)
 
-    @routes.post("/v1/files", takes_large=True, **_DECLARED)
+    @routes.post("/v1/files", large_limit="EMBEDDING_MAX_JOB_BYTES", **_DECLARED)
     @openapi.describe(
         {200: OpenAIFile},
         errors=(InvalidInput, TooLarge, UnsupportedMediaType, TooManyJobs, NoRoomForJobs, *OF_THE_STORE),

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
-from flask import Blueprint, g, jsonify, request
+from flask import Blueprint, Response, g, jsonify, request
 from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.routing import BaseConverter
@@ -70,6 +70,24 @@ class BulkRequest(msgspec.Struct):
     """Values by setting: all of them are applied, or none."""
 
     settings: Annotated[dict[str, Any], Meta(min_length=1)]
+
+
+class ModelConfig(msgspec.Struct, omit_defaults=True):
+    """The model and its settings, by the names of `/settings`; those left out stay as they are."""
+
+    model_name: str
+    device: str | UnsetType = UNSET
+    model_cache_dir: str | UnsetType = UNSET
+    max_batch_size: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    normalize_embeddings: bool | UnsetType = UNSET
+
+
+class ModelConfigured(msgspec.Struct):
+    """The model in force."""
+
+    success: bool
+    message: str
+    model_name: str
 
 
 class SettingsAnswer(msgspec.Struct):
@@ -153,11 +171,12 @@ _DECLARED: dict[str, Any] = {"scopes": ("settings",), "tag": Tag.SETTINGS}
 
 
 def blueprint(changes: Changes, models: ModelRows) -> Blueprint:
-    """`/settings`, `/settings/bulk`, `/settings/<key>`, `/settings/audit` and `/settings/models`."""
+    """`/settings` and its subpaths, and `POST /update-model-config`, another name of one."""
     routes = Blueprint("settings", __name__)
     routes.record_once(lambda state: state.app.url_map.converters.update(setting=_Key))
     single = msgspec.json.Decoder(SettingRequest)
     bulk = msgspec.json.Decoder(BulkRequest)
+    of_model = msgspec.json.Decoder(ModelConfig)
     one_model = msgspec.json.Decoder(ModelRow)
     all_models = msgspec.json.Decoder(ModelsRequest)
 
@@ -183,6 +202,15 @@ def blueprint(changes: Changes, models: ModelRows) -> Blueprint:
         """Change several settings: all of them, or none."""
         asked = body.read(bulk, '{"settings": {"max_batch_size": 32}}').settings
         return _answer(changes, changes.change(asked, _who()), set(asked))
+
+    @routes.post("/update-model-config", **_DECLARED)
+    @openapi.describe({200: ModelConfigured}, errors=(*_SENT, *_CHANGING), body=ModelConfig)
+    def update_model_config() -> Response:
+        """Change the model and its settings, as `POST /settings/bulk` does."""
+        asked = body.read(of_model, '{"model_name": "all-MiniLM-L6-v2"}')
+        now = changes.change(msgspec.to_builtins(asked), _who())
+        name = now.settings.model.name
+        return body.answer(ModelConfigured(True, f"the model is {name}", name))
 
     @routes.delete("/settings/<setting:key>", **_DECLARED)
     @openapi.describe({200: SettingsAnswer}, errors=_CHANGING)

@@ -39,6 +39,8 @@ LOOK_EVERY_S = 0.02
 LAST_S = 1
 #: The attribute of waitress's adjustments that holds the application's LargeBodies.
 _LARGE = "large_bodies"
+#: That of a request's own adjustments, which says by which setting its body is limited.
+_LIMITED_BY = "limited_by"
 #: The answer to a ping, OPTIONS *, see operate/probes.py.
 _PONG = b"HTTP/1.1 204 No Content\r\n\r\n"
 
@@ -189,9 +191,10 @@ class _Parser(HTTPRequestParser):
     def _raise_limit(self) -> None:
         large: LargeBodies | None = getattr(self.adj, _LARGE, None)
         limit = None if large is None else large.limit(str(self.command), self.path, self.headers)
-        if limit is not None and limit >= self.adj.max_request_body_size:
+        if limit is not None and limit.bytes >= self.adj.max_request_body_size:
             self.adj = copy(self.adj)
-            self.adj.max_request_body_size = limit + 1
+            self.adj.max_request_body_size = limit.bytes + 1
+            setattr(self.adj, _LIMITED_BY, limit.setting)
 
 
 class _ErrorTask(ErrorTask):
@@ -203,8 +206,7 @@ class _ErrorTask(ErrorTask):
         error = self.request.error
         assert error is not None
         if isinstance(error, RequestEntityTooLarge):
-            is_large = self.request.adj is not self.channel.adj
-            setting = errors.LARGE_LIMIT if is_large else errors.LIMIT
+            setting = getattr(self.request.adj, _LIMITED_BY, errors.LIMIT)
             refusal = errors.body_too_large(self.request.adj.max_request_body_size - 1, setting)
             message, kind = refusal.message, type(refusal).__name__
         else:

@@ -29,6 +29,14 @@ export function memory(mb) {
   return Math.abs(mb) >= 1000 ? [(mb / 1000).toFixed(2), "GB"] : [mb.toFixed(0), "MB"];
 }
 
+/** Bytes as 840 B, 12.4 kB, 3.1 MB. */
+export function size(bytes) {
+  if (bytes === null || bytes === undefined) return UNKNOWN;
+  const units = ["B", "kB", "MB", "GB"];
+  const at = Math.min(Math.max(Math.floor(Math.log10(Math.max(bytes, 1)) / 3), 0), units.length - 1);
+  return `${number(bytes / 1000 ** at)} ${units[at]}`;
+}
+
 /** Megabytes on an axis: 0, 250 MB, 1.5 GB. */
 export function shortMemory(mb) {
   if (!mb) return "0";

@@ -119,7 +119,8 @@ function link(url, title) {
   return shown;
 }
 
-function element(tag, name = "", text = "") {
+/** An element with a class and a text. */
+export function element(tag, name = "", text = "") {
   const made = document.createElement(tag);
   if (name) made.className = name;
   made.textContent = text;

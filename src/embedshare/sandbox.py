@@ -43,6 +43,14 @@ class Lost(Exception):
     """There is no answer: the child did not start, crashed, or was killed at its deadline."""
 
 
+class Late(Lost):
+    """The work took longer than it may."""
+
+
+class Busy(Lost):
+    """No child was free in time, or could be started; the work was not begun."""
+
+
 def require(package: str) -> None:
     """Raise ImportError if a package that the child needs is missing; nothing is imported."""
     if importlib.util.find_spec(package) is None:
@@ -75,7 +83,7 @@ class Sandbox:
         """The child's answer, by the moment `deadline` of `time.monotonic()`; the work itself may take
         `limit_s` of that. Raises Lost."""
         if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise Lost("no process was free in time")
+            raise Busy("no process was free in time")
         try:
             return self._done(work, deadline, limit_s)
         finally:
@@ -86,7 +94,7 @@ class Sandbox:
             try:
                 child = self._child()
             except OSError as error:
-                raise Lost(f"no process could be started: {error}") from None
+                raise Busy(f"no process could be started: {error}") from None
             worked, until = child.worked, deadline
             try:
                 if not worked:
@@ -96,7 +104,7 @@ class Sandbox:
             except (OSError, EOFError):
                 code = child.end()
                 if time.monotonic() >= until:
-                    raise Lost("it took too long") from None
+                    raise Late("it took too long") from None
                 logger.warning("Lost a process that reads untrusted data (it ended with code {})", code)
                 if worked:
                     continue  # it just ended idle, or was broken by earlier work
@@ -178,16 +186,19 @@ def serve(work: Callable[[bytes], bytes]) -> None:
     os.dup2(2, 1)  # libraries' output must not mix with answers
     _send(answers, b"")  # ready: the imports are done
     while True:
-        _end_after(IDLE_S)
+        end_after(IDLE_S)
         message = _receive(asked)
         if message is None:
             return
-        _end_after(ORPHANED_S)
+        end_after(ORPHANED_S)
         _send(answers, work(message))
 
 
-def _end_after(seconds: float) -> None:
-    """In a thread of C's, which needs no turn of Python's."""
+def end_after(seconds: float) -> None:
+    """End the child then, unless this is called again: `work` that may take over ORPHANED_S calls it first.
+
+    In a thread of C's, which needs no turn of Python's.
+    """
     faulthandler.dump_traceback_later(seconds, exit=True)
 
 

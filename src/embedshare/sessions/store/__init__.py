@@ -1,0 +1,1 @@
+"""Where the chunks of sessions are kept and searched."""

@@ -1,0 +1,1 @@
+"""Files of many kinds, as text in reading order."""
