@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-import pytest
 
 from embedshare.grpc.client import SessionClient
 from embedshare.settings import Settings
 from tests.e2e.test_operators import Operator
 from tests.processes import environment, free_port, wait_for
-
-pytest.importorskip("embedshare.text.documents.reading")
-pytest.importorskip("embedshare.sessions.store.base")
 
 
 def test_the_supervisor_starts_shows_and_restarts_the_session_server(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from embedshare.errors import EmbedshareError
 from embedshare.grpc.client import SessionClient
 from tests.processes import LONG, ModelServer
@@ -25,6 +27,7 @@ def replace_file(client: SessionClient, done: list[str]) -> None:
         done.append("stored")
 
 
+@pytest.mark.timeout(1800)
 def test_a_killed_upload_leaves_all_or_nothing(server: ModelServer, tmp_path: Path) -> None:
     chosen, outcomes = random.Random(11), {"old": 0, "new": 0}
     with session_server(server, tmp_path) as running:

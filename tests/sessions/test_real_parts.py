@@ -15,9 +15,6 @@ from embedshare.grpc.client import SessionClient
 from tests.processes import LONG, ModelServer
 from tests.session_server import REAL, session_server
 
-pytest.importorskip("embedshare.text.documents.reading")
-pytest.importorskip("embedshare.sessions.store.base")
-
 KILLS = 200 if LONG else 8
 MARKDOWN = b"# Cats\n\nThe cat sat on the mat.\n\n# Weather\n\nSnow falls in winter. Frost is cold.\n"
 PAGE = b"<html><body><h1>Ships</h1><p>A ship sails the sea, and its crew sings.</p></body></html>"
@@ -55,6 +52,7 @@ def upload(client: SessionClient, done: list[str]) -> None:
         done.append("stored")
 
 
+@pytest.mark.timeout(1800)
 def test_a_killed_upload_leaves_all_or_nothing_in_the_real_store(server: ModelServer, tmp_path: Path) -> None:
     chosen, outcomes = random.Random(5), {"old": 0, "new": 0}
     with session_server(server, tmp_path, REAL) as running:

@@ -5,7 +5,6 @@ They are imported at their first use: they bring libraries that a process withou
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -146,17 +145,18 @@ class Parts(NamedTuple):
 
 def imported() -> Parts:
     """The parts of this release. Raises ImportError if one of their packages is not installed."""
-    reading = importlib.import_module("embedshare.text.documents.reading")
-    chunks = importlib.import_module("embedshare.text.token_chunks")
-    store = importlib.import_module("embedshare.sessions.store.base")
+    from embedshare.sessions.store import base
+    from embedshare.text import token_chunks
+    from embedshare.text.documents import reading
+
     return Parts(
         kind_of=reading.kind_of,
         reader=lambda kind, limits: reading.Reader(kind, reading.ReadingLimits(*limits)),
-        chunker=chunks.TokenChunker,
-        frame=chunks.frame,
-        estimated_tokens=chunks.estimated_tokens,
-        point=store.Point,
-        point_id=store.point_id,
-        open_embedded=store.open_embedded,
-        open_remote=store.open_remote,
+        chunker=token_chunks.TokenChunker,
+        frame=token_chunks.frame,
+        estimated_tokens=token_chunks.estimated_tokens,
+        point=base.Point,
+        point_id=base.point_id,
+        open_embedded=base.open_embedded,
+        open_remote=base.open_remote,
     )
