@@ -12,8 +12,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedshare.database.api_keys import Keys
 from embedshare.database.database import Database
-from embedshare.errors import Forbidden, SessionServerUnavailable, Unauthenticated, UnknownSession
+from embedshare.errors import (
+    Forbidden,
+    RateLimited,
+    SessionServerUnavailable,
+    Unauthenticated,
+    UnknownSession,
+)
 from embedshare.grpc import fastembed_pb2 as pb
+from embedshare.grpc import faults
 from embedshare.grpc.client import SessionClient
 from embedshare.grpc.fastembed_pb2_grpc import FastEmbedServiceStub
 from tests.processes import ModelServer, wait_for
@@ -175,3 +182,20 @@ def test_without_a_model_server_nothing_can_be_created(server: ModelServer, tmp_
     assert off.process is not None
     assert off.process.wait(30) == 1
     assert "sessions embed by the model server alone" in off.said().decode().splitlines()[-1]
+
+
+def test_rates_hold_for_callers_and_not_for_workers(server: ModelServer, tmp_path: Path) -> None:
+    with session_server(server, tmp_path, EMBEDDING_RATE_LIMIT="3/hour") as running:
+        with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            stub, health = FastEmbedServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            for _ in range(3):
+                stub.ListSessions(pb.ListSessionsRequest())
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ListSessions(pb.ListSessionsRequest())
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            error = faults.error_of(caught.value)
+            assert isinstance(error, RateLimited)
+            assert error.fields["limit"] == "3/hour"
+            for _ in range(5):
+                assert health.Check(health_pb2.HealthCheckRequest()).status == 1
+                assert running.client().list_sessions() == []

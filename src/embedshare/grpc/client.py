@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 import grpc
 import numpy as np
 
+from embedshare import platforms
 from embedshare.errors import InvalidInput, TooLarge
 from embedshare.grpc import fastembed_pb2 as pb
 from embedshare.grpc import faults, messages, proof
@@ -34,17 +34,21 @@ class Channels:
     """A process's channels, by address."""
 
     def __init__(self) -> None:
+        self._begin()
+        platforms.after_fork_in_child(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[tuple[int, str], FastEmbedServiceStub] = {}
+        self._open: dict[str, FastEmbedServiceStub] = {}
 
     def stub(self, settings: Settings) -> FastEmbedServiceStub:
         """The methods of the session server of these settings, in this process."""
         address = _reached(settings)
         with self._lock:
-            found = self._open.get((os.getpid(), address))
+            found = self._open.get(address)
             if found is None:
                 channel = grpc.insecure_channel(address, options=_options(settings))
-                found = self._open[os.getpid(), address] = FastEmbedServiceStub(channel)  # type: ignore[no-untyped-call]
+                found = self._open[address] = FastEmbedServiceStub(channel)  # type: ignore[no-untyped-call]
             return found
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from embedshare.errors import EmbedshareError, Overloaded, SessionServerUnavailable, UnknownSession
+from embedshare.errors import EmbedshareError, Overloaded, UnknownSession
 from embedshare.sessions.ingest import Upload
 from embedshare.sessions.records import DocumentRecord
 
@@ -33,14 +33,11 @@ class Uploads:
         self._lock = threading.Lock()
         self._running: dict[str, dict[str, Upload]] = {}
         self._failed: OrderedDict[tuple[str, str], Failed] = OrderedDict()
-        self._closing: EmbedshareError | None = None
 
     def begin(self, upload: Upload) -> None:
-        """Take an upload in. Raises Overloaded if too many are under way, SessionServerUnavailable."""
+        """Take an upload in. Raises Overloaded if too many are under way."""
         record = upload.record
         with self._lock:
-            if self._closing is not None:
-                raise self._closing
             of_session = self._running.get(record.session, {})
             if any(one.record.document == record.document for one in of_session.values()):
                 raise Overloaded(
@@ -93,21 +90,12 @@ class Uploads:
     def end(self, session: str) -> None:
         """Have a session's uploads fail, and wait for their end. Raises Overloaded if one does not end."""
         reason = UnknownSession("the session was destroyed meanwhile")
-        self._end(self.of(session), reason)
-        with self._lock:
-            for key in [key for key in self._failed if key[0] == session]:
-                del self._failed[key]
-
-    def close(self) -> None:
-        """Have all uploads fail, and wait for their end. Raises Overloaded if one does not end."""
-        self._closing = SessionServerUnavailable("the session server is stopping; nothing was stored")
-        with self._lock:
-            running = [upload for of in self._running.values() for upload in of.values()]
-        self._end(running, self._closing)
-
-    def _end(self, uploads: list[Upload], reason: EmbedshareError) -> None:
+        uploads = self.of(session)
         for upload in uploads:
             upload.cancel(reason)
         for upload in uploads:
             if not upload.ended.wait(END_S):
                 raise Overloaded("an upload of the session does not end; retry", retry_after_s=END_S)
+        with self._lock:
+            for key in [key for key in self._failed if key[0] == session]:
+                del self._failed[key]
