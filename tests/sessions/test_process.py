@@ -185,17 +185,19 @@ def test_without_a_model_server_nothing_can_be_created(server: ModelServer, tmp_
 
 
 def test_rates_hold_for_callers_and_not_for_workers(server: ModelServer, tmp_path: Path) -> None:
-    with session_server(server, tmp_path, EMBEDDING_RATE_LIMIT="3/hour") as running:
-        with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
-            stub, health = FastEmbedServiceStub(channel), health_pb2_grpc.HealthStub(channel)
-            for _ in range(3):
-                stub.ListSessions(pb.ListSessionsRequest())
-            with pytest.raises(grpc.RpcError) as caught:
-                stub.ListSessions(pb.ListSessionsRequest())
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            error = faults.error_of(caught.value)
-            assert isinstance(error, RateLimited)
-            assert error.fields["limit"] == "3/hour"
-            for _ in range(5):
-                assert health.Check(health_pb2.HealthCheckRequest()).status == 1
-                assert running.client().list_sessions() == []
+    with (
+        session_server(server, tmp_path, EMBEDDING_RATE_LIMIT="3/hour") as running,
+        grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        stub, health = FastEmbedServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        for _ in range(3):
+            stub.ListSessions(pb.ListSessionsRequest())
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ListSessions(pb.ListSessionsRequest())
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = faults.error_of(caught.value)
+        assert isinstance(error, RateLimited)
+        assert error.fields["limit"] == "3/hour"
+        for _ in range(5):
+            assert health.Check(health_pb2.HealthCheckRequest()).status == 1
+            assert running.client().list_sessions() == []
