@@ -184,6 +184,15 @@ def test_without_a_model_server_nothing_can_be_created(server: ModelServer, tmp_
     assert "sessions embed by the model server alone" in off.said().decode().splitlines()[-1]
 
 
+def test_a_small_limit_of_messages_takes_files_of_any_size(server: ModelServer, tmp_path: Path) -> None:
+    with session_server(server, tmp_path, EMBEDDING_MAX_MESSAGE_BYTES="65536") as running:
+        client = running.client()
+        client.create_session("small")
+        text = b"\n".join(b"line number %d of a file" % number for number in range(10_000))
+        assert len(text) > 3 * 65536
+        assert client.process_file("small", "a.txt", "text/plain", iter([text]))["success"]
+
+
 def test_rates_hold_for_callers_and_not_for_workers(server: ModelServer, tmp_path: Path) -> None:
     with (
         session_server(server, tmp_path, EMBEDDING_RATE_LIMIT="3/hour") as running,

@@ -28,6 +28,8 @@ from embedshare.telemetry import request_ids
 _METHOD = f"/{pb.DESCRIPTOR.services_by_name['FastEmbedService'].full_name}/"
 #: The most bytes of a file in one message.
 MOST_CHUNK = 1 << 20
+#: Bytes of a message besides its chunk, at most.
+_AROUND_CHUNK = 1024
 
 
 class Channels:
@@ -136,7 +138,8 @@ class SessionClient:
         described = pb.FileMetadata(
             filename=filename, content_type=content_type or "", metadata=messages.as_text(metadata or {})
         )
-        source = _Upload(session_id, described, chunks)
+        most = min(MOST_CHUNK, self._settings.server.max_message_bytes - _AROUND_CHUNK)
+        source = _Upload(session_id, described, chunks, most)
         stored = self._call("ProcessFileStream", iter(source), timeout=timeout, failed=source.failed)
         return {
             "success": stored.success, "message": stored.message,
@@ -229,7 +232,11 @@ class SessionClient:
 class _Upload:
     """The messages of an upload, ending with their count, bytes and SHA-256."""
 
-    def __init__(self, session_id: str, described: pb.FileMetadata, chunks: Iterable[bytes]) -> None:
+    def __init__(
+        self, session_id: str, described: pb.FileMetadata, chunks: Iterable[bytes], most_bytes: int
+    ) -> None:
+        """`most_bytes`: of one message's chunk."""
+        self._most_bytes = most_bytes
         self._session_id = session_id
         self._described = described
         self._chunks = chunks
@@ -244,8 +251,8 @@ class _Upload:
         count, size, digest = 0, 0, hashlib.sha256()
         try:
             for chunk in self._chunks:
-                for start in range(0, len(chunk), MOST_CHUNK):
-                    piece = bytes(chunk[start : start + MOST_CHUNK])
+                for start in range(0, len(chunk), self._most_bytes):
+                    piece = bytes(chunk[start : start + self._most_bytes])
                     count, size = count + 1, size + len(piece)
                     digest.update(piece)
                     yield pb.ProcessFileStreamRequest(chunk=piece)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,6 +81,12 @@ class Entrance(grpc.aio.ServerInterceptor):
         method = details.method
         if handler is None or method.lstrip("/").startswith(OPEN):
             return cast("Handler", handler)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._around_stream(method, handler.stream_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
                 self._around(method, handler.stream_unary),
@@ -93,32 +100,44 @@ class Entrance(grpc.aio.ServerInterceptor):
         )
 
     def _around(self, method: str, answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        name = method.rpartition("/")[2]
+        async def answered(request: Any | AsyncIterator[Any], context: Context) -> Any:
+            async with self._counted(method, context):
+                return await answer(request, context)
 
-        async def counted(request: Any | AsyncIterator[Any], context: Context) -> Any:
-            began, status = time.monotonic(), "CANCELLED"
-            self._counts.begin()
-            try:
-                await self._enter(method, context)
-                answered = await answer(request, context)
-                status = "OK"
-                return answered
-            except EmbedshareError as error:
-                code = faults.status_of(error)
-                status = code.name
-                logger.debug("Refused {} ({}: {})", name, type(error).__name__, error.message)
-                await context.abort(code, error.message, faults.trailing(error))
-            except Exception as error:
-                if isinstance(error, grpc.aio.AbortError):
-                    raise
-                status = "INTERNAL"
-                logger.opt(exception=error).error("Failed to answer {}", name)
-                message = "the session server failed; its log says why"
-                await context.abort(grpc.StatusCode.INTERNAL, message)
-            finally:
-                self._counts.end(name, status, time.monotonic() - began)
+        return answered
 
-        return counted
+    def _around_stream(
+        self, method: str, answer: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def answered(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            async with self._counted(method, context):
+                async for one in answer(requests, context):
+                    yield one
+
+        return answered
+
+    @asynccontextmanager
+    async def _counted(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Around one call, whose errors become its status."""
+        name, began, status = method.rpartition("/")[2], time.monotonic(), "CANCELLED"
+        self._counts.begin()
+        try:
+            await self._enter(method, context)
+            yield
+            status = "OK"
+        except EmbedshareError as error:
+            code = faults.status_of(error)
+            status = code.name
+            logger.debug("Refused {} ({}: {})", name, type(error).__name__, error.message)
+            await context.abort(code, error.message, faults.trailing(error))
+        except Exception as error:
+            if isinstance(error, grpc.aio.AbortError):
+                raise
+            status = "INTERNAL"
+            logger.opt(exception=error).error("Failed to answer {}", name)
+            await context.abort(grpc.StatusCode.INTERNAL, "the session server failed; its log says why")
+        finally:
+            self._counts.end(name, status, time.monotonic() - began)
 
     async def _enter(self, method: str, context: Context) -> None:
         given = dict(context.invocation_metadata() or ())

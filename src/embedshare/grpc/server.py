@@ -10,14 +10,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from embedshare.errors import PortUnavailable
-from embedshare.grpc import fastembed_pb2 as pb
+from embedshare.grpc import fastembed_pb2, tei_pb2, tei_pb2_grpc
 from embedshare.grpc.fastembed_pb2_grpc import add_FastEmbedServiceServicer_to_server
 from embedshare.grpc.interceptors import Entrance
 from embedshare.grpc.servicer import SessionServicer
+from embedshare.grpc.tei_servicer import TeiServicer
 from embedshare.settings import Settings
 
-#: The service's full name.
-SERVICE = pb.DESCRIPTOR.services_by_name["FastEmbedService"].full_name
+#: The full names of the services.
+SERVICES = tuple(
+    service.full_name
+    for file in (fastembed_pb2.DESCRIPTOR, tei_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -25,7 +30,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class SessionServer:
     """Listens from `start` to `stop`, in one event loop."""
 
-    def __init__(self, servicer: SessionServicer, entrance: Entrance, settings: Settings) -> None:
+    def __init__(
+        self, servicer: SessionServicer, tei: TeiServicer, entrance: Entrance, settings: Settings
+    ) -> None:
         self._servicer = servicer
         self._entrance = entrance
         self._settings = settings.sessions
@@ -40,8 +47,11 @@ class SessionServer:
         )
         self._health = health.aio.HealthServicer()
         add_FastEmbedServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        tei_pb2_grpc.add_InfoServicer_to_server(tei, self._server)  # type: ignore[no-untyped-call]
+        tei_pb2_grpc.add_EmbedServicer_to_server(tei, self._server)  # type: ignore[no-untyped-call]
+        tei_pb2_grpc.add_TokenizeServicer_to_server(tei, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> None:
@@ -74,5 +84,5 @@ class SessionServer:
         return drained
 
     async def _tell(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
+        for name in ("", *SERVICES):
             await self._health.set(name, status)

@@ -10,8 +10,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import embedshare
-from embedshare.errors import EmbedshareError, Forbidden, InvalidInput, UploadIncomplete
-from embedshare.grpc import callers, interceptors, messages
+from embedshare.errors import EmbedshareError, InvalidInput, UploadIncomplete
+from embedshare.grpc import callers, interceptors, messages, model_access
 from embedshare.grpc import fastembed_pb2 as pb
 from embedshare.grpc.fastembed_pb2_grpc import FastEmbedServiceServicer
 from embedshare.grpc.interceptors import CallCounts
@@ -54,7 +54,7 @@ class SessionServicer(FastEmbedServiceServicer):
         wanted, caller = messages.wanted(request), callers.current()
 
         def create() -> Session:
-            self._check_model(caller, wanted.model)
+            model_access.check(self._service.models, caller, wanted.model)
             return self._service.sessions.create(caller.owner, wanted)
 
         made = await self._call(create)
@@ -213,18 +213,6 @@ class SessionServicer(FastEmbedServiceServicer):
         aborting.add_done_callback(self._aborting.discard)
         return asyncio.shield(aborting)
 
-    def _check_model(self, caller: callers.Caller, model: str) -> None:
-        """Raise Forbidden if the caller's key may not use the model."""
-        allowed = caller.principal.models if caller.principal is not None else None
-        if allowed is None:
-            return
-        entries = self._service.models.entries()
-        if _id_of(entries, model) not in {_id_of(entries, name) for name in allowed if name} - {None}:
-            what = f"the model {model[:100]!r}" if model else "the default model"
-            raise Forbidden(
-                f"the API key may not use {what}; it may use: {', '.join(allowed)}", models=list(allowed)
-            )
-
     def _stored(self, record: DocumentRecord) -> pb.ProcessFileStreamResponse:
         return pb.ProcessFileStreamResponse(
             success=True, message="stored", chunks_processed=record.chunks, embeddings_created=record.chunks,
@@ -240,13 +228,6 @@ class SessionServicer(FastEmbedServiceServicer):
         """`do` in a thread, with the request's id."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(threads, context.run, do, *given)
-
-
-def _id_of(entries: list[dict[str, Any]], name: str) -> str | None:
-    for entry in entries:
-        if name in (entry["id"], *entry["aliases"]) or (not name and entry["default"]):
-            return str(entry["id"])
-    return None
 
 
 async def _next(requests: AsyncIterator[pb.ProcessFileStreamRequest]) -> pb.ProcessFileStreamRequest | None:

@@ -17,6 +17,7 @@ from embedshare.grpc.callers import Door
 from embedshare.grpc.interceptors import CallCounts, Entrance
 from embedshare.grpc.server import SessionServer
 from embedshare.grpc.servicer import Service, SessionServicer
+from embedshare.grpc.tei_servicer import TeiServicer
 from embedshare.ipc import authkey
 from embedshare.sessions.collections import Collections
 from embedshare.sessions.embedding import Models
@@ -53,7 +54,8 @@ async def serve(settings: Settings, parts: Parts, place: SessionPlace, stop: thr
     await asyncio.to_thread(library.recover)
     counts = CallCounts()
     servicer = SessionServicer(Service(sessions, library, models, counts, settings.server.max_message_bytes))
-    server = SessionServer(servicer, Entrance(door, counts), settings)
+    tei = TeiServicer(models, settings)
+    server = SessionServer(servicer, tei, Entrance(door, counts), settings)
     await server.start()
     sweeping = threading.Thread(target=library.follow, args=(stop,), name="sweep", daemon=True)
     sweeping.start()
@@ -66,6 +68,7 @@ async def serve(settings: Settings, parts: Parts, place: SessionPlace, stop: thr
     models.close()
     threads.shutdown(wait=False, cancel_futures=True)
     servicer.close()
+    tei.close()
     await asyncio.to_thread(_save, sessions, sweeping)
     logger.info("stopped" if drained else "stopped; some calls were not finished in time")
 

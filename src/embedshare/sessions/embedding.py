@@ -128,6 +128,14 @@ class Models:
         request = EmbedRequest([text], prompt_name=QUERY, task="query")
         return self._checked(name, identity, request, min(limit, time.monotonic() + self._timeout_s))
 
+    def embed(self, name: str, request: EmbedRequest, limit: float) -> EmbedResult:
+        """What a caller asks of a model, by the moment `limit` of `time.monotonic()`."""
+        return self._embedder(name).embed(request, min(limit, time.monotonic() + self._timeout_s))
+
+    def all_tokens(self, name: str, request: EmbedRequest, special_tokens: bool) -> list[list[Token]]:
+        """The tokens of each text with its prompt. Raises NotServed for a model that does not tell them."""
+        return self._embedder(name).tokens(request, special_tokens=special_tokens)
+
     def close(self) -> None:
         """End the connections; waiting calls raise ClientClosed."""
         with self._lock:
