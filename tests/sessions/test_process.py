@@ -190,7 +190,9 @@ def test_a_small_limit_of_messages_takes_files_of_any_size(server: ModelServer, 
         client.create_session("small")
         text = b"\n".join(b"line number %d of a file" % number for number in range(10_000))
         assert len(text) > 3 * 65536
-        assert client.process_file("small", "a.txt", "text/plain", iter([text]))["success"]
+        stored = client.process_file("small", "a.txt", "text/plain", iter([text]))
+        assert stored["points_stored"] == client.get_session("small")["chunks"] > 1000
+        assert stored["chunk_ids"] == []  # they would be larger than a message
 
 
 def test_rates_hold_for_callers_and_not_for_workers(server: ModelServer, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 CALLS = 16
 #: Seconds between two messages of an upload, at most: a caller that stalls does not keep its place.
 STALL_S = 60.0
+#: Bytes of a chunk in an answer that lists the chunks.
+ID_BYTES = 40
 
 
 class Service(NamedTuple):
@@ -214,9 +216,11 @@ class SessionServicer(FastEmbedServiceServicer):
         return asyncio.shield(aborting)
 
     def _stored(self, record: DocumentRecord) -> pb.ProcessFileStreamResponse:
+        """The answer to an upload. Without `chunk_ids` where they would exceed the limit of a message."""
+        fits = record.chunks * ID_BYTES <= self._service.most_bytes - 1024
         return pb.ProcessFileStreamResponse(
             success=True, message="stored", chunks_processed=record.chunks, embeddings_created=record.chunks,
-            points_stored=record.chunks, chunk_ids=self._service.library.chunk_ids(record),
+            points_stored=record.chunks, chunk_ids=self._service.library.chunk_ids(record) if fits else [],
             document_id=record.document,
         )  # fmt: skip
 
