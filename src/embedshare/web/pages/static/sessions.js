@@ -64,13 +64,23 @@ async function send(session, file) {
   await ask(pathOf(session, "files"), { method: "POST", body: form });
 }
 
+/** Tokens of a chunk, of a model that reads as many. */
+const DEFAULT_CHUNK = 512;
+
 async function showModels() {
   const { models } = await ask("models");
   at("model").replaceChildren(...models.map((model) => {
     const option = new Option(model.dimension ? `${model.name}, ${model.dimension} dimensions` : model.name, model.name);
     option.selected = model.default;
+    option.dataset.chunk = Math.min(DEFAULT_CHUNK, model.max_tokens || DEFAULT_CHUNK);
     return option;
   }));
+  showChunk();
+}
+
+/** The chunk size without a choice: that of the chosen model. */
+function showChunk() {
+  at("chunk-size").placeholder = at("model").selectedOptions[0]?.dataset.chunk ?? DEFAULT_CHUNK;
 }
 
 async function showList() {
@@ -218,6 +228,7 @@ function count(number, what) {
   return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 }
 
+at("model").addEventListener("change", showChunk);
 at("create").addEventListener("submit", async (event) => {
   event.preventDefault();
   const json = { model: at("model").value || null };
