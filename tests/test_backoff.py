@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedshare.backoff import Backoff, retry
+from embedshare.backoff import Backoff, retry, told_s
 
 seconds = st.floats(0.001, 1e4)
 
@@ -94,3 +94,7 @@ def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
     with pytest.raises(ValueError, match="stays"):
         work.retried(200.0, lambda error: isinstance(error, OSError))
     assert work.now == 101.0
+
+
+def test_a_pause_that_is_told_is_never_shorter() -> None:
+    assert [told_s(seconds) for seconds in (0.9994, 0.9991, 1.0, 0.0)] == [1.0, 1.0, 1.0, 0.0]

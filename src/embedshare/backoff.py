@@ -7,6 +7,7 @@ keep private. It costs a worker 0.3 MB and 12 ms, and logs each try as a warning
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,11 @@ class Backoff:
     def pauses_s(self) -> Iterator[float]:
         """The pauses after the first failure in a row, the second, and so on without end."""
         return map(self.pause_s, itertools.count(1))
+
+
+def told_s(seconds: float) -> float:
+    """A pause in milliseconds' precision, rounded up: a caller that waits for it does not come too early."""
+    return math.ceil(seconds * 1000) / 1000
 
 
 def retry(

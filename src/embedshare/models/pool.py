@@ -21,7 +21,7 @@ import msgspec
 from loguru import logger
 
 from embedshare import threads
-from embedshare.backoff import Backoff
+from embedshare.backoff import Backoff, told_s
 from embedshare.calls import UNBOUNDED, CallContext
 from embedshare.engine import loading, weights
 from embedshare.errors import (
@@ -375,7 +375,7 @@ class ModelPool:
         left_s = slot.retry_at - time.monotonic()
         if slot.failure is not None and left_s > 0:
             failure = copy(slot.failure)
-            failure.fields = {**failure.fields, "retry_after_s": round(left_s, 3)}
+            failure.fields = {**failure.fields, "retry_after_s": told_s(left_s)}
             raise failure
         slot.loading, slot.loading_since = futures.Future(), time.monotonic()
         work = partial(self._fulfil, slot, slot.loading)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timezone
 
+from embedshare.backoff import told_s
 from embedshare.errors import Overloaded
 from embedshare.models.spec import RemoteSpec
 from embedshare.providers.spending import Spending
@@ -112,7 +113,7 @@ class Allowance:
             now if self._tokens is None else self._tokens.moment(tokens, now),
         )
         if moment - now > patience_s:
-            wait_s = round(moment - now, 3)
+            wait_s = told_s(moment - now)
             raise Overloaded(
                 f"{self._name} has used what its provider allows in a minute; retry in {wait_s:g} s",
                 retry_after_s=wait_s,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from loguru import logger
 
-from embedshare.backoff import Backoff
+from embedshare.backoff import Backoff, told_s
 from embedshare.breaker import Attempt, Breaker, Limits
 from embedshare.errors import (
     DeadlineExceeded,
@@ -134,7 +134,7 @@ class Guarded:
         if not tries_again or pause_s >= limit.left_s or open_s >= limit.left_s:
             error = failure.error
             if open_s:
-                error.fields["retry_after_s"] = round(open_s, 3)
+                error.fields["retry_after_s"] = told_s(open_s)
             raise error from None
         await asyncio.sleep(pause_s)
 
@@ -163,7 +163,7 @@ class Guarded:
 
 def unavailable(name: str, error: EmbedshareError | None, retry_after_s: float) -> EmbedshareError:
     """The error of a provider that is not asked now: its last refusal, else that it failed."""
-    fields = {"retry_after_s": max(0.1, round(retry_after_s, 3))}
+    fields = {"retry_after_s": max(0.1, told_s(retry_after_s))}
     if isinstance(error, ProviderRefused | Overloaded):
         told = copy(error)
         told.fields = {**error.fields, **fields}
