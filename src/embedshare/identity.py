@@ -72,7 +72,7 @@ def identity_of(folder: Path) -> str:
 
 
 def declared_identity(space: str | None, provider: str, model_name: str, dimension: int) -> str:
-    """The identity of a remote model, whose weights nobody here can read: 64 hexadecimal digits.
+    """The identity of a remote model, whose weights cannot be read here: 64 hexadecimal digits.
 
     It is that of its vector space, if one is declared, else that of the provider's model.
     """

@@ -360,6 +360,19 @@ def test_keys_come_from_the_environment_or_a_file_and_go_to_their_own_address_al
         embed(remote)
 
 
+@pytest.mark.parametrize("provider", ["ollama", "tei"])
+def test_keys_go_to_every_kind_of_service(
+    load: Load, service: Service, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "of-the-proxy")
+    embed(load(provider, api_key_env="THE_KEY"))
+    assert service.asked[-1][2] == "Bearer of-the-proxy"
+    embed(load(provider))
+    assert service.asked[-1][2] is None
+    with pytest.raises(ProviderRefused, match="set MISSING_KEY"):
+        load(provider, api_key_env="MISSING_KEY")
+
+
 def test_requests_a_minute_are_kept_to_by_waiting_then_overloaded(load: Load, service: Service) -> None:
     remote = load("openai", requests_per_minute=4)  # one of which loading has used
     for _ in range(3):

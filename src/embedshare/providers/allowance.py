@@ -31,18 +31,18 @@ class Rate:
     """At most `limit` in any 60 seconds, in the order of the requests. Not thread-safe."""
 
     def __init__(self, limit: float) -> None:
-        self._limit = limit
+        self.limit = limit
         self._uses: deque[Use] = deque()
 
     def moment(self, amount: float, now: float) -> float:
         """The first moment at which `amount` more is allowed; more than the limit counts as the limit."""
-        amount = min(amount, self._limit)
+        amount = min(amount, self.limit)
         moment = max(now, self._uses[-1].moment) if self._uses else now
         while self._uses and self._uses[0].moment <= now - WINDOW_S:
             self._uses.popleft()
         used = sum(use.amount for use in self._uses if use.moment > moment - WINDOW_S)
         for use in self._uses:
-            if used + amount <= self._limit:
+            if used + amount <= self.limit:
                 break
             if use.moment > moment - WINDOW_S:
                 used -= use.amount
@@ -98,7 +98,7 @@ class Allowance:
     @property
     def most_tokens(self) -> float:
         """The most tokens that one request may have."""
-        return math.inf if self._tokens is None else self._tokens._limit
+        return math.inf if self._tokens is None else self._tokens.limit
 
     def reserve(self, tokens: float, patience_s: float) -> Reserved:
         """Leave for one request of about `tokens` tokens, which may be sent at its `moment`.
@@ -120,7 +120,7 @@ class Allowance:
             )
         uses = (
             None if self._requests is None else self._requests.take(1, moment),
-            None if self._tokens is None else self._tokens.take(min(tokens, self._tokens._limit), moment),
+            None if self._tokens is None else self._tokens.take(min(tokens, self._tokens.limit), moment),
         )
         self._reserved_cost += cost
         return Reserved(self, uses, moment, cost)

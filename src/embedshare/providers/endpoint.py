@@ -6,6 +6,7 @@ import abc
 import email.utils
 import enum
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timezone
@@ -80,6 +81,7 @@ class Endpoint(abc.ABC):
         self.provider = spec.provider
         self.remote = spec.remote or RemoteSpec()
         self.max_tokens = self.remote.max_tokens or self.max_tokens
+        self.key_variable = self.remote.api_key_env
 
     async def open(self) -> None:  # noqa: B027 - most services tell nothing
         """Learn the service's limits. Raises RequestFailed."""
@@ -134,6 +136,39 @@ class Endpoint(abc.ABC):
         if not np.isfinite(found).all():
             raise self.invalid("values that are not finite")
         return found
+
+    def authorize(self, request: Any) -> Any:
+        """An httpx request with the key, if there is one. Raises RequestFailed."""
+        key = self.key()
+        if key is not None:
+            request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    def key(self) -> str | None:
+        """The key; None for a service that needs none. Raises RequestFailed if it is missing."""
+        if self.remote.api_key_file is not None:
+            return self._key_of_file(self.remote.api_key_file)
+        if self.key_variable is None:
+            return None
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key:
+            raise self._lacks_key(f"set {self.key_variable} in the model server's environment")
+        return key
+
+    def _key_of_file(self, path: str) -> str:
+        try:
+            with open(path, encoding="utf-8") as file:
+                key = file.read(4096).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._lacks_key(f"{path} cannot be read: {error}") from None
+        if not key.isprintable() or not key.isascii() or not key:
+            raise self._lacks_key(f"{path} holds no key of printable ASCII characters")
+        return key
+
+    def _lacks_key(self, what: str) -> RequestFailed:
+        return RequestFailed(
+            Kind.REFUSED, ProviderRefused(f"{self.model} has no API key; {what}", status=401)
+        )
 
     def trusts_environment(self, address: str) -> bool:
         """Whether a proxy of the environment applies: it is for the internet, not for this machine."""

@@ -21,7 +21,9 @@ class OllamaEndpoint(Endpoint):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         url = self.remote.base_url or _OWN_URL
-        self._client = ollama.AsyncClient(host=url, trust_env=self.trusts_environment(url), timeout=None)
+        self._client = ollama.AsyncClient(
+            host=url, trust_env=self.trusts_environment(url), timeout=None, auth=self.authorize
+        )
 
     async def open(self) -> None:
         """Find the model among those that were pulled. Raises RequestFailed."""
@@ -50,6 +52,9 @@ class OllamaEndpoint(Endpoint):
             raise failed from None
         return Answer(self.checked(found.embeddings, len(inputs)), found.prompt_eval_count)
 
+    async def close(self) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]
+
     def _lacks_model(self, names: list[str]) -> RequestFailed:
         has = f"it has {', '.join(names)}" if names else "it has no model yet"
         message = f"ollama has no model {self.model!r}; pull it: ollama pull {self.model} ({has})"
@@ -57,6 +62,8 @@ class OllamaEndpoint(Endpoint):
 
     def _meaning(self, error: Exception) -> RequestFailed:
         """What an error means: the package has classes for a refused connection and a status alone."""
+        if isinstance(error, RequestFailed):
+            return error
         if isinstance(error, ollama.ResponseError):
             failed = self.failed(error.status_code, str(error.error), {})
             is_length = "context length" in str(error.error)  # a 500 in some releases

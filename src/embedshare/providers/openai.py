@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from typing import Any
 
 import numpy as np
 import openai
 
 from embedshare.calls import Inputs
-from embedshare.errors import ProviderRefused
 from embedshare.models.spec import ModelSpec
-from embedshare.providers.endpoint import Answer, Endpoint, Kind, RequestFailed
+from embedshare.providers.endpoint import Answer, Endpoint
 
 _OWN_URL = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
@@ -31,8 +29,8 @@ class OpenAIEndpoint(Endpoint):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         url = self.remote.base_url or _OWN_URL
-        # The key of the environment is OpenAI's: another address gets only the key that is named for it.
-        self._variable = self.remote.api_key_env or (_KEY if self.remote.base_url is None else None)
+        if self.remote.base_url is None:  # another address gets only the key that is named for it
+            self.key_variable = self.key_variable or _KEY
         self._client = openai.AsyncOpenAI(
             api_key="named for each request", base_url=url, organization=self.remote.organization or "",
             project="", max_retries=0, timeout=None,
@@ -59,37 +57,12 @@ class OpenAIEndpoint(Endpoint):
         await self._client.close()
 
     def _headers(self) -> dict[str, Any]:
-        key = self._key()
-        headers: dict[str, Any] = {"Authorization": openai.Omit() if key is None else f"Bearer {key}"}
-        for name, value in (("OpenAI-Organization", self.remote.organization), ("OpenAI-Project", None)):
-            headers[name] = value or openai.Omit()  # else the package takes that of the environment
-        return headers
-
-    def _key(self) -> str | None:
-        """The key; None for a service that needs none. Raises RequestFailed if it is missing."""
-        if self.remote.api_key_file is not None:
-            return self._key_of_file(self.remote.api_key_file)
-        if self._variable is None:
-            return None
-        key = os.environ.get(self._variable, "").strip()
-        if not key:
-            raise self._lacks_key(f"set {self._variable} in the model server's environment")
-        return key
-
-    def _key_of_file(self, path: str) -> str:
-        try:
-            with open(path, encoding="utf-8") as file:
-                key = file.read(4096).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise self._lacks_key(f"{path} cannot be read: {error}") from None
-        if not key.isprintable() or not key.isascii() or not key:
-            raise self._lacks_key(f"{path} holds no key of printable ASCII characters")
-        return key
-
-    def _lacks_key(self, what: str) -> RequestFailed:
-        return RequestFailed(
-            Kind.REFUSED, ProviderRefused(f"{self.model} has no API key; {what}", status=401)
-        )
+        key = self.key()
+        return {  # what is left out here the package would take from the environment
+            "Authorization": openai.Omit() if key is None else f"Bearer {key}",
+            "OpenAI-Organization": self.remote.organization or openai.Omit(),
+            "OpenAI-Project": openai.Omit(),
+        }
 
     def _answer(self, answer: Any, count: int) -> Answer:
         """The vectors in the order of their `index`, by which the API does not promise to send them."""

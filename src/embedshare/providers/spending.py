@@ -1,4 +1,4 @@
-"""The money that remote models cost this month, kept in a file, so that a restart does not begin anew."""
+"""The money that remote models cost this month, kept in a file, which a restart does not reset."""
 
 from __future__ import annotations
 

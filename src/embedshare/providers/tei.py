@@ -25,7 +25,10 @@ class TeiEndpoint(Endpoint):
         super().__init__(spec)
         url = self.remote.base_url or _OWN_URL
         self._client = httpx.AsyncClient(
-            base_url=url, timeout=self.remote.timeout_s, trust_env=self.trusts_environment(url)
+            base_url=url,
+            timeout=self.remote.timeout_s,
+            trust_env=self.trusts_environment(url),
+            auth=self.authorize,
         )
 
     async def open(self) -> None:

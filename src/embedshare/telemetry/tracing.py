@@ -26,7 +26,7 @@ REQUEST_MODEL, RESPONSE_MODEL = "gen_ai.request.model", "gen_ai.response.model"
 TOKENS, ERROR = "gen_ai.usage.input_tokens", "error.type"
 TEXTS, PROVIDER, SOURCE = "embedshare.texts", "embedshare.provider", "embedshare.source"
 CACHE_LEVEL, CACHE_HITS = "embedshare.cache.level", "embedshare.cache.hits"
-REQUEST_ID, WIRE_BYTES = "embedshare.request_id", "embedshare.wire.request_bytes"
+REQUEST_ID = "embedshare.request_id"
 #: Seconds that an ending program waits for its last spans to be sent, at most.
 FLUSH_S = 2.0
 

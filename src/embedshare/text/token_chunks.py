@@ -215,7 +215,7 @@ class _Places:
         return self._places[bisect_right(self._starts, position) - 1]
 
     def forget(self, before: int) -> None:
-        """Let go of what is over before that position."""
+        """Drop what is over before that position."""
         del self.headings[: bisect_left(self.headings, before)]
         over = bisect_right(self._starts, before) - 1
         if over > 0:
@@ -359,7 +359,7 @@ class _Window:
         return sentence if sentence < stop else self._between(range(earliest, stop)) or stop
 
     def trim(self) -> int:
-        """Let go of tokens and text that no further chunk has. The position at which the rest begins."""
+        """Drop tokens and text that no further chunk has. The position at which the rest begins."""
         if self.first:
             start = self._starts[self.first]
             self._text, self._text_start = self.text_of(start, self._end), start
@@ -369,7 +369,7 @@ class _Window:
         return self._text_start
 
     def clear(self) -> None:
-        """Let go of all tokens and text."""
+        """Drop all tokens and text."""
         self._text_start, self._text = self._end, ""
         self.ids, self._starts, self._stops = [], [], []
         self.first = self._new = 0

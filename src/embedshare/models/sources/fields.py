@@ -140,7 +140,6 @@ REMOTE: Mapping[str, Callable[[str], Any]] = {
     "base_url": _base_url,
     "api_key_env": _variable,
     "api_key_file": _file,
-    "organization": _name,
     "request_dimensions": _dimensions,
     "max_tokens": _whole(1, 1 << 24),
     "prompts": _prompt,
@@ -151,6 +150,7 @@ REMOTE: Mapping[str, Callable[[str], Any]] = {
     "price_per_million_tokens": _number(0, 1_000_000, "a price"),
     "budget_per_month": _number(0, 1_000_000_000, "an amount"),
 }
+_SERVICE = frozenset((*REMOTE, "organization"))
 #: Fields whose value is a list, or names with a value each.
 LISTS, MAPPINGS = ("aliases", "failover"), ("prompts",)
 _COMMON = ("id", "name", "aliases", "dimensions", "preload", "keep_alive_s", "cache")
@@ -158,7 +158,7 @@ _OF_REMOTE = {**{field: FIELDS[field] for field in _COMMON}, "model": _name, **S
 #: Providers of models, and the fields of their models in the file.
 OF_PROVIDER: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
     "local": {**FIELDS, **SHARED},
-    "openai": _OF_REMOTE,
+    "openai": {**_OF_REMOTE, "organization": _name},
     "ollama": _OF_REMOTE,
     "tei": _OF_REMOTE,
 }
@@ -171,7 +171,7 @@ def spec_of(provider: Literal["local", "openai", "ollama", "tei"], values: Mappi
     """
     if provider == "local":
         return ModelSpec(**{"name": values["id"], **values})
-    remote = RemoteSpec(**{field: value for field, value in values.items() if field in REMOTE})
-    rest = {field: value for field, value in values.items() if field not in REMOTE}
+    remote = RemoteSpec(**{field: value for field, value in values.items() if field in _SERVICE})
+    rest = {field: value for field, value in values.items() if field not in _SERVICE}
     title, name = rest.pop("name", None), rest.pop("model", rest["id"])
     return ModelSpec(**rest, name=name, title=title, provider=provider, remote=remote)
