@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard
+from typing import Literal, NamedTuple, Protocol, TypeGuard
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ Inputs = list[str] | list[list[int]]
 #: A token: its id, its text, whether the tokenizer added it, and the positions of its first character and
 #: after its last one; None for an added token.
 Token = tuple[int, str, bool, int | None, int | None]
+#: What a model makes of a text: one vector, weights of a vocabulary's tokens, or a vector for each token.
+Output = Literal["dense", "sparse", "multi-vector"]
 
 
 class Timings(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -88,6 +90,131 @@ class EmbedResult(NamedTuple):
         return sum(self.token_counts)
 
 
+class OutputsRequest(msgspec.Struct, frozen=True):
+    """Texts to encode, and which outputs of the model to give for each, all from one pass."""
+
+    inputs: list[str]
+    outputs: tuple[Output, ...]
+    """Without repetition."""
+
+    prompt: str | None = None
+    prompt_name: str | tuple[str, ...] | None = None
+    own_prompts: Prompts | None = None
+    """The prompt: as of EmbedRequest."""
+
+    task: str | None = None
+    """The purpose of the texts; multi-vector models encode "query" and "document" differently."""
+
+    normalize: bool = False
+    """Whether dense vectors, and those of tokens, get the length 1."""
+
+    dimensions: int | None = None
+    """Values kept of each dense vector; None: all that the model serves."""
+
+    max_active_dims: int | None = None
+    """The most weights kept of each text, the largest ones; None: the model's own number, or all."""
+
+    truncate: bool = True
+
+
+class SparseRows(NamedTuple):
+    """Weights of tokens for n texts, in the form of SciPy's CSR arrays."""
+
+    offsets: np.ndarray
+    """Int64 (n + 1,): text i has the items offsets[i] to offsets[i + 1]."""
+
+    indices: np.ndarray
+    """Int32: ids of tokens, ascending within a text."""
+
+    values: np.ndarray
+    """Float32: their weights, none of them 0."""
+
+    width: int
+    """The number of the vocabulary's tokens."""
+
+
+class TokenRows(NamedTuple):
+    """Vectors of tokens for n texts, one text's after the other's."""
+
+    offsets: np.ndarray
+    """Int64 (n + 1,): text i has the rows offsets[i] to offsets[i + 1]."""
+
+    rows: np.ndarray
+    """Float32 (tokens, dimension)."""
+
+
+class OutputsResult(NamedTuple):
+    """The outputs that were asked for; the others are None."""
+
+    dense: np.ndarray | None
+    """Float32 (n, dimension)."""
+
+    sparse: SparseRows | None
+    multi_vector: TokenRows | None
+    token_counts: list[int]
+    timings: Timings
+    description: ModelDescription
+
+    @property
+    def identity(self) -> str:
+        """The model's identity."""
+        return self.description.identity
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that the model read for all of them."""
+        return sum(self.token_counts)
+
+
+class ScoreRequest(msgspec.Struct, frozen=True):
+    """Texts to score, alone or each for a query."""
+
+    queries: list[str]
+    """One for all documents, or one for each, or none: the documents are then classified alone."""
+
+    documents: list[str]
+    prompt: str | None = None
+    prompt_name: str | tuple[str, ...] | None = None
+    own_prompts: Prompts | None = None
+    """The prompt: as of EmbedRequest."""
+
+    truncate: bool = True
+
+
+class ScoreResult(NamedTuple):
+    """Scores before an activation function (logits), or similarities of a multi-vector model."""
+
+    rows: np.ndarray
+    """Float32 (documents, labels); (documents, 1) of a multi-vector model."""
+
+    token_counts: list[int]
+    """The number of tokens that the model read for each document, its query included."""
+
+    timings: Timings
+    description: ModelDescription
+
+    @property
+    def identity(self) -> str:
+        """The model's identity."""
+        return self.description.identity
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that the model read for all of them."""
+        return sum(self.token_counts)
+
+
+class Prompted(Protocol):
+    """A request whose texts may have a prompt before them."""
+
+    @property
+    def prompt(self) -> str | None: ...
+    @property
+    def prompt_name(self) -> str | tuple[str, ...] | None: ...
+    @property
+    def own_prompts(self) -> Prompts | None: ...
+
+
 def _never() -> bool:
     return False
 
@@ -122,7 +249,7 @@ def are_tokens(inputs: Inputs) -> TypeGuard[list[list[int]]]:
     return bool(inputs) and not isinstance(inputs[0], str)
 
 
-def prompt_of(request: EmbedRequest, model: ModelDescription) -> str:
+def prompt_of(request: Prompted, model: ModelDescription) -> str:
     """The text before each of the request's texts where `model` answers. Raises InvalidInput for an unknown
     name."""
     if request.prompt is not None:

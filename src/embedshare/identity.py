@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,12 @@ _VOLATILE_KEYS = {
 }  # fmt: skip
 
 
-class ModelDescription(msgspec.Struct, frozen=True):
+#: The four kinds of models, as sentence-transformers has them: SentenceTransformer, CrossEncoder,
+#: SparseEncoder and MultiVectorEncoder.
+Family = Literal["embedding", "cross-encoder", "sparse", "multi-vector"]
+
+
+class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
     """A client's knowledge of the model that answers it."""
 
     identity: str
@@ -40,6 +45,38 @@ class ModelDescription(msgspec.Struct, frozen=True):
     device: str
     dtype: str
     runtime: str
+    family: Family = "embedding"
+    outputs: tuple[str, ...] = ("dense",)
+    """What it makes of a text: "dense", "sparse", "multi-vector", or "scores" (see calls.Output)."""
+
+    modalities: tuple[str, ...] = ("text",)
+    """What it reads: "text", "image"."""
+
+    labels: tuple[str, ...] = ()
+    """Names of a cross-encoder's scores, in their order; one of a reranker."""
+
+    activation: str | None = None
+    """The function that a cross-encoder's scores go through by default (see activations.py)."""
+
+    vocabulary: int | None = None
+    """The number of tokens that sparse weights are for."""
+
+    token_dimension: int | None = None
+    """Values of each vector of a multi-vector output."""
+
+    max_active_dims: int | None = None
+    """The most weights that it gives a text; None: as many as there are."""
+
+    @property
+    def can(self) -> str:
+        """What the model can do, for an error's message."""
+        done = {
+            "dense": "embeddings",
+            "sparse": "sparse embeddings",
+            "multi-vector": "multi-vector embeddings, and scores by them",
+            "scores": "scores of pairs" if len(self.labels) < 2 else "classification",
+        }
+        return ", ".join(done.get(output, output) for output in self.outputs)
 
 
 def names_of(model_name: str) -> tuple[str, str]:

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token
+from embedshare.calls import (
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    Token,
+)
+from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
 from embedshare.telemetry.calls import Source
 from embedshare.vectors.client.snapshot import IndexSnapshot
@@ -80,6 +90,23 @@ class Provider(abc.ABC):
         """Every token of each text with its prompt, without truncation; special ones as `special_tokens`
         says."""
 
+    def score(self, request: ScoreRequest, context: CallContext) -> ScoreResult:
+        """Scores of texts; raises NotServed if the model has none."""
+        raise not_served(self.describe(context), "scores")
+
+    def outputs(self, request: OutputsRequest, context: CallContext) -> OutputsResult:
+        """Several outputs of one pass; raises NotServed for one that the model does not have."""
+        raise not_served(self.describe(context), " and ".join(request.outputs))
+
+    def embed_images(
+        self, images: Sequence[bytes], request: EmbedRequest, context: CallContext
+    ) -> EmbedResult:
+        """Vectors of images, each the content of an image file; `request` has no inputs, and says how.
+
+        Raises NotServed if the model reads no images, InvalidImage, TooLarge.
+        """
+        raise not_served(self.describe(context), "embeddings of images")
+
     @abc.abstractmethod
     def describe(self, context: CallContext) -> ModelDescription:
         """The model as it is now."""
@@ -87,6 +114,11 @@ class Provider(abc.ABC):
     @abc.abstractmethod
     def ask(self, what: str, context: CallContext) -> Any:
         """The answer to a query: `active_operations`, `health`, `models` or `stats`."""
+
+
+def not_served(model: ModelDescription, wanted: str) -> NotServed:
+    """The error for a call that the model has no answer to."""
+    return NotServed(f"{model.model_name} does not give {wanted}; it gives {model.can}")
 
 
 class LoadedProvider(Provider):
