@@ -62,7 +62,10 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         segments: torch.Tensor,
         places: torch.Tensor,
     ) -> torch.Tensor:
-        hidden = self.mask(self.transformer, input_ids, position_ids, segments)
+        return self.pooled(self.mask(self.transformer, input_ids, position_ids, segments), input_ids, places)
+
+    def pooled(self, hidden: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The vectors of the texts whose hidden states (rows, width, size) these are."""
         found = places.clamp(min=0)
         tokens = hidden.reshape(-1, hidden.shape[-1])[found]
         # Pooling adds up many values: it stays in float32 in every precision of the transformer.

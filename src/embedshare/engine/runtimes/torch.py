@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
 from embedshare.engine.runtimes import precision
-from embedshare.engine.runtimes.embedder import Embedder
+from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import OutOfMemory, UnsupportedModel
 
@@ -70,6 +71,13 @@ def as_out_of_memory(error: BaseException, device: str, count: int) -> OutOfMemo
     return None
 
 
+def outputs_of(module: torch.nn.Module, arrays: Iterable[np.ndarray], device: Any) -> list[np.ndarray]:
+    """What a module over packed rows gives for these inputs."""
+    with torch.inference_mode():
+        found = module(*(torch.from_numpy(array).to(device) for array in arrays))
+    return [one.float().cpu().numpy() for one in (found if isinstance(found, tuple) else (found,))]
+
+
 class TorchRuntime:
     """Runs the embedder in PyTorch, one batch of a lane at a time: a batch uses all cores."""
 
@@ -79,11 +87,14 @@ class TorchRuntime:
     interactive_budget = 512
     bulk_budget = 2048
 
-    def __init__(self, embedder: Embedder, device: str, layout: Layout, dtype: str) -> None:
+    def __init__(
+        self, embedder: torch.nn.Module, device: str, layout: Layout, dtype: str, head: Head | None = None
+    ) -> None:
         self.device = device
         self.dtype = dtype
         self._embedder = embedder
         self._layout = layout
+        self._head = head or DenseHead()
         self.packs = not layout.one_text_a_row
         self._counting = threading.Lock()
         self.padding_tokens = 0
@@ -99,12 +110,10 @@ class TorchRuntime:
         """See base.Runtime."""
         try:
             packed = pack(sequences, self._layout)
-            arrays = [torch.from_numpy(array).to(self.device) for array in packed]
-            with torch.inference_mode():
-                vectors: np.ndarray = self._embedder(*arrays).float().cpu().numpy()
+            outputs = outputs_of(self._embedder, self._head.inputs(sequences, packed), self.device)
             with self._counting:
                 self.padding_tokens += packed.input_ids.size - sum(map(len, sequences))
-            return vectors
+            return self._head.rows(sequences, packed, outputs)
         except (RuntimeError, MemoryError) as error:
             failure = as_out_of_memory(error, self.device, len(sequences))
             if failure is None:
