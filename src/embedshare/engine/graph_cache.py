@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from loguru import logger
 
+from embedshare.engine.agreement import KeptOutputs
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.trials import KeptProof, Trial
 
@@ -24,6 +25,8 @@ GRAPH_VERSION = 6
 #: Seconds after its last use for which a graph is stored, and the number of those that are stored longer.
 #: Each takes as much room as the model's weights.
 KEPT_S, KEPT = 7 * 86_400.0, 4
+
+_Proof = TypeVar("_Proof", KeptProof, KeptOutputs)
 
 
 class CachedGraph(NamedTuple):
@@ -60,9 +63,9 @@ class GraphCache:
             pass  # a cache that cannot be written to, as in a read-only image, never drops anything
         return CachedGraph(entry / "graph.xml", facts, tokenizer)
 
-    def proof(self, identity: str) -> KeptProof:
-        """The proof for the model's graph. Raises OSError, ValueError."""
-        return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=KeptProof)
+    def proof(self, identity: str, kind: type[_Proof]) -> _Proof:
+        """The proof for the model's graph, of the kind that was stored. Raises OSError, ValueError."""
+        return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=kind)
 
     def trials(self, identity: str, cpu_kind: str) -> KeptTrials:
         """The known trials of the model's graph on CPUs of this kind."""
@@ -74,7 +77,7 @@ class GraphCache:
         facts: ModelMetadata,
         tokenizer: str,
         write: Callable[[Path], None],
-        proof: KeptProof | None = None,
+        proof: KeptProof | KeptOutputs | None = None,
     ) -> None:
         """Store the files that `write(path of graph.xml)` writes.
 

@@ -13,35 +13,34 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from loguru import logger
 
-from embedshare import folders, platforms
+from embedshare import folders, model_files, platforms
 from embedshare.engine import families, weights
+from embedshare.engine.agreement import KeptOutputs
 from embedshare.engine.families import Located
 from embedshare.engine.graph_cache import GraphCache
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.runtimes.base import Runtime
+from embedshare.engine.runtimes.heads import TokensHead
 from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
+from embedshare.engine.task_tokens import TaskTokenizer
 from embedshare.engine.tokens import TextTokenizer
-from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
+from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial
 from embedshare.errors import MissingDependency, UnsupportedModel
 from embedshare.identity import Family, ModelDescription, check_identity
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
     import openvino as ov
-    from sentence_transformers import SentenceTransformer
-
-    from embedshare.engine.runtimes.embedder import Embedder
-    from embedshare.engine.runtimes.proof import Proof
 
 #: Families that have no faster form than sentence-transformers itself.
-_LIBRARY_ONLY: frozenset[Family] = frozenset({"cross-encoder", "sparse", "multi-vector"})
+_LIBRARY_ONLY: frozenset[Family] = frozenset({"cross-encoder"})
 #: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
     "model",
@@ -187,7 +186,11 @@ def _ready(settings: Settings, device: str, located: Located) -> _Parts:
             raise
         logger.info("Not running {} with OpenVINO ({})", settings.model.name, error)
         kept, settings = None, settings.with_values({"EMBEDDING_RUNTIME": "torch"})
-    return kept or _made(settings, device, located.identity, located.folder)
+    if kept is not None:
+        return kept
+    if located.family == "embedding":
+        return _made(settings, device, located.identity, located.folder)
+    return _made_outputs(settings, device, located)
 
 
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
@@ -209,7 +212,8 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         if facts.normalized_rows is not None:
             runtime: Runtime = StaticRuntime.read(kept.graph.parent, facts.normalized_rows)
             return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), facts)
-        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity))
+        kind: Any = KeptProof if facts.head is None else KeptOutputs
+        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity, kind))
         return _Parts(runtime, _text_tokenizer(kept.tokenizer, facts), facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
@@ -224,7 +228,7 @@ def _in_openvino(
     identity: str,
     graph: ov.Model | Path,
     facts: ModelMetadata,
-    proof: Callable[[], KeptProof],
+    proof: Callable[[], KeptProof | KeptOutputs],
 ) -> Runtime:
     """The graph in the precision that fits it. Raises UnsupportedModel, and the errors of reading the
     graph."""
@@ -232,7 +236,7 @@ def _in_openvino(
     from embedshare.engine.runtimes.openvino import OpenVinoRuntime, cpu_kind
 
     assert facts.layout is not None  # every model with a graph has one
-    make = partial(OpenVinoRuntime, graph, facts.layout)
+    make = partial(OpenVinoRuntime, graph, facts.layout, head=facts.head)
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
 
 
@@ -275,8 +279,10 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         logger.warning("Pooling tokens by {} ({} has no modules.json that says how)", pooling, folder)
     proof = prove(model)
     loaded = _Loaded(settings, device, identity, model, proof, embedders.facts_of(model, proof))
-    model.truncate_dim = None
+    shortens, model.truncate_dim = model.truncate_dim is not None, None
     try:
+        if model_files.token_layers(folder) and not shortens and not device.startswith("cuda"):
+            return _several(loaded, folder)
         if type(model[0]).__name__ == "StaticEmbedding":
             return _static(loaded)
         if type(model[0]).__name__ == "WordEmbeddings":
@@ -299,9 +305,103 @@ class _Loaded(NamedTuple):
     settings: Settings
     device: str
     identity: str
-    model: SentenceTransformer
-    proof: Proof
+    model: Any
+    proof: Any
+    """What every form must match: a Proof, or an OutputsProof."""
+
     facts: ModelMetadata
+
+    def with_facts(self, **changes: Any) -> _Loaded:
+        """The same with other facts."""
+        return self._replace(facts=msgspec.structs.replace(self.facts, **changes))
+
+
+def _made_outputs(settings: Settings, device: str, located: Located) -> _Parts:
+    """A sparse or multi-vector model, loaded with torch, in the fastest form that matches it."""
+    _require("torch", "sentence_transformers")
+    folders.check_temporary("torch")
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes import library, splade, token_vectors
+    from embedshare.engine.runtimes.outputs_proof import prove
+    from embedshare.engine.runtimes.torch import resolve_device
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+
+    device, (folder, family, identity) = resolve_device(device), located
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    model = embedders.load(folder, device, trusted, library.CLASSES[family])
+    compute = library.COMPUTES[family](model)
+    facts = library.facts_of(model, family)
+    model.max_active_dims = None  # calls have a number of their own
+    loaded = _Loaded(settings, device, identity, model, prove(model, compute, (family,)), facts)
+    try:
+        if family == "sparse":
+            loaded = loaded.with_facts(head=splade.head_of(model))
+            return _fast_outputs(loaded, splade.Splade)
+        loaded = loaded.with_facts(
+            head=token_vectors.head_of(model), expansion=token_vectors.expansion_of(model)
+        )
+        return _fast_outputs(loaded, token_vectors.TokenVectors)
+    except UnsupportedModel as error:
+        if settings.model.runtime == "openvino":
+            raise
+        if _wants_openvino(settings, device):
+            _graph_cache(settings).refuse(identity, str(error))
+        logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
+    return _Parts(WholeRuntime(model, None, compute), WholeTokenizer(model, facts.max_seq_length), facts)
+
+
+def _several(loaded: _Loaded, folder: Path) -> _Parts:
+    """A model that gives a text's vector, and weights and vectors of its tokens. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import bge_m3
+
+    model = loaded.model
+    layers = bge_m3.layers_in(folder, model.device)
+    proof = bge_m3.prove(model, layers, loaded.proof.samples)
+    loaded = loaded._replace(proof=proof).with_facts(
+        head=bge_m3.head_of(model),
+        full_dimension=None,
+        outputs=proof.outputs,
+        vocabulary=model[0].auto_model.config.vocab_size,
+        token_dimension=layers.vector.out_features,
+    )
+    return _fast_outputs(loaded, partial(bge_m3.SeveralOutputs, layers=layers))
+
+
+def _fast_outputs(loaded: _Loaded, make: Callable[..., Any]) -> _Parts:
+    """The module over packed rows that `make` makes of the model and a mask. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.proof import in_batches
+    from embedshare.engine.runtimes.torch import TorchRuntime
+
+    settings, device, _, model, proof, _ = loaded
+    serialized = embedders.tokenizer_of(model)
+    loaded = loaded.with_facts(
+        task_cuts=embedders.task_cuts(model), template=embedders.template_of(model, serialized)
+    )
+    head = loaded.facts.head
+    tokenizer = _text_tokenizer(serialized, loaded.facts)
+    sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
+    embedders.check_cut(model, tokenizer)
+    sequences = proof.kept(sequences).inputs()
+    form = embedders.find_form(model, proof, sequences, make, head)
+    if form is None:
+        raise UnsupportedModel("no layout of batches reproduces the model's outputs")
+    module, layout = form
+    loaded = loaded.with_facts(layout=layout)
+    if _wants_openvino(settings, device):
+        try:
+            runtime: Runtime = _converted(loaded, module, serialized, sequences)
+            return _Parts(runtime, tokenizer, loaded.facts)
+        except UnsupportedModel as error:
+            if settings.model.runtime == "openvino":
+                raise
+            logger.info("Running the model with torch ({})", error)
+
+    def rows(dtype: str) -> np.ndarray:
+        return in_batches(sequences, TorchRuntime(copy.deepcopy(module), device, layout, dtype, head).run)
+
+    runtime = TorchRuntime(module, device, layout, _torch_dtype(loaded, rows), head)
+    return _Parts(runtime, tokenizer, loaded.facts)
 
 
 def _fast(loaded: _Loaded) -> _Parts:
@@ -361,9 +461,7 @@ def _check_padded(facts: ModelMetadata) -> None:
         raise UnsupportedModel("the model leaves prompts out of pooling, which padded batches do not")
 
 
-def _converted(
-    loaded: _Loaded, embedder: Embedder | None, serialized: str, sequences: list[list[int]]
-) -> Runtime:
+def _converted(loaded: _Loaded, embedder: Any, serialized: str, sequences: list[list[int]]) -> Runtime:
     """The model as a graph, which is stored. Raises UnsupportedModel."""
     from embedshare.engine.runtimes.conversion import convert
     from embedshare.engine.runtimes.openvino import resolve_dtype, write_graph
@@ -373,11 +471,11 @@ def _converted(
     try:
         if embedder is None or facts.layout is None:
             raise UnsupportedModel("no layout for a single graph reproduces the model's vectors")
-        graph = convert(embedder, facts.layout, proof, sequences)
+        graph = convert(embedder, facts.layout, proof, sequences, facts.head)
     except UnsupportedModel as error:
         _graph_cache(settings).refuse(identity, str(error))
         raise
-    kept = KeptProof.of(sequences, proof.expected)
+    kept = proof.kept(sequences)
     _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path), kept)
     return _in_openvino(settings, identity, graph, facts, lambda: kept)
 
@@ -394,7 +492,7 @@ def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
     for dtype in dict.fromkeys(to_try):
         if dtype == "float32":
             return dtype
-        cosine = smallest_cosine(rows(dtype), loaded.proof.expected)
+        cosine = loaded.proof.agreement(rows(dtype))
         if cosine >= LEAST_COSINE:
             return dtype
         why = f"in {dtype} vectors have a cosine of {cosine:.5f} to sentence-transformers' own"
@@ -446,7 +544,10 @@ def _words(loaded: _Loaded) -> _Parts:
 
 
 def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
-    return TextTokenizer(
+    make: Callable[..., TextTokenizer] = TextTokenizer
+    if isinstance(facts.head, TokensHead):
+        make = partial(TaskTokenizer, expansion=facts.expansion)
+    return make(
         serialized,
         task_cuts=facts.task_cuts,
         template=facts.template,

@@ -167,8 +167,5 @@ class SeveralHead(msgspec.Struct, frozen=True, tag="several"):
         return tokens[is_last], values[is_last]
 
 
-AnyHead = DenseHead | SparseHead | TokensHead | SeveralHead
-
-
 def _rows_of(vectors: np.ndarray) -> np.ndarray:
     return vectors.reshape(-1, vectors.shape[-1])

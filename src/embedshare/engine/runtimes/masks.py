@@ -65,9 +65,7 @@ def encoder_alone(
     transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
 ) -> torch.Tensor:
     """The encoder takes a mask of pairs of tokens, and the embeddings before it do not: DeBERTa."""
-    embedded = transformer.embeddings(
-        input_ids=input_ids, position_ids=position_ids, mask=_present(segments)
-    )
+    embedded = transformer.embeddings(input_ids=input_ids, position_ids=position_ids, mask=_present(segments))
     hidden: torch.Tensor = transformer.encoder(
         embedded, _same_text(segments).long(), output_hidden_states=False
     )[0]

@@ -187,9 +187,7 @@ class OpenVinoRuntime:
     interactive_budget = 512
     bulk_budget = 1024
 
-    def __init__(
-        self, graph: ov.Model | Path, layout: Layout, dtype: str, head: Head | None = None
-    ) -> None:
+    def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str, head: Head | None = None) -> None:
         self.dtype = dtype
         self._layout = layout
         self._head = head or DenseHead()

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from embedshare.engine.runtimes import precision
+from embedshare.engine.runtimes.embedder import rows_of
 from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import OutOfMemory, UnsupportedModel
@@ -71,13 +71,6 @@ def as_out_of_memory(error: BaseException, device: str, count: int) -> OutOfMemo
     return None
 
 
-def outputs_of(module: torch.nn.Module, arrays: Iterable[np.ndarray], device: Any) -> list[np.ndarray]:
-    """What a module over packed rows gives for these inputs."""
-    with torch.inference_mode():
-        found = module(*(torch.from_numpy(array).to(device) for array in arrays))
-    return [one.float().cpu().numpy() for one in (found if isinstance(found, tuple) else (found,))]
-
-
 class TorchRuntime:
     """Runs the embedder in PyTorch, one batch of a lane at a time: a batch uses all cores."""
 
@@ -110,10 +103,10 @@ class TorchRuntime:
         """See base.Runtime."""
         try:
             packed = pack(sequences, self._layout)
-            outputs = outputs_of(self._embedder, self._head.inputs(sequences, packed), self.device)
+            rows = rows_of(self._embedder, self._head, sequences, packed, self.device)
             with self._counting:
                 self.padding_tokens += packed.input_ids.size - sum(map(len, sequences))
-            return self._head.rows(sequences, packed, outputs)
+            return rows
         except (RuntimeError, MemoryError) as error:
             failure = as_out_of_memory(error, self.device, len(sequences))
             if failure is None:
