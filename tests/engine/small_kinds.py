@@ -33,12 +33,18 @@ def _trunk(folder: Path, family: str, kind: str, config: dict[str, Any], words: 
 
 
 def cross_encoder(
-    folder: Path, labels: int = 1, family: str = "Bert", config: dict[str, Any] | None = None, **options: Any
+    folder: Path,
+    labels: int = 1,
+    family: str = "Bert",
+    config: dict[str, Any] | None = None,
+    words: Any = None,
+    kind: str = "ForSequenceClassification",
+    **options: Any,
 ) -> Path:
     """A reranker, or a classifier of several labels, as `CrossEncoder` saves it."""
     from sentence_transformers import CrossEncoder
 
-    trunk = _trunk(folder, family, "ForSequenceClassification", {**(config or BERT), "num_labels": labels})
+    trunk = _trunk(folder, family, kind, {**(config or BERT), "num_labels": labels}, words)
     CrossEncoder(str(trunk), device="cpu", **options).save_pretrained(str(folder / "model"))
     return folder / "model"
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 from loguru import logger
 
 from embedshare.engine.agreement import KeptOutputs
+from embedshare.engine.kept_scores import KeptScores
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.trials import KeptProof, Trial
 
@@ -26,7 +27,8 @@ GRAPH_VERSION = 6
 #: Each takes as much room as the model's weights.
 KEPT_S, KEPT = 7 * 86_400.0, 4
 
-_Proof = TypeVar("_Proof", KeptProof, KeptOutputs)
+#: A graph's proof, of its family's kind.
+AnyProof = KeptProof | KeptOutputs | KeptScores
 
 
 class CachedGraph(NamedTuple):
@@ -63,7 +65,7 @@ class GraphCache:
             pass  # a cache that cannot be written to, as in a read-only image, never drops anything
         return CachedGraph(entry / "graph.xml", facts, tokenizer)
 
-    def proof(self, identity: str, kind: type[_Proof]) -> _Proof:
+    def proof(self, identity: str, kind: type[AnyProof]) -> AnyProof:
         """The proof for the model's graph, of the kind that was stored. Raises OSError, ValueError."""
         return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=kind)
 
@@ -77,7 +79,7 @@ class GraphCache:
         facts: ModelMetadata,
         tokenizer: str,
         write: Callable[[Path], None],
-        proof: KeptProof | KeptOutputs | None = None,
+        proof: AnyProof | None = None,
     ) -> None:
         """Store the files that `write(path of graph.xml)` writes.
 

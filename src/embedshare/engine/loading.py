@@ -23,24 +23,24 @@ from embedshare import folders, model_files, platforms
 from embedshare.engine import families, weights
 from embedshare.engine.agreement import KeptOutputs
 from embedshare.engine.families import Located
-from embedshare.engine.graph_cache import GraphCache
+from embedshare.engine.graph_cache import AnyProof, GraphCache
+from embedshare.engine.kept_scores import KeptScores
 from embedshare.engine.metadata import ModelMetadata
+from embedshare.engine.pairs import PairTokenizer
 from embedshare.engine.runtimes.base import Runtime
-from embedshare.engine.runtimes.heads import TokensHead
+from embedshare.engine.runtimes.heads import ScoresHead, TokensHead
 from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.task_tokens import TaskTokenizer
 from embedshare.engine.tokens import TextTokenizer
 from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial
 from embedshare.errors import MissingDependency, UnsupportedModel
-from embedshare.identity import Family, ModelDescription, check_identity
+from embedshare.identity import ModelDescription, check_identity
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
     import openvino as ov
 
-#: Families that have no faster form than sentence-transformers itself.
-_LIBRARY_ONLY: frozenset[Family] = frozenset({"cross-encoder"})
 #: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
     "model",
@@ -118,10 +118,8 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
     """What `load` would do for the first time: "conversion", or a precision to run the graph in; else ""."""
     if not _wants_openvino(settings, _known(device)):
         return ""
-    folder, family, identity = families.locate(settings)
+    folder, _, identity = families.locate(settings)
     check_identity(expected_identity, identity, f"the model in {folder}")
-    if family in _LIBRARY_ONLY:
-        return ""
     cache = _graph_cache(settings)
     if cache.refusal(identity) is not None:
         return ""
@@ -177,8 +175,6 @@ class _Parts(NamedTuple):
 
 
 def _ready(settings: Settings, device: str, located: Located) -> _Parts:
-    if located.family in _LIBRARY_ONLY:
-        return _in_library(settings, device, located)
     try:
         kept = _kept(settings, device, located.identity)
     except UnsupportedModel as error:
@@ -190,7 +186,7 @@ def _ready(settings: Settings, device: str, located: Located) -> _Parts:
         return kept
     if located.family == "embedding":
         return _made(settings, device, located.identity, located.folder)
-    return _made_outputs(settings, device, located)
+    return _made_of_family(settings, device, located)
 
 
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
@@ -212,7 +208,7 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         if facts.normalized_rows is not None:
             runtime: Runtime = StaticRuntime.read(kept.graph.parent, facts.normalized_rows)
             return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), facts)
-        kind: Any = KeptProof if facts.head is None else KeptOutputs
+        kind = _kind_of_proof(facts)
         runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity, kind))
         return _Parts(runtime, _text_tokenizer(kept.tokenizer, facts), facts)
     except (RuntimeError, OSError, ValueError) as error:
@@ -223,12 +219,18 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         return None
 
 
+def _kind_of_proof(facts: ModelMetadata) -> type[AnyProof]:
+    if facts.head is None:
+        return KeptProof
+    return KeptScores if isinstance(facts.head, ScoresHead) else KeptOutputs
+
+
 def _in_openvino(
     settings: Settings,
     identity: str,
     graph: ov.Model | Path,
     facts: ModelMetadata,
-    proof: Callable[[], KeptProof | KeptOutputs],
+    proof: Callable[[], AnyProof],
 ) -> Runtime:
     """The graph in the precision that fits it. Raises UnsupportedModel, and the errors of reading the
     graph."""
@@ -240,27 +242,8 @@ def _in_openvino(
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
 
 
-def _in_library(settings: Settings, device: str, located: Located) -> _Parts:
-    """A model that sentence-transformers itself runs."""
-    _require("torch", "sentence_transformers")
-    folders.check_temporary("torch")
-    from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes import library
-    from embedshare.engine.runtimes.torch import resolve_device
-    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
-
-    folder, family, _ = located
-    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
-    model = embedders.load(folder, resolve_device(device), trusted, library.CLASSES[family])
-    facts = library.facts_of(model, family)
-    if family == "sparse":
-        model.max_active_dims = None  # calls have a number of their own
-    runtime = WholeRuntime(model, facts.full_dimension, library.COMPUTES[family](model))
-    return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
-
-
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
-    """A runtime over the model itself, loaded with torch, in the fastest form that matches it."""
+    """A runtime over the model itself, in the fastest form that matches it."""
     _require("torch", "sentence_transformers")
     folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
@@ -269,9 +252,7 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
     from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer, encode
 
     device = resolve_device(device)
-    if settings.model.runtime == "openvino" and device != "cpu":
-        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
-        raise UnsupportedModel(message, setting="device")
+    _check_device(settings, device)
     trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
     model = embedders.load(folder, device, trusted)
     if not (folder / "modules.json").is_file():
@@ -316,25 +297,29 @@ class _Loaded(NamedTuple):
         return self._replace(facts=msgspec.structs.replace(self.facts, **changes))
 
 
-def _made_outputs(settings: Settings, device: str, located: Located) -> _Parts:
-    """A sparse or multi-vector model, loaded with torch, in the fastest form that matches it."""
+def _made_of_family(settings: Settings, device: str, located: Located) -> _Parts:
+    """A cross-encoder, a sparse or a multi-vector model, in the fastest form that matches it."""
     _require("torch", "sentence_transformers")
     folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes import library, splade, token_vectors
-    from embedshare.engine.runtimes.outputs_proof import prove
+    from embedshare.engine.runtimes import library, outputs_proof, scores_proof, splade, token_vectors
     from embedshare.engine.runtimes.torch import resolve_device
     from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
 
     device, (folder, family, identity) = resolve_device(device), located
+    _check_device(settings, device)
     trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
     model = embedders.load(folder, device, trusted, library.CLASSES[family])
     compute = library.COMPUTES[family](model)
     facts = library.facts_of(model, family)
-    model.max_active_dims = None  # calls have a number of their own
-    loaded = _Loaded(settings, device, identity, model, prove(model, compute, (family,)), facts)
+    is_scored = family == "cross-encoder"
+    proof: Any = scores_proof.prove(model) if is_scored else outputs_proof.prove(model, compute, (family,))
+    loaded = _Loaded(settings, device, identity, model, proof, facts)
     try:
+        if is_scored:
+            return _fast_scores(loaded)
         if family == "sparse":
+            model.max_active_dims = None  # calls have a number of their own
             loaded = loaded.with_facts(head=splade.head_of(model))
             return _fast_outputs(loaded, splade.Splade)
         loaded = loaded.with_facts(
@@ -347,7 +332,30 @@ def _made_outputs(settings: Settings, device: str, located: Located) -> _Parts:
         if _wants_openvino(settings, device):
             _graph_cache(settings).refuse(identity, str(error))
         logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
-    return _Parts(WholeRuntime(model, None, compute), WholeTokenizer(model, facts.max_seq_length), facts)
+    return _Parts(
+        WholeRuntime(model, facts.full_dimension, compute), WholeTokenizer(model, facts.max_seq_length), facts
+    )
+
+
+def _check_device(settings: Settings, device: str) -> None:
+    if settings.model.runtime == "openvino" and device != "cpu":
+        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
+        raise UnsupportedModel(message, setting="device")
+
+
+def _fast_scores(loaded: _Loaded) -> _Parts:
+    """A cross-encoder's modules over packed pairs. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes import scores_proof
+    from embedshare.engine.runtimes.classifier import Classifier
+
+    serialized = embedders.tokenizer_of(loaded.model)
+    head = ScoresHead(scores_proof.reads_types(loaded.model))
+    loaded = loaded.with_facts(head=head)
+    tokenizer = PairTokenizer(serialized, head.reads_types)
+    embedders.check_cut(loaded.model, tokenizer)
+    sequences = scores_proof.sequences_of(loaded.model, loaded.proof, tokenizer)
+    return _first_form(loaded, Classifier, tokenizer, serialized, sequences)
 
 
 def _several(loaded: _Loaded, folder: Path) -> _Parts:
@@ -370,19 +378,33 @@ def _several(loaded: _Loaded, folder: Path) -> _Parts:
 def _fast_outputs(loaded: _Loaded, make: Callable[..., Any]) -> _Parts:
     """The module over packed rows that `make` makes of the model and a mask. Raises UnsupportedModel."""
     from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes.proof import in_batches
-    from embedshare.engine.runtimes.torch import TorchRuntime
 
-    settings, device, _, model, proof, _ = loaded
+    model, proof = loaded.model, loaded.proof
     serialized = embedders.tokenizer_of(model)
     loaded = loaded.with_facts(
         task_cuts=embedders.task_cuts(model), template=embedders.template_of(model, serialized)
     )
-    head = loaded.facts.head
     tokenizer = _text_tokenizer(serialized, loaded.facts)
     sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
     embedders.check_cut(model, tokenizer)
-    sequences = proof.kept(sequences).inputs()
+    return _first_form(loaded, make, tokenizer, serialized, proof.kept(sequences).inputs())
+
+
+def _first_form(
+    loaded: _Loaded,
+    make: Callable[..., Any],
+    tokenizer: TextTokenizer,
+    serialized: str,
+    sequences: list[list[int]],
+) -> _Parts:
+    """The first form over packed rows that matches the proof, whose texts are `sequences`. Raises
+    UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.proof import in_batches
+    from embedshare.engine.runtimes.torch import TorchRuntime
+
+    settings, device, _, model, proof, facts = loaded
+    head = facts.head
     form = embedders.find_form(model, proof, sequences, make, head)
     if form is None:
         raise UnsupportedModel("no layout of batches reproduces the model's outputs")
@@ -544,6 +566,8 @@ def _words(loaded: _Loaded) -> _Parts:
 
 
 def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
+    if isinstance(facts.head, ScoresHead):
+        return PairTokenizer(serialized, facts.head.reads_types)
     make: Callable[..., TextTokenizer] = TextTokenizer
     if isinstance(facts.head, TokensHead):
         make = partial(TaskTokenizer, expansion=facts.expansion)

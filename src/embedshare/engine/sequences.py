@@ -58,6 +58,17 @@ def prompt_tokens(ids: list[int]) -> int:
     return ids.prompt_tokens if isinstance(ids, PromptedIds) else 0
 
 
+class PairIds(list[int]):
+    """Token ids of a pair of texts, for a model that reads the types of tokens.
+
+    `second`: the place at which the second text begins.
+    """
+
+    def __init__(self, ids: list[int], second: int) -> None:
+        super().__init__(ids)
+        self.second = second
+
+
 class Token(NamedTuple):
     """One token of a text, and the characters that it stands for.
 

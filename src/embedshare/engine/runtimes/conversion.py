@@ -41,7 +41,7 @@ def convert(
                 example_input=tuple(torch.from_numpy(array) for array in arrays),
                 input=[ov.PartialShape([-1, -1])] * len(arrays),
             )
-            add_head_inputs(graph, len(embedder.rest))
+            add_head_inputs(graph, embedder.heads)
     except Exception as error:  # the converter raises the traced model's errors too
         raise UnsupportedModel(f"OpenVINO cannot convert the model: {error}") from error
     compiled = cpu_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

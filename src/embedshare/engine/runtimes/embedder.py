@@ -56,6 +56,7 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         first, *rest = list(model)
         self.transformer = first.auto_model
         self.rest = torch.nn.ModuleList(rest)
+        self.heads = len(rest)  # the most products at its end, one after another
         self.mask = mask
 
     def forward(

@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from embedshare.engine.agreement import KeptOutputs
+from embedshare.engine.graph_cache import AnyProof
 from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, resolve_dtype
-from embedshare.engine.trials import KeptProof, Trial, Trials
+from embedshare.engine.trials import Trial, Trials
 from embedshare.errors import UnsupportedModel
 
 #: Tokens up to which texts run in batches, longer ones each alone.
 _SHORT = 128
-AnyProof = KeptProof | KeptOutputs
 
 
 def precisions(dtype: str) -> list[str]:

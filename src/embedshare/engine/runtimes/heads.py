@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from embedshare.engine.runtimes.packing import Packed
-from embedshare.engine.sequences import OutputIds, TaskIds
+from embedshare.engine.sequences import OutputIds, PairIds, TaskIds
 from embedshare.engine.text_outputs import TextOutputs, ragged
 
 #: Tokens over which a sparse graph pools: every width of a row is a multiple. Logits of a whole batch would
@@ -51,6 +51,30 @@ class DenseHead(msgspec.Struct, frozen=True, tag="dense"):
     def rows(self, sequences: list[Any], packed: Packed, outputs: Outputs) -> np.ndarray:
         """See Head."""
         return outputs[0].copy()
+
+
+class ScoresHead(msgspec.Struct, frozen=True, tag="scores"):
+    """A cross-encoder: scores of each text or pair, computed in the graph."""
+
+    outputs: ClassVar[int] = 1
+
+    reads_types: bool
+    """Whether the graph takes the types of tokens: 0 for the first text of a pair, 1 for the second."""
+
+    def inputs(self, sequences: list[Any], packed: Packed) -> list[np.ndarray]:
+        """See Head."""
+        return [*packed, self._types(sequences, packed)] if self.reads_types else list(packed)
+
+    def rows(self, sequences: list[Any], packed: Packed, outputs: Outputs) -> np.ndarray:
+        """See Head."""
+        return outputs[0].copy()
+
+    def _types(self, sequences: list[Any], packed: Packed) -> np.ndarray:
+        types = np.zeros_like(packed.input_ids)
+        for ids, places in zip(sequences, packed.places, strict=True):
+            if isinstance(ids, PairIds):
+                types.reshape(-1)[places[ids.second : len(ids)]] = 1
+        return types
 
 
 class SparseHead(msgspec.Struct, frozen=True, tag="sparse"):

@@ -30,7 +30,7 @@ class Splade(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed
         self.words = language_model.get_output_embeddings()
         self.before_words = _without(language_model, self.transformer, self.words)
         self.head = head_of(model)
-        self.rest = torch.nn.ModuleList()
+        self.heads = 0
         self.mask = mask
 
     def forward(

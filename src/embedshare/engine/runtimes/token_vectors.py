@@ -21,6 +21,7 @@ class TokenVectors(torch.nn.Module):  # type: ignore[misc]  # torch is not analy
         first, *rest = list(model)
         self.transformer = first.auto_model
         self.rest = torch.nn.ModuleList(module for module in rest if not isinstance(module, MultiVectorMask))
+        self.heads = len(self.rest)
         self.hides = bool(first.query_expansion) and not first.query_expansion["attend"]
         self.mask = mask
 
