@@ -41,9 +41,7 @@ def check(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 def check_all(local: Local, own: Any, texts: list[str] = TEXTS) -> None:
     for task in TASKS:
-        check(
-            vectors_of(local, texts, task), own.encode(texts, prompt="", task=task, convert_to_numpy=True)
-        )
+        check(vectors_of(local, texts, task), own.encode(texts, prompt="", task=task, convert_to_numpy=True))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loguru import logger
 
 from embedshare import model_files
 from embedshare.calls import EmbedRequest, OutputsRequest, OutputsResult, ScoreRequest
@@ -121,21 +120,21 @@ def test_a_score_is_the_mean_over_the_query_as_flagembedding_has_it(local: Local
 def test_a_start_from_the_cache_needs_no_torch(model: Path, tmp_path: Path) -> None:
     """Of each kind of model with such outputs."""
     kinds = [model, small_kinds.sparse(tmp_path / "s"), small_kinds.multi_vector(tmp_path / "m")]
-    code = """
+    names = [str(one) for one in kinds]
+    for name in names:
+        Local.load(settings_for(tmp_path, name), "cpu").close()
+    code = f"""
 import sys
 from embedshare.calls import OutputsRequest
 from embedshare.providers.local import Local
 from tests.engine.test_loading import settings_for
 from pathlib import Path
-for name in sys.argv[2:]:
-    local = Local.load(settings_for(Path(sys.argv[1]), name), "cpu")
+for name in {names!r}:
+    local = Local.load(settings_for(Path({str(tmp_path)!r}), name), "cpu")
     found = local.outputs(OutputsRequest(["one model"], local.description.outputs, prompt=""))
     print(local.description.runtime, local.description.outputs, "torch" in sys.modules, found.tokens)
 """
-    names = [str(one) for one in kinds]
-    for name in names:
-        Local.load(settings_for(tmp_path, name), "cpu").close()
-    said = run_python(code, str(tmp_path), *names, env=environment())
+    said = run_python(code, environment())
     assert said.splitlines() == [
         f"openvino {ALL} False 4", "openvino ('sparse',) False 4", "openvino ('multi-vector',) False 4",
     ]  # fmt: skip

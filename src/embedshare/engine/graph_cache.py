@@ -22,7 +22,7 @@ from embedshare.engine.trials import KeptProof, Trial
 
 #: Raised when the graph of `runtimes/conversion.py` changes its inputs, outputs, meaning or verification, or
 #: is made of models that were refused before.
-GRAPH_VERSION = 6
+GRAPH_VERSION = 7
 #: Seconds after its last use for which a graph is stored, and the number of those that are stored longer.
 #: Each takes as much room as the model's weights.
 KEPT_S, KEPT = 7 * 86_400.0, 4

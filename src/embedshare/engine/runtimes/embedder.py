@@ -246,8 +246,8 @@ def find_form(
     for one_text_a_row in (False, True):
         for mask in tried:
             embedder = make(model, mask).eval()
-            for first_position in dict.fromkeys((0, padding_id + 1)):
-                layout = Layout(first_position, one_text_a_row)
+            for first_position, skipped in ((0, None), (padding_id + 1, padding_id), (padding_id + 1, None)):
+                layout = Layout(first_position, one_text_a_row, skipped)
                 if _agrees(embedder, head, layout, model.device, proof, sequences):
                     return embedder, layout
     transformer.set_attn_implementation(attention)
