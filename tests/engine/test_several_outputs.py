@@ -65,7 +65,9 @@ def test_the_outputs_are_those_of_flagembeddings_rules(local: Local, model: Path
     assert local.description.outputs == ALL
     assert local.description.vocabulary == 30522
     found = outputs(local, REPEATED)
-    assert found.dense is not None and found.sparse is not None and found.multi_vector is not None
+    assert found.dense is not None
+    assert found.sparse is not None
+    assert found.multi_vector is not None
     for at, text in enumerate(REPEATED):
         dense, words, vectors = reference(model, text)
         np.testing.assert_allclose(found.dense[at], dense, atol=1e-5)
@@ -82,7 +84,9 @@ def test_each_output_alone_is_the_same(local: Local) -> None:
     dense = outputs(local, REPEATED, ("dense",))
     sparse = outputs(local, REPEATED, ("sparse",), max_active_dims=3)
     tokens = outputs(local, REPEATED, ("multi-vector",))
-    assert dense.sparse is None and dense.multi_vector is None and sparse.dense is None
+    assert dense.sparse is None
+    assert dense.multi_vector is None
+    assert sparse.dense is None
     np.testing.assert_array_equal(dense.dense, together.dense)  # type: ignore[arg-type]
     np.testing.assert_array_equal(tokens.multi_vector.rows, together.multi_vector.rows)  # type: ignore[union-attr]
     assert np.diff(sparse.sparse.offsets).max() == 3  # type: ignore[union-attr]
