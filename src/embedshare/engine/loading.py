@@ -521,7 +521,7 @@ def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
         cosine = loaded.proof.agreement(rows(dtype))
         if cosine >= LEAST_COSINE:
             return dtype
-        why = f"in {dtype} vectors have a cosine of {cosine:.5f} to sentence-transformers' own"
+        why = f"in {dtype} the model agrees with sentence-transformers to {cosine:.5f}"
         if dtype == loaded.settings.model.dtype:
             logger.warning("Computing in {} as EMBEDDING_DTYPE asks ({})", dtype, why)
             return dtype

@@ -45,7 +45,8 @@ class Trial(msgspec.Struct, frozen=True):
     """The result of the first runs."""
 
     cosine: float | None
-    """The smallest to the proof's vectors; None if they crashed the process."""
+    """The smallest to the proof's vectors, or the agreement of scores on that scale; None if they crashed the
+    process."""
 
     @property
     def passed(self) -> bool:

@@ -99,4 +99,4 @@ def first_runs(runtime: OpenVinoRuntime, proof: AnyProof) -> float:
 def _shortcoming(dtype: str, trial: Trial) -> str:
     if trial.cosine is None:
         return f"{dtype} ended the process that tried it"
-    return f"in {dtype} vectors have a cosine of {trial.cosine:.5f} to sentence-transformers' own"
+    return f"in {dtype} the model agrees with sentence-transformers to {trial.cosine:.5f}"
