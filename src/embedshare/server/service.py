@@ -177,7 +177,8 @@ class EmbeddingService:
         found = provider.outputs(
             OutputsRequest(
                 call.texts, tuple(dict.fromkeys(call.outputs)), call.prompt, task=call.task,
-                normalize=call.normalize, dimensions=call.truncate_dim, max_active_dims=call.max_active_dims, truncate=call.truncate,
+                normalize=call.normalize, dimensions=call.truncate_dim,
+                max_active_dims=call.max_active_dims, truncate=call.truncate,
             ),
             context,
         )  # fmt: skip
