@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 
 from embedshare.calls import (
-    WELL,
+    WELL_TEXT,
     CallContext,
-    Computed,
     EmbedRequest,
     EmbedResult,
+    Output,
     OutputsRequest,
     OutputsResult,
     ScoreRequest,
@@ -109,6 +109,17 @@ class Provider(abc.ABC):
         """
         raise not_served(self.describe(context), "embeddings of images")
 
+    def probe(self, context: CallContext, texts: Sequence[str] = (WELL_TEXT,)) -> None:
+        """Let the model answer for these texts, whatever it gives; raises what it raises."""
+        model = self.describe(context)
+        if "dense" in model.outputs:
+            self.embed(EmbedRequest(list(texts), ""), context)
+        elif "scores" in model.outputs:
+            self.score(ScoreRequest([texts[0]], list(texts), ""), context)
+        else:
+            kinds = cast("tuple[Output, ...]", model.outputs)
+            self.outputs(OutputsRequest(list(texts), kinds, ""), context)
+
     @abc.abstractmethod
     def describe(self, context: CallContext) -> ModelDescription:
         """The model as it is now."""
@@ -116,16 +127,6 @@ class Provider(abc.ABC):
     @abc.abstractmethod
     def ask(self, what: str, context: CallContext) -> Any:
         """The answer to a query: `active_operations`, `health`, `models` or `stats`."""
-
-
-def compute_well(provider: Provider, context: CallContext, model: ModelDescription) -> Computed:
-    """Have `provider` compute a text with its `model`, whatever that makes of one: a health check."""
-    texts, prompt = cast("list[str]", WELL.inputs), WELL.prompt
-    if "dense" in model.outputs:
-        return provider.embed(WELL, context)
-    if "scores" in model.outputs:
-        return provider.score(ScoreRequest(texts, texts, prompt), context)
-    return provider.outputs(OutputsRequest(texts, cast("Any", model.outputs[:1]), prompt), context)
 
 
 def not_served(model: ModelDescription, wanted: str) -> NotServed:
