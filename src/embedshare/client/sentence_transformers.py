@@ -22,16 +22,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
+import msgspec
 import numpy as np
 from loguru import logger
 
 from embedshare.calls import EmbedRequest, Prompts, prompt_of
+from embedshare.client import images
 from embedshare.client.embedder import Embedder
 from embedshare.client.quantization import PRECISIONS, quantize
 from embedshare.client.similarity import NAMES, similarity, similarity_pairwise, unknown
 from embedshare.client.unserved import Unserved
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
+from embedshare.providers.base import not_served
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -113,7 +116,11 @@ class DropIn(Unserved):
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Embed a text or a list of texts, as SentenceTransformer.encode does.
+        """Embed a text or a list of texts, or of images if the model reads them, as
+        SentenceTransformer.encode does.
+
+        An image is a Pillow image, uint8 pixels (height, width, 3), a path, a file's content as bytes, a data
+        URL, a URL of a host in EMBEDDING_IMAGE_HOSTS, or {"image": ...} with one of these; see docs/models.md.
 
         Returns float32 (n, dimension), or (dimension,) for one text; a tensor with `convert_to_tensor`, a
         list of tensors with `convert_to_numpy=False`. `batch_size`, `device`, `pool` and `chunk_size` have no
@@ -126,8 +133,8 @@ class DropIn(Unserved):
         inputs = _renamed(inputs, kwargs)
         self._check_options(batch_size, output_value, precision, chunk_size, kwargs)
         self._note_device(device)
-        single = isinstance(inputs, str)
-        texts = as_texts([inputs] if single else inputs)
+        single = images.is_single(inputs)
+        items = _items([inputs] if single else inputs)
         seconds = _seconds(timeout)
         limit = float("inf") if seconds is None else time.monotonic() + seconds
         if prompt is not None:
@@ -136,14 +143,14 @@ class DropIn(Unserved):
             "truncate_dim", self.truncate_dim if truncate_dim is None else truncate_dim
         )
         request = EmbedRequest(
-            texts, prompt, prompt_name, self._prompts, bool(normalize_embeddings), dimensions,
+            [], prompt, prompt_name, self._prompts, bool(normalize_embeddings), dimensions,
             task=kwargs.get("task"),
         )  # fmt: skip
-        if not texts:
+        if not items:
             if prompt is None:
                 prompt_of(request, self._embedder.describe(limit))
             return _empty(convert_to_numpy, convert_to_tensor)
-        rows = self._embedder.embed(request, limit, wants_progress(show_progress_bar)).rows
+        rows = self._rows(items, request, limit, wants_progress(show_progress_bar))
         result: Any = quantize(rows, precision or "float32")
         if convert_to_tensor or not convert_to_numpy:
             import torch  # only callers that want tensors pay for it
@@ -293,6 +300,26 @@ class DropIn(Unserved):
 
     truncate_sentence_embeddings = truncate_embeddings
 
+    def _rows(self, items: list[Any], request: EmbedRequest, limit: float, progress: bool) -> np.ndarray:
+        """The rows of texts, or of images."""
+        if not any(map(images.may_be_image, items)) or not self._are_images(items, limit):
+            request = msgspec.structs.replace(request, inputs=as_texts(items))
+            return self._embedder.embed(request, limit, progress).rows
+        images.check_unmixed(items)
+        prompt_of(request, self._embedder.describe(limit))  # its name is checked; no image has a prompt
+        files, until = images.ImageFiles(self._embedder.settings), self._embedder.deadline(limit)
+        contents = [files.content(item, number, until) for number, item in enumerate(items)]
+        return self._embedder.embed_images(contents, request, limit, progress).rows
+
+    def _are_images(self, items: list[Any], limit: float) -> bool:
+        """Whether what may be an image is one to the model. Raises NotServed if it can be nothing else."""
+        described = self._embedder.describe(limit)
+        if "image" in described.modalities:
+            return True
+        if all(isinstance(item, str) for item in items if images.may_be_image(item)):
+            return False
+        raise not_served(described, "embeddings of images")
+
     def _check_options(
         self,
         batch_size: int,
@@ -335,16 +362,21 @@ def _renamed(inputs: Any, kwargs: dict[str, Any]) -> Any:
     return inputs
 
 
-def as_texts(inputs: Any) -> list[str]:
-    """A list of str from any batch of texts.
-
-    Raises NotServed for other modalities, InvalidInput for the rest.
-    """
+def _items(inputs: Any) -> list[Any]:
+    """The items of a batch. Raises InvalidInput for what is none."""
     if isinstance(inputs, np.ndarray):
         inputs = inputs.tolist() if inputs.ndim else None
     if inputs is None or isinstance(inputs, bytes | dict) or not hasattr(inputs, "__iter__"):
         raise InvalidInput(f"the texts must be a str or a list of str, not {type(inputs).__name__}")
-    texts = inputs if isinstance(inputs, list) else list(inputs)
+    return inputs if isinstance(inputs, list) else list(inputs)
+
+
+def as_texts(inputs: Any) -> list[str]:
+    """A list of str from any batch of texts, each a str or {"text": str}.
+
+    Raises NotServed for other modalities, InvalidInput for the rest.
+    """
+    texts = [one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in _items(inputs)]
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             kind = type(text).__name__
