@@ -376,7 +376,9 @@ def as_texts(inputs: Any) -> list[str]:
 
     Raises NotServed for other modalities, InvalidInput for the rest.
     """
-    texts = [one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in _items(inputs)]
+    texts = [
+        one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in _items(inputs)
+    ]
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             kind = type(text).__name__

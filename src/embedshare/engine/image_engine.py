@@ -7,16 +7,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embedshare.calls import CallContext, Timings
-from embedshare.engine.runtimes.vision import Picture, VisionRuntime
 from embedshare.engine.scheduler import Device, Scheduler
+from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, TooLarge
 from embedshare.images import decoding
 from embedshare.images.decoding import AT_ONCE, ImageLimits
 from embedshare.settings import Settings
+
+if TYPE_CHECKING:  # it imports torch
+    from embedshare.engine.runtimes.vision import Picture, VisionRuntime
 
 #: The most images of a call.
 MAX_IMAGES = 64
@@ -27,9 +31,19 @@ _CALLS_AT_ONCE = 16
 
 
 class ImageEngine:
-    """Computes through `runtime` with permits of `device`; thread-safe. `dimension`: values of a row."""
+    """Computes through `runtime` with permits of `device`; thread-safe.
 
-    def __init__(self, runtime: VisionRuntime, dimension: int, device: Device, settings: Settings) -> None:
+    `dimension`: values of a row; `health`: notes its batches.
+    """
+
+    def __init__(
+        self,
+        runtime: VisionRuntime,
+        dimension: int,
+        device: Device,
+        settings: Settings,
+        health: RuntimeHealth,
+    ) -> None:
         self._runtime = runtime
         self._dimension = dimension
         server = settings.server
@@ -44,12 +58,11 @@ class ImageEngine:
             leaders=1,
             interactive_budget=runtime.interactive_images * runtime.tokens,
             bulk_budget=runtime.bulk_images * runtime.tokens,
+            health=health,
         )
         self.scheduler.limit_batches(settings.model.max_batch_size)
 
-    def embed(
-        self, images: Sequence[bytes], context: CallContext
-    ) -> tuple[np.ndarray, list[int], Timings]:
+    def embed(self, images: Sequence[bytes], context: CallContext) -> tuple[np.ndarray, list[int], Timings]:
         """Float32 (n, dimension), the tokens of each image, and the times; decoding counts as tokenizing.
 
         Raises InvalidImage, TooLarge, Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
@@ -71,10 +84,6 @@ class ImageEngine:
                 queue_s, compute_s = queue_s + waited_s, compute_s + computed_s
         timings = Timings(decode_s * 1e3, queue_s * 1e3, compute_s * 1e3)
         return rows, [self._runtime.tokens] * len(images), timings
-
-    def close(self) -> None:
-        """End the scheduler's threads; no call uses it any more."""
-        self.scheduler.close()
 
     def _read(self, image: bytes, number: int, context: CallContext) -> Picture:
         if context.is_gone():

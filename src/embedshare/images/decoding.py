@@ -10,7 +10,6 @@ import io
 import os
 import struct
 import time
-from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -67,11 +66,10 @@ def decode(image: bytes, number: int, limits: ImageLimits, deadline: float) -> P
     Overloaded if no process was free in time.
     """
     if len(image) > limits.bytes:
-        raise refused(
-            number, f"has {len(image):,} bytes; EMBEDDING_MAX_IMAGE_BYTES allows {limits.bytes:,}"
-        )
+        raise refused(number, f"has {len(image):,} bytes; EMBEDDING_MAX_IMAGE_BYTES allows {limits.bytes:,}")
+    until = min(deadline, time.monotonic() + 2 * DECODE_S)
     try:
-        answer = _processes(limits).do(_LIMITS.pack(*limits) + image, deadline, DECODE_S)
+        answer = _processes(limits).do(_LIMITS.pack(*limits) + image, until, DECODE_S)
     except sandbox.Busy as error:
         if time.monotonic() >= deadline:
             raise DeadlineExceeded("no process was free in time to decode an image") from None
@@ -137,9 +135,11 @@ def _answer(message: bytes) -> bytes:
 def _decoded(image: bytes, max_pixels: int) -> bytes:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # checked here, for which Pillow only warns
+    Image.MAX_IMAGE_PIXELS = max_pixels  # beyond twice as many Pillow raises, before it only warns
     try:
         opened = Image.open(io.BytesIO(image), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(max_pixels) from None
     except UnidentifiedImageError:
         raise InvalidImage(f"is no image that is read; allowed: {', '.join(FORMATS)}") from None
     with opened:
@@ -150,13 +150,15 @@ def _decoded(image: bytes, max_pixels: int) -> bytes:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise InvalidImage(
-            f"has {width:,} x {height:,} pixels; EMBEDDING_MAX_IMAGE_PIXELS allows {max_pixels:,}"
-        )
+        raise _too_many_pixels(max_pixels)
     if max(width, height) > MAX_RATIO * min(width, height):
         raise InvalidImage(
             f"has {width:,} x {height:,} pixels; its longest side may be {MAX_RATIO} times its shortest"
         )
+
+
+def _too_many_pixels(max_pixels: int) -> InvalidImage:
+    return InvalidImage(f"has more pixels than the {max_pixels:,} that EMBEDDING_MAX_IMAGE_PIXELS allows")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""A model's image side: the image processor and the modules of sentence-transformers itself, over batches.
-
-Only models whose image side reads no text with an image: a chat template would put a prompt before it.
-"""
+"""A model's image side: the image processor and the modules of sentence-transformers itself, over batches."""
 
 from __future__ import annotations
 
@@ -65,7 +62,8 @@ class VisionRuntime:
 
     def read(self, pixels: Pixels) -> Picture:
         """The image as the model reads it. Raises InvalidInput if its processor refuses it."""
-        image = Image.frombytes("RGB", (pixels.width, pixels.height), bytes(pixels.rgb))
+        size = pixels.width, pixels.height
+        image = Image.frombytes("RGB", size, bytes(pixels.rgb))
         try:
             with self._processor:
                 return Picture(self._model.preprocess([image]), self.tokens)
@@ -114,18 +112,12 @@ def load(folder: Path, device: str, trust_remote_code: bool, dimension: int) -> 
     """The image side of the model in `folder`, proved. Raises UnsupportedModel."""
     model = embedders.load(folder, device, trust_remote_code)
     model.truncate_dim = None
-    transformer = getattr(model[0], "model", None)
+    transformer: Any = getattr(model[0], "model", None)
     if hasattr(transformer, "vision_model") and hasattr(transformer, "text_model"):
         del transformer.text_model  # texts have a runtime of their own
     runtime = VisionRuntime(model, dimension)
     runtime.check()
     return runtime
-
-
-def modalities_of(model: SentenceTransformer) -> tuple[str, ...]:
-    """What is served of the model's modalities."""
-    found = model.modalities
-    return ("text", "image") if "image" in found and "message" not in found else ("text",)
 
 
 def _tokens(model: SentenceTransformer) -> int:
