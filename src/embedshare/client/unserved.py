@@ -18,7 +18,7 @@ from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
 
 _WEIGHTS = "the weights are in the model server; load a SentenceTransformer of your own to work on them"
-_TRAINING = (
+TRAINING = (
     "a shared model is not trained; train a SentenceTransformer of your own, and have the server serve its "
     "folder with swap_model(folder)"
 )
@@ -39,7 +39,7 @@ _OF_THE_WEIGHTS = """
 #: Methods that need the model itself, and their alternatives.
 METHODS: dict[str, str] = {
     **dict.fromkeys(_OF_THE_WEIGHTS.split(), _WEIGHTS),
-    **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], _TRAINING),
+    **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], TRAINING),
     **dict.fromkeys(["push_to_hub", "save", "save_pretrained", "save_to_hub"], _SAVING),
 }
 #: Properties that need it, and their alternatives.
@@ -78,9 +78,9 @@ class ModelCardData:
 class Unserved:
     """The names of SentenceTransformer that are not part of embedding."""
 
-    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar = NAMES
-    default_huggingface_organization: ClassVar = "sentence-transformers"
-    model_type: ClassVar = "SentenceTransformer"
+    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar[tuple[str, ...]] = NAMES
+    default_huggingface_organization: ClassVar[str | None] = "sentence-transformers"
+    model_type: ClassVar[str] = "SentenceTransformer"
     call_super_init: ClassVar = False
     dump_patches: ClassVar = False
     is_hpu_graph_enabled: ClassVar = False
@@ -174,7 +174,7 @@ class Unserved:
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """This object, for False: the shared model's weights never get gradients."""
         if requires_grad:
-            raise NotServed(f"requires_grad_(): {_TRAINING}")
+            raise NotServed(f"requires_grad_(): {TRAINING}")
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -260,7 +260,7 @@ def _refusal(what: str, instead: str) -> NotServed:
     return NotServed(f"{what} needs the model itself, which all workers share: {instead}")
 
 
-def _refused_method(name: str, instead: str) -> Any:
+def refused_method(name: str, instead: str) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise _refusal(f"{name}()", instead)
 
@@ -309,7 +309,7 @@ for _name, _convert in {
 }.items():
     setattr(Unserved, _name, _convert)
 for _name, _instead in METHODS.items():
-    setattr(Unserved, _name, _refused_method(_name, _instead))
+    setattr(Unserved, _name, refused_method(_name, _instead))
 for _name, _instead in PROPERTIES.items():
     setattr(Unserved, _name, _refused_property(_name, _instead))
 for _name in _DEVICES:
