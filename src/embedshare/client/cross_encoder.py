@@ -25,7 +25,7 @@ from embedshare.client.shared_model import (
     renamed,
     wants_progress,
 )
-from embedshare.client.unserved import TRAINING, refused_method
+from embedshare.client.unserved import TRAINING, WEIGHTS, refused_method, refused_property
 from embedshare.errors import InvalidInput, NotServed
 
 #: An activation function: its name, a module or a function of torch, or a function of a tensor.
@@ -168,6 +168,7 @@ class CrossEncoder(ModelView):
             return len(inputs) > 0 and not _is_list(inputs[0])
         return True
 
+    model = refused_property("model", WEIGHTS)
     smart_batching_collate_text_only = refused_method("smart_batching_collate_text_only", TRAINING)
     set_keep_in_fp32_modules = refused_method(
         "set_keep_in_fp32_modules", "EMBEDDING_DTYPE is a setting of the model server"

@@ -26,7 +26,7 @@ from embedshare.client.shared_model import (
 )
 from embedshare.client.similarity import as_tensor
 from embedshare.client.sparse_forms import Form, SparseVector
-from embedshare.client.unserved import Unserved
+from embedshare.client.unserved import WEIGHTS, Unserved, refused_property
 from embedshare.errors import InvalidInput
 
 
@@ -164,6 +164,8 @@ class SparseEncoder(ModelView):
     def get_sentence_embedding_dimension(self) -> int | None:
         """`get_embedding_dimension`, by its earlier name."""
         return self.get_embedding_dimension()
+
+    splade_pooling_chunk_size = refused_property("splade_pooling_chunk_size", WEIGHTS)
 
     def _tokens(self) -> list[str]:
         """The vocabulary of the model that answers, which is asked for once."""

@@ -33,7 +33,7 @@ def _scores(name: str, indices: np.ndarray, values: np.ndarray, rows: SparseRows
     dense = np.zeros(rows.width)
     dense[indices] = values
     met = dense[rows.indices]  # the vector's weights where the rows have some
-    scores = _sums(met * rows.values, rows)
+    scores: np.ndarray = _sums(met * rows.values, rows)
     if name == "dot":
         return scores
     if name == "manhattan":
