@@ -87,7 +87,9 @@ def multi_vector(
         setattr(transformer, name, value)
     torch.manual_seed(7)
     tokens = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-    projection = Dense(SIZES["hidden_size"], 24, bias=False, activation_function=None, **tokens)
+    projection = Dense(
+        transformer.get_embedding_dimension(), 24, bias=False, activation_function=None, **tokens
+    )
     modules = [transformer, projection, MultiVectorMask(**mask or {}), Normalize("token_embeddings")]
     MultiVectorEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder / "model"))
     return folder / "model"

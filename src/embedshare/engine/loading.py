@@ -41,6 +41,8 @@ from embedshare.settings import Settings
 if TYPE_CHECKING:
     import openvino as ov
 
+    from embedshare.engine.runtimes.vision import VisionRuntime
+
 #: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
     "model",
@@ -60,6 +62,9 @@ class EngineParts(NamedTuple):
     """The values of the runtime's rows: `description.dimension` or more, or a cross-encoder's labels. None:
     rows have different sizes (see text_outputs)."""
 
+    vision: VisionRuntime | None
+    """The runtime of images, if the model reads them."""
+
 
 def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
     """Find, verify and load the model that the settings name, on `device`.
@@ -71,10 +76,12 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
     check_identity(expected_identity, located.identity, f"the model in {located.folder}")
     device = _known(device)
     runtime, tokenizer, facts = _ready(settings, device, located)
+    vision = _vision(settings, runtime.device, located.folder, facts)
+    facts = facts if vision else msgspec.structs.replace(facts, modalities=("text",))
     described = facts.description(
         located.identity, settings.model.name, runtime.device, runtime.dtype, runtime.name
     )
-    return EngineParts(runtime, tokenizer, described, facts.full_dimension)
+    return EngineParts(runtime, tokenizer, described, facts.full_dimension, vision)
 
 
 def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
@@ -240,6 +247,20 @@ def _in_openvino(
     assert facts.layout is not None  # every model with a graph has one
     make = partial(OpenVinoRuntime, graph, facts.layout, head=facts.head)
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
+
+
+def _vision(settings: Settings, device: str, folder: Path, facts: ModelMetadata) -> VisionRuntime | None:
+    """The runtime of a model's images; None if it reads none, or none as sentence-transformers does."""
+    if "image" not in facts.modalities or facts.full_dimension is None:
+        return None
+    from embedshare.engine.runtimes import vision
+
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    try:
+        return vision.load(folder, device, trusted, facts.full_dimension)
+    except UnsupportedModel as error:
+        logger.warning("Serving no images with {} ({})", settings.model.name, error)
+        return None
 
 
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
