@@ -18,17 +18,33 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import msgspec
 import numpy as np
 
 from embedshare import platforms, threads
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, are_tokens
+from embedshare.calls import (
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    Output,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    Token,
+    are_tokens,
+)
 from embedshare.client import splitting
+from embedshare.client.cross_encoder import CrossEncoder
 from embedshare.client.embedder import Embedder
 from embedshare.client.failover_policy import State
-from embedshare.client.sentence_transformers import DropIn, as_texts, wants_progress
+from embedshare.client.model_view import ModelView
+from embedshare.client.multi_vector_encoder import MultiVectorEncoder
+from embedshare.client.sentence_transformers import DropIn
+from embedshare.client.shared_model import as_texts, wants_progress
+from embedshare.client.sparse_encoder import SparseEncoder
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency, SwapRefused
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
@@ -44,6 +60,7 @@ if TYPE_CHECKING:
     from embedshare.websearch.pipeline import Found, WebSearch
 
 T = TypeVar("T")
+V = TypeVar("V", bound=ModelView)
 #: Seconds within which a health check has its answer: a load balancer's own check often waits five.
 HEALTH_S = 3.0
 #: Attributes that a copy of a client keeps. It also keeps the settings, and attributes of a subclass.
@@ -263,6 +280,65 @@ class EmbeddingClient(DropIn):
         if dimensions is not None:
             _check_dimensions(dimensions, answer.description)  # the client may have followed another model
         return answer
+
+    def score(
+        self,
+        queries: str | list[str],
+        documents: list[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+    ) -> ScoreResult:
+        """Scores of documents for a query, or of each for its own query, or of each alone for no query.
+
+        They are logits of a cross-encoder, (n, labels), or similarities of a multi-vector model, (n, 1).
+        Raises InvalidInput, NotServed if the model gives no scores, and what `encode` raises.
+        """
+        asked = as_texts([queries] if isinstance(queries, str) else queries)
+        request = ScoreRequest(asked, as_texts(documents), prompt, prompt_name, self._prompts, truncate)
+        return self._embedder.score(request)
+
+    def outputs(
+        self,
+        inputs: list[str],
+        outputs: Sequence[Output],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        task: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        max_active_dims: int | None = None,
+    ) -> OutputsResult:
+        """Several outputs of texts from one pass: "dense", "sparse" and "multi-vector" of those that the
+        model has.
+
+        `task`: "query" or "document", which multi-vector models encode differently. `dimensions`: values kept
+        of each dense vector. `max_active_dims`: the most weights kept of each text. Raises InvalidInput,
+        NotServed for an output that the model does not have, and what `encode` raises.
+        """
+        _check_outputs(outputs)
+        if dimensions is not None:
+            _check_dimensions(dimensions, self.describe())
+        request = OutputsRequest(
+            as_texts(inputs), tuple(outputs), prompt, prompt_name, self._prompts, task, normalize,
+            dimensions or self.truncate_dim, max_active_dims, truncate,
+        )  # fmt: skip
+        return self._embedder.outputs(request)
+
+    def embed_images(
+        self, images: list[bytes], *, normalize: bool = False, dimensions: int | None = None
+    ) -> EmbedResult:
+        """Vectors of images, each the content of an image file.
+
+        Raises NotServed if the model reads no images, and what `embed` raises.
+        """
+        if dimensions is not None:
+            _check_dimensions(dimensions, self.describe())
+        request = EmbedRequest([], "", normalize=normalize, dimensions=dimensions or self.truncate_dim)
+        return self._embedder.embed_images(images, request)
 
     def tokens(
         self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
@@ -558,6 +634,35 @@ def get_embedding_model(model: str = "") -> EmbeddingClient:
     return get_embedding_client(model)
 
 
+_views: dict[tuple[type[ModelView], str], Any] = {}
+
+
+def _view(kind: type[V], model: str) -> V:
+    """This process's view of a model as one of a kind; a new one after `close()`."""
+    client = get_embedding_client(model)
+    with _clients_lock:
+        view = _views.get((kind, model))
+        if view is None or view.client is not client:
+            view = _views[kind, model] = kind(client)
+        return cast("V", view)
+
+
+def get_reranker(model: str = "") -> CrossEncoder:
+    """This process's cross-encoder: `predict` and `rank` of sentence-transformers' CrossEncoder, by the
+    shared model or by a local one, as get_embedding_model's. A multi-vector model ranks too."""
+    return _view(CrossEncoder, model)
+
+
+def get_sparse_encoder(model: str = "") -> SparseEncoder:
+    """This process's sparse encoder, with the methods of sentence-transformers' SparseEncoder."""
+    return _view(SparseEncoder, model)
+
+
+def get_multi_vector_encoder(model: str = "") -> MultiVectorEncoder:
+    """This process's multi-vector encoder, with the methods of sentence-transformers' MultiVectorEncoder."""
+    return _view(MultiVectorEncoder, model)
+
+
 async def fast_web_search_with_embeddings(
     search_query: str, model_client: EmbeddingClient, max_concurrent: int = 5, max_chars: int = 2000
 ) -> tuple[str, list[str]]:
@@ -586,6 +691,14 @@ def _check_address(address: Any) -> None:
 def _check_model_name(model: Any) -> None:
     if not isinstance(model, str) or len(model) > 4096:
         raise InvalidInput(f"model is {model!r:.100}; it must be a model's name of up to 4,096 characters")
+
+
+def _check_outputs(outputs: Any) -> None:
+    known = get_args(Output)
+    if not isinstance(outputs, list | tuple) or not outputs or not {*outputs} <= {*known}:
+        raise InvalidInput(f"outputs is {outputs!r:.100}; allowed: a list of {', '.join(known)}")
+    if len({*outputs}) < len(outputs):
+        raise InvalidInput(f"outputs is {outputs!r:.100}; each may be there once")
 
 
 def _check_dimensions(dimensions: int, model: ModelDescription) -> None:

@@ -25,6 +25,9 @@ _VOLATILE_KEYS = {
 Family = Literal["embedding", "cross-encoder", "sparse", "multi-vector"]
 
 
+_DENSE, _TEXT = ("dense",), ("text",)
+
+
 class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
     """A client's knowledge of the model that answers it."""
 
@@ -46,10 +49,10 @@ class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str
     runtime: str
     family: Family = "embedding"
-    outputs: tuple[str, ...] = ("dense",)
+    outputs: tuple[str, ...] = _DENSE
     """What it makes of a text: "dense", "sparse", "multi-vector", or "scores" (see calls.Output)."""
 
-    modalities: tuple[str, ...] = ("text",)
+    modalities: tuple[str, ...] = _TEXT
     """What it reads: "text", "image"."""
 
     labels: tuple[str, ...] = ()
@@ -66,6 +69,12 @@ class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
 
     max_active_dims: int | None = None
     """The most weights that it gives a text; None: as many as there are."""
+
+    def __post_init__(self) -> None:
+        # msgspec leaves out a default that is the same object: earlier releases know no such field
+        for field, default in (("outputs", _DENSE), ("modalities", _TEXT)):
+            if getattr(self, field) == default:
+                msgspec.structs.force_setattr(self, field, default)
 
     @property
     def can(self) -> str:
@@ -85,8 +94,8 @@ def names_of(model_name: str) -> tuple[str, str]:
     return model_name, re.split(r"[\\/]", model_name.rstrip("\\/"))[-1] or model_name
 
 
-def identity_of(folder: Path) -> str:
-    """The identity of the model in `folder` (a SentenceTransformer's): 64 hexadecimal digits.
+def identity_of(folder: Path, family: Family = "embedding") -> str:
+    """The identity of the model in `folder`, served as one of this family: 64 hexadecimal digits.
 
     Reads every weight once: about 0.1 s for 100 MB. It covers everything that a vector depends on: weights,
     tokenizer, configurations, code (see model_files). Precision is not part of it: bf16 and fp32 of one model
@@ -105,6 +114,8 @@ def identity_of(folder: Path) -> str:
             digest.update(file_sha256(path).encode())
         digest.update(b"\0")
     digest.update(_converted_from(folder))
+    if family != "embedding":  # whose vectors are stored by the digest without it
+        digest.update(b"\0family\0" + family.encode())
     return digest.hexdigest()
 
 

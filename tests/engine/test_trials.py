@@ -96,7 +96,9 @@ def test_auto_falls_to_float32_where_bfloat16_is_not_near_enough(
     monkeypatch.setattr(first_runs, "resolve_dtype", lambda dtype: "bfloat16")
     assert fitting("auto", Known(bfloat16=Trial(0.99988), float32=Trial(1.0))) == "float32"
     (line,) = said
-    assert line.startswith("INFO Computing in float32 (in bfloat16 vectors have a cosine of 0.99988 to")
+    assert line.startswith(
+        "INFO Computing in float32 (in bfloat16 the model agrees with sentence-transformers to 0.99988"
+    )
 
 
 def test_auto_means_what_it_meant_before(monkeypatch: pytest.MonkeyPatch) -> None:

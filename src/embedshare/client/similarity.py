@@ -7,6 +7,7 @@ array.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ NAMES = ("cosine", "dot", "euclidean", "manhattan")
 
 def similarity(name: str, first: Any, second: Any) -> Any:
     """Scores of all pairs, float32 (n1, n2), for embeddings of shape (n, dimension) or (dimension,)."""
-    a, b = np.atleast_2d(_float32(first)), np.atleast_2d(_float32(second))
+    a, b = np.atleast_2d(as_array(first)), np.atleast_2d(as_array(second))
     _check_dimensions(a, b)
     if name == "cosine":
         scores = _unit(a) @ _unit(b).T
@@ -32,12 +33,12 @@ def similarity(name: str, first: Any, second: Any) -> Any:
         scores = np.stack([-np.abs(b - row).sum(axis=1) for row in a]) if len(a) else np.empty((0, len(b)))
     else:
         raise unknown(name)
-    return _as_tensor(scores.astype(np.float32, copy=False))
+    return as_tensor(scores.astype(np.float32, copy=False))
 
 
 def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
     """Scores of row i with row i, float32 (n,)."""
-    a, b = _float32(first), _float32(second)
+    a, b = as_array(first), as_array(second)
     _check_dimensions(a, b)
     if name == "cosine":
         scores = (_unit(a) * _unit(b)).sum(axis=-1)
@@ -49,17 +50,18 @@ def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
         scores = -np.abs(a - b).sum(axis=-1)
     else:
         raise unknown(name)
-    return _as_tensor(np.asarray(scores, np.float32))
+    return as_tensor(np.asarray(scores, np.float32))
 
 
-def unknown(name: object) -> InvalidInput:
-    """The error for a measure that is not in NAMES."""
-    return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(NAMES)}")
+def unknown(name: object, known: Sequence[str] = NAMES) -> InvalidInput:
+    """The error for a measure that is not a known one."""
+    return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(known)}")
 
 
-def _float32(embeddings: Any) -> np.ndarray:
+def as_array(embeddings: Any) -> np.ndarray:
+    """Embeddings as a float32 array, from tensors and lists too."""
     if isinstance(embeddings, list | tuple):
-        embeddings = np.stack([_float32(row) for row in embeddings]) if len(embeddings) else np.empty((0, 0))
+        embeddings = np.stack([as_array(row) for row in embeddings]) if len(embeddings) else np.empty((0, 0))
     elif hasattr(embeddings, "detach"):  # a tensor, without importing torch to ask
         embeddings = embeddings.detach().cpu().float().numpy()
     return np.asarray(embeddings, np.float32)
@@ -75,8 +77,14 @@ def _check_dimensions(a: np.ndarray, b: np.ndarray) -> None:
         raise InvalidInput(f"embeddings of {a.shape[-1]} and of {b.shape[-1]} dimensions cannot be compared")
 
 
-def _as_tensor(scores: np.ndarray) -> Any:
-    if importlib.util.find_spec("torch") is None:
+def is_torch_installed() -> bool:
+    """Whether a result can be a tensor, as sentence-transformers' is. It imports nothing."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def as_tensor(scores: np.ndarray) -> Any:
+    """A tensor of the array where torch is installed, else the array."""
+    if not is_torch_installed():
         return scores
     import torch  # the caller asks for a tensor by calling this
 

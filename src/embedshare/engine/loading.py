@@ -13,31 +13,35 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from loguru import logger
 
-from embedshare import folders, platforms
-from embedshare.engine import weights
-from embedshare.engine.graph_cache import GraphCache
+from embedshare import folders, model_files, platforms
+from embedshare.engine import families, weights
+from embedshare.engine.agreement import KeptOutputs
+from embedshare.engine.families import Located
+from embedshare.engine.graph_cache import AnyProof, GraphCache
+from embedshare.engine.kept_scores import KeptScores
 from embedshare.engine.metadata import ModelMetadata
+from embedshare.engine.pairs import PairTokenizer
 from embedshare.engine.runtimes.base import Runtime
+from embedshare.engine.runtimes.heads import ScoresHead, TokensHead
 from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
+from embedshare.engine.task_tokens import TaskTokenizer
 from embedshare.engine.tokens import TextTokenizer
-from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
+from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial
 from embedshare.errors import MissingDependency, UnsupportedModel
-from embedshare.identity import ModelDescription, check_identity, identity_of
+from embedshare.identity import ModelDescription, check_identity
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
     import openvino as ov
-    from sentence_transformers import SentenceTransformer
 
-    from embedshare.engine.runtimes.embedder import Embedder
-    from embedshare.engine.runtimes.proof import Proof
+    from embedshare.engine.runtimes.vision import VisionRuntime
 
 #: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
@@ -54,8 +58,12 @@ class EngineParts(NamedTuple):
     runtime: Runtime
     tokenizer: Tokenizing
     description: ModelDescription
-    full_dimension: int
-    """The runtime's dimensions: `description.dimension`, or more."""
+    full_dimension: int | None
+    """The values of the runtime's rows: `description.dimension` or more, or a cross-encoder's labels. None:
+    rows have different sizes (see text_outputs)."""
+
+    vision: VisionRuntime | None
+    """The runtime of images, if the model reads them."""
 
 
 def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
@@ -64,13 +72,16 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
     loading, if the model is not of the vector space that `expected_identity` names.
     """
-    folder = weights.find(settings.model.name, settings.model.cache_dir)
-    identity = identity_of(folder)
-    check_identity(expected_identity, identity, f"the model in {folder}")
+    located = families.locate(settings)
+    check_identity(expected_identity, located.identity, f"the model in {located.folder}")
     device = _known(device)
-    runtime, tokenizer, facts = _ready(settings, device, identity, folder)
-    described = facts.description(identity, settings.model.name, runtime.device, runtime.dtype, runtime.name)
-    return EngineParts(runtime, tokenizer, described, facts.full_dimension)
+    runtime, tokenizer, facts = _ready(settings, device, located)
+    vision = _vision(settings, runtime.device, located.folder, facts)
+    facts = facts if vision else msgspec.structs.replace(facts, modalities=("text",))
+    described = facts.description(
+        located.identity, settings.model.name, runtime.device, runtime.dtype, runtime.name
+    )
+    return EngineParts(runtime, tokenizer, described, facts.full_dimension, vision)
 
 
 def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
@@ -89,7 +100,7 @@ def after_fault(settings: Settings, device: str, how: str) -> Settings:
     because EMBEDDING_RUNTIME is openvino.
     """
     untried = _untried(settings, device, None)
-    identity = identity_of(weights.find(settings.model.name, settings.model.cache_dir))
+    identity = families.locate(settings).identity
     cache = _graph_cache(settings)
     if untried in ("bfloat16", "float32"):
         from embedshare.engine.runtimes.openvino import cpu_kind
@@ -114,8 +125,7 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
     """What `load` would do for the first time: "conversion", or a precision to run the graph in; else ""."""
     if not _wants_openvino(settings, _known(device)):
         return ""
-    folder = weights.find(settings.model.name, settings.model.cache_dir)
-    identity = identity_of(folder)
+    folder, _, identity = families.locate(settings)
     check_identity(expected_identity, identity, f"the model in {folder}")
     cache = _graph_cache(settings)
     if cache.refusal(identity) is not None:
@@ -145,8 +155,7 @@ def kept_bytes(settings: Settings) -> int:
 
     Raises ModelNotFound, WeightsCorrupted.
     """
-    identity = identity_of(weights.find(settings.model.name, settings.model.cache_dir))
-    return _memory_notes(settings).bytes_of(identity)
+    return _memory_notes(settings).bytes_of(families.locate(settings).identity)
 
 
 def keep_bytes(settings: Settings, identity: str, size: int) -> None:
@@ -172,15 +181,19 @@ class _Parts(NamedTuple):
     facts: ModelMetadata
 
 
-def _ready(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
+def _ready(settings: Settings, device: str, located: Located) -> _Parts:
     try:
-        kept = _kept(settings, device, identity)
+        kept = _kept(settings, device, located.identity)
     except UnsupportedModel as error:
         if settings.model.runtime == "openvino":
             raise
         logger.info("Not running {} with OpenVINO ({})", settings.model.name, error)
         kept, settings = None, settings.with_values({"EMBEDDING_RUNTIME": "torch"})
-    return kept or _made(settings, device, identity, folder)
+    if kept is not None:
+        return kept
+    if located.family == "embedding":
+        return _made(settings, device, located.identity, located.folder)
+    return _made_of_family(settings, device, located)
 
 
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
@@ -202,7 +215,8 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         if facts.normalized_rows is not None:
             runtime: Runtime = StaticRuntime.read(kept.graph.parent, facts.normalized_rows)
             return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), facts)
-        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity))
+        kind = _kind_of_proof(facts)
+        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity, kind))
         return _Parts(runtime, _text_tokenizer(kept.tokenizer, facts), facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
@@ -212,12 +226,18 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         return None
 
 
+def _kind_of_proof(facts: ModelMetadata) -> type[AnyProof]:
+    if facts.head is None:
+        return KeptProof
+    return KeptScores if isinstance(facts.head, ScoresHead) else KeptOutputs
+
+
 def _in_openvino(
     settings: Settings,
     identity: str,
     graph: ov.Model | Path,
     facts: ModelMetadata,
-    proof: Callable[[], KeptProof],
+    proof: Callable[[], AnyProof],
 ) -> Runtime:
     """The graph in the precision that fits it. Raises UnsupportedModel, and the errors of reading the
     graph."""
@@ -225,23 +245,35 @@ def _in_openvino(
     from embedshare.engine.runtimes.openvino import OpenVinoRuntime, cpu_kind
 
     assert facts.layout is not None  # every model with a graph has one
-    make = partial(OpenVinoRuntime, graph, facts.layout)
+    make = partial(OpenVinoRuntime, graph, facts.layout, head=facts.head)
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
 
 
+def _vision(settings: Settings, device: str, folder: Path, facts: ModelMetadata) -> VisionRuntime | None:
+    """The runtime of a model's images; None if it reads none, or none as sentence-transformers does."""
+    if "image" not in facts.modalities or facts.full_dimension is None:
+        return None
+    from embedshare.engine.runtimes import vision
+
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    try:
+        return vision.load(folder, device, trusted, facts.full_dimension)
+    except UnsupportedModel as error:
+        logger.warning("Serving no images with {} ({})", settings.model.name, error)
+        return None
+
+
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
-    """A runtime over the model itself, loaded with torch, in the fastest form that matches it."""
+    """A runtime over the model itself, in the fastest form that matches it."""
     _require("torch", "sentence_transformers")
     folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
     from embedshare.engine.runtimes.proof import prove
     from embedshare.engine.runtimes.torch import resolve_device
-    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer, encode
 
     device = resolve_device(device)
-    if settings.model.runtime == "openvino" and device != "cpu":
-        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
-        raise UnsupportedModel(message, setting="device")
+    _check_device(settings, device)
     trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
     model = embedders.load(folder, device, trusted)
     if not (folder / "modules.json").is_file():
@@ -249,8 +281,10 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         logger.warning("Pooling tokens by {} ({} has no modules.json that says how)", pooling, folder)
     proof = prove(model)
     loaded = _Loaded(settings, device, identity, model, proof, embedders.facts_of(model, proof))
-    model.truncate_dim = None
+    shortens, model.truncate_dim = model.truncate_dim is not None, None
     try:
+        if model_files.token_layers(folder) and not shortens and not device.startswith("cuda"):
+            return _several(loaded, folder)
         if type(model[0]).__name__ == "StaticEmbedding":
             return _static(loaded)
         if type(model[0]).__name__ == "WordEmbeddings":
@@ -262,7 +296,8 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         if _wants_openvino(settings, device):
             _graph_cache(settings).refuse(identity, str(error))
         logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
-    runtime = WholeRuntime(model, loaded.facts.full_dimension)
+    dimension = proof.full_dimension
+    runtime = WholeRuntime(model, dimension, encode(model, dimension))
     return _Parts(runtime, WholeTokenizer(model, loaded.facts.max_seq_length), loaded.facts)
 
 
@@ -272,9 +307,148 @@ class _Loaded(NamedTuple):
     settings: Settings
     device: str
     identity: str
-    model: SentenceTransformer
-    proof: Proof
+    model: Any
+    proof: Any
+    """What every form must match: a Proof, or an OutputsProof."""
+
     facts: ModelMetadata
+
+    def with_facts(self, **changes: Any) -> _Loaded:
+        """The same with other facts."""
+        return self._replace(facts=msgspec.structs.replace(self.facts, **changes))
+
+
+def _made_of_family(settings: Settings, device: str, located: Located) -> _Parts:
+    """A cross-encoder, a sparse or a multi-vector model, in the fastest form that matches it."""
+    _require("torch", "sentence_transformers")
+    folders.check_temporary("torch")
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes import library, outputs_proof, scores_proof, splade, token_vectors
+    from embedshare.engine.runtimes.torch import resolve_device
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+
+    device, (folder, family, identity) = resolve_device(device), located
+    _check_device(settings, device)
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    model = embedders.load(folder, device, trusted, library.CLASSES[family])
+    compute = library.COMPUTES[family](model)
+    facts = library.facts_of(model, family)
+    is_scored = family == "cross-encoder"
+    proof: Any = scores_proof.prove(model) if is_scored else outputs_proof.prove(model, compute, (family,))
+    loaded = _Loaded(settings, device, identity, model, proof, facts)
+    try:
+        if is_scored:
+            return _fast_scores(loaded)
+        if family == "sparse":
+            model.max_active_dims = None  # calls have a number of their own
+            loaded = loaded.with_facts(head=splade.head_of(model))
+            return _fast_outputs(loaded, splade.Splade)
+        loaded = loaded.with_facts(
+            head=token_vectors.head_of(model), expansion=token_vectors.expansion_of(model)
+        )
+        return _fast_outputs(loaded, token_vectors.TokenVectors)
+    except UnsupportedModel as error:
+        if settings.model.runtime == "openvino":
+            raise
+        if _wants_openvino(settings, device):
+            _graph_cache(settings).refuse(identity, str(error))
+        logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
+    return _Parts(
+        WholeRuntime(model, facts.full_dimension, compute), WholeTokenizer(model, facts.max_seq_length), facts
+    )
+
+
+def _check_device(settings: Settings, device: str) -> None:
+    if settings.model.runtime == "openvino" and device != "cpu":
+        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
+        raise UnsupportedModel(message, setting="device")
+
+
+def _fast_scores(loaded: _Loaded) -> _Parts:
+    """A cross-encoder's modules over packed pairs. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import chat_templates, scores_proof
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.classifier import Classifier
+
+    serialized = embedders.tokenizer_of(loaded.model, of_pairs=True)
+    loaded = loaded.with_facts(
+        head=ScoresHead(scores_proof.reads_types(loaded.model)),
+        pair_template=chat_templates.of_pairs(loaded.model, serialized),
+        template=chat_templates.of_single_texts(loaded.model, serialized),
+    )
+    tokenizer = _pair_tokenizer(serialized, loaded.facts)
+    if not tokenizer.reads_single_texts:
+        loaded = loaded._replace(proof=loaded.proof.of_pairs())
+    sequences = scores_proof.sequences_of(loaded.model, loaded.proof, tokenizer)
+    return _first_form(loaded, Classifier, tokenizer, serialized, sequences)
+
+
+def _several(loaded: _Loaded, folder: Path) -> _Parts:
+    """A model that gives a text's vector, and weights and vectors of its tokens. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import bge_m3
+
+    model = loaded.model
+    layers = bge_m3.layers_in(folder, model.device)
+    proof = bge_m3.prove(model, layers, loaded.proof.samples)
+    loaded = loaded._replace(proof=proof).with_facts(
+        head=bge_m3.head_of(model),
+        full_dimension=None,
+        outputs=proof.outputs,
+        vocabulary=model[0].auto_model.config.vocab_size,
+        token_dimension=layers.vector.out_features,
+    )
+    return _fast_outputs(loaded, partial(bge_m3.SeveralOutputs, layers=layers))
+
+
+def _fast_outputs(loaded: _Loaded, make: Callable[..., Any]) -> _Parts:
+    """The module over packed rows that `make` makes of the model and a mask. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+
+    model, proof = loaded.model, loaded.proof
+    serialized = embedders.tokenizer_of(model)
+    loaded = loaded.with_facts(
+        task_cuts=embedders.task_cuts(model), template=embedders.template_of(model, serialized)
+    )
+    tokenizer = _text_tokenizer(serialized, loaded.facts)
+    sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
+    embedders.check_cut(model, tokenizer)
+    return _first_form(loaded, make, tokenizer, serialized, proof.kept(sequences).inputs())
+
+
+def _first_form(
+    loaded: _Loaded,
+    make: Callable[..., Any],
+    tokenizer: TextTokenizer,
+    serialized: str,
+    sequences: list[list[int]],
+) -> _Parts:
+    """The first form over packed rows that matches the proof, whose texts are `sequences`. Raises
+    UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.proof import in_batches
+    from embedshare.engine.runtimes.torch import TorchRuntime
+
+    settings, device, _, model, proof, facts = loaded
+    head = facts.head
+    form = embedders.find_form(model, proof, sequences, make, head)
+    if form is None:
+        raise UnsupportedModel("no layout of batches reproduces the model's outputs")
+    module, layout = form
+    loaded = loaded.with_facts(layout=layout)
+    if _wants_openvino(settings, device):
+        try:
+            runtime: Runtime = _converted(loaded, module, serialized, sequences)
+            return _Parts(runtime, tokenizer, loaded.facts)
+        except UnsupportedModel as error:
+            if settings.model.runtime == "openvino":
+                raise
+            logger.info("Running the model with torch ({})", error)
+
+    def rows(dtype: str) -> np.ndarray:
+        return in_batches(sequences, TorchRuntime(copy.deepcopy(module), device, layout, dtype, head).run)
+
+    runtime = TorchRuntime(module, device, layout, _torch_dtype(loaded, rows), head)
+    return _Parts(runtime, tokenizer, loaded.facts)
 
 
 def _fast(loaded: _Loaded) -> _Parts:
@@ -334,9 +508,7 @@ def _check_padded(facts: ModelMetadata) -> None:
         raise UnsupportedModel("the model leaves prompts out of pooling, which padded batches do not")
 
 
-def _converted(
-    loaded: _Loaded, embedder: Embedder | None, serialized: str, sequences: list[list[int]]
-) -> Runtime:
+def _converted(loaded: _Loaded, embedder: Any, serialized: str, sequences: list[list[int]]) -> Runtime:
     """The model as a graph, which is stored. Raises UnsupportedModel."""
     from embedshare.engine.runtimes.conversion import convert
     from embedshare.engine.runtimes.openvino import resolve_dtype, write_graph
@@ -346,11 +518,11 @@ def _converted(
     try:
         if embedder is None or facts.layout is None:
             raise UnsupportedModel("no layout for a single graph reproduces the model's vectors")
-        graph = convert(embedder, facts.layout, proof, sequences)
+        graph = convert(embedder, facts.layout, proof, sequences, facts.head)
     except UnsupportedModel as error:
         _graph_cache(settings).refuse(identity, str(error))
         raise
-    kept = KeptProof.of(sequences, proof.expected)
+    kept = proof.kept(sequences)
     _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path), kept)
     return _in_openvino(settings, identity, graph, facts, lambda: kept)
 
@@ -367,10 +539,10 @@ def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
     for dtype in dict.fromkeys(to_try):
         if dtype == "float32":
             return dtype
-        cosine = smallest_cosine(rows(dtype), loaded.proof.expected)
+        cosine = loaded.proof.agreement(rows(dtype))
         if cosine >= LEAST_COSINE:
             return dtype
-        why = f"in {dtype} vectors have a cosine of {cosine:.5f} to sentence-transformers' own"
+        why = f"in {dtype} the model agrees with sentence-transformers to {cosine:.5f}"
         if dtype == loaded.settings.model.dtype:
             logger.warning("Computing in {} as EMBEDDING_DTYPE asks ({})", dtype, why)
             return dtype
@@ -418,8 +590,18 @@ def _words(loaded: _Loaded) -> _Parts:
     return _Parts(runtime, tokenizer, facts)
 
 
+def _pair_tokenizer(serialized: str, facts: ModelMetadata) -> PairTokenizer:
+    typed = isinstance(facts.head, ScoresHead) and facts.head.reads_types
+    return PairTokenizer(serialized, typed, facts.pair_template, facts.template)
+
+
 def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
-    return TextTokenizer(
+    if isinstance(facts.head, ScoresHead):
+        return _pair_tokenizer(serialized, facts)
+    make: Callable[..., TextTokenizer] = TextTokenizer
+    if isinstance(facts.head, TokensHead):
+        make = partial(TaskTokenizer, expansion=facts.expansion)
+    return make(
         serialized,
         task_cuts=facts.task_cuts,
         template=facts.template,

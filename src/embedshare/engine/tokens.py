@@ -18,7 +18,7 @@ from embedshare.errors import InvalidInput, NotServed, TooLarge
 MAX_DETAILED = 1 << 18
 #: Characters of a single text up to which it goes the tokenizer's quickest way, which holds the interpreter's
 #: lock: 2 MB would block all other threads for seconds.
-_QUICK_CHARS = 1 << 13
+QUICK_CHARS = 1 << 13
 #: Characters up to which a text is never shortened before it is tokenized.
 _SHORT_CHARS = 1 << 12
 
@@ -54,6 +54,33 @@ class Template(msgspec.Struct, frozen=True):
         """The message of a user whose text is `text`."""
         before = self.before_prompt + prompt + self.between if prompt else self.before
         return before + text + self.after
+
+
+class PairTemplate(msgspec.Struct, frozen=True):
+    """The text that a chat template puts around a query and a document."""
+
+    before: str
+    """Text before a query without a prompt."""
+
+    before_prompt: str
+    after_prompt: str
+    between: str
+    after: str
+    suffix: list[int]
+    """The token ids that replace the end of a truncated text."""
+
+    def render(self, query: str, document: str, prompt: str) -> str:
+        """The messages of a query, a document and the prompt of the system."""
+        before = self.before_prompt + prompt + self.after_prompt if prompt else self.before
+        return before + query + self.between + document + self.after
+
+
+def by_id(vocabulary: dict[str, int]) -> list[str]:
+    """The tokens in the order of their ids; "" for an id without a token."""
+    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, number in vocabulary.items():
+        tokens[number] = token
+    return tokens
 
 
 class TextTokenizer:
@@ -162,6 +189,10 @@ class TextTokenizer:
             raise lone_surrogate(given) from None
         return [_with_overflow(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
 
+    def vocabulary(self) -> list[str]:
+        """See Tokenizing."""
+        return by_id(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def _prompt_tokens(self, prompt: str) -> int:
         """The number of tokens of a prompt by itself, without a special one at its end."""
         (encoding,) = self._encodings([prompt])
@@ -185,7 +216,7 @@ class TextTokenizer:
                 )
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
-        if len(texts) == 1 and len(texts[0]) <= _QUICK_CHARS:
+        if len(texts) == 1 and len(texts[0]) <= QUICK_CHARS:
             return [self._tokenizer.encode(texts[0], add_special_tokens=self._special_tokens)]
         return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special_tokens)
 

@@ -36,12 +36,17 @@ class KeptProof(msgspec.Struct, frozen=True):
         pairs = zip(self.sequences, self.prompt_tokens, strict=True)
         return [PromptedIds(ids, tokens) if tokens else ids for ids, tokens in pairs]
 
+    def agreement(self, rows: np.ndarray, which: list[int]) -> float:
+        """The smallest cosine of `rows`, made of the sequences at `which`."""
+        return smallest_cosine(rows, np.array([self.expected[at] for at in which], np.float32))
+
 
 class Trial(msgspec.Struct, frozen=True):
     """The result of the first runs."""
 
     cosine: float | None
-    """The smallest to the proof's vectors; None if they crashed the process."""
+    """The smallest to the proof's vectors, or the agreement of scores on that scale; None if they crashed the
+    process."""
 
     @property
     def passed(self) -> bool:

@@ -7,7 +7,9 @@ mask and layout is checked against the proof (see `proof`), and the first that m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,8 +21,9 @@ from sentence_transformers.base.modules import Transformer
 from transformers.utils import logging as transformers_logging
 
 from embedshare.engine.metadata import ModelMetadata
+from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.masks import MASKS, Mask, own, whole_text
-from embedshare.engine.runtimes.packing import Layout, pack
+from embedshare.engine.runtimes.packing import Layout, Packed, pack
 from embedshare.engine.runtimes.proof import (
     TASKS,
     Proof,
@@ -34,7 +37,7 @@ from embedshare.engine.tokens import LONGEST, Template, TextTokenizer, with_trun
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
 #: A text and a prompt that no template holds, and texts that a template may read as more than words.
-_PROBES = [
+PROBES = [
     "q7Zk", "V9xw", " \n Café\n\n", "<think> no </think> /no_think", "{{ 1 }}{% raw %}", "<|im_end|>",
     "[INST] & <s>",
 ]  # fmt: skip
@@ -53,6 +56,7 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         first, *rest = list(model)
         self.transformer = first.auto_model
         self.rest = torch.nn.ModuleList(rest)
+        self.heads = len(rest)  # the most products at its end, one after another
         self.mask = mask
 
     def forward(
@@ -62,7 +66,10 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         segments: torch.Tensor,
         places: torch.Tensor,
     ) -> torch.Tensor:
-        hidden = self.mask(self.transformer, input_ids, position_ids, segments)
+        return self.pooled(self.mask(self.transformer, input_ids, position_ids, segments), input_ids, places)
+
+    def pooled(self, hidden: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The vectors of the texts whose hidden states (rows, width, size) these are."""
         found = places.clamp(min=0)
         tokens = hidden.reshape(-1, hidden.shape[-1])[found]
         # Pooling adds up many values: it stays in float32 in every precision of the transformer.
@@ -76,12 +83,15 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         return features["sentence_embedding"]
 
 
-def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransformer:
-    """The model in `folder`, in float32, ready to compute. Raises UnsupportedModel if it cannot be shared."""
+def load(folder: Path, device: str, trust_remote_code: bool, make: Any = SentenceTransformer) -> Any:
+    """The model in `folder`, in float32, ready to compute, as one of the class `make`.
+
+    Raises UnsupportedModel if it cannot be shared.
+    """
     transformers_logging.disable_progress_bar()  # one line an event: the log says when the model is ready
     transformers_logging.set_verbosity_error()
     try:
-        model = SentenceTransformer(
+        model = make(
             str(folder),
             device=device,
             trust_remote_code=trust_remote_code,
@@ -104,8 +114,8 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransfor
     return model
 
 
-def tokenizer_of(model: SentenceTransformer) -> str:
-    """The text of sentence-transformers' tokenizer, which truncates as the model does.
+def tokenizer_of(model: Any, of_pairs: bool = False) -> str:
+    """The text of sentence-transformers' tokenizer, which truncates texts, or pairs, as the model does.
 
     Raises UnsupportedModel for a model that is not a text transformer with a fast tokenizer.
     """
@@ -115,7 +125,9 @@ def tokenizer_of(model: SentenceTransformer) -> str:
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModel(f"the model's {type(tokenizer).__name__} is not a fast tokenizer")
     try:
-        return with_truncation(tokenizer.backend_tokenizer.to_str(), _cut(model), tokenizer.truncation_side)
+        return with_truncation(
+            tokenizer.backend_tokenizer.to_str(), _cut(model, of_pairs=of_pairs), tokenizer.truncation_side
+        )
     except Exception as error:  # parts of a tokenizer that are written in Python have no text
         raise UnsupportedModel(f"the model's tokenizer has no form without Python: {error}") from None
 
@@ -142,7 +154,7 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
         found: str = model.tokenizer.apply_chat_template(messages[0], tokenize=False, **options)
         return found
 
-    text, prompt = _PROBES[0], _PROBES[1]
+    text, prompt = PROBES[0], PROBES[1]
     try:
         before, after = rendered(text, "").split(text)
         head, tail = rendered(text, prompt).split(text)
@@ -150,13 +162,13 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
     except ValueError:
         raise UnsupportedModel("the model's chat template does not repeat a text once") from None
     template = Template(before, before_prompt, between, after, [])
-    for text, prompt in ((text, prompt) for text in _PROBES for prompt in ("", *_PROBES)):
+    for text, prompt in ((text, prompt) for text in PROBES for prompt in ("", *PROBES)):
         if tail != after or rendered(text, prompt) != template.render(text, prompt):
             raise UnsupportedModel("the model's chat template does more than put words around a text")
     tokenizer = TextTokenizer(serialized, template=template)
     if tokenizer.max_seq_length >= LONGEST:
         return template
-    long_text = _numbers(tokenizer.max_seq_length + 32)
+    long_text = numbers(tokenizer.max_seq_length + 32)
     read, cut = _ids(model, long_text, None), tokenizer([long_text])[0]
     apart = [at for at, (one, other) in enumerate(zip(read, cut, strict=False)) if one != other]
     return msgspec.structs.replace(template, suffix=read[apart[0] :] if apart else [])
@@ -174,27 +186,28 @@ def check_cut(model: SentenceTransformer, tokenizer: TextTokenizer) -> None:
     """Raise UnsupportedModel if a too long text is not truncated as in sentence-transformers."""
     if tokenizer.max_seq_length >= LONGEST:
         return
-    text = _numbers(tokenizer.max_seq_length + 64)
+    text = numbers(tokenizer.max_seq_length + 64)
     for task in (None, *TASKS) if may_read_task(model) else (None,):
         if _ids(model, text, task) != tokenizer([text], task=task)[0]:
             raise UnsupportedModel("the model truncates long texts in a way of its own")
 
 
-def _cut(model: SentenceTransformer, task: str | None = None) -> int:
+def _cut(model: Any, task: str | None = None, of_pairs: bool = False) -> int:
     """Tokens at which sentence-transformers truncates a text: fewer than the model's longest sequence if its
     settings for texts, or for this task, say so."""
     longest = int(min(model.max_seq_length, LONGEST))
     words = min(longest, _CUTS_BELOW) + 64
-    ids = _ids(model, _numbers(words), task)
+    text = numbers(words)
+    ids = _ids(model, ("one", text) if of_pairs else text, task)
     return len(ids) if len(ids) < words else longest
 
 
-def _numbers(words: int) -> str:
+def numbers(words: int) -> str:
     """A text of this many different words, of at least one token each."""
     return " ".join(map(str, range(words)))
 
 
-def _ids(model: SentenceTransformer, text: str, task: str | None) -> list[int]:
+def _ids(model: Any, text: str | tuple[str, str], task: str | None) -> list[int]:
     options = {} if task is None else {"task": task}
     ids: list[int] = model.preprocess([text], **options)["input_ids"][0].tolist()
     return ids
@@ -213,40 +226,58 @@ def facts_of(model: SentenceTransformer, proof: Proof) -> ModelMetadata:
         tokenizer_inputs=list(getattr(tokenizer, "model_input_names", ["input_ids"])),
         padding_token_id=getattr(tokenizer, "pad_token_id", None) or 0,
         layout=None,
+        modalities=served_modalities(model),
     )
 
 
-def find_form(
-    model: SentenceTransformer, proof: Proof, sequences: list[list[int]]
-) -> tuple[Embedder, Layout] | None:
-    """The embedder and the layout of its batches that match the proof, packed if possible; None if none
-    match.
+def served_modalities(model: SentenceTransformer) -> tuple[str, ...]:
+    """What is served of the model's modalities: images only where no chat template puts a prompt before
+    them."""
+    found = model.modalities
+    return ("text", "image") if "image" in found and "message" not in found else ("text",)
 
-    `sequences`: the token ids of the proof's samples.
+
+def find_form(
+    model: Any,
+    proof: Any,
+    sequences: list[list[int]],
+    make: Callable[[Any, Mask], torch.nn.Module] = Embedder,
+    head: Head | None = None,
+) -> tuple[Any, Layout] | None:
+    """The module over packed rows and the layout of its batches that match the proof, packed if possible;
+    None if none match.
+
+    `sequences`: the token ids of the proof's samples. `make`: makes the module of the model and a mask.
     """
+    head = head or DenseHead()
     transformer = model[0].auto_model
     tried = MASKS if shows_windows(model) else (own,)  # its windows are right even if no sample shows them
     padding_id = getattr(transformer.config, "pad_token_id", None) or 0
     attention = transformer.config._attn_implementation
     for one_text_a_row in (False, True):
         for mask in tried:
-            embedder = Embedder(model, mask).eval()
-            for first_position in dict.fromkeys((0, padding_id + 1)):
-                layout = Layout(first_position, one_text_a_row)
-                if _agrees(embedder, layout, model.device, proof, sequences):
+            embedder = make(model, mask).eval()
+            for first_position, skipped in ((0, None), (padding_id + 1, padding_id), (padding_id + 1, None)):
+                layout = Layout(first_position, one_text_a_row, skipped)
+                if _agrees(embedder, head, layout, model.device, proof, sequences):
                     return embedder, layout
     transformer.set_attn_implementation(attention)
     return None
 
 
+def rows_of(module: Any, head: Head, batch: list[list[int]], packed: Packed, device: Any) -> np.ndarray:
+    """What each sequence of a batch gets from a module over packed rows."""
+    with torch.inference_mode():
+        found = module(*(torch.from_numpy(array).to(device) for array in head.inputs(batch, packed)))
+    outputs = found if isinstance(found, tuple) else (found,)
+    return head.rows(batch, packed, [one.float().cpu().numpy() for one in outputs])
+
+
 def _agrees(
-    embedder: Embedder, layout: Layout, device: torch.device, proof: Proof, sequences: list[list[int]]
+    embedder: Any, head: Head, layout: Layout, device: torch.device, proof: Any, sequences: list[list[int]]
 ) -> bool:
     def run(batch: list[list[int]]) -> np.ndarray:
-        arrays = [torch.from_numpy(array).to(device) for array in pack(batch, layout)]
-        with torch.inference_mode():
-            rows: np.ndarray = embedder(*arrays).float().cpu().numpy()
-        return rows
+        return rows_of(embedder, head, batch, pack(batch, layout), device)
 
     what = f"batches in {layout} with the mask {embedder.mask.__name__}"
     try:
