@@ -61,7 +61,8 @@ def scheduler(run: Callable[[list[list[int]]], np.ndarray], **options: Any) -> S
     permits = merged.pop("permits")
     device = merged.pop("device", None) or Device(permits, merged.pop("max_waiting_tokens"))
     merged.pop("max_waiting_tokens", None)
-    return Scheduler(run, DIMENSION, device, **{"leaders": permits, "max_batches": permits, **merged})
+    dimension = merged.pop("dimension", DIMENSION)
+    return Scheduler(run, dimension, device, **{"leaders": permits, "max_batches": permits, **merged})
 
 
 def compute(

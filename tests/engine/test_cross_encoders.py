@@ -167,9 +167,12 @@ def test_a_chat_template_around_pairs_scores_as_the_library_does(tmp_path: Path)
     words = tokenizer(chat_template=CHAT)
     folder = cross_encoder(tmp_path, family="Qwen3", config=DECODER, kind="ForCausalLM", words=words)
     engine, real = loaded(folder), reference(folder)
-    pairs = [(QUERY, text) for text in DOCUMENTS[:4]]
-    found = engine.score(ScoreRequest([QUERY], DOCUMENTS[:4], prompt="Judge it"))
+    assert engine.description.runtime == "torch"
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    found = engine.score(ScoreRequest([QUERY], DOCUMENTS, prompt="Judge it"))
     assert_scores(found.rows, real, pairs, prompt="Judge it")
+    with pytest.raises(NotServed, match="the served model's chat template takes a query and a document"):
+        engine.score(ScoreRequest([], DOCUMENTS))
     engine.close()
 
 

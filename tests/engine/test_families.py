@@ -10,7 +10,7 @@ import pytest
 
 from embedshare.calls import EmbedRequest
 from embedshare.engine.runtimes import embedder, proof
-from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer, encode
 from embedshare.errors import UnsupportedModel
 from embedshare.providers.local import Local
 from tests.engine.small_models import (
@@ -165,7 +165,9 @@ def test_a_text_that_a_model_reads_by_itself_is_read_once_and_its_tokens_are_tol
     waiting = WholeTokenizer(model, 128)(texts)
     assert read == []
     expected = reference(tmp_path / "model").encode(texts)
-    np.testing.assert_array_equal(WholeRuntime(model, DIMENSION).run(waiting), expected)
+    np.testing.assert_array_equal(
+        WholeRuntime(model, DIMENSION, encode(model, DIMENSION)).run(waiting), expected
+    )
     assert sorted(read) == sorted(texts)
     assert [len(text) for text in waiting] == [2, 1, 5]
 

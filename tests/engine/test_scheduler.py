@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from embedshare.errors import DeadlineExceeded, Overloaded
+from embedshare.errors import DeadlineExceeded, EngineFailed, OutOfMemory, Overloaded
 from tests.engine.runtime_fake import (
     DIMENSION,
     LIMIT_S,
@@ -47,6 +47,30 @@ def test_no_sequences_are_no_rows_at_once_and_nothing_is_computed() -> None:
     rows, waited_s, computed_s = scheduler(runtime).compute([], deadline=0.0)
     assert (rows.shape, rows.dtype, waited_s, computed_s) == ((0, DIMENSION), np.float32, 0.0, 0.0)
     assert runtime.batches == []
+
+
+@pytest.mark.parametrize("fits", [1_000_000, 2])
+def test_rows_of_any_size_arrive_in_their_places_also_from_halves(fits: int) -> None:
+    def run(sequences: list[list[int]]) -> np.ndarray:
+        if len(sequences) > fits:
+            raise OutOfMemory("too many")
+        rows = np.empty(len(sequences), object)
+        for at, ids in enumerate(sequences):
+            rows[at] = np.arange(len(ids))
+        return rows
+
+    ours = scheduler(run, dimension=None)
+    lengths = [3, 900, 1, 40, 0, 7]
+    rows, _, _ = ours.compute([[1] * length for length in lengths], deadline=time.monotonic() + LIMIT_S)
+    assert (rows.dtype, rows.shape) == (np.dtype(object), (6,))
+    assert [row.tolist() for row in rows] == [list(range(length)) for length in lengths]
+    assert ours.compute([], deadline=0.0)[0].shape == (0,)
+
+
+def test_rows_of_another_shape_are_an_error() -> None:
+    ours = scheduler(lambda sequences: np.zeros((len(sequences), 2), np.float32), dimension=None)
+    with pytest.raises(EngineFailed, match=r"rows of shape \(1, 2\), not \(1,\)"):
+        ours.compute([[1]], deadline=time.monotonic() + LIMIT_S)
 
 
 @pytest.mark.parametrize("permits", [1, 3])

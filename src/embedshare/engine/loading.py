@@ -366,15 +366,19 @@ def _check_device(settings: Settings, device: str) -> None:
 
 def _fast_scores(loaded: _Loaded) -> _Parts:
     """A cross-encoder's modules over packed pairs. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import chat_templates, scores_proof
     from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes import scores_proof
     from embedshare.engine.runtimes.classifier import Classifier
 
-    serialized = embedders.tokenizer_of(loaded.model)
-    head = ScoresHead(scores_proof.reads_types(loaded.model))
-    loaded = loaded.with_facts(head=head)
-    tokenizer = PairTokenizer(serialized, head.reads_types)
-    embedders.check_cut(loaded.model, tokenizer)
+    serialized = embedders.tokenizer_of(loaded.model, of_pairs=True)
+    loaded = loaded.with_facts(
+        head=ScoresHead(scores_proof.reads_types(loaded.model)),
+        pair_template=chat_templates.of_pairs(loaded.model, serialized),
+        template=chat_templates.of_single_texts(loaded.model, serialized),
+    )
+    tokenizer = _pair_tokenizer(serialized, loaded.facts)
+    if not tokenizer.reads_single_texts:
+        loaded = loaded._replace(proof=loaded.proof.of_pairs())
     sequences = scores_proof.sequences_of(loaded.model, loaded.proof, tokenizer)
     return _first_form(loaded, Classifier, tokenizer, serialized, sequences)
 
@@ -586,9 +590,14 @@ def _words(loaded: _Loaded) -> _Parts:
     return _Parts(runtime, tokenizer, facts)
 
 
+def _pair_tokenizer(serialized: str, facts: ModelMetadata) -> PairTokenizer:
+    typed = isinstance(facts.head, ScoresHead) and facts.head.reads_types
+    return PairTokenizer(serialized, typed, facts.pair_template, facts.template)
+
+
 def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
     if isinstance(facts.head, ScoresHead):
-        return PairTokenizer(serialized, facts.head.reads_types)
+        return _pair_tokenizer(serialized, facts)
     make: Callable[..., TextTokenizer] = TextTokenizer
     if isinstance(facts.head, TokensHead):
         make = partial(TaskTokenizer, expansion=facts.expansion)

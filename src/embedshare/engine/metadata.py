@@ -7,7 +7,7 @@ import msgspec
 from embedshare.engine.runtimes.heads import DenseHead, ScoresHead, SeveralHead, SparseHead, TokensHead
 from embedshare.engine.runtimes.packing import Layout
 from embedshare.engine.task_tokens import Expansion
-from embedshare.engine.tokens import Template
+from embedshare.engine.tokens import PairTemplate, Template
 from embedshare.identity import Family, ModelDescription
 
 
@@ -36,6 +36,9 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     template: Template | None = None
     """The text that the model's chat template puts around a text."""
+
+    pair_template: PairTemplate | None = None
+    """The text that the model's chat template puts around a query and a document."""
 
     leaves_prompts_out: bool = False
     """Whether pooling leaves the tokens of a prompt out."""

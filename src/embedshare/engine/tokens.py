@@ -18,7 +18,7 @@ from embedshare.errors import InvalidInput, NotServed, TooLarge
 MAX_DETAILED = 1 << 18
 #: Characters of a single text up to which it goes the tokenizer's quickest way, which holds the interpreter's
 #: lock: 2 MB would block all other threads for seconds.
-_QUICK_CHARS = 1 << 13
+QUICK_CHARS = 1 << 13
 #: Characters up to which a text is never shortened before it is tokenized.
 _SHORT_CHARS = 1 << 12
 
@@ -62,6 +62,25 @@ def by_id(vocabulary: dict[str, int]) -> list[str]:
     for token, number in vocabulary.items():
         tokens[number] = token
     return tokens
+
+
+class PairTemplate(msgspec.Struct, frozen=True):
+    """The text that a chat template puts around a query and a document."""
+
+    before: str
+    """Text before a query without a prompt."""
+
+    before_prompt: str
+    after_prompt: str
+    between: str
+    after: str
+    suffix: list[int]
+    """The token ids that replace the end of a truncated text."""
+
+    def render(self, query: str, document: str, prompt: str) -> str:
+        """The messages of a query, a document and the prompt of the system."""
+        before = self.before_prompt + prompt + self.after_prompt if prompt else self.before
+        return before + query + self.between + document + self.after
 
 
 class TextTokenizer:
@@ -197,7 +216,7 @@ class TextTokenizer:
                 )
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
-        if len(texts) == 1 and len(texts[0]) <= _QUICK_CHARS:
+        if len(texts) == 1 and len(texts[0]) <= QUICK_CHARS:
             return [self._tokenizer.encode(texts[0], add_special_tokens=self._special_tokens)]
         return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special_tokens)
 

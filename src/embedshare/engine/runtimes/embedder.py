@@ -37,7 +37,7 @@ from embedshare.engine.tokens import LONGEST, Template, TextTokenizer, with_trun
 from embedshare.errors import UnsupportedModel, WeightsCorrupted
 
 #: A text and a prompt that no template holds, and texts that a template may read as more than words.
-_PROBES = [
+PROBES = [
     "q7Zk", "V9xw", " \n Café\n\n", "<think> no </think> /no_think", "{{ 1 }}{% raw %}", "<|im_end|>",
     "[INST] & <s>",
 ]  # fmt: skip
@@ -114,8 +114,8 @@ def load(folder: Path, device: str, trust_remote_code: bool, make: Any = Sentenc
     return model
 
 
-def tokenizer_of(model: SentenceTransformer) -> str:
-    """The text of sentence-transformers' tokenizer, which truncates as the model does.
+def tokenizer_of(model: Any, of_pairs: bool = False) -> str:
+    """The text of sentence-transformers' tokenizer, which truncates texts, or pairs, as the model does.
 
     Raises UnsupportedModel for a model that is not a text transformer with a fast tokenizer.
     """
@@ -125,7 +125,9 @@ def tokenizer_of(model: SentenceTransformer) -> str:
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModel(f"the model's {type(tokenizer).__name__} is not a fast tokenizer")
     try:
-        return with_truncation(tokenizer.backend_tokenizer.to_str(), _cut(model), tokenizer.truncation_side)
+        return with_truncation(
+            tokenizer.backend_tokenizer.to_str(), _cut(model, of_pairs=of_pairs), tokenizer.truncation_side
+        )
     except Exception as error:  # parts of a tokenizer that are written in Python have no text
         raise UnsupportedModel(f"the model's tokenizer has no form without Python: {error}") from None
 
@@ -152,7 +154,7 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
         found: str = model.tokenizer.apply_chat_template(messages[0], tokenize=False, **options)
         return found
 
-    text, prompt = _PROBES[0], _PROBES[1]
+    text, prompt = PROBES[0], PROBES[1]
     try:
         before, after = rendered(text, "").split(text)
         head, tail = rendered(text, prompt).split(text)
@@ -160,13 +162,13 @@ def template_of(model: SentenceTransformer, serialized: str) -> Template | None:
     except ValueError:
         raise UnsupportedModel("the model's chat template does not repeat a text once") from None
     template = Template(before, before_prompt, between, after, [])
-    for text, prompt in ((text, prompt) for text in _PROBES for prompt in ("", *_PROBES)):
+    for text, prompt in ((text, prompt) for text in PROBES for prompt in ("", *PROBES)):
         if tail != after or rendered(text, prompt) != template.render(text, prompt):
             raise UnsupportedModel("the model's chat template does more than put words around a text")
     tokenizer = TextTokenizer(serialized, template=template)
     if tokenizer.max_seq_length >= LONGEST:
         return template
-    long_text = _numbers(tokenizer.max_seq_length + 32)
+    long_text = numbers(tokenizer.max_seq_length + 32)
     read, cut = _ids(model, long_text, None), tokenizer([long_text])[0]
     apart = [at for at, (one, other) in enumerate(zip(read, cut, strict=False)) if one != other]
     return msgspec.structs.replace(template, suffix=read[apart[0] :] if apart else [])
@@ -184,27 +186,28 @@ def check_cut(model: SentenceTransformer, tokenizer: TextTokenizer) -> None:
     """Raise UnsupportedModel if a too long text is not truncated as in sentence-transformers."""
     if tokenizer.max_seq_length >= LONGEST:
         return
-    text = _numbers(tokenizer.max_seq_length + 64)
+    text = numbers(tokenizer.max_seq_length + 64)
     for task in (None, *TASKS) if may_read_task(model) else (None,):
         if _ids(model, text, task) != tokenizer([text], task=task)[0]:
             raise UnsupportedModel("the model truncates long texts in a way of its own")
 
 
-def _cut(model: SentenceTransformer, task: str | None = None) -> int:
+def _cut(model: Any, task: str | None = None, of_pairs: bool = False) -> int:
     """Tokens at which sentence-transformers truncates a text: fewer than the model's longest sequence if its
     settings for texts, or for this task, say so."""
     longest = int(min(model.max_seq_length, LONGEST))
     words = min(longest, _CUTS_BELOW) + 64
-    ids = _ids(model, _numbers(words), task)
+    text = numbers(words)
+    ids = _ids(model, ("one", text) if of_pairs else text, task)
     return len(ids) if len(ids) < words else longest
 
 
-def _numbers(words: int) -> str:
+def numbers(words: int) -> str:
     """A text of this many different words, of at least one token each."""
     return " ".join(map(str, range(words)))
 
 
-def _ids(model: SentenceTransformer, text: str, task: str | None) -> list[int]:
+def _ids(model: Any, text: str | tuple[str, str], task: str | None) -> list[int]:
     options = {} if task is None else {"task": task}
     ids: list[int] = model.preprocess([text], **options)["input_ids"][0].tolist()
     return ids

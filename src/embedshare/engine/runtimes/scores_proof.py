@@ -46,6 +46,11 @@ class ScoresProof(NamedTuple):
                 f"(text {str(text)[:40]}, prompt {prompt[:20]!r})"
             )
 
+    def of_pairs(self) -> ScoresProof:
+        """The part of it without single texts."""
+        which = [at for at, (text, _) in enumerate(self.samples) if not isinstance(text, str)]
+        return ScoresProof([self.samples[at] for at in which], self.expected[which])
+
     def agreement(self, rows: np.ndarray) -> float:
         """How near `rows` are: see kept_scores.agreement."""
         return agreement(rows, self.expected, float(np.abs(self.expected).max()))
@@ -121,5 +126,5 @@ def _samples(model: CrossEncoder) -> Iterator[Sample]:
     for sample in samples:
         if sample.prompt:
             yield ("A query", sample.text), sample.prompt
-    for text in texts[:3]:
+    for text in (*texts[:2], longest):
         yield text, ""
