@@ -382,6 +382,8 @@ def test_what_a_model_cannot_do_is_not_served_with_what_it_can(client: Any) -> N
         (lambda one: one.outputs(["a"], []), InvalidInput, "outputs is .* allowed: a list of dense, sparse"),
         (lambda one: one.outputs(["a"], ["thick"]), InvalidInput, "outputs is .* allowed"),
         (lambda one: one.outputs(["a"], ["dense", "dense"]), InvalidInput, "each may be there once"),
+        (lambda one: one.outputs(["a"], ["sparse"], max_active_dims=0), InvalidInput, "a positive integer"),
+        (lambda one: one.outputs(["a"], ["sparse"], task="t" * 65), InvalidInput, "task must be a word"),
         (lambda one: one.score("cut \ud83d", ["a"]), InvalidInput, "text 0 holds a lone surrogate"),
         (lambda one: one.score("a", ["b", "cut \ud83d"]), InvalidInput, "text 1 holds a lone surrogate"),
         (lambda one: one.score("a" * (70 << 20), ["b"]), TooLarge, "text 0 has 73,400,320 bytes"),
