@@ -43,7 +43,7 @@ from embedshare.client.failover_policy import State
 from embedshare.client.model_view import ModelView
 from embedshare.client.multi_vector_encoder import MultiVectorEncoder
 from embedshare.client.sentence_transformers import DropIn
-from embedshare.client.shared_model import as_texts, wants_progress
+from embedshare.client.shared_model import as_texts, check_options, optional_positive, wants_progress
 from embedshare.client.sparse_encoder import SparseEncoder
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency, SwapRefused
 from embedshare.identity import ModelDescription
@@ -320,11 +320,13 @@ class EmbeddingClient(DropIn):
         NotServed for an output that the model does not have, and what `encode` raises.
         """
         _check_outputs(outputs)
+        check_options("outputs", None, None, {"task": task})
+        most = optional_positive("max_active_dims", max_active_dims)
         if dimensions is not None:
             _check_dimensions(dimensions, self.describe())
         request = OutputsRequest(
             as_texts(inputs), tuple(outputs), prompt, prompt_name, self._prompts, task, normalize,
-            dimensions or self.truncate_dim, max_active_dims, truncate,
+            dimensions or self.truncate_dim, most, truncate,
         )  # fmt: skip
         return self._embedder.outputs(request)
 

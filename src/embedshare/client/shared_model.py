@@ -221,13 +221,19 @@ def optional_integer(name: str, value: Any) -> int | None:
         raise InvalidInput(f"{name} must be a whole number, got {value!r}") from None
 
 
+def optional_positive(name: str, value: Any) -> int | None:
+    """A whole number above 0, or None. Raises InvalidInput."""
+    number = optional_integer(name, value)
+    if number is not None and not 0 < number < 1 << 31:
+        raise InvalidInput(f"{name} must be a positive integer, got {value}")
+    return number
+
+
 def check_options(method: str, batch_size: Any, chunk_size: Any, kwargs: dict[str, Any]) -> None:
     """Check the options that have no effect, and that `kwargs` hold a task alone. Raises InvalidInput,
     NotServed."""
     for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-        number = optional_integer(name, value)
-        if number is not None and number <= 0:
-            raise InvalidInput(f"{name} must be a positive integer, got {value}")
+        optional_positive(name, value)
     task = kwargs.get("task")
     if task is not None and not (isinstance(task, str) and 0 < len(task) <= 64):
         raise InvalidInput(f"task must be a word of up to 64 letters, such as 'query', got {task!r}")

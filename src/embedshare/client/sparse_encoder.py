@@ -20,7 +20,7 @@ from embedshare.client.shared_model import (
     check_prompt,
     for_task,
     moment,
-    optional_integer,
+    optional_positive,
     renamed,
     wants_progress,
 )
@@ -79,7 +79,9 @@ class SparseEncoder(ModelView):
             check_prompt(prompt, prompt_name)
         single = isinstance(inputs, str)
         texts, limit = as_texts([inputs] if single else inputs), moment(timeout)
-        most = _most(self.max_active_dims if max_active_dims is None else max_active_dims)
+        most = optional_positive(
+            "max_active_dims", self.max_active_dims if max_active_dims is None else max_active_dims
+        )
         request = OutputsRequest(
             texts, ("sparse",), prompt, prompt_name, self._prompts, kwargs.get("task"), max_active_dims=most
         )
@@ -100,7 +102,7 @@ class SparseEncoder(ModelView):
 
     @max_active_dims.setter
     def max_active_dims(self, number: int | None) -> None:
-        self._max_active_dims = _most(number)
+        self._max_active_dims = optional_positive("max_active_dims", number)
 
     _max_active_dims: int | None = None
 
@@ -148,9 +150,7 @@ class SparseEncoder(ModelView):
     def decode(self, embeddings: Any, top_k: int | None = None) -> Any:
         """The tokens of sparse vectors with their weights, largest first: a list of pairs for one vector, a
         list of such lists for several. `top_k`: the most tokens of each."""
-        most = optional_integer("top_k", top_k)
-        if most is not None and most <= 0:
-            raise InvalidInput(f"top_k must be a positive integer, got {top_k}")
+        most = optional_positive("top_k", top_k)
         tokens = self._tokens()
         decoded = [
             _decoded(one, tokens, most) for one in sparse_forms.vectors(sparse_forms.rows_of(embeddings))
@@ -173,13 +173,6 @@ class SparseEncoder(ModelView):
         if known is None or known[0] != identity:
             known = self._vocabulary = identity, self._embedder.vocabulary()
         return known[1]
-
-
-def _most(number: Any) -> int | None:
-    most = optional_integer("max_active_dims", number)
-    if most is not None and most <= 0:
-        raise InvalidInput(f"max_active_dims must be a positive integer, got {number}")
-    return most
 
 
 def _result(rows: SparseRows, form: Form, as_one: bool, as_sparse: bool) -> Any:
