@@ -27,11 +27,11 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest, Prompts, prompt_of
 from embedshare.client.embedder import Embedder
-from embedshare.client.quantization import PRECISIONS, quantize
 from embedshare.client.similarity import NAMES, similarity, similarity_pairwise, unknown
 from embedshare.client.unserved import Unserved
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
+from embedshare.quantization import PRECISIONS, quantize
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -133,7 +133,9 @@ def blueprint(
         if isinstance(asked.input, UnsetType) == isinstance(asked.texts, UnsetType):
             raise InvalidInput(f"the body must have one of the fields `texts` and `input`: {_EXAMPLE}")
         if not isinstance(asked.input, UnsetType):
-            like = OpenAIRequest(asked.input, asked.model, asked.encoding_format, asked.dimensions)
+            like = OpenAIRequest(
+                asked.input, asked.model, asked.encoding_format, asked.dimensions, asked.embedding_types
+            )
             return openai.embeddings(models, like)
         assert not isinstance(asked.texts, UnsetType)  # one of them is there
         if asked.session_id is not None:
@@ -151,8 +153,8 @@ def blueprint(
     def list_models() -> Response:
         """The models, for sessions too; none is loaded for this."""
         usable = models.all()
-        names = dict.fromkeys(name for one in usable for name in one.names)
-        data = [openai.described(name, created) for name in names]
+        names = {name: one for one in usable for name in one.names}
+        data = [openai.described(*named, created) for named in names.items()]
         return body.answer(ListedModels(list(map(_listed, usable)), "list", data))
 
     return routes
