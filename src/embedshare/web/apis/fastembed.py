@@ -14,7 +14,13 @@ from embedshare.errors import InvalidInput, SessionExists, UnknownSession
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis import openai
 from embedshare.web.apis.embed import REFUSED, dumped
-from embedshare.web.apis.openai import OpenAIEmbeddings, OpenAIInput, OpenAIModel, OpenAIRequest
+from embedshare.web.apis.openai import (
+    EmbeddingTypes,
+    OpenAIEmbeddings,
+    OpenAIInput,
+    OpenAIModel,
+    OpenAIRequest,
+)
 from embedshare.web.apis.session_files import (
     MAX_FILE_BYTES,
     MULTIPART,
@@ -65,6 +71,7 @@ class _EitherRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
+    embedding_types: EmbeddingTypes = None
 
 
 class ServiceStatus(msgspec.Struct):

@@ -48,7 +48,8 @@ OpenAIInput = Annotated[
 _OUTPUTS: dict[str, Output] = {
     "float": "dense", "base64": "dense", "sparse": "sparse", "multi_vector": "multi-vector",
 }  # fmt: skip
-OutputType = Literal["float", "base64", "sparse", "multi_vector"]
+EmbeddingType = Literal["float", "base64", "sparse", "multi_vector"]
+EmbeddingTypes = Annotated[list[EmbeddingType], Meta(min_length=1)] | None
 
 
 class OpenAIRequest(msgspec.Struct):
@@ -64,7 +65,7 @@ class OpenAIRequest(msgspec.Struct):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
-    embedding_types: Annotated[list[OutputType], Meta(min_length=1)] | None = None
+    embedding_types: EmbeddingTypes = None
 
 
 class SparseEmbedding(msgspec.Struct):
@@ -187,7 +188,7 @@ def embeddings(models: Models, asked: OpenAIRequest) -> Response:
 
 
 def _outputs(
-    model_client: ModelClient, given: Inputs, types: list[OutputType], dimensions: int | None
+    model_client: ModelClient, given: Inputs, types: list[EmbeddingType], dimensions: int | None
 ) -> dict[str, Any]:
     """The answer with these outputs. Raises InvalidInput for token ids, and NotServed."""
     if are_tokens(given):
@@ -206,9 +207,7 @@ def _outputs(
     return answered
 
 
-def answer(
-    rows: np.ndarray, form: str | None, model_name: str, tokens: int
-) -> dict[str, Any]:
+def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> dict[str, Any]:
     """The answer with these vectors, as numbers or, where `form` is base64, as OpenAIEmbedding says."""
     vectors = map(in_base64, rows) if form == "base64" else rows
     return {
