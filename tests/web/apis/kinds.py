@@ -1,4 +1,4 @@
-"""A web worker over one small model of each kind, and the library's own models to hold its answers against."""
+"""A web worker over one small model of each kind, whose folders the library loads too."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FILE = """
 models:
   local:
     - {{id: dense, name: {dense}, default: true, preload: true}}
-    - {{id: reranker, name: {reranker}}}
-    - {{id: classifier, name: {classifier}}}
-    - {{id: sparse, name: {sparse}}}
-    - {{id: tokens, name: {tokens}}}
-    - {{id: my-query, name: {reranker}}}
+    - {{id: reranker, name: {reranker}, preload: true}}
+    - {{id: classifier, name: {classifier}, preload: true}}
+    - {{id: sparse, name: {sparse}, preload: true}}
+    - {{id: tokens, name: {tokens}, preload: true}}
+    - {{id: my-query, name: {dense}}}
 """
 
 
