@@ -27,8 +27,15 @@ from embedshare.calls import (
 from embedshare.client import splitting
 from embedshare.client.failover import Failover, Tries
 from embedshare.client.failover_policy import FailoverPolicy
+from embedshare.client.images import numbered_from
 from embedshare.client.local_model import load
-from embedshare.client.splitting import PIECE_BYTES, PIECE_BYTES_OF_TOKENS
+from embedshare.client.splitting import (
+    PIECE_BYTES,
+    PIECE_BYTES_OF_IMAGES,
+    PIECE_BYTES_OF_TOKENS,
+    PIECE_IMAGES,
+    PIECE_TEXTS,
+)
 from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
@@ -157,11 +164,16 @@ class Embedder:
         if not images:
             return self._nothing(request, limit)
 
-        def embed(part: Sequence[bytes]) -> EmbedResult:
-            return self._call("encode", lambda one, context: one.embed_images(part, request, context), limit)
+        def embed(part: Sequence[tuple[int, bytes]]) -> EmbedResult:
+            files = [image for _, image in part]
+            with numbered_from(part[0][0]):
+                return self._call(
+                    "encode", lambda one, context: one.embed_images(files, request, context), limit
+                )
 
-        cut = self._cut(images)
-        return calls.joined(self._in_pieces(images, cut, embed, limit, show_progress_bar))
+        cut = self._cut(images, PIECE_BYTES_OF_IMAGES, piece_items=PIECE_IMAGES)
+        numbered = list(enumerate(images))
+        return calls.joined(self._in_pieces(numbered, cut, embed, limit, show_progress_bar))
 
     def _in_pieces(
         self,
@@ -357,10 +369,19 @@ class Embedder:
                 pass  # it answers, but its queue is full, or has unloaded the model meanwhile
         return report
 
-    def _cut(self, texts: Sequence[Any], piece_bytes: int = PIECE_BYTES, query_bytes: int = 0) -> list[range]:
+    def _cut(
+        self,
+        texts: Sequence[Any],
+        piece_bytes: int = PIECE_BYTES,
+        query_bytes: int = 0,
+        piece_items: int = PIECE_TEXTS,
+    ) -> list[range]:
         server = self.settings.server
-        pieces = splitting.cut(texts, server.max_texts, server.max_message_bytes, piece_bytes, query_bytes)
-        return list(pieces)
+        return list(
+            splitting.cut(
+                texts, server.max_texts, server.max_message_bytes, piece_bytes, query_bytes, piece_items
+            )
+        )
 
     def _learn_model(self, limit: float) -> None:
         if self.failover.now.model is None:

@@ -240,7 +240,8 @@ class ClearTexts(msgspec.Struct, tag=14, array_like=True, forbid_unknown_fields=
 class Score(msgspec.Struct, tag=16, array_like=True, forbid_unknown_fields=True):
     """Score `documents`, from version 5 on: alone, all for one query, or each for its own.
 
-    `prompt`: None for a multi-vector model's own of queries and of documents. Answered by Rows, a row for each document: logits, or similarities of a multi-vector model.
+    `prompt`: None for a multi-vector model's own of queries and of documents. Answered by Rows, a row for
+    each document: logits, or similarities of a multi-vector model.
     """
 
     id: int

@@ -73,7 +73,7 @@ class CohereVectors(msgspec.Struct, omit_defaults=True):
     ubinary: a bit a value, eight in a byte; `base64`: little-endian float32 values.
     """
 
-    float: list[list[float]] | None = None
+    floats: list[list[float]] | None = msgspec.field(default=None, name="float")
     int8: list[list[int]] | None = None
     uint8: list[list[int]] | None = None
     binary: list[list[int]] | None = None

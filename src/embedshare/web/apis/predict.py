@@ -53,7 +53,7 @@ def blueprint(models: Models) -> Blueprint:
 
     @routes.post("/predict", scopes=("embed",), form=TeiError, tag=Tag.TEI)
     @openapi.describe(
-        {200: list[Prediction] | list[list[Prediction]]},
+        {200: (list[Prediction], list[list[Prediction]])},
         errors=REFUSED_AS_TEI,
         body=PredictRequest,
         query={"model": str},
