@@ -35,9 +35,10 @@ _BOUND = 4.0
 _EXAMPLE = '{"model": "any", "texts": ["a text"], "input_type": "search_document"}'
 
 
-class CohereText(msgspec.Struct, tag="text"):
+class CohereText(msgspec.Struct):
     """A text."""
 
+    type: Literal["text"]
     text: str
 
 
