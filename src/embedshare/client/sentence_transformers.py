@@ -120,7 +120,7 @@ class DropIn(Unserved):
         SentenceTransformer.encode does.
 
         An image is a Pillow image, uint8 pixels (height, width, 3), a path, a file's content as bytes, a data
-        URL, a URL of a host in EMBEDDING_IMAGE_HOSTS, or {"image": ...} with one of these; see docs/models.md.
+        URL, a URL of a host in EMBEDDING_IMAGE_HOSTS, or {"image": ...} with one of these.
 
         Returns float32 (n, dimension), or (dimension,) for one text; a tensor with `convert_to_tensor`, a
         list of tensors with `convert_to_numpy=False`. `batch_size`, `device`, `pool` and `chunk_size` have no
@@ -376,9 +376,7 @@ def as_texts(inputs: Any) -> list[str]:
 
     Raises NotServed for other modalities, InvalidInput for the rest.
     """
-    texts = [
-        one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in _items(inputs)
-    ]
+    texts = [_text_in(one) if isinstance(one, dict) else one for one in _items(inputs)]
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             kind = type(text).__name__
@@ -388,6 +386,10 @@ def as_texts(inputs: Any) -> list[str]:
                 )
             raise InvalidInput(f"item {index} is a {kind}, not a str")
     return [text if type(text) is str else str(text) for text in texts]
+
+
+def _text_in(item: dict[Any, Any]) -> Any:
+    return item["text"] if item.keys() == {"text"} else item
 
 
 def _check_prompt(prompt: Any, prompt_name: Any) -> None:
