@@ -42,7 +42,7 @@ from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections, MetModel
-from embedshare.providers.base import Provider, compute_well, not_served
+from embedshare.providers.base import Provider, not_served
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
 from embedshare.telemetry import tracing
@@ -117,6 +117,8 @@ class Embedder:
         """Scores of all documents, of one model; `limit`: as of `embed`. Raises InvalidInput, NotServed."""
         queries, documents = request.queries, request.documents
         calls.check_queries(queries, documents)
+        if request.own_prompts is not None and "scores" not in self.describe(limit).outputs:
+            request = msgspec.structs.replace(request, own_prompts=None)  # see ScoreRequest
         if not documents:
             return self._no_scores(request, limit)
         pairs: Any = documents if len(queries) < 2 else list(zip(queries, documents, strict=True))
@@ -355,17 +357,13 @@ class Embedder:
         money.
         """
         if not self.settings.client.use_ipc:
-            model = self.describe(context.deadline)
-            self._call(
-                "encode", lambda provider, context: compute_well(provider, context, model), context.deadline
-            )
+            self._call("encode", lambda provider, asked: provider.probe(asked), context.deadline)
             return {}
         report: dict[str, Any] = self.failover.ask_server(lambda served: served.ask("health", context))
         is_here = report.get("model_state", "ready") == "ready" and not report.get("remote", False)
         if is_here and time.monotonic() - self._last_read > FRESH_S:
             try:
-                model = self.describe(context.deadline)
-                self.failover.ask_server(lambda served: compute_well(served, context, model))
+                self.failover.ask_server(lambda served: served.probe(context))
                 self._last_read = time.monotonic()
             except Overloaded:
                 pass  # it answers, but its queue is full, or has unloaded the model meanwhile

@@ -28,6 +28,7 @@ from embedshare.calls import (
     Timings,
     Token,
     are_tokens,
+    check_queries,
     prompt_of,
 )
 from embedshare.engine import maxsim
@@ -169,11 +170,7 @@ class Local(LoadedProvider):
     def score(self, request: ScoreRequest, context: CallContext = UNBOUNDED) -> ScoreResult:
         """See Provider; raises what `embed` raises."""
         self._check_count(request.documents)
-        if len(request.queries) not in (0, 1, len(request.documents)):
-            raise InvalidInput(
-                f"{len(request.queries):,} queries for {len(request.documents):,} documents; allowed: none, "
-                "one, or one for each document"
-            )
+        check_queries(request.queries, request.documents)
         if "scores" in self.description.outputs:
             return self._counted(lambda: self._score_pairs(request, context))
         if "multi-vector" not in self.description.outputs:
