@@ -20,8 +20,9 @@ from embedshare.calls import (
     are_tokens,
     prompt_of,
 )
-from embedshare.errors import UnknownModel
+from embedshare.errors import NotServed, UnknownModel
 from embedshare.identity import ModelDescription, names_of
+from embedshare.images.addresses import ImageAddresses
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
 from embedshare.web import roles
@@ -60,6 +61,9 @@ class Model(Protocol):
         dimensions: int | None,
         truncate: bool,
     ) -> OutputsResult: ...
+    def embed_images(
+        self, images: list[bytes], *, normalize: bool, dimensions: int | None
+    ) -> EmbedResult: ...
     def tokens(
         self, texts: list[str], *, prompt_name: str | tuple[str, ...] | None, special_tokens: bool
     ) -> list[list[Token]]: ...
@@ -101,6 +105,8 @@ class ModelClient:
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
         self.threads = settings.web.threads
+        self._image_addresses = ImageAddresses(settings)
+        self._timeout_s = settings.client.timeout_s
 
     def embed(
         self,
@@ -140,6 +146,24 @@ class ModelClient:
             truncate=request.truncate,
             task=request.task,
         )
+
+    def embed_images(self, addresses: list[str], *, dimensions: int | None = None) -> EmbedResult:
+        """Vectors of length 1 of images; `addresses`: see ImageAddresses.
+
+        Raises as `embed` does, NotServed for a model that reads no images, and InvalidImage.
+        """
+        self._request_limits.check([()] * len(addresses), "images")
+        usage.of_texts(len(addresses))
+        model = self.description
+        if "image" not in model.modalities:  # nothing is fetched for it
+            raise NotServed(f"{model.model_name} does not give embeddings of images; it gives {model.can}")
+        until = time.monotonic() + self._timeout_s
+        files = [
+            self._image_addresses.content(address, number, until) for number, address in enumerate(addresses)
+        ]
+        found = self._model.embed_images(files, normalize=True, dimensions=dimensions)
+        _note(len(addresses), found)
+        return found
 
     def score(self, queries: list[str], documents: list[str], *, truncate: bool = True) -> ScoreResult:
         """The documents' scores, each for its query, or all for the only one; alone without queries.

@@ -11,12 +11,13 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from embedshare.calls import Inputs
-from embedshare.errors import EmptyInput, InvalidInput
+from embedshare.errors import EmptyInput, InvalidImage, InvalidInput
 from embedshare.quantization import quantize
 from embedshare.telemetry import request_ids
-from embedshare.web import body, openapi, roles, truncation
+from embedshare.web import body, images, openapi, roles, truncation
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, in_base64
 from embedshare.web.errors import JSON, CohereError
+from embedshare.web.images import TextOrImage
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
 from embedshare.web.roles import Role
@@ -35,21 +36,33 @@ _BOUND = 4.0
 _EXAMPLE = '{"model": "any", "texts": ["a text"], "input_type": "search_document"}'
 
 
-class CohereText(msgspec.Struct):
+class CohereText(msgspec.Struct, tag="text"):
     """A text."""
 
-    type: Literal["text"]
     text: str
 
 
-class CohereInput(msgspec.Struct):
-    """The texts of one input, which are embedded together, one after the other."""
+class CohereUrl(msgspec.Struct):
+    """A data URL, or a URL of a host that `EMBEDDING_IMAGE_HOSTS` names."""
 
-    content: Annotated[list[CohereText], Meta(min_length=1)]
+    url: str
+
+
+class CohereImage(msgspec.Struct, tag="image_url"):
+    """An image."""
+
+    image_url: CohereUrl
+
+
+class CohereInput(msgspec.Struct):
+    """One image, or texts, which are embedded together, one after the other."""
+
+    content: Annotated[list[CohereText | CohereImage], Meta(min_length=1)]
 
 
 class CohereRequest(msgspec.Struct, kw_only=True):
-    """Texts to embed, as `texts` or as `inputs`; other fields are ignored.
+    """Texts to embed, as `texts` or as `inputs`, or images, as data URLs in `images` or as `inputs`; other
+    fields are ignored.
 
     `input_type` chooses the model's prompt for it; a model without one embeds the texts as they are. A text
     of more than `max_tokens`, or than the model's longest sequence, is truncated at its `END` or `START`, or
@@ -59,8 +72,10 @@ class CohereRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
     texts: list[str] | None = None
     inputs: list[CohereInput] | None = None
-    images: Annotated[list[str], Meta(max_length=0)] | None = None
-    input_type: Literal["search_query", "search_document", "classification", "clustering"] | None = None
+    images: list[str] | None = None
+    input_type: Literal["search_query", "search_document", "classification", "clustering", "image"] | None = (
+        None
+    )
     embedding_types: list[EmbeddingType] | None = None
     output_dimension: Annotated[body.Whole, Meta(ge=1)] | None = None
     truncate: Truncation | None = "END"
@@ -108,6 +123,7 @@ _ANSWERED = {
     "texts": _TEXTS,
     "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 8}},
 }
+_REFUSED = (*REFUSED_AS_TEI, InvalidImage)
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": CohereError, "tag": Tag.COHERE}
 
 
@@ -118,8 +134,9 @@ def blueprint(models: Models) -> Blueprint:
 
     def embedded(version: str) -> Response:
         asked = body.read(decoder, _EXAMPLE, untyped=True, replaces_half_pairs=True)
-        texts = _texts(asked)
-        rows, tokens = _embedded(models.prompted(asked.model), texts, asked)
+        items = _items(asked)
+        texts = [item.text for item in items if item.text is not None]
+        rows, billed = _embedded(models.prompted(asked.model), items, asked)
         types = asked.embedding_types
         if types is None and version == "2":
             types = ["float"]
@@ -128,23 +145,20 @@ def blueprint(models: Models) -> Blueprint:
             "response_type": "embeddings_floats" if types is None else "embeddings_by_type",
             "embeddings": rows if types is None else by_type(rows, types),
             "texts": texts,
-            "meta": {"api_version": {"version": version}, "billed_units": {"input_tokens": tokens}},
+            "meta": {"api_version": {"version": version}, "billed_units": billed},
         }
         return Response(dumped(answer), content_type=JSON)
 
     @routes.post("/v2/embed", **_DECLARED)
     @openapi.describe(
-        {200: CohereEmbeddings},
-        errors=REFUSED_AS_TEI,
-        body=CohereRequest,
-        examples={"texts": (_ASKED, _ANSWERED)},
+        {200: CohereEmbeddings}, errors=_REFUSED, body=CohereRequest, examples={"texts": (_ASKED, _ANSWERED)}
     )
     def cohere_embed() -> Response:
         """The embeddings of texts in several types."""
         return embedded("2")
 
     @routes.post("/v1/embed", **_DECLARED)
-    @openapi.describe({200: CohereEmbeddings}, errors=REFUSED_AS_TEI, body=CohereRequest)
+    @openapi.describe({200: CohereEmbeddings}, errors=_REFUSED, body=CohereRequest)
     def cohere_embed_1() -> Response:
         """The same, with bare vectors unless `embedding_types` asks for types."""
         return embedded("1")
@@ -166,23 +180,51 @@ def _of_type(rows: np.ndarray, name: EmbeddingType, bound: float) -> Any:
     return quantize(rows, name, bound)
 
 
-def _texts(asked: CohereRequest) -> list[str]:
-    """The texts of the request. Raises InvalidInput unless they are in one of its fields."""
-    if (asked.texts is None) == (asked.inputs is None):
-        raise InvalidInput(f"the body must have one of the fields `texts` and `inputs`: {_EXAMPLE}")
-    texts = asked.texts
-    if asked.inputs is not None:
-        texts = ["\n".join(part.text for part in one.content) for one in asked.inputs]
-    if not texts:
+def _items(asked: CohereRequest) -> list[TextOrImage]:
+    """The texts and images of the request. Raises InvalidInput unless they are in one of its fields."""
+    given = [one for one in (asked.texts, asked.inputs, asked.images or None) if one is not None]
+    if len(given) != 1:
+        raise InvalidInput(f"the body must have one of the fields `texts`, `inputs` and `images`: {_EXAMPLE}")
+    items = [TextOrImage(text) for text in asked.texts or ()]
+    items += [TextOrImage(image=image) for image in asked.images or ()]
+    items += [_item(one.content, number) for number, one in enumerate(asked.inputs or ())]
+    if not items:
         raise EmptyInput("`texts` cannot be empty: send one text or more")
-    return texts
+    return items
 
 
-def _embedded(model_client: ModelClient, texts: list[str], asked: CohereRequest) -> tuple[np.ndarray, int]:
-    """Float32 (texts, dimension), and the tokens that the model read."""
-    if asked.input_type is not None:
+def _item(content: list[CohereText | CohereImage], number: int) -> TextOrImage:
+    """One of `inputs`. Raises InvalidInput for an image among others."""
+    texts = [part.text for part in content if isinstance(part, CohereText)]
+    if len(texts) == len(content):
+        return TextOrImage("\n".join(texts))
+    first = content[0]
+    if len(content) > 1 or isinstance(first, CohereText):
+        raise InvalidInput(f"inputs[{number}] has an image and more; the model embeds each alone")
+    return TextOrImage(image=first.image_url.url)
+
+
+def _embedded(
+    model_client: ModelClient, items: list[TextOrImage], asked: CohereRequest
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Float32 (items, dimension), and the number of images and of texts' tokens that the model read."""
+    if asked.input_type in _ROLES:
         model_client = model_client.for_role(_ROLES[asked.input_type])
     dimensions = None if asked.output_dimension is None else int(asked.output_dimension)
+    texts = [item.text for item in items if item.text is not None]
+    if len(texts) == len(items):
+        rows, tokens = _of_texts(model_client, texts, asked, dimensions)
+        return rows, {"input_tokens": tokens}
+    found = images.embed(model_client, items, dimensions)
+    read = zip(found.token_counts, items, strict=True)
+    tokens = sum(count for count, item in read if item.text is not None)
+    return found.rows, {"images": len(items) - len(texts), "input_tokens": tokens}
+
+
+def _of_texts(
+    model_client: ModelClient, texts: list[str], asked: CohereRequest, dimensions: int | None
+) -> tuple[np.ndarray, int]:
+    """Float32 (texts, dimension), and the tokens that the model read."""
     side = asked.truncate or "END"
     if side == "START" or asked.max_tokens is not None:
         return _shortened(model_client, texts, side, asked.max_tokens, dimensions)
