@@ -20,7 +20,7 @@ from embedshare.calls import (
     are_tokens,
     prompt_of,
 )
-from embedshare.errors import UnknownModel
+from embedshare.errors import TooLarge, UnknownModel
 from embedshare.identity import ModelDescription, names_of
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
@@ -60,6 +60,9 @@ class Model(Protocol):
         dimensions: int | None,
         truncate: bool,
     ) -> OutputsResult: ...
+    def embed_images(
+        self, images: list[bytes], *, normalize: bool, dimensions: int | None
+    ) -> EmbedResult: ...
     def tokens(
         self, texts: list[str], *, prompt_name: str | tuple[str, ...] | None, special_tokens: bool
     ) -> list[list[Token]]: ...
@@ -100,6 +103,7 @@ class ModelClient:
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
+        self.max_image_bytes = settings.server.max_image_bytes
         self.threads = settings.web.threads
 
     def embed(
@@ -180,6 +184,20 @@ class ModelClient:
             truncate=truncate,
         )
         _note(len(texts), found)
+        return found
+
+    def embed_images(self, images: list[bytes], *, dimensions: int | None = None) -> EmbedResult:
+        """The vectors of images' files, of length 1.
+
+        Raises as `embed` does, NotServed if the model reads no images, and InvalidImage.
+        """
+        if len(images) > self.max_texts:
+            raise TooLarge(
+                f"{len(images):,} images in one request; EMBEDDING_MAX_TEXTS allows {self.max_texts:,}"
+            )
+        usage.of_texts(len(images))
+        found = self._model.embed_images(images, normalize=True, dimensions=dimensions)
+        _note(len(images), found)
         return found
 
     def for_role(self, role: Role | None) -> ModelClient:
@@ -319,7 +337,8 @@ def capabilities(model: ModelDescription | None) -> list[str]:
         "multi-vector": ("multi-vector embeddings", "rerank"),
         "scores": (scored,),
     }
-    return [one for output in model.outputs for one in named[output]]
+    images = ["images"] if "image" in model.modalities else []
+    return [one for output in model.outputs for one in named[output]] + images
 
 
 def served_name(model_client: ModelClient) -> str:

@@ -253,6 +253,7 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
         "classifier": ("cross-encoder", ["scores"]),
         "sparse": ("sparse", ["sparse"]),
         "tokens": ("multi-vector", ["multi-vector"]),
+        "clip": ("embedding", ["dense"]),
     }
     served = {one["id"]: one["capabilities"] for one in kinds.get("/api/v1/models")["models"]}
     assert served == {
@@ -261,6 +262,7 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
         "classifier": ["classification"],
         "sparse": ["sparse embeddings"],
         "tokens": ["multi-vector embeddings", "rerank"],
+        "clip": ["embeddings", "images"],
         "my-query": ["embeddings"],
     }
 
