@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.sessions.store.base import Point, VectorStore, Weights, point_id
+from embedshare.sessions.store.base import Point, VectorStore, point_id
+from embedshare.sessions.store.weights import Weights
 
 
 def vector(*values: float) -> np.ndarray:

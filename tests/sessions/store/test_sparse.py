@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from embedshare.errors import InvalidInput, ModelMismatch, NotFinite, UploadIncomplete
-from embedshare.sessions.store.base import Found, VectorStore, Weights, point_id
+from embedshare.sessions.store.base import Found, VectorStore, point_id
+from embedshare.sessions.store.weights import Weights
 from tests.sessions.store.chunks import chunk_of, publish, rows, vector, weights
 from tests.sessions.store.places import KINDS, Place, place
 

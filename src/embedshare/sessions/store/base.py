@@ -11,18 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from embedshare.sessions.store.weights import Weights
+
 #: The namespace of every id that the stores make.
 _NAMESPACE = uuid.UUID("6ad1f5b0-4bb4-5c0c-9f0c-6c2b7f0f8f61")
-
-
-class Weights(NamedTuple):
-    """A sparse vector: weights of a vocabulary's tokens."""
-
-    indices: np.ndarray
-    """Of the tokens, (n,), ascending; a text may have none."""
-
-    values: np.ndarray
-    """Their weights, (n,)."""
 
 
 class Point(NamedTuple):

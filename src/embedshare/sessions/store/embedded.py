@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 from embedshare import platforms, private_file
 from embedshare.errors import MissingDependency, ModelMismatch, StoreFailed, StoreInUse
 from embedshare.sessions.store import metadata
-from embedshare.sessions.store.base import Weights
 from embedshare.sessions.store.engine import SPARSE, Engine, Hit, Record
 from embedshare.sessions.store.filters import FilterTypes, Where, translated
+from embedshare.sessions.store.weights import Weights
 
 _NOTE, _SHARD, _LOCK = "store.json", "shard", "lock"
 #: Vectors are searched exactly. In KB, more than any segment has: above it the engine would build an

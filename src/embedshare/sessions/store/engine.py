@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from embedshare.sessions.store.base import Weights
 from embedshare.sessions.store.filters import Where
+from embedshare.sessions.store.weights import Weights
 
 #: The name of a point's sparse vector; its dense one has none.
 SPARSE = "sparse"

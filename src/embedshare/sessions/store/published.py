@@ -24,11 +24,12 @@ import numpy as np
 from loguru import logger
 
 from embedshare.errors import EmbedshareError, InvalidInput, UploadIncomplete
-from embedshare.sessions.store import metadata, payloads, vectors
-from embedshare.sessions.store.base import Found, Point, VectorStore, Weights
+from embedshare.sessions.store import metadata, payloads, vectors, weights
+from embedshare.sessions.store.base import Found, Point, VectorStore
 from embedshare.sessions.store.engine import Engine, Hit, Record
 from embedshare.sessions.store.filters import BUILT_IN, AnyOf, Condition, Where, conditions, equal
 from embedshare.sessions.store.visibility import Visibility
+from embedshare.sessions.store.weights import Weights
 
 #: The most chunks that a search may ask for.
 MAX_TOP_K = 10_000
@@ -155,7 +156,7 @@ class PublishedStore(VectorStore):
         if isinstance(query, Weights):
             if self.sparse is None:
                 raise InvalidInput("the store has no sparse vectors to search")
-            vectors.check_weights(query, "the query's sparse vector")
+            weights.check(query, "the query's sparse vector")
             return query
         unit: list[float] = vectors.unit(query, self.dimension).tolist()
         return unit
@@ -181,7 +182,7 @@ class PublishedStore(VectorStore):
             )
         if point.sparse is not None:
             what = f"the sparse vector of chunk {point.chunk}"
-            vectors.check_weights(point.sparse, what, chunk=point.chunk)
+            weights.check(point.sparse, what, chunk=point.chunk)
 
     def _stage(self, session: str, document: str, version: str) -> None:
         if version not in self._visibility.hidden(session):

@@ -18,10 +18,11 @@ from embedshare.errors import (
     StoreUnavailable,
 )
 from embedshare.sessions.store import metadata
-from embedshare.sessions.store.base import Weights, derived_id
+from embedshare.sessions.store.base import derived_id
 from embedshare.sessions.store.clients import Server, SharedClients
 from embedshare.sessions.store.engine import SPARSE, Engine, Hit, Record
 from embedshare.sessions.store.filters import FilterTypes, Where, translated
+from embedshare.sessions.store.weights import Weights
 
 _PAGE = 1000
 #: HTTP statuses by which a server asks to try again later, or refuses the key.

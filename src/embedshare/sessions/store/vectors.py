@@ -1,4 +1,4 @@
-"""Vectors as stores keep and search them: dense ones of length 1, and sparse ones. Pure."""
+"""Vectors of length 1, as stores keep and search them. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedshare.errors import InvalidInput, NotFinite, ZeroVector
-from embedshare.sessions.store.base import Weights
 
 
 def unit_rows(vectors: Sequence[np.ndarray], dimension: int, chunks: Sequence[int]) -> np.ndarray:
@@ -34,20 +33,6 @@ def unit(vector: np.ndarray, dimension: int) -> np.ndarray:
     _check_direction(row, length, "the query's vector")
     scaled: np.ndarray = (row / length).astype(np.float32)
     return scaled
-
-
-def check_weights(weights: Weights, what: str, **fields: int) -> None:
-    """Raise InvalidInput for a sparse vector of another form, and NotFinite.
-
-    Engines take a token that comes twice, and count one of its weights.
-    """
-    indices, values = weights
-    if np.ndim(indices) != 1 or np.shape(indices) != np.shape(values):
-        raise InvalidInput(f"{what} has {np.size(values)} weights for {np.size(indices)} tokens", **fields)
-    if (indices[:1] < 0).any() or (np.diff(indices) <= 0).any():
-        raise InvalidInput(f"{what} has tokens that are not ascending from 0", **fields)
-    if not np.isfinite(values).all():
-        raise NotFinite(f"{what} has a weight that is NaN or infinite", **fields)
 
 
 def _check_shape(vector: np.ndarray, dimension: int, what: str, **fields: int) -> None:
