@@ -239,7 +239,8 @@ class CallContext(msgspec.Struct, frozen=True):
 
 
 #: The text of health checks.
-WELL = EmbedRequest(["Is the model well?"], prompt="")
+WELL_TEXT = "Is the model well?"
+WELL = EmbedRequest([WELL_TEXT], prompt="")
 #: A call without a deadline, from this process.
 UNBOUNDED = CallContext()
 

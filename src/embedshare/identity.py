@@ -85,8 +85,8 @@ def names_of(model_name: str) -> tuple[str, str]:
     return model_name, re.split(r"[\\/]", model_name.rstrip("\\/"))[-1] or model_name
 
 
-def identity_of(folder: Path) -> str:
-    """The identity of the model in `folder` (a SentenceTransformer's): 64 hexadecimal digits.
+def identity_of(folder: Path, family: Family = "embedding") -> str:
+    """The identity of the model in `folder`, served as one of this family: 64 hexadecimal digits.
 
     Reads every weight once: about 0.1 s for 100 MB. It covers everything that a vector depends on: weights,
     tokenizer, configurations, code (see model_files). Precision is not part of it: bf16 and fp32 of one model
@@ -105,6 +105,8 @@ def identity_of(folder: Path) -> str:
             digest.update(file_sha256(path).encode())
         digest.update(b"\0")
     digest.update(_converted_from(folder))
+    if family != "embedding":  # whose vectors are stored by the digest without it
+        digest.update(b"\0family\0" + family.encode())
     return digest.hexdigest()
 
 

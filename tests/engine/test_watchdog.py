@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from embedshare.calls import CallContext, EmbedRequest
+from embedshare.calls import CallContext
 from embedshare.engine import watchdog
 from embedshare.engine.watchdog import PROBES, RuntimeHealth, watch
 from embedshare.errors import DeadlineExceeded, EmbedshareError, EngineFailed, OutOfMemory, Overloaded
@@ -23,13 +23,12 @@ class Engine:
         self.outcome = outcome
         self.probes = 0
 
-    def embed(self, request: EmbedRequest, context: CallContext) -> object:
+    def probe(self, context: CallContext) -> None:
         self.probes += 1
         error = self.outcome(self.probes)
         self.batch(error is None)
         if error is not None:
             raise error
-        return request
 
     def batch(self, succeeded: bool) -> None:
         self.runtime_health.enter()

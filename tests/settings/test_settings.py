@@ -73,6 +73,7 @@ SECONDS = {
 CHOICES = {
     "EMBEDDING_DTYPE": ("auto", "float32", "bfloat16", "float16"),
     "EMBEDDING_RUNTIME": ("auto", "torch", "openvino"),
+    "EMBEDDING_FAMILY": ("auto", "embedding", "cross-encoder", "sparse", "multi-vector"),
     "EMBEDDING_FALLBACK": ("local", "none"),
     "EMBEDDING_ON_MODEL_CHANGE": ("refuse", "follow"),
     "EMBEDDING_SEARCH_ENGINE": ("ddgs", "searxng"),

@@ -20,7 +20,8 @@ import numpy as np
 from loguru import logger
 
 from embedshare import folders, platforms
-from embedshare.engine import weights
+from embedshare.engine import families, weights
+from embedshare.engine.families import Located
 from embedshare.engine.graph_cache import GraphCache
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.runtimes.base import Runtime
@@ -29,7 +30,7 @@ from embedshare.engine.sequences import Tokenizing
 from embedshare.engine.tokens import TextTokenizer
 from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
 from embedshare.errors import MissingDependency, UnsupportedModel
-from embedshare.identity import ModelDescription, check_identity, identity_of
+from embedshare.identity import Family, ModelDescription, check_identity
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from embedshare.engine.runtimes.embedder import Embedder
     from embedshare.engine.runtimes.proof import Proof
 
+#: Families that have no faster form than sentence-transformers itself.
+_LIBRARY_ONLY: frozenset[Family] = frozenset({"cross-encoder", "sparse", "multi-vector"})
 #: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
     "model",
@@ -54,8 +57,9 @@ class EngineParts(NamedTuple):
     runtime: Runtime
     tokenizer: Tokenizing
     description: ModelDescription
-    full_dimension: int
-    """The runtime's dimensions: `description.dimension`, or more."""
+    full_dimension: int | None
+    """The values of the runtime's rows: `description.dimension` or more, or a cross-encoder's labels. None:
+    rows have different sizes (see text_outputs)."""
 
 
 def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
@@ -64,12 +68,13 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
     loading, if the model is not of the vector space that `expected_identity` names.
     """
-    folder = weights.find(settings.model.name, settings.model.cache_dir)
-    identity = identity_of(folder)
-    check_identity(expected_identity, identity, f"the model in {folder}")
+    located = families.locate(settings)
+    check_identity(expected_identity, located.identity, f"the model in {located.folder}")
     device = _known(device)
-    runtime, tokenizer, facts = _ready(settings, device, identity, folder)
-    described = facts.description(identity, settings.model.name, runtime.device, runtime.dtype, runtime.name)
+    runtime, tokenizer, facts = _ready(settings, device, located)
+    described = facts.description(
+        located.identity, settings.model.name, runtime.device, runtime.dtype, runtime.name
+    )
     return EngineParts(runtime, tokenizer, described, facts.full_dimension)
 
 
@@ -89,7 +94,7 @@ def after_fault(settings: Settings, device: str, how: str) -> Settings:
     because EMBEDDING_RUNTIME is openvino.
     """
     untried = _untried(settings, device, None)
-    identity = identity_of(weights.find(settings.model.name, settings.model.cache_dir))
+    identity = families.locate(settings).identity
     cache = _graph_cache(settings)
     if untried in ("bfloat16", "float32"):
         from embedshare.engine.runtimes.openvino import cpu_kind
@@ -114,9 +119,10 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
     """What `load` would do for the first time: "conversion", or a precision to run the graph in; else ""."""
     if not _wants_openvino(settings, _known(device)):
         return ""
-    folder = weights.find(settings.model.name, settings.model.cache_dir)
-    identity = identity_of(folder)
+    folder, family, identity = families.locate(settings)
     check_identity(expected_identity, identity, f"the model in {folder}")
+    if family in _LIBRARY_ONLY:
+        return ""
     cache = _graph_cache(settings)
     if cache.refusal(identity) is not None:
         return ""
@@ -145,8 +151,7 @@ def kept_bytes(settings: Settings) -> int:
 
     Raises ModelNotFound, WeightsCorrupted.
     """
-    identity = identity_of(weights.find(settings.model.name, settings.model.cache_dir))
-    return _memory_notes(settings).bytes_of(identity)
+    return _memory_notes(settings).bytes_of(families.locate(settings).identity)
 
 
 def keep_bytes(settings: Settings, identity: str, size: int) -> None:
@@ -172,15 +177,17 @@ class _Parts(NamedTuple):
     facts: ModelMetadata
 
 
-def _ready(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
+def _ready(settings: Settings, device: str, located: Located) -> _Parts:
+    if located.family in _LIBRARY_ONLY:
+        return _in_library(settings, device, located)
     try:
-        kept = _kept(settings, device, identity)
+        kept = _kept(settings, device, located.identity)
     except UnsupportedModel as error:
         if settings.model.runtime == "openvino":
             raise
         logger.info("Not running {} with OpenVINO ({})", settings.model.name, error)
         kept, settings = None, settings.with_values({"EMBEDDING_RUNTIME": "torch"})
-    return kept or _made(settings, device, identity, folder)
+    return kept or _made(settings, device, located.identity, located.folder)
 
 
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
@@ -229,6 +236,25 @@ def _in_openvino(
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
 
 
+def _in_library(settings: Settings, device: str, located: Located) -> _Parts:
+    """A model that sentence-transformers itself runs."""
+    _require("torch", "sentence_transformers")
+    folders.check_temporary("torch")
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes import library
+    from embedshare.engine.runtimes.torch import resolve_device
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+
+    folder, family, _ = located
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    model = embedders.load(folder, resolve_device(device), trusted, library.CLASSES[family])
+    facts = library.facts_of(model, family)
+    if family == "sparse":
+        model.max_active_dims = None  # calls have a number of their own
+    runtime = WholeRuntime(model, facts.full_dimension, library.COMPUTES[family](model))
+    return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
+
+
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
     """A runtime over the model itself, loaded with torch, in the fastest form that matches it."""
     _require("torch", "sentence_transformers")
@@ -236,7 +262,7 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
     from embedshare.engine.runtimes import embedder as embedders
     from embedshare.engine.runtimes.proof import prove
     from embedshare.engine.runtimes.torch import resolve_device
-    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer, encode
 
     device = resolve_device(device)
     if settings.model.runtime == "openvino" and device != "cpu":
@@ -262,7 +288,8 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         if _wants_openvino(settings, device):
             _graph_cache(settings).refuse(identity, str(error))
         logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
-    runtime = WholeRuntime(model, loaded.facts.full_dimension)
+    dimension = proof.full_dimension
+    runtime = WholeRuntime(model, dimension, encode(model, dimension))
     return _Parts(runtime, WholeTokenizer(model, loaded.facts.max_seq_length), loaded.facts)
 
 

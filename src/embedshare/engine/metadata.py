@@ -6,15 +6,18 @@ import msgspec
 
 from embedshare.engine.runtimes.packing import Layout
 from embedshare.engine.tokens import Template
-from embedshare.identity import ModelDescription
+from embedshare.identity import Family, ModelDescription
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """A SentenceTransformer's description of itself, and the layout that its transformer takes."""
+    """A model's description of itself, and the layout that its transformer takes."""
 
     dimension: int
-    full_dimension: int
-    """The computed dimensions; callers get the first `dimension` by default."""
+    """0 of a model without dense vectors."""
+
+    full_dimension: int | None
+    """The computed values of each row: callers get the first `dimension` by default. A cross-encoder's are
+    its scores. None: rows have different sizes (see text_outputs)."""
 
     max_seq_length: int
     prompts: dict[str, str]
@@ -35,6 +38,15 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     leaves_prompts_out: bool = False
     """Whether pooling leaves the tokens of a prompt out."""
 
+    family: Family = "embedding"
+    outputs: tuple[str, ...] = ("dense",)
+    labels: tuple[str, ...] = ()
+    activation: str | None = None
+    vocabulary: int | None = None
+    token_dimension: int | None = None
+    max_active_dims: int | None = None
+    """These as of ModelDescription."""
+
     def description(
         self, identity: str, model_name: str, device: str, dtype: str, runtime: str
     ) -> ModelDescription:
@@ -52,4 +64,11 @@ class ModelMetadata(msgspec.Struct, frozen=True):
             device=device,
             dtype=dtype,
             runtime=runtime,
+            family=self.family,
+            outputs=self.outputs,
+            labels=self.labels,
+            activation=self.activation,
+            vocabulary=self.vocabulary,
+            token_dimension=self.token_dimension,
+            max_active_dims=self.max_active_dims,
         )

@@ -112,13 +112,13 @@ class Scheduler:
     lane, with permits of `device`.
 
     `run` takes token ids, or other sequences with a length in tokens, and returns float32 rows of shape (n,
-    dimension).
+    dimension). With a `dimension` of None they are an array (n,) of objects of any size.
     """
 
     def __init__(
         self,
         run: RunBatch,
-        dimension: int,
+        dimension: int | None,
         device: Device,
         *,
         max_batches: int,
@@ -189,12 +189,12 @@ class Scheduler:
         caller: int = 0,
         is_gone: Callable[[], bool] = lambda: False,
     ) -> tuple[np.ndarray, float, float]:
-        """Rows for `sequences`: float32 (n, dimension), seconds waited, seconds computed.
+        """Rows for `sequences`, seconds waited, seconds computed.
 
         Raises Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
         """
         now = self._clock()
-        rows = np.empty((len(sequences), self._dimension), np.float32)
+        rows = self._empty(len(sequences))
         ticket = _Ticket(rows, set(range(len(sequences))), is_gone, request_ids.current())
         request = Request(sequences, caller, now, deadline, ticket)
         if not sequences:
@@ -221,6 +221,11 @@ class Scheduler:
             # would keep the call's tokens until the next garbage collection, thousands of calls later.
             raise copy(ticket.error)
         return rows, ticket.first_computed - now, ticket.compute_s
+
+    def _empty(self, count: int) -> np.ndarray:
+        if self._dimension is None:
+            return np.empty(count, object)
+        return np.empty((count, self._dimension), np.float32)
 
     def _admit(self, request: Request) -> None:
         waiting, allowed = self._device.waiting_tokens, self._device.max_waiting_tokens
@@ -435,7 +440,7 @@ class Scheduler:
         self.runtime_health.enter()
         try:
             rows = self._run(batch.sequences)
-            _check_shape(rows, (len(batch.sequences), self._dimension))
+            self._check_shape(rows, len(batch.sequences))
             succeeded = True
         except OutOfMemory as error:
             self.counts.out_of_memory += 1
@@ -450,6 +455,11 @@ class Scheduler:
             self.runtime_health.leave(succeeded)
         self._deliver(batch, rows, started, self._clock())
         return None
+
+    def _check_shape(self, rows: np.ndarray, count: int) -> None:
+        expected = (count,) if self._dimension is None else (count, self._dimension)
+        if rows.shape != expected:
+            raise EngineFailed(f"the runtime returned rows of shape {rows.shape}, not {expected}")
 
     def _put_back(self, parts: list[Batch]) -> None:
         """Queue again the sequences of an ended thread; those that this happens to twice fail."""
@@ -517,11 +527,6 @@ def _wake(ticket: _Ticket) -> None:
     """Wake the request's thread; a leading one is awake."""
     if not ticket.leads:
         ticket.wake.release()
-
-
-def _check_shape(rows: np.ndarray, expected: tuple[int, int]) -> None:
-    if rows.shape != expected:
-        raise EngineFailed(f"the runtime returned rows of shape {rows.shape}, not {expected}")
 
 
 def _engine_failed(error: Exception) -> EngineFailed:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol
 class Text:
     """A text for a model that tokenizes by itself; its length is that of the tokens."""
 
-    text: str
+    text: str | tuple[str, str]
+    """Or a query and a document."""
+
     prompt: str
     task: str | None
     tokens: int
@@ -70,3 +72,15 @@ class Tokenizing(Protocol):
 
     def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text with `prompt` before it, also beyond the longest sequence."""
+
+
+class PairTokenizing(Tokenizing, Protocol):
+    """Turns pairs of texts into a cross-encoder's sequences too."""
+
+    def pairs(
+        self, queries: list[str], documents: list[str], prompt: str = "", truncate: bool = True
+    ) -> list[Any]:
+        """A sequence for each query, with `prompt` before it, and the document at the same place.
+
+        Raises TooLarge if `truncate` is false and a pair would be truncated.
+        """

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from embedshare.calls import WELL, CallContext, EmbedRequest
+from embedshare.calls import CallContext
 from embedshare.errors import DeadlineExceeded, EmbedshareError, Overloaded
 
 #: Failed test embeddings in a row, one a second, after which the runtime is given up.
@@ -49,7 +49,7 @@ class WatchedEngine(Protocol):
 
     @property
     def runtime_health(self) -> RuntimeHealth: ...
-    def embed(self, request: EmbedRequest, context: CallContext) -> object: ...
+    def probe(self, context: CallContext) -> None: ...
 
 
 def watch(
@@ -72,7 +72,7 @@ def watch(
 
 def _probe(engine: WatchedEngine) -> EmbedshareError | None:
     try:
-        engine.embed(WELL, CallContext(time.monotonic() + _PROBE_TIMEOUT_S))
+        engine.probe(CallContext(time.monotonic() + _PROBE_TIMEOUT_S))
     except (DeadlineExceeded, Overloaded):
         pass  # it has work, whose outcome is seen
     except EmbedshareError as error:

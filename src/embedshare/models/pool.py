@@ -23,7 +23,7 @@ from loguru import logger
 from embedshare import threads
 from embedshare.backoff import Backoff, told_s
 from embedshare.calls import UNBOUNDED, CallContext
-from embedshare.engine import loading, weights
+from embedshare.engine import families, loading, weights
 from embedshare.errors import (
     DeadlineExceeded,
     EmbedshareError,
@@ -34,7 +34,7 @@ from embedshare.errors import (
     Overloaded,
     SwapRefused,
 )
-from embedshare.identity import ModelDescription, identity_of
+from embedshare.identity import ModelDescription
 from embedshare.models import eviction, memory_budget
 from embedshare.models.eviction import Occupant
 from embedshare.models.loaded_model import LoadedModel, Watch
@@ -510,7 +510,7 @@ class ModelPool:
     def _loaded_as(self, spec: ModelSpec, settings: Settings, check: Callable[[], None]) -> LoadedProvider:
         """The model that `settings` name. Raises ModelMismatch if it has not the dimensions of `spec`."""
         local = self._load(spec, settings, check)
-        found = local.description.dimension
+        found = local.description.dimension or local.description.token_dimension
         if spec.dimensions not in (None, found):
             local.close()
             name = settings.model.name
@@ -621,7 +621,7 @@ def _serves(held: LoadedModel, wanted: Settings) -> bool:
     """Whether the loaded model is the wanted one, on the wanted device."""
     if not loading.same_device(held.settings.model.device, wanted.model.device):
         return False
-    return identity_of(weights.find(wanted.model.name, wanted.model.cache_dir)) == held.description.identity
+    return families.locate(wanted).identity == held.description.identity
 
 
 def _shown(described: ModelDescription) -> str:

@@ -13,6 +13,7 @@ OVERRIDES = {
     "device": "EMBEDDING_DEVICE",
     "dtype": "EMBEDDING_DTYPE",
     "runtime": "EMBEDDING_RUNTIME",
+    "family": "EMBEDDING_FAMILY",
     "max_batch_tokens": "EMBEDDING_MAX_BATCH_TOKENS",
     "max_batch_size": "EMBEDDING_MAX_BATCH_SIZE",
     "cache_dir": "EMBEDDING_MODEL_CACHE_DIR",
@@ -96,6 +97,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None = None
     dtype: str | None = None
     runtime: str | None = None
+    family: str | None = None
     max_batch_tokens: int | None = None
     max_batch_size: int | None = None
     cache_dir: str | None = None

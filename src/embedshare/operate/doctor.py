@@ -19,9 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from embedshare import folders, platforms
-from embedshare.engine import weights
+from embedshare.engine import families
 from embedshare.errors import EmbedshareError, missing_database
-from embedshare.identity import identity_of
 from embedshare.ipc import authkey
 from embedshare.jobs import place
 from embedshare.operate.processes import Place, is_worker, port_holder, worker_address
@@ -195,12 +194,11 @@ def worker_ports(server_port: int, workers: int, place: Place) -> Iterator[Findi
 
 def _weights(settings: Settings) -> Iterator[Finding]:
     try:
-        folder = weights.find(settings.model.name, settings.model.cache_dir)
-        identity = identity_of(folder)
+        folder, family, identity = families.locate(settings)
     except EmbedshareError as error:
         yield Finding("weights", BAD, error.message, "see EMBEDDING_MODEL_NAME in docs/settings.md")
         return
-    yield Finding("weights", GOOD, f"{settings.model.name} ({identity[:12]}) in {folder}")
+    yield Finding("weights", GOOD, f"{settings.model.name} ({family}, {identity[:12]}) in {folder}")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
 from embedshare.calls import (
+    WELL_TEXT,
     CallContext,
     EmbedRequest,
     EmbedResult,
+    Output,
     OutputsRequest,
     OutputsResult,
     ScoreRequest,
@@ -106,6 +108,17 @@ class Provider(abc.ABC):
         Raises NotServed if the model reads no images, InvalidImage, TooLarge.
         """
         raise not_served(self.describe(context), "embeddings of images")
+
+    def probe(self, context: CallContext, texts: Sequence[str] = (WELL_TEXT,)) -> None:
+        """Let the model answer for these texts, whatever it gives; raises what it raises."""
+        model = self.describe(context)
+        if "dense" in model.outputs:
+            self.embed(EmbedRequest(list(texts), ""), context)
+        elif "scores" in model.outputs:
+            self.score(ScoreRequest([texts[0]], list(texts), ""), context)
+        else:
+            kinds = cast("tuple[Output, ...]", model.outputs)
+            self.outputs(OutputsRequest(list(texts), kinds, ""), context)
 
     @abc.abstractmethod
     def describe(self, context: CallContext) -> ModelDescription:

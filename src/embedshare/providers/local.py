@@ -8,31 +8,37 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import msgspec
 import numpy as np
 
 from embedshare import platforms
 from embedshare.calls import (
     UNBOUNDED,
-    WELL,
     CallContext,
     EmbedRequest,
     EmbedResult,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
     Timings,
     Token,
     are_tokens,
     prompt_of,
 )
+from embedshare.engine import maxsim
 from embedshare.engine.runtimes.base import Runtime
 from embedshare.engine.scheduler import Counts, Device, Scheduler
-from embedshare.engine.sequences import Tokenizing
+from embedshare.engine.sequences import PairTokenizing, Tokenizing
+from embedshare.engine.text_outputs import TextOutputs, normalized, sparse_rows, token_rows
 from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, InvalidInput, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
-from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, LoadedProvider
+from embedshare.providers.base import IndexCopy, Indexes, IndexPiece, LoadedProvider, not_served
 from embedshare.settings import Settings
 from embedshare.telemetry import memory, tracing
 from embedshare.telemetry.histogram import MILLISECONDS, SEQUENCES, TOKENS, Histogram
@@ -45,6 +51,10 @@ FRESH_S = 2.0
 CPU_BATCHES = 3
 #: The stages of a call in the engine.
 STAGES = ("tokenize", "queue", "compute")
+#: Names of a multi-vector model's prompts, as sentence-transformers looks for them.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+_Result = TypeVar("_Result", EmbedResult, ScoreResult, OutputsResult)
 
 
 class Local(LoadedProvider):
@@ -57,7 +67,7 @@ class Local(LoadedProvider):
         runtime: Runtime,
         tokenizer: Tokenizing,
         description: ModelDescription,
-        full_dimension: int,
+        full_dimension: int | None,
         settings: Settings,
         devices: Devices | None = None,
     ) -> None:
@@ -66,7 +76,8 @@ class Local(LoadedProvider):
         self._tokenizer = tokenizer
         self._max_texts = settings.server.max_texts
         self.description = description
-        self._own_dimension = description.dimension if description.dimension < full_dimension else None
+        is_shortened = full_dimension is not None and 0 < description.dimension < full_dimension
+        self._own_dimension = description.dimension if is_shortened else None
         self._loaded = time.monotonic()
         self._last_embedded = float("-inf")
         self._lock = threading.Lock()
@@ -111,7 +122,7 @@ class Local(LoadedProvider):
         loading.load_libraries(settings, device)
         before = memory.of_process()
         local = cls(*loading.load(settings, device, expected_identity), settings, devices)
-        local.embed(EmbedRequest(loading.SAMPLE, ""))
+        local.probe(UNBOUNDED, loading.SAMPLE)
         after = memory.of_process()
         if before is not None and after is not None:
             local.model_bytes = max(0, after - before)
@@ -121,19 +132,12 @@ class Local(LoadedProvider):
         """Embed texts, in SentenceTransformer's order: the model, then truncation, then normalisation.
 
         Raises InvalidInput for token ids that are not the model's and for an unknown prompt, TooLarge,
-        Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed.
+        Overloaded, DeadlineExceeded, OutOfMemory, EngineFailed, and NotServed of a model without vectors of
+        texts.
         """
-        with tracing.provider("local", self.description.model_name):
-            return self._counted(request, context)
-
-    def _counted(self, request: EmbedRequest, context: CallContext) -> EmbedResult:
-        started = time.monotonic()
-        try:
-            embedded = self._embed(request, context)
-        except BaseException:
-            self._count(None, started)
-            raise
-        self._count(embedded, started)
+        if "dense" not in self.description.outputs:
+            raise not_served(self.description, "embeddings")
+        embedded = self._counted(lambda: self._embed(request, context))
         rows = embedded.rows
         dimensions = self._own_dimension if request.dimensions is None else request.dimensions
         if dimensions is not None:
@@ -141,6 +145,32 @@ class Local(LoadedProvider):
         if request.normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return embedded._replace(rows=rows)
+
+    def score(self, request: ScoreRequest, context: CallContext = UNBOUNDED) -> ScoreResult:
+        """See Provider; raises what `embed` raises."""
+        self._check_count(request.documents)
+        if len(request.queries) not in (0, 1, len(request.documents)):
+            raise InvalidInput(
+                f"{len(request.queries):,} queries for {len(request.documents):,} documents; allowed: none, "
+                "one, or one for each document"
+            )
+        if "scores" in self.description.outputs:
+            return self._counted(lambda: self._score_pairs(request, context))
+        if "multi-vector" not in self.description.outputs:
+            raise not_served(self.description, "scores")
+        if not request.queries:
+            raise not_served(self.description, "scores of texts without a query")
+        return self._counted(lambda: self._score_late(request, context))
+
+    def outputs(self, request: OutputsRequest, context: CallContext = UNBOUNDED) -> OutputsResult:
+        """See Provider; raises what `embed` raises."""
+        lacking = [output for output in request.outputs if output not in self.description.outputs]
+        if lacking or not request.outputs:
+            raise not_served(self.description, " and ".join(lacking) or "no output")
+        if request.outputs == ("dense",):
+            return self._dense_alone(request, context)
+        self._check_count(request.inputs)
+        return self._counted(lambda: self._outputs(request, context))
 
     def tokenize(self, request: EmbedRequest, context: CallContext = UNBOUNDED) -> list[list[int]]:
         """The token ids of each text, special tokens included, truncated at the model's longest sequence."""
@@ -224,7 +254,7 @@ class Local(LoadedProvider):
     def _health(self, context: CallContext) -> dict[str, Any]:
         """The model's health: "ok" if a real embedding succeeded lately or succeeds now."""
         if self.last_embedding_age_s > FRESH_S:
-            self.embed(WELL, context)
+            self.probe(context)
         return {
             "status": "ok",
             "last_embedding_age_s": round(self.last_embedding_age_s, 3),
@@ -242,33 +272,128 @@ class Local(LoadedProvider):
             if are_tokens(request.inputs)
             else self._tokenizer(texts, prompt_of(request, self.description), request.truncate, request.task)
         )
+        rows, timings = self._compute(sequences, started, context)
+        return EmbedResult(rows, list(map(len, sequences)), timings, self.description)
+
+    def _score_pairs(self, request: ScoreRequest, context: CallContext) -> ScoreResult:
+        started = time.monotonic()
+        documents, prompt = request.documents, prompt_of(request, self.description)
+        tokenizer = cast(PairTokenizing, self._tokenizer)
+        if request.queries:
+            queries = request.queries if len(request.queries) > 1 else request.queries * len(documents)
+            sequences = tokenizer.pairs(queries, documents, prompt, request.truncate)
+        else:
+            sequences = tokenizer(documents, prompt, request.truncate)
+        rows, timings = self._compute(sequences, started, context)
+        return ScoreResult(rows, list(map(len, sequences)), timings, self.description)
+
+    def _score_late(self, request: ScoreRequest, context: CallContext) -> ScoreResult:
+        """Scores by the vectors of tokens: each query and each document is computed once."""
+        started = time.monotonic()
+        documents = request.documents
+        places = {query: at for at, query in enumerate(dict.fromkeys(request.queries))}
+        sequences = self._tokenizer(
+            list(places), self._prompt_for(request, "query"), request.truncate, "query"
+        ) + self._tokenizer(documents, self._prompt_for(request, "document"), request.truncate, "document")
+        rows, timings = self._compute(sequences, started, context)
+        vectors = [row.multi_vector for row in rows]
+        asked = [places[query] for query in request.queries]
+        if len(asked) == 1:
+            asked *= len(documents)
+        scores = np.empty((len(documents), 1), np.float32)
+        mean = self.description.similarity_fn_name == "meanmaxsim"
+        for query in places.values():
+            mine = [at for at, place in enumerate(asked) if place == query]
+            scores[mine, 0] = maxsim.scores(vectors[query], [vectors[len(places) + at] for at in mine], mean)
+        counts = list(map(len, sequences))
+        counts = [counts[query] + count for query, count in zip(asked, counts[len(places) :], strict=True)]
+        return ScoreResult(scores, counts, timings, self.description)
+
+    def _prompt_for(self, request: ScoreRequest, task: str) -> str:
+        """The prompt of a multi-vector model's queries or documents: that of the request is for queries."""
+        if request.prompt is not None or request.prompt_name is not None:
+            return prompt_of(request, self.description) if task == "query" else ""
+        return prompt_of(msgspec.structs.replace(request, prompt_name=PROMPT_NAMES[task]), self.description)
+
+    def _outputs(self, request: OutputsRequest, context: CallContext) -> OutputsResult:
+        started = time.monotonic()
+        prompt = prompt_of(request, self.description)
+        sequences = self._tokenizer(request.inputs, prompt, request.truncate, request.task)
+        rows, timings = self._compute(sequences, started, context)
+        return self._assembled(request, list(rows), list(map(len, sequences)), timings)
+
+    def _assembled(
+        self, request: OutputsRequest, rows: list[TextOutputs], counts: list[int], timings: Timings
+    ) -> OutputsResult:
+        model, dense, sparse, tokens = self.description, None, None, None
+        if "dense" in request.outputs:
+            dense = np.array([row.dense for row in rows], np.float32).reshape(len(rows), -1)
+            dense = np.ascontiguousarray(dense[:, : request.dimensions or model.dimension])
+            dense = normalized(dense) if request.normalize else dense
+        if "sparse" in request.outputs:
+            most = request.max_active_dims or model.max_active_dims
+            sparse = sparse_rows([row.sparse for row in rows if row.sparse], model.vocabulary or 0, most)
+        if "multi-vector" in request.outputs:
+            vectors = [row.multi_vector for row in rows if row.multi_vector is not None]
+            tokens = token_rows(vectors, model.token_dimension or 0)
+            tokens = tokens._replace(rows=normalized(tokens.rows)) if request.normalize else tokens
+        return OutputsResult(dense, sparse, tokens, counts, timings, model)
+
+    def _dense_alone(self, request: OutputsRequest, context: CallContext) -> OutputsResult:
+        found = self.embed(
+            EmbedRequest(
+                request.inputs, request.prompt, request.prompt_name, request.own_prompts, request.normalize,
+                request.dimensions, request.truncate, request.task,
+            ),
+            context,
+        )  # fmt: skip
+        return OutputsResult(found.rows, None, None, found.token_counts, found.timings, self.description)
+
+    def _compute(
+        self, sequences: list[Any], started: float, context: CallContext
+    ) -> tuple[np.ndarray, Timings]:
+        """The scheduler's rows, and the stages of a call that began to tokenize at `started`."""
         tokenized = time.monotonic()
         rows, waited_s, computed_s = self.scheduler.compute(
             sequences, deadline=context.deadline, caller=context.caller, is_gone=context.is_gone
         )
-        counts = list(map(len, sequences))
         timings = Timings((tokenized - started) * 1e3, waited_s * 1e3, computed_s * 1e3)
         tracing.stages(started, timings)
-        return EmbedResult(rows, counts, timings, self.description)
+        return rows, timings
 
     def _texts(self, request: EmbedRequest) -> list[str]:
         """The inputs of any kind. Raises TooLarge if they are too many for a call."""
         texts = cast("list[str]", request.inputs)
+        self._check_count(texts)
+        return texts
+
+    def _check_count(self, texts: list[str]) -> None:
         if len(texts) > self._max_texts:
             raise TooLarge(
                 f"the call has {len(texts):,} texts; EMBEDDING_MAX_TEXTS allows {self._max_texts:,}"
             )
-        return texts
 
-    def _count(self, embedded: EmbedResult | None, started: float) -> None:
-        """Count one more call, which failed if nothing is embedded."""
+    def _counted(self, compute: Callable[[], _Result]) -> _Result:
+        """The result of a call, which is traced and counted."""
+        started = time.monotonic()
+        with tracing.provider("local", self.description.model_name):
+            try:
+                result = compute()
+            except BaseException:
+                self._count(None, started)
+                raise
+            self._count(result.timings, started)
+            return result
+
+    def _count(self, timings: Timings | None, started: float) -> None:
+        """Count one more call, which failed without timings."""
         now = time.monotonic()
         with self._lock:
             self._total += 1
-            if embedded is None:
+            if timings is None:
                 self._failed += 1
                 return
-            for stage, ms in zip(STAGES, embedded.timings.stages, strict=True):
+            for stage, ms in zip(STAGES, timings.stages, strict=True):
                 self._stages[stage].observe(ms)
             self._total_ms.observe((now - started) * 1e3)
             self._last_embedded = now

@@ -36,6 +36,10 @@ class ModelSettings(Section):
     runtime: str = setting("EMBEDDING_RUNTIME", parsing.choice("auto", "torch", "openvino"), "auto",
         "Library that runs the model: auto, torch or openvino; auto is OpenVINO on a CPU if it is installed "
         "and fits the model, else torch")
+    family: str = setting("EMBEDDING_FAMILY",
+        parsing.choice("auto", "embedding", "cross-encoder", "sparse", "multi-vector"), "auto",
+        "Family that the model is served as: auto, embedding, cross-encoder, sparse or multi-vector; auto is "
+        "the one that its files say")
     max_concurrent_operations: int = setting("MAX_CONCURRENT_OPERATIONS", parsing.integer(1, 64), 3,
         "Maximum batches inside the runtime at the same time, short and long ones together. A CPU never runs "
         "more than three")

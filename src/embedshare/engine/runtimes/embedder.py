@@ -8,6 +8,7 @@ mask and layout is checked against the proof (see `proof`), and the first that m
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -76,12 +77,15 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         return features["sentence_embedding"]
 
 
-def load(folder: Path, device: str, trust_remote_code: bool) -> SentenceTransformer:
-    """The model in `folder`, in float32, ready to compute. Raises UnsupportedModel if it cannot be shared."""
+def load(folder: Path, device: str, trust_remote_code: bool, make: Any = SentenceTransformer) -> Any:
+    """The model in `folder`, in float32, ready to compute, as one of the class `make`.
+
+    Raises UnsupportedModel if it cannot be shared.
+    """
     transformers_logging.disable_progress_bar()  # one line an event: the log says when the model is ready
     transformers_logging.set_verbosity_error()
     try:
-        model = SentenceTransformer(
+        model = make(
             str(folder),
             device=device,
             trust_remote_code=trust_remote_code,

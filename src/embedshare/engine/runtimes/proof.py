@@ -16,6 +16,7 @@ import torch
 from loguru import logger
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.util import batch_to_device
 
 from embedshare.engine.tokens import LONGEST
 from embedshare.errors import UnsupportedModel
@@ -101,7 +102,7 @@ def prove(model: SentenceTransformer) -> Proof:
     return Proof(samples, np.stack(rows), len(whole))
 
 
-def set_longest(model: SentenceTransformer) -> None:
+def set_longest(model: Any) -> None:
     """Set the longest sequence of a model that names none, or one beyond its positions.
 
     sentence-transformers truncates at the named length, and then fails.
@@ -118,7 +119,8 @@ def set_longest(model: SentenceTransformer) -> None:
     def runs(longest: int) -> bool:
         model.max_seq_length = longest
         try:
-            _vector(model, text)
+            with torch.inference_mode():
+                model(batch_to_device(model.preprocess([text]), model.device))
         except (IndexError, RuntimeError, ValueError):
             return False
         return True

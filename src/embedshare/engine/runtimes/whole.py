@@ -1,4 +1,4 @@
-"""The last runtime: `encode` of sentence-transformers itself, for a model that no faster form matches.
+"""The last runtime: sentence-transformers itself, for a model that no faster form matches.
 
 It serves every model that sentence-transformers loads, at its speed. The model's own code reads the texts, so
 the scheduler queues texts, not token ids.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from sentence_transformers.base.modules import Transformer
 from embedshare.engine.runtimes.embedder import tokenizer_of
 from embedshare.engine.runtimes.torch import as_out_of_memory
 from embedshare.engine.sequences import Text, Token
+from embedshare.engine.text_outputs import ragged
 from embedshare.engine.tokens import TextTokenizer, lone_surrogate
 from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedModel
 
@@ -27,8 +28,28 @@ from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedMode
 _TOKEN_CHARS = 4
 
 
+#: Rows of texts, or of pairs, that have one prompt and one task; "" is none.
+Compute = Callable[[list[Any], str, str], np.ndarray]
+
+
+def encode(model: SentenceTransformer, dimension: int) -> Compute:
+    """`encode` of an embedding model: float32 (n, dimension)."""
+
+    def compute(texts: list[str], prompt: str, task: str) -> np.ndarray:
+        options = {"task": task} if task else {}
+        rows: np.ndarray = model.encode(
+            texts, prompt=prompt, truncate_dim=dimension, show_progress_bar=False, **options
+        )
+        return rows
+
+    return compute
+
+
 class WholeRuntime:
-    """Runs one batch at a time: a model's own tokenizer is not safe for threads."""
+    """Runs one batch at a time: a model's own tokenizer is not safe for threads.
+
+    `dimension`: of the rows that `compute` makes; None for objects of any size.
+    """
 
     name = "sentence-transformers"
     dtype = "float32"
@@ -38,14 +59,14 @@ class WholeRuntime:
     packs = False
     padding_tokens = 0
 
-    def __init__(self, model: SentenceTransformer, full_dimension: int) -> None:
+    def __init__(self, model: Any, dimension: int | None, compute: Compute) -> None:
         self.device = str(model.device)
         #: Models other than transformers compute such a batch in milliseconds, and a call of `encode` costs
         #: one.
         self.bulk_budget = 4096 if isinstance(model[0], Transformer) else 65_536
-        self._model = model
-        self._dimension = full_dimension
-        self._read: dict[str, int] = {}
+        self._dimension = dimension
+        self._compute = compute
+        self._read: dict[Any, int] = {}
         self._preprocess = model.preprocess
         model.preprocess = self._count
 
@@ -57,22 +78,20 @@ class WholeRuntime:
 
     def run(self, sequences: list[Text]) -> np.ndarray:
         """See base.Runtime."""
-        rows = np.empty((len(sequences), self._dimension), np.float32)
+        rows = (
+            ragged([None] * len(sequences))
+            if self._dimension is None
+            else np.empty((len(sequences), self._dimension), np.float32)
+        )
 
-        def call(at: int) -> tuple[str, str]:
-            return sequences[at].prompt, sequences[at].task or ""
+        def call(at: int) -> tuple[str, str, bool]:
+            return sequences[at].prompt, sequences[at].task or "", isinstance(sequences[at].text, tuple)
 
         try:
-            for (prompt, task), group in groupby(sorted(range(len(sequences)), key=call), call):
+            for (prompt, task, _), group in groupby(sorted(range(len(sequences)), key=call), call):
                 places = list(group)
                 self._read.clear()
-                rows[places] = self._model.encode(
-                    [sequences[at].text for at in places],
-                    prompt=prompt,
-                    truncate_dim=self._dimension,
-                    show_progress_bar=False,
-                    **({"task": task} if task else {}),
-                )
+                rows[places] = self._compute([sequences[at].text for at in places], prompt, task)
                 for at in places:
                     sequences[at].tokens = self._read.get(sequences[at].text, sequences[at].tokens)
             return rows
@@ -82,8 +101,8 @@ class WholeRuntime:
                 raise
         raise failure
 
-    def _count(self, texts: list[str], **options: Any) -> dict[str, Any]:
-        """The model's `preprocess`, which `encode` calls, with the number of tokens of each text."""
+    def _count(self, texts: list[Any], **options: Any) -> dict[str, Any]:
+        """The model's `preprocess`, which its call makes, with the number of tokens of each text."""
         features = _preprocessed(self._preprocess, texts, **options)
         self._read.update(zip(texts, _counts(features, texts), strict=True))
         return features
@@ -92,7 +111,7 @@ class WholeRuntime:
 class WholeTokenizer:
     """Takes texts as they are: the model's own code reads them at computation."""
 
-    def __init__(self, model: SentenceTransformer, max_seq_length: int) -> None:
+    def __init__(self, model: Any, max_seq_length: int) -> None:
         self._model = _with_own_tokenizer(model)
         self._lock = threading.Lock()
         self.max_seq_length = max_seq_length
@@ -112,6 +131,19 @@ class WholeTokenizer:
         if not truncate:
             self._check_uncut(texts, prompt, task)
         return [Text(text, prompt, task, self._estimate(prompt, text)) for text in texts]
+
+    def pairs(
+        self, queries: list[str], documents: list[str], prompt: str = "", truncate: bool = True
+    ) -> list[Text]:
+        """See sequences.PairTokenizing."""
+        _check_characters(queries, prompt)
+        _check_characters(documents, "")
+        pairs = list(zip(queries, documents, strict=True))
+        if not truncate:
+            self._check_uncut(pairs, prompt, None)
+        return [
+            Text((query, text), prompt, None, self._estimate(prompt + query, text)) for query, text in pairs
+        ]
 
     def ids(self, texts: list[str], prompt: str = "") -> list[list[int]]:
         """See sequences.Tokenizing."""
@@ -138,13 +170,15 @@ class WholeTokenizer:
     def _estimate(self, prompt: str, text: str) -> int:
         return max(1, min(self.max_seq_length, (len(prompt) + len(text)) // _TOKEN_CHARS + 2))
 
-    def _features(self, text: str, prompt: str, task: str | None, **options: Any) -> dict[str, Any]:
+    def _features(
+        self, text: str | tuple[str, str], prompt: str, task: str | None, **options: Any
+    ) -> dict[str, Any]:
         if task is not None:
             options["task"] = task
         with self._lock:
             return _preprocessed(self._model.preprocess, [text], prompt=prompt, **options)
 
-    def _check_uncut(self, texts: list[str], prompt: str, task: str | None) -> None:
+    def _check_uncut(self, texts: Sequence[str | tuple[str, str]], prompt: str, task: str | None) -> None:
         if not self._cuts:
             return
         uncut = {"text": {"truncation": False}}
@@ -177,7 +211,7 @@ def _check_characters(texts: list[str], prompt: str) -> None:
 
 
 def _preprocessed(
-    preprocess: Callable[..., dict[str, Any]], texts: list[str], **options: Any
+    preprocess: Callable[..., dict[str, Any]], texts: list[Any], **options: Any
 ) -> dict[str, Any]:
     try:
         return preprocess(texts, **options)
@@ -185,7 +219,7 @@ def _preprocessed(
         raise InvalidInput(f"the served model rejects this input: {error}") from None
 
 
-def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
+def _counts(features: dict[str, Any], texts: list[Any]) -> list[int]:
     """Tokens in each text; words if the model counts no tokens."""
     if "attention_mask" in features:
         counts: list[int] = features["attention_mask"].sum(dim=1).tolist()
@@ -196,7 +230,7 @@ def _counts(features: dict[str, Any], texts: list[str]) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
-def _with_own_tokenizer(model: SentenceTransformer) -> SentenceTransformer:
+def _with_own_tokenizer(model: Any) -> Any:
     """A copy of the model with the same weights in memory: texts are counted while it computes others."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)
