@@ -18,13 +18,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import msgspec
 import numpy as np
 
 from embedshare import platforms, threads
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, are_tokens
+from embedshare.calls import (
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    Output,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    Token,
+    are_tokens,
+)
 from embedshare.client import splitting
 from embedshare.client.embedder import Embedder
 from embedshare.client.failover_policy import State
@@ -263,6 +274,65 @@ class EmbeddingClient(DropIn):
         if dimensions is not None:
             _check_dimensions(dimensions, answer.description)  # the client may have followed another model
         return answer
+
+    def score(
+        self,
+        queries: str | list[str],
+        documents: list[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+    ) -> ScoreResult:
+        """Scores of documents for a query, or of each for its own query, or of each alone for no query.
+
+        They are logits of a cross-encoder, (n, labels), or similarities of a multi-vector model, (n, 1).
+        Raises InvalidInput, NotServed if the model gives no scores, and what `encode` raises.
+        """
+        asked = as_texts([queries] if isinstance(queries, str) else queries)
+        request = ScoreRequest(asked, as_texts(documents), prompt, prompt_name, self._prompts, truncate)
+        return self._embedder.score(request)
+
+    def outputs(
+        self,
+        inputs: list[str],
+        outputs: Sequence[Output],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        task: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        max_active_dims: int | None = None,
+    ) -> OutputsResult:
+        """Several outputs of texts from one pass: "dense", "sparse" and "multi-vector" of those that the
+        model has.
+
+        `task`: "query" or "document", which multi-vector models encode differently. `dimensions`: values kept
+        of each dense vector. `max_active_dims`: the most weights kept of each text. Raises InvalidInput,
+        NotServed for an output that the model does not have, and what `encode` raises.
+        """
+        _check_outputs(outputs)
+        if dimensions is not None:
+            _check_dimensions(dimensions, self.describe())
+        request = OutputsRequest(
+            as_texts(inputs), tuple(outputs), prompt, prompt_name, self._prompts, task, normalize,
+            dimensions or self.truncate_dim, max_active_dims, truncate,
+        )  # fmt: skip
+        return self._embedder.outputs(request)
+
+    def embed_images(
+        self, images: list[bytes], *, normalize: bool = False, dimensions: int | None = None
+    ) -> EmbedResult:
+        """Vectors of images, each the content of an image file.
+
+        Raises NotServed if the model reads no images, and what `embed` raises.
+        """
+        if dimensions is not None:
+            _check_dimensions(dimensions, self.describe())
+        request = EmbedRequest([], "", normalize=normalize, dimensions=dimensions or self.truncate_dim)
+        return self._embedder.embed_images(images, request)
 
     def tokens(
         self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
@@ -586,6 +656,14 @@ def _check_address(address: Any) -> None:
 def _check_model_name(model: Any) -> None:
     if not isinstance(model, str) or len(model) > 4096:
         raise InvalidInput(f"model is {model!r:.100}; it must be a model's name of up to 4,096 characters")
+
+
+def _check_outputs(outputs: Any) -> None:
+    known = get_args(Output)
+    if not isinstance(outputs, list | tuple) or not outputs or not {*outputs} <= {*known}:
+        raise InvalidInput(f"outputs is {outputs!r:.100}; allowed: a list of {', '.join(known)}")
+    if len({*outputs}) < len(outputs):
+        raise InvalidInput(f"outputs is {outputs!r:.100}; each may be there once")
 
 
 def _check_dimensions(dimensions: int, model: ModelDescription) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeGuard
 
 import msgspec
@@ -204,6 +204,10 @@ class ScoreResult(NamedTuple):
         return sum(self.token_counts)
 
 
+#: The answers that a model computes.
+Computed = EmbedResult | ScoreResult | OutputsResult
+
+
 class Prompted(Protocol):
     """A request whose texts may have a prompt before them."""
 
@@ -267,12 +271,81 @@ def prompt_of(request: Prompted, model: ModelDescription) -> str:
     return "" if found is None else texts.get(found, "")
 
 
+def check_queries(queries: list[str], documents: list[str]) -> None:
+    """Raise InvalidInput unless there is no query, one for all documents, or one for each."""
+    if len(queries) not in (0, 1, len(documents)):
+        raise InvalidInput(
+            f"{len(queries):,} queries came for {len(documents):,} documents; allowed: none, one, or one for "
+            "each document"
+        )
+
+
+def no_outputs(outputs: Sequence[Output], dimension: int, model: ModelDescription) -> OutputsResult:
+    """The outputs for no texts; `dimension`: values of each dense vector."""
+    starts, width = np.zeros(1, np.int64), model.vocabulary or 0
+    sparse = SparseRows(starts, np.empty(0, np.int32), np.empty(0, np.float32), width)
+    tokens = TokenRows(starts, np.empty((0, model.token_dimension or 0), np.float32))
+    return OutputsResult(
+        np.empty((0, dimension), np.float32) if "dense" in outputs else None,
+        sparse if "sparse" in outputs else None,
+        tokens if "multi-vector" in outputs else None,
+        [],
+        Timings(),
+        model,
+    )
+
+
 def joined(parts: list[EmbedResult]) -> EmbedResult:
     """The parts of one long list as one."""
+    return parts[0] if len(parts) == 1 else EmbedResult(_joined_rows(parts), *_joined_facts(parts))
+
+
+def joined_scores(parts: list[ScoreResult]) -> ScoreResult:
+    """`joined`, of scores."""
+    return parts[0] if len(parts) == 1 else ScoreResult(_joined_rows(parts), *_joined_facts(parts))
+
+
+def joined_outputs(parts: list[OutputsResult]) -> OutputsResult:
+    """`joined`, of several outputs."""
     if len(parts) == 1:
         return parts[0]
-    return EmbedResult(
-        np.concatenate([part.rows for part in parts]),
+    dense = [part.dense for part in parts if part.dense is not None]
+    sparse = [part.sparse for part in parts if part.sparse is not None]
+    tokens = [part.multi_vector for part in parts if part.multi_vector is not None]
+    return OutputsResult(
+        np.concatenate(dense) if dense else None,
+        SparseRows(
+            _joined_offsets([part.offsets for part in sparse]),
+            np.concatenate([part.indices for part in sparse]),
+            np.concatenate([part.values for part in sparse]),
+            sparse[0].width,
+        )
+        if sparse
+        else None,
+        TokenRows(
+            _joined_offsets([part.offsets for part in tokens]), np.concatenate([part.rows for part in tokens])
+        )
+        if tokens
+        else None,
+        *_joined_facts(parts),
+    )
+
+
+def _joined_rows(parts: Sequence[EmbedResult | ScoreResult]) -> np.ndarray:
+    return np.concatenate([part.rows for part in parts])
+
+
+def _joined_offsets(parts: list[np.ndarray]) -> np.ndarray:
+    """Offsets of texts in parts as offsets of the texts of all."""
+    begins = np.cumsum([0, *(part[-1] for part in parts)])
+    moved = (part[1:] + begin for part, begin in zip(parts, begins[:-1], strict=True))
+    return np.concatenate([np.zeros(1, np.int64), *moved])
+
+
+def _joined_facts(
+    parts: Sequence[EmbedResult | ScoreResult | OutputsResult],
+) -> tuple[list[int], Timings, ModelDescription]:
+    return (
         [count for part in parts for count in part.token_counts],
         Timings(*map(sum, zip(*(part.timings.stages for part in parts), strict=True))),
         parts[0].description,

@@ -51,6 +51,10 @@ SEEDS: list[Any] = [
     codec.SetModels(19, 60.0, [{"id": "bge"}], 7),
     codec.ClearTexts(20, 60.0, ["one", "two"], "bge", "query: "),
     codec.EncodeTokens(17, 60.0, [[101, 102], [0, 2**31 - 1]], True, 8, "request-4"),
+    codec.Score(21, 60.0, ["a query"], ["one", "two"], "query: ", True, "request-5"),
+    codec.EncodeOutputs(22, 60.0, ["one"], "", ["dense", "sparse"], True, 8, 16, True, "query", "request-6"),
+    codec.EncodeImages(23, 60.0, [3, 70_000], True, 8, "request-7"),
+    codec.Arrays(22, codec.Timings(0.1, 0.2, 0.3), [4], [codec.ArrayHead("dense", "<f4", [1, 8])]),
     codec.Hits(16, 3, codec.Timings(0.1, 0.2, 0.3)),
     codec.Rows(3, 2, 384, codec.Timings(0.1, 0.2, 0.3), [40, 2]),
     codec.Reply(4, DESCRIPTION),
@@ -114,6 +118,16 @@ def check_type(message: Any) -> str:
         if not 0 <= message.raw_bytes <= 1 << 60:
             raise AssertionError(f"{message!r} announces what no one has")
         return "Put"
+    if isinstance(message, codec.EncodeImages):
+        if message.raw_bytes < 0:
+            raise AssertionError(f"{message!r} announces what no one has")
+        return "EncodeImages"
+    if isinstance(message, (codec.Score, codec.EncodeOutputs)):
+        return type(message).__name__
+    if isinstance(message, codec.Arrays):
+        if not all(0 <= length <= 1 << 40 for head in message.arrays for length in head.shape):
+            raise AssertionError(f"{message!r} announces what no one has")
+        return "Arrays"
     if isinstance(message, codec.Search):
         return "Search"
     if isinstance(message, codec.Remove):

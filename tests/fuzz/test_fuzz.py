@@ -24,7 +24,10 @@ def test_nothing_but_declared_messages_and_protocol_errors_comes_of_bytes(tmp_pa
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert f"\n{INPUTS:,} inputs" in done.stdout, said
-    names = "Encode Tokenize Query Swap Put Search Remove Inspect Forget Rows Hits Reply Failure description"
+    names = (
+        "Encode Tokenize Query Swap Put Search Remove Inspect Forget Score EncodeOutputs EncodeImages Rows "
+        "Hits Arrays Reply Failure description"
+    )
     for name in names.split():
         assert f"'{name}'" in done.stdout, "the fuzzer decoded none of these"
     assert not list(tmp_path.iterdir()), said

@@ -18,6 +18,7 @@ from embeddingClient import EmbeddingClient
 from embedshare.errors import (
     IncompatibleVersion,
     InvalidInput,
+    NotServed,
     ProtocolError,
     ServerUnavailable,
     UnknownModel,
@@ -27,7 +28,7 @@ from embedshare.ipc import codec, handshake, protocol
 from embedshare.ipc.transport import Client, Connection, Listener
 from embedshare.settings import Settings
 from embedshare.telemetry import tracing
-from tests.ipc import protocol_3, protocol_4
+from tests.ipc import protocol_3, protocol_4, protocol_5
 from tests.ipc.protocol_1 import ANSWERS, CALLS
 from tests.processes import ModelServer
 from tests.tracing import memory_spans
@@ -70,6 +71,20 @@ def test_a_call_of_version_4_is_what_it_was_to_the_byte(name: str) -> None:
     assert codec.decode_call(bytes.fromhex(data)) == call
 
 
+@pytest.mark.parametrize("name", protocol_5.CALLS)
+def test_a_call_of_version_5_is_what_it_was_to_the_byte(name: str) -> None:
+    call, data = protocol_5.CALLS[name]
+    assert codec.encode(call).hex() == data
+    assert codec.decode_call(bytes.fromhex(data)) == call
+
+
+@pytest.mark.parametrize("name", protocol_5.ANSWERS)
+def test_an_answer_of_version_5_is_what_it_was_to_the_byte(name: str) -> None:
+    answer, data = protocol_5.ANSWERS[name]
+    assert codec.encode(answer).hex() == data
+    assert codec.decode_answer(bytes.fromhex(data)) == answer
+
+
 @pytest.mark.parametrize(
     "traceparent",
     [
@@ -89,9 +104,12 @@ def test_a_trace_in_another_form_is_refused(traceparent: str) -> None:
 def test_every_message_has_its_bytes() -> None:
     first, third = ({type(call) for call, _ in calls.values()} for calls in (CALLS, protocol_3.CALLS))
     assert {type(call) for call, _ in protocol_4.CALLS.values()} == {codec.Traced}
-    assert first == set(codec.Call.__args__) - {codec.Manage, codec.SetModels, codec.ClearTexts}
+    fifth = {type(call) for call, _ in protocol_5.CALLS.values()}
+    assert fifth == set(codec.OfVersion5.__args__)
+    assert first == set(codec.Call.__args__) - {codec.Manage, codec.SetModels, codec.ClearTexts} - fifth
     assert third == {codec.Manage, codec.SetModels, codec.ClearTexts, codec.Routed}
-    assert {type(answer) for answer, _ in ANSWERS.values()} == set(codec.Answer.__args__)
+    answers = [*ANSWERS.values(), *protocol_5.ANSWERS.values()]
+    assert {type(answer) for answer, _ in answers} == set(codec.Answer.__args__)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +233,8 @@ class ServerOfVersion1:
         with suppress(EOFError, OSError):
             while True:
                 call = codec.decode_call(connection.recv_bytes(1 << 20))
-                if isinstance(call, codec.Traced) or (isinstance(call, codec.Routed) and self.version < 3):
+                traced = isinstance(call, codec.Traced) and self.version < 4
+                if traced or (isinstance(call, codec.Routed) and self.version < 3):
                     return  # unknown messages end the connection
                 call = call.call if isinstance(call, codec.Routed) else call
                 what = call.what if isinstance(call, codec.Query) else type(call).__name__
@@ -229,8 +248,8 @@ class ServerOfVersion1:
             connection.send_bytes(codec.encode(told), rows.data.cast("B"))
         elif isinstance(call, codec.Encode) and self.version >= 2:
             self._answer(connection, msgspec.structs.replace(call, task=None), what)
-        elif what.startswith("describe/") and self.version == 3:
-            connection.send_bytes(codec.encode(codec.Reply(call.id, {"protocol": 3})))
+        elif what.startswith("describe/") and self.version >= 3:
+            connection.send_bytes(codec.encode(codec.Reply(call.id, {"protocol": self.version})))
         elif what.startswith("describe/") and self.version == 2:
             model = ANSWERS["description"][0].value  # type: ignore[union-attr]
             connection.send_bytes(codec.encode(codec.Reply(call.id, {"protocol": 2, "model": model})))
@@ -265,7 +284,7 @@ def test_a_server_of_version_1_is_spoken_to_in_its_version(
         assert client.encode_query(["one"]).tolist() == np.ones((1, 384)).tolist()
         (connection,) = client._embedder.failover.served.connections._open
         assert connection.protocol == 1
-    assert server_of_version_1.asked[:2] == ["describe/4", "describe"]
+    assert server_of_version_1.asked[:2] == [f"describe/{protocol.VERSION}", "describe"]
 
 
 def test_a_server_of_version_2_is_spoken_to_in_its_version_and_serves_one_model(tmp_path: Path) -> None:
@@ -280,7 +299,7 @@ def test_a_server_of_version_2_is_spoken_to_in_its_version_and_serves_one_model(
             client.of_model("bge").encode(["one"])
         assert [(one["id"], one["default"]) for one in client.models()] == [(name, True)]
     server.close()
-    assert server.asked[0] == "describe/4"
+    assert server.asked[0] == f"describe/{protocol.VERSION}"
 
 
 def test_a_server_of_version_3_is_sent_no_trace_and_fails_no_call(
@@ -293,8 +312,29 @@ def test_a_server_of_version_3_is_sent_no_trace_and_fails_no_call(
         (connection,) = client._embedder.failover.served.connections._open
         assert connection.protocol == 3
     server.close()
-    assert server.asked == ["describe/4", "describe", "Encode"]
+    assert server.asked == [f"describe/{protocol.VERSION}", "describe", "Encode"]
     assert [span.name for span in spans.get_finished_spans()] == ["wire", "encode", "an application's"]
+
+
+def test_a_server_of_version_4_answers_embeds_and_the_newer_calls_name_the_side_to_upgrade(
+    tmp_path: Path,
+) -> None:
+    server = ServerOfVersion1(version=4)
+    with client_of(server, tmp_path) as client:
+        for call in (
+            lambda: client.score("a query", ["one"]),
+            lambda: client.outputs(["one"], ["sparse"]),
+            lambda: client.embed_images([b"an image"]),
+        ):
+            with pytest.raises(
+                NotServed, match=r"version 4 of the protocol; .* version 5: upgrade the server"
+            ):
+                call()
+        assert client.encode(["one"]).tolist() == np.ones((1, 384)).tolist()
+        (connection,) = client._embedder.failover.served.connections._open
+        assert connection.protocol == 4
+    server.close()
+    assert server.asked == [f"describe/{protocol.VERSION}", "describe", "Encode"]
 
 
 def test_a_client_of_version_3_is_answered_by_a_server_of_this_release(server: ModelServer) -> None:

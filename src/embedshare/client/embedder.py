@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,24 +12,37 @@ import msgspec
 import numpy as np
 
 from embedshare import calls
-from embedshare.calls import WELL, CallContext, EmbedRequest, EmbedResult, Timings, Token
+from embedshare.calls import (
+    CallContext,
+    Computed,
+    EmbedRequest,
+    EmbedResult,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    Timings,
+    Token,
+)
 from embedshare.client import splitting
 from embedshare.client.failover import Failover, Tries
 from embedshare.client.failover_policy import FailoverPolicy
 from embedshare.client.local_model import load
+from embedshare.client.splitting import PIECE_BYTES, PIECE_BYTES_OF_TOKENS
 from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections, MetModel
-from embedshare.providers.base import Provider
+from embedshare.providers.base import Provider, compute_well, not_served
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
 from embedshare.telemetry import tracing
 from embedshare.telemetry.calls import OK, Calls, Source
 
 T = TypeVar("T")
+R = TypeVar("R", EmbedResult, ScoreResult, OutputsResult)
 #: Seconds without vectors in this process after which a health check embeds a text of its own.
 FRESH_S = 2.0
 #: The longest time to tell the server which indexes are no longer needed, in seconds.
@@ -82,29 +95,97 @@ class Embedder:
             self.tell_released()
         if not request.inputs:
             return self._nothing(request, limit)
-        cut = list(self._cut(request))
+        cut = self._cut(request.inputs)
         if len(cut) == 1 and not show_progress_bar:
             return self._embed_piece(request, limit)
-        self._learn_model(limit)
 
         def embed(part: Any) -> EmbedResult:
             return self._embed_piece(msgspec.structs.replace(request, inputs=part), limit)
 
-        parts: list[EmbedResult | None] = [None] * len(cut)
+        return calls.joined(self._in_pieces(request.inputs, cut, embed, limit, show_progress_bar))
+
+    def score(
+        self, request: ScoreRequest, limit: float = float("inf"), show_progress_bar: bool = False
+    ) -> ScoreResult:
+        """Scores of all documents, of one model; `limit`: as of `embed`. Raises InvalidInput, NotServed."""
+        queries, documents = request.queries, request.documents
+        calls.check_queries(queries, documents)
+        if not documents:
+            return self._no_scores(request, limit)
+        pairs: Any = documents if len(queries) < 2 else list(zip(queries, documents, strict=True))
+        query_bytes = 0
+        if len(queries) == 1:
+            self._cut(queries)  # its errors
+            query_bytes = len(queries[0].encode())
+        cut = self._cut(pairs, query_bytes=query_bytes)
+        if len(cut) == 1 and not show_progress_bar:
+            return self._score_piece(request, limit)
+
+        def score(part: Any) -> ScoreResult:
+            own, texts = (queries, part) if pairs is documents else map(list, zip(*part, strict=True))
+            return self._score_piece(msgspec.structs.replace(request, queries=own, documents=texts), limit)
+
+        return calls.joined_scores(self._in_pieces(pairs, cut, score, limit, show_progress_bar))
+
+    def outputs(
+        self, request: OutputsRequest, limit: float = float("inf"), show_progress_bar: bool = False
+    ) -> OutputsResult:
+        """Several outputs of all texts, of one model; `limit`: as of `embed`. Raises NotServed."""
+        texts = request.inputs
+        if not texts:
+            return self._no_outputs(request, limit)
+        size = PIECE_BYTES_OF_TOKENS if "multi-vector" in request.outputs else PIECE_BYTES
+        cut = self._cut(texts, size)
+        if len(cut) == 1 and not show_progress_bar:
+            return self._outputs_piece(request, limit)
+
+        def outputs(part: Any) -> OutputsResult:
+            return self._outputs_piece(msgspec.structs.replace(request, inputs=part), limit)
+
+        return calls.joined_outputs(self._in_pieces(texts, cut, outputs, limit, show_progress_bar))
+
+    def embed_images(
+        self,
+        images: Sequence[bytes],
+        request: EmbedRequest,
+        limit: float = float("inf"),
+        show_progress_bar: bool = False,
+    ) -> EmbedResult:
+        """Vectors of images, of one model; see Provider.embed_images."""
+        if not images:
+            return self._nothing(request, limit)
+
+        def embed(part: Sequence[bytes]) -> EmbedResult:
+            return self._call("encode", lambda one, context: one.embed_images(part, request, context), limit)
+
+        cut = self._cut(images)
+        return calls.joined(self._in_pieces(images, cut, embed, limit, show_progress_bar))
+
+    def _in_pieces(
+        self,
+        items: Sequence[Any],
+        cut: list[range],
+        ask: Callable[[Any], R],
+        limit: float,
+        show_progress_bar: bool,
+    ) -> list[R]:
+        """The answers for the pieces of a long list, all of one model."""
+        self._learn_model(limit)
+        parts: list[R | None] = [None] * len(cut)
         odd = list(range(len(cut)))
         while odd:
-            done = splitting.each(request.inputs, [cut[n] for n in odd], embed, show_progress_bar)
+            done = splitting.each(items, [cut[n] for n in odd], ask, show_progress_bar)
             for number, part in zip(odd, done, strict=True):
                 parts[number] = part
             # The client may have followed another model: one answer never mixes two spaces.
             newest = self.describe().identity
             odd = [number for number, part in enumerate(parts) if part is None or part.identity != newest]
-        return calls.joined([part for part in parts if part is not None])
+        return [part for part in parts if part is not None]
 
     def tokenize(self, request: EmbedRequest) -> list[list[int]]:
         """The token ids of each text."""
         ids: list[list[int]] = []
-        for piece in self._cut(request):
+        for piece in self._cut(request.inputs):
             part = msgspec.structs.replace(request, inputs=request.inputs[piece.start : piece.stop])
             ids += self._tokenize_piece(part)
         return ids
@@ -171,6 +252,12 @@ class Embedder:
     def _embed_piece(self, request: EmbedRequest, limit: float) -> EmbedResult:
         return self._call("encode", lambda provider, context: provider.embed(request, context), limit)
 
+    def _score_piece(self, request: ScoreRequest, limit: float) -> ScoreResult:
+        return self._call("score", lambda provider, context: provider.score(request, context), limit)
+
+    def _outputs_piece(self, request: OutputsRequest, limit: float) -> OutputsResult:
+        return self._call("outputs", lambda provider, context: provider.outputs(request, context), limit)
+
     def _tokenize_piece(self, request: EmbedRequest) -> list[list[int]]:
         return self._call("tokenize", lambda provider, context: provider.tokenize(request, context))
 
@@ -186,10 +273,10 @@ class Embedder:
         except BaseException as error:
             self.calls.end(began, method, type(error).__name__, "nobody", None)
             raise
-        if not isinstance(answer, EmbedResult):
+        if not isinstance(answer, Computed):
             self.calls.end(began, method, OK, source, None)
             return answer
-        self.calls.end(began, method, OK, source, answer.timings, len(answer.rows))
+        self.calls.end(began, method, OK, source, answer.timings, len(answer.token_counts))
         if source == "server":
             self._last_read = time.monotonic()
         return answer
@@ -230,6 +317,24 @@ class Embedder:
         dimension = min(described.dimension, request.dimensions or described.dimension)
         return EmbedResult(np.empty((0, dimension), np.float32), [], Timings(), described)
 
+    def _no_scores(self, request: ScoreRequest, limit: float) -> ScoreResult:
+        """The result for no documents."""
+        described = self.describe(limit)
+        calls.prompt_of(request, described)
+        if not {"scores", "multi-vector"} & {*described.outputs}:
+            raise not_served(described, "scores")
+        rows = np.empty((0, max(1, len(described.labels))), np.float32)
+        return ScoreResult(rows, [], Timings(), described)
+
+    def _no_outputs(self, request: OutputsRequest, limit: float) -> OutputsResult:
+        """The result for no texts."""
+        described, outputs = self.describe(limit), request.outputs
+        calls.prompt_of(request, described)
+        if not {*outputs} <= {*described.outputs}:
+            raise not_served(described, " and ".join(outputs))
+        dimension = min(described.dimension, request.dimensions or described.dimension)
+        return calls.no_outputs(outputs, dimension, described)
+
     def check_health(self, context: CallContext) -> dict[str, Any]:
         """The server's report on the model, {} without a server.
 
@@ -238,22 +343,26 @@ class Embedder:
         money.
         """
         if not self.settings.client.use_ipc:
-            self._embed_piece(WELL, context.deadline)
+            model = self.describe(context.deadline)
+            self._call(
+                "encode", lambda provider, context: compute_well(provider, context, model), context.deadline
+            )
             return {}
         report: dict[str, Any] = self.failover.ask_server(lambda served: served.ask("health", context))
         is_here = report.get("model_state", "ready") == "ready" and not report.get("remote", False)
         if is_here and time.monotonic() - self._last_read > FRESH_S:
             try:
-                self.failover.ask_server(lambda served: served.embed(WELL, context))
+                model = self.describe(context.deadline)
+                self.failover.ask_server(lambda served: compute_well(served, context, model))
                 self._last_read = time.monotonic()
             except Overloaded:
                 pass  # it answers, but its queue is full, or has unloaded the model meanwhile
         return report
 
-    def _cut(self, request: EmbedRequest) -> Iterator[range]:
-        return splitting.cut(
-            request.inputs, self.settings.server.max_texts, self.settings.server.max_message_bytes
-        )
+    def _cut(self, texts: Sequence[Any], piece_bytes: int = PIECE_BYTES, query_bytes: int = 0) -> list[range]:
+        server = self.settings.server
+        pieces = splitting.cut(texts, server.max_texts, server.max_message_bytes, piece_bytes, query_bytes)
+        return list(pieces)
 
     def _learn_model(self, limit: float) -> None:
         if self.failover.now.model is None:
@@ -263,8 +372,8 @@ class Embedder:
 def _told(answer: Any, source: Source) -> dict[str, str | int]:
     """The attributes of an answered call's span."""
     told: dict[str, str | int] = {tracing.SOURCE: source}
-    if isinstance(answer, EmbedResult):
-        told |= {tracing.TEXTS: len(answer.rows), tracing.TOKENS: answer.tokens}
+    if isinstance(answer, Computed):
+        told |= {tracing.TEXTS: len(answer.token_counts), tracing.TOKENS: answer.tokens}
         told[tracing.RESPONSE_MODEL] = answer.description.model_name
     return told
 

@@ -17,12 +17,22 @@ X = TypeVar("X")
 #: A piece has at most this many texts and bytes.
 PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
+#: The bytes of a piece whose answer has a vector for each token.
+PIECE_BYTES_OF_TOKENS = 1 << 17
 #: Pieces of one call in flight at once: while one is computed the next is already on the server.
 IN_FLIGHT = 2
 
 
-def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int) -> Iterator[range]:
-    """Ranges of texts, or of sequences of token ids, that fit into one message each.
+def cut(
+    texts: Sequence[str | list[int] | tuple[str, str] | bytes],
+    max_texts: int,
+    max_message_bytes: int,
+    piece_bytes: int = PIECE_BYTES,
+    query_bytes: int = 0,
+) -> Iterator[range]:
+    """Ranges of texts, token ids, pairs of texts, or files' contents, that fit into one message each.
+
+    `query_bytes`: the size of the one query that the server pairs with each text.
 
     Raises TooLarge for a text that fits into none, InvalidInput for one without a UTF-8 form (a lone
     surrogate). Both name it by its position in the whole list.
@@ -32,7 +42,7 @@ def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int
     start, size = 0, 0
     for index, text in enumerate(texts):
         try:
-            length = _bytes_of(text)
+            length = _bytes_of(text) + query_bytes
         except UnicodeEncodeError as error:
             raise InvalidInput(
                 f"text {index} holds a lone surrogate, {error.object[error.start]!r}, at position "
@@ -42,7 +52,7 @@ def cut(texts: Sequence[str | list[int]], max_texts: int, max_message_bytes: int
             raise TooLarge(
                 f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
-        if index > start and (size + length > PIECE_BYTES or index - start >= most):
+        if index > start and (size + length > piece_bytes or index - start >= most):
             yield range(start, index)
             start, size = index, 0
         size += length
@@ -105,7 +115,11 @@ def each(
     return [results[number] for number in range(len(pieces))]
 
 
-def _bytes_of(text: str | list[int]) -> int:
+def _bytes_of(text: str | list[int] | tuple[str, str] | bytes) -> int:
+    if isinstance(text, bytes):
+        return len(text)
+    if isinstance(text, tuple):
+        return sum(map(_bytes_of, text))
     if isinstance(text, str):
         return len(text) if text.isascii() else len(text.encode())
     return 5 * (len(text) + 1)  # a number's longest form, and the array's head

@@ -1,8 +1,8 @@
 """Encodes and decodes messages: msgpack by msgspec, decoded into the types declared here alone.
 
-A message is one msgpack array whose first item is its type. Vectors do not go through msgpack: a `Rows`
-message announces them and their raw little-endian float32 bytes follow it, so that the receiver reads them
-into the array that it returns.
+A message is one msgpack array whose first item is its type. Vectors do not go through msgpack: a `Rows` or
+`Arrays` message announces them and their raw little-endian bytes follow it, so that the receiver reads them
+into the arrays that it returns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from embedshare.calls import Timings
+from embedshare.calls import Output, Timings
 from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from_wire
 from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
@@ -237,6 +237,63 @@ class ClearTexts(msgspec.Struct, tag=14, array_like=True, forbid_unknown_fields=
     prompt: str | None = None
 
 
+class Score(msgspec.Struct, tag=16, array_like=True, forbid_unknown_fields=True):
+    """Score `documents`, from version 5 on: alone, all for one query, or each for its own.
+
+    Answered by Rows, a row for each document: logits, or similarities of a multi-vector model.
+    """
+
+    id: int
+    time_left_s: float
+    queries: list[str]
+    documents: list[str]
+    prompt: str
+    truncate: bool = True
+    request_id: RequestId | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self.queries, *self.documents]
+
+
+class EncodeOutputs(msgspec.Struct, tag=17, array_like=True, forbid_unknown_fields=True):
+    """Embed `texts` and give several outputs of one pass, from version 5 on. Answered by Arrays.
+
+    The fields are those of calls.OutputsRequest; `truncate_dim` is its `dimensions`.
+    """
+
+    id: int
+    time_left_s: float
+    texts: list[str]
+    prompt: str
+    outputs: Annotated[list[Output], msgspec.Meta(min_length=1, max_length=3)]
+    normalize: bool
+    truncate_dim: int | None = None
+    max_active_dims: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+    truncate: bool = True
+    task: Task | None = None
+    request_id: RequestId | None = None
+
+
+class EncodeImages(msgspec.Struct, tag=18, array_like=True, forbid_unknown_fields=True):
+    """Embed images, from version 5 on: the files' bytes follow this message, one after the other.
+
+    `sizes`: the bytes of each. Answered by Rows.
+    """
+
+    id: int
+    time_left_s: float
+    sizes: list[Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]]
+    normalize: bool
+    truncate_dim: int | None = None
+    request_id: RequestId | None = None
+
+    @property
+    def raw_bytes(self) -> int:
+        """The size of the bytes that follow."""
+        return sum(self.sizes)
+
+
 class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
     """A call of one of the server's models, from version 3 on.
 
@@ -281,7 +338,7 @@ class Rows(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
 
 
 class Reply(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
-    """The answer to every call but Encode, EncodeTokens and Search."""
+    """The answer to every call that has no raw bytes behind its answer."""
 
     id: int
     value: Any
@@ -304,6 +361,26 @@ class Hits(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
     timings: Timings
 
 
+class ArrayHead(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """An array whose little-endian bytes follow a message."""
+
+    name: Annotated[str, msgspec.Meta(max_length=32)]
+    dtype: Literal["<f4", "<i4", "<i8"]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]], msgspec.Meta(max_length=2)]
+
+
+class Arrays(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
+    """The bytes of `arrays` follow this message in their order (see ipc/arrays.py); from version 5 on.
+
+    `token_counts`: as of Rows.
+    """
+
+    id: int
+    timings: Timings
+    token_counts: list[int]
+    arrays: Annotated[list[ArrayHead], msgspec.Meta(max_length=8)]
+
+
 Call = (
     Encode
     | Tokenize
@@ -318,12 +395,19 @@ Call = (
     | Manage
     | SetModels
     | ClearTexts
+    | Score
+    | EncodeOutputs
+    | EncodeImages
 )
+#: Calls that servers before version 5 do not know.
+OfVersion5 = Score | EncodeOutputs | EncodeImages
+#: Calls whose message raw bytes follow.
+WithRaw = Put | EncodeImages
 #: Calls that need no description of their model.
 Undescribed = Query | Swap | Forget | Manage | SetModels | ClearTexts
 #: Calls whose texts have a prompt.
-Prompted = Encode | Tokenize | Search
-Answer = Rows | Reply | Failure | Hits
+Prompted = Encode | Tokenize | Search | Score | EncodeOutputs
+Answer = Rows | Reply | Failure | Hits | Arrays
 #: The id and the seconds left of a call before its connection sends it.
 UNSENT = 0, 0.0
 

@@ -6,13 +6,13 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from embedshare import platforms
-from embedshare.calls import EmbedRequest, prompt_of
+from embedshare.calls import OutputsResult, Prompted, prompt_of
 from embedshare.errors import (
     DeadlineExceeded,
     EmbedshareError,
@@ -26,7 +26,7 @@ from embedshare.errors import (
     UnknownModel,
 )
 from embedshare.identity import ModelDescription, names_of
-from embedshare.ipc import codec, protocol
+from embedshare.ipc import arrays, codec, protocol
 from embedshare.ipc.hang_detector import HangDetector
 from embedshare.ipc.transport import Client, Connection
 from embedshare.settings import ServerSettings
@@ -39,8 +39,8 @@ IDLE_S = 2.0
 PROOF_S = 2.0
 #: The largest message from a server: its rows come separately, so answers are small.
 MAX_ANSWER_BYTES = 64 << 20
-#: The bytes behind an answer: rows, or the ids and scores of hits.
-_Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | None
+#: What the bytes behind an answer hold: rows, the ids and scores of hits, or several outputs.
+_Raw = np.ndarray | tuple[np.ndarray, np.ndarray] | OutputsResult | None
 
 
 class MetModel:
@@ -68,8 +68,8 @@ class _Message(NamedTuple):
 
     call: codec.Call
     model: MetModel | None = None
-    request: EmbedRequest | None = None
-    raw: memoryview | None = None
+    request: Prompted | None = None
+    raw: Sequence[memoryview] = ()
     is_check: bool = False
     needs_description: bool = False
 
@@ -112,17 +112,20 @@ class Connections:
         call: codec.Call,
         deadline: float,
         model: MetModel | None = None,
-        request: EmbedRequest | None = None,
-        raw: memoryview | None = None,
+        request: Prompted | None = None,
+        raw: Sequence[memoryview] = (),
         is_check: bool = False,
     ) -> Any:
         """Send `call` to `model`, with the raw bytes that it announces, and return its answer.
 
         It gets its id and the seconds left here, and the prompt of `request`. `is_check`: see codec.Routed.
 
-        An Encode gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and the description
-        of the model that made them. A Search gives `((ids, scores), answer, model)`, any other call the
-        reply's value. Raises the server's error, ServerUnavailable if the connection broke, and
+        A call that Rows answer gives `(rows, answer, model)` with float32 rows of shape (n, dimension) and
+        the description of the model that made them. A Search gives `((ids, scores), answer, model)`, an
+        EncodeOutputs `(result, answer, model)` with an OutputsResult, any other call the reply's value.
+
+        Raises the server's error, NotServed for a call that the server's version does not know,
+        ServerUnavailable if the connection broke, and
         DeadlineExceeded. After either the call may be sent again: calls are idempotent.
         """
         needs_description = not isinstance(call, codec.Undescribed)
@@ -194,7 +197,7 @@ class Connections:
             return only
         if model.description is None and (message.needs_description or message.is_check):
             query = codec.Query(next(self._ids), max(0.0, deadline - time.monotonic()), "describe")
-            asked = message._replace(call=query, raw=None)
+            asked = message._replace(call=query, raw=())
             answer, _ = self._exchanged(connection, asked, None, deadline)
             if isinstance(answer, codec.Failure):
                 error = codec.error_in(answer)
@@ -221,7 +224,7 @@ class Connections:
         self._local.connection = None
         try:
             connection.set_deadline(deadline, self._hang_detector.check if self._notice_hang else None)
-            answer, rows = _exchange(connection, message.call, data, message.raw)
+            answer, rows = _exchange(connection, message.call, data, message.raw, described)
             self._hang_detector.answered(connection.last_answer)
         except BaseException as error:
             connection.close()
@@ -234,8 +237,10 @@ class Connections:
         return answer, rows
 
     def _encoded(self, message: _Message, described: ModelDescription | None, version: int) -> bytes:
-        """The bytes of a call. Raises TooLarge, InvalidInput."""
+        """The bytes of a call. Raises TooLarge, InvalidInput, NotServed for a server before its version."""
         call, model = message.call, message.model
+        if isinstance(call, codec.OfVersion5):
+            protocol.check_outputs(version)
         if version == 1:
             data = codec.encode(codec.for_version_1(call))
         elif version < protocol.ROUTED or model is None:
@@ -377,15 +382,21 @@ def _check_name(name: str, only: ModelDescription) -> None:
 
 
 def _exchange(
-    connection: Connection, call: codec.Call, message: bytes, raw: memoryview | None = None
+    connection: Connection,
+    call: codec.Call,
+    message: bytes,
+    raw: Sequence[memoryview] = (),
+    described: ModelDescription | None = None,
 ) -> tuple[codec.Answer, _Raw]:
-    connection.send_bytes(message, raw)
+    connection.send_bytes(message, *raw)
     answer = codec.decode_answer(connection.recv_bytes(MAX_ANSWER_BYTES))
     connection.last_answer = time.monotonic()
     if answer.id != call.id and not (isinstance(answer, codec.Failure) and answer.id == 0):
         raise ProtocolError(f"the answer to call {answer.id} came for call {call.id}")
     if isinstance(answer, codec.Hits):
         return answer, _hits(connection, call, answer.count)
+    if isinstance(answer, codec.Arrays):
+        return answer, _outputs(connection, call, answer, described)
     if not isinstance(answer, codec.Rows):
         return answer, None
     expected = _rows_of(call)
@@ -401,7 +412,19 @@ def _rows_of(call: codec.Call) -> int:
     """The number of rows in a call's answer."""
     if isinstance(call, codec.Encode):
         return len(call.texts)
+    if isinstance(call, codec.Score):
+        return len(call.documents)
+    if isinstance(call, codec.EncodeImages):
+        return len(call.sizes)
     return len(call.sequences) if isinstance(call, codec.EncodeTokens) else 0
+
+
+def _outputs(
+    connection: Connection, call: codec.Call, answer: codec.Arrays, described: ModelDescription | None
+) -> OutputsResult:
+    if not isinstance(call, codec.EncodeOutputs) or described is None:
+        raise ProtocolError("arrays came for a call that has none")
+    return arrays.read(answer, call.outputs, len(call.texts), described, connection.recv_into)
 
 
 def _hits(connection: Connection, call: codec.Call, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,8 @@ Further apart is IncompatibleVersion, which names the side to upgrade.
 - Version 3 wraps a call of a model in Routed, with the model's name and identity. Its exchange describes no
   model: a client asks for the description of each model that it uses.
 - Version 4 adds Traced around a call that belongs to a trace, and changes no other message.
+- Version 5 adds Score, EncodeOutputs and EncodeImages, and the answer Arrays. A client of version 5 raises
+  NotServed for these calls where the server speaks version 4; all other calls work.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from typing import Any
 
 import msgspec
 
-from embedshare.errors import IncompatibleVersion, ProtocolError, ServerUnavailable
+from embedshare.errors import IncompatibleVersion, NotServed, ProtocolError, ServerUnavailable
 from embedshare.identity import ModelDescription
 
 #: The newest version that this release speaks, and the oldest.
-VERSION = 4
+VERSION = 5
 OLDEST = 1
 #: The first version whose calls name their model.
 ROUTED = 3
 #: The first version whose calls may name their trace.
 TRACED = 4
+#: The first version with scores, several outputs of one pass, and images.
+OUTPUTS = 5
 #: The query of version 1, without a number.
 DESCRIBE = "describe"
 _NUMBERED = re.compile(rf"{DESCRIBE}/([1-9][0-9]{{0,3}})\Z")
@@ -76,6 +80,15 @@ def agreed(server: int) -> int:
     if server - 1 > VERSION:
         raise IncompatibleVersion(_too_far_apart(VERSION, server, "client"), client=VERSION, server=server)
     return min(VERSION, server)
+
+
+def check_outputs(version: int) -> None:
+    """Raise NotServed if a server that speaks `version` does not know scores, several outputs and images."""
+    if version < OUTPUTS:
+        raise NotServed(
+            f"the model server speaks version {version} of the protocol; scores, sparse and multi-vector "
+            f"outputs and images need version {OUTPUTS}: upgrade the server"
+        )
 
 
 def welcome_in(value: Any) -> Welcome:

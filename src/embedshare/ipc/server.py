@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import managers
 from typing import Protocol
 
@@ -39,6 +39,9 @@ MESSAGE_S = 30.0
 #: The outcome of a call whose caller did not take its answer.
 UNDELIVERED = "undelivered"
 
+#: An answer, and the raw bytes that follow it.
+Answered = tuple[codec.Answer, Sequence[memoryview]]
+
 #: The name under which multiprocessing.managers finds our sockets and messages.
 SERIALIZER = "embedshare"
 managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
@@ -54,7 +57,7 @@ class Session(Protocol):
         received: float,
         caller: int,
         is_gone: Callable[[], bool],
-    ) -> tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]:
+    ) -> Answered:
         """The answer to `call`, which `raw` followed, and the raw bytes that follow the answer.
 
         `received`: `time.monotonic()` at its arrival; `caller`: a number for its connection; `is_gone` tells,
@@ -62,6 +65,9 @@ class Session(Protocol):
         for a call of another model than the served one, after which the connection is closed unless the call
         was Routed.
         """
+
+    def answer_bytes(self, call: codec.Call | codec.Routed) -> int:
+        """The bytes that the answer to `call` is expected to hold, as far as they matter."""
 
 
 class Service(Protocol):
@@ -94,6 +100,7 @@ class CallServer(managers.Server):
         self._service = service
         self._settings = settings
         self._byte_budget = ByteBudget(settings.max_held_bytes)
+        self._answer_budget = ByteBudget(settings.max_held_bytes)
         self._pending_handshakes = PendingHandshakes(MAX_UNAUTHENTICATED)
         self._connections: set[Connection] = set()
         self._busy = 0
@@ -193,19 +200,20 @@ class CallServer(managers.Server):
             call = message.call if isinstance(message, codec.Routed) else message
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
-            size = call.raw_bytes if isinstance(call, codec.Put) else 0
+            size = call.raw_bytes if isinstance(call, codec.WithRaw) else 0
             if size > self._settings.max_message_bytes:
                 allowed = self._settings.max_message_bytes
-                raise ProtocolError(f"vectors of {size:,} bytes were announced; at most {allowed:,} are read")
+                raise ProtocolError(f"{size:,} raw bytes were announced; at most {allowed:,} are read")
             with self._byte_budget.of(size):  # its message was small and holds no room
                 raw = bytearray(size)
                 if size:
                     connection.set_deadline(time.monotonic() + MESSAGE_S)
                     connection.recv_into(memoryview(raw))
-                if tracing.enabled:
-                    outcome = self._answer_traced(connection, session, decoded, raw, received, caller)
-                else:
-                    outcome = self._answer_one(connection, session, message, raw, received, caller)
+                with self._answer_budget.of(session.answer_bytes(message)):
+                    if tracing.enabled:
+                        outcome = self._answer_traced(connection, session, decoded, raw, received, caller)
+                    else:
+                        outcome = self._answer_one(connection, session, message, raw, received, caller)
                 ended = ended[0], outcome
         except EmbedshareError as error:
             ended = ended[0], type(error).__name__
@@ -256,7 +264,7 @@ class CallServer(managers.Server):
                 protocol.check_client(version)
                 message = codec.Query(call.id, call.time_left_s, protocol.DESCRIBE)
             answer, rows = (
-                (codec.Reply(call.id, {"protocol": protocol.VERSION}), None)
+                (codec.Reply(call.id, {"protocol": protocol.VERSION}), ())
                 if version is not None and version >= protocol.ROUTED
                 else session.answer(message, raw, received, caller, connection.peer_closed)
             )
@@ -278,11 +286,11 @@ class CallServer(managers.Server):
         answered = time.monotonic()
         data = codec.encode(answer)
         encoded = time.monotonic()
-        if isinstance(answer, codec.Rows):
+        if isinstance(answer, codec.Rows | codec.Arrays):
             self._service.note_wire(decoded - received, encoded - answered)
         connection.set_deadline(encoded + MESSAGE_S)
-        connection.send_bytes(data, rows)
-        count = answer.count if isinstance(answer, codec.Rows) else 0
+        connection.send_bytes(data, *rows)
+        count = len(answer.token_counts) if isinstance(answer, codec.Rows | codec.Arrays) else 0
         logger.debug(
             "Answered {} of {} texts in {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3
         )

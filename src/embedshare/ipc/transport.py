@@ -72,14 +72,19 @@ class Connection:
         self._deadline = deadline
         self._on_silence = on_silence
 
-    def send_bytes(self, data: bytes | memoryview, rows: memoryview | None = None) -> None:
-        """Send one message, and the raw rows that it announces."""
+    def send_bytes(self, data: bytes | memoryview, *raw: memoryview) -> None:
+        """Send one message, and the raw bytes that it announces."""
         message = _LENGTH.pack(len(data)) + data
-        if rows is not None and rows.nbytes <= _JOIN_BELOW:
-            message, rows = message + rows, None
-        self._send(message)
-        if rows is not None:
-            self._send(rows)
+        for part in raw:
+            if part.nbytes <= _JOIN_BELOW:
+                message += part
+                continue
+            if message:
+                self._send(message)
+            self._send(part)
+            message = b""
+        if message:
+            self._send(message)
 
     def recv_bytes(self, maxlength: int = _HANDSHAKE_FRAME) -> bytes | bytearray:
         """Receive one message of at most `maxlength` bytes.

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token, are_tokens
+from embedshare.calls import (
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    Token,
+    are_tokens,
+)
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.connection import Connections, MetModel
@@ -37,6 +47,36 @@ class Served(Provider):
         rows, told, model = self.connections.call(
             call, context.deadline, self._model, request, is_check=context.is_check
         )
+        return EmbedResult(rows, told.token_counts, told.timings, model)
+
+    def score(self, request: ScoreRequest, context: CallContext) -> ScoreResult:
+        call = codec.Score(
+            *codec.UNSENT, request.queries, request.documents, "", request.truncate, request_ids.current()
+        )
+        rows, told, model = self.connections.call(
+            call, context.deadline, self._model, request, is_check=context.is_check
+        )
+        return ScoreResult(rows, told.token_counts, told.timings, model)
+
+    def outputs(self, request: OutputsRequest, context: CallContext) -> OutputsResult:
+        call = codec.EncodeOutputs(
+            *codec.UNSENT, request.inputs, "", list(request.outputs), request.normalize, request.dimensions,
+            request.max_active_dims, request.truncate, request.task, request_ids.current(),
+        )  # fmt: skip
+        found: OutputsResult = self.connections.call(
+            call, context.deadline, self._model, request, is_check=context.is_check
+        )[0]
+        return found
+
+    def embed_images(
+        self, images: Sequence[bytes], request: EmbedRequest, context: CallContext
+    ) -> EmbedResult:
+        call = codec.EncodeImages(
+            *codec.UNSENT, list(map(len, images)), request.normalize, request.dimensions,
+            request_ids.current(),
+        )  # fmt: skip
+        raw = [memoryview(image) for image in images if image]
+        rows, told, model = self.connections.call(call, context.deadline, self._model, raw=raw)
         return EmbedResult(rows, told.token_counts, told.timings, model)
 
     def tokenize(self, request: EmbedRequest, context: CallContext) -> list[list[int]]:
@@ -91,12 +131,13 @@ class ServedIndexes(Indexes):
 
     def put(self, index: IndexCopy, piece: IndexPiece, context: CallContext) -> int:
         """See Indexes; the vectors follow the message as raw bytes."""
-        raw = piece.ids.astype("<i8").tobytes() + piece.rows.astype("<f4", copy=False).tobytes()
+        arrays = piece.ids.astype("<i8"), np.ascontiguousarray(piece.rows, "<f4")
+        raw = [array.data.cast("B") for array in arrays if array.nbytes]
         call = codec.Put(
             *codec.UNSENT, index.name, index.identity, index.contents.version, index.metric, index.kind,
             piece.rows.shape[1], piece.start, piece.total, len(piece.ids),
         )  # fmt: skip
-        return int(self._connections.call(call, context.deadline, self._model, raw=memoryview(raw)))
+        return int(self._connections.call(call, context.deadline, self._model, raw=raw))
 
     def remove(self, index: IndexCopy, before: int, ids: Sequence[int], context: CallContext) -> int:
         call = codec.Remove(*codec.UNSENT, index.name, before, index.contents.version, list(ids))

@@ -11,13 +11,13 @@ from embedshare.errors import UnknownIndex
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.callers import Callers, Process
+from embedshare.ipc.server import Answered
 from embedshare.settings import IndexSettings
 from embedshare.vectors.server.index import Index
 from embedshare.vectors.server.store import IndexStore, Sender
 
 #: Calls of stored vectors, which no model computes.
 Stored = codec.Put | codec.Remove | codec.Inspect | codec.Forget
-Answered = tuple[codec.Rows | codec.Hits | codec.Reply, memoryview | None]
 
 
 class IndexService:
@@ -79,4 +79,4 @@ class IndexService:
         found = embed(query)
         ids, scores = self.store.search(process, index, identity, version, found.rows, call.k)
         raw = ids[0].astype("<i8").tobytes() + scores[0].astype("<f4").tobytes()
-        return codec.Hits(call.id, len(ids[0]), found.timings), memoryview(raw) if raw else None
+        return codec.Hits(call.id, len(ids[0]), found.timings), (memoryview(raw),) if raw else ()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -17,23 +18,51 @@ from embedshare.cache.memory import MemoryCache
 from embedshare.cache.most_asked import MostAsked
 from embedshare.cache.redis import RedisStore
 from embedshare.cache.shared import SharedLevel, Store
-from embedshare.calls import UNBOUNDED, CallContext, EmbedRequest, EmbedResult
+from embedshare.calls import (
+    UNBOUNDED,
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    check_queries,
+)
 from embedshare.engine import weights
-from embedshare.errors import DeadlineExceeded, InvalidInput, SwapRefused, TooLarge, missing_database
+from embedshare.errors import (
+    DeadlineExceeded,
+    EmbedshareError,
+    InvalidInput,
+    SwapRefused,
+    TooLarge,
+    missing_database,
+)
 from embedshare.identity import ModelDescription
-from embedshare.ipc import authkey, codec
+from embedshare.ipc import arrays, authkey, codec
 from embedshare.ipc.callers import Callers
+from embedshare.ipc.server import Answered
 from embedshare.models import failover
 from embedshare.models.pool import ModelPool, State
 from embedshare.models.registry import Registry
 from embedshare.providers.base import LoadedProvider
 from embedshare.providers.local import added, summed
-from embedshare.server.index_service import Answered, IndexService, Stored
+from embedshare.server.index_service import IndexService, Stored
 from embedshare.server.warming import Warmer
 from embedshare.settings import Settings, parse
 from embedshare.telemetry import tracing
 
 T = TypeVar("T")
+#: Calls that a model computes.
+Computed = (
+    codec.Encode
+    | codec.EncodeTokens
+    | codec.Tokenize
+    | codec.Search
+    | codec.Score
+    | codec.EncodeOutputs
+    | codec.EncodeImages
+)
 #: The longest name of a model, or path of its folder.
 MAX_NAME = 4096
 #: The longest time that a caller may say it waits: what EMBEDDING_TIMEOUT_S allows.
@@ -83,13 +112,9 @@ class EmbeddingService:
         return EmbeddingSession(self, self._pool)
 
     def answer(
-        self,
-        name: str,
-        identity: str | None,
-        call: codec.Encode | codec.EncodeTokens | codec.Tokenize | codec.Search,
-        context: CallContext,
+        self, name: str, identity: str | None, call: Computed, raw: bytearray, context: CallContext
     ) -> Answered:
-        """The answer to a call that a model computes."""
+        """The answer to a call that a model computes, which `raw` followed."""
         if not context.is_check:
             self._last_asked = time.monotonic()
         if isinstance(call, codec.Prompted):
@@ -105,7 +130,10 @@ class EmbeddingService:
             return self._embed(name, identity, call.id, request, context)
         if isinstance(call, codec.Tokenize):
             with self._pool.lease(name, identity, context) as leased:
-                return self._tokenize(leased.provider, call, context), None
+                return self._tokenize(leased.provider, call, context), ()
+        if isinstance(call, codec.Score | codec.EncodeOutputs | codec.EncodeImages):
+            with self._pool.lease(name, identity, context) as leased:
+                return self._leased_answer(leased.provider, call, raw, context)
         self._pool.check(name, identity)
         model = failover.describe(self._pool, name, context)
         embed = partial(self._computed, name, model.identity, context)
@@ -125,12 +153,63 @@ class EmbeddingService:
             found = self._cache.embed(known, request, context, compute, shared=spec.cache == "all")
         if self._most_asked is not None and is_cached:
             self._most_asked.count(spec.id, request)
-        rows, token_counts, timings, described = found
+        return self._rows(call_id, found)
+
+    def _leased_answer(
+        self,
+        provider: LoadedProvider,
+        call: codec.Score | codec.EncodeOutputs | codec.EncodeImages,
+        raw: bytearray,
+        context: CallContext,
+    ) -> Answered:
+        """The answer to a call that one model alone can answer, and whose answer is not cached."""
+        if isinstance(call, codec.Score):
+            check_queries(call.queries, call.documents)
+            asked = ScoreRequest(call.queries, call.documents, call.prompt, truncate=call.truncate)
+            return self._rows(call.id, provider.score(asked, context))
+        if isinstance(call, codec.EncodeImages):
+            how = EmbedRequest([], "", normalize=call.normalize, dimensions=call.truncate_dim)
+            return self._rows(call.id, provider.embed_images(_cut(raw, call.sizes), how, context))
+        arrays.check_bytes(arrays.expected_bytes(call, provider.describe(context)))
+        return self._outputs(call, provider, context)
+
+    def _outputs(self, call: codec.EncodeOutputs, provider: LoadedProvider, context: CallContext) -> Answered:
+        found = provider.outputs(
+            OutputsRequest(
+                call.texts, tuple(dict.fromkeys(call.outputs)), call.prompt, task=call.task,
+                normalize=call.normalize, dimensions=call.truncate_dim,
+                max_active_dims=call.max_active_dims, truncate=call.truncate,
+            ),
+            context,
+        )  # fmt: skip
+        self._note(found)
+        parts = arrays.of_result(found)
+        arrays.check_bytes(sum(part.nbytes for part in parts))
+        message = codec.Arrays(call.id, found.timings, found.token_counts, arrays.heads(call.outputs, parts))
+        return message, [part.data.cast("B") for part in parts if part.nbytes]
+
+    def _rows(self, call_id: int, found: EmbedResult | ScoreResult) -> Answered:
+        self._note(found)
+        rows = found.rows
+        message = codec.Rows(call_id, rows.shape[0], rows.shape[1], found.timings, found.token_counts)
+        return message, (rows.data.cast("B"),) if rows.nbytes else ()
+
+    def _note(self, found: EmbedResult | ScoreResult | OutputsResult) -> None:
+        """A call is answered."""
         if tracing.enabled:
-            tracing.note({tracing.TOKENS: found.tokens, tracing.RESPONSE_MODEL: described.model_name})
+            name = found.description.model_name
+            tracing.note({tracing.TOKENS: found.tokens, tracing.RESPONSE_MODEL: name})
         self._last_asked = time.monotonic()
-        message = codec.Rows(call_id, rows.shape[0], rows.shape[1], timings, token_counts)
-        return message, rows.data.cast("B") if rows.nbytes else None
+
+    def answer_bytes(self, name: str, call: codec.Call) -> int:
+        """See ipc.server.Session: of several outputs of one pass, which may be many times their texts."""
+        if not isinstance(call, codec.EncodeOutputs):
+            return 0
+        try:
+            model = self._pool.describe(name)
+        except EmbedshareError:
+            return 0  # the call raises it
+        return 0 if model is None else arrays.expected_bytes(call, model)
 
     def _computed(
         self, name: str, identity: str | None, context: CallContext, request: EmbedRequest
@@ -299,12 +378,17 @@ class EmbeddingService:
             self._wire_seconds["encode"] += encode_s
 
     def _check_prompt(self, call: codec.Prompted) -> None:
-        """Bound the prompt, which is written before each text: a small message must not grow large here."""
-        size = len(call.prompt) * len(call.texts)
+        """Bound the prompt, which is written before each text, and the one query that stands before each
+        document: a small message must not grow large here."""
+        texts, prompt = call.texts, len(call.prompt)
+        if isinstance(call, codec.Score):
+            texts, prompt = call.documents, prompt + len(call.queries[0] if len(call.queries) == 1 else "")
+        size = prompt * len(texts)
         allowed = self._settings.server.max_message_bytes
         if size > allowed:
+            what = "the prompt and the query take" if isinstance(call, codec.Score) else "the prompt takes"
             raise TooLarge(
-                f"the prompt takes {size:,} characters before {len(call.texts):,} texts; "
+                f"{what} {size:,} characters before {len(texts):,} texts; "
                 f"EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
 
@@ -362,6 +446,12 @@ class EmbeddingService:
             return {"status": "ok", "model_state": state.value, "active_operations": 0, **fault}
         with self._pool.lease(name, None, msgspec.structs.replace(context, is_check=True)) as leased:
             return {**leased.provider.ask("health", context), "model_state": state.value}
+
+
+def _cut(raw: bytearray, sizes: list[int]) -> list[bytes]:
+    """Bytes one after the other, as one item of each of these sizes."""
+    ends = list(accumulate(sizes))
+    return [bytes(memoryview(raw)[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _cache(settings: Settings) -> CachedVectors | None:
@@ -423,24 +513,29 @@ class EmbeddingSession:
             self._bound = None if described is None else described.identity
         return answered
 
+    def answer_bytes(self, call: codec.Call | codec.Routed) -> int:
+        """See ipc.server.Session."""
+        name, asked = (call.model, call.call) if isinstance(call, codec.Routed) else ("", call)
+        return self._service.answer_bytes(name, asked)
+
     def _answer(
         self, name: str, identity: str | None, call: codec.Call, raw: bytearray, context: CallContext
     ) -> Answered:
         service = self._service
         if isinstance(call, codec.Swap):
-            return codec.Reply(call.id, service.swap(name, call, context)), None
+            return codec.Reply(call.id, service.swap(name, call, context)), ()
         if isinstance(call, codec.Manage):
-            return codec.Reply(call.id, service.manage(call, context)), None
+            return codec.Reply(call.id, service.manage(call, context)), ()
         if isinstance(call, codec.ClearTexts):
-            return codec.Reply(call.id, service.clear_texts(call, context)), None
+            return codec.Reply(call.id, service.clear_texts(call, context)), ()
         if isinstance(call, codec.SetModels):
-            return codec.Reply(call.id, service.set_models(call)), None
+            return codec.Reply(call.id, service.set_models(call)), ()
         if isinstance(call, codec.Query):
             self._pool.check(name, identity)
-            return codec.Reply(call.id, service.query(name, call.what, context)), None
+            return codec.Reply(call.id, service.query(name, call.what, context)), ()
         if isinstance(call, Stored):
             self._pool.check(name, identity)
             described = self._pool.describe(name)
             identity = described.identity if identity is None and described is not None else identity
-            return codec.Reply(call.id, service.indexes.answer(identity, call, raw, context)), None
-        return service.answer(name, identity, call, context)
+            return codec.Reply(call.id, service.indexes.answer(identity, call, raw, context)), ()
+        return service.answer(name, identity, call, raw, context)
