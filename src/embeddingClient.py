@@ -39,7 +39,8 @@ from embedshare.calls import (
 from embedshare.client import splitting
 from embedshare.client.embedder import Embedder
 from embedshare.client.failover_policy import State
-from embedshare.client.sentence_transformers import DropIn, as_texts, wants_progress
+from embedshare.client.sentence_transformers import DropIn
+from embedshare.client.shared_model import as_texts, wants_progress
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency, SwapRefused
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec

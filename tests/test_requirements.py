@@ -23,6 +23,7 @@ LEAST = {
     "lxml": "6.1.3",  # CVE-2026-49825
     "lxml-html-clean": "0.4.6",  # four expressions that took quadratic time
     "orjson": "3.11.6",  # CVE-2025-67221
+    "pillow": "12.3",  # CVE-2026-59200
     "pymysql": "1.1.1",  # CVE-2024-36039
     "pytest": "9.0.3",  # CVE-2025-71176
     "python-dotenv": "1.2.2",  # CVE-2026-28684

@@ -176,7 +176,8 @@ class ScoreRequest(msgspec.Struct, frozen=True):
     prompt: str | None = None
     prompt_name: str | tuple[str, ...] | None = None
     own_prompts: Prompts | None = None
-    """The prompt: as of EmbedRequest."""
+    """The prompt: as of EmbedRequest. A multi-vector model without `prompt` and `prompt_name` has its own of
+    queries and of documents; else the prompt is that of the queries, and documents have none."""
 
     truncate: bool = True
 
@@ -244,7 +245,6 @@ class CallContext(msgspec.Struct, frozen=True):
 
 #: The text of health checks.
 WELL_TEXT = "Is the model well?"
-WELL = EmbedRequest([WELL_TEXT], prompt="")
 #: A call without a deadline, from this process.
 UNBOUNDED = CallContext()
 

@@ -55,6 +55,10 @@ class TooLarge(InvalidInput, http_status=413):
     """A text, a list or a message exceeds its limit."""
 
 
+class InvalidImage(InvalidInput, http_status=422):
+    """An image cannot be read: its format, its size, or damage. Field `image`: its number in the call."""
+
+
 class Unauthenticated(EmbedshareError, PermissionError, http_status=401):
     """The worker requires an API key, and the request has none or an invalid one."""
 

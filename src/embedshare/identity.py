@@ -25,6 +25,9 @@ _VOLATILE_KEYS = {
 Family = Literal["embedding", "cross-encoder", "sparse", "multi-vector"]
 
 
+_DENSE, _TEXT = ("dense",), ("text",)
+
+
 class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
     """A client's knowledge of the model that answers it."""
 
@@ -46,10 +49,10 @@ class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str
     runtime: str
     family: Family = "embedding"
-    outputs: tuple[str, ...] = ("dense",)
+    outputs: tuple[str, ...] = _DENSE
     """What it makes of a text: "dense", "sparse", "multi-vector", or "scores" (see calls.Output)."""
 
-    modalities: tuple[str, ...] = ("text",)
+    modalities: tuple[str, ...] = _TEXT
     """What it reads: "text", "image"."""
 
     labels: tuple[str, ...] = ()
@@ -66,6 +69,12 @@ class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
 
     max_active_dims: int | None = None
     """The most weights that it gives a text; None: as many as there are."""
+
+    def __post_init__(self) -> None:
+        # msgspec leaves out a default that is the same object: earlier releases know no such field
+        for field, default in (("outputs", _DENSE), ("modalities", _TEXT)):
+            if getattr(self, field) == default:
+                msgspec.structs.force_setattr(self, field, default)
 
     @property
     def can(self) -> str:

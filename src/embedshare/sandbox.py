@@ -61,11 +61,14 @@ class Sandbox:
     """At most `at_once` children, each with one piece of work at a time. Thread-safe.
 
     `module` is a child's main module; it calls `serve`. Its environment holds only the variables that an
-    interpreter needs and those that begin with one of `environment`: no keys and no passwords.
+    interpreter needs and those that begin with one of `environment`: no keys and no passwords. `longest`: the
+    longest answer that is read, in bytes.
     """
 
-    def __init__(self, module: str, at_once: int, environment: tuple[str, ...] = ()) -> None:
-        self._module, self._environment = module, environment
+    def __init__(
+        self, module: str, at_once: int, environment: tuple[str, ...] = (), longest: int = LONGEST
+    ) -> None:
+        self._module, self._environment, self._longest = module, environment, longest
         self._places = threading.BoundedSemaphore(at_once)
         self._idle: deque[_Child] = deque()
 
@@ -122,12 +125,13 @@ class Sandbox:
             if child.runs:
                 return child
             child.end()
-        return _Child(self._module, self._environment)
+        return _Child(self._module, self._environment, self._longest)
 
 
 class _Child:
-    def __init__(self, module: str, environment: tuple[str, ...]) -> None:
+    def __init__(self, module: str, environment: tuple[str, ...], longest: int) -> None:
         self.worked = False
+        self._longest = longest
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
@@ -157,7 +161,7 @@ class _Child:
         try:
             if work is not None:
                 _send(self._process.stdin, work)
-            answer = _receive(self._process.stdout)
+            answer = _receive(self._process.stdout, self._longest)
         finally:
             if ending is not None:
                 ending.cancel()
@@ -175,10 +179,10 @@ class _Child:
         return code
 
 
-def serve(work: Callable[[bytes], bytes]) -> None:
+def serve(work: Callable[[bytes], bytes], longest: int = LONGEST) -> None:
     """The child's side: answers until its parent closes its input, or leaves it idle for IDLE_S.
 
-    An exception of `work` ends the child, as a crash would.
+    An exception of `work` ends the child, as a crash would. `longest`: see Sandbox, of the parent's messages.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # left to the parent, which closes our input
     platforms.limit_own_memory(MEMORY_BYTES)
@@ -187,7 +191,7 @@ def serve(work: Callable[[bytes], bytes]) -> None:
     _send(answers, b"")  # ready: the imports are done
     while True:
         end_after(IDLE_S)
-        message = _receive(asked)
+        message = _receive(asked, longest)
         if message is None:
             return
         end_after(ORPHANED_S)
@@ -209,13 +213,13 @@ def _send(pipe: Any, message: bytes) -> None:
             left = left[pipe.write(left) :]
 
 
-def _receive(pipe: Any) -> bytes | None:
+def _receive(pipe: Any, longest: int) -> bytes | None:
     """None if the other end has closed."""
     head = _read(pipe, _LENGTH.size)
     if head is None:
         return None
     (length,) = _LENGTH.unpack(head)
-    if length > LONGEST:
+    if length > longest:
         raise OSError(f"a message of {length:,} bytes")
     return _read(pipe, length)
 

@@ -13,6 +13,10 @@ CALLS = {
         "981007cb3ff800000000000091a17192a36f6e65a374776fa771756572793a20c2a57265712d31",
     ),
     "score, defaults": (codec.Score(8, 1.5, [], ["one"], ""), "981008cb3ff80000000000009091a36f6e65a0c3c0"),
+    "score, the model's own prompts": (
+        codec.Score(8, 1.5, [], ["one"], None),
+        "981008cb3ff80000000000009091a36f6e65c0c3c0",
+    ),
     "encode outputs": (
         codec.EncodeOutputs(
             9,

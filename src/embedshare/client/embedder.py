@@ -27,15 +27,22 @@ from embedshare.calls import (
 from embedshare.client import splitting
 from embedshare.client.failover import Failover, Tries
 from embedshare.client.failover_policy import FailoverPolicy
+from embedshare.client.images import numbered_from
 from embedshare.client.local_model import load
-from embedshare.client.splitting import PIECE_BYTES, PIECE_BYTES_OF_TOKENS
+from embedshare.client.splitting import (
+    PIECE_BYTES,
+    PIECE_BYTES_OF_IMAGES,
+    PIECE_BYTES_OF_TOKENS,
+    PIECE_IMAGES,
+    PIECE_TEXTS,
+)
 from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections, MetModel
-from embedshare.providers.base import Provider, compute_well, not_served
+from embedshare.providers.base import Provider, not_served
 from embedshare.providers.served import Served
 from embedshare.settings import Settings
 from embedshare.telemetry import tracing
@@ -110,6 +117,8 @@ class Embedder:
         """Scores of all documents, of one model; `limit`: as of `embed`. Raises InvalidInput, NotServed."""
         queries, documents = request.queries, request.documents
         calls.check_queries(queries, documents)
+        if request.own_prompts is not None and "scores" not in self.describe(limit).outputs:
+            request = msgspec.structs.replace(request, own_prompts=None)  # see ScoreRequest
         if not documents:
             return self._no_scores(request, limit)
         pairs: Any = documents if len(queries) < 2 else list(zip(queries, documents, strict=True))
@@ -155,11 +164,16 @@ class Embedder:
         if not images:
             return self._nothing(request, limit)
 
-        def embed(part: Sequence[bytes]) -> EmbedResult:
-            return self._call("encode", lambda one, context: one.embed_images(part, request, context), limit)
+        def embed(part: Sequence[tuple[int, bytes]]) -> EmbedResult:
+            files = [image for _, image in part]
+            with numbered_from(part[0][0]):
+                return self._call(
+                    "encode", lambda one, context: one.embed_images(files, request, context), limit
+                )
 
-        cut = self._cut(images)
-        return calls.joined(self._in_pieces(images, cut, embed, limit, show_progress_bar))
+        cut = self._cut(images, PIECE_BYTES_OF_IMAGES, piece_items=PIECE_IMAGES)
+        numbered = list(enumerate(images))
+        return calls.joined(self._in_pieces(numbered, cut, embed, limit, show_progress_bar))
 
     def _in_pieces(
         self,
@@ -343,26 +357,31 @@ class Embedder:
         money.
         """
         if not self.settings.client.use_ipc:
-            model = self.describe(context.deadline)
-            self._call(
-                "encode", lambda provider, context: compute_well(provider, context, model), context.deadline
-            )
+            self._call("encode", lambda provider, asked: provider.probe(asked), context.deadline)
             return {}
         report: dict[str, Any] = self.failover.ask_server(lambda served: served.ask("health", context))
         is_here = report.get("model_state", "ready") == "ready" and not report.get("remote", False)
         if is_here and time.monotonic() - self._last_read > FRESH_S:
             try:
-                model = self.describe(context.deadline)
-                self.failover.ask_server(lambda served: compute_well(served, context, model))
+                self.failover.ask_server(lambda served: served.probe(context))
                 self._last_read = time.monotonic()
             except Overloaded:
                 pass  # it answers, but its queue is full, or has unloaded the model meanwhile
         return report
 
-    def _cut(self, texts: Sequence[Any], piece_bytes: int = PIECE_BYTES, query_bytes: int = 0) -> list[range]:
+    def _cut(
+        self,
+        texts: Sequence[Any],
+        piece_bytes: int = PIECE_BYTES,
+        query_bytes: int = 0,
+        piece_items: int = PIECE_TEXTS,
+    ) -> list[range]:
         server = self.settings.server
-        pieces = splitting.cut(texts, server.max_texts, server.max_message_bytes, piece_bytes, query_bytes)
-        return list(pieces)
+        return list(
+            splitting.cut(
+                texts, server.max_texts, server.max_message_bytes, piece_bytes, query_bytes, piece_items
+            )
+        )
 
     def _learn_model(self, limit: float) -> None:
         if self.failover.now.model is None:

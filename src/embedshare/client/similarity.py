@@ -7,6 +7,7 @@ array.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def similarity(name: str, first: Any, second: Any) -> Any:
         scores = np.stack([-np.abs(b - row).sum(axis=1) for row in a]) if len(a) else np.empty((0, len(b)))
     else:
         raise unknown(name)
-    return _as_tensor(scores.astype(np.float32, copy=False))
+    return as_tensor(scores.astype(np.float32, copy=False))
 
 
 def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
@@ -49,12 +50,12 @@ def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
         scores = -np.abs(a - b).sum(axis=-1)
     else:
         raise unknown(name)
-    return _as_tensor(np.asarray(scores, np.float32))
+    return as_tensor(np.asarray(scores, np.float32))
 
 
-def unknown(name: object) -> InvalidInput:
-    """The error for a measure that is not in NAMES."""
-    return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(NAMES)}")
+def unknown(name: object, known: Sequence[str] = NAMES) -> InvalidInput:
+    """The error for a measure that is not a known one."""
+    return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(known)}")
 
 
 def _float32(embeddings: Any) -> np.ndarray:
@@ -75,7 +76,7 @@ def _check_dimensions(a: np.ndarray, b: np.ndarray) -> None:
         raise InvalidInput(f"embeddings of {a.shape[-1]} and of {b.shape[-1]} dimensions cannot be compared")
 
 
-def _as_tensor(scores: np.ndarray) -> Any:
+def as_tensor(scores: np.ndarray) -> Any:
     if importlib.util.find_spec("torch") is None:
         return scores
     import torch  # the caller asks for a tensor by calling this

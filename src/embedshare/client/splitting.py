@@ -19,6 +19,9 @@ PIECE_TEXTS = 512
 PIECE_BYTES = 1 << 20
 #: The bytes of a piece whose answer has a vector for each token.
 PIECE_BYTES_OF_TOKENS = 1 << 17
+#: The most images of a piece, and its bytes.
+PIECE_IMAGES = 32
+PIECE_BYTES_OF_IMAGES = 4 << 20
 #: Pieces of one call in flight at once: while one is computed the next is already on the server.
 IN_FLIGHT = 2
 
@@ -29,6 +32,7 @@ def cut(
     max_message_bytes: int,
     piece_bytes: int = PIECE_BYTES,
     query_bytes: int = 0,
+    piece_items: int = PIECE_TEXTS,
 ) -> Iterator[range]:
     """Ranges of texts, token ids, pairs of texts, or files' contents, that fit into one message each.
 
@@ -38,7 +42,7 @@ def cut(
     surrogate). Both name it by its position in the whole list.
     """
     allowed = max_message_bytes - 4096
-    most = min(PIECE_TEXTS, max_texts)
+    most = min(piece_items, max_texts)
     start, size = 0, 0
     for index, text in enumerate(texts):
         try:
@@ -49,8 +53,9 @@ def cut(
                 f"{error.start}; encode it with errors='replace' first"
             ) from None
         if length > allowed:
+            kind = "image" if isinstance(text, bytes) else "text"
             raise TooLarge(
-                f"text {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
+                f"{kind} {index} has {length:,} bytes; EMBEDDING_MAX_MESSAGE_BYTES allows {allowed:,}"
             )
         if index > start and (size + length > piece_bytes or index - start >= most):
             yield range(start, index)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
 
 from embedshare.client.embedder import Embedder
+from embedshare.client.images import is_single
 from embedshare.client.similarity import NAMES
 from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
@@ -105,16 +106,16 @@ class Unserved:
 
     @property
     def modalities(self) -> list[str]:
-        """The kinds of input that can be embedded: text."""
-        return ["text"]
+        """The kinds of input that the model embeds: text, image."""
+        return list(self.describe().modalities)
 
     def supports(self, modality: Any) -> bool:
-        """Whether a modality can be embedded: text alone."""
-        return bool(modality == "text")
+        """Whether the model embeds a modality; none embeds several as one input."""
+        return modality in self.describe().modalities
 
     def is_singular_input(self, inputs: Any) -> bool:
-        """Whether this is one text, not a batch."""
-        return isinstance(inputs, str)
+        """Whether this is one input, not a batch."""
+        return is_single(inputs)
 
     @property
     def module_kwargs(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from embedshare.engine.runtimes.embedder import Embedder
     from embedshare.engine.runtimes.proof import Proof
+    from embedshare.engine.runtimes.vision import VisionRuntime
 
 #: Families that have no faster form than sentence-transformers itself.
 _LIBRARY_ONLY: frozenset[Family] = frozenset({"cross-encoder", "sparse", "multi-vector"})
@@ -61,6 +62,9 @@ class EngineParts(NamedTuple):
     """The values of the runtime's rows: `description.dimension` or more, or a cross-encoder's labels. None:
     rows have different sizes (see text_outputs)."""
 
+    vision: VisionRuntime | None
+    """The runtime of images, if the model reads them."""
+
 
 def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
     """Find, verify and load the model that the settings name, on `device`.
@@ -72,10 +76,12 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
     check_identity(expected_identity, located.identity, f"the model in {located.folder}")
     device = _known(device)
     runtime, tokenizer, facts = _ready(settings, device, located)
+    vision = _vision(settings, runtime.device, located.folder, facts)
+    facts = facts if vision else msgspec.structs.replace(facts, modalities=("text",))
     described = facts.description(
         located.identity, settings.model.name, runtime.device, runtime.dtype, runtime.name
     )
-    return EngineParts(runtime, tokenizer, described, facts.full_dimension)
+    return EngineParts(runtime, tokenizer, described, facts.full_dimension, vision)
 
 
 def needs_first_runs(settings: Settings, device: str, expected_identity: str | None) -> bool:
@@ -253,6 +259,20 @@ def _in_library(settings: Settings, device: str, located: Located) -> _Parts:
         model.max_active_dims = None  # calls have a number of their own
     runtime = WholeRuntime(model, facts.full_dimension, library.COMPUTES[family](model))
     return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
+
+
+def _vision(settings: Settings, device: str, folder: Path, facts: ModelMetadata) -> VisionRuntime | None:
+    """The runtime of a model's images; None if it reads none, or none as sentence-transformers does."""
+    if "image" not in facts.modalities or facts.full_dimension is None:
+        return None
+    from embedshare.engine.runtimes import vision
+
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    try:
+        return vision.load(folder, device, trusted, facts.full_dimension)
+    except UnsupportedModel as error:
+        logger.warning("Serving no images with {} ({})", settings.model.name, error)
+        return None
 
 
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:

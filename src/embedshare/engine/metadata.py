@@ -40,6 +40,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     family: Family = "embedding"
     outputs: tuple[str, ...] = ("dense",)
+    modalities: tuple[str, ...] = ("text",)
     labels: tuple[str, ...] = ()
     activation: str | None = None
     vocabulary: int | None = None
@@ -66,6 +67,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
             runtime=runtime,
             family=self.family,
             outputs=self.outputs,
+            modalities=self.modalities,
             labels=self.labels,
             activation=self.activation,
             vocabulary=self.vocabulary,

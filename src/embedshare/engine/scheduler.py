@@ -126,6 +126,7 @@ class Scheduler:
         interactive_budget: int,
         bulk_budget: int,
         packs: bool = True,
+        health: RuntimeHealth | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -146,7 +147,7 @@ class Scheduler:
         self._active = 0
         self.counts = Counts()
         self._batch_sequences, self._batch_tokens = Histogram(SEQUENCES), Histogram(TOKENS)
-        self.runtime_health = RuntimeHealth(clock)
+        self.runtime_health = health or RuntimeHealth(clock)
         with self._lock:
             device.schedulers.append(self)
 

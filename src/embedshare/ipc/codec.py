@@ -240,14 +240,15 @@ class ClearTexts(msgspec.Struct, tag=14, array_like=True, forbid_unknown_fields=
 class Score(msgspec.Struct, tag=16, array_like=True, forbid_unknown_fields=True):
     """Score `documents`, from version 5 on: alone, all for one query, or each for its own.
 
-    Answered by Rows, a row for each document: logits, or similarities of a multi-vector model.
+    `prompt`: None for a multi-vector model's own of queries and of documents. Answered by Rows, a row for
+    each document: logits, or similarities of a multi-vector model.
     """
 
     id: int
     time_left_s: float
     queries: list[str]
     documents: list[str]
-    prompt: str
+    prompt: str | None
     truncate: bool = True
     request_id: RequestId | None = None
 

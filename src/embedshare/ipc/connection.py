@@ -175,7 +175,7 @@ class Connections:
         call, request = message.call, message.request
         call.id, call.time_left_s = next(self._ids), max(0.0, deadline - time.monotonic())
         if request is not None and described is not None and isinstance(call, codec.Prompted):
-            call.prompt = prompt_of(request, described)
+            call.prompt = _prompt(call, request, described)
         if tracing.enabled and message.may_be_traced:
             answer, rows = self._traced(connection, message, described, deadline)
         else:
@@ -370,6 +370,14 @@ class Connections:
     def _drop(self, connection: Connection) -> None:
         connection.close()
         self._local.connection = None
+
+
+def _prompt(call: codec.Prompted, request: Prompted, model: ModelDescription) -> Any:
+    """The prompt of a call; None if `model` is to take its own of queries and of documents."""
+    by_task = isinstance(call, codec.Score) and "scores" not in model.outputs
+    if by_task and request.prompt is None and request.prompt_name is None:
+        return None
+    return prompt_of(request, model)
 
 
 def _check_name(name: str, only: ModelDescription) -> None:

@@ -9,10 +9,8 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 
 from embedshare.calls import (
-    WELL,
     WELL_TEXT,
     CallContext,
-    Computed,
     EmbedRequest,
     EmbedResult,
     Output,
@@ -129,16 +127,6 @@ class Provider(abc.ABC):
     @abc.abstractmethod
     def ask(self, what: str, context: CallContext) -> Any:
         """The answer to a query: `active_operations`, `health`, `models` or `stats`."""
-
-
-def compute_well(provider: Provider, context: CallContext, model: ModelDescription) -> Computed:
-    """Have `provider` compute a text with its `model`, whatever that makes of one: a health check."""
-    texts, prompt = cast("list[str]", WELL.inputs), WELL.prompt
-    if "dense" in model.outputs:
-        return provider.embed(WELL, context)
-    if "scores" in model.outputs:
-        return provider.score(ScoreRequest(texts, texts, prompt), context)
-    return provider.outputs(OutputsRequest(texts, cast("Any", model.outputs[:1]), prompt), context)
 
 
 def not_served(model: ModelDescription, wanted: str) -> NotServed:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -28,9 +28,11 @@ from embedshare.calls import (
     Timings,
     Token,
     are_tokens,
+    check_queries,
     prompt_of,
 )
 from embedshare.engine import maxsim
+from embedshare.engine.image_engine import ImageEngine
 from embedshare.engine.runtimes.base import Runtime
 from embedshare.engine.scheduler import Counts, Device, Scheduler
 from embedshare.engine.sequences import PairTokenizing, Tokenizing
@@ -44,6 +46,9 @@ from embedshare.telemetry import memory, tracing
 from embedshare.telemetry.histogram import MILLISECONDS, SEQUENCES, TOKENS, Histogram
 from embedshare.vectors import exact
 from embedshare.vectors.client.snapshot import of_another_model
+
+if TYPE_CHECKING:  # it imports torch
+    from embedshare.engine.runtimes.vision import VisionRuntime
 
 #: Seconds without an embedding after which a health check embeds a text of its own.
 FRESH_S = 2.0
@@ -68,6 +73,7 @@ class Local(LoadedProvider):
         tokenizer: Tokenizing,
         description: ModelDescription,
         full_dimension: int | None,
+        vision: VisionRuntime | None,
         settings: Settings,
         devices: Devices | None = None,
     ) -> None:
@@ -100,6 +106,9 @@ class Local(LoadedProvider):
             packs=runtime.packs,
         )
         self.scheduler.limit_batches(settings.model.max_batch_size)
+        self._images: ImageEngine | None = None
+        if vision is not None and full_dimension is not None:
+            self._images = ImageEngine(vision, full_dimension, device, settings, self.runtime_health)
 
     @classmethod
     def load(
@@ -137,7 +146,19 @@ class Local(LoadedProvider):
         """
         if "dense" not in self.description.outputs:
             raise not_served(self.description, "embeddings")
-        embedded = self._counted(lambda: self._embed(request, context))
+        return self._finished(self._counted(lambda: self._embed(request, context)), request)
+
+    def embed_images(
+        self, images: Sequence[bytes], request: EmbedRequest, context: CallContext = UNBOUNDED
+    ) -> EmbedResult:
+        """See Provider; raises what `embed` raises too."""
+        engine = self._images
+        if engine is None:
+            raise not_served(self.description, "embeddings of images")
+        return self._finished(self._counted(lambda: self._embed_images(engine, images, context)), request)
+
+    def _finished(self, embedded: EmbedResult, request: EmbedRequest) -> EmbedResult:
+        """Vectors truncated and normalised."""
         rows = embedded.rows
         dimensions = self._own_dimension if request.dimensions is None else request.dimensions
         if dimensions is not None:
@@ -149,11 +170,7 @@ class Local(LoadedProvider):
     def score(self, request: ScoreRequest, context: CallContext = UNBOUNDED) -> ScoreResult:
         """See Provider; raises what `embed` raises."""
         self._check_count(request.documents)
-        if len(request.queries) not in (0, 1, len(request.documents)):
-            raise InvalidInput(
-                f"{len(request.queries):,} queries for {len(request.documents):,} documents; allowed: none, "
-                "one, or one for each document"
-            )
+        check_queries(request.queries, request.documents)
         if "scores" in self.description.outputs:
             return self._counted(lambda: self._score_pairs(request, context))
         if "multi-vector" not in self.description.outputs:
@@ -188,7 +205,7 @@ class Local(LoadedProvider):
 
     def ask(self, what: str, context: CallContext) -> Any:
         if what == "active_operations":
-            return self.scheduler.active
+            return sum(one.active for one in self._schedulers)
         if what == "stats":
             return self.stats()
         if what == "health":
@@ -204,7 +221,13 @@ class Local(LoadedProvider):
     def close(self) -> None:
         """End the threads of an engine without callers."""
         self._runtime.close()
-        self.scheduler.close()
+        for scheduler in self._schedulers:
+            scheduler.close()
+
+    @property
+    def _schedulers(self) -> list[Scheduler]:
+        """That of texts, and that of images."""
+        return [self.scheduler] if self._images is None else [self.scheduler, self._images.scheduler]
 
     @property
     def runtime_health(self) -> RuntimeHealth:
@@ -226,20 +249,24 @@ class Local(LoadedProvider):
             total, failed = self._total, self._failed
             histograms = {f"{stage}_ms": one.snapshot() for stage, one in self._stages.items()}
             histograms["total_ms"] = self._total_ms.snapshot()
-        counts = asdict(self.scheduler.counts)
+        counts: dict[str, Any] = {}
+        sizes: dict[str, Any] = {}
+        for scheduler in self._schedulers:
+            counts = added(counts, asdict(scheduler.counts))
+            sizes = added(sizes, scheduler.histograms())
         batches = counts["batches"] or 1
         return counts | {
             "total_requests": total,
             "successful_requests": total - failed,
             "failed_requests": failed,
             "stage_seconds": {stage: histograms[f"{stage}_ms"]["sum"] / 1e3 for stage in STAGES},
-            "histograms": histograms | self.scheduler.histograms(),
+            "histograms": histograms | sizes,
             "uptime": self._uptime_s,
             "pid": os.getpid(),
             "mean_batch_sequences": round(counts["sequences"] / batches, 3),
             "mean_batch_tokens": round(counts["tokens"] / batches, 3),
-            "waiting_tokens": self.scheduler.waiting_tokens,
-            "active_operations": self.scheduler.active,
+            "waiting_tokens": sum(one.waiting_tokens for one in self._schedulers),
+            "active_operations": sum(one.active for one in self._schedulers),
             "padding_tokens": self._runtime.padding_tokens,
             "memory_mb": memory.megabytes(memory.of_process()),
             "model_mb": memory.megabytes(self.model_bytes),
@@ -258,7 +285,7 @@ class Local(LoadedProvider):
         return {
             "status": "ok",
             "last_embedding_age_s": round(self.last_embedding_age_s, 3),
-            "active_operations": self.scheduler.active,
+            "active_operations": self.ask("active_operations", context),
             "uptime": self._uptime_s,
         }
 
@@ -274,6 +301,14 @@ class Local(LoadedProvider):
         )
         rows, timings = self._compute(sequences, started, context)
         return EmbedResult(rows, list(map(len, sequences)), timings, self.description)
+
+    def _embed_images(
+        self, engine: ImageEngine, images: Sequence[bytes], context: CallContext
+    ) -> EmbedResult:
+        started = time.monotonic()
+        rows, token_counts, timings = engine.embed(images, context)
+        tracing.stages(started, timings)
+        return EmbedResult(rows, token_counts, timings, self.description)
 
     def _score_pairs(self, request: ScoreRequest, context: CallContext) -> ScoreResult:
         started = time.monotonic()

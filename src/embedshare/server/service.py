@@ -27,7 +27,6 @@ from embedshare.calls import (
     OutputsResult,
     ScoreRequest,
     ScoreResult,
-    check_queries,
 )
 from embedshare.engine import weights
 from embedshare.errors import (
@@ -164,7 +163,6 @@ class EmbeddingService:
     ) -> Answered:
         """The answer to a call that one model alone can answer, and whose answer is not cached."""
         if isinstance(call, codec.Score):
-            check_queries(call.queries, call.documents)
             asked = ScoreRequest(call.queries, call.documents, call.prompt, truncate=call.truncate)
             return self._rows(call.id, provider.score(asked, context))
         if isinstance(call, codec.EncodeImages):
@@ -380,7 +378,7 @@ class EmbeddingService:
     def _check_prompt(self, call: codec.Prompted) -> None:
         """Bound the prompt, which is written before each text, and the one query that stands before each
         document: a small message must not grow large here."""
-        texts, prompt = call.texts, len(call.prompt)
+        texts, prompt = call.texts, len(call.prompt or "")
         if isinstance(call, codec.Score):
             texts, prompt = call.documents, prompt + len(call.queries[0] if len(call.queries) == 1 else "")
         size = prompt * len(texts)

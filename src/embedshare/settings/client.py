@@ -31,6 +31,9 @@ class ClientSettings(Section):
         "`EMBEDDING_USE_DB_SETTINGS` the default is follow")
     async_threads: int = setting("EMBEDDING_ASYNC_THREADS", parsing.integer(1, 1024), 16,
         "Maximum calls of `aencode` in flight in one client. Further calls are queued")
+    image_hosts: str = setting("EMBEDDING_IMAGE_HOSTS", parsing.hosts_with_ports, "",
+        "Hosts that images are fetched from where a caller gives their URL, as "
+        "`images.example,10.0.0.5:8080`. All other hosts are refused")
     autostart: bool = setting("EMBEDDING_AUTOSTART", parsing.boolean, False,
         "Automatic start of a model server. With true the first process that finds none starts one in the "
         "background, for all processes")

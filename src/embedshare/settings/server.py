@@ -35,6 +35,11 @@ class ServerSettings(Section):
     max_texts: int = setting("EMBEDDING_MAX_TEXTS", parsing.integer(1, 1_000_000), 8192,
         "Maximum texts in one message or HTTP request. The client splits longer lists; a longer HTTP request "
         "is refused")
+    max_image_bytes: int = setting("EMBEDDING_MAX_IMAGE_BYTES", parsing.integer(1 << 10, 1 << 30), 20 << 20,
+        "Maximum size of one image's file, in bytes. Images count in `EMBEDDING_MAX_MESSAGE_BYTES` and, each "
+        "as a text, in `EMBEDDING_MAX_TEXTS` too")
+    max_image_pixels: int = setting("EMBEDDING_MAX_IMAGE_PIXELS", parsing.integer(1, 1 << 28), 50_000_000,
+        "Maximum pixels of one image. The process that decodes images gets memory for this many")
     max_held_bytes: int = setting("EMBEDDING_MAX_HELD_BYTES", parsing.integer(1 << 20, 1 << 40), 256 << 20,
         "Maximum bytes of all calls in the server. Beyond the limit, large messages stay unread until calls "
         "end")

@@ -56,10 +56,16 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class AddressPolicy:
-    """The rule, with the hosts that EMBEDDING_FETCH_ALLOWED_HOSTS names (`host` or `host:port`, commas)."""
+    """The rule, with internal hosts that a setting names (`host` or `host:port`, commas).
 
-    def __init__(self, allowed_hosts: str = "", resolve: Resolve = resolve) -> None:
+    `only_named_in`: the name of that setting if no other host may be reached.
+    """
+
+    def __init__(
+        self, allowed_hosts: str = "", resolve: Resolve = resolve, only_named_in: str | None = None
+    ) -> None:
         self._resolve = resolve
+        self._only_named_in = only_named_in
         self._allowed = frozenset(filter(None, map(_allowed_entry, allowed_hosts.split(","))))
 
     def target(self, url: str, deadline: float) -> Target:
@@ -70,6 +76,8 @@ class AddressPolicy:
         parts, host, port = _split(url)
         literal = _literal(host, url)
         allowed = not self._allowed.isdisjoint({(host, port), (host, None)})
+        if not allowed and self._only_named_in is not None:
+            raise AddressRefused(f"{self._only_named_in} does not name {host}", url=url)
         if not allowed and port not in PORTS:
             raise AddressRefused(f"port {port} is not one that pages are fetched from", url=url)
         try:

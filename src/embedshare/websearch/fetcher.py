@@ -41,6 +41,21 @@ class Fetcher:
         """
         return self._follow(self._addresses.target(url, deadline), deadline, _page, self._robots.check)
 
+    def fetch_file(self, url: str, deadline: float, max_bytes: int) -> bytes:
+        """The file at `url`, whatever it holds, by the moment `deadline`; robots.txt is not asked.
+
+        Raises AddressRefused, and FetchFailed for one that cannot be fetched or has more than `max_bytes`.
+        """
+
+        def read(target: Target, response: requests.Response, deadline: float) -> Page:
+            _check_found(target, response)
+            return Page(target.url, body(response, deadline, max_bytes + 1), "", None)
+
+        content = self._follow(self._addresses.target(url, deadline), deadline, read, _unchecked).content
+        if len(content) > max_bytes:
+            raise FetchFailed(f"the file has over {max_bytes:,} bytes")
+        return content
+
     def _follow(
         self, target: Target, deadline: float, read: _Read, check: Callable[[Target, float], None]
     ) -> Page:
@@ -57,7 +72,11 @@ class Fetcher:
         deadline = min(deadline, time.monotonic() + ROBOTS_S)
         # of the same addresses: a checked name is not resolved again
         rules = msgspec.structs.replace(target, url=f"{target.origin}/robots.txt")
-        return self._follow(rules, deadline, _rules, lambda target, deadline: None).content
+        return self._follow(rules, deadline, _rules, _unchecked).content
+
+
+def _unchecked(target: Target, deadline: float) -> None:
+    """Of files that no rules are asked for."""
 
 
 def _joined(base: str, location: str) -> str:
@@ -72,9 +91,13 @@ def _joined(base: str, location: str) -> str:
         ) from None
 
 
-def _page(target: Target, response: requests.Response, deadline: float) -> Page:
+def _check_found(target: Target, response: requests.Response) -> None:
     if response.status_code != 200:
         raise FetchFailed(f"{target.host} answered {response.status_code}")
+
+
+def _page(target: Target, response: requests.Response, deadline: float) -> Page:
+    _check_found(target, response)
     header = Message()
     header["Content-Type"] = response.headers.get("Content-Type", "")
     kind = header.get_content_type() if response.headers.get("Content-Type") else "text/html"

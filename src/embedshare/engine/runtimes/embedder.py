@@ -217,7 +217,15 @@ def facts_of(model: SentenceTransformer, proof: Proof) -> ModelMetadata:
         tokenizer_inputs=list(getattr(tokenizer, "model_input_names", ["input_ids"])),
         padding_token_id=getattr(tokenizer, "pad_token_id", None) or 0,
         layout=None,
+        modalities=served_modalities(model),
     )
+
+
+def served_modalities(model: SentenceTransformer) -> tuple[str, ...]:
+    """What is served of the model's modalities: images only where no chat template puts a prompt before
+    them."""
+    found = model.modalities
+    return ("text", "image") if "image" in found and "message" not in found else ("text",)
 
 
 def find_form(

@@ -67,7 +67,7 @@ class WholeRuntime:
         self._dimension = dimension
         self._compute = compute
         self._read: dict[Any, int] = {}
-        self._preprocess = model.preprocess
+        self._preprocess = _of_texts(model)
         model.preprocess = self._count
 
     def settle(self) -> None:
@@ -176,7 +176,7 @@ class WholeTokenizer:
         if task is not None:
             options["task"] = task
         with self._lock:
-            return _preprocessed(self._model.preprocess, [text], prompt=prompt, **options)
+            return _preprocessed(_of_texts(self._model), [text], prompt=prompt, **options)
 
     def _check_uncut(self, texts: Sequence[str | tuple[str, str]], prompt: str, task: str | None) -> None:
         if not self._cuts:
@@ -208,6 +208,21 @@ def _check_characters(texts: list[str], prompt: str) -> None:
     for text in (*texts, prompt):
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise lone_surrogate(texts)
+
+
+def _of_texts(model: Any) -> Callable[..., dict[str, Any]]:
+    """The model's `preprocess`, to which each str is a text.
+
+    A model of several modalities would open the file, or fetch the URL, that a caller's text names.
+    """
+    preprocess: Callable[..., dict[str, Any]] = model.preprocess
+    if not isinstance(model[0], Transformer) or list(model.modalities) == ["text"]:
+        return preprocess
+
+    def of_texts(texts: Sequence[Any], **options: Any) -> dict[str, Any]:
+        return preprocess([{"text": one} if isinstance(one, str) else one for one in texts], **options)
+
+    return of_texts
 
 
 def _preprocessed(
