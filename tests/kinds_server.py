@@ -1,4 +1,4 @@
-"""A model server with a small model of each kind, and the models of sentence-transformers to hold it against."""
+"""A model server with a small model of each kind, and what sentence-transformers itself makes of them."""
 
 from __future__ import annotations
 
