@@ -27,6 +27,7 @@ from embedshare.sessions.parts import Parts
 from embedshare.sessions.place import SessionPlace
 from embedshare.sessions.quotas import DayTokens
 from embedshare.sessions.records import SessionRecords
+from embedshare.sessions.search import Searches
 from embedshare.sessions.uploads import Uploads
 from embedshare.settings import Settings
 
@@ -53,7 +54,8 @@ async def serve(settings: Settings, parts: Parts, place: SessionPlace, stop: thr
     library = Library(sessions, models, parts, settings, threads)
     await asyncio.to_thread(library.recover)
     counts = CallCounts()
-    servicer = SessionServicer(Service(sessions, library, models, counts, settings.server.max_message_bytes))
+    searches, most_bytes = Searches(sessions, models), settings.server.max_message_bytes
+    servicer = SessionServicer(Service(sessions, library, searches, models, counts, most_bytes))
     tei = TeiServicer(models, settings)
     server = SessionServer(servicer, tei, Entrance(door, counts), settings)
     await server.start()
