@@ -17,7 +17,7 @@ from embedshare.grpc.callers import Door
 from embedshare.grpc.interceptors import CallCounts, Entrance
 from embedshare.grpc.server import SessionServer
 from embedshare.grpc.servicer import Service, SessionServicer
-from embedshare.grpc.tei_servicer import TeiServicer
+from embedshare.grpc.tei_calls import TeiCalls
 from embedshare.ipc import authkey
 from embedshare.sessions.collections import Collections
 from embedshare.sessions.embedding import Models
@@ -56,7 +56,7 @@ async def serve(settings: Settings, parts: Parts, place: SessionPlace, stop: thr
     counts = CallCounts()
     searches, most_bytes = Searches(sessions, models), settings.server.max_message_bytes
     servicer = SessionServicer(Service(sessions, library, searches, models, counts, most_bytes))
-    tei = TeiServicer(models, settings)
+    tei = TeiCalls(models)
     server = SessionServer(servicer, tei, Entrance(door, counts), settings)
     await server.start()
     sweeping = threading.Thread(target=library.follow, args=(stop,), name="sweep", daemon=True)

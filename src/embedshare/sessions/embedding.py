@@ -173,8 +173,15 @@ class Models:
 
     def score(self, name: str, query: str, texts: list[str], limit: float) -> ScoreResult:
         """Scores of texts for a query by the moment `limit` of `time.monotonic()`. Raises NotServed."""
-        limit = min(limit, time.monotonic() + self._timeout_s)
-        return self._embedder(name).score(ScoreRequest([query], texts), limit)
+        return self.scores(name, ScoreRequest([query], texts), limit)
+
+    def scores(self, name: str, request: ScoreRequest, limit: float) -> ScoreResult:
+        """What a caller asks of a model, as `embed`."""
+        return self._embedder(name).score(request, min(limit, time.monotonic() + self._timeout_s))
+
+    def outputs(self, name: str, request: OutputsRequest, limit: float) -> OutputsResult:
+        """What a caller asks of a model, as `embed`."""
+        return self._embedder(name).outputs(request, min(limit, time.monotonic() + self._timeout_s))
 
     def embed(self, name: str, request: EmbedRequest, limit: float) -> EmbedResult:
         """What a caller asks of a model, by the moment `limit` of `time.monotonic()`."""

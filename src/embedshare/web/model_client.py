@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from embedshare import roles
 from embedshare.calls import (
     EmbedRequest,
     EmbedResult,
@@ -22,12 +23,11 @@ from embedshare.calls import (
 )
 from embedshare.errors import TooLarge, UnknownModel
 from embedshare.identity import ModelDescription, names_of
+from embedshare.roles import Role
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
-from embedshare.web import roles
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
-from embedshare.web.roles import Role
 
 #: Ollama's word for a model's newest version, with which a name may end.
 LATEST = ":latest"

@@ -10,17 +10,18 @@ import numpy as np
 from flask import Blueprint, Response
 from msgspec import Meta
 
+from embedshare import roles
 from embedshare.calls import Inputs
 from embedshare.errors import EmptyInput, InvalidImage, InvalidInput, NotServed
 from embedshare.images import data_url
 from embedshare.quantization import quantize
+from embedshare.roles import Role
 from embedshare.telemetry import request_ids
-from embedshare.web import body, openapi, roles, truncation
+from embedshare.web import body, openapi, truncation
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, in_base64
 from embedshare.web.errors import JSON, CohereError
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
-from embedshare.web.roles import Role
 from embedshare.web.routes import Tag
 from embedshare.web.truncation import Truncation
 
