@@ -9,8 +9,6 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,17 +52,6 @@ def check_unmixed(items: list[Any]) -> None:
             "This batch mixes multiple modalities (image, text), which the model cannot encode in a single "
             "batch. Encode each modality separately (one call per modality)."
         )
-
-
-@contextmanager
-def numbered_from(start: int) -> Iterator[None]:
-    """Count images from the beginning of the list, in the errors of a piece that begins at `start`."""
-    try:
-        yield
-    except InvalidImage as error:
-        number = error.fields.get("image", 0)
-        message = error.message.replace(f"image {number} ", f"image {start + number} ", 1)
-        raise InvalidImage(message, image=start + number) from None
 
 
 class ImageFiles:

@@ -28,7 +28,7 @@ def embed(model_client: ModelClient, items: Sequence[TextOrImage], dimensions: i
     images = {number: item.image for number, item in enumerate(items) if item.image is not None}
     parts: list[EmbedResult] = []
     if images:  # first: a model of texts refuses them
-        parts.append(model_client.embed_images(list(images.values()), dimensions=dimensions))
+        parts.append(model_client.embed_images(images, dimensions=dimensions))
     if texts:
         parts.append(model_client.embed(list(texts.values()), normalize=True, dimensions=dimensions))
     if len({part.identity for part in parts}) > 1:  # the model was replaced between the two

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from embedshare import roles
 from embedshare.calls import (
     EmbedRequest,
     EmbedResult,
@@ -20,15 +21,15 @@ from embedshare.calls import (
     are_tokens,
     prompt_of,
 )
-from embedshare.errors import NotServed, UnknownModel
+from embedshare.errors import InvalidImage, NotServed, UnknownModel
 from embedshare.identity import ModelDescription, names_of
 from embedshare.images.addresses import ImageAddresses
+from embedshare.images.numbering import renumbered
+from embedshare.roles import Role
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
-from embedshare.web import roles
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
-from embedshare.web.roles import Role
 
 #: Ollama's word for a model's newest version, with which a name may end.
 LATEST = ":latest"
@@ -147,8 +148,8 @@ class ModelClient:
             task=request.task,
         )
 
-    def embed_images(self, addresses: list[str], *, dimensions: int | None = None) -> EmbedResult:
-        """Vectors of length 1 of images; `addresses`: see ImageAddresses.
+    def embed_images(self, addresses: Mapping[int, str], *, dimensions: int | None = None) -> EmbedResult:
+        """Vectors of length 1 of images; `addresses`: by their numbers in the request, see ImageAddresses.
 
         Raises as `embed` does, NotServed for a model that reads no images, and InvalidImage.
         """
@@ -158,10 +159,12 @@ class ModelClient:
         if "image" not in model.modalities:  # nothing is fetched for it
             raise NotServed(f"{model.model_name} does not give embeddings of images; it gives {model.can}")
         until = time.monotonic() + self._timeout_s
-        files = [
-            self._image_addresses.content(address, number, until) for number, address in enumerate(addresses)
-        ]
-        found = self._model.embed_images(files, normalize=True, dimensions=dimensions)
+        read = self._image_addresses.content
+        files = [read(address, number, until) for number, address in addresses.items()]
+        try:
+            found = self._model.embed_images(files, normalize=True, dimensions=dimensions)
+        except InvalidImage as error:
+            raise renumbered(error, list(addresses)) from None
         _note(len(addresses), found)
         return found
 
@@ -343,7 +346,8 @@ def capabilities(model: ModelDescription | None) -> list[str]:
         "multi-vector": ("multi-vector embeddings", "rerank"),
         "scores": (scored,),
     }
-    return [one for output in model.outputs for one in named[output]]
+    images = ["images"] if "image" in model.modalities else []
+    return [one for output in model.outputs for one in named[output]] + images
 
 
 def served_name(model_client: ModelClient) -> str:

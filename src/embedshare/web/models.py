@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from loguru import logger
 
+from embedshare import roles
 from embedshare.errors import EmbedshareError, UnknownModel
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import usage
 from embedshare.telemetry.cpu_load import CpuLoad
-from embedshare.web import roles
 from embedshare.web.guards.model_access import Find, ModelAccess
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.known_models import KnownModels

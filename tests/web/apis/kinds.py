@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import requests
 
 from tests.engine import small_kinds, small_models
+from tests.images import small_clip
 from tests.processes import ModelServer
 from tests.web.conftest import Worker, serving
 
@@ -21,6 +22,7 @@ models:
     - {{id: classifier, name: {classifier}, preload: true}}
     - {{id: sparse, name: {sparse}, preload: true}}
     - {{id: tokens, name: {tokens}, preload: true}}
+    - {{id: clip, name: {clip}, preload: true}}
     - {{id: my-query, name: {dense}}}
 """
 
@@ -54,6 +56,7 @@ MODELS: dict[str, Any] = {
     "reranker": small_kinds.cross_encoder,
     "classifier": lambda folder: small_kinds.cross_encoder(folder, labels=3),
     "sparse": lambda folder: small_kinds.sparse(folder, prompts=small_kinds.PROMPTS),
+    "clip": small_clip.clip,
     "tokens": lambda folder: small_kinds.multi_vector(folder, prompts=small_kinds.PROMPTS),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from typing import Any
 
 import cohere
@@ -11,6 +11,7 @@ import openai
 import pytest
 from sentence_transformers.util.quantization import quantize_embeddings
 
+from tests.images import small_clip
 from tests.web.apis.kinds import Kinds
 
 TEXTS = ["one model for many workers", "a quick brown fox", "", "漢字 😀"]
@@ -225,6 +226,31 @@ def test_a_long_text_is_cut_where_the_request_says(kinds: Kinds, dense: Any) -> 
         assert kinds.post("/v2/embed", asked, 413)["type"] == "TooLarge"
 
 
+def test_cohere_s_images_and_texts_share_a_space(kinds: Kinds) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(kinds.folders["clip"]), device="cpu")
+    pictures = [small_clip.picture(seed=seed) for seed in range(2)]
+    urls = [f"data:image/png;base64,{b64encode(small_clip.file_of(one)).decode()}" for one in pictures]
+    expected = unit(model.encode(pictures))
+    client: Any = cohere.ClientV2("none", base_url=kinds.worker.url)
+    asked = {"model": "clip", "input_type": "image", "embedding_types": ["float"]}
+    found = client.embed(images=urls, **asked)
+    np.testing.assert_allclose(found.embeddings.float_, expected, atol=1e-4)
+    inputs = [
+        {"content": [{"type": "image_url", "image_url": {"url": urls[0]}}]},
+        {"content": [{"type": "text", "text": TEXTS[0]}]},
+        {"content": [{"type": "image_url", "image_url": {"url": urls[1]}}]},
+    ]
+    rows = client.embed(inputs=inputs, **asked).embeddings.float_
+    text = unit(model.encode([TEXTS[0]]))
+    np.testing.assert_allclose(rows, np.stack([expected[0], text[0], expected[1]]), atol=1e-4)
+    wrong = {"model": "clip", "images": [urls[0], "data:image/png;base64,AAAA"]}
+    assert kinds.post("/v2/embed", wrong, 422)["type"] == "InvalidImage"
+    both = {"content": [*inputs[0]["content"], *inputs[1]["content"]]}
+    assert kinds.post("/v2/embed", {"model": "clip", "inputs": [both]}, 400)["type"] == "NotServed"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -234,7 +260,9 @@ def test_a_long_text_is_cut_where_the_request_says(kinds: Kinds, dense: Any) -> 
         {"inputs": [{"content": []}]},
         {"inputs": [{"content": [{"type": "audio", "text": "a"}]}]},
         {"texts": ["a"], "embedding_types": ["int4"]},
-        {"texts": ["a"], "input_type": "image"},
+        {"texts": ["a"], "input_type": "audio"},
+        {"texts": ["a"], "images": ["data:image/png;base64,"]},
+        {"images": ["data:image/png;base64,AAAA"]},
         {"texts": ["a"], "truncate": "MIDDLE"},
     ],
 )

@@ -198,7 +198,7 @@ def test_other_clients_are_told_so_in_their_form(kinds: Kinds) -> None:
     for path in ("/v1/rerank", "/v2/rerank"):
         error = kinds.post(path, {"model": "dense", "query": "a", "documents": ["b"]}, 400)
         assert error["type"] == "NotServed"
-        assert "does not rerank; it gives embeddings" in error["message"]
+        assert "cannot rerank, which needs one score of a pair; it gives embeddings" in error["message"]
     told = kinds.post("/score", {"model": "classifier", "text_1": "a", "text_2": "b"}, 400)["error"]
     assert (told["code"], told["type"]) == ("not_served", "invalid_request_error")
     told = kinds.post("/v1/embeddings", {"model": "sparse", "input": "a"}, 400)["error"]
@@ -241,7 +241,7 @@ def test_cohere_s_own_clients_rerank(kinds: Kinds, logits: np.ndarray) -> None:
         assert answer.meta.tokens.input_tokens > 50
         with pytest.raises(BadRequestError) as raised:
             client.rerank(model="dense", query=QUERY, documents=TEXTS)
-        assert "does not rerank" in raised.value.body["message"]
+        assert "cannot rerank" in raised.value.body["message"]
 
 
 def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
@@ -253,6 +253,7 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
         "classifier": ("cross-encoder", ["scores"]),
         "sparse": ("sparse", ["sparse"]),
         "tokens": ("multi-vector", ["multi-vector"]),
+        "clip": ("embedding", ["dense"]),
     }
     served = {one["id"]: one["capabilities"] for one in kinds.get("/api/v1/models")["models"]}
     assert served == {
@@ -261,6 +262,7 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
         "classifier": ["classification"],
         "sparse": ["sparse embeddings"],
         "tokens": ["multi-vector embeddings", "rerank"],
+        "clip": ["embeddings", "images"],
         "my-query": ["embeddings"],
     }
 

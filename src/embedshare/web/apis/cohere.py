@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, cast
 from uuid import uuid4
 
 import msgspec
@@ -10,22 +10,23 @@ import numpy as np
 from flask import Blueprint, Response
 from msgspec import Meta
 
+from embedshare import roles
 from embedshare.calls import Inputs
-from embedshare.errors import EmptyInput, InvalidImage, InvalidInput
+from embedshare.errors import EmptyInput, InvalidImage, InvalidInput, NotServed
 from embedshare.quantization import quantize
+from embedshare.roles import Role
 from embedshare.telemetry import request_ids
-from embedshare.web import body, images, openapi, roles, truncation
+from embedshare.web import body, openapi, truncation
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, in_base64
 from embedshare.web.errors import JSON, CohereError
-from embedshare.web.images import TextOrImage
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
-from embedshare.web.roles import Role
 from embedshare.web.routes import Tag
 from embedshare.web.truncation import Truncation
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-_ROLES: dict[str, Role] = {
+InputType = Literal["search_query", "search_document", "classification", "clustering", "image"]
+_ROLES: dict[InputType | None, Role] = {
     "search_query": roles.QUERY,
     "search_document": roles.DOCUMENT,
     "classification": roles.CLASSIFICATION,
@@ -42,8 +43,8 @@ class CohereText(msgspec.Struct, tag="text"):
     text: str
 
 
-class CohereUrl(msgspec.Struct):
-    """A data URL, or a URL of a host that `EMBEDDING_IMAGE_HOSTS` names."""
+class CohereImageUrl(msgspec.Struct):
+    """A data URL, as `data:image/png;base64,…`, or a URL of a host that `EMBEDDING_IMAGE_HOSTS` names."""
 
     url: str
 
@@ -51,31 +52,28 @@ class CohereUrl(msgspec.Struct):
 class CohereImage(msgspec.Struct, tag="image_url"):
     """An image."""
 
-    image_url: CohereUrl
+    image_url: CohereImageUrl
 
 
 class CohereInput(msgspec.Struct):
-    """One image, or texts, which are embedded together, one after the other."""
+    """Texts that are embedded together, one after the other, or one image."""
 
     content: Annotated[list[CohereText | CohereImage], Meta(min_length=1)]
 
 
 class CohereRequest(msgspec.Struct, kw_only=True):
-    """Texts to embed, as `texts` or as `inputs`, or images, as data URLs in `images` or as `inputs`; other
-    fields are ignored.
+    """Texts or images to embed, in one of `texts`, `images` (data URLs) and `inputs`.
 
     `input_type` chooses the model's prompt for it; a model without one embeds the texts as they are. A text
     of more than `max_tokens`, or than the model's longest sequence, is truncated at its `END` or `START`, or
-    is an error with `NONE`.
+    is an error with `NONE`. Other fields are ignored.
     """
 
     model: str | None = None
     texts: list[str] | None = None
     inputs: list[CohereInput] | None = None
     images: list[str] | None = None
-    input_type: Literal["search_query", "search_document", "classification", "clustering", "image"] | None = (
-        None
-    )
+    input_type: InputType | None = None
     embedding_types: list[EmbeddingType] | None = None
     output_dimension: Annotated[body.Whole, Meta(ge=1)] | None = None
     truncate: Truncation | None = "END"
@@ -95,6 +93,12 @@ class CohereVectors(msgspec.Struct, omit_defaults=True):
     binary: list[list[int]] | None = None
     ubinary: list[list[int]] | None = None
     base64: list[str] | None = None
+
+
+class Image(NamedTuple):
+    """An image of a request."""
+
+    url: str
 
 
 class CohereMeta(msgspec.Struct):
@@ -123,7 +127,7 @@ _ANSWERED = {
     "texts": _TEXTS,
     "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 8}},
 }
-_REFUSED = (*REFUSED_AS_TEI, InvalidImage)
+_REFUSED = (InvalidImage, *REFUSED_AS_TEI)
 _DECLARED: dict[str, Any] = {"scopes": ("embed",), "form": CohereError, "tag": Tag.COHERE}
 
 
@@ -135,8 +139,7 @@ def blueprint(models: Models) -> Blueprint:
     def embedded(version: str) -> Response:
         asked = body.read(decoder, _EXAMPLE, untyped=True, replaces_half_pairs=True)
         items = _items(asked)
-        texts = [item.text for item in items if item.text is not None]
-        rows, billed = _embedded(models.prompted(asked.model), items, asked)
+        rows, tokens = _embedded(models.prompted(asked.model), items, asked)
         types = asked.embedding_types
         if types is None and version == "2":
             types = ["float"]
@@ -144,8 +147,8 @@ def blueprint(models: Models) -> Blueprint:
             "id": request_ids.current() or uuid4().hex,
             "response_type": "embeddings_floats" if types is None else "embeddings_by_type",
             "embeddings": rows if types is None else by_type(rows, types),
-            "texts": texts,
-            "meta": {"api_version": {"version": version}, "billed_units": billed},
+            "texts": [item for item in items if isinstance(item, str)],
+            "meta": {"api_version": {"version": version}, "billed_units": {"input_tokens": tokens}},
         }
         return Response(dumped(answer), content_type=JSON)
 
@@ -180,84 +183,86 @@ def _of_type(rows: np.ndarray, name: EmbeddingType, bound: float) -> Any:
     return quantize(rows, name, bound)
 
 
-def _items(asked: CohereRequest) -> list[TextOrImage]:
+def _items(asked: CohereRequest) -> list[str | Image]:
     """The texts and images of the request. Raises InvalidInput unless they are in one of its fields."""
-    given = [one for one in (asked.texts, asked.inputs, asked.images or None) if one is not None]
+    given = [field for field in (asked.texts, asked.images, asked.inputs) if field is not None]
     if len(given) != 1:
-        raise InvalidInput(f"the body must have one of the fields `texts`, `inputs` and `images`: {_EXAMPLE}")
-    items = [TextOrImage(text) for text in asked.texts or ()]
-    items += [TextOrImage(image=image) for image in asked.images or ()]
-    items += [_item(one.content, number) for number, one in enumerate(asked.inputs or ())]
-    if not items:
-        raise EmptyInput("`texts` cannot be empty: send one text or more")
-    return items
+        raise InvalidInput(f"the body must have one of the fields `texts`, `images` and `inputs`: {_EXAMPLE}")
+    if not given[0]:
+        raise EmptyInput("there is nothing to embed: send one text or image or more")
+    if asked.images is not None:
+        return [Image(url) for url in asked.images]
+    return list(asked.texts or map(_item, asked.inputs or ()))
 
 
-def _item(content: list[CohereText | CohereImage], number: int) -> TextOrImage:
-    """One of `inputs`. Raises InvalidInput for an image among others."""
-    texts = [part.text for part in content if isinstance(part, CohereText)]
-    if len(texts) == len(content):
-        return TextOrImage("\n".join(texts))
-    first = content[0]
-    if len(content) > 1 or isinstance(first, CohereText):
-        raise InvalidInput(f"inputs[{number}] has an image and more; the model embeds each alone")
-    return TextOrImage(image=first.image_url.url)
+def _item(one: CohereInput) -> str | Image:
+    urls = [part.image_url.url for part in one.content if isinstance(part, CohereImage)]
+    if not urls:
+        return "\n".join(part.text for part in one.content if isinstance(part, CohereText))
+    if len(one.content) > 1:
+        raise NotServed("an input of a text and an image, or of two images, has no vector of its own here")
+    return Image(urls[0])
 
 
 def _embedded(
-    model_client: ModelClient, items: list[TextOrImage], asked: CohereRequest
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Float32 (items, dimension), and the number of images and of texts' tokens that the model read."""
+    model_client: ModelClient, items: list[str | Image], asked: CohereRequest
+) -> tuple[np.ndarray, int]:
+    """Float32 (items, dimension), and the tokens that the model read."""
+    texts = [number for number, item in enumerate(items) if isinstance(item, str)]
+    images = [number for number, item in enumerate(items) if isinstance(item, Image)]
+    parts = []
+    if texts:
+        found = _of_texts(model_client, [cast("str", items[number]) for number in texts], asked)
+        parts.append((texts, *found))
+    if images:
+        urls = {number: cast("Image", items[number]).url for number in images}
+        shown = model_client.embed_images(urls, dimensions=_dimensions(asked))
+        parts.append((images, shown.rows, shown.tokens))
+    return _merged(parts)
+
+
+def _of_texts(model_client: ModelClient, texts: list[str], asked: CohereRequest) -> tuple[np.ndarray, int]:
     if asked.input_type in _ROLES:
         model_client = model_client.for_role(_ROLES[asked.input_type])
-    dimensions = None if asked.output_dimension is None else int(asked.output_dimension)
-    texts = [item.text for item in items if item.text is not None]
-    if len(texts) == len(items):
-        rows, tokens = _of_texts(model_client, texts, asked, dimensions)
-        return rows, {"input_tokens": tokens}
-    found = images.embed(model_client, items, dimensions)
-    read = zip(found.token_counts, items, strict=True)
-    tokens = sum(count for count, item in read if item.text is not None)
-    return found.rows, {"images": len(items) - len(texts), "input_tokens": tokens}
-
-
-def _of_texts(
-    model_client: ModelClient, texts: list[str], asked: CohereRequest, dimensions: int | None
-) -> tuple[np.ndarray, int]:
-    """Float32 (texts, dimension), and the tokens that the model read."""
     side = asked.truncate or "END"
     if side == "START" or asked.max_tokens is not None:
-        return _shortened(model_client, texts, side, asked.max_tokens, dimensions)
-    found = model_client.embed(texts, normalize=True, dimensions=dimensions, truncate=side == "END")
+        return _shortened(model_client, texts, side, asked)
+    found = model_client.embed(texts, normalize=True, dimensions=_dimensions(asked), truncate=side == "END")
     return found.rows, found.tokens
 
 
 def _shortened(
-    model_client: ModelClient,
-    texts: list[str],
-    side: Truncation,
-    max_tokens: float | None,
-    dimensions: int | None,
+    model_client: ModelClient, texts: list[str], side: Truncation, asked: CohereRequest
 ) -> tuple[np.ndarray, int]:
     """The same for texts truncated by their tokens: long ones are embedded as token ids."""
-    model = model_client.description
-    most = model.max_seq_length if max_tokens is None else min(int(max_tokens), model.max_seq_length)
+    longest = model_client.description.max_seq_length
+    most = longest if asked.max_tokens is None else min(int(asked.max_tokens), longest)
     tokens = model_client.tokenized(texts)
     if side == "NONE":
         truncation.check_length(tokens, most)
-    prompt = model_client.prompt
+    prompt_chars = len(model_client.prompt)
     short = [number for number, one in enumerate(tokens) if len(one) <= most]
     long = [number for number, one in enumerate(tokens) if len(one) > most]
-    parts: list[tuple[list[int], Inputs]] = [
+    inputs: list[tuple[list[int], Inputs]] = [
         (short, [texts[number] for number in short]),
-        (long, [truncation.shortened(tokens[number], most, len(prompt), side) for number in long]),
+        (long, [truncation.shortened(tokens[number], most, prompt_chars, side) for number in long]),
     ]
-    found = [
-        (numbers, model_client.embed(inputs, normalize=True, dimensions=dimensions))
-        for numbers, inputs in parts
-        if numbers
-    ]
-    rows = np.empty((len(texts), found[0][1].rows.shape[1]), np.float32)
-    for numbers, part in found:
-        rows[numbers] = part.rows
-    return rows, sum(part.tokens for _, part in found)
+    parts = []
+    for numbers, part in inputs:
+        if numbers:
+            found = model_client.embed(part, normalize=True, dimensions=_dimensions(asked))
+            parts.append((numbers, found.rows, found.tokens))
+    return _merged(parts)
+
+
+def _dimensions(asked: CohereRequest) -> int | None:
+    return None if asked.output_dimension is None else int(asked.output_dimension)
+
+
+def _merged(parts: list[tuple[list[int], np.ndarray, int]]) -> tuple[np.ndarray, int]:
+    """The rows of parts at their numbers, and all tokens."""
+    count = sum(len(numbers) for numbers, _, _ in parts)
+    rows = np.empty((count, parts[0][1].shape[1]), np.float32)
+    for numbers, found, _ in parts:
+        rows[numbers] = found
+    return rows, sum(tokens for _, _, tokens in parts)

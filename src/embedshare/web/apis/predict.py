@@ -10,8 +10,9 @@ import numpy as np
 from flask import Blueprint, Response
 from msgspec import Meta
 
+from embedshare import scores
 from embedshare.errors import EmptyInput, InvalidInput
-from embedshare.web import body, openapi, scores
+from embedshare.web import body, openapi
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, named
 from embedshare.web.errors import JSON, TeiError
 from embedshare.web.model_client import ModelClient

@@ -10,10 +10,11 @@ import numpy as np
 from flask import Blueprint, Response
 from msgspec import UNSET, Meta, UnsetType
 
+from embedshare import reranking, scores
 from embedshare.calls import ScoreResult
 from embedshare.errors import EmptyInput, InvalidInput
 from embedshare.telemetry import request_ids
-from embedshare.web import body, openapi, scores, truncation
+from embedshare.web import body, openapi, truncation
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, named
 from embedshare.web.errors import JSON, CohereError, TeiError
 from embedshare.web.model_client import ModelClient
@@ -181,7 +182,7 @@ def _reranked(
 
 
 def _scored(model_client: ModelClient, query: str, texts: list[str], *, truncate: bool = True) -> ScoreResult:
-    scores.check_reranks(model_client.description)
+    reranking.check(model_client.description)
     return model_client.score([query], texts, truncate=truncate)
 
 

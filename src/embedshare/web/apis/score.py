@@ -10,9 +10,10 @@ import msgspec
 from flask import Blueprint, Response
 from msgspec import UNSET, UnsetType
 
+from embedshare import reranking, scores
 from embedshare.errors import EmptyInput, InvalidInput
 from embedshare.telemetry import request_ids
-from embedshare.web import body, openapi, scores
+from embedshare.web import body, openapi
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped
 from embedshare.web.apis.openai import Usage
 from embedshare.web.errors import JSON, OpenAIError
@@ -77,7 +78,7 @@ def blueprint(models: Models) -> Blueprint:
         asked = body.read(decoder, _EXAMPLE, untyped=True, replaces_half_pairs=True)
         firsts, seconds = _pairs(asked)
         model_client = models.of(asked.model)
-        scores.check_reranks(model_client.description)
+        reranking.check(model_client.description)
         found = model_client.score(firsts, seconds)
         shown = scores.raw(found) if asked.use_activation is False else scores.activated(found)
         answer = {

@@ -44,12 +44,6 @@ def best_first(found: ScoreResult, most: int | None = None) -> list[int]:
     return [int(number) for number in np.argsort(-found.rows[:, 0], kind="stable")[:most]]
 
 
-def check_reranks(model: ModelDescription) -> None:
-    """Raise NotServed unless the model gives a pair one score."""
-    if "multi-vector" not in model.outputs and ("scores" not in model.outputs or len(model.labels) > 1):
-        raise NotServed(f"{model.model_name} does not rerank; it gives {model.can}")
-
-
 def check_classifies(model: ModelDescription) -> None:
     """Raise NotServed unless the model has labels."""
     if "scores" not in model.outputs:
