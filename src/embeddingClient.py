@@ -240,7 +240,8 @@ class EmbeddingClient(DropIn):
     def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
         """Float32 (n, dimension) for a list of n texts; (1, dimension) for one text, (0, dimension) for
         none."""
-        rows = self.encode([texts] if isinstance(texts, str) else texts, batch_size=batch_size)
+        given = as_texts([texts] if isinstance(texts, str) else texts)
+        rows = self.encode([{"text": text} for text in given], batch_size=batch_size)  # never an image's path
         return rows if len(rows) else np.empty((0, self.get_embedding_dimension()), np.float32)
 
     async def aencode(self, inputs: Any, **options: Any) -> Any:
