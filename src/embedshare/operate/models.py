@@ -24,7 +24,7 @@ class Client(Protocol):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     helps = {
-        "list": "show every model: its state, memory, last use, calls a second",
+        "list": "show every model: its state, memory, last use, calls a second, what it gives",
         "load": "load a model now",
         "unload": "unload a model after its last call; the next call loads it again",
         "pin": "never unload a model to make room for another",
@@ -55,7 +55,7 @@ def render(entries: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], 
     """The models as a table for a terminal; `before`: their entries that many seconds earlier, 0 for none."""
     calls_before = {one["id"]: one.get("calls", 0) for one in before}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("model", "state", "memory", "last call", "calls/s", "vectors of"):
+    for column in ("model", "state", "memory", "last call", "calls/s", "gives", "vectors of"):
         table.add_column(column, overflow="fold")
     for one in entries:
         rate = (one.get("calls", 0) - calls_before.get(one["id"], 0)) / seconds if seconds else 0.0
@@ -68,9 +68,16 @@ def render(entries: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], 
             f"{size / 1e6:,.0f} MB" if size else "",
             "" if idle_s is None else f"{idle_s:,.0f} s ago",
             f"{rate:.1f}" if seconds else "",
+            "" if model is None else _gives(model),
             "" if model is None else f"{model['model_name']} ({model['identity'][:12]}){_provider(one)}",
         )
     return table
+
+
+def _gives(model: dict[str, Any]) -> str:
+    """What a model makes of texts, with its family where that says more."""
+    family, outputs = model.get("family", "embedding"), ", ".join(model.get("outputs", ["dense"]))
+    return outputs if family in ("embedding", outputs) else f"{outputs} ({family})"
 
 
 def _provider(entry: dict[str, Any]) -> str:
