@@ -122,7 +122,7 @@ def measure(folder: Path, zipf_minutes: float) -> dict[str, Any]:
         _vary(copy / "model.safetensors", number)
     three = list(models)[:3]
     figures: dict[str, Any] = {}
-    with _server(folder, models) as server:
+    with serving(folder, models) as server:
         figures["first_load_s"] = [_seconds_to_first_answer(server, name) for name in three]
         figures["reload_s"] = [_reload(server, name) for name in three for _ in range(2)]
         rates: dict[str, list[float]] = {"one model": [], "three models": []}
@@ -141,7 +141,7 @@ def measure(folder: Path, zipf_minutes: float) -> dict[str, Any]:
         size = max(one["bytes"] for one in entries)
         zipf.expected(models, folder / "expected.npz")
         budget = int(size * (FIT + 0.5))
-        with _server(folder, models, EMBEDDING_MAX_MODEL_BYTES=str(budget)) as server:
+        with serving(folder, models, EMBEDDING_MAX_MODEL_BYTES=str(budget)) as server:
             figures["zipf"] = zipf.run(server, models, FIT, budget, zipf_minutes, folder)
     return figures
 
@@ -213,7 +213,8 @@ class _Server:
 
 
 @contextmanager
-def _server(folder: Path, models: dict[str, Path], **settings: str) -> Iterator[_Server]:
+def serving(folder: Path, models: dict[str, Path], **settings: str) -> Iterator[_Server]:
+    """A model server of these models by id, which ends with the block."""
     server = _Server(folder, models, **settings)
     try:
         server.wait()
