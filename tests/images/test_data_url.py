@@ -16,6 +16,7 @@ from embedshare.images.data_url import image_in
 def test_the_content_comes_back(content: bytes, kind: str) -> None:
     url = f"data:{kind};base64,{base64.b64encode(content).decode()}"
     assert image_in(url, max_bytes=300) == content
+    assert image_in(base64.b64encode(content).decode(), max_bytes=300) == content
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,9 @@ def test_the_content_comes_back(content: bytes, kind: str) -> None:
         ("data:text/plain;base64,aGk=", "no data URL"),
         ("data:image/png,abc", "no data URL"),
         ("data:image/png;base64", "no data URL"),
-        ("data:image/png;base64,a*b=", "no base64"),
-        ("data:image/png;base64,abc", "no base64"),
+        ("data:image/png;base64,a*b=", "not in base64"),
+        ("data:image/png;base64,abc", "not in base64"),
+        ("nowhere.png", "not in base64"),
         ("data:image/png;base64," + "A" * 800, "about 600 bytes; EMBEDDING_MAX_IMAGE_BYTES allows 300"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_text_is_cut_after_its_tokens(most: int, left: str, prompt: str) -> No
 
 
 def test_a_text_that_must_not_be_cut_is_named() -> None:
-    texts = [tokens("ab"), tokens("abcd")]
+    texts = {0: tokens("ab"), 1: tokens("abcd")}
     truncation.check_length(texts, 6)
     with pytest.raises(TooLarge, match="text 1 has 6 tokens"):
         truncation.check_length(texts, 5)

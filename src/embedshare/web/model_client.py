@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
@@ -21,8 +21,10 @@ from embedshare.calls import (
     are_tokens,
     prompt_of,
 )
-from embedshare.errors import TooLarge, UnknownModel
+from embedshare.errors import InvalidImage, NotServed, UnknownModel
 from embedshare.identity import ModelDescription, names_of
+from embedshare.images.addresses import ImageAddresses
+from embedshare.images.numbering import renumbered
 from embedshare.roles import Role
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
@@ -103,8 +105,9 @@ class ModelClient:
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
-        self.max_image_bytes = settings.server.max_image_bytes
         self.threads = settings.web.threads
+        self._image_addresses = ImageAddresses(settings)
+        self._timeout_s = settings.client.timeout_s
 
     def embed(
         self,
@@ -145,6 +148,26 @@ class ModelClient:
             task=request.task,
         )
 
+    def embed_images(self, addresses: Mapping[int, str], *, dimensions: int | None = None) -> EmbedResult:
+        """Vectors of length 1 of images; `addresses`: by their numbers in the request, see ImageAddresses.
+
+        Raises as `embed` does, NotServed for a model that reads no images, and InvalidImage.
+        """
+        self._request_limits.check([()] * len(addresses), "images")
+        usage.of_texts(len(addresses))
+        model = self.description
+        if "image" not in model.modalities:  # nothing is fetched for it
+            raise NotServed(f"{model.model_name} does not give embeddings of images; it gives {model.can}")
+        until = time.monotonic() + self._timeout_s
+        read = self._image_addresses.content
+        files = [read(address, number, until) for number, address in addresses.items()]
+        try:
+            found = self._model.embed_images(files, normalize=True, dimensions=dimensions)
+        except InvalidImage as error:
+            raise renumbered(error, list(addresses)) from None
+        _note(len(addresses), found)
+        return found
+
     def score(self, queries: list[str], documents: list[str], *, truncate: bool = True) -> ScoreResult:
         """The documents' scores, each for its query, or all for the only one; alone without queries.
 
@@ -184,20 +207,6 @@ class ModelClient:
             truncate=truncate,
         )
         _note(len(texts), found)
-        return found
-
-    def embed_images(self, images: list[bytes], *, dimensions: int | None = None) -> EmbedResult:
-        """The vectors of images' files, of length 1.
-
-        Raises as `embed` does, NotServed if the model reads no images, and InvalidImage.
-        """
-        if len(images) > self.max_texts:
-            raise TooLarge(
-                f"{len(images):,} images in one request; EMBEDDING_MAX_TEXTS allows {self.max_texts:,}"
-            )
-        usage.of_texts(len(images))
-        found = self._model.embed_images(images, normalize=True, dimensions=dimensions)
-        _note(len(images), found)
         return found
 
     def for_role(self, role: Role | None) -> ModelClient:

@@ -12,11 +12,12 @@ from flask import Blueprint, Response
 from msgspec import UNSET, Meta, UnsetType
 
 from embedshare.calls import Inputs, Output, are_tokens
-from embedshare.errors import InvalidInput, UnknownModel
-from embedshare.web import body, errors, openapi
+from embedshare.errors import InvalidImage, InvalidInput, UnknownModel
+from embedshare.web import body, errors, images, openapi
 from embedshare.web.apis.embed import REFUSED, dumped, in_base64
 from embedshare.web.apis.outputs import sparse_rows, token_rows
 from embedshare.web.errors import JSON, OpenAIError
+from embedshare.web.images import TextOrImage
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
@@ -27,19 +28,29 @@ _TOKENS: dict[str, Any] = {
     "minItems": 1,
     "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
 }
+_ITEM: dict[str, Any] = {
+    "type": "object",
+    "properties": {"text": {"type": "string"}, "image": {"type": "string"}},
+    "minProperties": 1,
+    "maxProperties": 1,
+}
 _FORMS: list[dict[str, Any]] = [
     {"type": "string"},
     {"type": "array", "minItems": 1, "items": {"type": "string"}},
     _TOKENS,
     {"type": "array", "minItems": 1, "items": _TOKENS},
+    {"type": "array", "minItems": 1, "items": _ITEM},
 ]
 
 _SEND_TEXTS = "send the texts themselves (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 
 
-#: A text, several, a text's token ids, or those of several.
+#: A text, several, a text's token ids, or those of several; or texts and images, in Jina's form.
 OpenAIInput = Annotated[
-    str | Annotated[list[str | _Token | Annotated[list[_Token], Meta(min_length=1)]], Meta(min_length=1)],
+    str
+    | Annotated[
+        list[str | _Token | Annotated[list[_Token], Meta(min_length=1)] | TextOrImage], Meta(min_length=1)
+    ],
     Meta(extra_json_schema={"anyOf": _FORMS}),
 ]
 
@@ -53,7 +64,8 @@ EmbeddingTypes = Annotated[list[EmbeddingType], Meta(min_length=1)] | None
 
 
 class OpenAIRequest(msgspec.Struct):
-    """A text, several, a text's token ids, or those of several; `user` and other fields are ignored.
+    """A text, several, a text's token ids, or those of several; or items of `text` or `image`. An image is a
+    data URL, base64, or a URL of an allowed host. `user` and other fields are ignored.
 
     Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them, and need `model` to be
     the served model's own name. Without `model` the served one answers. A name that ends with `-query`,
@@ -144,7 +156,7 @@ def blueprint(models: Models) -> Blueprint:
     @routes.post("/v1/embeddings", **_DECLARED)
     @openapi.describe(
         {200: OpenAIEmbeddings},
-        errors=REFUSED,
+        errors=(*REFUSED, InvalidImage),
         body=OpenAIRequest,
         examples={"texts": (_EXAMPLE, _EXAMPLE_ANSWER)},
     )
@@ -174,13 +186,16 @@ def blueprint(models: Models) -> Blueprint:
 def embeddings(models: Models, asked: OpenAIRequest) -> Response:
     """The answer to a request of embeddings."""
     model_client = models.prompted(asked.model)
-    given = inputs(asked.input)
-    if are_tokens(given):
-        check_tokens(given, asked.model, model_client, model_client.special_tokens)
     dimensions = None if asked.dimensions is None else int(asked.dimensions)
-    if not gives_dense_alone(asked):
-        return Response(dumped(_outputs(model_client, given, asked, dimensions)), content_type=JSON)
-    found = model_client.embed(given, normalize=True, dimensions=dimensions)
+    if _has_items(asked.input) and gives_dense_alone(asked):
+        found = images.embed(model_client, _items(asked.input), dimensions)
+    else:
+        given = inputs(asked.input)
+        if are_tokens(given):
+            check_tokens(given, asked.model, model_client, model_client.special_tokens)
+        if not gives_dense_alone(asked):
+            return Response(dumped(_outputs(model_client, given, asked, dimensions)), content_type=JSON)
+        found = model_client.embed(given, normalize=True, dimensions=dimensions)
     answered = answer(found.rows, form_of(asked), found.description.model_name, found.tokens)
     return Response(dumped(answered), content_type=JSON)
 
@@ -266,10 +281,24 @@ def check_tokens(
             )
 
 
+def _has_items(given: str | list[Any]) -> bool:
+    return isinstance(given, list) and any(isinstance(one, TextOrImage) for one in given)
+
+
+def _items(given: str | list[Any]) -> list[TextOrImage]:
+    """Texts and images. Raises InvalidInput for token ids among them."""
+    items = [TextOrImage(one) if isinstance(one, str) else one for one in given]
+    if not all(isinstance(item, TextOrImage) for item in items):
+        raise InvalidInput("`input` must hold no token ids among texts and images")
+    return items
+
+
 def inputs(given: str | list[Any]) -> Inputs:
-    """Texts, or sequences of token ids. Raises InvalidInput for a list of both."""
+    """Texts, or sequences of token ids. Raises InvalidInput for a list of both, and for images."""
     if isinstance(given, str):
         return [given]
+    if _has_items(given):
+        raise InvalidInput("`input` must hold texts or token ids here, not images")
     kinds = set(map(type, given))
     if len(kinds) > 1:
         raise InvalidInput(
