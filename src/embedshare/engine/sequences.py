@@ -73,6 +73,9 @@ class Tokenizing(Protocol):
     def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text with `prompt` before it, also beyond the longest sequence."""
 
+    def vocabulary(self) -> list[str]:
+        """The text of each token id; "" for an id without a token."""
+
 
 class PairTokenizing(Tokenizing, Protocol):
     """Turns pairs of texts into a cross-encoder's sequences too."""

@@ -200,6 +200,9 @@ class Local(LoadedProvider):
         prompt = prompt_of(request, self.description)
         return [[*one] for one in self._tokenizer.detailed(self._texts(request), prompt, special_tokens)]
 
+    def vocabulary(self, context: CallContext = UNBOUNDED) -> list[str]:
+        return self._tokenizer.vocabulary()
+
     def describe(self, context: CallContext = UNBOUNDED) -> ModelDescription:
         return self.description
 
