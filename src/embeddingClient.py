@@ -264,16 +264,18 @@ class EmbeddingClient(DropIn):
         self,
         inputs: list[str] | list[list[int]],
         *,
-        prompt_name: str | None = None,
+        prompt_name: str | tuple[str, ...] | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
         truncate: bool = True,
+        task: str | None = None,
     ) -> EmbedResult:
         """Vectors for texts, or for sequences of the model's own token ids, with counts, timings and model.
 
-        Token ids are embedded as they are: with the special tokens that they hold, and without a prompt.
-        `dimensions`: values kept of each vector. Without `truncate` a text longer than the model's longest
-        sequence is TooLarge, as a sequence of ids always is. Raises InvalidInput, and what `encode` raises.
+        Of several prompt names the first that the model has is used; `task`: the texts' purpose. Token ids
+        are embedded as they are: with the special tokens that they hold, and without a prompt. `dimensions`:
+        values kept of each vector. Without `truncate` a text longer than the model's longest sequence is
+        TooLarge, as a sequence of ids always is. Raises InvalidInput, and what `encode` raises.
         """
         tokens = are_tokens(inputs)
         if tokens and not all(
@@ -283,7 +285,7 @@ class EmbeddingClient(DropIn):
         if dimensions is not None:
             _check_dimensions(dimensions, self.describe())
         texts, kept = inputs if tokens else as_texts(inputs), dimensions or self.truncate_dim
-        request = EmbedRequest(texts, None, prompt_name, self._prompts, normalize, kept, truncate)
+        request = EmbedRequest(texts, None, prompt_name, self._prompts, normalize, kept, truncate, task)
         answer = self._embedder.embed(request)
         if dimensions is not None:
             _check_dimensions(dimensions, answer.description)  # the client may have followed another model
@@ -313,7 +315,7 @@ class EmbeddingClient(DropIn):
         outputs: Sequence[Output],
         *,
         prompt: str | None = None,
-        prompt_name: str | None = None,
+        prompt_name: str | tuple[str, ...] | None = None,
         task: str | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
@@ -349,7 +351,11 @@ class EmbeddingClient(DropIn):
         return self._embedder.embed_images(images, request)
 
     def tokens(
-        self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
+        self,
+        texts: list[str],
+        *,
+        prompt_name: str | tuple[str, ...] | None = None,
+        special_tokens: bool = True,
     ) -> list[list[Token]]:
         """Every token of each text, without truncation: its id, its text, whether the tokenizer added it, and
         the positions of its first character and after its last one (None for an added token)."""

@@ -31,7 +31,7 @@ def is_single(inputs: Any) -> bool:
     """Whether this is one input, not a batch."""
     if isinstance(inputs, str | bytes | dict | Path):
         return True
-    return _is_pillow(inputs) or (_is_pixels(inputs) and inputs.dtype.kind not in "UO")
+    return _is_pillow(inputs) or _is_pixels(inputs)
 
 
 def may_be_image(item: Any) -> bool:
@@ -158,8 +158,10 @@ def _is_pillow(item: Any) -> bool:
 
 
 def _is_pixels(item: Any) -> bool:
-    """Whether this is an array or a tensor of three dimensions."""
-    return getattr(item, "ndim", None) == 3 and hasattr(item, "__array__")
+    """Whether this is an array or a tensor of numbers with three dimensions."""
+    if getattr(item, "ndim", None) != 3 or not hasattr(item, "__array__"):
+        return False
+    return not (isinstance(item, np.ndarray) and item.dtype.kind in "UO")  # texts
 
 
 def _rgb(image: Any) -> np.ndarray:

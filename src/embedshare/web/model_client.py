@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
-from embedshare.errors import UnknownModel
+from embedshare.calls import (
+    EmbedRequest,
+    EmbedResult,
+    Inputs,
+    Output,
+    OutputsResult,
+    ScoreResult,
+    Token,
+    are_tokens,
+    prompt_of,
+)
+from embedshare.errors import TooLarge, UnknownModel
 from embedshare.identity import ModelDescription, names_of
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
+from embedshare.web import roles
 from embedshare.web.coalescer import Coalescer
 from embedshare.web.guards.request_limits import RequestLimits
+from embedshare.web.roles import Role
 
 #: Ollama's word for a model's newest version, with which a name may end.
 LATEST = ":latest"
@@ -29,13 +42,29 @@ class Model(Protocol):
         self,
         inputs: Inputs,
         *,
-        prompt_name: str | None,
+        prompt_name: str | tuple[str, ...] | None,
         normalize: bool,
         dimensions: int | None,
         truncate: bool,
+        task: str | None,
+    ) -> EmbedResult: ...
+    def score(self, queries: list[str], documents: list[str], *, truncate: bool) -> ScoreResult: ...
+    def outputs(
+        self,
+        inputs: list[str],
+        outputs: tuple[Output, ...],
+        *,
+        prompt_name: str | tuple[str, ...] | None,
+        task: str | None,
+        normalize: bool,
+        dimensions: int | None,
+        truncate: bool,
+    ) -> OutputsResult: ...
+    def embed_images(
+        self, images: list[bytes], *, normalize: bool, dimensions: int | None
     ) -> EmbedResult: ...
     def tokens(
-        self, texts: list[str], *, prompt_name: str | None, special_tokens: bool
+        self, texts: list[str], *, prompt_name: str | tuple[str, ...] | None, special_tokens: bool
     ) -> list[list[Token]]: ...
     def describe(self) -> ModelDescription: ...
     def stats(self) -> dict[str, Any]: ...
@@ -70,9 +99,11 @@ class ModelClient:
         self._request_limits = request_limits
         self._coalescer = Coalescer(self._ask, is_busy)
         self.entry = entry
+        self._role: Role | None = None
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
+        self.max_image_bytes = settings.server.max_image_bytes
         self.threads = settings.web.threads
 
     def embed(
@@ -90,30 +121,90 @@ class ModelClient:
         """
         self._request_limits.check(inputs)
         usage.of_texts(len(inputs))
+        role = self._role if prompt_name is None and not are_tokens(inputs) else None
         found = self._coalescer.ask(
             EmbedRequest(
                 inputs,
-                prompt_name=prompt_name,
+                prompt_name=prompt_name if role is None else role.prompt_names,
                 normalize=self._normalize() if normalize is None else normalize,
                 dimensions=dimensions,
                 truncate=truncate,
+                task=None if role is None else role.task,
             )
         )
-        usage.of_tokens(found.tokens)
-        if tracing.enabled:
-            told = {tracing.TEXTS: len(inputs), tracing.TOKENS: found.tokens}
-            tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
+        _note(len(inputs), found)
         return found
 
     def _ask(self, request: EmbedRequest) -> EmbedResult:
-        assert not isinstance(request.prompt_name, tuple)  # `embed` takes one name
         return self._model.embed(
             request.inputs,
             prompt_name=request.prompt_name,
             normalize=request.normalize,
             dimensions=request.dimensions,
             truncate=request.truncate,
+            task=request.task,
         )
+
+    def score(self, queries: list[str], documents: list[str], *, truncate: bool = True) -> ScoreResult:
+        """The documents' scores, each for its query, or all for the only one; alone without queries.
+
+        Raises as `embed` does, and NotServed if the model has no scores.
+        """
+        self._request_limits.check(documents, "documents")
+        self._request_limits.check(queries, "queries")
+        usage.of_texts(len(documents))
+        found = self._model.score(queries, documents, truncate=truncate)
+        _note(len(documents), found)
+        return found
+
+    def outputs(
+        self,
+        texts: list[str],
+        outputs: tuple[Output, ...],
+        *,
+        prompt_name: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> OutputsResult:
+        """Several outputs of the texts from one pass. A prompt for queries or documents says the task too.
+
+        Raises as `embed` does, and NotServed for an output that the model does not have.
+        """
+        self._request_limits.check(texts)
+        usage.of_texts(len(texts))
+        role = self._role if prompt_name is None else roles.of_prompt(prompt_name)
+        found = self._model.outputs(
+            texts,
+            outputs,
+            prompt_name=prompt_name if role is None or prompt_name is not None else role.prompt_names,
+            task=None if role is None else role.task,
+            normalize=normalize,
+            dimensions=dimensions,
+            truncate=truncate,
+        )
+        _note(len(texts), found)
+        return found
+
+    def embed_images(self, images: list[bytes], *, dimensions: int | None = None) -> EmbedResult:
+        """The vectors of images' files, of length 1.
+
+        Raises as `embed` does, NotServed if the model reads no images, and InvalidImage.
+        """
+        if len(images) > self.max_texts:
+            raise TooLarge(
+                f"{len(images):,} images in one request; EMBEDDING_MAX_TEXTS allows {self.max_texts:,}"
+            )
+        usage.of_texts(len(images))
+        found = self._model.embed_images(images, normalize=True, dimensions=dimensions)
+        _note(len(images), found)
+        return found
+
+    def for_role(self, role: Role | None) -> ModelClient:
+        """The same model for texts of this role."""
+        other = copy(self)
+        other._role = role
+        return other
 
     def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text: id, text, whether it is special, start, stop."""
@@ -122,6 +213,18 @@ class ModelClient:
         found = self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)
         usage.of_tokens(sum(map(len, found)))
         return found
+
+    def tokenized(self, texts: list[str], special_tokens: bool = True) -> list[list[Token]]:
+        """The same for texts that are asked for next, with the prompt of their role; not counted as used."""
+        self._request_limits.check(texts)
+        names = None if self._role is None else self._role.prompt_names
+        return self._model.tokens(texts, prompt_name=names, special_tokens=special_tokens)
+
+    @property
+    def prompt(self) -> str:
+        """The text before each text of the role."""
+        names = None if self._role is None else self._role.prompt_names
+        return prompt_of(EmbedRequest([], prompt_name=names), self.description)
 
     @property
     def description(self) -> ModelDescription:
@@ -213,6 +316,29 @@ class ModelClient:
                 f"the model {name[:100]!r} is not served here; served: {', '.join(allowed)} "
                 "(EMBEDDING_MODEL_ALIASES adds names)"
             )
+
+
+def _note(texts: int, found: EmbedResult | ScoreResult | OutputsResult) -> None:
+    """Count the tokens that a call has read."""
+    usage.of_tokens(found.tokens)
+    if tracing.enabled:
+        told = {tracing.TEXTS: texts, tracing.TOKENS: found.tokens}
+        tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
+
+
+def capabilities(model: ModelDescription | None) -> list[str]:
+    """What a model can do, in lists of models: one that was never loaded is taken for an embedding model."""
+    if model is None:
+        return ["embeddings"]
+    scored = "rerank" if len(model.labels) < 2 else "classification"
+    named = {
+        "dense": ("embeddings",),
+        "sparse": ("sparse embeddings",),
+        "multi-vector": ("multi-vector embeddings", "rerank"),
+        "scores": (scored,),
+    }
+    images = ["images"] if "image" in model.modalities else []
+    return [one for output in model.outputs for one in named[output]] + images
 
 
 def served_name(model_client: ModelClient) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import numpy as np
 from flask import Blueprint, Response
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
-from embedshare.calls import Inputs, are_tokens
+from embedshare.calls import Inputs, Output, are_tokens
 from embedshare.errors import InvalidInput, UnknownModel
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED, dumped, in_base64
+from embedshare.web.apis.outputs import sparse_rows, token_rows
 from embedshare.web.errors import JSON, OpenAIError
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
@@ -43,25 +44,47 @@ OpenAIInput = Annotated[
 ]
 
 
+#: The types of `embedding_types`, and the model's output of each.
+_OUTPUTS: dict[str, Output] = {
+    "float": "dense", "base64": "dense", "sparse": "sparse", "multi_vector": "multi-vector",
+}  # fmt: skip
+EmbeddingType = Literal["float", "base64", "sparse", "multi_vector"]
+EmbeddingTypes = Annotated[list[EmbeddingType], Meta(min_length=1)] | None
+
+
 class OpenAIRequest(msgspec.Struct):
     """A text, several, a text's token ids, or those of several; `user` and other fields are ignored.
 
     Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them, and need `model` to be
-    the served model's own name. Without `model` the served one answers.
+    the served model's own name. Without `model` the served one answers. A name that ends with `-query`,
+    `-passage` or `-document` asks for the model's prompt for such texts. `embedding_types`: several outputs
+    of the model from one pass, for texts; `float` and `base64` are its dense vectors.
     """
 
     input: OpenAIInput
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
+    embedding_types: EmbeddingTypes = None
 
 
-class OpenAIEmbedding(msgspec.Struct):
-    """One input's vector: numbers, or base64 of its little-endian float32 values."""
+class SparseEmbedding(msgspec.Struct):
+    """Weights of tokens of the vocabulary, by their ids in ascending order."""
+
+    indices: list[int]
+    values: list[float]
+
+
+class OpenAIEmbedding(msgspec.Struct, omit_defaults=True):
+    """One input's vector: numbers, or base64 of its little-endian float32 values; empty where
+    `embedding_types` asks for other outputs alone."""
 
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
+    sparse_embedding: SparseEmbedding | None = None
+    multi_vector_embedding: list[list[float]] | None = None
+    """A vector for each token."""
 
 
 class Usage(msgspec.Struct):
@@ -81,12 +104,14 @@ class OpenAIEmbeddings(msgspec.Struct):
 
 
 class OpenAIModel(msgspec.Struct):
-    """A name for the model."""
+    """A name for the model; `family` and `outputs` say what it is once it was loaded."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    family: str | UnsetType = UNSET
+    outputs: list[str] | UnsetType = UNSET
 
 
 class OpenAIModels(msgspec.Struct):
@@ -134,30 +159,52 @@ def blueprint(models: Models) -> Blueprint:
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
         """The models' listed names."""
-        names = dict.fromkeys(name for one in models.all() for name in one.names)
-        return body.answer(OpenAIModels("list", [described(name, created) for name in names]))
+        names = {name: one for one in models.all() for name in one.names}
+        return body.answer(OpenAIModels("list", [described(*listed, created) for listed in names.items()]))
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
         """Whether a model answers to a name, which may hold slashes."""
-        models.of(name)
-        return body.answer(described(name, created))
+        return body.answer(described(name, models.of(name), created))
 
     return routes
 
 
 def embeddings(models: Models, asked: OpenAIRequest) -> Response:
     """The answer to a request of embeddings."""
-    model_client = models.of(asked.model)
+    model_client = models.prompted(asked.model)
     given = inputs(asked.input)
     if are_tokens(given):
         check_tokens(given, asked.model, model_client, model_client.special_tokens)
-    found = model_client.embed(
-        given, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
-    )
-    answered = answer(found.rows, asked.encoding_format, found.description.model_name, found.tokens)
+    dimensions = None if asked.dimensions is None else int(asked.dimensions)
+    types = asked.embedding_types or ["float"]
+    if not {"sparse", "multi_vector"}.isdisjoint(types):
+        return Response(dumped(_outputs(model_client, given, types, dimensions)), content_type=JSON)
+    found = model_client.embed(given, normalize=True, dimensions=dimensions)
+    form = "base64" if "base64" in types else asked.encoding_format
+    answered = answer(found.rows, form, found.description.model_name, found.tokens)
     return Response(dumped(answered), content_type=JSON)
+
+
+def _outputs(
+    model_client: ModelClient, given: Inputs, types: list[EmbeddingType], dimensions: int | None
+) -> dict[str, Any]:
+    """The answer with these outputs. Raises InvalidInput for token ids, and NotServed."""
+    if are_tokens(given):
+        raise InvalidInput("`embedding_types` other than float and base64 need texts, not token ids")
+    wanted = tuple(dict.fromkeys(_OUTPUTS[name] for name in types))
+    found = model_client.outputs(cast("list[str]", given), wanted, normalize=True, dimensions=dimensions)
+    rows: Any = [()] * len(given) if found.dense is None else found.dense
+    form = "base64" if "base64" in types else "float"
+    answered = answer(rows, None if found.dense is None else form, found.description.model_name, found.tokens)
+    if found.sparse is not None:
+        for item, (indices, values) in zip(answered["data"], sparse_rows(found.sparse), strict=True):
+            item["sparse_embedding"] = {"indices": indices, "values": values}
+    if found.multi_vector is not None:
+        for item, vectors in zip(answered["data"], token_rows(found.multi_vector), strict=True):
+            item["multi_vector_embedding"] = vectors
+    return answered
 
 
 def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> dict[str, Any]:
@@ -174,9 +221,13 @@ def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> 
     }
 
 
-def described(name: str, created: int) -> OpenAIModel:
+def described(name: str, model_client: ModelClient, created: int) -> OpenAIModel:
     """A listed name of a model."""
-    return OpenAIModel(name, "model", created, "embedshare")
+    known = model_client.known
+    listed = OpenAIModel(name, "model", created, "embedshare")
+    if known is not None:
+        listed.family, listed.outputs = known.family, list(known.outputs)
+    return listed
 
 
 def check_tokens(
