@@ -41,6 +41,11 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "413", "422"]
 include-path-regex = "^/index(/[{]index[}]/documents)?$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
 
+# The only model reranks nothing.
+[[operations]]
+include-path-regex = "^/(search|index/[{]index[}]/search)$"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
+
 # A body of any text is no list of texts, and a job of a made-up id does not exist.
 [[operations]]
 include-path-regex = "^/(api/v1/jobs|v1/batches|v1/files)"
