@@ -37,11 +37,15 @@ from embedshare.calls import (
     are_tokens,
 )
 from embedshare.client import splitting
+from embedshare.client.cross_encoder import CrossEncoder
 from embedshare.client.embedder import Embedder
 from embedshare.client.failover_policy import State
+from embedshare.client.model_view import ModelView
+from embedshare.client.multi_vector_encoder import MultiVectorEncoder
 from embedshare.client.rerankers import Rerankers
 from embedshare.client.sentence_transformers import DropIn
 from embedshare.client.shared_model import as_texts, wants_progress
+from embedshare.client.sparse_encoder import SparseEncoder
 from embedshare.errors import EmbedshareError, InvalidInput, InvalidSetting, MissingDependency, SwapRefused
 from embedshare.identity import ModelDescription
 from embedshare.ipc import codec
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from embedshare.websearch.pipeline import Found, WebSearch
 
 T = TypeVar("T")
+V = TypeVar("V", bound=ModelView)
 #: Seconds within which a health check has its answer: a load balancer's own check often waits five.
 HEALTH_S = 3.0
 #: Attributes that a copy of a client keeps. It also keeps the settings, and attributes of a subclass.
@@ -685,6 +690,35 @@ def get_embedding_model(model: str = "") -> EmbeddingClient:
     `model`: an id or an alias of one of the server's models; by default the server's default model.
     """
     return get_embedding_client(model)
+
+
+_views: dict[tuple[type[ModelView], str], Any] = {}
+
+
+def _view(kind: type[V], model: str) -> V:
+    """This process's view of a model as one of a kind; a new one after `close()`."""
+    client = get_embedding_client(model)
+    with _clients_lock:
+        view = _views.get((kind, model))
+        if view is None or view.client is not client:
+            view = _views[kind, model] = kind(client)
+        return cast("V", view)
+
+
+def get_reranker(model: str = "") -> CrossEncoder:
+    """This process's cross-encoder: `predict` and `rank` of sentence-transformers' CrossEncoder, by the
+    shared model or by a local one, as get_embedding_model's. A multi-vector model ranks too."""
+    return _view(CrossEncoder, model)
+
+
+def get_sparse_encoder(model: str = "") -> SparseEncoder:
+    """This process's sparse encoder, with the methods of sentence-transformers' SparseEncoder."""
+    return _view(SparseEncoder, model)
+
+
+def get_multi_vector_encoder(model: str = "") -> MultiVectorEncoder:
+    """This process's multi-vector encoder, with the methods of sentence-transformers' MultiVectorEncoder."""
+    return _view(MultiVectorEncoder, model)
 
 
 async def fast_web_search_with_embeddings(

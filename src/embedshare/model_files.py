@@ -55,6 +55,8 @@ _DEFAULT_TOKENS = {
     "cls_token": ("[CLS]", "<s>"), "mask_token": ("[MASK]", "<mask>"), "bos_token": ("<s>",),
     "eos_token": ("</s>",),
 }  # fmt: skip
+#: Layers over a BGE-M3's tokens, in torch's own format.
+TOKEN_LAYERS = ("sparse_linear.pt", "colbert_linear.pt")
 #: Folders that embedding a text never reads: notes, and the same weights in forms for other runtimes.
 _NOTES = re.compile(
     r"readme|license|notice|data_config\.json|generation_config\.json|.*\.(md|png|pdf)\Z", re.I
@@ -72,6 +74,12 @@ def counted(folder: Path) -> Iterator[Path]:
         yield path
     left_out = {path for path in _read(folder) if path.is_file()} - set(seen)
     yield from sorted(left_out, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def token_layers(folder: Path) -> tuple[Path, Path] | None:
+    """The layers of a BGE-M3's folder for weights and vectors of tokens; None for a model without them."""
+    sparse, colbert = (folder / name for name in TOKEN_LAYERS)
+    return (sparse, colbert) if sparse.is_file() and colbert.is_file() else None
 
 
 def holds_model(folder: Path) -> bool:
@@ -109,6 +117,7 @@ def _counted_before(folder: Path) -> Iterator[Path]:
 def _read(folder: Path) -> Iterator[Path]:
     """Every file that loading some module reads."""
     yield from _read_in_root(folder)
+    yield from token_layers(folder) or ()
     yield from (path for path in folder.rglob("*.py") if not _is_hidden(path.relative_to(folder)))
     for path, kind in _modules(folder):
         if path != ".":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.engine import small_models
 from tests.engine.small_models import SIZES, tokenizer
 
 BERT = {"vocab_size": 30522, "pad_token_id": 0, "max_position_embeddings": 260, **SIZES}
@@ -32,31 +33,75 @@ def _trunk(folder: Path, family: str, kind: str, config: dict[str, Any], words: 
 
 
 def cross_encoder(
-    folder: Path, labels: int = 1, family: str = "Bert", config: dict[str, Any] | None = None, **options: Any
+    folder: Path,
+    labels: int = 1,
+    family: str = "Bert",
+    config: dict[str, Any] | None = None,
+    words: Any = None,
+    kind: str = "ForSequenceClassification",
+    **options: Any,
 ) -> Path:
     """A reranker, or a classifier of several labels, as `CrossEncoder` saves it."""
     from sentence_transformers import CrossEncoder
 
-    trunk = _trunk(folder, family, "ForSequenceClassification", {**(config or BERT), "num_labels": labels})
+    trunk = _trunk(folder, family, kind, {**(config or BERT), "num_labels": labels}, words)
     CrossEncoder(str(trunk), device="cpu", **options).save_pretrained(str(folder / "model"))
     return folder / "model"
 
 
-def sparse(folder: Path, **options: Any) -> Path:
-    """A SPLADE model, as `SparseEncoder` saves it."""
+def sparse(
+    folder: Path,
+    family: str = "Bert",
+    config: dict[str, Any] | None = None,
+    pooling: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """A SPLADE model, as `SparseEncoder` saves it; `pooling`: its SpladePooling."""
     from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
 
-    trunk = _trunk(folder, "Bert", "ForMaskedLM", BERT)
-    SparseEncoder(str(trunk), device="cpu", **options).save_pretrained(str(folder / "model"))
+    trunk = _trunk(folder, family, "ForMaskedLM", config or BERT)
+    modules = [Transformer(str(trunk), transformer_task="fill-mask"), SpladePooling(**pooling or {})]
+    SparseEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder / "model"))
     return folder / "model"
 
 
-def multi_vector(folder: Path, **options: Any) -> Path:
-    """A ColBERT-like model, as `MultiVectorEncoder` saves it."""
+def multi_vector(
+    folder: Path,
+    family: str = "Bert",
+    config: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
+    mask: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """A ColBERT-like model, as `MultiVectorEncoder` saves it; `first`: attributes of its Transformer, `mask`:
+    its MultiVectorMask."""
     import torch
     from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    trunk = _trunk(folder, "Bert", "Model", BERT)
-    torch.manual_seed(7)  # of its projection
-    MultiVectorEncoder(str(trunk), device="cpu", **options).save_pretrained(str(folder / "model"))
+    transformer = Transformer(str(_trunk(folder, family, "Model", config or BERT)))
+    for name, value in (first or {}).items():
+        setattr(transformer, name, value)
+    torch.manual_seed(7)
+    tokens = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+    projection = Dense(SIZES["hidden_size"], 24, bias=False, activation_function=None, **tokens)
+    modules = [transformer, projection, MultiVectorMask(**mask or {}), Normalize("token_embeddings")]
+    MultiVectorEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder / "model"))
     return folder / "model"
+
+
+def several(folder: Path) -> Path:
+    """A model of three outputs, in the files of BGE-M3."""
+    import torch
+
+    trunk = small_models.trunk(folder, "XLMRoberta", BERT)
+    parts = [*small_models.pooled(trunk, "cls"), small_models.modules().Normalize()]
+    made = small_models.saved(folder, parts)
+    torch.manual_seed(8)
+    size = SIZES["hidden_size"]
+    for name, outputs in (("sparse_linear", 1), ("colbert_linear", size)):
+        torch.save(torch.nn.Linear(size, outputs).state_dict(), made / f"{name}.pt")
+    return made

@@ -212,6 +212,10 @@ class Embedder:
             "tokenize", lambda provider, context: provider.tokens(request, special_tokens, context)
         )
 
+    def vocabulary(self) -> list[str]:
+        """The text of each token id. Raises NotServed."""
+        return self._call("query", lambda provider, context: provider.vocabulary(context))
+
     def active_operations(self, limit: float = float("inf")) -> int:
         """Queued and running calls of the provider that answers."""
         return int(

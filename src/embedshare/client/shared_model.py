@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import operator
 import sys
@@ -17,7 +16,7 @@ from loguru import logger
 
 from embedshare.calls import EmbedRequest, Prompts
 from embedshare.client.embedder import Embedder
-from embedshare.client.similarity import unknown
+from embedshare.client.similarity import is_torch_installed, unknown
 from embedshare.client.unserved import Unserved
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
@@ -268,7 +267,7 @@ def _features(ids: list[list[int]], described: ModelDescription) -> dict[str, An
     features: dict[str, Any] = {
         name: array for name, array in arrays.items() if name in described.tokenizer_inputs
     }
-    if importlib.util.find_spec("torch") is not None:
+    if is_torch_installed():
         import torch  # SentenceTransformer's callers expect tensors here
 
         features = {name: torch.from_numpy(array) for name, array in features.items()}

@@ -19,7 +19,7 @@ NAMES = ("cosine", "dot", "euclidean", "manhattan")
 
 def similarity(name: str, first: Any, second: Any) -> Any:
     """Scores of all pairs, float32 (n1, n2), for embeddings of shape (n, dimension) or (dimension,)."""
-    a, b = np.atleast_2d(_float32(first)), np.atleast_2d(_float32(second))
+    a, b = np.atleast_2d(as_array(first)), np.atleast_2d(as_array(second))
     _check_dimensions(a, b)
     if name == "cosine":
         scores = _unit(a) @ _unit(b).T
@@ -38,7 +38,7 @@ def similarity(name: str, first: Any, second: Any) -> Any:
 
 def similarity_pairwise(name: str, first: Any, second: Any) -> Any:
     """Scores of row i with row i, float32 (n,)."""
-    a, b = _float32(first), _float32(second)
+    a, b = as_array(first), as_array(second)
     _check_dimensions(a, b)
     if name == "cosine":
         scores = (_unit(a) * _unit(b)).sum(axis=-1)
@@ -58,9 +58,10 @@ def unknown(name: object, known: Sequence[str] = NAMES) -> InvalidInput:
     return InvalidInput(f"similarity_fn_name is {name!r}; allowed: {', '.join(known)}")
 
 
-def _float32(embeddings: Any) -> np.ndarray:
+def as_array(embeddings: Any) -> np.ndarray:
+    """Embeddings as a float32 array, from tensors and lists too."""
     if isinstance(embeddings, list | tuple):
-        embeddings = np.stack([_float32(row) for row in embeddings]) if len(embeddings) else np.empty((0, 0))
+        embeddings = np.stack([as_array(row) for row in embeddings]) if len(embeddings) else np.empty((0, 0))
     elif hasattr(embeddings, "detach"):  # a tensor, without importing torch to ask
         embeddings = embeddings.detach().cpu().float().numpy()
     return np.asarray(embeddings, np.float32)
@@ -76,8 +77,14 @@ def _check_dimensions(a: np.ndarray, b: np.ndarray) -> None:
         raise InvalidInput(f"embeddings of {a.shape[-1]} and of {b.shape[-1]} dimensions cannot be compared")
 
 
+def is_torch_installed() -> bool:
+    """Whether a result can be a tensor, as sentence-transformers' is. It imports nothing."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def as_tensor(scores: np.ndarray) -> Any:
-    if importlib.util.find_spec("torch") is None:
+    """A tensor of the array where torch is installed, else the array."""
+    if not is_torch_installed():
         return scores
     import torch  # the caller asks for a tensor by calling this
 

@@ -17,15 +17,15 @@ from embedshare.client.similarity import NAMES
 from embedshare.errors import NotServed
 from embedshare.identity import ModelDescription
 
-_WEIGHTS = "the weights are in the model server; load a SentenceTransformer of your own to work on them"
-_TRAINING = (
+WEIGHTS = "the weights are in the model server; load a SentenceTransformer of your own to work on them"
+TRAINING = (
     "a shared model is not trained; train a SentenceTransformer of your own, and have the server serve its "
     "folder with swap_model(folder)"
 )
 _SAVING = "the model's files are the server's; its folder or name is EMBEDDING_MODEL_NAME"
 _TOKENIZER = "tokenize(texts) gives the shared tokenizer's ids, tokens(texts) each token with its place"
 
-_OF_THE_WEIGHTS = """
+_OF_THEWEIGHTS = """
     active_adapter active_adapters add_adapter add_module append buffers check_peft_compatible_model
     children delete_adapter disable_adapters enable_adapters extend forward get_adapter_state_dict
     get_buffer get_extra_state get_parameter get_sentence_features get_submodule insert load load_adapter
@@ -38,13 +38,13 @@ _OF_THE_WEIGHTS = """
 """
 #: Methods that need the model itself, and their alternatives.
 METHODS: dict[str, str] = {
-    **dict.fromkeys(_OF_THE_WEIGHTS.split(), _WEIGHTS),
-    **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], _TRAINING),
+    **dict.fromkeys(_OF_THEWEIGHTS.split(), WEIGHTS),
+    **dict.fromkeys(["fit", "gradient_checkpointing_enable", "old_fit", "smart_batching_collate"], TRAINING),
     **dict.fromkeys(["push_to_hub", "save", "save_pretrained", "save_to_hub"], _SAVING),
 }
 #: Properties that need it, and their alternatives.
 PROPERTIES: dict[str, str] = {
-    **dict.fromkeys(["T_destination", "config", "model_card_data_class", "transformers_model"], _WEIGHTS),
+    **dict.fromkeys(["T_destination", "config", "model_card_data_class", "transformers_model"], WEIGHTS),
     "processor": _TOKENIZER,
     "tokenizer": _TOKENIZER,
     "trust_remote_code": "EMBEDDING_TRUST_REMOTE_CODE is a setting of the model server",
@@ -72,15 +72,15 @@ class ModelCardData:
         self.eval_results_dict[evaluator] = dict(metrics)
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise NotServed(f"model_card_data.{name}: a shared model has no model card; {_WEIGHTS}")
+        raise NotServed(f"model_card_data.{name}: a shared model has no model card; {WEIGHTS}")
 
 
 class Unserved:
     """The names of SentenceTransformer that are not part of embedding."""
 
-    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar = NAMES
-    default_huggingface_organization: ClassVar = "sentence-transformers"
-    model_type: ClassVar = "SentenceTransformer"
+    SUPPORTED_SIMILARITY_FN_NAMES: ClassVar[tuple[str, ...]] = NAMES
+    default_huggingface_organization: ClassVar[str | None] = "sentence-transformers"
+    model_type: ClassVar[str] = "SentenceTransformer"
     call_super_init: ClassVar = False
     dump_patches: ClassVar = False
     is_hpu_graph_enabled: ClassVar = False
@@ -174,7 +174,7 @@ class Unserved:
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """This object, for False: the shared model's weights never get gradients."""
         if requires_grad:
-            raise NotServed(f"requires_grad_(): {_TRAINING}")
+            raise NotServed(f"requires_grad_(): {TRAINING}")
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -214,13 +214,13 @@ class Unserved:
     ) -> Iterator[tuple[str, Any]]:
         """NotServed; none for a module that holds this object, which asks with its `memo`."""
         if memo is None:
-            raise _refusal("named_modules()", _WEIGHTS)
+            raise _refusal("named_modules()", WEIGHTS)
         return iter(())
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         """NotServed; adds nothing for a module that holds this object, which asks with its `destination`."""
         if destination is None:
-            raise _refusal("state_dict()", _WEIGHTS)
+            raise _refusal("state_dict()", WEIGHTS)
         return destination
 
     def _apply(self, fn: Callable[[Any], object], recurse: bool = True) -> Any:
@@ -232,7 +232,7 @@ class Unserved:
         return None
 
     def __getitem__(self, index: Any) -> NoReturn:
-        raise _refusal(f"model[{index!r}]", _WEIGHTS)
+        raise _refusal(f"model[{index!r}]", WEIGHTS)
 
     def _check_device(self, wanted: str) -> None:
         here = self.describe().device
@@ -260,14 +260,14 @@ def _refusal(what: str, instead: str) -> NotServed:
     return NotServed(f"{what} needs the model itself, which all workers share: {instead}")
 
 
-def _refused_method(name: str, instead: str) -> Any:
+def refused_method(name: str, instead: str) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise _refusal(f"{name}()", instead)
 
     return _named(refuse, name, f"NotServed: {instead}.")
 
 
-def _refused_property(name: str, instead: str) -> property:
+def refused_property(name: str, instead: str) -> property:
     def refuse(self: Any) -> NoReturn:
         raise _refusal(name, instead)
 
@@ -309,8 +309,8 @@ for _name, _convert in {
 }.items():
     setattr(Unserved, _name, _convert)
 for _name, _instead in METHODS.items():
-    setattr(Unserved, _name, _refused_method(_name, _instead))
+    setattr(Unserved, _name, refused_method(_name, _instead))
 for _name, _instead in PROPERTIES.items():
-    setattr(Unserved, _name, _refused_property(_name, _instead))
+    setattr(Unserved, _name, refused_property(_name, _instead))
 for _name in _DEVICES:
     setattr(Unserved, _name, _moves(_name))

@@ -15,15 +15,20 @@ from typing import NamedTuple
 import msgspec
 from loguru import logger
 
+from embedshare.engine.agreement import KeptOutputs
+from embedshare.engine.kept_scores import KeptScores
 from embedshare.engine.metadata import ModelMetadata
 from embedshare.engine.trials import KeptProof, Trial
 
 #: Raised when the graph of `runtimes/conversion.py` changes its inputs, outputs, meaning or verification, or
 #: is made of models that were refused before.
-GRAPH_VERSION = 6
+GRAPH_VERSION = 7
 #: Seconds after its last use for which a graph is stored, and the number of those that are stored longer.
 #: Each takes as much room as the model's weights.
 KEPT_S, KEPT = 7 * 86_400.0, 4
+
+#: A graph's proof, of its family's kind.
+AnyProof = KeptProof | KeptOutputs | KeptScores
 
 
 class CachedGraph(NamedTuple):
@@ -60,9 +65,9 @@ class GraphCache:
             pass  # a cache that cannot be written to, as in a read-only image, never drops anything
         return CachedGraph(entry / "graph.xml", facts, tokenizer)
 
-    def proof(self, identity: str) -> KeptProof:
-        """The proof for the model's graph. Raises OSError, ValueError."""
-        return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=KeptProof)
+    def proof(self, identity: str, kind: type[AnyProof]) -> AnyProof:
+        """The proof for the model's graph, of the kind that was stored. Raises OSError, ValueError."""
+        return msgspec.msgpack.decode((self._entry(identity) / "proof.msgpack").read_bytes(), type=kind)
 
     def trials(self, identity: str, cpu_kind: str) -> KeptTrials:
         """The known trials of the model's graph on CPUs of this kind."""
@@ -74,7 +79,7 @@ class GraphCache:
         facts: ModelMetadata,
         tokenizer: str,
         write: Callable[[Path], None],
-        proof: KeptProof | None = None,
+        proof: AnyProof | None = None,
     ) -> None:
         """Store the files that `write(path of graph.xml)` writes.
 

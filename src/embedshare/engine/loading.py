@@ -13,36 +13,36 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from loguru import logger
 
-from embedshare import folders, platforms
+from embedshare import folders, model_files, platforms
 from embedshare.engine import families, weights
+from embedshare.engine.agreement import KeptOutputs
 from embedshare.engine.families import Located
-from embedshare.engine.graph_cache import GraphCache
+from embedshare.engine.graph_cache import AnyProof, GraphCache
+from embedshare.engine.kept_scores import KeptScores
 from embedshare.engine.metadata import ModelMetadata
+from embedshare.engine.pairs import PairTokenizer
 from embedshare.engine.runtimes.base import Runtime
+from embedshare.engine.runtimes.heads import ScoresHead, TokensHead
 from embedshare.engine.runtimes.static import StaticRuntime
 from embedshare.engine.sequences import Tokenizing
+from embedshare.engine.task_tokens import TaskTokenizer
 from embedshare.engine.tokens import TextTokenizer
-from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial, smallest_cosine
+from embedshare.engine.trials import LEAST_COSINE, KeptProof, Trial
 from embedshare.errors import MissingDependency, UnsupportedModel
-from embedshare.identity import Family, ModelDescription, check_identity
+from embedshare.identity import ModelDescription, check_identity
 from embedshare.settings import Settings
 
 if TYPE_CHECKING:
     import openvino as ov
-    from sentence_transformers import SentenceTransformer
 
-    from embedshare.engine.runtimes.embedder import Embedder
-    from embedshare.engine.runtimes.proof import Proof
     from embedshare.engine.runtimes.vision import VisionRuntime
 
-#: Families that have no faster form than sentence-transformers itself.
-_LIBRARY_ONLY: frozenset[Family] = frozenset({"cross-encoder", "sparse", "multi-vector"})
 #: Texts that warm a runtime up: lengths from one word to several lines.
 SAMPLE = [
     "model",
@@ -125,10 +125,8 @@ def _untried(settings: Settings, device: str, expected_identity: str | None) -> 
     """What `load` would do for the first time: "conversion", or a precision to run the graph in; else ""."""
     if not _wants_openvino(settings, _known(device)):
         return ""
-    folder, family, identity = families.locate(settings)
+    folder, _, identity = families.locate(settings)
     check_identity(expected_identity, identity, f"the model in {folder}")
-    if family in _LIBRARY_ONLY:
-        return ""
     cache = _graph_cache(settings)
     if cache.refusal(identity) is not None:
         return ""
@@ -184,8 +182,6 @@ class _Parts(NamedTuple):
 
 
 def _ready(settings: Settings, device: str, located: Located) -> _Parts:
-    if located.family in _LIBRARY_ONLY:
-        return _in_library(settings, device, located)
     try:
         kept = _kept(settings, device, located.identity)
     except UnsupportedModel as error:
@@ -193,7 +189,11 @@ def _ready(settings: Settings, device: str, located: Located) -> _Parts:
             raise
         logger.info("Not running {} with OpenVINO ({})", settings.model.name, error)
         kept, settings = None, settings.with_values({"EMBEDDING_RUNTIME": "torch"})
-    return kept or _made(settings, device, located.identity, located.folder)
+    if kept is not None:
+        return kept
+    if located.family == "embedding":
+        return _made(settings, device, located.identity, located.folder)
+    return _made_of_family(settings, device, located)
 
 
 def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
@@ -215,7 +215,8 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         if facts.normalized_rows is not None:
             runtime: Runtime = StaticRuntime.read(kept.graph.parent, facts.normalized_rows)
             return _Parts(runtime, TextTokenizer(kept.tokenizer, special_tokens=False), facts)
-        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity))
+        kind = _kind_of_proof(facts)
+        runtime = _in_openvino(settings, identity, kept.graph, facts, partial(cache.proof, identity, kind))
         return _Parts(runtime, _text_tokenizer(kept.tokenizer, facts), facts)
     except (RuntimeError, OSError, ValueError) as error:
         logger.warning(
@@ -225,12 +226,18 @@ def _kept(settings: Settings, device: str, identity: str) -> _Parts | None:
         return None
 
 
+def _kind_of_proof(facts: ModelMetadata) -> type[AnyProof]:
+    if facts.head is None:
+        return KeptProof
+    return KeptScores if isinstance(facts.head, ScoresHead) else KeptOutputs
+
+
 def _in_openvino(
     settings: Settings,
     identity: str,
     graph: ov.Model | Path,
     facts: ModelMetadata,
-    proof: Callable[[], KeptProof],
+    proof: Callable[[], AnyProof],
 ) -> Runtime:
     """The graph in the precision that fits it. Raises UnsupportedModel, and the errors of reading the
     graph."""
@@ -238,27 +245,8 @@ def _in_openvino(
     from embedshare.engine.runtimes.openvino import OpenVinoRuntime, cpu_kind
 
     assert facts.layout is not None  # every model with a graph has one
-    make = partial(OpenVinoRuntime, graph, facts.layout)
+    make = partial(OpenVinoRuntime, graph, facts.layout, head=facts.head)
     return fitting(make, settings.model.dtype, _graph_cache(settings).trials(identity, cpu_kind()), proof)
-
-
-def _in_library(settings: Settings, device: str, located: Located) -> _Parts:
-    """A model that sentence-transformers itself runs."""
-    _require("torch", "sentence_transformers")
-    folders.check_temporary("torch")
-    from embedshare.engine.runtimes import embedder as embedders
-    from embedshare.engine.runtimes import library
-    from embedshare.engine.runtimes.torch import resolve_device
-    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
-
-    folder, family, _ = located
-    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
-    model = embedders.load(folder, resolve_device(device), trusted, library.CLASSES[family])
-    facts = library.facts_of(model, family)
-    if family == "sparse":
-        model.max_active_dims = None  # calls have a number of their own
-    runtime = WholeRuntime(model, facts.full_dimension, library.COMPUTES[family](model))
-    return _Parts(runtime, WholeTokenizer(model, facts.max_seq_length), facts)
 
 
 def _vision(settings: Settings, device: str, folder: Path, facts: ModelMetadata) -> VisionRuntime | None:
@@ -276,7 +264,7 @@ def _vision(settings: Settings, device: str, folder: Path, facts: ModelMetadata)
 
 
 def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Parts:
-    """A runtime over the model itself, loaded with torch, in the fastest form that matches it."""
+    """A runtime over the model itself, in the fastest form that matches it."""
     _require("torch", "sentence_transformers")
     folders.check_temporary("torch")
     from embedshare.engine.runtimes import embedder as embedders
@@ -285,9 +273,7 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
     from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer, encode
 
     device = resolve_device(device)
-    if settings.model.runtime == "openvino" and device != "cpu":
-        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
-        raise UnsupportedModel(message, setting="device")
+    _check_device(settings, device)
     trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
     model = embedders.load(folder, device, trusted)
     if not (folder / "modules.json").is_file():
@@ -295,8 +281,10 @@ def _made(settings: Settings, device: str, identity: str, folder: Path) -> _Part
         logger.warning("Pooling tokens by {} ({} has no modules.json that says how)", pooling, folder)
     proof = prove(model)
     loaded = _Loaded(settings, device, identity, model, proof, embedders.facts_of(model, proof))
-    model.truncate_dim = None
+    shortens, model.truncate_dim = model.truncate_dim is not None, None
     try:
+        if model_files.token_layers(folder) and not shortens and not device.startswith("cuda"):
+            return _several(loaded, folder)
         if type(model[0]).__name__ == "StaticEmbedding":
             return _static(loaded)
         if type(model[0]).__name__ == "WordEmbeddings":
@@ -319,9 +307,144 @@ class _Loaded(NamedTuple):
     settings: Settings
     device: str
     identity: str
-    model: SentenceTransformer
-    proof: Proof
+    model: Any
+    proof: Any
+    """What every form must match: a Proof, or an OutputsProof."""
+
     facts: ModelMetadata
+
+    def with_facts(self, **changes: Any) -> _Loaded:
+        """The same with other facts."""
+        return self._replace(facts=msgspec.structs.replace(self.facts, **changes))
+
+
+def _made_of_family(settings: Settings, device: str, located: Located) -> _Parts:
+    """A cross-encoder, a sparse or a multi-vector model, in the fastest form that matches it."""
+    _require("torch", "sentence_transformers")
+    folders.check_temporary("torch")
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes import library, outputs_proof, scores_proof, splade, token_vectors
+    from embedshare.engine.runtimes.torch import resolve_device
+    from embedshare.engine.runtimes.whole import WholeRuntime, WholeTokenizer
+
+    device, (folder, family, identity) = resolve_device(device), located
+    _check_device(settings, device)
+    trusted = weights.is_among(settings.model.name, settings.model.trust_remote_code)
+    model = embedders.load(folder, device, trusted, library.CLASSES[family])
+    compute = library.COMPUTES[family](model)
+    facts = library.facts_of(model, family)
+    is_scored = family == "cross-encoder"
+    proof: Any = scores_proof.prove(model) if is_scored else outputs_proof.prove(model, compute, (family,))
+    loaded = _Loaded(settings, device, identity, model, proof, facts)
+    try:
+        if is_scored:
+            return _fast_scores(loaded)
+        if family == "sparse":
+            model.max_active_dims = None  # calls have a number of their own
+            loaded = loaded.with_facts(head=splade.head_of(model))
+            return _fast_outputs(loaded, splade.Splade)
+        loaded = loaded.with_facts(
+            head=token_vectors.head_of(model), expansion=token_vectors.expansion_of(model)
+        )
+        return _fast_outputs(loaded, token_vectors.TokenVectors)
+    except UnsupportedModel as error:
+        if settings.model.runtime == "openvino":
+            raise
+        if _wants_openvino(settings, device):
+            _graph_cache(settings).refuse(identity, str(error))
+        logger.info("Running {} with sentence-transformers, at its speed ({})", settings.model.name, error)
+    return _Parts(
+        WholeRuntime(model, facts.full_dimension, compute), WholeTokenizer(model, facts.max_seq_length), facts
+    )
+
+
+def _check_device(settings: Settings, device: str) -> None:
+    if settings.model.runtime == "openvino" and device != "cpu":
+        message = f"EMBEDDING_RUNTIME is openvino, for CPUs; EMBEDDING_DEVICE is {device}"
+        raise UnsupportedModel(message, setting="device")
+
+
+def _fast_scores(loaded: _Loaded) -> _Parts:
+    """A cross-encoder's modules over packed pairs. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes import scores_proof
+    from embedshare.engine.runtimes.classifier import Classifier
+
+    serialized = embedders.tokenizer_of(loaded.model)
+    head = ScoresHead(scores_proof.reads_types(loaded.model))
+    loaded = loaded.with_facts(head=head)
+    tokenizer = PairTokenizer(serialized, head.reads_types)
+    embedders.check_cut(loaded.model, tokenizer)
+    sequences = scores_proof.sequences_of(loaded.model, loaded.proof, tokenizer)
+    return _first_form(loaded, Classifier, tokenizer, serialized, sequences)
+
+
+def _several(loaded: _Loaded, folder: Path) -> _Parts:
+    """A model that gives a text's vector, and weights and vectors of its tokens. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import bge_m3
+
+    model = loaded.model
+    layers = bge_m3.layers_in(folder, model.device)
+    proof = bge_m3.prove(model, layers, loaded.proof.samples)
+    loaded = loaded._replace(proof=proof).with_facts(
+        head=bge_m3.head_of(model),
+        full_dimension=None,
+        outputs=proof.outputs,
+        vocabulary=model[0].auto_model.config.vocab_size,
+        token_dimension=layers.vector.out_features,
+    )
+    return _fast_outputs(loaded, partial(bge_m3.SeveralOutputs, layers=layers))
+
+
+def _fast_outputs(loaded: _Loaded, make: Callable[..., Any]) -> _Parts:
+    """The module over packed rows that `make` makes of the model and a mask. Raises UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+
+    model, proof = loaded.model, loaded.proof
+    serialized = embedders.tokenizer_of(model)
+    loaded = loaded.with_facts(
+        task_cuts=embedders.task_cuts(model), template=embedders.template_of(model, serialized)
+    )
+    tokenizer = _text_tokenizer(serialized, loaded.facts)
+    sequences = [tokenizer([text], prompt, task=task)[0] for text, prompt, task in proof.samples]
+    embedders.check_cut(model, tokenizer)
+    return _first_form(loaded, make, tokenizer, serialized, proof.kept(sequences).inputs())
+
+
+def _first_form(
+    loaded: _Loaded,
+    make: Callable[..., Any],
+    tokenizer: TextTokenizer,
+    serialized: str,
+    sequences: list[list[int]],
+) -> _Parts:
+    """The first form over packed rows that matches the proof, whose texts are `sequences`. Raises
+    UnsupportedModel."""
+    from embedshare.engine.runtimes import embedder as embedders
+    from embedshare.engine.runtimes.proof import in_batches
+    from embedshare.engine.runtimes.torch import TorchRuntime
+
+    settings, device, _, model, proof, facts = loaded
+    head = facts.head
+    form = embedders.find_form(model, proof, sequences, make, head)
+    if form is None:
+        raise UnsupportedModel("no layout of batches reproduces the model's outputs")
+    module, layout = form
+    loaded = loaded.with_facts(layout=layout)
+    if _wants_openvino(settings, device):
+        try:
+            runtime: Runtime = _converted(loaded, module, serialized, sequences)
+            return _Parts(runtime, tokenizer, loaded.facts)
+        except UnsupportedModel as error:
+            if settings.model.runtime == "openvino":
+                raise
+            logger.info("Running the model with torch ({})", error)
+
+    def rows(dtype: str) -> np.ndarray:
+        return in_batches(sequences, TorchRuntime(copy.deepcopy(module), device, layout, dtype, head).run)
+
+    runtime = TorchRuntime(module, device, layout, _torch_dtype(loaded, rows), head)
+    return _Parts(runtime, tokenizer, loaded.facts)
 
 
 def _fast(loaded: _Loaded) -> _Parts:
@@ -381,9 +504,7 @@ def _check_padded(facts: ModelMetadata) -> None:
         raise UnsupportedModel("the model leaves prompts out of pooling, which padded batches do not")
 
 
-def _converted(
-    loaded: _Loaded, embedder: Embedder | None, serialized: str, sequences: list[list[int]]
-) -> Runtime:
+def _converted(loaded: _Loaded, embedder: Any, serialized: str, sequences: list[list[int]]) -> Runtime:
     """The model as a graph, which is stored. Raises UnsupportedModel."""
     from embedshare.engine.runtimes.conversion import convert
     from embedshare.engine.runtimes.openvino import resolve_dtype, write_graph
@@ -393,11 +514,11 @@ def _converted(
     try:
         if embedder is None or facts.layout is None:
             raise UnsupportedModel("no layout for a single graph reproduces the model's vectors")
-        graph = convert(embedder, facts.layout, proof, sequences)
+        graph = convert(embedder, facts.layout, proof, sequences, facts.head)
     except UnsupportedModel as error:
         _graph_cache(settings).refuse(identity, str(error))
         raise
-    kept = KeptProof.of(sequences, proof.expected)
+    kept = proof.kept(sequences)
     _graph_cache(settings).keep(identity, facts, serialized, lambda path: write_graph(graph, path), kept)
     return _in_openvino(settings, identity, graph, facts, lambda: kept)
 
@@ -414,7 +535,7 @@ def _torch_dtype(loaded: _Loaded, rows: Callable[[str], np.ndarray]) -> str:
     for dtype in dict.fromkeys(to_try):
         if dtype == "float32":
             return dtype
-        cosine = smallest_cosine(rows(dtype), loaded.proof.expected)
+        cosine = loaded.proof.agreement(rows(dtype))
         if cosine >= LEAST_COSINE:
             return dtype
         why = f"in {dtype} vectors have a cosine of {cosine:.5f} to sentence-transformers' own"
@@ -466,7 +587,12 @@ def _words(loaded: _Loaded) -> _Parts:
 
 
 def _text_tokenizer(serialized: str, facts: ModelMetadata) -> TextTokenizer:
-    return TextTokenizer(
+    if isinstance(facts.head, ScoresHead):
+        return PairTokenizer(serialized, facts.head.reads_types)
+    make: Callable[..., TextTokenizer] = TextTokenizer
+    if isinstance(facts.head, TokensHead):
+        make = partial(TaskTokenizer, expansion=facts.expansion)
+    return make(
         serialized,
         task_cuts=facts.task_cuts,
         template=facts.template,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from embedshare.engine.runtimes.heads import DenseHead, ScoresHead, SeveralHead, SparseHead, TokensHead
 from embedshare.engine.runtimes.packing import Layout
+from embedshare.engine.task_tokens import Expansion
 from embedshare.engine.tokens import Template
 from embedshare.identity import Family, ModelDescription
 
@@ -37,6 +39,12 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     leaves_prompts_out: bool = False
     """Whether pooling leaves the tokens of a prompt out."""
+
+    head: DenseHead | ScoresHead | SparseHead | TokensHead | SeveralHead | None = None
+    """What the graph takes and gives; None: a vector of each text."""
+
+    expansion: Expansion | None = None
+    """The tokens that fill short queries up."""
 
     family: Family = "embedding"
     outputs: tuple[str, ...] = ("dense",)

@@ -33,9 +33,40 @@ class PromptedIds(list[int]):
         self.prompt_tokens = prompt_tokens
 
 
+class TaskIds(list[int]):
+    """Token ids of a text for a task, for a model that reads queries and documents differently.
+
+    `unseen`: the number of tokens at the end that no other token attends to.
+    """
+
+    def __init__(self, ids: list[int], task: str, unseen: int = 0) -> None:
+        super().__init__(ids)
+        self.task = task
+        self.unseen = unseen
+
+
+class OutputIds(list[int]):
+    """Token ids of a text, for a model of several outputs, and those that are asked for."""
+
+    def __init__(self, ids: list[int], outputs: tuple[str, ...]) -> None:
+        super().__init__(ids)
+        self.outputs = outputs
+
+
 def prompt_tokens(ids: list[int]) -> int:
     """The number of tokens at the beginning that pooling leaves out."""
     return ids.prompt_tokens if isinstance(ids, PromptedIds) else 0
+
+
+class PairIds(list[int]):
+    """Token ids of a pair of texts, for a model that reads the types of tokens.
+
+    `second`: the place at which the second text begins.
+    """
+
+    def __init__(self, ids: list[int], second: int) -> None:
+        super().__init__(ids)
+        self.second = second
 
 
 class Token(NamedTuple):
@@ -72,6 +103,9 @@ class Tokenizing(Protocol):
 
     def detailed(self, texts: list[str], prompt: str, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text with `prompt` before it, also beyond the longest sequence."""
+
+    def vocabulary(self) -> list[str]:
+        """The text of each token id; "" for an id without a token."""
 
 
 class PairTokenizing(Tokenizing, Protocol):

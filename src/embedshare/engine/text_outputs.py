@@ -40,6 +40,12 @@ def normalized(rows: np.ndarray) -> np.ndarray:
     return unit
 
 
+def dense_rows(rows: Iterable[TextOutputs], dimension: int) -> np.ndarray:
+    """The vectors of texts: float32 (n, dimension)."""
+    vectors = [row.dense for row in rows if row.dense is not None]
+    return np.stack(vectors) if vectors else np.empty((0, dimension), np.float32)
+
+
 def sparse_rows(weights: Sequence[tuple[np.ndarray, np.ndarray]], width: int, most: int | None) -> SparseRows:
     """The weights of texts in one array, of each text the `most` largest; None: all."""
     kept = weights if most is None else [_largest(indices, values, most) for indices, values in weights]

@@ -56,6 +56,14 @@ class Template(msgspec.Struct, frozen=True):
         return before + text + self.after
 
 
+def by_id(vocabulary: dict[str, int]) -> list[str]:
+    """The tokens in the order of their ids; "" for an id without a token."""
+    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, number in vocabulary.items():
+        tokens[number] = token
+    return tokens
+
+
 class TextTokenizer:
     """A model's fast tokenizer, for texts alone.
 
@@ -161,6 +169,10 @@ class TextTokenizer:
         except TypeError:
             raise lone_surrogate(given) from None
         return [_with_overflow(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
+    def vocabulary(self) -> list[str]:
+        """See Tokenizing."""
+        return by_id(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def _prompt_tokens(self, prompt: str) -> int:
         """The number of tokens of a prompt by itself, without a special one at its end."""

@@ -36,6 +36,10 @@ class KeptProof(msgspec.Struct, frozen=True):
         pairs = zip(self.sequences, self.prompt_tokens, strict=True)
         return [PromptedIds(ids, tokens) if tokens else ids for ids, tokens in pairs]
 
+    def agreement(self, rows: np.ndarray, which: list[int]) -> float:
+        """The smallest cosine of `rows`, made of the sequences at `which`."""
+        return smallest_cosine(rows, np.array([self.expected[at] for at in which], np.float32))
+
 
 class Trial(msgspec.Struct, frozen=True):
     """The result of the first runs."""

@@ -28,6 +28,7 @@ _HUB_PATTERNS = [
     "*.bpe",
     "*.codes",
     "*.tiktoken",
+    *model_files.TOKEN_LAYERS,
 ]
 
 

@@ -16,7 +16,7 @@ from embedshare.errors import EmbedshareError, InvalidInput, ProtocolError, from
 from embedshare.identity import ModelDescription
 from embedshare.telemetry import request_ids
 
-QUERIES = ("describe", "health", "stats", "active_operations", "models")
+QUERIES = ("describe", "health", "stats", "active_operations", "models", "vocabulary")
 #: The id of a request, or of several coalesced ones, from the worker to the server and into both logs.
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^{request_ids.SEVERAL}\Z")]
 #: A vector index's random id, which cannot be guessed.

@@ -10,8 +10,8 @@ Further apart is IncompatibleVersion, which names the side to upgrade.
 - Version 3 wraps a call of a model in Routed, with the model's name and identity. Its exchange describes no
   model: a client asks for the description of each model that it uses.
 - Version 4 adds Traced around a call that belongs to a trace, and changes no other message.
-- Version 5 adds Score, EncodeOutputs and EncodeImages, and the answer Arrays. A client of version 5 raises
-  NotServed for these calls where the server speaks version 4; all other calls work.
+- Version 5 adds Score, EncodeOutputs and EncodeImages, the answer Arrays, and the query "vocabulary". A
+  client of version 5 raises NotServed for these calls where the server speaks version 4; all others work.
 """
 
 from __future__ import annotations

@@ -120,6 +120,10 @@ class Provider(abc.ABC):
             kinds = cast("tuple[Output, ...]", model.outputs)
             self.outputs(OutputsRequest(list(texts), kinds, ""), context)
 
+    def vocabulary(self, context: CallContext) -> list[str]:
+        """The text of each token id; raises NotServed if the model has none here."""
+        raise not_served(self.describe(context), "its vocabulary")
+
     @abc.abstractmethod
     def describe(self, context: CallContext) -> ModelDescription:
         """The model as it is now."""

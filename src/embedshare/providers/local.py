@@ -35,8 +35,8 @@ from embedshare.engine import maxsim
 from embedshare.engine.image_engine import ImageEngine
 from embedshare.engine.runtimes.base import Runtime
 from embedshare.engine.scheduler import Counts, Device, Scheduler
-from embedshare.engine.sequences import PairTokenizing, Tokenizing
-from embedshare.engine.text_outputs import TextOutputs, normalized, sparse_rows, token_rows
+from embedshare.engine.sequences import OutputIds, PairTokenizing, Tokenizing
+from embedshare.engine.text_outputs import TextOutputs, dense_rows, normalized, sparse_rows, token_rows
 from embedshare.engine.watchdog import RuntimeHealth
 from embedshare.errors import DeadlineExceeded, InvalidInput, MissingDependency, TooLarge
 from embedshare.identity import ModelDescription
@@ -200,6 +200,9 @@ class Local(LoadedProvider):
         prompt = prompt_of(request, self.description)
         return [[*one] for one in self._tokenizer.detailed(self._texts(request), prompt, special_tokens)]
 
+    def vocabulary(self, context: CallContext = UNBOUNDED) -> list[str]:
+        return self._tokenizer.vocabulary()
+
     def describe(self, context: CallContext = UNBOUNDED) -> ModelDescription:
         return self.description
 
@@ -300,6 +303,8 @@ class Local(LoadedProvider):
             else self._tokenizer(texts, prompt_of(request, self.description), request.truncate, request.task)
         )
         rows, timings = self._compute(sequences, started, context)
+        if rows.ndim == 1:  # of a model that gives more than these
+            rows = dense_rows(rows, self.description.dimension)
         return EmbedResult(rows, list(map(len, sequences)), timings, self.description)
 
     def _embed_images(
@@ -330,19 +335,26 @@ class Local(LoadedProvider):
         sequences = self._tokenizer(
             list(places), self._prompt_for(request, "query"), request.truncate, "query"
         ) + self._tokenizer(documents, self._prompt_for(request, "document"), request.truncate, "document")
-        rows, timings = self._compute(sequences, started, context)
+        rows, timings = self._compute(self._asking(sequences, ("multi-vector",)), started, context)
         vectors = [row.multi_vector for row in rows]
         asked = [places[query] for query in request.queries]
         if len(asked) == 1:
             asked *= len(documents)
-        scores = np.empty((len(documents), 1), np.float32)
-        mean = self.description.similarity_fn_name == "meanmaxsim"
-        for query in places.values():
-            mine = [at for at, place in enumerate(asked) if place == query]
-            scores[mine, 0] = maxsim.scores(vectors[query], [vectors[len(places) + at] for at in mine], mean)
+        scores = maxsim.of_pairs(vectors[: len(places)], vectors[len(places) :], asked, self._means_scores)
         counts = list(map(len, sequences))
         counts = [counts[query] + count for query, count in zip(asked, counts[len(places) :], strict=True)]
-        return ScoreResult(scores, counts, timings, self.description)
+        return ScoreResult(scores[:, None], counts, timings, self.description)
+
+    @property
+    def _means_scores(self) -> bool:
+        """Whether a score is the mean over a query's tokens, as FlagEmbedding has it of BGE-M3."""
+        return self.description.similarity_fn_name == "meanmaxsim" or self.description.family == "embedding"
+
+    def _asking(self, sequences: list[Any], outputs: tuple[str, ...]) -> list[Any]:
+        """The sequences of a model with several outputs, which gives those that are asked for."""
+        if len(self.description.outputs) == 1:
+            return sequences
+        return [OutputIds(ids, outputs) for ids in sequences]
 
     def _prompt_for(self, request: ScoreRequest, task: str) -> str:
         """The prompt of a multi-vector model's queries or documents: that of the request is for queries."""
@@ -354,7 +366,7 @@ class Local(LoadedProvider):
         started = time.monotonic()
         prompt = prompt_of(request, self.description)
         sequences = self._tokenizer(request.inputs, prompt, request.truncate, request.task)
-        rows, timings = self._compute(sequences, started, context)
+        rows, timings = self._compute(self._asking(sequences, request.outputs), started, context)
         return self._assembled(request, list(rows), list(map(len, sequences)), timings)
 
     def _assembled(
@@ -362,7 +374,7 @@ class Local(LoadedProvider):
     ) -> OutputsResult:
         model, dense, sparse, tokens = self.description, None, None, None
         if "dense" in request.outputs:
-            dense = np.array([row.dense for row in rows], np.float32).reshape(len(rows), -1)
+            dense = dense_rows(rows, model.dimension)
             dense = np.ascontiguousarray(dense[:, : request.dimensions or model.dimension])
             dense = normalized(dense) if request.normalize else dense
         if "sparse" in request.outputs:

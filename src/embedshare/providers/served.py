@@ -86,6 +86,10 @@ class Served(Provider):
         told: list[list[Any]] = self._tokenize(request, context, True, special_tokens)
         return [[tuple(token) for token in one] for one in told]
 
+    def vocabulary(self, context: CallContext) -> list[str]:
+        query = codec.Query(*codec.UNSENT, "vocabulary")
+        return [str(token) for token in self.connections.call(query, context.deadline, self._model)]
+
     def ask(self, what: str, context: CallContext) -> Any:
         query = codec.Query(*codec.UNSENT, what)
         return self.connections.call(query, context.deadline, self._model, is_check=True)

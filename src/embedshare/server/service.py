@@ -431,6 +431,9 @@ class EmbeddingService:
             return sum(provider.ask(what, context) for _, provider in self._pool.providers())
         if what == "describe":
             return msgspec.to_builtins(failover.describe(self._pool, name, context))
+        if what == "vocabulary":
+            with self._pool.lease(name, None, context) as leased:
+                return leased.provider.vocabulary(context)
         report = self._health(name, context)
         others = self._pool.spec(name).failover if report["status"] != "ok" else ()
         answering = next((one for one in others if self._health(one, context)["status"] == "ok"), None)

@@ -45,6 +45,16 @@ def test_each_token_is_in_one_place_and_its_text_finds_it(
         assert (result.places[text, len(ids) :] == -1).all()
 
 
+@pytest.mark.parametrize("one_text_a_row", [False, True])
+def test_a_padding_token_in_a_text_takes_no_position(one_text_a_row: bool) -> None:
+    sequences = [[5, 1, 6, 1, 1, 7], [8, 9]]
+    result = pack(sequences, Layout(2, one_text_a_row, padding_id=1))
+    found = [result.position_ids.ravel()[places[places >= 0]].tolist() for places in result.places]
+    assert found == [[2, 1, 3, 1, 1, 4], [2, 3]]
+    plain = pack(sequences, Layout(2, one_text_a_row))
+    assert plain.position_ids.ravel()[plain.places[0, :6]].tolist() == [2, 3, 4, 5, 6, 7]
+
+
 @given(lengths, positions, st.booleans())
 def test_where_no_token_is_there_is_no_segment(
     lengths: list[int], first_position: int, one_text_a_row: bool

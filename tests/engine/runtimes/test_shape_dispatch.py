@@ -45,3 +45,16 @@ def test_branches_are_taken_in_any_order(compiled: Any) -> None:
 def test_a_fixed_branch_takes_its_own_shape_alone(compiled: Any) -> None:
     with pytest.raises(RuntimeError):
         answer(compiled, (1, 5), 0)
+
+
+def test_as_many_outputs_as_asked_for_come_from_each_branch() -> None:
+    number = ops.parameter(ov.PartialShape([-1, -1]), np.int64)
+    results = [ops.result(ops.multiply(number, ops.constant(np.int64(factor)))) for factor in (1, 2, 3)]
+    graph = with_fixed_shapes(ov.Model(results, [number]), [[(1, 4)], [(2, 3)]], outputs=2)
+    compiled = ov.Core().compile_model(graph, "CPU")
+    assert len(compiled.outputs) == 2
+    for shape, which in [((1, 4), 0), ((2, 3), 1), ((3, 2), -1)]:
+        numbers = np.arange(shape[0] * shape[1]).reshape(shape)
+        found = compiled([numbers, np.array(which, np.int32)])
+        np.testing.assert_array_equal(found[0], numbers)
+        np.testing.assert_array_equal(found[1], numbers * 2)

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import torch
 
-from embedshare.engine.runtimes.embedder import Embedder
+from embedshare.engine.runtimes.embedder import rows_of
+from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.openvino import cpu_core
+from embedshare.engine.runtimes.outputs_proof import OutputsProof
 from embedshare.engine.runtimes.packing import WIDTHS, Layout, pack
-from embedshare.engine.runtimes.proof import SHORT, Proof, Sample, in_batches
+from embedshare.engine.runtimes.proof import SHORT, Proof, in_batches
 from embedshare.errors import UnsupportedModel
 
 
-def convert(embedder: Embedder, layout: Layout, proof: Proof, sequences: list[list[int]]) -> ov.Model:
+def convert(
+    embedder: Any,
+    layout: Layout,
+    proof: Proof | OutputsProof,
+    sequences: list[list[int]],
+    head: Head | None = None,
+) -> ov.Model:
     """The graph of `embedder` for batches in `layout`, checked against the proof in float32.
 
     `sequences`: the token ids of the proof's samples. Raises UnsupportedModel if it cannot be made, or
     differs from the model.
     """
-    arrays = pack([ids for ids in sequences if len(ids) <= SHORT], layout)
+    head = head or DenseHead()
+    short = [ids for ids in sequences if len(ids) <= SHORT]
+    arrays = head.inputs(short, pack(short, layout))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every branch; the result is verified instead
@@ -30,23 +41,23 @@ def convert(embedder: Embedder, layout: Layout, proof: Proof, sequences: list[li
                 example_input=tuple(torch.from_numpy(array) for array in arrays),
                 input=[ov.PartialShape([-1, -1])] * len(arrays),
             )
-            add_head_inputs(graph, len(embedder.rest))
+            add_head_inputs(graph, embedder.heads)
     except Exception as error:  # the converter raises the traced model's errors too
         raise UnsupportedModel(f"OpenVINO cannot convert the model: {error}") from error
     compiled = cpu_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(batch: list[list[int]]) -> np.ndarray:
+        packed = pack(batch, layout)
         try:
-            rows: np.ndarray = compiled(list(pack(batch, layout)))[0]
+            return head.rows(batch, packed, compiled(head.inputs(batch, packed)))
         except RuntimeError as error:
             raise UnsupportedModel(f"the converted graph does not run at every width: {error}") from error
-        return rows.copy()
 
     proof.check(in_batches(sequences, run), "the converted graph's vectors")
     cuts = _cuts(sequences)
-    _proof_of(embedder, layout, cuts).check(
-        np.concatenate([run([ids]) for ids in cuts]), "the converted graph's vectors"
-    )
+    own = np.concatenate([rows_of(embedder, head, [ids], pack([ids], layout), "cpu") for ids in cuts])
+    found = np.concatenate([run([ids]) for ids in cuts])
+    proof.like(cuts, own).check(found, "the converted graph's vectors")
     return graph
 
 
@@ -55,14 +66,6 @@ def _cuts(sequences: list[list[int]]) -> list[list[int]]:
     length."""
     longest = max(sequences, key=len)
     return [longest[:width] for width in WIDTHS if width <= len(longest)] or [longest]
-
-
-def _proof_of(embedder: Embedder, layout: Layout, sequences: list[list[int]]) -> Proof:
-    """The vectors of `embedder` itself, each computed alone."""
-    with torch.inference_mode():
-        rows = [embedder(*map(torch.from_numpy, pack([ids], layout))).numpy() for ids in sequences]
-    samples = [Sample(f"{len(ids)} tokens") for ids in sequences]
-    return Proof(samples, np.concatenate(rows), rows[0].shape[1])
 
 
 def add_head_inputs(graph: ov.Model, heads: int) -> None:

@@ -7,6 +7,7 @@ mask and layout is checked against the proof (see `proof`), and the first that m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from sentence_transformers.base.modules import Transformer
 from transformers.utils import logging as transformers_logging
 
 from embedshare.engine.metadata import ModelMetadata
+from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.masks import MASKS, Mask, own, whole_text
-from embedshare.engine.runtimes.packing import Layout, pack
+from embedshare.engine.runtimes.packing import Layout, Packed, pack
 from embedshare.engine.runtimes.proof import (
     TASKS,
     Proof,
@@ -54,6 +56,7 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         first, *rest = list(model)
         self.transformer = first.auto_model
         self.rest = torch.nn.ModuleList(rest)
+        self.heads = len(rest)  # the most products at its end, one after another
         self.mask = mask
 
     def forward(
@@ -63,7 +66,10 @@ class Embedder(torch.nn.Module):  # type: ignore[misc]  # torch is not analysed:
         segments: torch.Tensor,
         places: torch.Tensor,
     ) -> torch.Tensor:
-        hidden = self.mask(self.transformer, input_ids, position_ids, segments)
+        return self.pooled(self.mask(self.transformer, input_ids, position_ids, segments), input_ids, places)
+
+    def pooled(self, hidden: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The vectors of the texts whose hidden states (rows, width, size) these are."""
         found = places.clamp(min=0)
         tokens = hidden.reshape(-1, hidden.shape[-1])[found]
         # Pooling adds up many values: it stays in float32 in every precision of the transformer.
@@ -229,36 +235,46 @@ def served_modalities(model: SentenceTransformer) -> tuple[str, ...]:
 
 
 def find_form(
-    model: SentenceTransformer, proof: Proof, sequences: list[list[int]]
-) -> tuple[Embedder, Layout] | None:
-    """The embedder and the layout of its batches that match the proof, packed if possible; None if none
-    match.
+    model: Any,
+    proof: Any,
+    sequences: list[list[int]],
+    make: Callable[[Any, Mask], torch.nn.Module] = Embedder,
+    head: Head | None = None,
+) -> tuple[Any, Layout] | None:
+    """The module over packed rows and the layout of its batches that match the proof, packed if possible;
+    None if none match.
 
-    `sequences`: the token ids of the proof's samples.
+    `sequences`: the token ids of the proof's samples. `make`: makes the module of the model and a mask.
     """
+    head = head or DenseHead()
     transformer = model[0].auto_model
     tried = MASKS if shows_windows(model) else (own,)  # its windows are right even if no sample shows them
     padding_id = getattr(transformer.config, "pad_token_id", None) or 0
     attention = transformer.config._attn_implementation
     for one_text_a_row in (False, True):
         for mask in tried:
-            embedder = Embedder(model, mask).eval()
-            for first_position in dict.fromkeys((0, padding_id + 1)):
-                layout = Layout(first_position, one_text_a_row)
-                if _agrees(embedder, layout, model.device, proof, sequences):
+            embedder = make(model, mask).eval()
+            for first_position, skipped in ((0, None), (padding_id + 1, padding_id), (padding_id + 1, None)):
+                layout = Layout(first_position, one_text_a_row, skipped)
+                if _agrees(embedder, head, layout, model.device, proof, sequences):
                     return embedder, layout
     transformer.set_attn_implementation(attention)
     return None
 
 
+def rows_of(module: Any, head: Head, batch: list[list[int]], packed: Packed, device: Any) -> np.ndarray:
+    """What each sequence of a batch gets from a module over packed rows."""
+    with torch.inference_mode():
+        found = module(*(torch.from_numpy(array).to(device) for array in head.inputs(batch, packed)))
+    outputs = found if isinstance(found, tuple) else (found,)
+    return head.rows(batch, packed, [one.float().cpu().numpy() for one in outputs])
+
+
 def _agrees(
-    embedder: Embedder, layout: Layout, device: torch.device, proof: Proof, sequences: list[list[int]]
+    embedder: Any, head: Head, layout: Layout, device: torch.device, proof: Any, sequences: list[list[int]]
 ) -> bool:
     def run(batch: list[list[int]]) -> np.ndarray:
-        arrays = [torch.from_numpy(array).to(device) for array in pack(batch, layout)]
-        with torch.inference_mode():
-            rows: np.ndarray = embedder(*arrays).float().cpu().numpy()
-        return rows
+        return rows_of(embedder, head, batch, pack(batch, layout), device)
 
     what = f"batches in {layout} with the mask {embedder.mask.__name__}"
     try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from loguru import logger
 
+from embedshare.engine.graph_cache import AnyProof
 from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, resolve_dtype
-from embedshare.engine.trials import KeptProof, Trial, Trials, smallest_cosine
+from embedshare.engine.trials import Trial, Trials
 from embedshare.errors import UnsupportedModel
 
 #: Tokens up to which texts run in batches, longer ones each alone.
@@ -42,7 +42,7 @@ def _meant(wanted: str, trials: Trials) -> str:
 
 
 def fitting(
-    make: Callable[[str], OpenVinoRuntime], wanted: str, trials: Trials, proof: Callable[[], KeptProof]
+    make: Callable[[str], OpenVinoRuntime], wanted: str, trials: Trials, proof: Callable[[], AnyProof]
 ) -> OpenVinoRuntime:
     """The model in the precision that EMBEDDING_DTYPE (`wanted`) means, or in float32 if it needs that.
 
@@ -70,12 +70,11 @@ def fitting(
     raise UnsupportedModel(f"OpenVINO does not run the model on this CPU: {why}")
 
 
-def first_runs(runtime: OpenVinoRuntime, proof: KeptProof) -> float:
+def first_runs(runtime: OpenVinoRuntime, proof: AnyProof) -> float:
     """Run each of the runtime's graphs at every class of shapes.
 
     Returns the smallest cosine to the proof's vectors.
     """
-    expected = np.array(proof.expected, np.float32)
     inputs = proof.inputs()
     short = [at for at, ids in enumerate(inputs) if len(ids) <= _SHORT]
     batches = [short] if short else []
@@ -86,7 +85,7 @@ def first_runs(runtime: OpenVinoRuntime, proof: KeptProof) -> float:
 
     def least(batch: list[int]) -> float:
         sequences = [inputs[at] for at in batch]
-        return min(smallest_cosine(rows, expected[batch]) for rows in runtime.run_on_each_graph(sequences))
+        return min(proof.agreement(rows, batch) for rows in runtime.run_on_each_graph(sequences))
 
     cosines = [least(batch) for batch in batches]
     runtime.settle()  # from here on single short texts have graphs of their own

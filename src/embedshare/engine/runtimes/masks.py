@@ -2,7 +2,8 @@
 
 A model's mask is not guessed from its name: each one is checked against the proof (see `embedder.find_form`).
 All take `segments` (rows, width), the number of each token's text, and give the last hidden states (rows,
-width, size).
+width, size). `types` holds `token_type_ids` for a model that reads them. Of a pair of segments (2, rows,
+width) the first says which text a token sees, the second which text sees it.
 """
 
 from __future__ import annotations
@@ -24,20 +25,30 @@ _PACKED = "embedshare_packed"
 #: The segments of the batch that this thread computes.
 _segments: ContextVar[torch.Tensor | None] = ContextVar("segments", default=None)
 
-Mask = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Mask = Callable[..., torch.Tensor]
 
 
 def whole_text(
-    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+    transformer: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    segments: torch.Tensor,
+    **types: torch.Tensor,
 ) -> torch.Tensor:
     """Each token sees its whole text, in all layers: BERT, T5 and the like."""
     bias = _bias(_same_text(segments)[:, None], transformer.dtype)
-    hidden: torch.Tensor = transformer(input_ids=input_ids, attention_mask=bias, position_ids=position_ids)[0]
+    hidden: torch.Tensor = transformer(
+        input_ids=input_ids, attention_mask=bias, position_ids=position_ids, **types
+    )[0]
     return hidden
 
 
 def own(
-    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+    transformer: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    segments: torch.Tensor,
+    **types: torch.Tensor,
 ) -> torch.Tensor:
     """The model makes its own masks, causal ones and windows: Qwen3, ModernBERT, Gemma and the like.
 
@@ -52,8 +63,9 @@ def own(
     try:
         hidden: torch.Tensor = transformer(
             input_ids=input_ids,
-            attention_mask=(segments >= 0).long(),
+            attention_mask=_present(segments),
             **{name: value for name, value in options.items() if name in taken},
+            **types,
         )[0]
     finally:
         _segments.reset(before)
@@ -61,11 +73,14 @@ def own(
 
 
 def encoder_alone(
-    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+    transformer: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    segments: torch.Tensor,
+    **types: torch.Tensor,
 ) -> torch.Tensor:
     """The encoder takes a mask of pairs of tokens, and the embeddings before it do not: DeBERTa."""
-    present = (segments >= 0).long()
-    embedded = transformer.embeddings(input_ids=input_ids, position_ids=position_ids, mask=present)
+    embedded = transformer.embeddings(input_ids=input_ids, position_ids=position_ids, mask=_present(segments))
     hidden: torch.Tensor = transformer.encoder(
         embedded, _same_text(segments).long(), output_hidden_states=False
     )[0]
@@ -73,11 +88,15 @@ def encoder_alone(
 
 
 def permutations(
-    transformer: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor
+    transformer: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    segments: torch.Tensor,
+    **types: torch.Tensor,
 ) -> torch.Tensor:
     """The mask is one of permutations: XLNet."""
     hidden: torch.Tensor = transformer(
-        input_ids=input_ids, perm_mask=(~_same_text(segments)).to(transformer.dtype)
+        input_ids=input_ids, perm_mask=(~_same_text(segments)).to(transformer.dtype), **types
     )[0]
     return hidden
 
@@ -92,7 +111,12 @@ def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def _same_text(segments: torch.Tensor) -> torch.Tensor:
-    return segments[:, :, None] == segments[:, None, :]
+    sees, seen = segments if segments.dim() == 3 else (segments, segments)
+    return sees[:, :, None] == seen[:, None, :]
+
+
+def _present(segments: torch.Tensor) -> torch.Tensor:
+    return ((segments[0] if segments.dim() == 3 else segments) >= 0).long()
 
 
 def _bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -105,7 +129,7 @@ def _packed_mask(mask_function: Callable[..., torch.Tensor], **options: Any) -> 
     if segments is None:
         mask: torch.Tensor | None = sdpa_mask(mask_function=mask_function, **options)
         return mask
-    columns = torch.arange(segments.shape[1], device=segments.device)
+    columns = torch.arange(segments.shape[-1], device=segments.device)
     first = torch.zeros((), dtype=torch.long, device=segments.device)
     seen = mask_function(first, first, columns[:, None], columns[None, :])
     return _bias((_same_text(segments) & seen)[:, None], options["dtype"])

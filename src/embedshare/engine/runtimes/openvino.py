@@ -21,6 +21,7 @@ from openvino import opset15 as ops
 
 from embedshare import platforms, threads
 from embedshare.engine.runtimes import precision
+from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.packing import Layout, pack, row_width
 from embedshare.engine.runtimes.shape_dispatch import with_fixed_shapes
 from embedshare.errors import OutOfMemory, UnsupportedModel
@@ -186,9 +187,10 @@ class OpenVinoRuntime:
     interactive_budget = 512
     bulk_budget = 1024
 
-    def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str) -> None:
+    def __init__(self, graph: ov.Model | Path, layout: Layout, dtype: str, head: Head | None = None) -> None:
         self.dtype = dtype
         self._layout = layout
+        self._head = head or DenseHead()
         self.packs = not layout.one_text_a_row
         self._core = cpu_core()
         model = self._core.read_model(graph) if isinstance(graph, Path) else graph
@@ -251,24 +253,24 @@ class OpenVinoRuntime:
                 self._freed.notify()
 
     def run_on_each_graph(self, sequences: list[list[int]]) -> Iterator[np.ndarray]:
-        """The vectors of each compiled form in turn, for a runtime without other users."""
+        """The rows of each compiled form in turn, for a runtime without other users."""
         for graph in (self._free[0], self._free[-1]):
             yield self._run(sequences, graph)[0]
 
     def _run(self, sequences: list[list[int]], graph: _Graph) -> tuple[np.ndarray, int]:
-        """The vectors, and the number of padded positions."""
+        """The rows, and the number of padded positions."""
         request, branches = graph.compiled
         width = row_width(len(sequences[0]))
         which = branches.get(width, _OPEN) if branches and len(sequences) == 1 else _OPEN
         packed = pack(sequences, self._layout, graph.shape if which < 0 else None)
-        inputs: list[np.ndarray] = list(packed)
+        inputs = self._head.inputs(sequences, packed)
         if branches is not None:
             inputs.append(np.array(which, np.int32))
         if which < 0:
             rows, width = packed.input_ids.shape
             graph.shape = rows, width
-        vectors: np.ndarray = request.infer(inputs)[0].copy()
-        return vectors, packed.input_ids.size - sum(map(len, sequences))
+        found = self._head.rows(sequences, packed, request.infer(inputs, share_outputs=True))
+        return found, packed.input_ids.size - sum(map(len, sequences))
 
     def _compile(self, graph: ov.Model, options: dict[str, object]) -> ov.CompiledModel:
         return self._core.compile_model(graph, "CPU", _options(self.dtype, options))
@@ -277,8 +279,8 @@ class OpenVinoRuntime:
         """Give the graph with all cores a branch for each width of a short text: a second of work, during
         which calls are answered."""
         try:
-            shapes = [[(1, width)] * len(graph.inputs) for width in SINGLE_WIDTHS]
-            compiled = self._compile(with_fixed_shapes(graph, shapes), _LATENCY)
+            shapes = [[array.shape for array in self._single(width)] for width in SINGLE_WIDTHS]
+            compiled = self._compile(with_fixed_shapes(graph, shapes, self._head.outputs), _LATENCY)
             request = compiled.create_infer_request()
             branches = self._right_branches(request)
         except RuntimeError as error:
@@ -287,6 +289,11 @@ class OpenVinoRuntime:
         if branches:
             self._all_cores.compiled = _Compiled(request, branches)
 
+    def _single(self, width: int) -> list[np.ndarray]:
+        """The inputs for one text in a row of this width, which has a padded position too."""
+        ids = list(range(1, width))
+        return self._head.inputs([ids], pack([ids], self._layout))
+
     def _right_branches(self, request: ov.InferRequest) -> dict[int, int]:
         """By width, the branches that give the open graph's vectors.
 
@@ -294,9 +301,9 @@ class OpenVinoRuntime:
         """
         right = {}
         for branch, width in enumerate(SINGLE_WIDTHS):
-            inputs = pack([list(range(1, width))], self._layout)  # a length with a padded position too
+            inputs = self._single(width)
             expected, found = (
-                request.infer([*inputs, np.array(which, np.int32)])[0][0].copy() for which in (_OPEN, branch)
+                request.infer([*inputs, np.array(which, np.int32)])[0].ravel() for which in (_OPEN, branch)
             )
             if expected @ found >= _SAME * np.linalg.norm(expected) * np.linalg.norm(found):
                 right[width] = branch

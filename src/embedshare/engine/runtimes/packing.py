@@ -29,6 +29,9 @@ class Layout(NamedTuple):
     """The first position's number."""
     one_text_a_row: bool = False
     """Plain padding, for models whose attention knows positions by column."""
+    padding_id: int | None = None
+    """The token that stands before the first position and takes none, also where a text spells it: RoBERTa's
+    <pad>. None: it has a position as others do."""
 
 
 class Packed(NamedTuple):
@@ -58,7 +61,7 @@ def pack(sequences: list[list[int]], layout: Layout, last: tuple[int, int] | Non
 
     `last`: the shape (rows, width) of the batch before, taken again if that costs less than another.
     """
-    first_position, one_text_a_row = layout
+    first_position, one_text_a_row, padding_id = layout
     lengths = [len(ids) for ids in sequences]
     longest = max(lengths)
     rows = _one_each(lengths) if one_text_a_row else _cheapest_rows(lengths, last)
@@ -71,11 +74,20 @@ def pack(sequences: list[list[int]], layout: Layout, last: tuple[int, int] | Non
     for text, (ids, row, column) in enumerate(zip(sequences, rows.row_of, rows.column_of, strict=True)):
         end = column + len(ids)
         input_ids[row, column:end] = ids
-        position_ids[row, column:end] = positions[: len(ids)] + first_position
+        position_ids[row, column:end] = (
+            positions[: len(ids)] + first_position
+            if padding_id is None or padding_id not in ids
+            else _without_padding(ids, padding_id, first_position)
+        )
         segments[row, column:end] = text
         pooled = slice(prompt_tokens(ids), len(ids))
         places[text, pooled] = positions[pooled] + (row * rows.width + column)
     return Packed(input_ids, position_ids, segments, places)
+
+
+def _without_padding(ids: list[int], padding_id: int, first_position: int) -> np.ndarray:
+    is_counted = np.array(ids) != padding_id
+    return np.where(is_counted, np.cumsum(is_counted) + first_position - 1, first_position - 1)
 
 
 class _Rows(NamedTuple):

@@ -19,6 +19,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import batch_to_device
 
 from embedshare.engine.tokens import LONGEST
+from embedshare.engine.trials import KeptProof, smallest_cosine
 from embedshare.errors import UnsupportedModel
 
 #: The largest difference between two forms of one model in float32, for vectors of length 1.
@@ -69,6 +70,18 @@ class Proof(NamedTuple):
                 f"(text {text[:20]!r}, prompt {prompt[:20]!r}, task {task})"
             )
 
+    def agreement(self, rows: np.ndarray) -> float:
+        """The smallest cosine of `rows` to the expected vectors."""
+        return smallest_cosine(rows, self.expected)
+
+    def kept(self, sequences: list[list[int]]) -> KeptProof:
+        """The proof in its stored form; `sequences`: the samples' token ids."""
+        return KeptProof.of(sequences, self.expected)
+
+    def like(self, sequences: list[list[int]], rows: np.ndarray) -> Proof:
+        """A proof of these sequences by `rows` of the model itself."""
+        return Proof([Sample(f"{len(ids)} tokens") for ids in sequences], rows, rows.shape[1])
+
     def _differences(self, rows: np.ndarray) -> np.ndarray:
         rows = rows[:, : self.expected.shape[1]]
         largest = np.abs(self.expected).max(axis=1)
@@ -85,7 +98,7 @@ def prove(model: SentenceTransformer) -> Proof:
     """
     samples, rows = [], []
     failure: Exception | None = None
-    for sample in _samples(model):
+    for sample in samples_of(model):
         try:
             rows.append(_vector(model, *sample))
         except Exception as error:  # the model may raise anything
@@ -155,7 +168,8 @@ def in_batches(sequences: list[list[int]], run: Callable[[list[list[int]]], np.n
     return rows[np.argsort(order)]
 
 
-def _samples(model: SentenceTransformer) -> Iterator[Sample]:
+def samples_of(model: Any) -> Iterator[Sample]:
+    """The texts of a model's proof."""
     special = getattr(tokenizer_in(model), "all_special_tokens", None) or []
     texts = [*_TEXTS, " word ".join(special[:8]), _long_text(model)]
     yield from map(Sample, texts)

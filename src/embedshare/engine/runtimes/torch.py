@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from embedshare.engine.runtimes import precision
-from embedshare.engine.runtimes.embedder import Embedder
+from embedshare.engine.runtimes.embedder import rows_of
+from embedshare.engine.runtimes.heads import DenseHead, Head
 from embedshare.engine.runtimes.packing import Layout, pack
 from embedshare.errors import OutOfMemory, UnsupportedModel
 
@@ -79,11 +80,14 @@ class TorchRuntime:
     interactive_budget = 512
     bulk_budget = 2048
 
-    def __init__(self, embedder: Embedder, device: str, layout: Layout, dtype: str) -> None:
+    def __init__(
+        self, embedder: torch.nn.Module, device: str, layout: Layout, dtype: str, head: Head | None = None
+    ) -> None:
         self.device = device
         self.dtype = dtype
         self._embedder = embedder
         self._layout = layout
+        self._head = head or DenseHead()
         self.packs = not layout.one_text_a_row
         self._counting = threading.Lock()
         self.padding_tokens = 0
@@ -99,12 +103,10 @@ class TorchRuntime:
         """See base.Runtime."""
         try:
             packed = pack(sequences, self._layout)
-            arrays = [torch.from_numpy(array).to(self.device) for array in packed]
-            with torch.inference_mode():
-                vectors: np.ndarray = self._embedder(*arrays).float().cpu().numpy()
+            rows = rows_of(self._embedder, self._head, sequences, packed, self.device)
             with self._counting:
                 self.padding_tokens += packed.input_ids.size - sum(map(len, sequences))
-            return vectors
+            return rows
         except (RuntimeError, MemoryError) as error:
             failure = as_out_of_memory(error, self.device, len(sequences))
             if failure is None:

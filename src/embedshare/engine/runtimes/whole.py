@@ -21,7 +21,7 @@ from embedshare.engine.runtimes.embedder import tokenizer_of
 from embedshare.engine.runtimes.torch import as_out_of_memory
 from embedshare.engine.sequences import Text, Token
 from embedshare.engine.text_outputs import ragged
-from embedshare.engine.tokens import TextTokenizer, lone_surrogate
+from embedshare.engine.tokens import TextTokenizer, by_id, lone_surrogate
 from embedshare.errors import InvalidInput, NotServed, TooLarge, UnsupportedModel
 
 #: Characters per token, to estimate a text's length before the model reads it.
@@ -166,6 +166,13 @@ class WholeTokenizer:
         if self._detailed is None:
             raise NotServed("the served model's tokenizer gives no token offsets")
         return self._detailed.detailed(texts, prompt, special_tokens)
+
+    def vocabulary(self) -> list[str]:
+        """See sequences.Tokenizing."""
+        vocabulary = getattr(getattr(self._model, "tokenizer", None), "get_vocab", None)
+        if vocabulary is None:
+            raise NotServed("the served model's tokenizer does not list its tokens")
+        return by_id(vocabulary())
 
     def _estimate(self, prompt: str, text: str) -> int:
         return max(1, min(self.max_seq_length, (len(prompt) + len(text)) // _TOKEN_CHARS + 2))
