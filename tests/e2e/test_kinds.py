@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +19,10 @@ from embedshare.client.multi_vector_encoder import MultiVectorEncoder as SharedM
 from embedshare.client.sparse_encoder import SparseEncoder as SharedSparseEncoder
 from embedshare.client.sparse_forms import SparseVector
 from embedshare.errors import InvalidInput, NotServed, ServerUnavailable, TooLarge
+from embedshare.ipc import codec
+from embedshare.ipc.transport import Client, Connection
 from tests.e2e.kinds import TEXTS, Kinds
-from tests.processes import run_python, wait_for
+from tests.processes import ModelServer, run_python
 
 PAIRS = [[query, document] for query in TEXTS[:2] for document in TEXTS]
 
@@ -470,37 +473,88 @@ def test_a_worker_without_torch_has_all_of_it_in_plain_forms(
     assert run_python(code, kinds.server.environment(EMBEDDING_FALLBACK="none")).strip() == form
 
 
-def test_local_models_of_each_kind_answer_while_the_server_is_away(
-    kinds: Kinds, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    from tests.processes import ModelServer
-
+def test_local_models_of_each_kind_answer_while_the_server_is_away(kinds: Kinds) -> None:
     given = {name: value for name, value in kinds.server.given.items() if name != "EMBEDDING_SERVER_PORT"}
     server = ModelServer(kinds.server.folder, **given).start_at_once()
     with server.client() as first:
-        views = (
-            SharedCrossEncoder(first), SharedSparseEncoder(first.of_model("sparse")),
-            SharedMultiVectorEncoder(first.of_model("tokens")),
-        )  # fmt: skip
+        reranker = SharedCrossEncoder(first)
+        with (
+            SharedSparseEncoder(first.of_model("sparse")) as sparse,
+            SharedMultiVectorEncoder(first.of_model("tokens")) as tokens,
+        ):
 
-        def answers() -> list[Any]:
-            ranked = [[one["score"] for one in view.rank(TEXTS[0], TEXTS)] for view in (views[0], views[2])]
-            return [
-                *ranked,
-                views[1].encode(TEXTS).to_dense().numpy(),
-                *views[2].encode(TEXTS, convert_to_numpy=True),
-            ]
+            def answers() -> list[Any]:
+                ranked = [[one["score"] for one in view.rank(TEXTS[0], TEXTS)] for view in (reranker, tokens)]
+                rows = sparse.encode(TEXTS).to_dense().numpy()
+                return [*ranked, rows, *tokens.encode(TEXTS, convert_to_numpy=True)]
 
-        before = answers()
-        server.kill()
-        during = answers()
-        assert {view.client.health()["state"] for view in views} == {"falling back"}
+            before = answers()
+            server.kill()
+            during = answers()
+            assert {view.client.health()["state"] for view in (reranker, sparse, tokens)} == {"falling back"}
+            words = sparse.decode(sparse.encode(TEXTS[0]), 3)
+            assert [word for word, _ in words] == [word for word, _ in sparse.decode(before[2][0], 3)]
         for one, other in zip(before, during, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
-        server.start_at_once()
-        wait_for(lambda: views[0].client.health()["state"] == "connected", 30)
-        for view in views[1:]:
-            view.close()
-    assert server.stop() == 0
     with server.client(EMBEDDING_FALLBACK="none") as alone, pytest.raises(ServerUnavailable):
         SharedCrossEncoder(alone).predict(PAIRS)
+
+
+@pytest.fixture
+def connection(kinds: Kinds) -> Iterator[Connection]:
+    key = (kinds.server.folder / "authkey").read_bytes().strip()
+    made = Client(("127.0.0.1", kinds.server.port), key, time.monotonic() + 30)
+    made.set_deadline(time.monotonic() + 30)
+    yield made
+    made.close()
+
+
+def answer_to(connection: Connection, model: str, call: codec.Call) -> codec.Answer:
+    connection.send_bytes(codec.encode(codec.Routed(model, None, False, call)))
+    return codec.decode_answer(connection.recv_bytes(1 << 20))
+
+
+LARGE = "q" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("model", "call", "error", "says"),
+    [
+        ("reranker", codec.Score(1, 30.0, ["a", "b"], ["c"] * 3, ""), "InvalidInput", "2 queries came for 3"),
+        ("reranker", codec.Score(1, 30.0, [LARGE], ["c"] * 100, ""), "TooLarge", "and the query take"),
+        ("reranker", codec.Score(1, 30.0, [], ["c"] * 100, LARGE), "TooLarge", "take 104,857,600 characters"),
+        ("sparse", codec.EncodeOutputs(1, 30.0, ["c"] * 100, LARGE, ["sparse"], False), "TooLarge", "prompt"),
+        ("reranker", codec.Score(1, 30.0, ["a"], ["b"] * 9000, ""), "TooLarge", "EMBEDDING_MAX_TEXTS allows"),
+        ("reranker", codec.Score(1, float("nan"), ["a"], ["b"], ""), "InvalidInput", "time_left_s"),
+        ("tokens", codec.Score(1, 30.0, [], ["b"], None), "NotServed", "scores of texts without a query"),
+        ("sparse", codec.EncodeOutputs(1, 30.0, ["a"], "", ["dense"], False), "NotServed", "not give dense"),
+        ("nowhere", codec.EncodeOutputs(1, 30.0, ["a"], "", ["dense"], False), "UnknownModel", "nowhere"),
+    ],
+)  # fmt: skip
+def test_a_call_beyond_a_limit_is_refused_and_the_connection_stays(
+    connection: Connection, model: str, call: codec.Call, error: str, says: str
+) -> None:
+    answer = answer_to(connection, model, call)
+    assert isinstance(answer, codec.Failure)
+    assert answer.error == error
+    assert says in answer.message
+    assert isinstance(answer_to(connection, "", codec.Query(2, 30.0, "active_operations")), codec.Reply)
+
+
+def test_outputs_beyond_what_one_answer_holds_are_refused_before_they_are_computed(
+    connection: Connection,
+) -> None:
+    texts = ["word " * 16] * 20_000
+    call = codec.EncodeOutputs(1, 30.0, texts, "", ["multi-vector"], False)
+    answer = answer_to(connection, "tokens", call)
+    assert isinstance(answer, codec.Failure)
+    assert (answer.error, "send fewer texts" in answer.message) == ("TooLarge", True)
+
+
+def test_images_beyond_the_limit_of_a_message_are_not_read(connection: Connection) -> None:
+    answer = answer_to(connection, "", codec.EncodeImages(1, 30.0, [1 << 39] * 9, False))
+    assert isinstance(answer, codec.Failure)
+    assert (answer.id, answer.error) == (0, "ProtocolError")
+    assert "4,947,802,324,992 raw bytes were announced" in answer.message
+    with pytest.raises(EOFError):
+        connection.recv_bytes()

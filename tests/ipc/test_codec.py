@@ -52,6 +52,21 @@ calls = st.one_of(
     st.builds(codec.Encode, numbers, seconds, texts, text, st.booleans(), st.none() | numbers, ids),
     st.builds(codec.Tokenize, numbers, seconds, texts, text, ids),
     st.builds(codec.Query, numbers, seconds, st.sampled_from(codec.QUERIES), st.none() | callers),
+    st.builds(codec.Score, numbers, seconds, texts, texts, st.none() | text, st.booleans(), ids),
+    st.builds(
+        codec.EncodeOutputs,
+        numbers,
+        seconds,
+        texts,
+        text,
+        st.lists(st.sampled_from(["dense", "sparse", "multi-vector"]), min_size=1, max_size=3),
+        st.booleans(),
+        st.none() | numbers,
+        st.none() | st.integers(1, 2**31 - 1),
+    ),
+    st.builds(
+        codec.EncodeImages, numbers, seconds, st.lists(counts), st.booleans(), st.none() | numbers, ids
+    ),
     st.builds(
         codec.Swap,
         numbers,
@@ -60,9 +75,17 @@ calls = st.one_of(
         st.none() | st.builds(codec.ModelSettings, text, numbers, text, numbers),
     ),
 )
+heads = st.builds(
+    codec.ArrayHead,
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=32),
+    st.sampled_from(["<f4", "<i4", "<i8"]),
+    st.lists(counts, max_size=2),
+)
+timings = st.builds(codec.Timings, seconds, seconds, seconds)
 answers = st.one_of(
-    st.builds(codec.Rows, numbers, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
-    st.builds(codec.Hits, numbers, numbers, st.builds(codec.Timings, seconds, seconds, seconds)),
+    st.builds(codec.Arrays, numbers, timings, st.lists(numbers), st.lists(heads, max_size=8)),
+    st.builds(codec.Rows, numbers, numbers, numbers, timings),
+    st.builds(codec.Hits, numbers, numbers, timings),
     st.builds(codec.Reply, numbers, plain),
     st.builds(codec.Failure, numbers, text, text, st.dictionaries(text, plain, max_size=4)),
 )
@@ -105,7 +128,7 @@ def test_a_mutated_message_is_a_protocol_error_or_a_message(
     assert isinstance(result, (ProtocolError, codec.Call, codec.Answer))
 
 
-@given(value=st.binary(max_size=60), tag=st.integers(0, 5))
+@given(value=st.binary(max_size=60), tag=st.integers(0, 6))
 def test_a_reply_of_random_content_is_a_protocol_error_or_an_answer(value: bytes, tag: int) -> None:
     result = decoded_or_refused(codec.decode_answer, bytes([0x93, tag, 7]) + value)
     assert isinstance(result, (ProtocolError, codec.Answer))
