@@ -19,14 +19,18 @@ models:
       default: true
     - id: splade
       name: {splade}
+      dtype: float32
       aliases: [words]
     - id: reranker
       name: {reranker}
+      dtype: float32
       aliases: [judge]
     - id: colbert
       name: {colbert}
+      dtype: float32
     - id: classifier
       name: {classifier}
+      dtype: float32
 """
 
 

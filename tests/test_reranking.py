@@ -10,7 +10,7 @@ import pytest
 
 from embedshare import reranking
 from embedshare.calls import ScoreResult, Timings
-from embedshare.errors import InvalidInput, NotServed
+from embedshare.errors import EngineFailed, InvalidInput, NotServed
 from embedshare.identity import ModelDescription
 
 MODEL = ModelDescription("a" * 64, "reranker", 0, 512, {}, None, "cosine", [], 0, "cpu", "float32", "torch")
@@ -72,3 +72,14 @@ def test_scores_are_those_after_the_models_activation() -> None:
     [(_, best), (_, other)] = reranking.ordered("ab", scored([0.0, 2.0], activation="Sigmoid"))
     assert best == pytest.approx(1 / (1 + np.exp(-2.0)))
     assert other == 0.5
+
+
+def test_scores_that_the_activation_makes_equal_stay_in_their_order() -> None:
+    found = reranking.ordered("abc", scored([30.0, 50.0, 40.0], activation="Sigmoid"))
+    assert found == [("b", 1.0), ("c", 1.0), ("a", 1.0)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_an_error(value: float) -> None:
+    with pytest.raises(EngineFailed, match="reranker gave a score that is not a finite number"):
+        reranking.ordered("ab", scored([1.0, value]))

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from embedshare import activations
 from embedshare.calls import ScoreResult
-from embedshare.errors import InvalidInput, NotServed
+from embedshare.errors import EngineFailed, InvalidInput, NotServed
 from embedshare.identity import ModelDescription
 
 T = TypeVar("T")
@@ -43,9 +45,11 @@ def check(model: ModelDescription) -> None:
 def ordered(found: Sequence[T], scored: ScoreResult) -> list[tuple[T, float]]:
     """The candidates with their scores after the model's activation, best first.
 
-    Equal scores keep the order of the first stage.
+    Scores before it decide: near 1 a sigmoid makes different ones equal. Equal ones keep the order of the
+    first stage. Raises EngineFailed for a score that is not finite.
     """
-    name = scored.description.activation
-    rows = scored.rows if name is None else activations.named(name)(scored.rows)
-    pairs = zip(found, rows[:, 0].tolist(), strict=True)
-    return sorted(pairs, key=lambda pair: -pair[1])
+    raw, name = scored.rows[:, 0], scored.description.activation
+    if not np.isfinite(raw).all():
+        raise EngineFailed(f"{scored.description.model_name} gave a score that is not a finite number")
+    shown = raw if name is None else activations.named(name)(scored.rows)[:, 0]
+    return [(found[place], float(shown[place])) for place in np.argsort(-raw, kind="stable")]

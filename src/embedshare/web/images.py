@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
-from embedshare.calls import EmbedResult, Timings
+from embedshare.calls import EmbedResult, placed
 from embedshare.errors import InvalidInput
 from embedshare.web.model_client import ModelClient
 
@@ -26,23 +25,12 @@ def embed(model_client: ModelClient, items: Sequence[TextOrImage], dimensions: i
             raise InvalidInput(f"item {number} of the input must have one of `text` and `image`")
     texts = {number: item.text for number, item in enumerate(items) if item.text is not None}
     images = {number: item.image for number, item in enumerate(items) if item.image is not None}
-    parts: list[EmbedResult] = []
+    parts: list[tuple[list[int], EmbedResult]] = []
     if images:  # first: a model of texts refuses them
-        parts.append(model_client.embed_images(images, dimensions=dimensions))
+        parts.append((list(images), model_client.embed_images(images, dimensions=dimensions)))
     if texts:
-        parts.append(model_client.embed(list(texts.values()), normalize=True, dimensions=dimensions))
-    if len({part.identity for part in parts}) > 1:  # the model was replaced between the two
+        found = model_client.embed(list(texts.values()), normalize=True, dimensions=dimensions)
+        parts.append((list(texts), found))
+    if len({part.identity for _, part in parts}) > 1:  # the model was replaced between the two
         return embed(model_client, items, dimensions)
-    return _in_order([*images, *texts], parts)
-
-
-def _in_order(places: list[int], parts: list[EmbedResult]) -> EmbedResult:
-    """The parts' vectors, each at its place."""
-    order = np.argsort(places)
-    counts = [count for part in parts for count in part.token_counts]
-    return EmbedResult(
-        np.concatenate([part.rows for part in parts])[order],
-        [counts[at] for at in order],
-        Timings(*map(sum, zip(*(part.timings.stages for part in parts), strict=True))),
-        parts[0].description,
-    )
+    return placed(parts)

@@ -101,7 +101,7 @@ class ModelClient:
         self._request_limits = request_limits
         self._coalescer = Coalescer(self._ask, is_busy)
         self.entry = entry
-        self._role: Role | None = None
+        self.role: Role | None = None
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
@@ -124,7 +124,7 @@ class ModelClient:
         """
         self._request_limits.check(inputs)
         usage.of_texts(len(inputs))
-        role = self._role if prompt_name is None and not are_tokens(inputs) else None
+        role = self.role if prompt_name is None and not are_tokens(inputs) else None
         found = self._coalescer.ask(
             EmbedRequest(
                 inputs,
@@ -196,7 +196,7 @@ class ModelClient:
         """
         self._request_limits.check(texts)
         usage.of_texts(len(texts))
-        role = self._role if prompt_name is None else roles.of_prompt(prompt_name)
+        role = self.role if prompt_name is None else roles.of_prompt(prompt_name)
         found = self._model.outputs(
             texts,
             outputs,
@@ -212,7 +212,7 @@ class ModelClient:
     def for_role(self, role: Role | None) -> ModelClient:
         """The same model for texts of this role."""
         other = copy(self)
-        other._role = role
+        other.role = role
         return other
 
     def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
@@ -226,13 +226,13 @@ class ModelClient:
     def tokenized(self, texts: list[str], special_tokens: bool = True) -> list[list[Token]]:
         """The same for texts that are asked for next, with the prompt of their role; not counted as used."""
         self._request_limits.check(texts)
-        names = None if self._role is None else self._role.prompt_names
+        names = None if self.role is None else self.role.prompt_names
         return self._model.tokens(texts, prompt_name=names, special_tokens=special_tokens)
 
     @property
     def prompt(self) -> str:
         """The text before each text of the role."""
-        names = None if self._role is None else self._role.prompt_names
+        names = None if self.role is None else self.role.prompt_names
         return prompt_of(EmbedRequest([], prompt_name=names), self.description)
 
     @property

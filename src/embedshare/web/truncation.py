@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from embedshare.calls import Token
@@ -34,9 +34,9 @@ def cut(text: str, tokens: Sequence[Token], most: int, prompt_chars: int) -> str
     return text[: end - prompt_chars]
 
 
-def check_length(texts: Sequence[Sequence[Token]], most: int) -> None:
-    """Raise TooLarge for a text of more than `most` tokens."""
-    for number, tokens in enumerate(texts):
+def check_length(texts: Mapping[int, Sequence[Token]], most: int) -> None:
+    """Raise TooLarge for a text of more than `most` tokens; `texts` by their numbers."""
+    for number, tokens in texts.items():
         if len(tokens) > most:
             raise TooLarge(
                 f"text {number} has {len(tokens):,} tokens, special ones included; {most:,} are allowed"

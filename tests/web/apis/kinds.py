@@ -28,8 +28,9 @@ models:
 
 
 class Kinds(NamedTuple):
-    """The worker, and the folders of its models."""
+    """The server, its worker, and the folders of its models."""
 
+    server: ModelServer
     worker: Worker
     folders: dict[str, Path]
 
@@ -75,6 +76,6 @@ def kinds(folder: Path) -> Iterator[Kinds]:
     server.start_at_once()
     try:
         for worker in serving(Worker(server, folder / "worker.log")):
-            yield Kinds(worker, folders)
+            yield Kinds(server, worker, folders)
     finally:
         assert server.stop() == 0, server.said().decode()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
+from pathlib import Path
 from typing import Any
 
 import cohere
 import numpy as np
 import openai
 import pytest
+import requests
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from tests.images import small_clip
+from tests.jobs.running import runner_of
+from tests.processes import wait_for
 from tests.web.apis.kinds import Kinds
 
 TEXTS = ["one model for many workers", "a quick brown fox", "", "漢字 😀"]
@@ -142,6 +147,36 @@ def test_the_end_of_a_name_chooses_the_prompt(
         rows = rows["float"] if isinstance(rows, dict) else rows
         rows = [one["embedding"] if isinstance(one, dict) else one for one in rows]
         np.testing.assert_allclose(rows, expected, atol=1e-4)
+
+
+def test_a_batch_takes_the_role_too_and_dense_vectors_alone(
+    kinds: Kinds, gpt: openai.OpenAI, dense: Any, tmp_path: Path
+) -> None:
+    bodies = [{"input": TEXTS}, {"input": "a", "embedding_types": ["sparse"]}]
+    lines = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/embeddings",
+         "body": {"model": "dense-query", **body}}
+        for number, body in enumerate(bodies)
+    ]  # fmt: skip
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = gpt.files.create(file=("input.jsonl", content), purpose="batch").id
+    asked: Any = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    batch = gpt.batches.create(input_file_id=file, **asked)
+    with runner_of(kinds.server, tmp_path):
+        done = wait_for(lambda: (now := gpt.batches.retrieve(batch.id)).output_file_id and now, 60)
+    assert done.output_file_id is not None
+    assert done.error_file_id is not None
+    [line] = map(json.loads, gpt.files.content(done.output_file_id).text.splitlines())
+    rows = [one["embedding"] for one in line["response"]["body"]["data"]]
+    np.testing.assert_allclose(rows, unit(dense.encode_query(TEXTS)), atol=1e-4)
+    assert "gives dense vectors alone" in gpt.files.content(done.error_file_id).text
+
+
+def test_a_job_of_a_model_without_embeddings_is_refused(kinds: Kinds) -> None:
+    url = f"{kinds.worker.url}/api/v1/jobs?model=sparse"
+    answer = requests.post(url, b'"a text"\n', headers={"Content-Type": "application/jsonl"}, timeout=30)
+    assert answer.status_code == 400
+    assert "does not give embeddings; it gives sparse embeddings" in answer.json()["error"]["message"]
 
 
 def test_a_model_whose_own_name_ends_so_is_asked_without_a_prompt(gpt: openai.OpenAI, dense: Any) -> None:

@@ -326,7 +326,7 @@ def test_a_session_s_model_is_checked_whenever_it_is_used(
     path, sent = OF_A_SESSION[route]
     for model, status in (("mine", 200), ("theirs", 403)):
         sessions.create_session("s", model, chunk_size=None, chunk_overlap=None, metadata_schema={},
-                                qdrant_config=None)  # fmt: skip
+                                qdrant_config=None, sparse_model=None)  # fmt: skip
         given = dict(sent)
         if "data" in given:
             given["data"] = {**given["data"], "file": (io.BytesIO(TEXT.encode()), "a.txt")}
@@ -334,6 +334,26 @@ def test_a_session_s_model_is_checked_whenever_it_is_used(
         sessions.destroy_session("s")
         assert answer.status_code == status, answer.text
     refusal(answer)
+
+
+def test_a_session_s_sparse_model_and_every_reranker_are_checked_too(site: Site, key: str) -> None:
+    said = refusal(site.ask(key, "POST", "/sessions", {"model": "mine", "sparse_model": "theirs"}))
+    assert said == "the API key 'mine alone' may not use the model 'theirs'; it may use: small"
+    principal = site.app.extensions[API_KEYS].find(key)
+    sessions = site.sessions.of_owner(f"key {principal.id}")
+    for sparse, status in (("mine", 200), ("theirs", 403)):
+        sessions.create_session("s", "mine", chunk_size=None, chunk_overlap=None, metadata_schema={},
+                                qdrant_config=None, sparse_model=sparse)  # fmt: skip
+        assert site.ask(key, "POST", "/sessions/s/search", {"query": TEXT}).status_code == status
+        assert (
+            site.ask(key, "POST", "/sessions/s/search", {"query": TEXT, "rerank": "theirs"}).status_code
+            == 403
+        )
+        sessions.destroy_session("s")
+    of_default = site.key("the default alone", ["theirs"])
+    for path in ("/search", f"/index/{'0' * 32}/search"):
+        answer = site.ask(of_default, "POST", path, {"query": TEXT, "rerank": "mine"})
+        assert refusal(answer).startswith("the API key 'the default alone' may not use the model 'mine'")
 
 
 def test_the_command_makes_and_lists_keys_with_models(server: ModelServer) -> None:

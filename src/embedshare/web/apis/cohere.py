@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -11,7 +11,7 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from embedshare import roles
-from embedshare.calls import Inputs
+from embedshare.calls import EmbedResult, Inputs, placed
 from embedshare.errors import EmptyInput, InvalidImage, InvalidInput, NotServed
 from embedshare.quantization import quantize
 from embedshare.roles import Role
@@ -26,7 +26,7 @@ from embedshare.web.truncation import Truncation
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 InputType = Literal["search_query", "search_document", "classification", "clustering", "image"]
-_ROLES: dict[InputType | None, Role] = {
+_ROLES: dict[str | None, Role] = {
     "search_query": roles.QUERY,
     "search_document": roles.DOCUMENT,
     "classification": roles.CLASSIFICATION,
@@ -101,6 +101,10 @@ class Image(NamedTuple):
     url: str
 
 
+#: The numbers of texts or images, and their vectors.
+_Part = tuple[list[int], EmbedResult]
+
+
 class CohereMeta(msgspec.Struct):
     """The API's version, and the tokens that the model read."""
 
@@ -139,16 +143,16 @@ def blueprint(models: Models) -> Blueprint:
     def embedded(version: str) -> Response:
         asked = body.read(decoder, _EXAMPLE, untyped=True, replaces_half_pairs=True)
         items = _items(asked)
-        rows, tokens = _embedded(models.prompted(asked.model), items, asked)
+        found = _embedded(models.prompted(asked.model), items, asked)
         types = asked.embedding_types
         if types is None and version == "2":
             types = ["float"]
         answer = {
             "id": request_ids.current() or uuid4().hex,
             "response_type": "embeddings_floats" if types is None else "embeddings_by_type",
-            "embeddings": rows if types is None else by_type(rows, types),
+            "embeddings": found.rows if types is None else by_type(found.rows, types),
             "texts": [item for item in items if isinstance(item, str)],
-            "meta": {"api_version": {"version": version}, "billed_units": {"input_tokens": tokens}},
+            "meta": {"api_version": {"version": version}, "billed_units": {"input_tokens": found.tokens}},
         }
         return Response(dumped(answer), content_type=JSON)
 
@@ -204,65 +208,50 @@ def _item(one: CohereInput) -> str | Image:
     return Image(urls[0])
 
 
-def _embedded(
-    model_client: ModelClient, items: list[str | Image], asked: CohereRequest
-) -> tuple[np.ndarray, int]:
-    """Float32 (items, dimension), and the tokens that the model read."""
-    texts = [number for number, item in enumerate(items) if isinstance(item, str)]
-    images = [number for number, item in enumerate(items) if isinstance(item, Image)]
-    parts = []
+def _embedded(model_client: ModelClient, items: list[str | Image], asked: CohereRequest) -> EmbedResult:
+    """Vectors of length 1 in the items' order, all of one model."""
+    texts = {number: item for number, item in enumerate(items) if isinstance(item, str)}
+    urls = {number: item.url for number, item in enumerate(items) if isinstance(item, Image)}
+    parts: list[_Part] = []
+    if urls:  # first: a model of texts refuses them
+        parts.append((list(urls), model_client.embed_images(urls, dimensions=_dimensions(asked))))
     if texts:
-        found = _of_texts(model_client, [cast("str", items[number]) for number in texts], asked)
-        parts.append((texts, *found))
-    if images:
-        urls = {number: cast("Image", items[number]).url for number in images}
-        shown = model_client.embed_images(urls, dimensions=_dimensions(asked))
-        parts.append((images, shown.rows, shown.tokens))
-    return _merged(parts)
+        role = _ROLES.get(asked.input_type)
+        parts += _of_texts(model_client if role is None else model_client.for_role(role), texts, asked)
+    if len({part.identity for _, part in parts}) > 1:  # the model was replaced meanwhile
+        return _embedded(model_client, items, asked)
+    return placed(parts)
 
 
-def _of_texts(model_client: ModelClient, texts: list[str], asked: CohereRequest) -> tuple[np.ndarray, int]:
-    if asked.input_type in _ROLES:
-        model_client = model_client.for_role(_ROLES[asked.input_type])
-    side = asked.truncate or "END"
-    if side == "START" or asked.max_tokens is not None:
-        return _shortened(model_client, texts, side, asked)
-    found = model_client.embed(texts, normalize=True, dimensions=_dimensions(asked), truncate=side == "END")
-    return found.rows, found.tokens
-
-
-def _shortened(
-    model_client: ModelClient, texts: list[str], side: Truncation, asked: CohereRequest
-) -> tuple[np.ndarray, int]:
-    """The same for texts truncated by their tokens: long ones are embedded as token ids."""
+def _of_texts(model_client: ModelClient, texts: dict[int, str], asked: CohereRequest) -> list[_Part]:
+    """Vectors of texts by their numbers. Where they are truncated by their tokens, long ones are embedded as
+    token ids."""
+    side, dimensions, whole = asked.truncate or "END", _dimensions(asked), list(texts.values())
+    if side != "START" and asked.max_tokens is None:
+        found = model_client.embed(whole, normalize=True, dimensions=dimensions, truncate=side == "END")
+        return [(list(texts), found)]
     longest = model_client.description.max_seq_length
     most = longest if asked.max_tokens is None else min(int(asked.max_tokens), longest)
-    tokens = model_client.tokenized(texts)
+    tokens = dict(zip(texts, model_client.tokenized(whole), strict=True))
     if side == "NONE":
         truncation.check_length(tokens, most)
     prompt_chars = len(model_client.prompt)
-    short = [number for number, one in enumerate(tokens) if len(one) <= most]
-    long = [number for number, one in enumerate(tokens) if len(one) > most]
+    short = {number: text for number, text in texts.items() if len(tokens[number]) <= most}
+    long = {
+        number: truncation.shortened(one, most, prompt_chars, side)
+        for number, one in tokens.items()
+        if len(one) > most
+    }
     inputs: list[tuple[list[int], Inputs]] = [
-        (short, [texts[number] for number in short]),
-        (long, [truncation.shortened(tokens[number], most, prompt_chars, side) for number in long]),
+        (list(short), list(short.values())),
+        (list(long), list(long.values())),
     ]
-    parts = []
-    for numbers, part in inputs:
-        if numbers:
-            found = model_client.embed(part, normalize=True, dimensions=_dimensions(asked))
-            parts.append((numbers, found.rows, found.tokens))
-    return _merged(parts)
+    return [
+        (numbers, model_client.embed(part, normalize=True, dimensions=dimensions))
+        for numbers, part in inputs
+        if numbers
+    ]
 
 
 def _dimensions(asked: CohereRequest) -> int | None:
     return None if asked.output_dimension is None else int(asked.output_dimension)
-
-
-def _merged(parts: list[tuple[list[int], np.ndarray, int]]) -> tuple[np.ndarray, int]:
-    """The rows of parts at their numbers, and all tokens."""
-    count = sum(len(numbers) for numbers, _, _ in parts)
-    rows = np.empty((count, parts[0][1].shape[1]), np.float32)
-    for numbers, found, _ in parts:
-        rows[numbers] = found
-    return rows, sum(tokens for _, _, tokens in parts)

@@ -187,33 +187,41 @@ def embeddings(models: Models, asked: OpenAIRequest) -> Response:
     """The answer to a request of embeddings."""
     model_client = models.prompted(asked.model)
     dimensions = None if asked.dimensions is None else int(asked.dimensions)
-    types = asked.embedding_types or ["float"]
-    of_several = not {"sparse", "multi_vector"}.isdisjoint(types)
-    if _has_items(asked.input) and not of_several:
+    if _has_items(asked.input) and gives_dense_alone(asked):
         found = images.embed(model_client, _items(asked.input), dimensions)
     else:
         given = inputs(asked.input)
         if are_tokens(given):
             check_tokens(given, asked.model, model_client, model_client.special_tokens)
-        if of_several:
-            return Response(dumped(_outputs(model_client, given, types, dimensions)), content_type=JSON)
+        if not gives_dense_alone(asked):
+            return Response(dumped(_outputs(model_client, given, asked, dimensions)), content_type=JSON)
         found = model_client.embed(given, normalize=True, dimensions=dimensions)
-    form = "base64" if "base64" in types else asked.encoding_format
-    answered = answer(found.rows, form, found.description.model_name, found.tokens)
+    answered = answer(found.rows, form_of(asked), found.description.model_name, found.tokens)
     return Response(dumped(answered), content_type=JSON)
 
 
+def gives_dense_alone(asked: OpenAIRequest) -> bool:
+    """Whether a request is for the model's dense vectors and for no other output."""
+    return all(_OUTPUTS[name] == "dense" for name in asked.embedding_types or ())
+
+
+def form_of(asked: OpenAIRequest) -> str | None:
+    """The form of dense vectors: `embedding_types` counts before `encoding_format`."""
+    types = asked.embedding_types or ()
+    return "base64" if "base64" in types else "float" if "float" in types else asked.encoding_format
+
+
 def _outputs(
-    model_client: ModelClient, given: Inputs, types: list[EmbeddingType], dimensions: int | None
+    model_client: ModelClient, given: Inputs, asked: OpenAIRequest, dimensions: int | None
 ) -> dict[str, Any]:
-    """The answer with these outputs. Raises InvalidInput for token ids, and NotServed."""
+    """The answer with the outputs asked for. Raises InvalidInput for token ids, and NotServed."""
     if are_tokens(given):
         raise InvalidInput("`embedding_types` other than float and base64 need texts, not token ids")
-    wanted = tuple(dict.fromkeys(_OUTPUTS[name] for name in types))
+    wanted = tuple(dict.fromkeys(_OUTPUTS[name] for name in asked.embedding_types or ()))
     found = model_client.outputs(cast("list[str]", given), wanted, normalize=True, dimensions=dimensions)
     rows: Any = [()] * len(given) if found.dense is None else found.dense
-    form = "base64" if "base64" in types else "float"
-    answered = answer(rows, None if found.dense is None else form, found.description.model_name, found.tokens)
+    form = None if found.dense is None else form_of(asked)
+    answered = answer(rows, form, found.description.model_name, found.tokens)
     if found.sparse is not None:
         for item, (indices, values) in zip(answered["data"], sparse_rows(found.sparse), strict=True):
             item["sparse_embedding"] = {"indices": indices, "values": values}

@@ -90,17 +90,22 @@ def _scored(
     model_client: ModelClient, sequences: list[list[str]], asked: PredictRequest
 ) -> tuple[np.ndarray, Sequence[str]]:
     """Float32 (sequences, labels), and the labels; texts and pairs are asked apart."""
-    description = model_client.description
-    scores.check_classifies(description)
+    scores.check_classifies(model_client.description)
     pairs = [number for number, one in enumerate(sequences) if len(one) == 2]
     alone = [number for number, one in enumerate(sequences) if len(one) == 1]
-    rows = np.empty((len(sequences), len(description.labels)), np.float32)
+    parts = []
     for numbers in filter(None, (pairs, alone)):
         queries = [sequences[number][0] for number in numbers] if numbers is pairs else []
         documents = [sequences[number][-1] for number in numbers]
         found = model_client.score(queries, documents, truncate=asked.truncate is not False)
-        rows[numbers] = scores.raw(found) if asked.raw_scores else scores.normalized(found)
-    return rows, description.labels
+        parts.append((numbers, found))
+    if len({part.identity for _, part in parts}) > 1:  # the model was replaced between the two
+        return _scored(model_client, sequences, asked)
+    rows = np.concatenate(
+        [scores.raw(found) if asked.raw_scores else scores.normalized(found) for _, found in parts]
+    )
+    order = np.argsort([number for numbers, _ in parts for number in numbers])
+    return rows[order], parts[0][1].description.labels
 
 
 def _predictions(row: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
