@@ -26,6 +26,7 @@ from embedshare.telemetry import tracing
 from embedshare.telemetry.audit_log import AuditLog
 from embedshare.web import errors, large_bodies, openapi, routes
 from embedshare.web.apis import (
+    cohere,
     embed,
     embeddings_service,
     fastembed,
@@ -38,6 +39,10 @@ from embedshare.web.apis import (
     openai,
     openai_batches,
     openai_files,
+    outputs,
+    predict,
+    rerank,
+    score,
     search,
     session_files,
     sessions,
@@ -112,7 +117,7 @@ def create_app(
     access = ModelAccess(rates)
     models = Models(model, settings, request_limits, lambda: live.normalize, known, access)
     app.register_blueprint(health.blueprint(model, dependencies, models))
-    for api in (embed, openai, ollama, tei, embeddings_service):
+    for api in (embed, openai, ollama, tei, outputs, rerank, predict, score, cohere, embeddings_service):
         app.register_blueprint(api.blueprint(models))
     job_store, files = wiring.jobs(settings), wiring.files(settings)
     app.register_blueprint(jobs.blueprint(job_store, models, settings))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 import msgspec
 import numpy as np
 
-from embedshare import platforms, threads
+from embedshare import platforms, reranking, threads
 from embedshare.calls import (
     CallContext,
     EmbedRequest,
@@ -42,6 +42,7 @@ from embedshare.client.embedder import Embedder
 from embedshare.client.failover_policy import State
 from embedshare.client.model_view import ModelView
 from embedshare.client.multi_vector_encoder import MultiVectorEncoder
+from embedshare.client.rerankers import Rerankers
 from embedshare.client.sentence_transformers import DropIn
 from embedshare.client.shared_model import as_texts, check_options, optional_positive, wants_progress
 from embedshare.client.sparse_encoder import SparseEncoder
@@ -113,6 +114,7 @@ class EmbeddingClient(DropIn):
         self._tries = max_retries, retry_delay
         self.calls = self._embedder.calls
         """This client's calls, counted by their outcome."""
+        self._rerankers = Rerankers(self._other)
         self._searcher: WebSearch | None = None
         self._async_pool: Executor | None = None
         self._not_copied = {"_not_copied", *vars(self)} - before
@@ -132,6 +134,12 @@ class EmbeddingClient(DropIn):
             None, None, *self._tries, settings=self._settings, model=name, connections=connections
         )
         other.program = self.program
+        return other
+
+    def _other(self, name: str) -> Embedder:
+        """`of_model`, for calls alone."""
+        other = Embedder(self._settings, *self._tries, name, self._embedder.connections)
+        other.program = self._embedder.program
         return other
 
     def models(self, timeout: float | None = None) -> list[dict[str, Any]]:
@@ -237,7 +245,8 @@ class EmbeddingClient(DropIn):
     def generate_embeddings(self, texts: Any, batch_size: int = 32) -> np.ndarray:
         """Float32 (n, dimension) for a list of n texts; (1, dimension) for one text, (0, dimension) for
         none."""
-        rows = self.encode([texts] if isinstance(texts, str) else texts, batch_size=batch_size)
+        given = as_texts([texts] if isinstance(texts, str) else texts)
+        rows = self.encode([{"text": text} for text in given], batch_size=batch_size)  # never an image's path
         return rows if len(rows) else np.empty((0, self.get_embedding_dimension()), np.float32)
 
     async def aencode(self, inputs: Any, **options: Any) -> Any:
@@ -256,16 +265,18 @@ class EmbeddingClient(DropIn):
         self,
         inputs: list[str] | list[list[int]],
         *,
-        prompt_name: str | None = None,
+        prompt_name: str | tuple[str, ...] | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
         truncate: bool = True,
+        task: str | None = None,
     ) -> EmbedResult:
         """Vectors for texts, or for sequences of the model's own token ids, with counts, timings and model.
 
-        Token ids are embedded as they are: with the special tokens that they hold, and without a prompt.
-        `dimensions`: values kept of each vector. Without `truncate` a text longer than the model's longest
-        sequence is TooLarge, as a sequence of ids always is. Raises InvalidInput, and what `encode` raises.
+        Of several prompt names the first that the model has is used; `task`: the texts' purpose. Token ids
+        are embedded as they are: with the special tokens that they hold, and without a prompt. `dimensions`:
+        values kept of each vector. Without `truncate` a text longer than the model's longest sequence is
+        TooLarge, as a sequence of ids always is. Raises InvalidInput, and what `encode` raises.
         """
         tokens = are_tokens(inputs)
         if tokens and not all(
@@ -275,7 +286,7 @@ class EmbeddingClient(DropIn):
         if dimensions is not None:
             _check_dimensions(dimensions, self.describe())
         texts, kept = inputs if tokens else as_texts(inputs), dimensions or self.truncate_dim
-        request = EmbedRequest(texts, None, prompt_name, self._prompts, normalize, kept, truncate)
+        request = EmbedRequest(texts, None, prompt_name, self._prompts, normalize, kept, truncate, task)
         answer = self._embedder.embed(request)
         if dimensions is not None:
             _check_dimensions(dimensions, answer.description)  # the client may have followed another model
@@ -305,7 +316,7 @@ class EmbeddingClient(DropIn):
         outputs: Sequence[Output],
         *,
         prompt: str | None = None,
-        prompt_name: str | None = None,
+        prompt_name: str | tuple[str, ...] | None = None,
         task: str | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
@@ -343,7 +354,11 @@ class EmbeddingClient(DropIn):
         return self._embedder.embed_images(images, request)
 
     def tokens(
-        self, texts: list[str], *, prompt_name: str | None = None, special_tokens: bool = True
+        self,
+        texts: list[str],
+        *,
+        prompt_name: str | tuple[str, ...] | None = None,
+        special_tokens: bool = True,
     ) -> list[list[Token]]:
         """Every token of each text, without truncation: its id, its text, whether the tokenizer added it, and
         the positions of its first character and after its last one (None for an added token)."""
@@ -438,18 +453,36 @@ class EmbeddingClient(DropIn):
             return f"Search error: {error.message[:100]}...", []
         return found.context, found.urls
 
-    def web_search(self, search_query: str, max_concurrent: int = 5, max_chars: int = 2000) -> Found:
+    def web_search(
+        self,
+        search_query: str,
+        max_concurrent: int = 5,
+        max_chars: int = 2000,
+        *,
+        rerank: str | None = None,
+        rerank_candidates: int = reranking.MOST_CANDIDATES,
+    ) -> Found:
         """`web_search_with_embeddings` with the passages, their titles and scores, and timings.
 
-        Raises SearchFailed, and what `encode` raises.
+        `rerank`: a model of the server that scores the nearest `rerank_candidates` passages, which then are
+        ordered by its scores. Raises SearchFailed, NotServed if that model has no scores, and what `encode`
+        raises.
         """
+        searcher, candidates = self._web_search(), reranking.candidates(1, rerank_candidates)
+        limit = self.deadline() + searcher.total_s
+        reranker = None if rerank is None else self._rerankers.checked(rerank, limit)
+
+        def score(texts: list[str]) -> ScoreResult:
+            assert reranker is not None, "it was asked for"
+            return reranker.score(ScoreRequest([search_query], texts), limit)
 
         def count(texts: list[str]) -> list[int]:
             *ids, none = self._embedder.tokenize(EmbedRequest([*texts, ""], ""))
             # without the marks that every text begins and ends with
             return [len(own) - len(none) for own in ids]
 
-        return self._web_search().search(search_query, self.encode, max_concurrent, max_chars, count)
+        by = None if reranker is None else score
+        return searcher.search(search_query, self.encode, max_concurrent, max_chars, count, by, candidates)
 
     def build_vector_index(
         self,
@@ -479,20 +512,36 @@ class EmbeddingClient(DropIn):
         return index, rows, metadata
 
     def search_index(
-        self, query: str, index: VectorIndex, metadata: list[dict[str, Any]] | None = None, top_k: int = 3
+        self,
+        query: str,
+        index: VectorIndex,
+        metadata: list[dict[str, Any]] | None = None,
+        top_k: int = 3,
+        *,
+        rerank: str | None = None,
+        rerank_candidates: int | None = None,
     ) -> list[dict[str, Any]]:
         """The `top_k` documents nearest to the query, best first; all of them, if there are fewer.
 
         Each is its metadata dict (of `index.metadata` by default) with `relevance_score`, by the index's
-        metric, and `rank`, from 1. Raises InvalidInput, ModelMismatch if the index holds another model's
-        vectors, and what `encode` raises.
+        metric, and `rank`, from 1. `rerank`: a model of the server that scores the nearest
+        `rerank_candidates` of them (4 for each result up to 100), each then with a `rerank_score`, by which
+        they are ordered. Raises InvalidInput, ModelMismatch if the index holds another model's vectors,
+        NotServed if `rerank` has no scores, and what `encode` raises.
         """
         if not isinstance(index, VectorIndex):
             raise InvalidInput(f"index must be what build_vector_index returned, not {type(index).__name__}")
-        if metadata is None or metadata is index.metadata:
-            return index.find(query, top_k)
-        ids, scores = index.search(query, top_k)
-        return results_of(ids, scores, metadata)
+        if rerank is None:
+            return _nearest(query, index, metadata, top_k)
+        limit, candidates = self.deadline(), reranking.candidates(top_k, rerank_candidates)
+        reranker = self._rerankers.checked(rerank, limit)
+        found = _nearest(query, index, metadata, candidates)
+        texts = [one["full_content"] for one in found]
+        ordered = reranking.ordered(found, reranker.score(ScoreRequest([query], texts), limit))
+        return [
+            {**one, "rank": rank, "rerank_score": score}
+            for rank, (one, score) in enumerate(ordered[:top_k], 1)
+        ]
 
     def load_vector_index(
         self, path: str | os.PathLike[str]
@@ -539,6 +588,7 @@ class EmbeddingClient(DropIn):
     def close(self) -> None:
         """Close the connections and unload a local model; later calls raise ClientClosed."""
         self._embedder.failover.close()
+        self._rerankers.close()
         pool, self._async_pool = self._async_pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -576,6 +626,15 @@ class EmbeddingClient(DropIn):
     def _reset_after_fork(self) -> None:
         """Reset the threads, which the child lacks, and their locks, which may be held."""
         self._searcher = self._async_pool = None
+
+
+def _nearest(
+    query: str, index: VectorIndex, metadata: list[dict[str, Any]] | None, top_k: int
+) -> list[dict[str, Any]]:
+    if metadata is None or metadata is index.metadata:
+        return index.find(query, top_k)
+    ids, scores = index.search(query, top_k)
+    return results_of(ids, scores, metadata)
 
 
 def _load_web_search(settings: Settings) -> WebSearch:

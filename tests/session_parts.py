@@ -21,6 +21,7 @@ import numpy as np
 from embedshare.calls import Token
 from embedshare.errors import DocumentUnreadable, InvalidInput, UploadIncomplete
 from embedshare.sessions.parts import Limits, Parts, Tokenize
+from embedshare.sessions.store.weights import Weights
 
 
 class Piece(NamedTuple):
@@ -53,6 +54,7 @@ class Point(NamedTuple):
     heading: str | None
     metadata: dict[str, Any]
     version: str
+    sparse: Weights | None = None
 
 
 class Found(NamedTuple):
@@ -231,7 +233,7 @@ def parts(store: Callable[[Path], FileStore] = FileStore) -> Parts:
     """The parts, in place of the real ones."""
     return Parts(
         _kind_of, TextReader, WordChunker, frame, _estimated, Point, point_id,
-        lambda folder, identity, dimension, schema: store(folder), _no_remote,
+        lambda folder, identity, dimension, schema, sparse: store(folder), _no_remote,
     )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ class OwnedSessions:
         chunk_overlap: int | None,
         metadata_schema: Mapping[str, str],
         qdrant_config: Mapping[str, Any] | None,
+        sparse_model: str | None,
     ) -> dict[str, Any]:
         name = session_id or uuid.uuid4().hex
         key = self._owner, name
@@ -73,6 +74,7 @@ class OwnedSessions:
         self._all.sessions[key] = {
             "session_id": name,
             "model": model,
+            "sparse_model": sparse_model,
             "dimension": self._all.embed(["a"]).shape[1],
             "chunk_size": size,
             "chunk_overlap": 50 if chunk_overlap is None else chunk_overlap,
@@ -169,6 +171,10 @@ class OwnedSessions:
         top_k: int,
         filters: Mapping[str, Any] | None,
         score_threshold: float | None,
+        *,
+        mode: str,
+        rerank: str | None,
+        rerank_candidates: int | None,
     ) -> list[dict[str, Any]]:
         self._found(session_id)
         wanted, found = self._all.embed([query])[0], []

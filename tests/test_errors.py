@@ -39,6 +39,7 @@ BUILTIN = {
     "UnknownFile": LookupError,
     "JobsDisabled": PermissionError,
     "DocumentUnreadable": ValueError,
+    "InvalidImage": ValueError,
     "IndexIncomplete": LookupError,
     "ModelNotFound": FileNotFoundError,
     "MissingDependency": ImportError,

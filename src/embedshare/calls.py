@@ -350,3 +350,10 @@ def _joined_facts(
         Timings(*map(sum, zip(*(part.timings.stages for part in parts), strict=True))),
         parts[0].description,
     )
+
+
+def placed(parts: Sequence[tuple[Sequence[int], EmbedResult]]) -> EmbedResult:
+    """Parts as one, each row at the number that its part gives it."""
+    whole = joined([part for _, part in parts])
+    order = np.argsort([number for numbers, _ in parts for number in numbers])
+    return whole._replace(rows=whole.rows[order], token_counts=[whole.token_counts[at] for at in order])

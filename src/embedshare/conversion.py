@@ -100,7 +100,7 @@ def main() -> None:
     logs.configure(settings, "converter")
     said = _DONE
     try:
-        loading.load(settings, settings.model.device, None)
+        loading.load(settings, settings.model.device, None, reads_images=False)  # nothing of it is kept
     except Exception as error:
         told = failure(settings, error)
         said = json.dumps([type(told).__name__, told.message, told.fields], default=str).encode()

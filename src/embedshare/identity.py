@@ -85,7 +85,8 @@ class ModelDescription(msgspec.Struct, frozen=True, omit_defaults=True):
             "multi-vector": "multi-vector embeddings, and scores by them",
             "scores": "scores of pairs" if len(self.labels) < 2 else "classification",
         }
-        return ", ".join(done.get(output, output) for output in self.outputs)
+        images = ["embeddings of images"] if "image" in self.modalities else []
+        return ", ".join([*(done.get(output, output) for output in self.outputs), *images])
 
 
 def names_of(model_name: str) -> tuple[str, str]:

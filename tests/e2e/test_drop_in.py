@@ -229,7 +229,7 @@ def test_generate_embeddings(exact: EmbeddingClient, reference: Any) -> None:
         ([1], {}, InvalidInput, "item 0 is a int, not a str"),
         (5, {}, InvalidInput, "must be a str or a list of str, not int"),
         (None, {}, InvalidInput, "not NoneType"),
-        (b"bytes", {}, InvalidInput, "not bytes"),
+        (b"bytes", {}, NotServed, "does not give embeddings of images; it gives embeddings"),
         (np.array("scalar"), {}, InvalidInput, "a str or a list of str"),
         ([("a", "b")], {}, NotServed, "not pairs or messages"),
         (["a"], {"output_value": "token_embeddings"}, NotServed, "token_embeddings"),

@@ -13,8 +13,8 @@ import pytest
 
 from embeddingClient import EmbeddingClient
 from embedshare.grpc import tei_pb2 as pb
+from embedshare.grpc.tei_calls import in_order
 from embedshare.grpc.tei_pb2_grpc import EmbedStub, InfoStub, TokenizeStub
-from embedshare.grpc.tei_servicer import in_order
 from tests.session_server import SessionServer
 
 

@@ -35,6 +35,8 @@ WHOLE = {
     "EMBEDDING_VECTOR_CACHE_MOST_ASKED": (0, 100_000),
     "EMBEDDING_VECTOR_CACHE_DATABASE_BYTES": (1 << 20, 1 << 44),
     "EMBEDDING_MAX_HELD_BYTES": (1 << 20, 1 << 40),
+    "EMBEDDING_MAX_IMAGE_BYTES": (1 << 10, 1 << 30),
+    "EMBEDDING_MAX_IMAGE_PIXELS": (1, 1 << 28),
     "EMBEDDING_MAX_TEXTS": (1, 1_000_000),
     "EMBEDDING_MAX_TEXT_CHARS": (0, 1 << 30),
     "EMBEDDING_MAX_REQUEST_CHARS": (0, 1 << 30),
@@ -130,7 +132,11 @@ GOOD = [
     *(("EMBEDDING_SEARXNG_URL", url, url) for url in ("http://localhost:8080", "HTTPS://search.example/a")),
     ("EMBEDDING_SEARXNG_URL", "http://localhost:8080/", "http://localhost:8080"),
     ("EMBEDDING_SEARXNG_URL", "", None),
-    *(("EMBEDDING_FETCH_ALLOWED_HOSTS", hosts, hosts) for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")),
+    *(
+        (name, hosts, hosts)
+        for name in ("EMBEDDING_FETCH_ALLOWED_HOSTS", "EMBEDDING_IMAGE_HOSTS")
+        for hosts in ("", "a.example, 10.0.0.5:8080,[::1]:80")
+    ),
     *(("EMBEDDING_RATE_LIMIT", rates, rates) for rates in RATES),
     ("EMBEDDING_RATE_LIMIT", "5/Second ; 9/minute", "5/second;9/minute"),
     *(
@@ -215,7 +221,8 @@ BAD = [
     *(("EMBEDDING_MODEL_ALIASES", text) for text in (",", "a,,b", "a\nb")),
     *(("EMBEDDING_TRUST_REMOTE_CODE", text) for text in ("", ",", "a,,b", "a\nb")),
     *(
-        ("EMBEDDING_FETCH_ALLOWED_HOSTS", text)
+        (name, text)
+        for name in ("EMBEDDING_FETCH_ALLOWED_HOSTS", "EMBEDDING_IMAGE_HOSTS")
         for text in ("*.example", "http://a.example", "a@b", "hôte.example")
     ),
     *(("EMBEDDING_RATE_LIMIT", text) for text in ("100", "0/second", "5/week", "5 per second", "5/second,")),

@@ -50,10 +50,10 @@ def reference(default_reference: Any) -> Any:
 @pytest.fixture(scope="session")
 def worker(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     with searching() as web:
-        yield from _serving(Worker(server, tmp_path_factory.mktemp("worker") / "worker.log", **web.settings))
+        yield from serving(Worker(server, tmp_path_factory.mktemp("worker") / "worker.log", **web.settings))
 
 
-def _serving(running: Worker) -> Iterator[Worker]:
+def serving(running: Worker) -> Iterator[Worker]:
     try:
         wait_for(lambda: b"ready: http" in running.log.read_bytes(), 30, "the worker's ready line")
         yield running

@@ -27,7 +27,6 @@ from embedshare.calls import (
 from embedshare.client import splitting
 from embedshare.client.failover import Failover, Tries
 from embedshare.client.failover_policy import FailoverPolicy
-from embedshare.client.images import numbered_from
 from embedshare.client.local_model import load
 from embedshare.client.splitting import (
     PIECE_BYTES,
@@ -36,8 +35,9 @@ from embedshare.client.splitting import (
     PIECE_IMAGES,
     PIECE_TEXTS,
 )
-from embedshare.errors import EmbedshareError, InvalidSetting, MissingDependency, Overloaded
+from embedshare.errors import EmbedshareError, InvalidImage, InvalidSetting, MissingDependency, Overloaded
 from embedshare.identity import ModelDescription
+from embedshare.images.numbering import renumbered
 from embedshare.ipc import codec
 from embedshare.ipc.authkey import client_key
 from embedshare.ipc.callers import this_process
@@ -166,10 +166,12 @@ class Embedder:
 
         def embed(part: Sequence[tuple[int, bytes]]) -> EmbedResult:
             files = [image for _, image in part]
-            with numbered_from(part[0][0]):
+            try:
                 return self._call(
                     "encode", lambda one, context: one.embed_images(files, request, context), limit
                 )
+            except InvalidImage as error:
+                raise renumbered(error, [number for number, _ in part]) from None
 
         cut = self._cut(images, PIECE_BYTES_OF_IMAGES, piece_items=PIECE_IMAGES)
         numbered = list(enumerate(images))

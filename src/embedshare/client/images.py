@@ -9,21 +9,19 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from embedshare.errors import InvalidImage, InvalidInput, MissingDependency
+from embedshare.errors import InvalidImage, InvalidInput
 from embedshare.images import data_url
+from embedshare.images.addresses import ImageAddresses, is_url
 from embedshare.settings import Settings
 
 #: Ends of paths, and of URLs' paths, that mean an image.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
-_URLS = ("http://", "https://")
 _CHANNELS = 3
 
 
@@ -31,7 +29,7 @@ def is_single(inputs: Any) -> bool:
     """Whether this is one input, not a batch."""
     if isinstance(inputs, str | bytes | dict | Path):
         return True
-    return _is_pillow(inputs) or (_is_pixels(inputs) and inputs.dtype.kind not in "UO")
+    return _is_pillow(inputs) or _is_pixels(inputs)
 
 
 def may_be_image(item: Any) -> bool:
@@ -56,48 +54,35 @@ def check_unmixed(items: list[Any]) -> None:
         )
 
 
-@contextmanager
-def numbered_from(start: int) -> Iterator[None]:
-    """Count images from the beginning of the list, in the errors of a piece that begins at `start`."""
-    try:
-        yield
-    except InvalidImage as error:
-        number = error.fields.get("image", 0)
-        message = error.message.replace(f"image {number} ", f"image {start + number} ", 1)
-        raise InvalidImage(message, image=start + number) from None
-
-
 class ImageFiles:
     """Gives the content of images' files, by the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = settings.server.max_image_bytes
-        self._hosts = settings.client.image_hosts
+        self._addresses = ImageAddresses(settings)
 
     def content(self, item: Any, number: int, deadline: float) -> bytes:
         """The file of an image: its content as it is, or a PNG of pixels.
 
         A URL is fetched from a host of EMBEDDING_IMAGE_HOSTS, by the moment `deadline` of `time.monotonic()`.
-        `number`: the image's number in its call, for errors. Raises InvalidInput, InvalidImage, FetchFailed,
-        AddressRefused, MissingDependency.
+        `number`: the image's number in its call, for errors. Raises InvalidInput, InvalidImage and
+        MissingDependency.
         """
         item = item["image"] if isinstance(item, dict) else item
         if isinstance(item, bytes):
             return item
-        if isinstance(item, Path) or (isinstance(item, str) and not _is_web(item)):
-            return self._of_text(str(item), number)
-        if isinstance(item, str):
-            return self._fetched(item, deadline)
+        if isinstance(item, str) and (is_url(item) or item.startswith(data_url.PREFIX)):
+            return self._addresses.content(item, number, deadline)
+        if isinstance(item, str | Path):
+            return self._read(str(item), number)
         if _is_pillow(item):
             return png(_rgb(item))
         return png(_pixels(item, number))
 
-    def _of_text(self, text: str, number: int) -> bytes:
-        if text.startswith(data_url.PREFIX):
-            return data_url.image_in(text, self._max_bytes, number)
-        if not os.path.isfile(text):
-            raise InvalidInput(f"image {number}: there is no file {text[:200]!r}")
-        with open(text, "rb") as file:
+    def _read(self, path: str, number: int) -> bytes:
+        if not os.path.isfile(path):
+            raise InvalidInput(f"image {number}: there is no file {path[:200]!r}")
+        with open(path, "rb") as file:
             content = file.read(self._max_bytes + 1)
         if len(content) > self._max_bytes:
             raise InvalidImage(
@@ -105,18 +90,6 @@ class ImageFiles:
                 image=number,
             )
         return content
-
-    def _fetched(self, url: str, deadline: float) -> bytes:
-        try:
-            from embedshare.websearch.address_policy import AddressPolicy
-            from embedshare.websearch.fetcher import Fetcher
-        except ImportError as error:
-            raise MissingDependency(
-                f"fetching an image needs a package that is not installed ({error}): "
-                "pip install 'embedshare[search]'"
-            ) from None
-        addresses = AddressPolicy(self._hosts, only_named_in="EMBEDDING_IMAGE_HOSTS")
-        return Fetcher(addresses).fetch_file(url, deadline, self._max_bytes)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -140,16 +113,12 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def _is_address(text: str) -> bool:
     if text.startswith(data_url.PREFIX):
         return True
-    if _is_web(text):
+    if is_url(text):
         try:
             return urlsplit(text).path.lower().endswith(EXTENSIONS)
         except ValueError:
             return False
     return text[-5:].lower().endswith(EXTENSIONS) and os.path.isfile(text)
-
-
-def _is_web(text: str) -> bool:
-    return text.startswith(_URLS) and " " not in text
 
 
 def _is_pillow(item: Any) -> bool:
@@ -158,8 +127,10 @@ def _is_pillow(item: Any) -> bool:
 
 
 def _is_pixels(item: Any) -> bool:
-    """Whether this is an array or a tensor of three dimensions."""
-    return getattr(item, "ndim", None) == 3 and hasattr(item, "__array__")
+    """Whether this is an array or a tensor of numbers with three dimensions."""
+    if getattr(item, "ndim", None) != 3 or not hasattr(item, "__array__"):
+        return False
+    return not (isinstance(item, np.ndarray) and item.dtype.kind in "UO")  # texts
 
 
 def _rgb(image: Any) -> np.ndarray:

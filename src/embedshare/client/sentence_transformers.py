@@ -21,7 +21,6 @@ import numpy as np
 from embedshare.calls import EmbedRequest, prompt_of
 from embedshare.client import images
 from embedshare.client.embedder import Embedder
-from embedshare.client.quantization import PRECISIONS, quantize
 from embedshare.client.shared_model import (
     SharedModel,
     as_items,
@@ -37,6 +36,7 @@ from embedshare.client.shared_model import (
 from embedshare.client.similarity import similarity, similarity_pairwise
 from embedshare.errors import InvalidInput, NotServed
 from embedshare.providers.base import not_served
+from embedshare.quantization import PRECISIONS, quantize
 
 
 class DropIn(SharedModel):

@@ -66,8 +66,11 @@ class EngineParts(NamedTuple):
     """The runtime of images, if the model reads them."""
 
 
-def load(settings: Settings, device: str, expected_identity: str | None) -> EngineParts:
-    """Find, verify and load the model that the settings name, on `device`.
+def load(
+    settings: Settings, device: str, expected_identity: str | None, reads_images: bool = True
+) -> EngineParts:
+    """Find, verify and load the model that the settings name, on `device`; without its image side unless
+    `reads_images`.
 
     Raises MissingDependency, ModelNotFound, WeightsCorrupted, UnsupportedModel; and ModelMismatch, before
     loading, if the model is not of the vector space that `expected_identity` names.
@@ -76,7 +79,7 @@ def load(settings: Settings, device: str, expected_identity: str | None) -> Engi
     check_identity(expected_identity, located.identity, f"the model in {located.folder}")
     device = _known(device)
     runtime, tokenizer, facts = _ready(settings, device, located)
-    vision = _vision(settings, runtime.device, located.folder, facts)
+    vision = _vision(settings, runtime.device, located.folder, facts) if reads_images else None
     facts = facts if vision else msgspec.structs.replace(facts, modalities=("text",))
     described = facts.description(
         located.identity, settings.model.name, runtime.device, runtime.dtype, runtime.name

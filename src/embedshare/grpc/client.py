@@ -84,15 +84,16 @@ class SessionClient:
         chunk_overlap: int | None = None,
         metadata_schema: Mapping[str, str] | None = None,
         qdrant_config: Mapping[str, Any] | None = None,
+        sparse_model: str | None = None,
     ) -> dict[str, Any]:
-        """A new session, as `get_session` has it.
+        """A new session, as `get_session` has it; with a `sparse_model` for hybrid searches.
 
-        Raises InvalidInput, SessionExists, QuotaExceeded, UnknownModel, Forbidden.
+        Raises InvalidInput, SessionExists, QuotaExceeded, UnknownModel, NotServed, Forbidden.
         """
         try:
             request = pb.CreateSessionRequest(
                 session_id=session_id, model_name=model, chunk_size=chunk_size, chunk_overlap=chunk_overlap,
-                metadata_schema=metadata_schema, qdrant_config=qdrant_config,
+                metadata_schema=metadata_schema, qdrant_config=qdrant_config, sparse_model=sparse_model,
             )  # fmt: skip
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"the session cannot be created: {error}") from None
@@ -163,13 +164,21 @@ class SessionClient:
         top_k: int = 10,
         filters: Mapping[str, Any] | None = None,
         score_threshold: float | None = None,
+        *,
+        mode: str = "",
+        rerank: str | None = None,
+        rerank_candidates: int | None = None,
     ) -> list[dict[str, Any]]:
-        """The chunks nearest to the query, best first. `score_threshold`: only scores above it."""
+        """The best chunks for the query, best first. `score_threshold`: only cosines above it.
+
+        `mode`: dense, sparse or hybrid; by default hybrid in a session with a sparse model. `rerank`: a model
+        that scores the best `rerank_candidates` of these, each then with a `rerank_score`.
+        """
         if top_k < 1:
             raise InvalidInput(f"top_k is {top_k}; it is at least 1")
         request = pb.SearchRequest(
             session_id=session_id, query=query, top_k=top_k, filters=json.dumps(filters) if filters else "",
-            score_threshold=score_threshold,
+            score_threshold=score_threshold, mode=mode, rerank=rerank, rerank_candidates=rerank_candidates,
         )  # fmt: skip
         found = self._call("Search", request, timeout=self._settings.client.timeout_s)
         return [messages.hit_values(one) for one in found.hits]

@@ -19,7 +19,7 @@ class QdrantConfig(_message.Message):
     def __init__(self, url: _Optional[str] = ..., collection: _Optional[str] = ..., api_key: _Optional[str] = ..., prefer_grpc: bool = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("session_id", "model_name", "qdrant_config", "chunk_size", "chunk_overlap", "metadata_schema")
+    __slots__ = ("session_id", "model_name", "qdrant_config", "chunk_size", "chunk_overlap", "metadata_schema", "sparse_model")
     class MetadataSchemaEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -33,13 +33,15 @@ class CreateSessionRequest(_message.Message):
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_OVERLAP_FIELD_NUMBER: _ClassVar[int]
     METADATA_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_MODEL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model_name: str
     qdrant_config: QdrantConfig
     chunk_size: int
     chunk_overlap: int
     metadata_schema: _containers.ScalarMap[str, str]
-    def __init__(self, session_id: _Optional[str] = ..., model_name: _Optional[str] = ..., qdrant_config: _Optional[_Union[QdrantConfig, _Mapping]] = ..., chunk_size: _Optional[int] = ..., chunk_overlap: _Optional[int] = ..., metadata_schema: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    sparse_model: str
+    def __init__(self, session_id: _Optional[str] = ..., model_name: _Optional[str] = ..., qdrant_config: _Optional[_Union[QdrantConfig, _Mapping]] = ..., chunk_size: _Optional[int] = ..., chunk_overlap: _Optional[int] = ..., metadata_schema: _Optional[_Mapping[str, str]] = ..., sparse_model: _Optional[str] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
     __slots__ = ("session_id", "success", "message")
@@ -153,7 +155,7 @@ class GetSessionRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "model", "identity", "dimension", "chunk_size", "chunk_overlap", "metadata_schema", "qdrant_url", "collection", "documents", "chunks", "bytes", "tokens", "searches", "created_at", "used_at", "expires_at")
+    __slots__ = ("session_id", "model", "identity", "dimension", "chunk_size", "chunk_overlap", "metadata_schema", "qdrant_url", "collection", "documents", "chunks", "bytes", "tokens", "searches", "created_at", "used_at", "expires_at", "sparse_model")
     class MetadataSchemaEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +180,7 @@ class Session(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     USED_AT_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_MODEL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     identity: bytes
@@ -195,7 +198,8 @@ class Session(_message.Message):
     created_at: float
     used_at: float
     expires_at: float
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., identity: _Optional[bytes] = ..., dimension: _Optional[int] = ..., chunk_size: _Optional[int] = ..., chunk_overlap: _Optional[int] = ..., metadata_schema: _Optional[_Mapping[str, str]] = ..., qdrant_url: _Optional[str] = ..., collection: _Optional[str] = ..., documents: _Optional[int] = ..., chunks: _Optional[int] = ..., bytes: _Optional[int] = ..., tokens: _Optional[int] = ..., searches: _Optional[int] = ..., created_at: _Optional[float] = ..., used_at: _Optional[float] = ..., expires_at: _Optional[float] = ...) -> None: ...
+    sparse_model: str
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., identity: _Optional[bytes] = ..., dimension: _Optional[int] = ..., chunk_size: _Optional[int] = ..., chunk_overlap: _Optional[int] = ..., metadata_schema: _Optional[_Mapping[str, str]] = ..., qdrant_url: _Optional[str] = ..., collection: _Optional[str] = ..., documents: _Optional[int] = ..., chunks: _Optional[int] = ..., bytes: _Optional[int] = ..., tokens: _Optional[int] = ..., searches: _Optional[int] = ..., created_at: _Optional[float] = ..., used_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., sparse_model: _Optional[str] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
     __slots__ = ()
@@ -218,21 +222,27 @@ class UpdateSessionRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., chunk_size: _Optional[int] = ..., chunk_overlap: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("session_id", "query", "top_k", "filters", "score_threshold")
+    __slots__ = ("session_id", "query", "top_k", "filters", "score_threshold", "mode", "rerank", "rerank_candidates")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    RERANK_FIELD_NUMBER: _ClassVar[int]
+    RERANK_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     query: str
     top_k: int
     filters: str
     score_threshold: float
-    def __init__(self, session_id: _Optional[str] = ..., query: _Optional[str] = ..., top_k: _Optional[int] = ..., filters: _Optional[str] = ..., score_threshold: _Optional[float] = ...) -> None: ...
+    mode: str
+    rerank: str
+    rerank_candidates: int
+    def __init__(self, session_id: _Optional[str] = ..., query: _Optional[str] = ..., top_k: _Optional[int] = ..., filters: _Optional[str] = ..., score_threshold: _Optional[float] = ..., mode: _Optional[str] = ..., rerank: _Optional[str] = ..., rerank_candidates: _Optional[int] = ...) -> None: ...
 
 class SearchHit(_message.Message):
-    __slots__ = ("id", "score", "document_id", "chunk", "text", "start", "end", "page", "heading", "metadata")
+    __slots__ = ("id", "score", "document_id", "chunk", "text", "start", "end", "page", "heading", "metadata", "rerank_score")
     ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +253,7 @@ class SearchHit(_message.Message):
     PAGE_FIELD_NUMBER: _ClassVar[int]
     HEADING_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    RERANK_SCORE_FIELD_NUMBER: _ClassVar[int]
     id: str
     score: float
     document_id: str
@@ -253,7 +264,8 @@ class SearchHit(_message.Message):
     page: int
     heading: str
     metadata: str
-    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., document_id: _Optional[str] = ..., chunk: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., page: _Optional[int] = ..., heading: _Optional[str] = ..., metadata: _Optional[str] = ...) -> None: ...
+    rerank_score: float
+    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., document_id: _Optional[str] = ..., chunk: _Optional[int] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., page: _Optional[int] = ..., heading: _Optional[str] = ..., metadata: _Optional[str] = ..., rerank_score: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("hits",)

@@ -13,7 +13,7 @@ from embedshare.errors import InvalidInput, TooLarge
 from embedshare.grpc import fastembed_pb2 as pb
 from embedshare.sessions.library import Progress
 from embedshare.sessions.manager import Session, Wanted
-from embedshare.sessions.parts import Found
+from embedshare.sessions.search import Hit, Search
 
 
 def wanted(request: pb.CreateSessionRequest) -> Wanted:
@@ -24,6 +24,7 @@ def wanted(request: pb.CreateSessionRequest) -> Wanted:
         request.session_id, request.model_name, request.chunk_size or None,
         request.chunk_overlap if request.HasField("chunk_overlap") else None,
         dict(request.metadata_schema), qdrant.url, qdrant.collection, qdrant.api_key, qdrant.prefer_grpc,
+        request.sparse_model if request.HasField("sparse_model") else None,
     )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def session(found: Session, expires_at: float | None) -> pb.Session:
         documents=usage.documents, chunks=usage.chunks, bytes=usage.size, tokens=usage.tokens,
         searches=found.searches, created_at=found.record.created_at.timestamp(),
         used_at=found.used_at.timestamp(), expires_at=expires_at,
+        sparse_model=config.sparse.model if config.sparse else None,
     )  # fmt: skip
 
 
@@ -53,12 +55,23 @@ def document(progress: Progress) -> pb.Document:
     )  # fmt: skip
 
 
-def hit(found: Found) -> pb.SearchHit:
+def search(request: pb.SearchRequest) -> Search:
+    """What a request asks for. Raises InvalidInput."""
+    return Search(
+        request.query, request.top_k or None, filters(request.filters),
+        request.score_threshold if request.HasField("score_threshold") else None, request.mode or None,
+        request.rerank if request.HasField("rerank") else None,
+        request.rerank_candidates if request.HasField("rerank_candidates") else None,
+    )  # fmt: skip
+
+
+def hit(one: Hit) -> pb.SearchHit:
     """The message of a chunk that a search found."""
+    found = one.chunk
     return pb.SearchHit(
-        id=str(found.id), score=found.score, document_id=found.document, chunk=found.chunk, text=found.text,
+        id=str(found.id), score=one.score, document_id=found.document, chunk=found.chunk, text=found.text,
         start=found.start, end=found.end, page=found.page, heading=found.heading,
-        metadata=json.dumps(found.metadata),
+        metadata=json.dumps(found.metadata), rerank_score=one.rerank_score,
     )  # fmt: skip
 
 
@@ -102,6 +115,7 @@ def session_values(message: pb.Session) -> dict[str, Any]:
         "tokens": message.tokens, "searches": message.searches, "created_at": message.created_at,
         "used_at": message.used_at,
         "expires_at": message.expires_at if message.HasField("expires_at") else None,
+        "sparse_model": message.sparse_model if message.HasField("sparse_model") else None,
     }  # fmt: skip
 
 
@@ -120,7 +134,9 @@ def document_values(message: pb.Document) -> dict[str, Any]:
 def hit_values(message: pb.SearchHit) -> dict[str, Any]:
     """A hit in plain values."""
     return {
-        "id": message.id, "score": message.score, "document": message.document_id, "chunk": message.chunk,
+        "id": message.id, "score": message.score,
+        "rerank_score": message.rerank_score if message.HasField("rerank_score") else None,
+        "document": message.document_id, "chunk": message.chunk,
         "text": message.text, "start": message.start, "end": message.end,
         "page": message.page if message.HasField("page") else None,
         "heading": message.heading if message.HasField("heading") else None,

@@ -14,6 +14,8 @@ from embedshare.grpc import fastembed_pb2, tei_pb2, tei_pb2_grpc
 from embedshare.grpc.fastembed_pb2_grpc import add_FastEmbedServiceServicer_to_server
 from embedshare.grpc.interceptors import Entrance
 from embedshare.grpc.servicer import SessionServicer
+from embedshare.grpc.tei_calls import TeiCalls
+from embedshare.grpc.tei_scores import ScoreServicer
 from embedshare.grpc.tei_servicer import TeiServicer
 from embedshare.settings import Settings
 
@@ -31,7 +33,7 @@ class SessionServer:
     """Listens from `start` to `stop`, in one event loop."""
 
     def __init__(
-        self, servicer: SessionServicer, tei: TeiServicer, entrance: Entrance, settings: Settings
+        self, servicer: SessionServicer, tei: TeiCalls, entrance: Entrance, settings: Settings
     ) -> None:
         self._servicer = servicer
         self._entrance = entrance
@@ -47,12 +49,21 @@ class SessionServer:
         )
         self._health = health.aio.HealthServicer()
         add_FastEmbedServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
-        tei_pb2_grpc.add_InfoServicer_to_server(tei, self._server)  # type: ignore[no-untyped-call]
-        tei_pb2_grpc.add_EmbedServicer_to_server(tei, self._server)  # type: ignore[no-untyped-call]
-        tei_pb2_grpc.add_TokenizeServicer_to_server(tei, self._server)  # type: ignore[no-untyped-call]
+        self._add_tei(tei, settings)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+
+    def _add_tei(self, calls: TeiCalls, settings: Settings) -> None:
+        embeds, scores = TeiServicer(calls, settings), ScoreServicer(calls, settings.server.max_texts)
+        for add in (
+            tei_pb2_grpc.add_InfoServicer_to_server,
+            tei_pb2_grpc.add_EmbedServicer_to_server,
+            tei_pb2_grpc.add_TokenizeServicer_to_server,
+        ):
+            add(embeds, self._server)  # type: ignore[no-untyped-call]
+        for add in (tei_pb2_grpc.add_PredictServicer_to_server, tei_pb2_grpc.add_RerankServicer_to_server):
+            add(scores, self._server)  # type: ignore[no-untyped-call]
 
     async def start(self) -> None:
         """Listen. Raises PortUnavailable."""

@@ -21,6 +21,7 @@ from embedshare.sessions.ingest import Upload, UploadEnd
 from embedshare.sessions.library import File, Library
 from embedshare.sessions.manager import Session, SessionManager
 from embedshare.sessions.records import DocumentRecord
+from embedshare.sessions.search import Searches
 
 T = TypeVar("T")
 #: Threads for all calls but uploads.
@@ -36,6 +37,7 @@ class Service(NamedTuple):
 
     sessions: SessionManager
     library: Library
+    searches: Searches
     models: Models
     counts: CallCounts
     most_bytes: int
@@ -57,6 +59,8 @@ class SessionServicer(FastEmbedServiceServicer):
 
         def create() -> Session:
             model_access.check(self._service.models, caller, wanted.model)
+            if wanted.sparse_model is not None:
+                model_access.check(self._service.models, caller, wanted.sparse_model)
             return self._service.sessions.create(caller.owner, wanted)
 
         made = await self._call(create)
@@ -90,14 +94,13 @@ class SessionServicer(FastEmbedServiceServicer):
         return await self._call(embed)
 
     async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchResponse:  # noqa: N802
-        found, limit = self._found(request.session_id), interceptors.deadline()
-        filters = messages.filters(request.filters)
-        threshold = request.score_threshold if request.HasField("score_threshold") else None
+        found, limit, caller = self._found(request.session_id), interceptors.deadline(), callers.current()
+        asked = messages.search(request)
 
         def search() -> pb.SearchResponse:
-            hits = self._service.library.search(
-                found, request.query, request.top_k or None, filters, threshold, limit
-            )
+            if asked.rerank is not None:
+                model_access.check(self._service.models, caller, asked.rerank)
+            hits = self._service.searches.search(found, asked, limit)
             return pb.SearchResponse(hits=map(messages.hit, hits))
 
         return await self._call(search)

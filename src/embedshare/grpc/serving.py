@@ -17,7 +17,7 @@ from embedshare.grpc.callers import Door
 from embedshare.grpc.interceptors import CallCounts, Entrance
 from embedshare.grpc.server import SessionServer
 from embedshare.grpc.servicer import Service, SessionServicer
-from embedshare.grpc.tei_servicer import TeiServicer
+from embedshare.grpc.tei_calls import TeiCalls
 from embedshare.ipc import authkey
 from embedshare.sessions.collections import Collections
 from embedshare.sessions.embedding import Models
@@ -27,6 +27,7 @@ from embedshare.sessions.parts import Parts
 from embedshare.sessions.place import SessionPlace
 from embedshare.sessions.quotas import DayTokens
 from embedshare.sessions.records import SessionRecords
+from embedshare.sessions.search import Searches
 from embedshare.sessions.uploads import Uploads
 from embedshare.settings import Settings
 
@@ -53,8 +54,9 @@ async def serve(settings: Settings, parts: Parts, place: SessionPlace, stop: thr
     library = Library(sessions, models, parts, settings, threads)
     await asyncio.to_thread(library.recover)
     counts = CallCounts()
-    servicer = SessionServicer(Service(sessions, library, models, counts, settings.server.max_message_bytes))
-    tei = TeiServicer(models, settings)
+    searches, most_bytes = Searches(sessions, models), settings.server.max_message_bytes
+    servicer = SessionServicer(Service(sessions, library, searches, models, counts, most_bytes))
+    tei = TeiCalls(models)
     server = SessionServer(servicer, tei, Entrance(door, counts), settings)
     await server.start()
     sweeping = threading.Thread(target=library.follow, args=(stop,), name="sweep", daemon=True)

@@ -1,99 +1,131 @@
-"""The methods of text-embeddings-inference's own gRPC services, with the model server's default model."""
+"""The methods of text-embeddings-inference's own gRPC services that describe, tokenize and embed."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import embedshare
-from embedshare.calls import EmbedRequest, EmbedResult
-from embedshare.errors import NotServed
-from embedshare.grpc import callers, interceptors, model_access
+from embedshare import roles
+from embedshare.calls import EmbedRequest, Output, OutputsRequest, OutputsResult
+from embedshare.grpc import interceptors
 from embedshare.grpc import tei_pb2 as pb
+from embedshare.grpc.tei_calls import CALLS, TeiCalls, check_direction, in_order, metadata, prompt_name
 from embedshare.grpc.tei_pb2_grpc import EmbedServicer, InfoServicer, TokenizeServicer
-from embedshare.sessions.embedding import Models
+from embedshare.identity import ModelDescription
 from embedshare.settings import Settings
-
-R = TypeVar("R")
-A = TypeVar("A")
-#: Threads of all calls, which are also the requests of one stream that are computed at a time.
-CALLS = 16
 
 
 class TeiServicer(InfoServicer, EmbedServicer, TokenizeServicer):
     """Every method raises errors of embedshare, which an interceptor turns into a status.
 
-    The API key of a call must be one for the default model.
+    The API key of a call must be one for the model.
     """
 
-    def __init__(self, models: Models, settings: Settings) -> None:
-        self._models = models
+    def __init__(self, calls: TeiCalls, settings: Settings) -> None:
+        self._calls = calls
         self._settings = settings
-        self._threads = ThreadPoolExecutor(CALLS, "tei")
 
     async def Info(self, request: pb.InfoRequest, context: Any) -> pb.InfoResponse:  # noqa: N802
-        await self._check()
-        model = await self._call(self._models.describe, "", interceptors.deadline())
+        name = await self._calls.admitted(context)
+        model = await self._calls.run(self._calls.models.describe, name, interceptors.deadline())
         settings = self._settings
         return pb.InfoResponse(
             version=embedshare.__version__, model_id=model.model_name, model_sha=model.identity,
-            model_dtype=model.dtype, model_type=pb.MODEL_TYPE_EMBEDDING, max_concurrent_requests=CALLS,
+            model_dtype=model.dtype, model_type=_model_type(model), max_concurrent_requests=CALLS,
             max_input_length=model.max_seq_length, max_batch_tokens=settings.server.max_waiting_tokens,
             max_client_batch_size=settings.server.max_texts, tokenization_workers=CALLS,
         )  # fmt: skip
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
-        await self._check()
-        return await self._embed(request)
+        return await self._embed(await self._calls.admitted(context), request)
 
-    async def EmbedStream(  # noqa: N802
+    def EmbedStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.EmbedRequest], context: Any
     ) -> AsyncIterator[pb.EmbedResponse]:
-        await self._check()
-        async for answer in in_order(request_iterator, self._embed):
-            yield answer
+        return self._stream(request_iterator, context, self._embed)
+
+    async def EmbedSparse(  # noqa: N802
+        self, request: pb.EmbedSparseRequest, context: Any
+    ) -> pb.EmbedSparseResponse:
+        return await self._embed_sparse(await self._calls.admitted(context), request)
+
+    def EmbedSparseStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.EmbedSparseRequest], context: Any
+    ) -> AsyncIterator[pb.EmbedSparseResponse]:
+        return self._stream(request_iterator, context, self._embed_sparse)
+
+    async def EmbedAll(self, request: pb.EmbedAllRequest, context: Any) -> pb.EmbedAllResponse:  # noqa: N802
+        return await self._embed_all(await self._calls.admitted(context), request)
+
+    def EmbedAllStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.EmbedAllRequest], context: Any
+    ) -> AsyncIterator[pb.EmbedAllResponse]:
+        return self._stream(request_iterator, context, self._embed_all)
 
     async def Tokenize(self, request: pb.EncodeRequest, context: Any) -> pb.EncodeResponse:  # noqa: N802
-        await self._check()
-        return await self._tokenize(request)
+        return await self._tokenize(await self._calls.admitted(context), request)
 
-    async def TokenizeStream(  # noqa: N802
+    def TokenizeStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.EncodeRequest], context: Any
     ) -> AsyncIterator[pb.EncodeResponse]:
-        await self._check()
-        async for answer in in_order(request_iterator, self._tokenize):
-            yield answer
+        return self._stream(request_iterator, context, self._tokenize)
 
-    def close(self) -> None:
-        """End the threads that have nothing to do."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    async def _stream(
+        self, requests: AsyncIterator[Any], context: Any, answer: Callable[[str, Any], Awaitable[Any]]
+    ) -> AsyncIterator[Any]:
+        name = await self._calls.admitted(context)
+        async for found in in_order(requests, partial(answer, name)):
+            yield found
 
-    async def _check(self) -> None:
-        await self._call(model_access.check, self._models, callers.current(), "")
-
-    async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        if request.truncation_direction == pb.TRUNCATION_DIRECTION_LEFT:
-            raise NotServed("texts are truncated at their end alone: TRUNCATION_DIRECTION_RIGHT")
+    async def _embed(self, name: str, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        check_direction(request)
         began = time.monotonic()
         wanted = EmbedRequest(
-            [request.inputs], prompt_name=request.prompt_name if request.HasField("prompt_name") else None,
+            [request.inputs], prompt_name=prompt_name(request),
             normalize=request.normalize, truncate=request.truncate,
         )  # fmt: skip
-        found = await self._call(self._models.embed, "", wanted, interceptors.deadline())
-        metadata = _metadata(request.inputs, found, time.monotonic() - began)
-        return pb.EmbedResponse(embeddings=found.rows[0].tolist(), metadata=metadata)
+        found = await self._calls.run(self._calls.models.embed, name, wanted, interceptors.deadline())
+        told = metadata([request.inputs], found, began)
+        return pb.EmbedResponse(embeddings=found.rows[0].tolist(), metadata=told)
 
-    async def _tokenize(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
-        prompt_name = request.prompt_name if request.HasField("prompt_name") else None
-        wanted = EmbedRequest([request.inputs], prompt_name=prompt_name)
-        if prompt_name is None:
+    async def _embed_sparse(self, name: str, request: pb.EmbedSparseRequest) -> pb.EmbedSparseResponse:
+        began = time.monotonic()
+        found = await self._outputs(name, request, "sparse")
+        assert found.sparse is not None  # it was asked for
+        weights = zip(found.sparse.indices.tolist(), found.sparse.values.tolist(), strict=True)
+        values = [pb.SparseValue(index=index, value=value) for index, value in weights]
+        told = metadata([request.inputs], found, began)
+        return pb.EmbedSparseResponse(sparse_embeddings=values, metadata=told)
+
+    async def _embed_all(self, name: str, request: pb.EmbedAllRequest) -> pb.EmbedAllResponse:
+        began = time.monotonic()
+        found = await self._outputs(name, request, "multi-vector")
+        assert found.multi_vector is not None  # it was asked for
+        rows = [pb.TokenEmbedding(embeddings=row) for row in found.multi_vector.rows.tolist()]
+        told = metadata([request.inputs], found, began)
+        return pb.EmbedAllResponse(token_embeddings=rows, metadata=told)
+
+    async def _outputs(self, name: str, request: Any, output: Output) -> OutputsResult:
+        check_direction(request)
+        prompt = prompt_name(request)
+        role = roles.of_prompt(prompt)
+        wanted = OutputsRequest(
+            [request.inputs], (output,), prompt_name=prompt,
+            task=None if role is None else role.task, truncate=request.truncate,
+        )  # fmt: skip
+        return await self._calls.run(self._calls.models.outputs, name, wanted, interceptors.deadline())
+
+    async def _tokenize(self, name: str, request: pb.EncodeRequest) -> pb.EncodeResponse:
+        prompt = prompt_name(request)
+        wanted = EmbedRequest([request.inputs], prompt_name=prompt)
+        if prompt is None:
             wanted = EmbedRequest([request.inputs], prompt="")
-        [tokens] = await self._call(self._models.all_tokens, "", wanted, request.add_special_tokens)
+        [tokens] = await self._calls.run(
+            self._calls.models.all_tokens, name, wanted, request.add_special_tokens
+        )
         return pb.EncodeResponse(
             tokens=[
                 pb.SimpleToken(id=id_, text=text, special=special, start=start, stop=stop)
@@ -101,52 +133,8 @@ class TeiServicer(InfoServicer, EmbedServicer, TokenizeServicer):
             ]
         )
 
-    async def _call(self, do: Callable[..., R], *given: Any) -> R:
-        """`do` in a thread, with the request's id."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, do, *given)
 
-
-async def in_order(
-    requests: AsyncIterator[R], answer: Callable[[R], Awaitable[A]], most: int = CALLS
-) -> AsyncIterator[A]:
-    """The answers to a stream of requests in their order, of which `most` are computed at a time.
-
-    Each is given as soon as it and those before it are there, whether or not a further request has come.
-    """
-    waiting: deque[asyncio.Future[A]] = deque()
-    following: asyncio.Future[R | None] | None = asyncio.ensure_future(_next(requests))
-    try:
-        while following is not None or waiting:
-            reads = following is not None and len(waiting) < most
-            awaited: list[asyncio.Future[Any]] = [following] if following is not None and reads else []
-            await asyncio.wait(
-                awaited + ([waiting[0]] if waiting else []), return_when=asyncio.FIRST_COMPLETED
-            )
-            if reads and following is not None and following.done():
-                request = following.result()
-                following = None if request is None else asyncio.ensure_future(_next(requests))
-                if request is not None:
-                    waiting.append(asyncio.ensure_future(answer(request)))
-            while waiting and waiting[0].done():
-                yield await waiting.popleft()
-    finally:
-        for pending in waiting:
-            pending.cancel()
-        if following is not None:
-            following.cancel()
-
-
-async def _next(requests: AsyncIterator[R]) -> R | None:
-    async for request in requests:
-        return request
-    return None
-
-
-def _metadata(text: str, found: EmbedResult, took_s: float) -> pb.Metadata:
-    tokenize_ms, queue_ms, compute_ms = found.timings.stages
-    return pb.Metadata(
-        compute_chars=len(text), compute_tokens=found.tokens, total_time_ns=int(took_s * 1e9),
-        tokenization_time_ns=int(tokenize_ms * 1e6), queue_time_ns=int(queue_ms * 1e6),
-        inference_time_ns=int(compute_ms * 1e6),
-    )  # fmt: skip
+def _model_type(model: ModelDescription) -> Any:
+    if "scores" not in model.outputs:
+        return pb.MODEL_TYPE_EMBEDDING
+    return pb.MODEL_TYPE_RERANKER if len(model.labels) < 2 else pb.MODEL_TYPE_CLASSIFIER

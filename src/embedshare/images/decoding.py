@@ -67,6 +67,8 @@ def decode(image: bytes, number: int, limits: ImageLimits, deadline: float) -> P
     """
     if len(image) > limits.bytes:
         raise refused(number, f"has {len(image):,} bytes; EMBEDDING_MAX_IMAGE_BYTES allows {limits.bytes:,}")
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded(f"there was no time left to decode image {number}")
     until = min(deadline, time.monotonic() + 2 * DECODE_S)
     try:
         answer = _processes(limits).do(_LIMITS.pack(*limits) + image, until, DECODE_S)

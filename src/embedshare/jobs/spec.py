@@ -13,7 +13,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job's texts are embedded; see calls.EmbedRequest. `model`: "" is the server's default."""
 
     model: str = ""
-    prompt_name: str | None = None
+    prompt_name: str | tuple[str, ...] | None = None
     task: str | None = None
     normalize: bool = True
     dimensions: int | None = None

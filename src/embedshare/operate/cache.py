@@ -87,7 +87,8 @@ def carry_out(options: argparse.Namespace, client: Client) -> dict[str, Any]:
         return {"warming": client.warm_cache(options.of is None)}
     if options.action == "warm":
         texts = _lines(options.file)
-        client.encode(texts, prompt_name=options.prompt_name, show_progress_bar=not options.json)
+        given = [{"text": text} for text in texts]  # never an image's path
+        client.encode(given, prompt_name=options.prompt_name, show_progress_bar=not options.json)
         return {"warmed": len(texts)}
     return {"cleared": _clear(options, client)}
 

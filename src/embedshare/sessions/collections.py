@@ -66,10 +66,11 @@ class Collections:
 
     def _opened(self, session: SessionRecord, name: str) -> VectorStore:
         config = session.config
+        sparse = None if config.sparse is None else config.sparse.identity
         if config.qdrant is None:
             folder = self._folder / "collections" / name
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._parts.open_embedded(folder, config.identity, config.dimension, {})
+            return self._parts.open_embedded(folder, config.identity, config.dimension, {}, sparse)
         return self._parts.open_remote(
             url=config.qdrant.url,
             api_key=self._key(session),
@@ -78,12 +79,15 @@ class Collections:
             identity=config.identity,
             dimension=config.dimension,
             schema={},
+            sparse=sparse,
         )
 
     def _name(self, session: SessionRecord) -> str:
         """The name of the store with a session's points, a valid name of a folder."""
         config = session.config
         parts: list[str | int] = [config.identity, config.dimension]
+        if config.sparse is not None:
+            parts.append(config.sparse.identity)
         if config.qdrant is not None:  # by key too: another owner's session does not come in without it
             parts += [config.qdrant.url, config.qdrant.collection, self._key(session) or ""]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Embeds for sessions by the shared models: chunks by their token ids, texts, and queries."""
+"""Embeds and scores for sessions by the shared models: chunks by their token ids, texts, and queries."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import msgspec
+import numpy as np
+
 from embedshare import calls
-from embedshare.calls import CallContext, EmbedRequest, EmbedResult, Token
+from embedshare.calls import (
+    CallContext,
+    EmbedRequest,
+    EmbedResult,
+    Output,
+    OutputsRequest,
+    OutputsResult,
+    ScoreRequest,
+    ScoreResult,
+    Token,
+)
 from embedshare.client.embedder import Embedder
 from embedshare.errors import ClientClosed, InvalidInput, ModelMismatch, NotServed
 from embedshare.identity import ModelDescription
+from embedshare.providers.base import not_served
 from embedshare.sessions.parts import Parts
+from embedshare.sessions.records import Config
+from embedshare.sessions.store.weights import Weights
 from embedshare.settings import Settings
 
 #: The name of this process among the model server's callers.
@@ -46,6 +63,17 @@ class Frame(NamedTuple):
         return len(self.before) + len(self.after)
 
 
+class Encoded(NamedTuple):
+    """The vectors of texts, those of kinds that were asked for."""
+
+    dense: Sequence[np.ndarray]
+    """Float32 (dimension,) for each text."""
+
+    sparse: Sequence[Weights]
+    tokens: int
+    """The number of tokens that the models read."""
+
+
 class Models:
     """The models of the model server, by their names; thread-safe. No local model answers instead."""
 
@@ -68,12 +96,19 @@ class Models:
         Raises UnknownModel and the errors of reaching the server.
         """
         limit = min(limit, time.monotonic() + self._timeout_s)
-        return self._embedder(name).embed(EmbedRequest([]), limit).description
+        return self._embedder(name).describe(limit)
 
     def checked(self, name: str, identity: str) -> ModelDescription:
         """The model of this name, if it is still the one of this identity. Raises ModelMismatch."""
         model = self.describe(name)
         _check(name, identity, model)
+        return model
+
+    def giving(self, output: Output, name: str) -> ModelDescription:
+        """The model of this name, which has such an output. Raises NotServed, and what `describe` raises."""
+        model = self.describe(name)
+        if output not in model.outputs:
+            raise not_served(model, {"dense": "embeddings"}.get(output, f"{output} embeddings"))
         return model
 
     def entries(self) -> list[dict[str, Any]]:
@@ -106,27 +141,47 @@ class Models:
             found += embedder.tokens(EmbedRequest(group, prompt=""), special_tokens=False)
         return found
 
-    def of_chunks(
-        self, name: str, identity: str, ids: Sequence[list[int] | None], texts: Sequence[str]
-    ) -> EmbedResult:
-        """Vectors of chunks, by their ids where there are any. Raises ModelMismatch."""
-        frame = self._frames[name, identity]
+    def of_chunks(self, config: Config, ids: Sequence[list[int] | None], texts: Sequence[str]) -> Encoded:
+        """All vectors of a session's chunks, dense ones by their ids where there are any.
+
+        Raises ModelMismatch.
+        """
+        frame = self._frames[config.model, config.identity]
         given = [one for one in ids if one is not None]
         if frame.by_ids and len(given) == len(texts):
             request = EmbedRequest(given)
         else:
             request = EmbedRequest(list(texts), prompt_name=DOCUMENT, task="document")
-        return self._checked(name, identity, request, float("inf"))
+        kinds: tuple[Output, ...] = ("dense",) if config.sparse is None else ("dense", "sparse")
+        sparse = OutputsRequest(list(texts), ("sparse",), prompt_name=DOCUMENT, task="document")
+        return self._encoded(config, kinds, request, sparse, float("inf"))
 
     def of_texts(self, name: str, identity: str, texts: list[str], limit: float) -> EmbedResult:
         """Vectors of documents by the moment `limit` of `time.monotonic()`. Raises ModelMismatch."""
         request = EmbedRequest(texts, prompt_name=DOCUMENT, task="document")
         return self._checked(name, identity, request, min(limit, time.monotonic() + self._timeout_s))
 
-    def of_query(self, name: str, identity: str, text: str, limit: float) -> EmbedResult:
-        """The vector of a query by the moment `limit` of `time.monotonic()`. Raises ModelMismatch."""
+    def of_query(self, config: Config, text: str, kinds: tuple[Output, ...], limit: float) -> Encoded:
+        """The vectors of a query of these kinds by the moment `limit` of `time.monotonic()`.
+
+        Raises ModelMismatch.
+        """
+        limit = min(limit, time.monotonic() + self._timeout_s)
         request = EmbedRequest([text], prompt_name=QUERY, task="query")
-        return self._checked(name, identity, request, min(limit, time.monotonic() + self._timeout_s))
+        sparse = OutputsRequest([text], ("sparse",), prompt_name=QUERY, task="query")
+        return self._encoded(config, kinds, request, sparse, limit)
+
+    def score(self, name: str, query: str, texts: list[str], limit: float) -> ScoreResult:
+        """Scores of texts for a query by the moment `limit` of `time.monotonic()`. Raises NotServed."""
+        return self.scores(name, ScoreRequest([query], texts), limit)
+
+    def scores(self, name: str, request: ScoreRequest, limit: float) -> ScoreResult:
+        """What a caller asks of a model, as `embed`."""
+        return self._embedder(name).score(request, min(limit, time.monotonic() + self._timeout_s))
+
+    def outputs(self, name: str, request: OutputsRequest, limit: float) -> OutputsResult:
+        """What a caller asks of a model, as `embed`."""
+        return self._embedder(name).outputs(request, min(limit, time.monotonic() + self._timeout_s))
 
     def embed(self, name: str, request: EmbedRequest, limit: float) -> EmbedResult:
         """What a caller asks of a model, by the moment `limit` of `time.monotonic()`."""
@@ -146,6 +201,32 @@ class Models:
 
     def _checked(self, name: str, identity: str, request: EmbedRequest, limit: float) -> EmbedResult:
         result = self._embedder(name).embed(request, limit)
+        _check(name, identity, result.description)
+        return result
+
+    def _encoded(
+        self, config: Config, kinds: tuple[Output, ...], dense: EmbedRequest, sparse: OutputsRequest,
+        limit: float,
+    ) -> Encoded:  # fmt: skip
+        """Vectors of these kinds. A model that gives both reads the texts of `sparse` once for them."""
+        of_sparse = config.sparse
+        if of_sparse is not None and of_sparse.identity == config.identity and len(kinds) > 1:
+            both = msgspec.structs.replace(sparse, outputs=kinds)
+            result = self._outputs(config.model, config.identity, both, limit)
+            return Encoded(
+                [] if result.dense is None else list(result.dense), _weights(result), result.tokens
+            )
+        found = Encoded([], [], 0)
+        if "dense" in kinds:
+            embedded = self._checked(config.model, config.identity, dense, limit)
+            found = Encoded(list(embedded.rows), [], embedded.tokens)
+        if "sparse" in kinds and of_sparse is not None:
+            result = self._outputs(of_sparse.model, of_sparse.identity, sparse, limit)
+            found = Encoded(found.dense, _weights(result), found.tokens + result.tokens)
+        return found
+
+    def _outputs(self, name: str, identity: str, request: OutputsRequest, limit: float) -> OutputsResult:
+        result = self._embedder(name).outputs(request, limit)
         _check(name, identity, result.description)
         return result
 
@@ -169,6 +250,14 @@ class Models:
             return Frame([], [], by_ids=False)
         before, after = self._parts.frame(tokens, calls.prompt_of(request, model))
         return Frame(before, after, by_ids=True)
+
+
+def _weights(result: OutputsResult) -> list[Weights]:
+    """Each text's weights."""
+    rows = result.sparse
+    assert rows is not None, "no answer lacks an output that was asked for"
+    bounds = pairwise(rows.offsets.tolist())
+    return [Weights(rows.indices[first:end], rows.values[first:end]) for first, end in bounds]
 
 
 def _check(name: str, identity: str, model: ModelDescription) -> None:

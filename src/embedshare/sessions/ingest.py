@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
-from embedshare.calls import EmbedResult
+import numpy as np
+
 from embedshare.errors import DocumentUnreadable, EmbedshareError, TooLarge, UploadIncomplete
 from embedshare.sessions import quotas
-from embedshare.sessions.embedding import Models
+from embedshare.sessions.embedding import Encoded, Models
 from embedshare.sessions.parts import Chunk, Chunker, Limits, Parts, Piece, Reader, VectorStore
 from embedshare.sessions.records import Config, DocumentRecord, Usage
+from embedshare.sessions.store.weights import Weights
 from embedshare.settings.sessions import SessionSettings
 
 #: The first bytes of a file, by which its kind is found out.
@@ -88,7 +91,7 @@ class Upload:
         self._messages = 0
         self._waiting: list[Chunk] = []
         self._waiting_tokens = 0
-        self._calls: deque[Future[EmbedResult]] = deque()
+        self._calls: deque[Future[Encoded]] = deque()
         self._numbered = 0
         self._cancelled: EmbedshareError | None = None
         self.on_cancel: Callable[[], None] = lambda: None
@@ -191,31 +194,30 @@ class Upload:
     def _await_oldest(self) -> None:
         result = self._calls[0].result()
         self._calls.popleft()
-        self.stored += len(result.rows)
+        self.stored += len(result.dense)
         self.record = replace(self.record, chunks=self._numbered, tokens=self.record.tokens + result.tokens)
 
-    def _store(self, first: int, chunks: list[Chunk]) -> EmbedResult:
+    def _store(self, first: int, chunks: list[Chunk]) -> Encoded:
         """Embed and store chunks from number `first` on."""
-        config, models = self._config, self._uses.models
-        result = models.of_chunks(
-            config.model, config.identity, [one.ids for one in chunks], [one.text for one in chunks]
-        )
+        texts = [one.text for one in chunks]
+        result = self._uses.models.of_chunks(self._config, [one.ids for one in chunks], texts)
         self._uses.tell(result.tokens)
+        sparse = result.sparse or repeat(None, len(chunks))
         self._uses.store.put(
             [
-                self._point(first + number, chunk, row)
-                for number, (chunk, row) in enumerate(zip(chunks, result.rows, strict=True))
+                self._point(first + number, *made)
+                for number, made in enumerate(zip(chunks, result.dense, sparse, strict=True))
             ]
         )
         return result
 
-    def _point(self, number: int, chunk: Chunk, row: Any) -> Any:
+    def _point(self, number: int, chunk: Chunk, row: np.ndarray, sparse: Weights | None) -> Any:
         record, parts = self.record, self._uses.parts
         return parts.point(
             id=parts.point_id(record.session, record.document, number),
             session=record.session, document=record.document, version=record.version, chunk=number,
             vector=row, text=chunk.text, start=chunk.start, end=chunk.end,
-            page=chunk.page, heading=chunk.heading, metadata=record.attributes,
+            page=chunk.page, heading=chunk.heading, metadata=record.attributes, sparse=sparse,
         )  # fmt: skip
 
     def check(self) -> None:

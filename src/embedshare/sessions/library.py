@@ -1,4 +1,4 @@
-"""The documents of sessions: uploaded, listed, deleted, searched, and what a crash cut off.
+"""The documents of sessions: uploaded, listed, deleted, and what a crash cut off.
 
 The order of a document's steps makes it whole or absent after a crash at any moment: its row says `loading`
 before its first point is stored, `publishing` once all are, and `ready` once the store shows them. At the
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from loguru import logger
 
 from embedshare.calls import EmbedResult
@@ -24,7 +23,7 @@ from embedshare.sessions import metadata, quotas
 from embedshare.sessions.embedding import Models
 from embedshare.sessions.ingest import Surroundings, Upload, UploadEnd
 from embedshare.sessions.manager import SWEEP_S, Session, SessionManager
-from embedshare.sessions.parts import Found, Parts, VectorStore
+from embedshare.sessions.parts import Parts, VectorStore
 from embedshare.sessions.records import (
     LOADING,
     PUBLISHING,
@@ -36,8 +35,6 @@ from embedshare.sessions.records import (
 )
 from embedshare.settings import Settings
 
-#: The most hits of a search, and the number unless the caller names one.
-MOST_HITS, DEFAULT_HITS = 1000, 10
 #: The most ids of chunks in one answer.
 MOST_IDS = 100_000
 #: The longest name of a file.
@@ -217,29 +214,6 @@ class Library:
             except Exception:
                 self._unfinished.append((session, replace(record, state=REMOVING)))
                 raise
-
-    def search(
-        self, session: Session, query: str, top_k: int | None, filters: Mapping[str, Any] | None,
-        threshold: float | None, limit: float,
-    ) -> Sequence[Found]:  # fmt: skip
-        """The chunks nearest to a query, best first, by the moment `limit` of `time.monotonic()`.
-
-        `threshold`: only scores above it. Raises InvalidInput, QuotaExceeded, ModelMismatch, and the errors
-        of the model and the store.
-        """
-        count = DEFAULT_HITS if top_k is None else top_k
-        if not 1 <= count <= MOST_HITS:
-            raise InvalidInput(f"top_k is {count:,}; allowed: 1 to {MOST_HITS:,}")
-        if threshold is not None and not -1.0 <= threshold <= 1.0:
-            raise InvalidInput(f"score_threshold is {threshold:g}; allowed: -1 to 1")
-        config = session.config
-        self._sessions.tokens.check(session.record.owner)
-        result = self._models.of_query(config.model, config.identity, query, limit)
-        self._count(session.record.owner, result.tokens)
-        session.searches += 1
-        return self._store(session).search(
-            session.record.uid, np.asarray(result.rows[0]), count, filters or None, threshold
-        )
 
     def embeddings(self, session: Session, texts: list[str], limit: float) -> EmbedResult:
         """Vectors of texts as of documents. Raises InvalidInput, TooLarge, QuotaExceeded, ModelMismatch."""

@@ -23,7 +23,7 @@ from embedshare.sessions import metadata, quotas
 from embedshare.sessions.collections import Collections, checked_qdrant
 from embedshare.sessions.embedding import Models, checked_chunking
 from embedshare.sessions.quotas import DayTokens
-from embedshare.sessions.records import Config, SessionRecord, SessionRecords, Usage
+from embedshare.sessions.records import Config, SessionRecord, SessionRecords, SparseModel, Usage
 from embedshare.sessions.uploads import Uploads
 from embedshare.settings.sessions import SessionSettings
 
@@ -45,6 +45,8 @@ class Wanted(NamedTuple):
     qdrant_collection: str = ""
     qdrant_key: str = ""
     qdrant_grpc: bool = False
+    sparse_model: str | None = None
+    """The model of its sparse vectors, "" being the default one; None for a session without them."""
 
 
 class Session:
@@ -90,8 +92,9 @@ class SessionManager:
     def create(self, owner: str, wanted: Wanted) -> Session:
         """A new session, pinned to the model as it is now.
 
-        Raises InvalidInput, SessionExists, QuotaExceeded, UnknownModel, ModelMismatch and the errors of
-        reaching the model server. Nothing is made then.
+        Raises InvalidInput, SessionExists, QuotaExceeded, UnknownModel, NotServed for a model without the
+        vectors that it is named for, ModelMismatch and the errors of reaching the model server. Nothing is
+        made then.
         """
         name = wanted.name or uuid.uuid4().hex
         if not _ID.fullmatch(name):
@@ -99,8 +102,9 @@ class SessionManager:
                 "session_id must have 1 to 128 letters, digits and . _ ~ -, and begin with a letter or digit"
             )
         self._check_free(owner, name)
-        model = self._models.describe(wanted.model)
+        model = self._models.giving("dense", wanted.model)
         frame = self._models.frame(model, wanted.model)
+        sparse = self._sparse(wanted.sparse_model)
         size, overlap = checked_chunking(model, wanted.chunk_size, wanted.chunk_overlap, frame)
         config = Config(
             wanted.model, model.identity, model.dimension, size, overlap,
@@ -108,6 +112,7 @@ class SessionManager:
             checked_qdrant(
                 wanted.qdrant_url, wanted.qdrant_collection, wanted.qdrant_grpc, self._limits.qdrant_urls
             ),
+            sparse,
         )  # fmt: skip
         made = Session(SessionRecord(owner, name, config), Usage())
         self.collections.keep_key(made.record, wanted.qdrant_key)
@@ -204,6 +209,9 @@ class SessionManager:
         """Sessions, documents and chunks of all owners."""
         found = [session.usage for _, session in self._items()]
         return len(found), sum(one.documents for one in found), sum(one.chunks for one in found)
+
+    def _sparse(self, name: str | None) -> SparseModel | None:
+        return None if name is None else SparseModel(name, self._models.giving("sparse", name).identity)
 
     def _end(self, session: Session) -> None:
         record = session.record

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from embedshare.calls import Token
+from embedshare.sessions.store.weights import Weights
 
 
 class Piece(Protocol):
@@ -94,6 +95,13 @@ class VectorStore(Protocol):
         filters: Mapping[str, Any] | None = None,
         score_threshold: float | None = None,
     ) -> Sequence[Found]: ...
+    def rankings(
+        self,
+        session: str,
+        queries: Sequence[np.ndarray | Weights],
+        top_k: int,
+        filters: Mapping[str, Any] | None = None,
+    ) -> Sequence[Sequence[Found]]: ...
     def close(self) -> None: ...
 
 
@@ -131,16 +139,17 @@ class Parts(NamedTuple):
 
     point: Callable[..., Any]
     """By its fields: id, session, document, version, chunk, vector, text, start, end, page, heading,
-    metadata."""
+    metadata, sparse."""
 
     point_id: Callable[[str, str, int], Any]
     """Of a session, a document and a chunk's number."""
 
-    open_embedded: Callable[[Path, str, int, Mapping[str, str]], VectorStore]
-    """Of a folder, an identity, a dimension, and types of fields for sessions that declare none."""
+    open_embedded: Callable[[Path, str, int, Mapping[str, str], str | None], VectorStore]
+    """Of a folder, an identity, a dimension, types of fields for sessions that declare none, and the identity
+    of the model of sparse vectors, if there are any."""
 
     open_remote: Callable[..., VectorStore]
-    """Of a Qdrant server: url, api_key, prefer_grpc, collection, identity, dimension, schema."""
+    """Of a Qdrant server: url, api_key, prefer_grpc, collection, identity, dimension, schema, sparse."""
 
 
 def imported() -> Parts:

@@ -28,6 +28,13 @@ class Qdrant(msgspec.Struct, frozen=True):
     prefer_grpc: bool = False
 
 
+class SparseModel(msgspec.Struct, frozen=True):
+    """The model of a session's sparse vectors; `model` is the name that its creator gave."""
+
+    model: str
+    identity: str
+
+
 class Config(msgspec.Struct, frozen=True):
     """What a session was created with; `model` is the name that its creator gave."""
 
@@ -42,6 +49,7 @@ class Config(msgspec.Struct, frozen=True):
     """Type of each declared field of metadata."""
 
     qdrant: Qdrant | None = None
+    sparse: SparseModel | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from embedshare.errors import (
     DatabaseUnavailable,
     EmbedshareError,
     EmptyInput,
+    NotServed,
     Overloaded,
     SessionServerUnavailable,
     TooLarge,
@@ -36,6 +37,8 @@ OF_THE_MODEL = tuple(
 LIMIT = "EMBEDDING_MAX_MESSAGE_BYTES"
 #: OpenAI's names for the errors that its clients check.
 _OPENAI_CODES = {UnknownModel.__name__: "model_not_found"}
+#: text-embeddings-inference's status where the model is of another kind than the route.
+_TEI_OTHER_KIND = 424
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -69,6 +72,14 @@ class OpenAIError(msgspec.Struct):
     error: OpenAIErrorFields
 
 
+class CohereError(msgspec.Struct):
+    """What happened, as Cohere's clients read it (`message`) and as Jina's do (`detail`)."""
+
+    message: str
+    detail: str
+    type: str
+
+
 class ServiceErrorFields(msgspec.Struct):
     """What happened; `code` is the error's kind."""
 
@@ -91,7 +102,8 @@ def register(app: Flask) -> None:
     def ours(error: EmbedshareError) -> Response:
         if error.http_status >= 500:
             logger.warning("Could not answer a request: {}: {}", type(error).__name__, error.message)
-        response = _response(error.message, type(error).__name__, error.http_status)
+        status = status_of(type(error), form_at(current_app, request.path))
+        response = _response(error.message, type(error).__name__, status)
         if "retry_after_s" in error.fields:
             response.headers["Retry-After"] = str(math.ceil(error.fields["retry_after_s"]))
         return response
@@ -134,7 +146,14 @@ def form_at(app: Flask, path: str) -> type[msgspec.Struct]:
     else:
         found = _below(app, path, 2) or _below(app, path, 1)
     forms = {route.form for route in found if isinstance(route, routes.Route)}
+    if OpenAIError in forms:  # others have routes of theirs below /v1
+        return OpenAIError
     return (forms.pop() if len(forms) == 1 else None) or Error
+
+
+def status_of(error: type[EmbedshareError], form: type[msgspec.Struct] | None) -> int:
+    """The HTTP status of an error of ours under an API's form of errors."""
+    return _TEI_OTHER_KIND if form is TeiError and error is NotServed else error.http_status
 
 
 def _below(app: Flask, path: str, depth: int) -> list[Rule]:
@@ -152,6 +171,8 @@ def body(form: type[msgspec.Struct], message: str, kind: str, status: int) -> by
         error = ServiceError(ServiceErrorFields(service_code(kind), message, {"status": status}))
     elif form is TeiError:
         error = TeiError(message, kind, _tei_type(kind, status))
+    elif form is CohereError:
+        error = CohereError(message, message, kind)
     else:
         error = Error(message, kind)
     return msgspec.json.encode(error)
@@ -182,7 +203,7 @@ def _tei_type(kind: str, status: int) -> str:
         return "Overloaded"
     if kind == EmptyInput.__name__:
         return "Empty"
-    if status < 500:
+    if status < 500 and status != _TEI_OTHER_KIND:
         return "Validation"
     return "Unhealthy" if status == 503 else "Backend"
 

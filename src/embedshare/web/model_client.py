@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from embedshare.calls import EmbedRequest, EmbedResult, Inputs, Token
-from embedshare.errors import UnknownModel
+from embedshare import roles
+from embedshare.calls import (
+    EmbedRequest,
+    EmbedResult,
+    Inputs,
+    Output,
+    OutputsResult,
+    ScoreResult,
+    Token,
+    are_tokens,
+    prompt_of,
+)
+from embedshare.errors import InvalidImage, NotServed, UnknownModel
 from embedshare.identity import ModelDescription, names_of
+from embedshare.images.addresses import ImageAddresses
+from embedshare.images.numbering import renumbered
+from embedshare.roles import Role
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import tracing, usage
 from embedshare.web.coalescer import Coalescer
@@ -29,13 +44,29 @@ class Model(Protocol):
         self,
         inputs: Inputs,
         *,
-        prompt_name: str | None,
+        prompt_name: str | tuple[str, ...] | None,
         normalize: bool,
         dimensions: int | None,
         truncate: bool,
+        task: str | None,
+    ) -> EmbedResult: ...
+    def score(self, queries: list[str], documents: list[str], *, truncate: bool) -> ScoreResult: ...
+    def outputs(
+        self,
+        inputs: list[str],
+        outputs: tuple[Output, ...],
+        *,
+        prompt_name: str | tuple[str, ...] | None,
+        task: str | None,
+        normalize: bool,
+        dimensions: int | None,
+        truncate: bool,
+    ) -> OutputsResult: ...
+    def embed_images(
+        self, images: list[bytes], *, normalize: bool, dimensions: int | None
     ) -> EmbedResult: ...
     def tokens(
-        self, texts: list[str], *, prompt_name: str | None, special_tokens: bool
+        self, texts: list[str], *, prompt_name: str | tuple[str, ...] | None, special_tokens: bool
     ) -> list[list[Token]]: ...
     def describe(self) -> ModelDescription: ...
     def stats(self) -> dict[str, Any]: ...
@@ -70,10 +101,13 @@ class ModelClient:
         self._request_limits = request_limits
         self._coalescer = Coalescer(self._ask, is_busy)
         self.entry = entry
+        self.role: Role | None = None
         self._aliases = settings.model.aliases
         self._loaded_at = 0.0
         self.max_texts = settings.server.max_texts
         self.threads = settings.web.threads
+        self._image_addresses = ImageAddresses(settings)
+        self._timeout_s = settings.client.timeout_s
 
     def embed(
         self,
@@ -90,30 +124,96 @@ class ModelClient:
         """
         self._request_limits.check(inputs)
         usage.of_texts(len(inputs))
+        role = self.role if prompt_name is None and not are_tokens(inputs) else None
         found = self._coalescer.ask(
             EmbedRequest(
                 inputs,
-                prompt_name=prompt_name,
+                prompt_name=prompt_name if role is None else role.prompt_names,
                 normalize=self._normalize() if normalize is None else normalize,
                 dimensions=dimensions,
                 truncate=truncate,
+                task=None if role is None else role.task,
             )
         )
-        usage.of_tokens(found.tokens)
-        if tracing.enabled:
-            told = {tracing.TEXTS: len(inputs), tracing.TOKENS: found.tokens}
-            tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
+        _note(len(inputs), found)
         return found
 
     def _ask(self, request: EmbedRequest) -> EmbedResult:
-        assert not isinstance(request.prompt_name, tuple)  # `embed` takes one name
         return self._model.embed(
             request.inputs,
             prompt_name=request.prompt_name,
             normalize=request.normalize,
             dimensions=request.dimensions,
             truncate=request.truncate,
+            task=request.task,
         )
+
+    def embed_images(self, addresses: Mapping[int, str], *, dimensions: int | None = None) -> EmbedResult:
+        """Vectors of length 1 of images; `addresses`: by their numbers in the request, see ImageAddresses.
+
+        Raises as `embed` does, NotServed for a model that reads no images, and InvalidImage.
+        """
+        self._request_limits.check([()] * len(addresses), "images")
+        usage.of_texts(len(addresses))
+        model = self.description
+        if "image" not in model.modalities:  # nothing is fetched for it
+            raise NotServed(f"{model.model_name} does not give embeddings of images; it gives {model.can}")
+        until = time.monotonic() + self._timeout_s
+        read = self._image_addresses.content
+        files = [read(address, number, until) for number, address in addresses.items()]
+        try:
+            found = self._model.embed_images(files, normalize=True, dimensions=dimensions)
+        except InvalidImage as error:
+            raise renumbered(error, list(addresses)) from None
+        _note(len(addresses), found)
+        return found
+
+    def score(self, queries: list[str], documents: list[str], *, truncate: bool = True) -> ScoreResult:
+        """The documents' scores, each for its query, or all for the only one; alone without queries.
+
+        Raises as `embed` does, and NotServed if the model has no scores.
+        """
+        self._request_limits.check(documents, "documents")
+        self._request_limits.check(queries, "queries")
+        usage.of_texts(len(documents))
+        found = self._model.score(queries, documents, truncate=truncate)
+        _note(len(documents), found)
+        return found
+
+    def outputs(
+        self,
+        texts: list[str],
+        outputs: tuple[Output, ...],
+        *,
+        prompt_name: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> OutputsResult:
+        """Several outputs of the texts from one pass. A prompt for queries or documents says the task too.
+
+        Raises as `embed` does, and NotServed for an output that the model does not have.
+        """
+        self._request_limits.check(texts)
+        usage.of_texts(len(texts))
+        role = self.role if prompt_name is None else roles.of_prompt(prompt_name)
+        found = self._model.outputs(
+            texts,
+            outputs,
+            prompt_name=prompt_name if role is None or prompt_name is not None else role.prompt_names,
+            task=None if role is None else role.task,
+            normalize=normalize,
+            dimensions=dimensions,
+            truncate=truncate,
+        )
+        _note(len(texts), found)
+        return found
+
+    def for_role(self, role: Role | None) -> ModelClient:
+        """The same model for texts of this role."""
+        other = copy(self)
+        other.role = role
+        return other
 
     def tokens(self, texts: list[str], prompt_name: str | None, special_tokens: bool) -> list[list[Token]]:
         """Every token of each text: id, text, whether it is special, start, stop."""
@@ -122,6 +222,18 @@ class ModelClient:
         found = self._model.tokens(texts, prompt_name=prompt_name, special_tokens=special_tokens)
         usage.of_tokens(sum(map(len, found)))
         return found
+
+    def tokenized(self, texts: list[str], special_tokens: bool = True) -> list[list[Token]]:
+        """The same for texts that are asked for next, with the prompt of their role; not counted as used."""
+        self._request_limits.check(texts)
+        names = None if self.role is None else self.role.prompt_names
+        return self._model.tokens(texts, prompt_name=names, special_tokens=special_tokens)
+
+    @property
+    def prompt(self) -> str:
+        """The text before each text of the role."""
+        names = None if self.role is None else self.role.prompt_names
+        return prompt_of(EmbedRequest([], prompt_name=names), self.description)
 
     @property
     def description(self) -> ModelDescription:
@@ -213,6 +325,29 @@ class ModelClient:
                 f"the model {name[:100]!r} is not served here; served: {', '.join(allowed)} "
                 "(EMBEDDING_MODEL_ALIASES adds names)"
             )
+
+
+def _note(texts: int, found: EmbedResult | ScoreResult | OutputsResult) -> None:
+    """Count the tokens that a call has read."""
+    usage.of_tokens(found.tokens)
+    if tracing.enabled:
+        told = {tracing.TEXTS: texts, tracing.TOKENS: found.tokens}
+        tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
+
+
+def capabilities(model: ModelDescription | None) -> list[str]:
+    """What a model can do, in lists of models: one that was never loaded is taken for an embedding model."""
+    if model is None:
+        return ["embeddings"]
+    scored = "rerank" if len(model.labels) < 2 else "classification"
+    named = {
+        "dense": ("embeddings",),
+        "sparse": ("sparse embeddings",),
+        "multi-vector": ("multi-vector embeddings", "rerank"),
+        "scores": (scored,),
+    }
+    images = ["images"] if "image" in model.modalities else []
+    return [one for output in model.outputs for one in named[output]] + images
 
 
 def served_name(model_client: ModelClient) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from loguru import logger
 
+from embedshare import roles
 from embedshare.errors import EmbedshareError, UnknownModel
 from embedshare.settings import ANY_NAME, Settings
 from embedshare.telemetry import usage
@@ -122,6 +123,22 @@ class Models:
             raise UnknownModel(f"the model {str(name)[:100]!r} is not served here; served: {served}")
         self._access.enter(entry["id"], _finder(entries), name)
         return self._default if name is None else self._of(entry)
+
+    def prompted(self, name: str | None) -> ModelClient:
+        """The model of a request whose name may end with its texts' role, as `bge-query`, `bge-passage`.
+
+        A model with the whole name goes first. Raises as `of` does.
+        """
+        base, role = roles.split(name or "")
+        if name is None or role is None or self._has(name):
+            return self.of(name)
+        return self.of(base).for_role(role)
+
+    def _has(self, name: str) -> bool:
+        entries = self._entries_for(name)
+        if len(entries) > 1:
+            return _listed(entries, name) is not None
+        return self._single(entries)[1](name) is not None
 
     def all(self) -> list[ModelClient]:
         """Every model that the request may use, in the server's order; a single one is the default."""

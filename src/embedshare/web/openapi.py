@@ -140,7 +140,9 @@ def _dedented(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _types(operations: Iterable[_Operation]) -> list[Any]:
-    types: list[Any] = [forms.Error, forms.TeiError, forms.OpenAIError, forms.ServiceError]
+    types: list[Any] = [
+        forms.Error, forms.TeiError, forms.OpenAIError, forms.CohereError, forms.ServiceError,
+    ]  # fmt: skip
     for operation in operations:
         for answer in operation.answers.values():
             types += [kind for each in answer.values() for kind in _several(each)]
@@ -170,7 +172,9 @@ def _described(view: Callable[..., Any], route: Route, schemas: Mapping[Any, Any
     of_the_gate: tuple[Raised, ...] = () if is_open else (Unauthenticated, Forbidden, RateLimited)
     of_no_keys: tuple[Raised, ...] = (HostRefused, OriginRefused)
     for error in dict.fromkeys((*operation.errors, *of_the_gate, *of_no_keys, InternalServerError)):
-        status = error.http_status if issubclass(error, EmbedshareError) else error.code or 500
+        status = (
+            forms.status_of(error, route.form) if issubclass(error, EmbedshareError) else error.code or 500
+        )
         response = responses.setdefault(
             status, {"description": "", "content": {JSON: {"schema": schemas[route.form or forms.Error]}}}
         )

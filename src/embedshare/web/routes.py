@@ -25,6 +25,8 @@ class Tag(str, Enum):
     OPENAI = "OpenAI's API"
     OLLAMA = "Ollama's API"
     TEI = "text-embeddings-inference's API"
+    RERANK = "Reranking"
+    COHERE = "Cohere's embeddings API"
     SERVICE = "The API of a service for several providers"
     JOBS = "Jobs"
     SESSIONS = "Sessions"

@@ -33,6 +33,7 @@ class Sessions(Protocol):
         chunk_overlap: int | None,
         metadata_schema: Mapping[str, str],
         qdrant_config: Mapping[str, Any] | None,
+        sparse_model: str | None,
     ) -> dict[str, Any]: ...
     def get_session(self, session_id: str) -> dict[str, Any]: ...
     def list_sessions(self) -> list[dict[str, Any]]: ...
@@ -56,6 +57,10 @@ class Sessions(Protocol):
         top_k: int,
         filters: Mapping[str, Any] | None,
         score_threshold: float | None,
+        *,
+        mode: str,
+        rerank: str | None,
+        rerank_candidates: int | None,
     ) -> list[dict[str, Any]]: ...
     def documents(self, session_id: str) -> list[dict[str, Any]]: ...
     def document(self, session_id: str, document_id: str) -> dict[str, Any]: ...
@@ -70,12 +75,14 @@ SessionsOf = Callable[[str], Sessions]
 class Session(msgspec.Struct):
     """A session. `chunk_size` and `chunk_overlap` are tokens of its model, `expires_at` seconds since 1970.
 
-    `model` is empty for the model that was the default at its creation. Each use puts off `expires_at`.
-    `qdrant_url` and `collection` are empty where the session server's own store has the vectors.
+    `model` is empty for the model that was the default at its creation. `sparse_model` is null in a session
+    without sparse vectors. Each use puts off `expires_at`. `qdrant_url` and `collection` are empty where the
+    session server's own store has the vectors.
     """
 
     session_id: str
     model: str
+    sparse_model: str | None
     dimension: int
     chunk_size: int
     chunk_overlap: int
@@ -107,9 +114,11 @@ class Document(msgspec.Struct):
     metadata: dict[str, Any]
 
 
-class FoundChunk(msgspec.Struct):
+class FoundChunk(msgspec.Struct, omit_defaults=True):
     """A chunk near the query: `score` is the cosine of their vectors, from -1 to 1, higher is nearer.
 
+    In a sparse search it is their dot product, in a hybrid one the sum of 1 / (60 + rank) over the dense and
+    the sparse ranking. `rerank_score` is that of the model that `rerank` names, higher is better.
     `start` and `end` are its characters in the document's text. `page` is of PDF files, from 1; `heading` is
     the nearest one above it.
     """
@@ -124,6 +133,7 @@ class FoundChunk(msgspec.Struct):
     page: int | None
     heading: str | None
     metadata: dict[str, Any]
+    rerank_score: float | None = None
 
 
 class ProcessedFile(msgspec.Struct):
@@ -161,13 +171,15 @@ class CallerSessions:
         chunk_overlap: int | None = None,
         metadata_schema: Mapping[str, str] | None = None,
         qdrant_config: Mapping[str, Any] | None = None,
+        sparse_model: str | None = None,
     ) -> Session:
-        """A new session of the caller, of a model that its key may use. None is each one's default.
+        """A new session of the caller, of models that its key may use. None is each one's default.
 
-        Raises UnknownModel, Forbidden, RateLimited, SessionExists and QuotaExceeded.
+        Raises UnknownModel, NotServed, Forbidden, RateLimited, SessionExists and QuotaExceeded.
         """
         client = self.client
-        name = served_name(self._models.of(model))
+        name = self.name_of(model)
+        sparse = None if sparse_model is None else self.name_of(sparse_model)
         made = client.create_session(
             id,
             name,
@@ -175,14 +187,24 @@ class CallerSessions:
             chunk_overlap=chunk_overlap,
             metadata_schema=metadata_schema or {},
             qdrant_config=qdrant_config,
+            sparse_model=sparse,
         )
         return msgspec.convert(made, Session)
 
     def admitted(self, id: str) -> Session:
-        """The caller's session, after a check that its key may use the session's model.
+        """The caller's session, after a check that its key may use the session's models.
 
         Raises UnknownSession, Forbidden and RateLimited.
         """
         found = msgspec.convert(self.client.get_session(id), Session)
         self._models.of(found.model or None)
+        if found.sparse_model not in (None, found.model):
+            self._models.of(found.sparse_model or None)
         return found
+
+    def name_of(self, model: str | None) -> str:
+        """The session server's name of a model that the caller's key may use, None being the default.
+
+        Raises UnknownModel, Forbidden and RateLimited.
+        """
+        return served_name(self._models.of(model))

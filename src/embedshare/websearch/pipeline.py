@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from loguru import logger
 
-from embedshare import threads
+from embedshare import reranking, threads
+from embedshare.calls import ScoreResult
 from embedshare.errors import EmbedshareError, InvalidInput, SearchFailed
 from embedshare.settings import Settings
 from embedshare.text import chunking
@@ -28,6 +29,8 @@ from embedshare.websearch.types import Document, SearchResult
 
 #: Float32 (n, dimension) for n texts.
 Embed = Callable[[list[str]], np.ndarray]
+#: Scores of n texts for the query.
+Score = Callable[[list[str]], ScoreResult]
 #: The document at an address, by a moment of `time.monotonic()`. Raises EmbedshareError.
 Read = Callable[[str, float], Document]
 
@@ -51,6 +54,8 @@ class Passage(msgspec.Struct, frozen=True):
     title: str
     text: str
     score: float
+    rerank_score: float | None = None
+    """By the model that reranked it; higher is better."""
 
 
 class SearchTimings(msgspec.Struct, frozen=True):
@@ -72,7 +77,7 @@ class Found(msgspec.Struct, frozen=True):
     passages: list[Passage]
     """The same as data."""
     others: list[Passage]
-    """Further passages of the sources, the best first."""
+    """Further passages of the sources, the best first, or the nearest after those that were reranked."""
     timings: SearchTimings
 
 
@@ -94,7 +99,7 @@ class WebSearch:
     ) -> None:
         self._engine = engine or engines.engine(settings)
         self._read = read or reader(AddressPolicy(settings.search.fetch_allowed_hosts))
-        self._page_s, self._total_s, self._patience_s = page_s, total_s, patience_s
+        self._page_s, self.total_s, self._patience_s = page_s, total_s, patience_s
 
     def search(
         self,
@@ -103,16 +108,19 @@ class WebSearch:
         max_concurrent: int = 5,
         max_chars: int = 2000,
         count: chunking.Count = chunking.estimate,
+        score: Score | None = None,
+        candidates: int = reranking.MOST_CANDIDATES,
     ) -> Found:
         """The best sources for `query`.
 
         At most `max_concurrent` pages are fetched at once. A page is read whole, and its passages have at
-        most `max_chars` characters. `count` gives texts' numbers of tokens. Raises SearchFailed if the engine
-        fails, InvalidInput, and what `embed` and `count` raise; a page that fails is left out.
+        most `max_chars` characters. `count` gives texts' numbers of tokens. `score` reranks the `candidates`
+        nearest passages of the sources. Raises SearchFailed if the engine fails, InvalidInput, and what
+        `embed`, `count` and `score` raise; a page that fails is left out.
         """
         _check(query, max_concurrent, max_chars)
         began = time.monotonic()
-        deadline = began + self._total_s
+        deadline = began + self.total_s
         results = self._results(query, min(deadline, began + ENGINE_S))
         answered = time.monotonic()
         if not results:
@@ -120,6 +128,8 @@ class WebSearch:
         documents = self._documents(results, max_concurrent, deadline)
         fetched = time.monotonic()
         best, others = rank(query, documents, embed, count, max_chars)
+        if best and score is not None:
+            best, others = reranked([*best, *others], score, candidates)
         timings = _timings(began, answered, fetched)
         logger.info(
 
@@ -246,9 +256,28 @@ def rank(
     return [best[number] for number in sources], sorted(rest, key=lambda passage: passage.score)
 
 
+def reranked(
+    passages: Sequence[Passage], score: Score, candidates: int
+) -> tuple[list[Passage], list[Passage]]:
+    """The best passage of each source by `score`, and the others, the `candidates` nearest of all scored."""
+    nearest = sorted(passages, key=lambda passage: passage.score)
+    scored = nearest[:candidates]
+    ordered = reranking.ordered(scored, score([f"{one.title}\n{one.text}".strip() for one in scored]))
+    passages = [*(_with_score(*pair) for pair in ordered), *nearest[candidates:]]
+    best: dict[str, Passage] = {}
+    for passage in passages:
+        best.setdefault(passage.url, passage)
+    return list(best.values()), [passage for passage in passages if best[passage.url] is not passage]
+
+
+def _with_score(passage: Passage, score: float) -> Passage:
+    return msgspec.structs.replace(passage, rerank_score=score)
+
+
 def _block(passage: Passage) -> str:
+    score = passage.score if passage.rerank_score is None else passage.rerank_score
     text = passage.text if len(passage.text) <= SHOWN_CHARS else f"{passage.text[:SHOWN_CHARS]}..."
-    return f"Source: {passage.url}\nContent: {text}\nRelevance: {passage.score:.3f}\n"
+    return f"Source: {passage.url}\nContent: {text}\nRelevance: {score:.3f}\n"
 
 
 def _timings(began: float, answered: float, fetched: float) -> SearchTimings:

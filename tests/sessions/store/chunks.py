@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from embedshare.sessions.store.base import Point, VectorStore, point_id
+from embedshare.sessions.store.weights import Weights
 
 
 def vector(*values: float) -> np.ndarray:
@@ -15,6 +16,12 @@ def vector(*values: float) -> np.ndarray:
 
 def rows(count: int, dimension: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, dimension)).astype(np.float32)
+
+
+def weights(*pairs: tuple[int, float]) -> Weights:
+    """A sparse vector of tokens and their weights."""
+    indices, values = [token for token, _ in pairs], [weight for _, weight in pairs]
+    return Weights(np.array(indices, np.int32), np.array(values, np.float32))
 
 
 def chunk_of(

@@ -13,7 +13,7 @@ from embedshare.sessions.store.published import PublishedStore
 from tests.sessions.store import qdrant_grpc, qdrant_server
 
 KINDS = ("embedded", "local", "rest", "grpc")
-Open = Callable[[str, int, Mapping[str, str]], VectorStore]
+Open = Callable[[str, int, Mapping[str, str], str | None], VectorStore]
 
 
 class Place:
@@ -23,9 +23,13 @@ class Place:
         self._open, self._closing = open_one, closing
 
     def open(
-        self, identity: str = "model", dimension: int = 4, schema: Mapping[str, str] | None = None
+        self,
+        identity: str = "model",
+        dimension: int = 4,
+        schema: Mapping[str, str] | None = None,
+        sparse: str | None = None,
     ) -> VectorStore:
-        store = self._open(identity, dimension, schema or {})
+        store = self._open(identity, dimension, schema or {}, sparse)
         self._closing.callback(store.close)
         return store
 
@@ -41,15 +45,24 @@ def _opener(kind: str, folder: Path, closing: ExitStack) -> Open:
         return functools.partial(open_embedded, folder / "store")
     if kind == "rest":
         url = closing.enter_context(qdrant_server.running()).url
-        return functools.partial(open_remote, url, None, False, "chunks")
+        return _remote(url, False)
     if kind == "grpc":
         url, _, _ = closing.enter_context(qdrant_grpc.running())
-        return functools.partial(open_remote, url, None, True, "chunks")
+        return _remote(url, True)
     client = qdrant_server.LockedClient()
 
-    def open_local(identity: str, dimension: int, schema: Mapping[str, str]) -> VectorStore:
+    def open_local(
+        identity: str, dimension: int, schema: Mapping[str, str], sparse: str | None
+    ) -> VectorStore:
         engine = remote.QdrantEngine(client, "chunks", lambda: None)
-        engine.claim(identity, dimension)
-        return PublishedStore(engine, identity, dimension, schema)
+        engine.claim(identity, dimension, sparse)
+        return PublishedStore(engine, identity, dimension, schema, sparse)
 
     return open_local
+
+
+def _remote(url: str, prefer_grpc: bool) -> Open:
+    def open_one(identity: str, dimension: int, schema: Mapping[str, str], sparse: str | None) -> VectorStore:
+        return open_remote(url, None, prefer_grpc, "chunks", identity, dimension, schema, sparse=sparse)
+
+    return open_one

@@ -53,6 +53,7 @@ class Points(api.PointsServicer):
         found = self.client.query_points(
             request.collection_name,
             GrpcToRest.convert_query(request.query).nearest,
+            using=request.using or None,
             limit=request.limit,
             query_filter=_filter(request),
         )
@@ -100,7 +101,10 @@ class Collections(api.CollectionsServicer):
 
     def Create(self, request: Any, _: Any) -> Any:
         vectors = GrpcToRest.convert_vectors_config(request.vectors_config)
-        self.client.create_collection(request.collection_name, vectors_config=vectors)
+        sparse = GrpcToRest.convert_sparse_vector_config(request.sparse_vectors_config)
+        self.client.create_collection(
+            request.collection_name, vectors_config=vectors, sparse_vectors_config=sparse
+        )
         return api.CollectionOperationResponse(result=True)
 
 

@@ -55,8 +55,22 @@ def _points(body: dict[str, Any]) -> list[models.PointStruct]:
 
 def _query(client: QdrantClient, name: str, body: dict[str, Any]) -> Any:
     assert body["params"]["exact"] is True
+    nearest = body["query"]["nearest"]
     return client.query_points(
-        name, body["query"]["nearest"], limit=body["limit"], query_filter=_filter(body)
+        name,
+        models.SparseVector(**nearest) if isinstance(nearest, dict) else nearest,
+        using=body.get("using"),
+        limit=body["limit"],
+        query_filter=_filter(body),
+    )
+
+
+def _create(client: QdrantClient, name: str, body: dict[str, Any]) -> Any:
+    sparse = body.get("sparse_vectors") or {}
+    return client.create_collection(
+        name,
+        vectors_config=models.VectorParams.model_validate(body["vectors"]),
+        sparse_vectors_config={key: models.SparseVectorParams(**each) for key, each in sparse.items()},
     )
 
 
@@ -64,9 +78,7 @@ def _query(client: QdrantClient, name: str, body: dict[str, Any]) -> Any:
 ANSWERS: dict[tuple[str, str], Answer] = {
     ("GET", "/exists"): lambda client, name, _: {"exists": client.collection_exists(name)},
     ("GET", ""): lambda client, name, _: client.get_collection(name),
-    ("PUT", ""): lambda client, name, body: client.create_collection(
-        name, vectors_config=models.VectorParams.model_validate(body["vectors"])
-    ),
+    ("PUT", ""): _create,
     ("PUT", "/index"): lambda client, name, body: client.create_payload_index(
         name, body["field_name"], field_schema=body["field_schema"]
     ),

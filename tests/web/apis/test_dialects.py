@@ -21,7 +21,8 @@ from embedshare.errors import EmbedshareError, Overloaded
 from embedshare.settings import ModelSettings, Settings
 from embedshare.web import body as request_body
 
-TEI = ("/", "/embed", "/info", "/tokenize")
+TEI = ("/", "/embed", "/info", "/tokenize", "/rerank", "/predict", "/embed_sparse", "/embed_all")
+COHERE = ("/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed")
 OWN = ("/api/embed", "/index", "/v1x", "/embedding/health")
 
 
@@ -58,13 +59,15 @@ def test_an_error_before_the_views_has_the_form_of_its_path(
 ) -> None:
     monkeypatch.setattr(_Barred, "http_status", status)
     browser = barred(model, _Barred("not you", retry_after_s=1.2))
-    for path in ("/v1/embeddings", "/v1/models/a/b", "/v1/nowhere"):
+    for path in ("/v1/embeddings", "/v1/models/a/b", "/v1/nowhere", "/score", "/v1/score"):
         answer = browser.post(path)
         said = {"message": "not you", "type": openai_type, "param": None, "code": "_barred"}
         assert (answer.status_code, answer.json) == (status, {"error": said})
         assert answer.headers["Retry-After"] == "2"
     for path in TEI:
         assert browser.post(path).json == {"error": "not you", "type": "_Barred", "error_type": tei_type}
+    for path in COHERE:
+        assert browser.post(path).json == {"message": "not you", "detail": "not you", "type": "_Barred"}
     for path in OWN:
         assert browser.post(path).json == {"error": "not you", "type": "_Barred"}
 

@@ -47,7 +47,7 @@ def test_models_are_listed(worker: Worker) -> None:
     assert listed == [
         {
             "id": MODEL, "name": MODEL, "provider": "local", "dimensions": 384, "max_tokens": 256,
-            "capabilities": ["embeddings"],
+            "capabilities": ["embeddings"], "family": "embedding",
         }
     ]  # fmt: skip
     single = requests.get(f"{worker.url}/api/v1/models/any-name", timeout=30)

@@ -67,6 +67,16 @@ NAMED: dict[tuple[str, str], tuple[str, Any]] = {
     ("/api/v1/models/<path:id>", "GET"): ("/api/v1/models/NAME", None),
     ("/embeddings", "POST"): ("/embeddings", {"model_name": "NAME", "texts": [TEXT]}),
     ("/sessions", "POST"): ("/sessions", {"model": "NAME"}),
+    ("/v1/embed", "POST"): ("/v1/embed", {"model": "NAME", "texts": [TEXT]}),
+    ("/v2/embed", "POST"): ("/v2/embed", {"model": "NAME", "texts": [TEXT], "truncate": "START"}),
+    ("/embed_all", "POST"): ("/embed_all?model=NAME", {"inputs": TEXT}),
+    ("/embed_sparse", "POST"): ("/embed_sparse?model=NAME", {"inputs": TEXT}),
+    ("/predict", "POST"): ("/predict?model=NAME", {"inputs": TEXT}),
+    ("/rerank", "POST"): ("/rerank?model=NAME", {"query": TEXT, "texts": [TEXT]}),
+    ("/score", "POST"): ("/score", {"model": "NAME", "text_1": TEXT, "text_2": TEXT}),
+    ("/v1/score", "POST"): ("/v1/score", {"model": "NAME", "text_1": TEXT, "text_2": TEXT}),
+    ("/v1/rerank", "POST"): ("/v1/rerank", {"model": "NAME", "query": TEXT, "documents": [TEXT]}),
+    ("/v2/rerank", "POST"): ("/v2/rerank", {"model": "NAME", "query": TEXT, "documents": [TEXT]}),
 }
 #: Requests by route that name no model and so use the default one.
 UNNAMED: dict[tuple[str, str], tuple[str, Any]] = {
@@ -87,7 +97,23 @@ UNNAMED: dict[tuple[str, str], tuple[str, Any]] = {
     ("/index/<index>/documents", "POST"): (f"/index/{'0' * 32}/documents", {"documents": [TEXT]}),
     ("/embeddings", "POST"): ("/embeddings", {"input": TEXT}),
     ("/sessions", "POST"): ("/sessions", {}),
+    ("/v1/embed", "POST"): ("/v1/embed", {"texts": [TEXT]}),
+    ("/v2/embed", "POST"): ("/v2/embed", {"texts": [TEXT]}),
+    ("/embed_all", "POST"): ("/embed_all", {"inputs": TEXT}),
+    ("/embed_sparse", "POST"): ("/embed_sparse", {"inputs": TEXT}),
+    ("/predict", "POST"): ("/predict", {"inputs": TEXT}),
+    ("/rerank", "POST"): ("/rerank", {"query": TEXT, "documents": [TEXT]}),
+    ("/score", "POST"): ("/score", {"text_1": TEXT, "text_2": TEXT}),
+    ("/v1/score", "POST"): ("/v1/score", {"text_1": TEXT, "text_2": TEXT}),
+    ("/v1/rerank", "POST"): ("/v1/rerank", {"query": TEXT, "documents": [TEXT]}),
+    ("/v2/rerank", "POST"): ("/v2/rerank", {"query": TEXT, "documents": [TEXT]}),
 }
+#: Routes that the server's models have no answer for, since they give embeddings: 400, and 424 as of
+#: text-embeddings-inference.
+OF_OTHER_KINDS = {
+    "/embed_all": 424, "/embed_sparse": 424, "/predict": 424, "/rerank": 424,
+    "/score": 400, "/v1/score": 400, "/v1/rerank": 400, "/v2/rerank": 400,
+}  # fmt: skip
 #: Lists of models, which show those that the key may use.
 LISTS = {
     ("/v1/models", "GET"), ("/api/tags", "GET"), ("/api/ps", "GET"), ("/api/v1/models", "GET"),
@@ -189,13 +215,33 @@ def test_a_key_uses_its_model_by_any_of_its_names(
     site: Site, key: str, route: tuple[str, str], name: str
 ) -> None:
     answer = site.ask(key, route[1], *with_name(NAMED[route], name))
-    assert answer.status_code in (200, 201), answer.text
+    allowed(route, answer)
+
+
+def allowed(route: tuple[str, str], answer: Any, *more: int) -> None:
+    """Check that the answer is the model's."""
+    if route[0] in OF_OTHER_KINDS:
+        assert answer.status_code == OF_OTHER_KINDS[route[0]], answer.text
+        assert "it gives embeddings" in answer.text
+    else:
+        assert answer.status_code in (200, 201, *more), answer.text
+
+
+@pytest.mark.parametrize("suffix", ["-query", "-passage", "-document"])
+def test_a_role_after_a_name_changes_nothing_about_who_may_use_the_model(
+    site: Site, key: str, suffix: str
+) -> None:
+    for path, body in (NAMED["/v1/embeddings", "POST"], NAMED["/embed_sparse", "POST"]):
+        route = path.partition("?")[0], "POST"
+        allowed(route, site.ask(key, "POST", *with_name((path, body), f"small{suffix}")))
+        for name in ("theirs", "other", "rest", "any name"):
+            refusal(site.ask(key, "POST", *with_name((path, body), f"{name}{suffix}")))
 
 
 def refusal(answer: Any) -> str:
     """The message of a Forbidden in the form of its API."""
     assert answer.status_code == 403, answer.text
-    error, kind = answer.json["error"], answer.json.get("type")
+    error, kind = answer.json.get("error") or answer.json["message"], answer.json.get("type")
     if isinstance(error, str):
         assert kind == "Forbidden"
         return error
@@ -266,8 +312,7 @@ def test_lists_show_the_models_of_the_key_alone(site: Site, key: str) -> None:
 def test_a_key_without_models_and_one_of_the_default_need_no_name(site: Site) -> None:
     for key in (site.key("old", None), site.key("default", ["other", "mine"])):
         for route, (path, body) in UNNAMED.items():
-            answer = site.ask(key, route[1], path, body)
-            assert answer.status_code in (200, 201, 404), answer.text  # 404: there is no such index
+            allowed(route, site.ask(key, route[1], path, body), 404)  # 404: there is no such index
     assert site.ask(key, "POST", "/embed?model=mine", {"texts": [TEXT]}).status_code == 200
     refusal(site.ask(key, "POST", "/embed?model=rest", {"texts": [TEXT]}))
 
@@ -281,7 +326,7 @@ def test_a_session_s_model_is_checked_whenever_it_is_used(
     path, sent = OF_A_SESSION[route]
     for model, status in (("mine", 200), ("theirs", 403)):
         sessions.create_session("s", model, chunk_size=None, chunk_overlap=None, metadata_schema={},
-                                qdrant_config=None)  # fmt: skip
+                                qdrant_config=None, sparse_model=None)  # fmt: skip
         given = dict(sent)
         if "data" in given:
             given["data"] = {**given["data"], "file": (io.BytesIO(TEXT.encode()), "a.txt")}
@@ -289,6 +334,26 @@ def test_a_session_s_model_is_checked_whenever_it_is_used(
         sessions.destroy_session("s")
         assert answer.status_code == status, answer.text
     refusal(answer)
+
+
+def test_a_session_s_sparse_model_and_every_reranker_are_checked_too(site: Site, key: str) -> None:
+    said = refusal(site.ask(key, "POST", "/sessions", {"model": "mine", "sparse_model": "theirs"}))
+    assert said == "the API key 'mine alone' may not use the model 'theirs'; it may use: small"
+    principal = site.app.extensions[API_KEYS].find(key)
+    sessions = site.sessions.of_owner(f"key {principal.id}")
+    for sparse, status in (("mine", 200), ("theirs", 403)):
+        sessions.create_session("s", "mine", chunk_size=None, chunk_overlap=None, metadata_schema={},
+                                qdrant_config=None, sparse_model=sparse)  # fmt: skip
+        assert site.ask(key, "POST", "/sessions/s/search", {"query": TEXT}).status_code == status
+        assert (
+            site.ask(key, "POST", "/sessions/s/search", {"query": TEXT, "rerank": "theirs"}).status_code
+            == 403
+        )
+        sessions.destroy_session("s")
+    of_default = site.key("the default alone", ["theirs"])
+    for path in ("/search", f"/index/{'0' * 32}/search"):
+        answer = site.ask(of_default, "POST", path, {"query": TEXT, "rerank": "mine"})
+        assert refusal(answer).startswith("the API key 'the default alone' may not use the model 'mine'")
 
 
 def test_the_command_makes_and_lists_keys_with_models(server: ModelServer) -> None:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from embedshare.sessions.store.weights import Weights
+
 #: The namespace of every id that the stores make.
 _NAMESPACE = uuid.UUID("6ad1f5b0-4bb4-5c0c-9f0c-6c2b7f0f8f61")
 
@@ -36,6 +38,9 @@ class Point(NamedTuple):
     version: str
     """The upload that the chunk belongs to, which `VectorStore.publish` names."""
 
+    sparse: Weights | None = None
+    """In a store with a sparse model, and only there."""
+
 
 class Found(NamedTuple):
     """A chunk that a search found."""
@@ -44,7 +49,7 @@ class Found(NamedTuple):
     """`point_id` of session, document and chunk."""
 
     score: float
-    """The cosine, in [-1, 1]."""
+    """The cosine, in [-1, 1]; the dot product where a sparse vector was searched for."""
 
     document: str
     chunk: int
@@ -69,7 +74,8 @@ def derived_id(*parts: str | int) -> uuid.UUID:
 class VectorStore(abc.ABC):
     """The chunks of all sessions of one vector space. Thread-safe.
 
-    The vectors are of one model (`identity`) and of one `dimension`. A document is visible as a whole or not
+    The vectors are of one model (`identity`) and of one `dimension`. The chunks of a store with a sparse
+    model have sparse vectors too, all of the model `sparse`. A document is visible as a whole or not
     at all: chunks are first put under a version that no search sees, and publishing a version replaces the
     visible one. This holds for searches under way, and after a killed process.
 
@@ -78,6 +84,8 @@ class VectorStore(abc.ABC):
 
     identity: str
     dimension: int
+    sparse: str | None
+    """The identity of the sparse model, if there is one."""
 
     @abc.abstractmethod
     def declare(self, session: str, schema: Mapping[str, str]) -> None:
@@ -133,6 +141,20 @@ class VectorStore(abc.ABC):
         """
 
     @abc.abstractmethod
+    def rankings(
+        self,
+        session: str,
+        queries: Sequence[np.ndarray | Weights],
+        top_k: int,
+        filters: Mapping[str, Any] | None = None,
+    ) -> list[list[Found]]:
+        """What `search` finds for each query, all of one moment: no document changes between them.
+
+        Weights are searched for by their dot product with those of chunks, exactly. A chunk that shares no
+        token with them is not found.
+        """
+
+    @abc.abstractmethod
     def count(self, session: str) -> int:
         """The published chunks of a session."""
 
@@ -141,8 +163,12 @@ class VectorStore(abc.ABC):
         """Release the engine; a second call does nothing. What was published stays."""
 
 
-def open_embedded(folder: Path, identity: str, dimension: int, schema: Mapping[str, str]) -> VectorStore:
+def open_embedded(
+    folder: Path, identity: str, dimension: int, schema: Mapping[str, str], sparse: str | None = None
+) -> VectorStore:
     """The store in a folder of its own, which this makes; one process at a time may open it.
+
+    `sparse`: the identity of the model of its sparse vectors; None: it has none.
 
     An acknowledged publish survives the kill of the process. A power cut may lose the last seconds'
     documents, each as a whole. Raises StoreInUse, ModelMismatch (the folder is another model's), StoreFailed,
@@ -150,7 +176,8 @@ def open_embedded(folder: Path, identity: str, dimension: int, schema: Mapping[s
     """
     from embedshare.sessions.store import embedded, published
 
-    return published.PublishedStore(embedded.opened(folder, identity, dimension), identity, dimension, schema)
+    engine = embedded.opened(folder, identity, dimension, sparse)
+    return published.PublishedStore(engine, identity, dimension, schema, sparse)
 
 
 def open_remote(
@@ -162,10 +189,12 @@ def open_remote(
     dimension: int,
     schema: Mapping[str, str],
     timeout_s: float = 30.0,
+    sparse: str | None = None,
 ) -> VectorStore:
     """The store in a collection of a Qdrant server, which this makes if it is not there.
 
-    `prefer_grpc`: gRPC is expected on the port behind the url's, 6334 by default, as Qdrant has it.
+    `sparse`: as of `open_embedded`. `prefer_grpc`: gRPC is expected on the port behind the url's, 6334 by
+    default, as Qdrant has it.
 
     A collection belongs to one store of one process: another one would delete this one's uploads under way.
     `timeout_s` bounds each wait for the server. Raises StoreInUse (by this process), StoreUnavailable,
@@ -173,5 +202,5 @@ def open_remote(
     """
     from embedshare.sessions.store import published, remote
 
-    engine = remote.opened(url, api_key, prefer_grpc, collection, identity, dimension, timeout_s)
-    return published.PublishedStore(engine, identity, dimension, schema)
+    engine = remote.opened(url, api_key, prefer_grpc, collection, identity, dimension, sparse, timeout_s)
+    return published.PublishedStore(engine, identity, dimension, schema, sparse)

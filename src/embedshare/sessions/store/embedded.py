@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from embedshare import platforms, private_file
 from embedshare.errors import MissingDependency, ModelMismatch, StoreFailed, StoreInUse
 from embedshare.sessions.store import metadata
-from embedshare.sessions.store.engine import Engine, Hit, Record
+from embedshare.sessions.store.engine import SPARSE, Engine, Hit, Record
 from embedshare.sessions.store.filters import FilterTypes, Where, translated
+from embedshare.sessions.store.weights import Weights
 
 _NOTE, _SHARD, _LOCK = "store.json", "shard", "lock"
 #: Vectors are searched exactly. In KB, more than any segment has: above it the engine would build an
@@ -40,27 +41,29 @@ class StoreNote(msgspec.Struct, frozen=True):
     identity: str
     dimension: int
     distance: str = "cosine"
+    sparse: str | None = None
+    """The identity of the model of its sparse vectors."""
 
 
-def opened(folder: Path, identity: str, dimension: int) -> Engine:
+def opened(folder: Path, identity: str, dimension: int, sparse: str | None = None) -> Engine:
     """The engine of a folder, new or as it was closed. Raises as `base.open_embedded`."""
     library = _library()
     try:
-        return _opened(library, folder, identity, dimension)
+        return _opened(library, folder, StoreNote(identity, dimension, sparse=sparse))
     except OSError as error:
         raise StoreFailed(f"sessions' vectors cannot be kept in {folder}: {error.strerror}") from None
 
 
-def _opened(library: ModuleType, folder: Path, identity: str, dimension: int) -> Engine:
+def _opened(library: ModuleType, folder: Path, wanted: StoreNote) -> Engine:
     lock = _locked(folder)
     try:
-        wanted, note = StoreNote(identity, dimension), _note(folder)
+        note = _note(folder)
         if note is not None and note != wanted:
             raise ModelMismatch(
-                f"the vectors in {folder} are of another model, dimension or distance", expected=identity,
-                found=note.identity,
+                f"the vectors in {folder} are of other models, or of another dimension or distance",
+                expected=wanted.identity, found=note.identity,
             )  # fmt: skip
-        shard = (_loaded if note else _created)(library, folder / _SHARD, dimension)
+        shard = (_loaded if note else _created)(library, folder / _SHARD, wanted)
         if note is None:
             private_file.replace(folder / _NOTE, msgspec.json.encode(wanted))
         return EdgeEngine(library, shard, lock)
@@ -86,7 +89,7 @@ class EdgeEngine(Engine):
         self._update(self._library.UpdateOperation.create_field_index(key, own))
 
     def upsert(self, records: Sequence[Record]) -> None:
-        points = [self._library.Point(each.id, each.vector, each.payload) for each in records]
+        points = [self._library.Point(each.id, self._vectors(each), each.payload) for each in records]
         self._update(self._library.UpdateOperation.upsert_points(points))
         self._flush_after(len(points))
 
@@ -95,10 +98,11 @@ class EdgeEngine(Engine):
         assert chosen is not None, "a filter without conditions would delete everything"
         self._update(self._library.UpdateOperation.delete_points_by_filter(chosen))
 
-    def nearest(self, vector: list[float], limit: int, where: Where) -> list[Hit]:
+    def nearest(self, vector: list[float] | Weights, limit: int, where: Where) -> list[Hit]:
+        query, name = self._query(vector)
         request = self._library.QueryRequest(
             limit=limit,
-            query=self._library.Query.Nearest(vector),
+            query=self._library.Query.Nearest(query, using=name),
             filter=translated(where, self._types),
             with_payload=True,
             params=self._library.SearchParams(exact=True),
@@ -131,6 +135,18 @@ class EdgeEngine(Engine):
         with _told():
             self._shard.close()
         self._lock.release()
+
+    def _vectors(self, record: Record) -> Any:
+        if record.sparse is None:
+            return record.vector
+        return {"": record.vector, SPARSE: self._sparse(record.sparse)}
+
+    def _query(self, vector: list[float] | Weights) -> tuple[Any, str | None]:
+        """The engine's own form of a query, and the name of the vectors that it is for."""
+        return (self._sparse(vector), SPARSE) if isinstance(vector, Weights) else (vector, None)
+
+    def _sparse(self, weights: Weights) -> Any:
+        return self._library.SparseVector(weights.indices.tolist(), weights.values.tolist())
 
     def _update(self, operation: Any) -> None:
         with _told():
@@ -182,27 +198,30 @@ def _note(folder: Path) -> StoreNote | None:
         raise StoreFailed(f"{folder / _NOTE} is damaged ({error}): delete the folder") from None
 
 
-def _created(library: ModuleType, path: Path, dimension: int) -> Any:
+def _created(library: ModuleType, path: Path, note: StoreNote) -> Any:
     """A new shard. One without a note was left by a process that was killed before it stored anything."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
     with _told():
-        return library.EdgeShard.create(str(path), _configuration(library, dimension))
+        return library.EdgeShard.create(str(path), _configuration(library, note))
 
 
-def _loaded(library: ModuleType, path: Path, dimension: int) -> Any:
+def _loaded(library: ModuleType, path: Path, note: StoreNote) -> Any:
     """The shard as it was left. Opening is when the space of deleted points is freed, if they are a fifth."""
     with _told():
-        shard = library.EdgeShard.load(str(path), _configuration(library, dimension))
+        shard = library.EdgeShard.load(str(path), _configuration(library, note))
         shard.optimize()
     return shard
 
 
-def _configuration(library: ModuleType, dimension: int) -> Any:
+def _configuration(library: ModuleType, note: StoreNote) -> Any:
     """One search thread a shard: by default each starts one for each processor."""
-    vectors = library.EdgeVectorParams(size=dimension, distance=library.Distance.Cosine)
-    optimizers = library.EdgeOptimizersConfig(indexing_threshold=_NEVER_INDEXED_KB)
-    return library.EdgeConfig(vectors=vectors, optimizers=optimizers, max_search_threads=1)
+    return library.EdgeConfig(
+        vectors=library.EdgeVectorParams(size=note.dimension, distance=library.Distance.Cosine),
+        sparse_vectors=None if note.sparse is None else {SPARSE: library.EdgeSparseVectorParams()},
+        optimizers=library.EdgeOptimizersConfig(indexing_threshold=_NEVER_INDEXED_KB),
+        max_search_threads=1,
+    )
 
 
 @contextmanager

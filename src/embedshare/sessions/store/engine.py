@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from embedshare.sessions.store.filters import Where
+from embedshare.sessions.store.weights import Weights
+
+#: The name of a point's sparse vector; its dense one has none.
+SPARSE = "sparse"
 
 
 class Record(NamedTuple):
@@ -16,6 +20,7 @@ class Record(NamedTuple):
     id: uuid.UUID
     vector: list[float]
     payload: dict[str, Any]
+    sparse: Weights | None = None
 
 
 class Hit(NamedTuple):
@@ -26,7 +31,7 @@ class Hit(NamedTuple):
 
 
 class Engine(abc.ABC):
-    """One collection of cosine vectors. Thread-safe.
+    """One collection of cosine vectors, and of sparse ones by their dot product. Thread-safe.
 
     Each record is written as a whole or not at all, also by a process that is killed. Every method raises
     StoreUnavailable and StoreFailed.
@@ -45,8 +50,9 @@ class Engine(abc.ABC):
         """Delete all points that match."""
 
     @abc.abstractmethod
-    def nearest(self, vector: list[float], limit: int, where: Where) -> list[Hit]:
-        """The matching points of the highest scores, exactly, best first."""
+    def nearest(self, vector: list[float] | Weights, limit: int, where: Where) -> list[Hit]:
+        """The matching points of the highest scores, exactly, best first; for weights, of those that share a
+        token with them."""
 
     @abc.abstractmethod
     def count(self, where: Where) -> int:

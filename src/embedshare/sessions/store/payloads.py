@@ -36,7 +36,8 @@ def record(point: Point, unit: np.ndarray, schema: Mapping[str, str]) -> Record:
         version = version_key(point.session, point.document, point.version)
         if point.id != point_id(point.session, point.document, point.chunk):
             raise InvalidInput("its id is not point_id of session, document and chunk")
-        return Record(derived_id(version, point.chunk), unit.tolist(), _payload(point, version, schema))
+        payload = _payload(point, version, schema)
+        return Record(derived_id(version, point.chunk), unit.tolist(), payload, point.sparse)
     except InvalidInput as error:
         raise InvalidInput(f"chunk {point.chunk}: {error}", **error.fields, chunk=point.chunk) from None
 
@@ -55,7 +56,7 @@ def found(hit: Hit) -> Found:
     kept = hit.payload
     return Found(
         point_id(kept["session"], kept["document"], kept["chunk"]),
-        clamped(hit.score),
+        hit.score,
         kept["document"],
         kept["chunk"],
         kept["text"],

@@ -24,11 +24,12 @@ import numpy as np
 from loguru import logger
 
 from embedshare.errors import EmbedshareError, InvalidInput, UploadIncomplete
-from embedshare.sessions.store import metadata, payloads, vectors
+from embedshare.sessions.store import metadata, payloads, vectors, weights
 from embedshare.sessions.store.base import Found, Point, VectorStore
-from embedshare.sessions.store.engine import Engine, Record
+from embedshare.sessions.store.engine import Engine, Hit, Record
 from embedshare.sessions.store.filters import BUILT_IN, AnyOf, Condition, Where, conditions, equal
 from embedshare.sessions.store.visibility import Visibility
+from embedshare.sessions.store.weights import Weights
 
 #: The most chunks that a search may ask for.
 MAX_TOP_K = 10_000
@@ -45,10 +46,17 @@ _EQUALS = 4_000
 class PublishedStore(VectorStore):
     """A store over one engine, which it owns."""
 
-    def __init__(self, engine: Engine, identity: str, dimension: int, schema: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        identity: str,
+        dimension: int,
+        schema: Mapping[str, str],
+        sparse: str | None = None,
+    ) -> None:
         """Delete what a killed process has left. If this raises, as InvalidInput for a schema, the engine is
         closed."""
-        self.identity, self.dimension = identity, dimension
+        self.identity, self.dimension, self.sparse = identity, dimension, sparse
         self._engine = engine
         self._schemas: dict[str, dict[str, str]] = {}
         self._visibility = Visibility()
@@ -116,13 +124,24 @@ class PublishedStore(VectorStore):
         filters: Mapping[str, Any] | None = None,
         score_threshold: float | None = None,
     ) -> list[Found]:
+        [found] = self.rankings(session, [vector], top_k, filters)
+        return [each for each in found if score_threshold is None or each.score > score_threshold]
+
+    def rankings(
+        self,
+        session: str,
+        queries: Sequence[np.ndarray | Weights],
+        top_k: int,
+        filters: Mapping[str, Any] | None = None,
+    ) -> list[list[Found]]:
         if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
             raise InvalidInput(f"top_k is a whole number from 1 to {MAX_TOP_K}, not {top_k!r}", field="top_k")
-        wanted = vectors.unit(vector, self.dimension).tolist()
+        wanted = [self._query(each) for each in queries]
         must = [equal("session", session), *conditions(filters or {}, self._schema_of(session))]
         with self._visibility.reading(session) as hidden:
-            found = [] if hidden is None else self._nearest(wanted, top_k, must, hidden)
-        return [each for each in found if score_threshold is None or each.score > score_threshold]
+            if hidden is None:
+                return [[] for _ in wanted]
+            return [self._nearest(each, top_k, must, hidden) for each in wanted]
 
     def count(self, session: str) -> int:
         with self._visibility.reading(session) as hidden:
@@ -133,7 +152,18 @@ class PublishedStore(VectorStore):
     def close(self) -> None:
         self._engine.close()
 
+    def _query(self, query: np.ndarray | Weights) -> list[float] | Weights:
+        if isinstance(query, Weights):
+            if self.sparse is None:
+                raise InvalidInput("the store has no sparse vectors to search")
+            weights.check(query, "the query's sparse vector")
+            return query
+        unit: list[float] = vectors.unit(query, self.dimension).tolist()
+        return unit
+
     def _records(self, points: Sequence[Point]) -> list[Record]:
+        for point in points:
+            self._check_sparse(point)
         rows = vectors.unit_rows(
             [each.vector for each in points], self.dimension, [each.chunk for each in points]
         )
@@ -141,6 +171,18 @@ class PublishedStore(VectorStore):
             payloads.record(point, row, self._schema_of(point.session))
             for point, row in zip(points, rows, strict=True)
         ]
+
+    def _check_sparse(self, point: Point) -> None:
+        if (point.sparse is None) is not (self.sparse is None):
+            told = "no" if point.sparse is None else "a"
+            raise InvalidInput(
+                f"chunk {point.chunk} has {told} sparse vector: a store's chunks have one if it has a sparse "
+                "model",
+                chunk=point.chunk,
+            )
+        if point.sparse is not None:
+            what = f"the sparse vector of chunk {point.chunk}"
+            weights.check(point.sparse, what, chunk=point.chunk)
 
     def _stage(self, session: str, document: str, version: str) -> None:
         if version not in self._visibility.hidden(session):
@@ -150,20 +192,26 @@ class PublishedStore(VectorStore):
         self._visibility.stage(session, version)
 
     def _nearest(
-        self, vector: list[float], top_k: int, must: list[Condition], hidden: frozenset[str]
+        self, query: list[float] | Weights, top_k: int, must: list[Condition], hidden: frozenset[str]
     ) -> list[Found]:
         limit = top_k * (2 if hidden else 1) + _SPARE
-        hits = self._engine.nearest(vector, limit, Where(must))
+        hits = self._hits(query, limit, Where(must))
         while True:
             visible = [payloads.found(hit) for hit in hits if hit.payload["version"] not in hidden]
             found = sorted(visible, key=lambda each: (-each.score, each.id))[:top_k]
             is_full = len(found) == top_k
-            if len(hits) < limit or (is_full and found[-1].score > payloads.clamped(hits[-1].score)):
+            if len(hits) < limit or (is_full and found[-1].score > hits[-1].score):
                 return found
             if is_full and limit > top_k + _EQUALS:
                 return found
             limit *= 4  # hidden versions have taken the places, or equal scores go on beyond the last
-            hits = self._engine.nearest(vector, limit, Where(must, _except(hidden)))
+            hits = self._hits(query, limit, Where(must, _except(hidden)))
+
+    def _hits(self, query: list[float] | Weights, limit: int, where: Where) -> list[Hit]:
+        hits = self._engine.nearest(query, limit, where)
+        if isinstance(query, Weights):
+            return hits
+        return [hit._replace(score=payloads.clamped(hit.score)) for hit in hits]
 
     def _versions(self, session: str, document: str) -> dict[str, int]:
         """The document's versions, visible or not, and their numbers of chunks."""

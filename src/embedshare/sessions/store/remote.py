@@ -20,8 +20,9 @@ from embedshare.errors import (
 from embedshare.sessions.store import metadata
 from embedshare.sessions.store.base import derived_id
 from embedshare.sessions.store.clients import Server, SharedClients
-from embedshare.sessions.store.engine import Engine, Hit, Record
+from embedshare.sessions.store.engine import SPARSE, Engine, Hit, Record
 from embedshare.sessions.store.filters import FilterTypes, Where, translated
+from embedshare.sessions.store.weights import Weights
 
 _PAGE = 1000
 #: HTTP statuses by which a server asks to try again later, or refuses the key.
@@ -38,6 +39,7 @@ def opened(
     collection: str,
     identity: str,
     dimension: int,
+    sparse: str | None,
     timeout_s: float,
 ) -> Engine:
     """The engine of a collection, new or as it was left. Raises as `base.open_remote`."""
@@ -49,7 +51,7 @@ def opened(
     client = CLIENTS.lend(server, collection)
     try:
         engine = QdrantEngine(client, collection, lambda: CLIENTS.give_back(server, collection))
-        engine.claim(identity, dimension)
+        engine.claim(identity, dimension, sparse)
         return engine
     except BaseException:
         CLIENTS.give_back(server, collection)
@@ -74,23 +76,25 @@ class QdrantEngine(Engine):
             models.DatetimeRange,
         )  # fmt: skip
 
-    def claim(self, identity: str, dimension: int) -> None:
-        """Make the collection, or check that it is this model's. Raises ModelMismatch, InvalidInput."""
+    def claim(self, identity: str, dimension: int, sparse: str | None = None) -> None:
+        """Make the collection, or check that it is these models'. Raises ModelMismatch, InvalidInput."""
         models = self._models
         with _told():
             if not self._client.collection_exists(self._collection):
-                self._create(dimension)
-            found = self._client.get_collection(self._collection).config.params.vectors
+                self._create(dimension, sparse is not None)
+            params = self._client.get_collection(self._collection).config.params
+            found = params.vectors
             if not isinstance(found, models.VectorParams):
                 raise self._foreign()
-            wanted, held = f"{dimension} Cosine", f"{found.size} {found.distance.value}"
+            wanted = _form(dimension, "Cosine", sparse is not None)
+            held = _form(found.size, found.distance.value, SPARSE in (params.sparse_vectors or {}))
             if held != wanted:
                 raise ModelMismatch(
                     f"the collection {self._collection!r} has vectors of {held}, not of {wanted}",
                     expected=wanted,
                     found=held,
                 )
-            self._check_note(identity, dimension)
+            self._check_note(identity, dimension, sparse)
 
     def index(self, key: str, kind: str) -> None:
         schema = getattr(self._models.PayloadSchemaType, metadata.index_kind(kind).upper())
@@ -102,7 +106,7 @@ class QdrantEngine(Engine):
     def upsert(self, records: Sequence[Record]) -> None:
         with _told():
             points = [
-                self._models.PointStruct(id=str(each.id), vector=each.vector, payload=each.payload)
+                self._models.PointStruct(id=str(each.id), vector=self._vectors(each), payload=each.payload)
                 for each in records
             ]
             _check(self._client.upsert(self._collection, points, wait=True))
@@ -115,11 +119,13 @@ class QdrantEngine(Engine):
                 self._client.delete(self._collection, self._models.FilterSelector(filter=chosen), wait=True)
             )
 
-    def nearest(self, vector: list[float], limit: int, where: Where) -> list[Hit]:
+    def nearest(self, vector: list[float] | Weights, limit: int, where: Where) -> list[Hit]:
+        query, name = self._query(vector)
         with _told():
             found = self._client.query_points(
                 self._collection,
-                query=vector,
+                query=query,
+                using=name,
                 limit=limit,
                 query_filter=translated(where, self._types),
                 search_params=self._models.SearchParams(exact=True),
@@ -160,30 +166,51 @@ class QdrantEngine(Engine):
         if release is not None:
             release()
 
-    def _create(self, dimension: int) -> None:
-        vectors = self._models.VectorParams(size=dimension, distance=self._models.Distance.COSINE)
-        self._client.create_collection(self._collection, vectors_config=vectors)
+    def _vectors(self, record: Record) -> Any:
+        if record.sparse is None:
+            return record.vector
+        return {"": record.vector, SPARSE: self._sparse(record.sparse)}
 
-    def _check_note(self, identity: str, dimension: int) -> None:
+    def _query(self, vector: list[float] | Weights) -> tuple[Any, str | None]:
+        """The engine's own form of a query, and the name of the vectors that it is for."""
+        return (self._sparse(vector), SPARSE) if isinstance(vector, Weights) else (vector, None)
+
+    def _sparse(self, weights: Weights) -> Any:
+        return self._models.SparseVector(indices=weights.indices.tolist(), values=weights.values.tolist())
+
+    def _create(self, dimension: int, is_sparse: bool) -> None:
+        self._client.create_collection(
+            self._collection,
+            vectors_config=self._models.VectorParams(size=dimension, distance=self._models.Distance.COSINE),
+            sparse_vectors_config={SPARSE: self._models.SparseVectorParams()} if is_sparse else None,
+        )
+
+    def _check_note(self, identity: str, dimension: int, sparse: str | None) -> None:
         """Check the point that says whose vectors these are, and write it to an empty collection."""
         found = self._client.retrieve(self._collection, [str(_NOTE)], with_payload=True)
         if found:
-            held = found[0].payload["identity"]
-            if held != identity:
-                raise ModelMismatch(
-                    f"the vectors of the collection {self._collection!r} are of another model",
-                    expected=identity, found=held,
-                )  # fmt: skip
+            note = found[0].payload
+            for wanted, held in ((identity, note["identity"]), (sparse, note.get(SPARSE))):
+                if held != wanted:
+                    raise ModelMismatch(
+                        f"the vectors of the collection {self._collection!r} are of another model",
+                        expected=wanted, found=held,
+                    )  # fmt: skip
         elif self.count(Where()):
             raise self._foreign()
         else:
-            self.upsert([Record(_NOTE, [1.0] + [0.0] * (dimension - 1), {"identity": identity})])
+            told = {"identity": identity} | ({} if sparse is None else {SPARSE: sparse})
+            self.upsert([Record(_NOTE, [1.0] + [0.0] * (dimension - 1), told)])
 
     def _foreign(self) -> InvalidInput:
         return InvalidInput(
             f"the collection {self._collection!r} was not made for sessions: name another one",
             field="collection",
         )
+
+
+def _form(dimension: int, distance: str, is_sparse: bool) -> str:
+    return f"{dimension} {distance}" + (" and sparse" if is_sparse else "")
 
 
 def _connect(server: Server) -> Any:

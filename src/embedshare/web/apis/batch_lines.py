@@ -90,7 +90,7 @@ class BatchReader:
         """Whether the line's model is the file's, of which there is one."""
         if self.model is None:
             try:
-                self.model, self.model_name = self._models.of(named), named
+                self.model, self.model_name = self._models.prompted(named), named
             except EmbedshareError as error:
                 if error.http_status >= 500:
                     raise
@@ -107,13 +107,15 @@ class BatchReader:
         try:
             asked = self._decoded(given.body)
             inputs = openai.inputs(asked.input)
+            if not openai.gives_dense_alone(asked):
+                raise InvalidInput("a batch gives dense vectors alone: leave `embedding_types` out")
             self._limits.check(inputs, "input")
             if are_tokens(inputs):
                 self._check_tokens(inputs, asked.model)
         except InvalidInput as error:
             failure = Failure(type(error).__name__, error.message, error.http_status)
             return JobLine([], failure=failure, about=about)
-        if asked.encoding_format == "base64":
+        if openai.form_of(asked) == "base64":
             about["form"] = "base64"
         dimensions = None if asked.dimensions is None else int(asked.dimensions)
         return JobLine(list(inputs), dimensions, about=about)

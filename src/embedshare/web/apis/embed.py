@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import UnprocessableEntity, UnsupportedMediaType
 
 from embedshare.calls import EmbedResult
-from embedshare.errors import EmptyInput, InvalidInput, TooLarge, UnknownModel
+from embedshare.errors import EmptyInput, InvalidInput, NotServed, TooLarge, UnknownModel
 from embedshare.telemetry import request_ids
 from embedshare.web import body, errors, openapi
 from embedshare.web.errors import JSON, TeiError
@@ -26,7 +26,7 @@ from embedshare.web.routes import Tag
 #: The media type for vectors as base64 of their little-endian float32 values: 2 KB instead of 5.
 BASE64 = "application/json;embeddings=base64"
 #: Errors of all of these routes.
-REFUSED = (InvalidInput, TooLarge, UnsupportedMediaType, UnknownModel, *errors.OF_THE_MODEL)
+REFUSED = (InvalidInput, NotServed, TooLarge, UnsupportedMediaType, UnknownModel, *errors.OF_THE_MODEL)
 #: Errors of the routes of text-embeddings-inference.
 REFUSED_AS_TEI = (EmptyInput, *REFUSED)
 
@@ -131,8 +131,8 @@ def blueprint(models: Models) -> Blueprint:
             )
         if isinstance(asked.texts, UnsetType):
             assert not isinstance(asked.inputs, UnsetType)  # one of them is there
-            return _bare(models.of(named()), asked.inputs, asked)
-        found = models.of(named()).embed(asked.texts)
+            return _bare(models.prompted(named()), asked.inputs, asked)
+        found = models.prompted(named()).embed(asked.texts)
         kind = request.accept_mimetypes.best_match([JSON, BASE64], JSON)
         vectors = _in_base64(found.rows) if kind == BASE64 else found.rows
         answer = {"embeddings": vectors, **_told(found, began), "request_id": request_ids.current()}
@@ -151,7 +151,7 @@ def blueprint(models: Models) -> Blueprint:
     def embed_inputs() -> Response:
         """The embeddings of `inputs`, for text-embeddings-inference clients with a bare server address."""
         asked = body.read(of_inputs, '{"inputs": ["a text"]}', untyped=True)
-        return _bare(models.of(named()), asked.inputs, asked)
+        return _bare(models.prompted(named()), asked.inputs, asked)
 
     @routes.post("/embed/single", scopes=("embed",), tag=Tag.EMBEDDINGS)
     @openapi.describe(
@@ -170,7 +170,7 @@ def blueprint(models: Models) -> Blueprint:
         text = sent if asked is None else asked
         if text is None or not text.strip() or (asked is not None and sent is not None):
             raise UnprocessableEntity('one text that is not blank is needed: ?text=…, or the body "a text"')
-        found = models.of(named()).embed([text])
+        found = models.prompted(named()).embed([text])
         return Response(dumped({"embedding": found.rows[0], **_told(found, began)}), content_type=JSON)
 
     return routes

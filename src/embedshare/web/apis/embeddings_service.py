@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import msgspec
 from flask import Blueprint, Response
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from embedshare.calls import EmbedResult
 from embedshare.errors import UnknownModel
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED, dumped
 from embedshare.web.errors import JSON, ServiceError
-from embedshare.web.model_client import ModelClient
+from embedshare.web.model_client import ModelClient, capabilities
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -69,7 +69,7 @@ class ServiceEmbeddings(msgspec.Struct):
 
 class ServiceModel(msgspec.Struct):
     """A model by its id; `provider` is local, openai, ollama or tei. `dimensions` and `max_tokens` are null
-    until it was loaded once."""
+    until it was loaded once, and `family` is left out."""
 
     id: str
     name: str
@@ -77,6 +77,7 @@ class ServiceModel(msgspec.Struct):
     dimensions: int | None
     max_tokens: int | None
     capabilities: list[str]
+    family: str | UnsetType = UNSET
 
 
 class ServiceModels(msgspec.Struct):
@@ -140,7 +141,7 @@ def blueprint(models: Models) -> Blueprint:
 
 def _embedded(models: Models, texts: list[str], asked: _Options) -> EmbedResult:
     dimensions = None if asked.dimensions is None else int(asked.dimensions)
-    return models.of(asked.model).embed(texts, normalize=True, dimensions=dimensions)
+    return models.prompted(asked.model).embed(texts, normalize=True, dimensions=dimensions)
 
 
 def _told(found: EmbedResult) -> dict[str, Any]:
@@ -156,5 +157,6 @@ def _model(model: ModelClient) -> ServiceModel:
         model.own_name, name, entry.get("provider", "local"),
         None if known is None else known.dimension,
         None if known is None else known.max_seq_length,
-        ["embeddings"],
+        capabilities(known),
+        UNSET if known is None else known.family,
     )  # fmt: skip

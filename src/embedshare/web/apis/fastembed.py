@@ -14,7 +14,13 @@ from embedshare.errors import InvalidInput, SessionExists, UnknownSession
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis import openai
 from embedshare.web.apis.embed import REFUSED, dumped
-from embedshare.web.apis.openai import OpenAIEmbeddings, OpenAIInput, OpenAIModel, OpenAIRequest
+from embedshare.web.apis.openai import (
+    EmbeddingTypes,
+    OpenAIEmbeddings,
+    OpenAIInput,
+    OpenAIModel,
+    OpenAIRequest,
+)
 from embedshare.web.apis.session_files import (
     MAX_FILE_BYTES,
     MULTIPART,
@@ -65,6 +71,7 @@ class _EitherRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
+    embedding_types: EmbeddingTypes = None
 
 
 class ServiceStatus(msgspec.Struct):
@@ -133,7 +140,9 @@ def blueprint(
         if isinstance(asked.input, UnsetType) == isinstance(asked.texts, UnsetType):
             raise InvalidInput(f"the body must have one of the fields `texts` and `input`: {_EXAMPLE}")
         if not isinstance(asked.input, UnsetType):
-            like = OpenAIRequest(asked.input, asked.model, asked.encoding_format, asked.dimensions)
+            like = OpenAIRequest(
+                asked.input, asked.model, asked.encoding_format, asked.dimensions, asked.embedding_types
+            )
             return openai.embeddings(models, like)
         assert not isinstance(asked.texts, UnsetType)  # one of them is there
         if asked.session_id is not None:
@@ -151,8 +160,8 @@ def blueprint(
     def list_models() -> Response:
         """The models, for sessions too; none is loaded for this."""
         usable = models.all()
-        names = dict.fromkeys(name for one in usable for name in one.names)
-        data = [openai.described(name, created) for name in names]
+        names = {name: one for one in usable for name in one.names}
+        data = [openai.described(*named, created) for named in names.items()]
         return body.answer(ListedModels(list(map(_listed, usable)), "list", data))
 
     return routes

@@ -47,7 +47,8 @@ class ModelInfo(msgspec.Struct):
     """The model that answers.
 
     `prompts` by their names; `similarity` is the function that its vectors are made for; `identity` is the
-    SHA-256 of everything that its vectors depend on: vectors of one identity can be compared.
+    SHA-256 of everything that its vectors depend on: vectors of one identity can be compared. `family`:
+    embedding, cross-encoder, sparse or multi-vector; `outputs`: dense, sparse, multi-vector, scores.
     """
 
     status: Literal["loaded"]
@@ -62,6 +63,14 @@ class ModelInfo(msgspec.Struct):
     default_prompt_name: str | None
     similarity: str
     uptime_seconds: float
+    family: str
+    outputs: list[str]
+    modalities: list[str]
+    labels: list[str]
+    activation: str | None
+    vocabulary: int | None
+    token_dimension: int | None
+    max_active_dims: int | None
 
 
 class ServedHealth(msgspec.Struct, omit_defaults=True):

@@ -17,12 +17,13 @@ from flask import Blueprint, Response, g
 from msgspec import Meta
 from werkzeug.exceptions import NotFound, UnprocessableEntity, UnsupportedMediaType
 
-from embedshare.errors import IndexNotKept, InvalidInput, Overloaded, TooLarge
+from embedshare.errors import IndexNotKept, InvalidInput, NotServed, Overloaded, TooLarge, UnknownModel
 from embedshare.telemetry import usage
 from embedshare.vectors.client import file_format
 from embedshare.web import body, errors, openapi
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.index_files import IndexFiles
+from embedshare.web.model_client import served_name
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -54,7 +55,14 @@ class Indexer(Protocol):
     ) -> tuple[Any, np.ndarray, list[dict[str, Any]]]: ...
     def get_embedding_dimension(self) -> int: ...
     def search_index(
-        self, query: str, index: Any, metadata: None = None, top_k: int = 3
+        self,
+        query: str,
+        index: Any,
+        metadata: None = None,
+        top_k: int = 3,
+        *,
+        rerank: str | None,
+        rerank_candidates: int | None,
     ) -> list[dict[str, Any]]: ...
 
 
@@ -73,10 +81,16 @@ class IndexRequest(DocumentsRequest):
 
 
 class QueryRequest(msgspec.Struct):
-    """A query for an index."""
+    """A query for an index.
+
+    `rerank` names a model that scores pairs: the `rerank_candidates` nearest documents (4 for each result up
+    to 100, unless it says otherwise) are ordered by it.
+    """
 
     query: str
     top_k: Annotated[body.Whole, Meta(ge=1, le=1000)] = 3
+    rerank: str | None = None
+    rerank_candidates: Annotated[body.Whole, Meta(ge=1, le=1000)] | None = None
 
 
 class IndexMade(msgspec.Struct):
@@ -87,11 +101,11 @@ class IndexMade(msgspec.Struct):
     dimension: int
 
 
-class Result(msgspec.Struct):
+class Result(msgspec.Struct, omit_defaults=True):
     """A document near the query; `content` is its beginning, rank 1 the nearest.
 
     `relevance_score` is the squared L2 distance (lower is nearer), or the cosine or inner product (higher is
-    nearer) under those metrics.
+    nearer) under those metrics. `rerank_score` is that of the model that `rerank` names, higher is better.
     """
 
     id: int
@@ -101,6 +115,7 @@ class Result(msgspec.Struct):
     length: int
     relevance_score: float
     rank: int
+    rerank_score: float | None = None
 
 
 class Results(msgspec.Struct):
@@ -145,16 +160,22 @@ def blueprint(model: Indexer, request_limits: RequestLimits, folder: Path, model
         return body.answer(IndexMade(name, len(index), index.dimension)), 201
 
     @routes.post("/index/<index>/search", **_DECLARED)
-    @openapi.describe({200: Results}, errors=(*_REFUSED, NotFound), body=QueryRequest)
+    @openapi.describe(
+        {200: Results}, errors=(*_REFUSED, NotServed, UnknownModel, NotFound), body=QueryRequest
+    )
     def search_index(index: str) -> Response:
         """The documents of an index that are nearest to a query."""
         asked = body.read(of_query, '{"query": "what is asked"}')
         request_limits.check([asked.query], "queries")
         _admit(models, 1)
+        rerank = None if asked.rerank is None else served_name(models.of(asked.rerank))
+        candidates = None if asked.rerank_candidates is None else int(asked.rerank_candidates)
         one = kept.open(index)
         if one is None:
             raise _unknown(index)
-        found = model.search_index(asked.query, one, top_k=int(asked.top_k))
+        found = model.search_index(
+            asked.query, one, top_k=int(asked.top_k), rerank=rerank, rerank_candidates=candidates
+        )
         return body.answer(Results(msgspec.convert(found, list[Result])))
 
     @routes.post("/index/<index>/documents", **_DECLARED)

@@ -20,6 +20,7 @@ from embedshare.errors import (
     JobsDisabled,
     JobsNotKept,
     NoRoomForJobs,
+    NotServed,
     TooLarge,
     TooManyJobs,
     UnknownJob,
@@ -201,11 +202,17 @@ def blueprint(store: JobStore | None, models: Models, settings: Settings) -> Blu
 
 
 def known_model(model_client: ModelClient) -> ModelDescription | None:
-    """The model's description, if it is known now: a job waits for the server."""
+    """The model's description, if it is known now: a job waits for the server.
+
+    Raises NotServed for a model that gives no embeddings.
+    """
     try:
-        return model_client.known
+        known = model_client.known
     except EmbedshareError:
         return None
+    if known is not None and "dense" not in known.outputs:
+        raise NotServed(f"{known.model_name} does not give embeddings; it gives {known.can}")
+    return known
 
 
 def row_bytes(dimensions: int | None, model: ModelDescription | None) -> int:

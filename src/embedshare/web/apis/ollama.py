@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import datetime, timezone
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from flask import Blueprint, Response
@@ -18,7 +18,7 @@ from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import dumped
 from embedshare.web.errors import JSON
 from embedshare.web.guards import auth
-from embedshare.web.model_client import LATEST, Loaded, ModelClient
+from embedshare.web.model_client import LATEST, Loaded, ModelClient, capabilities
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -146,7 +146,9 @@ class OllamaShown(msgspec.Struct):
     template: str
     details: OllamaDetails
     model_info: dict[str, str | int]
-    capabilities: list[Literal["embedding"]]
+    capabilities: list[str]
+    """Ollama's word `embedding`, or what this product calls it."""
+
     modified_at: str
 
 
@@ -184,7 +186,7 @@ def blueprint(models: Models) -> Blueprint:
         """The embeddings of texts, of length 1."""
         began = time.perf_counter_ns()
         asked = _read(of_input, '{"model": "any", "input": "a text"}')
-        model_client, keep_alive_s = models.of(asked.model), _seconds(asked.keep_alive)
+        model_client, keep_alive_s = models.prompted(asked.model), _seconds(asked.keep_alive)
         texts = asked.input if isinstance(asked.input, list) else [asked.input] if asked.input else []
         dimensions = None if asked.dimensions is None else int(asked.dimensions)
         rows, tokens = _embedded(
@@ -207,7 +209,7 @@ def blueprint(models: Models) -> Blueprint:
         """The embedding of one text, by Ollama's earlier route."""
         asked = _read(of_prompt, '{"model": "any", "prompt": "a text"}')
         texts, keep_alive_s = [asked.prompt] if asked.prompt else [], _seconds(asked.keep_alive)
-        rows, _ = _embedded(models, models.of(asked.model), texts, keep_alive_s, None, normalize=None)
+        rows, _ = _embedded(models, models.prompted(asked.model), texts, keep_alive_s, None, normalize=None)
         return Response(dumped({"embedding": rows[0] if len(rows) else []}), content_type=JSON)
 
     @routes.get("/api/tags", **_DECLARED)
@@ -239,7 +241,8 @@ def blueprint(models: Models) -> Blueprint:
             f"{_FAMILY}.context_length": described.max_seq_length,
             f"{_FAMILY}.embedding_length": described.dimension,
         }
-        return body.answer(OllamaShown("", "", "", _details(described), info, ["embedding"], _time(loaded)))
+        can = ["embedding" if one == "embeddings" else one for one in capabilities(described)]
+        return body.answer(OllamaShown("", "", "", _details(described), info, can, _time(loaded)))
 
     @routes.get("/api/version", **_DECLARED)
     @openapi.describe({200: OllamaVersion})

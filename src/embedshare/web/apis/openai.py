@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import numpy as np
 from flask import Blueprint, Response
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
-from embedshare.calls import Inputs, are_tokens
-from embedshare.errors import InvalidInput, UnknownModel
-from embedshare.web import body, errors, openapi
+from embedshare.calls import Inputs, Output, are_tokens
+from embedshare.errors import InvalidImage, InvalidInput, UnknownModel
+from embedshare.web import body, errors, images, openapi
 from embedshare.web.apis.embed import REFUSED, dumped, in_base64
+from embedshare.web.apis.outputs import sparse_rows, token_rows
 from embedshare.web.errors import JSON, OpenAIError
+from embedshare.web.images import TextOrImage
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
@@ -26,42 +28,75 @@ _TOKENS: dict[str, Any] = {
     "minItems": 1,
     "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
 }
+_ITEM: dict[str, Any] = {
+    "type": "object",
+    "properties": {"text": {"type": "string"}, "image": {"type": "string"}},
+    "minProperties": 1,
+    "maxProperties": 1,
+}
 _FORMS: list[dict[str, Any]] = [
     {"type": "string"},
     {"type": "array", "minItems": 1, "items": {"type": "string"}},
     _TOKENS,
     {"type": "array", "minItems": 1, "items": _TOKENS},
+    {"type": "array", "minItems": 1, "items": _ITEM},
 ]
 
 _SEND_TEXTS = "send the texts themselves (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 
 
-#: A text, several, a text's token ids, or those of several.
+#: A text, several, a text's token ids, or those of several; or texts and images, in Jina's form.
 OpenAIInput = Annotated[
-    str | Annotated[list[str | _Token | Annotated[list[_Token], Meta(min_length=1)]], Meta(min_length=1)],
+    str
+    | Annotated[
+        list[str | _Token | Annotated[list[_Token], Meta(min_length=1)] | TextOrImage], Meta(min_length=1)
+    ],
     Meta(extra_json_schema={"anyOf": _FORMS}),
 ]
 
 
+#: The types of `embedding_types`, and the model's output of each.
+_OUTPUTS: dict[str, Output] = {
+    "float": "dense", "base64": "dense", "sparse": "sparse", "multi_vector": "multi-vector",
+}  # fmt: skip
+EmbeddingType = Literal["float", "base64", "sparse", "multi_vector"]
+EmbeddingTypes = Annotated[list[EmbeddingType], Meta(min_length=1)] | None
+
+
 class OpenAIRequest(msgspec.Struct):
-    """A text, several, a text's token ids, or those of several; `user` and other fields are ignored.
+    """A text, several, a text's token ids, or those of several; or items of `text` or `image`. An image is a
+    data URL, base64, or a URL of an allowed host. `user` and other fields are ignored.
 
     Token ids are of the served model's own tokenizer, as `POST /tokenize` gives them, and need `model` to be
-    the served model's own name. Without `model` the served one answers.
+    the served model's own name. Without `model` the served one answers. A name that ends with `-query`,
+    `-passage` or `-document` asks for the model's prompt for such texts. `embedding_types`: several outputs
+    of the model from one pass, for texts; `float` and `base64` are its dense vectors.
     """
 
     input: OpenAIInput
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[body.Whole, Meta(ge=1)] | None = None
+    embedding_types: EmbeddingTypes = None
 
 
-class OpenAIEmbedding(msgspec.Struct):
-    """One input's vector: numbers, or base64 of its little-endian float32 values."""
+class SparseEmbedding(msgspec.Struct):
+    """Weights of tokens of the vocabulary, by their ids in ascending order."""
+
+    indices: list[int]
+    values: list[float]
+
+
+class OpenAIEmbedding(msgspec.Struct, omit_defaults=True):
+    """One input's vector: numbers, or base64 of its little-endian float32 values; empty where
+    `embedding_types` asks for other outputs alone."""
 
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
+    sparse_embedding: SparseEmbedding | None = None
+    multi_vector_embedding: list[list[float]] | None = None
+    """A vector for each token."""
 
 
 class Usage(msgspec.Struct):
@@ -81,12 +116,14 @@ class OpenAIEmbeddings(msgspec.Struct):
 
 
 class OpenAIModel(msgspec.Struct):
-    """A name for the model."""
+    """A name for the model; `family` and `outputs` say what it is once it was loaded."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    family: str | UnsetType = UNSET
+    outputs: list[str] | UnsetType = UNSET
 
 
 class OpenAIModels(msgspec.Struct):
@@ -119,7 +156,7 @@ def blueprint(models: Models) -> Blueprint:
     @routes.post("/v1/embeddings", **_DECLARED)
     @openapi.describe(
         {200: OpenAIEmbeddings},
-        errors=REFUSED,
+        errors=(*REFUSED, InvalidImage),
         body=OpenAIRequest,
         examples={"texts": (_EXAMPLE, _EXAMPLE_ANSWER)},
     )
@@ -134,30 +171,64 @@ def blueprint(models: Models) -> Blueprint:
     @openapi.describe({200: OpenAIModels}, errors=errors.OF_THE_MODEL)
     def openai_models() -> Response:
         """The models' listed names."""
-        names = dict.fromkeys(name for one in models.all() for name in one.names)
-        return body.answer(OpenAIModels("list", [described(name, created) for name in names]))
+        names = {name: one for one in models.all() for name in one.names}
+        return body.answer(OpenAIModels("list", [described(*listed, created) for listed in names.items()]))
 
     @routes.get("/v1/models/<path:name>", **_DECLARED)
     @openapi.describe({200: OpenAIModel}, errors=(UnknownModel, *errors.OF_THE_MODEL))
     def openai_model(name: str) -> Response:
         """Whether a model answers to a name, which may hold slashes."""
-        models.of(name)
-        return body.answer(described(name, created))
+        return body.answer(described(name, models.of(name), created))
 
     return routes
 
 
 def embeddings(models: Models, asked: OpenAIRequest) -> Response:
     """The answer to a request of embeddings."""
-    model_client = models.of(asked.model)
-    given = inputs(asked.input)
-    if are_tokens(given):
-        check_tokens(given, asked.model, model_client, model_client.special_tokens)
-    found = model_client.embed(
-        given, normalize=True, dimensions=None if asked.dimensions is None else int(asked.dimensions)
-    )
-    answered = answer(found.rows, asked.encoding_format, found.description.model_name, found.tokens)
+    model_client = models.prompted(asked.model)
+    dimensions = None if asked.dimensions is None else int(asked.dimensions)
+    if _has_items(asked.input) and gives_dense_alone(asked):
+        found = images.embed(model_client, _items(asked.input), dimensions)
+    else:
+        given = inputs(asked.input)
+        if are_tokens(given):
+            check_tokens(given, asked.model, model_client, model_client.special_tokens)
+        if not gives_dense_alone(asked):
+            return Response(dumped(_outputs(model_client, given, asked, dimensions)), content_type=JSON)
+        found = model_client.embed(given, normalize=True, dimensions=dimensions)
+    answered = answer(found.rows, form_of(asked), found.description.model_name, found.tokens)
     return Response(dumped(answered), content_type=JSON)
+
+
+def gives_dense_alone(asked: OpenAIRequest) -> bool:
+    """Whether a request is for the model's dense vectors and for no other output."""
+    return all(_OUTPUTS[name] == "dense" for name in asked.embedding_types or ())
+
+
+def form_of(asked: OpenAIRequest) -> str | None:
+    """The form of dense vectors: `embedding_types` counts before `encoding_format`."""
+    types = asked.embedding_types or ()
+    return "base64" if "base64" in types else "float" if "float" in types else asked.encoding_format
+
+
+def _outputs(
+    model_client: ModelClient, given: Inputs, asked: OpenAIRequest, dimensions: int | None
+) -> dict[str, Any]:
+    """The answer with the outputs asked for. Raises InvalidInput for token ids, and NotServed."""
+    if are_tokens(given):
+        raise InvalidInput("`embedding_types` other than float and base64 need texts, not token ids")
+    wanted = tuple(dict.fromkeys(_OUTPUTS[name] for name in asked.embedding_types or ()))
+    found = model_client.outputs(cast("list[str]", given), wanted, normalize=True, dimensions=dimensions)
+    rows: Any = [()] * len(given) if found.dense is None else found.dense
+    form = None if found.dense is None else form_of(asked)
+    answered = answer(rows, form, found.description.model_name, found.tokens)
+    if found.sparse is not None:
+        for item, (indices, values) in zip(answered["data"], sparse_rows(found.sparse), strict=True):
+            item["sparse_embedding"] = {"indices": indices, "values": values}
+    if found.multi_vector is not None:
+        for item, vectors in zip(answered["data"], token_rows(found.multi_vector), strict=True):
+            item["multi_vector_embedding"] = vectors
+    return answered
 
 
 def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> dict[str, Any]:
@@ -174,9 +245,13 @@ def answer(rows: np.ndarray, form: str | None, model_name: str, tokens: int) -> 
     }
 
 
-def described(name: str, created: int) -> OpenAIModel:
+def described(name: str, model_client: ModelClient, created: int) -> OpenAIModel:
     """A listed name of a model."""
-    return OpenAIModel(name, "model", created, "embedshare")
+    known = model_client.known
+    listed = OpenAIModel(name, "model", created, "embedshare")
+    if known is not None:
+        listed.family, listed.outputs = known.family, list(known.outputs)
+    return listed
 
 
 def check_tokens(
@@ -206,10 +281,24 @@ def check_tokens(
             )
 
 
+def _has_items(given: str | list[Any]) -> bool:
+    return isinstance(given, list) and any(isinstance(one, TextOrImage) for one in given)
+
+
+def _items(given: str | list[Any]) -> list[TextOrImage]:
+    """Texts and images. Raises InvalidInput for token ids among them."""
+    items = [TextOrImage(one) if isinstance(one, str) else one for one in given]
+    if not all(isinstance(item, TextOrImage) for item in items):
+        raise InvalidInput("`input` must hold no token ids among texts and images")
+    return items
+
+
 def inputs(given: str | list[Any]) -> Inputs:
-    """Texts, or sequences of token ids. Raises InvalidInput for a list of both."""
+    """Texts, or sequences of token ids. Raises InvalidInput for a list of both, and for images."""
     if isinstance(given, str):
         return [given]
+    if _has_items(given):
+        raise InvalidInput("`input` must hold texts or token ids here, not images")
     kinds = set(map(type, given))
     if len(kinds) > 1:
         raise InvalidInput(

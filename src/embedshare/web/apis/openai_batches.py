@@ -32,7 +32,7 @@ from embedshare.web.errors import OpenAIError
 from embedshare.web.guards import auth
 from embedshare.web.guards.request_limits import RequestLimits
 from embedshare.web.lines import lines
-from embedshare.web.model_client import served_name
+from embedshare.web.model_client import ModelClient, served_name
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 
@@ -168,6 +168,12 @@ def blueprint(stores: Stores | None, models: Models, settings: Settings) -> Blue
     return routes
 
 
+def _role(model_client: ModelClient) -> tuple[tuple[str, ...] | None, str | None]:
+    """The prompts and the task that the end of the model's name asks for."""
+    role = model_client.role
+    return (None, None) if role is None else (role.prompt_names, role.task)
+
+
 class _Named(msgspec.Struct):
     id: str
     job: JobSpec
@@ -190,7 +196,7 @@ def _created(there: Stores, asked: BatchRequest, reader: BatchReader, settings: 
         assert reader.model is not None  # that of the first line
         description = known_model(reader.model)
         job = there.jobs.publish(
-            draft, auth.owner(), "openai", Options(served_name(reader.model)),
+            draft, auth.owner(), "openai", Options(served_name(reader.model), *_role(reader.model)),
             row_bytes=row_bytes(None, description), by_line=True, about=_about(asked, reader),
         )  # fmt: skip
         usage.of_texts(draft.inputs)

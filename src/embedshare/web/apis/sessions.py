@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from flask import Blueprint, Response
@@ -12,6 +12,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 
 from embedshare.errors import (
     InvalidInput,
+    NotServed,
     QuotaExceeded,
     SessionExists,
     SessionsDisabled,
@@ -49,7 +50,8 @@ class SessionRequest(msgspec.Struct):
 
     `chunk_size` (512 by default, or the model's longest sequence if that is shorter) and `chunk_overlap` (50)
     are tokens. `metadata_schema`: the types of the documents' metadata fields, by which a search can filter.
-    `model_name` is another name of `model`.
+    `model_name` is another name of `model`. With a `sparse_model` its chunks have sparse vectors too, for
+    sparse and hybrid searches; it may be `model` itself, if that gives both.
     """
 
     session_id: SessionId | None = None
@@ -59,6 +61,7 @@ class SessionRequest(msgspec.Struct):
     chunk_overlap: _Overlap | None = None
     metadata_schema: dict[str, FieldType] = {}
     qdrant_config: QdrantConfig | None = None
+    sparse_model: str | None = None
 
 
 class SessionChange(msgspec.Struct):
@@ -91,24 +94,30 @@ class SessionVectors(msgspec.Struct):
 class SessionQuery(msgspec.Struct):
     """A query for a session's documents.
 
-    `filters`: values of metadata fields that the session's schema declares. `score_threshold`: results have a
-    higher score.
+    `filters`: values of metadata fields that the session's schema declares. `mode`: hybrid by default in a
+    session with a sparse model, else dense. `score_threshold`: results of a dense search have a higher score.
+    `rerank` names a model that scores pairs: the best `rerank_candidates` (4 for each result up to 100,
+    unless it says otherwise) are ordered by it.
     """
 
     query: Annotated[str, Meta(pattern=r"\S")]
     top_k: Annotated[body.Whole, Meta(ge=1, le=1000)] = 10
     filters: dict[str, Any] | None = None
     score_threshold: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    mode: Literal["dense", "sparse", "hybrid"] | None = None
+    rerank: str | None = None
+    rerank_candidates: Annotated[body.Whole, Meta(ge=1, le=1000)] | None = None
 
 
 class FoundChunks(msgspec.Struct):
-    """The nearest chunks, nearest first; of equal ones in the order of their ids."""
+    """The best chunks, best first; of equal ones in the order of their ids, or of the first stage."""
 
     results: list[FoundChunk]
 
 
 OF_SESSIONS = (SessionsDisabled, SessionServerUnavailable)
 SENT = (InvalidInput, TooLarge, UnsupportedMediaType)
+CREATED = (*SENT, NotServed, UnknownModel, SessionExists, QuotaExceeded, *OF_SESSIONS)
 DECLARED: dict[str, Any] = {"scopes": ("embed",), "tag": Tag.SESSIONS}
 
 
@@ -128,7 +137,15 @@ def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Bluepr
     @routes.post("/sessions", **DECLARED)
     @openapi.describe(
         {201: Session},
-        errors=(*SENT, UnknownModel, SessionExists, QuotaExceeded, *OF_SESSIONS, *errors.OF_THE_MODEL),
+        errors=(
+            *SENT,
+            NotServed,
+            UnknownModel,
+            SessionExists,
+            QuotaExceeded,
+            *OF_SESSIONS,
+            *errors.OF_THE_MODEL,
+        ),
         body=SessionRequest,
     )
     def create_session() -> tuple[Response, int, dict[str, str]]:
@@ -141,6 +158,7 @@ def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Bluepr
             chunk_overlap=_whole(asked.chunk_overlap),
             metadata_schema=asked.metadata_schema,
             qdrant_config=_settings(asked.qdrant_config),
+            sparse_model=asked.sparse_model,
         )
         return body.answer(session), 201, {"Location": f"/sessions/{session.session_id}"}
 
@@ -188,17 +206,25 @@ def blueprint(sessions: CallerSessions, request_limits: RequestLimits) -> Bluepr
     @routes.post("/sessions/<session>/search", scopes=("embed", "search"), tag=Tag.SESSIONS)
     @openapi.describe(
         {200: FoundChunks},
-        errors=(*SENT, UnknownSession, UnknownModel, *OF_SESSIONS, *errors.OF_THE_MODEL),
+        errors=(*SENT, NotServed, UnknownSession, UnknownModel, *OF_SESSIONS, *errors.OF_THE_MODEL),
         body=SessionQuery,
     )
     def search_session(session: str) -> Response:
-        """The chunks of a session's documents that are nearest to a query."""
+        """The chunks of a session's documents that fit a query best."""
         asked = body.read(of_query, '{"query": "what is asked"}')
         request_limits.check([asked.query], "queries")
         sessions.admitted(session)
+        rerank = None if asked.rerank is None else sessions.name_of(asked.rerank)
         usage.of_texts(1)
         found = sessions.client.search(
-            session, asked.query, int(asked.top_k), asked.filters, asked.score_threshold
+            session,
+            asked.query,
+            int(asked.top_k),
+            asked.filters,
+            asked.score_threshold,
+            mode=asked.mode or "",
+            rerank=rerank,
+            rerank_candidates=_whole(asked.rerank_candidates),
         )
         return body.answer(FoundChunks(msgspec.convert(found, list[FoundChunk], strict=False)))
 

@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 
 from embedshare import __version__
 from embedshare.errors import UnknownModel
+from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED_AS_TEI, listed, named
 from embedshare.web.errors import TeiError
@@ -17,12 +18,18 @@ from embedshare.web.routes import Tag
 
 
 class Info(msgspec.Struct):
-    """The model and the limits of this worker; `model_sha` is the model's identity."""
+    """The model and the limits of this worker; `model_sha` is the model's identity.
+
+    `model_type` is text-embeddings-inference's: `embedding`, `reranker` or `classifier`; `family` and
+    `outputs` tell more kinds apart.
+    """
 
     model_id: str
     model_sha: str
     model_dtype: str
-    model_type: dict[str, dict[str, str]]
+    model_type: dict[str, dict[str, Any]]
+    family: str
+    outputs: list[str]
     max_concurrent_requests: int
     max_input_length: int
     max_client_batch_size: int
@@ -67,7 +74,9 @@ def blueprint(models: Models) -> Blueprint:
                 model_id=described.model_name,
                 model_sha=described.identity,
                 model_dtype=described.dtype,
-                model_type={"embedding": {}},
+                model_type=_model_type(described),
+                family=described.family,
+                outputs=list(described.outputs),
                 max_concurrent_requests=model_client.threads,
                 max_input_length=described.max_seq_length,
                 max_client_batch_size=model_client.max_texts,
@@ -87,3 +96,14 @@ def blueprint(models: Models) -> Blueprint:
         return body.answer([[SimpleToken(*token) for token in one] for one in told])
 
     return routes
+
+
+def _model_type(model: ModelDescription) -> dict[str, dict[str, Any]]:
+    """The model's kind, a cross-encoder's with its labels by their numbers and back."""
+    if "scores" not in model.outputs:
+        return {"embedding": {"pooling": "splade"} if model.family == "sparse" else {}}
+    labels = {
+        "id2label": {str(number): label for number, label in enumerate(model.labels)},
+        "label2id": {label: number for number, label in enumerate(model.labels)},
+    }
+    return {"reranker" if len(model.labels) < 2 else "classifier": labels}

@@ -24,10 +24,10 @@ function factsOf({ page, heading, chunk, start, end, metadata }) {
   ].filter(Boolean);
 }
 
-/** The score, a cosine, as a figure and as a bar that is longer for nearer chunks. */
+/** The score, a cosine or of a hybrid search, as a figure and as a bar that is longer for better chunks. */
 function gauge(score) {
   const [shown, track, bar] = [element("span", "score"), element("span", "gauge"), element("i")];
-  shown.title = "Cosine of the chunk and the query: higher is nearer";
+  shown.title = "How well the chunk fits the query: higher is better";
   bar.style.width = `${100 * Math.max(score, 0)}%`;
   track.append(bar);
   shown.append(track, score.toFixed(3));

@@ -94,7 +94,7 @@ async function showList() {
     button.textContent = session.session_id;
     if (session.session_id === opened) button.setAttribute("aria-current", "true");
     below.className = "sub";
-    below.textContent = [session.model, count(session.documents, "document")].filter(Boolean).join(" · ");
+    below.textContent = [session.model, session.sparse_model !== null && "hybrid", count(session.documents, "document")].filter(Boolean).join(" · ");
     button.append(below);
     button.addEventListener("click", () => { location.hash = session.session_id; });
     entry.append(button);
@@ -221,7 +221,7 @@ async function search(query) {
   at("results").replaceChildren(...found.results.map((one) => chunkCard(one, names.get(one.document) ?? one.document, query)));
   foldLong(at("results"));
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
-  at("status").textContent = found.results.length ? `${count(found.results.length, "chunk")} in ${seconds} s, nearest first` : "No chunk was found. Are there documents?";
+  at("status").textContent = found.results.length ? `${count(found.results.length, "chunk")} in ${seconds} s, best first` : "No chunk was found. Are there documents?";
 }
 
 function count(number, what) {

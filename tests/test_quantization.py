@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from embedshare.client.quantization import PRECISIONS, quantize
 from embedshare.errors import InvalidInput
+from embedshare.quantization import PRECISIONS, quantize
 
 SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 40))
 FLOATS = st.floats(-1, 1, width=32, allow_subnormal=False)
