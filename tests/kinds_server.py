@@ -28,6 +28,9 @@ models:
     - id: colbert
       name: {colbert}
       dtype: float32
+    - id: m3
+      name: {m3}
+      dtype: float32
     - id: classifier
       name: {classifier}
       dtype: float32
@@ -43,6 +46,7 @@ class KindsServer(ModelServer):
             "splade": small_kinds.sparse(folder / "splade"),
             "reranker": small_kinds.cross_encoder(folder / "reranker"),
             "colbert": small_kinds.multi_vector(folder / "colbert", prompts=small_kinds.PROMPTS),
+            "m3": small_kinds.several(folder / "m3"),
             "classifier": small_kinds.cross_encoder(folder / "classifier", labels=3),
         }
         path = folder / "models.yaml"

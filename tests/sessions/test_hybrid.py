@@ -6,6 +6,7 @@ One server has a small model of each kind. The session server is the real one; t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -218,6 +219,40 @@ def test_a_session_without_a_sparse_model_searches_as_it_did_and_can_be_reranked
     best = grpc.search("plain", QUERY, top_k=1, rerank="colbert", rerank_candidates=5)
     assert best[0]["text"] == found[int(np.argmax(scores))]["text"]
     grpc.destroy_session("plain")
+
+
+def test_a_model_of_both_kinds_of_vectors_reads_each_chunk_and_each_query_once(
+    running: Running, grpc: SessionClient
+) -> None:
+    grpc.create_session("both", "m3", sparse_model="m3", chunk_size=CHUNK, chunk_overlap=0)
+    with contextlib.closing(running.client.of_model("m3")) as m3:
+        before = m3.stats()["total_requests"]
+        put(grpc, "both", LINES[:6])
+        found = grpc.search("both", QUERY, rerank="m3")
+        assert m3.stats()["total_requests"] - before == 6 + 1 + 1  # the last is the reranking's
+        texts = LINES[:6]
+        made = m3.outputs([QUERY, *texts], ("dense", "sparse"), normalize=True)
+        scores = m3.score(QUERY, [one["text"] for one in found]).rows[:, 0].tolist()
+    assert made.dense is not None
+    assert made.sparse is not None
+    whole = np.zeros((7, made.sparse.width), np.float32)
+    for row, (start, end) in enumerate(itertools.pairwise(made.sparse.offsets.tolist())):
+        whole[row, made.sparse.indices[start:end]] = made.sparse.values[start:end]
+    rankings = [
+        [
+            texts[place]
+            for place in np.argsort(-(rows[1:] @ rows[0]), kind="stable")
+            if rows[1 + place] @ rows[0]
+        ]
+        for rows in (made.dense, whole)
+    ]
+    fused = {
+        text: sum(1 / (61 + ranking.index(text)) for ranking in rankings if text in ranking) for text in texts
+    }
+    assert {one["text"]: one["score"] for one in found} == pytest.approx(fused)
+    assert [one["rerank_score"] for one in found] == pytest.approx(scores, abs=1e-4)
+    assert scores == sorted(scores, reverse=True)
+    grpc.destroy_session("both")
 
 
 @pytest.mark.parametrize(

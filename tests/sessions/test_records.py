@@ -8,9 +8,12 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+from sqlalchemy import update
 
 from embedshare.database.database import Database
+from embedshare.database.tables import SessionRow
 from embedshare.sessions.records import (
     LOADING,
     PUBLISHING,
@@ -21,6 +24,7 @@ from embedshare.sessions.records import (
     Qdrant,
     SessionRecord,
     SessionRecords,
+    SparseModel,
     Usage,
     document_id,
 )
@@ -28,6 +32,7 @@ from embedshare.settings import OperationSettings, Settings
 from tests.settings_store.test_repository import SERVERS, own_database
 
 CONFIG = Config("bge", "ab" * 32, 384, 512, 50, {"year": "integer"}, Qdrant("http://q:6333", "c", True))
+WITH_SPARSE = msgspec.structs.replace(CONFIG, sparse=SparseModel("splade", "cd" * 32))
 FILENAME = "Überblick 📄.txt"
 
 
@@ -43,6 +48,19 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 def opened(url: str) -> Database:
     return Database.open(Settings(operation=OperationSettings(db_url=url)), Path("/nowhere"))
+
+
+def test_a_session_of_an_earlier_release_has_no_sparse_model(database: Database) -> None:
+    """Its row has no such field."""
+    stored = msgspec.to_builtins(WITH_SPARSE)
+    assert stored.pop("sparse") == {"model": "splade", "identity": "cd" * 32}
+    record = SessionRecord("", "old", WITH_SPARSE)
+    records = SessionRecords(database, "here")
+    records.add(record)
+    assert records.sessions() == [record]
+    with database.write() as session:
+        session.execute(update(SessionRow).where(SessionRow.uid == record.uid).values(config=stored))
+    assert records.sessions() == [replace(record, config=CONFIG)]
 
 
 def test_a_session_is_read_as_it_was_written(database: Database) -> None:

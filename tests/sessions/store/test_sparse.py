@@ -196,3 +196,14 @@ def test_rankings_of_one_search_see_the_same_version_while_others_replace_it(sto
         stopped.set()
         looking.join()
     assert torn == []
+
+
+def test_a_folder_of_an_earlier_release_opens_without_sparse_vectors(tmp_path: Path) -> None:
+    """Its note names no sparse model."""
+    with place("embedded", tmp_path) as own:
+        store = own.open()
+        publish(store, rows(2, 4))
+        store.close()
+        note = tmp_path / "store" / "store.json"
+        note.write_text('{"identity": "model", "dimension": 4, "distance": "cosine"}')
+        assert own.open().count("s") == 2

@@ -172,3 +172,42 @@ def test_opening_frees_the_space_of_deleted_chunks_and_searches_stay_exact(tmp_p
         lengths = np.linalg.norm(vectors[3000:], axis=1)
         expected = np.argsort(-(vectors[3000:] @ query) / lengths)[:10]
         assert [each.chunk for each in store.search("s", query, 10)] == list(expected)
+
+
+@pytest.fixture
+def sparse_shard(tmp_path: Path) -> Iterator[Any]:
+    (tmp_path / "sparse").mkdir()
+    made = edge.EdgeShard.create(
+        str(tmp_path / "sparse"), _configured(sparse_vectors={"sparse": edge.EdgeSparseVectorParams()})
+    )
+    yield made
+    made.close()
+
+
+def _by_weights(shard: Any, indices: list[int], values: list[float]) -> list[tuple[int, float]]:
+    query = edge.Query.Nearest(edge.SparseVector(indices, values), using="sparse")
+    return [(each.id, each.score) for each in shard.query(edge.QueryRequest(limit=10, query=query))]
+
+
+def test_a_token_that_comes_twice_counts_once(sparse_shard: Any) -> None:
+    vectors = {"": [1.0, 0.0, 0.0, 0.0], "sparse": edge.SparseVector([7, 7], [1.0, 1.0])}
+    sparse_shard.update(edge.UpdateOperation.upsert_points([edge.Point(1, vectors, {})]))
+    assert _by_weights(sparse_shard, [7], [1.0]) == [(1, 1.0)]
+
+
+def test_a_point_without_weights_is_stored_and_found_by_no_sparse_query(sparse_shard: Any) -> None:
+    vectors = {"": [1.0, 0.0, 0.0, 0.0], "sparse": edge.SparseVector([], [])}
+    sparse_shard.update(edge.UpdateOperation.upsert_points([edge.Point(1, vectors, {})]))
+    assert _ids(sparse_shard) == [1]
+    assert _by_weights(sparse_shard, [7], [1.0]) == _by_weights(sparse_shard, [], []) == []
+
+
+def test_a_shard_of_dense_vectors_cannot_be_opened_with_sparse_ones(tmp_path: Path) -> None:
+    (tmp_path / "dense").mkdir()
+    shard = edge.EdgeShard.create(str(tmp_path / "dense"), _configured())
+    _put(shard, (1, [1.0, 0, 0, 0], {}))
+    shard.close()
+    with pytest.raises(Exception, match="incompatible with existing segments"):
+        edge.EdgeShard.load(
+            str(tmp_path / "dense"), _configured(sparse_vectors={"sparse": edge.EdgeSparseVectorParams()})
+        )
