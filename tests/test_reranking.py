@@ -81,5 +81,5 @@ def test_scores_that_the_activation_makes_equal_stay_in_their_order() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_is_an_error(value: float) -> None:
-    with pytest.raises(EngineFailed, match="reranker gave a score that is not a finite number"):
+    with pytest.raises(EngineFailed, match="score of document 1 is not a finite number"):
         reranking.ordered("ab", scored([1.0, value]))

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-import numpy as np
-
-from embedshare import activations
+from embedshare import scores
 from embedshare.calls import ScoreResult
-from embedshare.errors import EngineFailed, InvalidInput, NotServed
+from embedshare.errors import InvalidInput, NotServed
 from embedshare.identity import ModelDescription
 
 T = TypeVar("T")
@@ -45,11 +43,7 @@ def check(model: ModelDescription) -> None:
 def ordered(found: Sequence[T], scored: ScoreResult) -> list[tuple[T, float]]:
     """The candidates with their scores after the model's activation, best first.
 
-    Scores before it decide: near 1 a sigmoid makes different ones equal. Equal ones keep the order of the
-    first stage. Raises EngineFailed for a score that is not finite.
+    Equal ones keep the order of the first stage. Raises EngineFailed for a score that is not finite.
     """
-    raw, name = scored.rows[:, 0], scored.description.activation
-    if not np.isfinite(raw).all():
-        raise EngineFailed(f"{scored.description.model_name} gave a score that is not a finite number")
-    shown = raw if name is None else activations.named(name)(scored.rows)[:, 0]
-    return [(found[place], float(shown[place])) for place in np.argsort(-raw, kind="stable")]
+    shown = scores.activated(scored)[:, 0]
+    return [(found[place], float(shown[place])) for place in scores.best_first(scored)]
