@@ -23,6 +23,7 @@ models:
     - {{id: sparse, name: {sparse}, preload: true}}
     - {{id: tokens, name: {tokens}, preload: true}}
     - {{id: clip, name: {clip}, preload: true}}
+    - {{id: several, name: {several}, preload: true}}
     - {{id: my-query, name: {dense}}}
 """
 
@@ -58,13 +59,14 @@ MODELS: dict[str, Any] = {
     "classifier": lambda folder: small_kinds.cross_encoder(folder, labels=3),
     "sparse": lambda folder: small_kinds.sparse(folder, prompts=small_kinds.PROMPTS),
     "clip": small_clip.clip,
+    "several": small_kinds.several,
     "tokens": lambda folder: small_kinds.multi_vector(folder, prompts=small_kinds.PROMPTS),
 }
 
 
 @contextmanager
 def kinds(folder: Path) -> Iterator[Kinds]:
-    """A server in float32 with these models, and one worker."""
+    """A server with these models in float32, in torch, which needs no conversion, and one worker."""
     folders = {}
     for name, make in MODELS.items():
         (folder / name).mkdir()
@@ -72,7 +74,9 @@ def kinds(folder: Path) -> Iterator[Kinds]:
     path = folder / "models.yaml"
     path.touch(0o600)
     path.write_text(FILE.format(**folders))
-    server = ModelServer(folder, EMBEDDING_MODELS_FILE=str(path), EMBEDDING_DTYPE="float32")
+    server = ModelServer(
+        folder, EMBEDDING_MODELS_FILE=str(path), EMBEDDING_DTYPE="float32", EMBEDDING_RUNTIME="torch"
+    )
     server.start_at_once()
     try:
         for worker in serving(Worker(server, folder / "worker.log")):

@@ -119,6 +119,23 @@ def test_openai_s_client_gets_the_outputs_that_it_asks_for(
         np.testing.assert_allclose(one.multi_vector_embedding, rows, atol=1e-4)
 
 
+def test_a_model_of_several_outputs_gives_them_in_one_request(kinds: Kinds, gpt: openai.OpenAI) -> None:
+    types = ["base64", "sparse", "multi_vector"]
+    answer: Any = gpt.embeddings.create(model="several", input=TEXTS, extra_body={"embedding_types": types})
+    dense = kinds.post("/embed?model=several", {"inputs": TEXTS})
+    np.testing.assert_allclose([one.embedding for one in answer.data], dense, atol=1e-4)
+    for one, values in zip(
+        answer.data, kinds.post("/embed_sparse?model=several", {"inputs": TEXTS}), strict=True
+    ):
+        indices, weights = pairs(values)
+        assert one.sparse_embedding["indices"] == indices
+        np.testing.assert_allclose(one.sparse_embedding["values"], weights, atol=1e-4)
+    for one, vectors in zip(
+        answer.data, kinds.post("/embed_all?model=several", {"inputs": TEXTS}), strict=True
+    ):
+        np.testing.assert_allclose(one.multi_vector_embedding, vectors, atol=1e-4)
+
+
 def test_an_output_that_the_model_lacks_is_an_error(gpt: openai.OpenAI) -> None:
     for model, types in (("dense", ["sparse"]), ("sparse", ["float", "sparse"]), ("dense", ["none"])):
         with pytest.raises(openai.BadRequestError) as raised:

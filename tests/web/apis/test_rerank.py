@@ -254,6 +254,7 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
         "sparse": ("sparse", ["sparse"]),
         "tokens": ("multi-vector", ["multi-vector"]),
         "clip": ("embedding", ["dense"]),
+        "several": ("embedding", ["dense", "sparse", "multi-vector"]),
     }
     served = {one["id"]: one["capabilities"] for one in kinds.get("/api/v1/models")["models"]}
     assert served == {
@@ -263,6 +264,7 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
         "sparse": ["sparse embeddings"],
         "tokens": ["multi-vector embeddings", "rerank"],
         "clip": ["embeddings", "images"],
+        "several": ["embeddings", "sparse embeddings", "multi-vector embeddings", "rerank"],
         "my-query": ["embeddings"],
     }
 

@@ -93,6 +93,7 @@ def test_a_line_says_who_asked_what_of_which_model(site: Site) -> None:
         ("/index", {"documents": [SECRET] * 6}, 6, 201),
         ("/search", {"query": SECRET}, 1, 200),
         ("/embed", {"texts": []}, 0, 200),
+        ("/v2/embed", {"texts": [SECRET] * 3, "truncate": "START"}, 3, 200),
         ("/embed", {"text": SECRET}, 0, 400),
         ("/embed", {"texts": [SECRET] * 10_000}, 0, 413),
     ],
