@@ -31,56 +31,60 @@ BEGIN, END = "<!-- kinds -->", "<!-- /kinds -->"
 ROUNDS = 5
 #: Documents of one query, as a first stage of a search hands them on.
 DOCUMENTS = 100
-#: Texts that sparse and multi-vector models encode in one call.
-TEXTS = 1000
+#: Texts that sparse and multi-vector models encode in one call, and short queries, each in its own.
+TEXTS, QUERIES = 500, 50
+#: The names of calls.
+NAMES = ("rank", "texts", "queries")
 #: Callers at once: processes, and threads of each.
 PROCESSES, THREADS, WINDOW_S, WINDOWS = 4, 4, 12.0, 3
 
-#: Makes one timed call for each line of its input, and prints the seconds that it took.
+#: Makes the call that each line of its input names, and prints the seconds that it took.
 TIMED = """
-import json, sys, time
-{load}
 given = json.loads(sys.stdin.readline())
-call(given)
+query, queries, documents, texts = (given[name] for name in ("query", "queries", "documents", "texts"))
+for call in calls.values():
+    call()
 print("ready", flush=True)
 for line in sys.stdin:
     began = time.perf_counter()
-    call(given)
+    calls[line.strip()]()
     print(time.perf_counter() - began, flush=True)
 """
-LIBRARY = {
+#: The calls of each kind: every one by the library in its process, and by the client.
+CALLS = {
     "cross-encoder": """
-from sentence_transformers import CrossEncoder
-model = CrossEncoder(sys.argv[1], device="cpu")
-def call(given): return model.rank(given["query"], given["documents"])
+calls = {"rank": lambda: model.rank(query, documents)}
 """,
     "sparse": """
-from sentence_transformers import SparseEncoder
-model = SparseEncoder(sys.argv[1], device="cpu")
-def call(given): return model.encode(given["documents"])
+calls = {
+    "texts": lambda: model.encode_document(texts),
+    "queries": lambda: [model.encode_query(one) for one in queries],
+}
 """,
     "multi-vector": """
-from sentence_transformers import MultiVectorEncoder
-model = MultiVectorEncoder(sys.argv[1], device="cpu")
-def call(given): return model.encode_document(given["documents"])
+calls = {
+    "texts": lambda: model.encode_document(texts),
+    "queries": lambda: [model.encode_query(one) for one in queries],
+    "rank": lambda: rank(model),
+}
 """,
 }
-OURS = {
-    "cross-encoder": """
-from embeddingClient import get_reranker
-model = get_reranker("cross-encoder")
-def call(given): return model.rank(given["query"], given["documents"])
-""",
-    "sparse": """
-from embeddingClient import get_sparse_encoder
-model = get_sparse_encoder("sparse")
-def call(given): return model.encode(given["documents"])
-""",
-    "multi-vector": """
-from embeddingClient import get_multi_vector_encoder
-model = get_multi_vector_encoder("multi-vector")
-def call(given): return model.encode_document(given["documents"])
-""",
+LIBRARY = """
+from sentence_transformers import {0}
+model = {0}(sys.argv[1], device="cpu")
+def rank(model):
+    return model.similarity(model.encode_query([query]), model.encode_document(documents))
+"""
+OURS = """
+from embeddingClient import {0}
+model = {0}(sys.argv[1])
+def rank(model):
+    return model.rank(query, documents)
+"""
+CLASSES = {
+    "cross-encoder": ("CrossEncoder", "get_reranker"),
+    "sparse": ("SparseEncoder", "get_sparse_encoder"),
+    "multi-vector": ("MultiVectorEncoder", "get_multi_vector_encoder"),
 }
 #: Ranks the documents from several threads for some seconds; prints the number of finished calls.
 LOAD = """
@@ -165,32 +169,43 @@ def make_models(folder: Path) -> dict[str, Path]:
 
 
 def _measure(folder: Path, models: dict[str, Path], text: corpus.Corpus) -> dict[str, Any]:
-    documents = text.paragraphs[:DOCUMENTS]
-    ranking = {"query": text.queries[0], "documents": documents}
-    many = {"documents": text.many(TEXTS)}
-    with _server(folder, models) as given:
-        bulk = {
-            name: _by_turns(given, str(models[name]), name, ranking if name == "cross-encoder" else many)
-            for name in models
-        }
-        return {"seconds": bulk, "rankings_per_s": _at_once(given, models["cross-encoder"], ranking, folder)}
+    given = {
+        "query": text.queries[0],
+        "queries": text.queries[:QUERIES],
+        "documents": text.paragraphs[:DOCUMENTS],
+        "texts": text.many(TEXTS),
+    }
+    with _server(folder, models) as settings:
+        seconds = {kind: _by_turns(settings, str(models[kind]), kind, given) for kind in models}
+        rankings = _at_once(settings, models["cross-encoder"], given, folder)
+    return {"seconds": seconds, "rankings_per_s": rankings}
 
 
-def _by_turns(given: dict[str, str], model: str, kind: str, call: dict[str, Any]) -> dict[str, list[float]]:
-    """The seconds of one call by the library in its process, and through the client."""
-    code = {"library": LIBRARY[kind], "embedshare": OURS[kind]}
-    processes = {who: _started(TIMED.format(load=load), model, given) for who, load in code.items()}
-    found: dict[str, list[float]] = {who: [] for who in processes}
-    for process in processes.values():
-        _tell(process, json.dumps(call))
-        assert _line(process) == "ready", process.communicate()
-    for _ in range(ROUNDS):
-        for who, process in processes.items():
-            _tell(process, "again")
-            found[who].append(float(_line(process)))
-    for process in processes.values():
+def _by_turns(
+    settings: dict[str, str], model: str, kind: str, given: dict[str, Any]
+) -> dict[str, dict[str, list[float]]]:
+    """The seconds of each call of this kind, by the library in its process and through the client."""
+    library, ours = CLASSES[kind]
+    started = {
+        "library": _started(_timed(LIBRARY.format(library), kind), model, settings),
+        "embedshare": _started(_timed(OURS.format(ours), kind), kind, settings),
+    }
+    for process in started.values():
+        _tell(process, json.dumps(given))
+        assert _line(process) == "ready", f"a process of {kind} ended"
+    names = [name for name in NAMES if f'"{name}":' in CALLS[kind]]
+    found: dict[str, dict[str, list[float]]] = {name: {who: [] for who in started} for name in names}
+    for name in names * ROUNDS:
+        for who, process in started.items():
+            _tell(process, name)
+            found[name][who].append(float(_line(process)))
+    for process in started.values():
         process.communicate()
     return found
+
+
+def _timed(load: str, kind: str) -> str:
+    return "import json, sys, time" + load + CALLS[kind] + TIMED
 
 
 def _at_once(
@@ -223,7 +238,8 @@ def _server(folder: Path, models: dict[str, Path]) -> Iterator[dict[str, str]]:
     """A model server of these models; its settings, for clients too."""
     file = folder / "models.yaml"
     file.write_text(
-        "models:\n" + "".join(f"  - id: {name}\n    name: {path}\n" for name, path in models.items())
+        "models:\n  local:\n"
+        + "".join(f"    - id: {name}\n      name: {path}\n" for name, path in models.items())
     )
     given = {
         "EMBEDDING_SERVER_PORT": str(servers.free_port()),
@@ -300,19 +316,24 @@ def _line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def _table(results: dict[str, Any]) -> list[str]:
-    def seconds(kind: str) -> tuple[float, float]:
-        told = results["seconds"][kind]
-        return statistics.median(told["embedshare"]), statistics.median(told["library"])
+ROWS = {
+    ("cross-encoder", "rank"): (f"rerank of {DOCUMENTS} documents, against `CrossEncoder.rank`", "4x"),
+    ("sparse", "texts"): (f"sparse: {TEXTS} texts, against `SparseEncoder`", "3x"),
+    ("sparse", "queries"): (f"sparse: {QUERIES} short queries, one after another", "3x"),
+    ("multi-vector", "texts"): (
+        f"multi-vector: {TEXTS} texts in one call, against `MultiVectorEncoder`",
+        "3x",
+    ),
+    ("multi-vector", "queries"): (f"multi-vector: {QUERIES} short queries, one after another", "3x"),
+    ("multi-vector", "rank"): (f"multi-vector: {DOCUMENTS} documents ranked by their scores", "3x"),
+}
 
-    what = {
-        "cross-encoder": (f"one query's {DOCUMENTS} documents ranked, against `CrossEncoder.rank`", "4x"),
-        "sparse": (f"{TEXTS:,} texts, against `SparseEncoder.encode`", "3x"),
-        "multi-vector": (f"{TEXTS:,} texts, against `MultiVectorEncoder.encode_document`", "3x"),
-    }
+
+def _table(results: dict[str, Any]) -> list[str]:
     rows = []
-    for kind, (told, target) in what.items():
-        ours, library = seconds(kind)
+    for (kind, name), (told, target) in ROWS.items():
+        whose = results["seconds"][kind][name]
+        ours, library = statistics.median(whose["embedshare"]), statistics.median(whose["library"])
         rows.append((told, f"{ours:.3f} of {library:.3f} s", f"{library / ours:.1f}x", target))
     rates = {who: statistics.median(one) for who, one in results["rankings_per_s"].items()}
     ours, theirs = rates["embedshare"], rates["FastAPI + CrossEncoder"]
