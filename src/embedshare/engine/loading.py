@@ -79,7 +79,11 @@ def load(
     check_identity(expected_identity, located.identity, f"the model in {located.folder}")
     device = _known(device)
     runtime, tokenizer, facts = _ready(settings, device, located)
-    vision = _vision(settings, runtime.device, located.folder, facts) if reads_images else None
+    try:
+        vision = _vision(settings, runtime.device, located.folder, facts) if reads_images else None
+    except BaseException:
+        runtime.close()
+        raise
     facts = facts if vision else msgspec.structs.replace(facts, modalities=("text",))
     described = facts.description(
         located.identity, settings.model.name, runtime.device, runtime.dtype, runtime.name
@@ -336,6 +340,8 @@ def _made_of_family(settings: Settings, device: str, located: Located) -> _Parts
     model = embedders.load(folder, device, trusted, library.CLASSES[family])
     compute = library.COMPUTES[family](model)
     facts = library.facts_of(model, family)
+    if family == "sparse":
+        model.max_active_dims = None  # each call has a number of its own, or that of `facts`
     is_scored = family == "cross-encoder"
     proof: Any = scores_proof.prove(model) if is_scored else outputs_proof.prove(model, compute, (family,))
     loaded = _Loaded(settings, device, identity, model, proof, facts)
@@ -343,7 +349,6 @@ def _made_of_family(settings: Settings, device: str, located: Located) -> _Parts
         if is_scored:
             return _fast_scores(loaded)
         if family == "sparse":
-            model.max_active_dims = None  # calls have a number of their own
             loaded = loaded.with_facts(head=splade.head_of(model))
             return _fast_outputs(loaded, splade.Splade)
         loaded = loaded.with_facts(

@@ -212,11 +212,9 @@ def _window(model: SentenceTransformer) -> int:
     one."""
     if not isinstance(model[0], Transformer):
         return 0
-    config = model[0].auto_model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = model.max_seq_length or LONGEST
     widest = 0
-    for name, value in config.to_dict().items():
+    for name, value in _text_config(model).to_dict().items():
         sizes = [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]
         if "block_size" in name:  # BigBird's attention is whole up to eleven blocks
             widest = max([widest, *(12 * size for size in sizes)])
@@ -225,9 +223,15 @@ def _window(model: SentenceTransformer) -> int:
     return widest
 
 
+def _text_config(model: SentenceTransformer) -> Any:
+    """The configuration of the transformer, or of the part of it that reads texts."""
+    config = model[0].auto_model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def _positions(model: SentenceTransformer) -> int | None:
     """The number of learned positions, if the model has any."""
-    named = getattr(model[0].auto_model.config, "max_position_embeddings", None)
+    named = getattr(_text_config(model), "max_position_embeddings", None)
     tables = [
         table.num_embeddings
         for name, table in model[0].auto_model.named_modules()
