@@ -130,7 +130,7 @@ def set_longest(model: Any) -> None:
     text = " ".join(map(str, range(positions + 2)))
 
     def runs(longest: int) -> bool:
-        model.max_seq_length = longest
+        _cut_at(model, longest)
         try:
             with torch.inference_mode():
                 model(batch_to_device(model.preprocess([text]), model.device))
@@ -141,11 +141,18 @@ def set_longest(model: Any) -> None:
     longest = min(named, positions)
     if not runs(longest):
         longest = bisect_left(range(longest), True, key=lambda length: not runs(length + 1))
-    model.max_seq_length = longest or named
-    if longest < named:
+    _cut_at(model, longest or named)
+    if 0 < longest < named:
         logger.warning(
             "Cutting texts at {} tokens (the folder names {}, beyond the model's positions)", longest, named
         )
+
+
+def _cut_at(model: Any, longest: int) -> None:
+    """Truncate texts at so many tokens; a processor of texts and images keeps the number in its tokenizer."""
+    model.max_seq_length = longest
+    if "max_length" in model.tokenizer.init_kwargs:
+        model.tokenizer.init_kwargs["max_length"] = longest
 
 
 def shows_windows(model: SentenceTransformer) -> bool:
