@@ -27,7 +27,9 @@ def test_a_difference_is_that_of_vectors_of_length_1() -> None:
     )
     turned = TOKENS.copy()
     turned[1, 3] = 0.25
-    assert difference(TextOutputs(multi_vector=turned), TextOutputs(multi_vector=TOKENS)) == pytest.approx(0.25)
+    assert difference(TextOutputs(multi_vector=turned), TextOutputs(multi_vector=TOKENS)) == pytest.approx(
+        0.25
+    )
 
 
 def test_a_word_that_one_form_lacks_counts_with_its_weight() -> None:

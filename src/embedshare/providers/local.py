@@ -131,7 +131,11 @@ class Local(LoadedProvider):
         loading.load_libraries(settings, device)
         before = memory.of_process()
         local = cls(*loading.load(settings, device, expected_identity), settings, devices)
-        local.probe(UNBOUNDED, loading.SAMPLE)
+        try:
+            local.probe(UNBOUNDED, loading.SAMPLE)
+        except BaseException:
+            local.close()  # else its device would hold it
+            raise
         after = memory.of_process()
         if before is not None and after is not None:
             local.model_bytes = max(0, after - before)

@@ -8,8 +8,8 @@ chat template, truncation on the left, a prompt that pooling leaves out.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from embedshare.engine.tokens import LONGEST
 from embedshare.engine.trials import KeptProof, smallest_cosine
 from embedshare.errors import UnsupportedModel
 
+S = TypeVar("S")
+R = TypeVar("R")
 #: The largest difference between two forms of one model in float32, for vectors of length 1.
 MOST = 1e-4
 #: Tokens of the longest text; or the model's longest sequence, or the widest window of its attention.
@@ -96,23 +98,35 @@ def prove(model: SentenceTransformer) -> Proof:
 
     Samples that the model cannot embed are left out. Raises UnsupportedModel for one that embeds no text.
     """
-    samples, rows = [], []
-    failure: Exception | None = None
-    for sample in samples_of(model):
-        try:
-            rows.append(_vector(model, *sample))
-        except Exception as error:  # the model may raise anything
-            logger.debug("sentence-transformers does not embed {!r}: {}", sample, error)
-            failure = failure or error
-            continue
-        if len(rows[-1]) != len(rows[0]):  # parts of a Router may have dimensions of their own
-            rows.pop()
-            continue
-        samples.append(sample)
-    if not rows:
-        raise UnsupportedModel(f"the model does not turn a text into a vector: {failure}")
+    samples, rows = computed(
+        samples_of(model), lambda sample: _vector(model, *sample), "a text into a vector"
+    )
+    # Parts of a Router may have dimensions of their own.
+    fit = [at for at, row in enumerate(rows) if len(row) == len(rows[0])]
+    samples, rows = [samples[at] for at in fit], [rows[at] for at in fit]
     whole = _vector(model, *samples[0], truncate_dim=1 << 30)
     return Proof(samples, np.stack(rows), len(whole))
+
+
+def computed(samples: Iterable[S], compute: Callable[[S], R], what: str) -> tuple[list[S], list[R]]:
+    """The samples that `compute` takes, and its results: a model may raise for some, such as an empty text.
+
+    Raises UnsupportedModel if it takes none: the model does not turn `what`.
+    """
+    taken: list[S] = []
+    results: list[R] = []
+    failure: Exception | None = None
+    for sample in samples:
+        try:
+            results.append(compute(sample))
+        except Exception as error:  # the model may raise anything
+            logger.debug("sentence-transformers fails at {!r}: {}", sample, error)
+            failure = failure or error
+            continue
+        taken.append(sample)
+    if not results:
+        raise UnsupportedModel(f"the model does not turn {what}: {failure}")
+    return taken, results
 
 
 def set_longest(model: Any) -> None:
