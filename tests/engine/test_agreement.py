@@ -27,19 +27,22 @@ def test_a_difference_is_that_of_vectors_of_length_1() -> None:
     )
     turned = TOKENS.copy()
     turned[1, 3] = 0.25
-    assert difference(TextOutputs(multi_vector=turned), ALL) == pytest.approx(0.25)
+    assert difference(TextOutputs(multi_vector=turned), TextOutputs(multi_vector=TOKENS)) == pytest.approx(
+        0.25
+    )
 
 
 def test_a_word_that_one_form_lacks_counts_with_its_weight() -> None:
     found = TextOutputs(sparse=(np.array([2, 5], np.int32), np.array([0.6, 0.8], np.float32)))
-    assert difference(found, ALL) == pytest.approx(0.8)
-    assert cosine(found, ALL) == pytest.approx(0.36)
+    expected = TextOutputs(sparse=WEIGHTS)
+    assert difference(found, expected) == pytest.approx(0.8)
+    assert cosine(found, expected) == pytest.approx(0.36)
 
 
 def test_the_vectors_of_a_texts_tokens_count_as_one() -> None:
     found = TOKENS.copy()
     found[2] = [0, 0, 0, 1]  # one of three turned by a right angle
-    assert cosine(TextOutputs(multi_vector=found), ALL) == pytest.approx(2 / 3)
+    assert cosine(TextOutputs(multi_vector=found), TextOutputs(multi_vector=TOKENS)) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("missing", [TextOutputs(), TextOutputs(multi_vector=TOKENS[:2])])
@@ -47,6 +50,11 @@ def test_missing_vectors_agree_with_nothing(missing: TextOutputs) -> None:
     expected = TextOutputs(multi_vector=TOKENS)
     assert difference(missing, expected) == np.inf
     assert cosine(missing, expected) == -1.0
+
+
+def test_one_output_does_not_stand_for_a_missing_one() -> None:
+    assert difference(TextOutputs(DENSE), ALL) == np.inf
+    assert cosine(TextOutputs(DENSE, WEIGHTS), ALL) == -1.0
 
 
 def test_what_is_not_a_number_differs() -> None:

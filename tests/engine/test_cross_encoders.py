@@ -11,8 +11,8 @@ import pytest
 from embedshare.activations import sigmoid
 from embedshare.calls import EmbedRequest, ScoreRequest
 from embedshare.engine.runtimes.whole import WholeRuntime
-from embedshare.errors import InvalidInput, NotServed, TooLarge
-from embedshare.providers.local import Local
+from embedshare.errors import EngineFailed, InvalidInput, NotServed, TooLarge
+from embedshare.providers.local import Devices, Local
 from tests.engine.small_kinds import BERT, cross_encoder
 from tests.engine.small_models import DECODER, DIMENSION, tokenizer
 from tests.engine.test_loading import settings_for
@@ -102,7 +102,7 @@ def test_a_graph_scores_pairs_and_the_next_start_needs_no_torch(tmp_path: Path) 
     program = (
         "import sys\n"
         "from embedshare.calls import ScoreRequest\n"
-        "from embedshare.providers.local import Local\n"
+        "from embedshare.providers.local import Devices, Local\n"
         "from embedshare.settings import Settings\n"
         "engine = Local.load(Settings.load(), 'cpu')\n"
         f"rows = engine.score(ScoreRequest([{QUERY!r}], {DOCUMENTS!r})).rows\n"
@@ -185,3 +185,18 @@ def test_a_head_of_the_models_own_is_run_by_the_library(tmp_path: Path) -> None:
         found = engine.score(ScoreRequest([QUERY], [text]))
         assert_scores(found.rows, reference(folder), [(QUERY, text)])
     engine.close()
+
+
+def test_a_model_that_fails_its_first_call_leaves_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, folder = Devices(), cross_encoder(tmp_path)
+    settings = settings_for(tmp_path, str(folder), runtime="torch")
+
+    def fails(*_: object) -> None:
+        raise EngineFailed("it does not run")
+
+    monkeypatch.setattr(Local, "probe", fails)
+    with pytest.raises(EngineFailed):
+        Local.load(settings, "cpu", devices=devices)
+    assert devices.of("cpu", settings).schedulers == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,18 @@ def test_a_model_that_serves_itself_is_in_memory_once(tmp_path: Path) -> None:
     assert counting.tokenizer is not model.tokenizer
     for one, other in zip(model.parameters(), counting.parameters(), strict=True):
         assert one is other
+
+
+def test_texts_that_were_counted_are_not_kept(tmp_path: Path) -> None:
+    model = reference(FAMILIES["BERT, prompts left out"][0](tmp_path))
+    runtime = WholeRuntime(model, DIMENSION, encode(model, DIMENSION))
+    counting = WholeTokenizer(model, 128)
+    text = weakref.ref(counted := Counted("one model, many workers"))
+    assert counting.ids([counted]) == WholeTokenizer(reference(tmp_path / "model"), 128).ids([counted])
+    assert len(runtime.run(counting([str(counted)]))) == 1
+    del counted
+    assert text() is None
+
+
+class Counted(str):
+    """A text that can be watched."""

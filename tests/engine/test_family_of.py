@@ -36,6 +36,7 @@ from tests.engine.test_loading import settings_for
         ({"config.json": {"architectures": ["BertForSequenceClassification"]}}, "cross-encoder"),
         ({"config.json": {"architectures": ["HF_ColBERT"]}}, "multi-vector"),
         ({"config.json": {"architectures": None}}, "embedding"),
+        ({"config.json": {"architectures": 5}, "modules.json": 7}, "embedding"),
         (
             {
                 "config.json": {"architectures": ["BertForSequenceClassification"]},

@@ -41,3 +41,10 @@ def test_a_text_without_vectors_scores_0() -> None:
     assert maxsim.scores(nothing, DOCUMENTS, mean=True).tolist() == [0.0] * len(DOCUMENTS)
     assert maxsim.scores(QUERIES[1], []).shape == (0,)
     assert maxsim.of_pairs([], [], []).shape == (0,)
+
+
+@pytest.mark.parametrize("most", [1, 300, 4000])
+def test_few_products_at_once_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    expected = maxsim.scores(QUERIES[2], DOCUMENTS)
+    monkeypatch.setattr(maxsim, "_PRODUCTS", most)
+    np.testing.assert_allclose(maxsim.scores(QUERIES[2], DOCUMENTS), expected, atol=1e-6)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from embedshare.calls import OutputsRequest, ScoreRequest
+from embedshare.engine import late_scores
 from embedshare.providers.local import Local
 from tests.engine import small_kinds
 from tests.engine.test_loading import TEXTS, settings_for
@@ -100,6 +101,30 @@ def test_a_score_is_the_similarity_of_the_library(local: Local, model: Path) -> 
     np.testing.assert_allclose(
         found.rows[:, 0], [expected[at % 3, at] for at in range(len(TEXTS))], atol=1e-4
     )
+
+
+def test_long_lists_are_scored_in_groups_whose_vectors_are_limited(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [QUERIES[at % 3] for at in range(len(TEXTS))]
+    requests = [ScoreRequest([QUERIES[0]], TEXTS), ScoreRequest(pairs, TEXTS)]
+    whole = [local.score(request) for request in requests]
+    computed: list[list[int]] = []
+    compute = local.scheduler.compute
+
+    def counted(sequences: list[Any], **options: Any) -> Any:
+        computed.append(list(map(len, sequences)))
+        return compute(sequences, **options)
+
+    monkeypatch.setattr(local.scheduler, "compute", counted)
+    monkeypatch.setattr(late_scores, "HELD_BYTES", 4 * 24 * 100)
+    for request, expected in zip(requests, whole, strict=True):
+        found = local.score(request)
+        np.testing.assert_allclose(found.rows, expected.rows, atol=1e-5)
+        assert found.token_counts == expected.token_counts
+        assert len(computed) > 1
+        assert max(map(sum, computed)) <= 100
+        computed.clear()
 
 
 @pytest.mark.parametrize(

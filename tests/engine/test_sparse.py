@@ -106,7 +106,9 @@ def test_a_model_of_few_weights_keeps_its_own_number(tmp_path: Path) -> None:
     model = small_kinds.sparse(tmp_path, max_active_dims=7)
     local = Local.load(settings_for(tmp_path, str(model)), "cpu")
     assert local.description.max_active_dims == 7
+    assert local.description.runtime == "openvino"
     np.testing.assert_allclose(dense(weights_of(local, TEXTS)), expected_of(library(model), TEXTS), atol=1e-5)
+    assert np.diff(weights_of(local, TEXTS, max_active_dims=20).offsets).max() == 20
     local.close()
 
 

@@ -15,8 +15,8 @@ from tests.engine.small_models import SIZES, tokenizer
 LONGEST = 77
 
 
-def clip(folder: Path) -> Path:
-    """A CLIP, as SentenceTransformer saves it."""
+def clip(folder: Path, named: int = LONGEST) -> Path:
+    """A CLIP, as SentenceTransformer saves it; `named`: the longest text in tokens by its tokenizer."""
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
@@ -24,7 +24,7 @@ def clip(folder: Path) -> Path:
 
     torch.manual_seed(7)
     words = tokenizer()
-    words.model_max_length = words.init_kwargs["max_length"] = LONGEST
+    words.model_max_length = words.init_kwargs["max_length"] = named
     text = {
         "vocab_size": 30522, "max_position_embeddings": LONGEST, "eos_token_id": words.sep_token_id,
         "bos_token_id": words.cls_token_id, "pad_token_id": 0, **SIZES,

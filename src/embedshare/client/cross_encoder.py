@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from embedshare import activations
-from embedshare.calls import ScoreRequest, prompt_of
+from embedshare.calls import ScoreRequest, ScoreResult, Timings, joined_scores, prompt_of
 from embedshare.client.model_view import ModelView, ranked
 from embedshare.client.shared_model import (
     as_items,
@@ -77,8 +77,8 @@ class CrossEncoder(ModelView):
         single = self.is_singular_input(inputs)
         pairs = _pairs([_listed(inputs)] if single else inputs)
         request = ScoreRequest([], [], prompt, prompt_name, self._prompts)
-        logits = self._logits(pairs, request, timeout, wants_progress(show_progress_bar))
-        scores = self._shown(logits, activation_fn, bool(apply_softmax))
+        found = self._scored(pairs, request, timeout, wants_progress(show_progress_bar))
+        scores = self._shown(found, activation_fn, bool(apply_softmax))
         result = _converted(scores, convert_to_numpy, convert_to_tensor)
         return result[0] if single else result
 
@@ -111,14 +111,12 @@ class CrossEncoder(ModelView):
         others = {name: value for name, value in kwargs.items() if name not in dropped}
         self._check(batch_size, chunk_size, prompt, prompt_name, others)
         self._note_device(device)
-        if self.num_labels != 1:
-            raise InvalidInput(
-                f"rank() needs a model with one label; this one has {self.num_labels}, for predict()"
-            )
+        _check_ranks(self.num_labels)
         texts = as_texts(documents)
         request = ScoreRequest(as_texts([query]), texts, prompt, prompt_name, self._prompts)
         found = self._embedder.score(request, moment(timeout), wants_progress(show_progress_bar))
-        return ranked(self._shown(found.rows, activation_fn, False), documents, top_k, return_documents)
+        _check_ranks(found.rows.shape[1])  # the client may have followed another model
+        return ranked(self._shown(found, activation_fn, False), documents, top_k, return_documents)
 
     @property
     def num_labels(self) -> int:
@@ -184,33 +182,45 @@ class CrossEncoder(ModelView):
         if prompt is not None:
             check_prompt(prompt, prompt_name)
 
-    def _logits(
+    def _scored(
         self, pairs: list[_Pair], request: ScoreRequest, timeout: float | None, progress: bool
-    ) -> np.ndarray:
-        """Float32 (pairs, labels): pairs and texts alone are two calls."""
+    ) -> ScoreResult:
+        """The logits of all pairs, by one model: pairs and texts alone are two calls."""
         limit = moment(timeout)
         if not pairs:
-            prompt_of(request, self._embedder.describe(limit))
-            return np.empty((0, self.num_labels), np.float32)
-        rows: np.ndarray | None = None
-        for alone in (False, True):
-            places = [at for at, pair in enumerate(pairs) if (pair.query is None) == alone]
-            if not places:
-                continue
-            asked = _request([pairs[at] for at in places], request)
-            found = self._embedder.score(asked, limit, progress).rows
-            rows = np.empty((len(pairs), found.shape[1]), np.float32) if rows is None else rows
-            rows[places] = found
-        assert rows is not None  # there are pairs
-        return rows
+            described = self._embedder.describe(limit)
+            prompt_of(request, described)
+            rows = np.empty((0, max(1, len(described.labels))), np.float32)
+            return ScoreResult(rows, [], Timings(), described)
+        alone = [at for at, pair in enumerate(pairs) if pair.query is None]
+        paired = [at for at, pair in enumerate(pairs) if pair.query is not None]
+        calls = [places for places in (paired, alone) if places]
+        parts: dict[int, ScoreResult] = {}
+        odd = list(range(len(calls)))
+        while odd:
+            for number in odd:
+                asked = _request([pairs[at] for at in calls[number]], request)
+                parts[number] = self._embedder.score(asked, limit, progress)
+            # The client may have followed another model: one answer never mixes two.
+            newest = parts[odd[-1]].identity
+            odd = [number for number, part in parts.items() if part.identity != newest]
+        rows = np.empty((len(pairs), parts[0].rows.shape[1]), np.float32)
+        for number, places in enumerate(calls):
+            rows[places] = parts[number].rows
+        return joined_scores(list(parts.values()))._replace(rows=rows)
 
-    def _shown(self, logits: np.ndarray, activation: Activation | None, softmax: bool) -> np.ndarray:
+    def _shown(self, found: ScoreResult, activation: Activation | None, softmax: bool) -> np.ndarray:
         """The scores that a caller sees: (n,) of one label."""
-        chosen = activation or self._activation or self.describe().activation or "Identity"
-        scores = _activated(logits, chosen)
-        if logits.shape[1] == 1 and scores.ndim > 1:
+        chosen = activation or self._activation or found.description.activation or "Identity"
+        scores = _activated(found.rows, chosen)
+        if found.rows.shape[1] == 1 and scores.ndim > 1:
             scores = scores.squeeze(-1)
         return activations.softmax(scores) if softmax and scores.ndim > 1 else scores
+
+
+def _check_ranks(labels: int) -> None:
+    if labels != 1:
+        raise InvalidInput(f"rank() needs a model with one label; this one has {labels}, for predict()")
 
 
 class _Pair(NamedTuple):

@@ -133,7 +133,7 @@ def load(settings: Settings, expected: ModelDescription | None, name: str = "") 
         if expected is None or not settings.server.on_loopback or expected.model_name == settings.model.name:
             raise
         try:
-            return in_turn(settings.with_values({"EMBEDDING_MODEL_NAME": expected.model_name}))
+            return in_turn(_as_described(settings, expected))
         except ModelNotFound:
             raise error from None
 
@@ -157,9 +157,16 @@ def _of_model(settings: Settings, name: str, expected: ModelDescription | None) 
         name = expected.model_name
         raise ModelNotFound(f"{name} is a model of {expected.runtime}: no process here can load it")
     if name and expected is not None:
-        return settings.with_values({"EMBEDDING_MODEL_NAME": expected.model_name})
+        return _as_described(settings, expected)
     Registry([ModelSpec.of_settings(settings)]).find(name)
     return settings
+
+
+def _as_described(settings: Settings, expected: ModelDescription) -> Settings:
+    """The settings of the model that the server described, served as one of the same family."""
+    return settings.with_values(
+        {"EMBEDDING_MODEL_NAME": expected.model_name, "EMBEDDING_FAMILY": expected.family}
+    )
 
 
 @contextmanager

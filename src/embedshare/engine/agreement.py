@@ -15,15 +15,19 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 
 def difference(found: TextOutputs, expected: TextOutputs) -> float:
-    """The largest difference of a value, for vectors of length 1; infinite if vectors are missing."""
+    """The largest difference of a value, for vectors of length 1; infinite if an output is missing."""
+    if _lacks(found, expected):
+        return np.inf
     return max((_apart(*pair) for pair in _pairs(found, expected)), default=np.inf)
 
 
 def cosine(found: TextOutputs, expected: TextOutputs) -> float:
-    """The smallest cosine of an output to the expected one; -1 if vectors are missing.
+    """The smallest cosine of an output to the expected one; -1 if one is missing.
 
     The vectors of a text's tokens count as one long vector, as a score by them adds up their products.
     """
+    if _lacks(found, expected):
+        return -1.0
     return min((_cosine(*pair) for pair in _pairs(found, expected)), default=-1.0)
 
 
@@ -81,6 +85,10 @@ class KeptOutputs(msgspec.Struct, frozen=True):
         if tokens is not None:
             found = found._replace(multi_vector=np.frombuffer(tokens[0], np.float32).reshape(-1, tokens[1]))
         return found
+
+
+def _lacks(found: TextOutputs, expected: TextOutputs) -> bool:
+    return any(one is None and other is not None for one, other in zip(found, expected, strict=True))
 
 
 def _pairs(found: TextOutputs, expected: TextOutputs) -> Iterator[_Pair]:

@@ -50,11 +50,12 @@ def family_of(folder: Path) -> Family:
     if isinstance(kind, str):
         return _OF_CLASS.get(kind, "embedding")
     found = _read(folder / "config.json")
-    architectures = (found.get("architectures") if isinstance(found, dict) else None) or []
+    named = found.get("architectures") if isinstance(found, dict) else None
+    architectures = named if isinstance(named, list) else []
     if "HF_ColBERT" in architectures:
         return "multi-vector"
     modules = _read(folder / "modules.json")
-    if modules is None:
+    if not isinstance(modules, list):
         is_classifier = any(str(one).endswith("ForSequenceClassification") for one in architectures)
         return "cross-encoder" if is_classifier else "embedding"
     names = [str(one.get("type", "")).rpartition(".")[2] for one in modules if isinstance(one, dict)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+#: Products of a query's vectors with documents' that are held at once: 64 MB of them.
+_PRODUCTS = 1 << 24
 
 
 def of_pairs(
@@ -30,12 +33,32 @@ def scores(query: np.ndarray, documents: Sequence[np.ndarray], mean: bool = Fals
     number of vectors, which sentence-transformers calls meanmaxsim.
     """
     sums = np.zeros(len(documents), np.float32)
-    lengths = np.array([len(vectors) for vectors in documents], np.intp)
-    present = np.flatnonzero(lengths)
-    if not len(present) or not len(query):
+    present = [number for number, vectors in enumerate(documents) if len(vectors)]
+    if not len(query):
         return sums
-    # A column for each vector of the documents: those of one document lie together in each row.
-    products = query @ np.concatenate([vectors for vectors in documents if len(vectors)]).T
-    starts = np.cumsum(lengths[present]) - lengths[present]
-    sums[present] = np.maximum.reduceat(products, starts, axis=1).sum(axis=0)
+    for numbers in _runs(present, [len(documents[number]) for number in present], _PRODUCTS // len(query)):
+        sums[numbers] = _sums(query, [documents[number] for number in numbers])
     return sums / np.float32(len(query)) if mean else sums
+
+
+def _sums(query: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarray:
+    """MaxSim of a query with each of some documents, all of which have vectors."""
+    lengths = np.array([len(vectors) for vectors in documents])
+    # A column for each vector of the documents: those of one document lie together in each row.
+    products = query @ np.concatenate(documents).T
+    sums: np.ndarray = np.maximum.reduceat(products, np.cumsum(lengths) - lengths, axis=1).sum(axis=0)
+    return sums
+
+
+def _runs(numbers: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """`numbers` in runs of at most `most` tokens together; a longer document goes alone."""
+    run: list[int] = []
+    tokens = 0
+    for number, length in zip(numbers, lengths, strict=True):
+        if run and tokens + length > most:
+            yield run
+            run, tokens = [], 0
+        run.append(number)
+        tokens += length
+    if run:
+        yield run

@@ -31,7 +31,7 @@ from embedshare.calls import (
     check_queries,
     prompt_of,
 )
-from embedshare.engine import maxsim
+from embedshare.engine import late_scores
 from embedshare.engine.image_engine import ImageEngine
 from embedshare.engine.runtimes.base import Runtime
 from embedshare.engine.scheduler import Counts, Device, Scheduler
@@ -131,7 +131,11 @@ class Local(LoadedProvider):
         loading.load_libraries(settings, device)
         before = memory.of_process()
         local = cls(*loading.load(settings, device, expected_identity), settings, devices)
-        local.probe(UNBOUNDED, loading.SAMPLE)
+        try:
+            local.probe(UNBOUNDED, loading.SAMPLE)
+        except BaseException:
+            local.close()  # else its device would hold it
+            raise
         after = memory.of_process()
         if before is not None and after is not None:
             local.model_bytes = max(0, after - before)
@@ -328,22 +332,29 @@ class Local(LoadedProvider):
         return ScoreResult(rows, list(map(len, sequences)), timings, self.description)
 
     def _score_late(self, request: ScoreRequest, context: CallContext) -> ScoreResult:
-        """Scores by the vectors of tokens: each query and each document is computed once."""
+        """Scores by the vectors of tokens; each different query is computed once."""
         started = time.monotonic()
         documents = request.documents
         places = {query: at for at, query in enumerate(dict.fromkeys(request.queries))}
-        sequences = self._tokenizer(
-            list(places), self._prompt_for(request, "query"), request.truncate, "query"
-        ) + self._tokenizer(documents, self._prompt_for(request, "document"), request.truncate, "document")
-        rows, timings = self._compute(self._asking(sequences, ("multi-vector",)), started, context)
-        vectors = [row.multi_vector for row in rows]
         asked = [places[query] for query in request.queries]
         if len(asked) == 1:
             asked *= len(documents)
-        scores = maxsim.of_pairs(vectors[: len(places)], vectors[len(places) :], asked, self._means_scores)
-        counts = list(map(len, sequences))
-        counts = [counts[query] + count for query, count in zip(asked, counts[len(places) :], strict=True)]
-        return ScoreResult(scores[:, None], counts, timings, self.description)
+        read, outputs = self._tokenizer, ("multi-vector",)
+        prompts = {task: self._prompt_for(request, task) for task in PROMPT_NAMES}
+        queries = self._asking(read(list(places), prompts["query"], request.truncate, "query"), outputs)
+        texts = self._asking(read(documents, prompts["document"], request.truncate, "document"), outputs)
+        tokenize_ms = (time.monotonic() - started) * 1e3
+        rows, timings = late_scores.scores(
+            queries,
+            texts,
+            asked,
+            lambda sequences: self._compute(sequences, time.monotonic(), context),
+            self.description.token_dimension or 0,
+            self._means_scores,
+        )
+        timings.tokenize_ms += tokenize_ms
+        counts = [len(queries[query]) + len(text) for query, text in zip(asked, texts, strict=True)]
+        return ScoreResult(rows[:, None], counts, timings, self.description)
 
     @property
     def _means_scores(self) -> bool:

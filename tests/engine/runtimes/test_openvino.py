@@ -17,7 +17,8 @@ from openvino import opset15 as ops
 from embedshare.engine import loading
 from embedshare.engine.graph_cache import GraphCache
 from embedshare.engine.metadata import ModelMetadata
-from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, write_graph
+from embedshare.engine.runtimes.heads import DenseHead, ScoresHead
+from embedshare.engine.runtimes.openvino import SINGLE_WIDTHS, OpenVinoRuntime, is_alike, write_graph
 from embedshare.settings import ModelSettings, Settings
 from tests.processes import CACHE, MODEL, convert_once
 
@@ -49,6 +50,15 @@ def prepared() -> None:
     for thread in threading.enumerate():
         if thread.name == "embedshare-shapes":
             thread.join()
+
+
+def test_a_branch_is_right_if_its_vectors_or_scores_are_those_of_the_open_graph() -> None:
+    vector, turned = np.array([[3.0, 4.0]], np.float32), np.array([[3.0, 4.5]], np.float32)
+    assert is_alike(DenseHead(), vector, vector * 1.001)
+    assert not is_alike(DenseHead(), vector, turned)
+    score = np.array([[2.0]], np.float32)
+    assert is_alike(ScoresHead(False), score, score + 0.01)
+    assert not is_alike(ScoresHead(False), score, score * 0.1)
 
 
 def test_rows_are_the_models_while_its_graphs_are_made_and_after(

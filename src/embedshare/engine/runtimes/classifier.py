@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder
 
+from embedshare.engine.runtimes.given_states import GivenStates, States, with_parts
 from embedshare.engine.runtimes.masks import Mask, whole_text
 
 
@@ -67,42 +68,17 @@ class _Head(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, whole: Any, pooler: torch.nn.Module | None) -> None:
         super().__init__()
-        self.given = _Given()
+        self.given = GivenStates()
         self.pooler = pooler
-        self.whole = _with(whole, whole.base_model_prefix, self.given)
+        self.whole = with_parts(whole, {whole.base_model: self.given})
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         tokens = features["token_embeddings"]
         pooled = None if self.pooler is None else self.pooler(tokens)
-        self.given.states = _States((tokens,) if pooled is None else (tokens, pooled))
+        self.given.states = States((tokens,) if pooled is None else (tokens, pooled))
         found = self.whole(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
         logits: torch.Tensor = found.logits
         return logits
-
-
-class _States(tuple[torch.Tensor, ...]):
-    """A transformer's output, by place and by name; what it does not have is None."""
-
-    @property
-    def last_hidden_state(self) -> torch.Tensor:
-        return self[0]
-
-    @property
-    def pooler_output(self) -> torch.Tensor | None:
-        return self[1] if len(self) > 1 else None
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Given(torch.nn.Module):  # type: ignore[misc]
-    """In place of a transformer: its output, computed before."""
-
-    states: _States
-
-    def forward(self, *args: Any, **options: Any) -> _States:
-        return self.states
 
 
 class _FirstToken(torch.nn.Module):  # type: ignore[misc]
@@ -128,11 +104,6 @@ def _without_pooler(transformer: Any) -> tuple[Any, torch.nn.Module | None]:
     activation = getattr(transformer, "pooler_activation", None)
     if isinstance(pooler, torch.nn.Linear) and activation is not None:
         pooler = _FirstToken(pooler, activation)
-    return _with(transformer, "pooler", None), pooler
-
-
-def _with(module: Any, name: str, part: torch.nn.Module | None) -> Any:
-    """The module with another part of this name; all others are the same objects."""
-    made = copy.copy(module)
-    made._modules = {**module._modules, name: part}
-    return made
+    without = copy.copy(transformer)
+    without._modules = {**transformer._modules, "pooler": None}
+    return without, pooler

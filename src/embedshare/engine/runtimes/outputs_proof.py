@@ -9,7 +9,7 @@ import numpy as np
 
 from embedshare.engine import agreement
 from embedshare.engine.agreement import KeptOutputs
-from embedshare.engine.runtimes.proof import MOST, TASKS, Sample, samples_of
+from embedshare.engine.runtimes.proof import MOST, TASKS, Sample, computed, samples_of
 from embedshare.engine.text_outputs import TextOutputs
 from embedshare.errors import UnsupportedModel
 
@@ -51,9 +51,15 @@ class OutputsProof(NamedTuple):
 def prove(
     model: Any, compute: Callable[[list[str], str, str], np.ndarray], outputs: tuple[str, ...]
 ) -> OutputsProof:
-    """What `compute`, a call of the model's library (see library.COMPUTES), makes of each sample alone."""
-    samples = [*samples_of(model), *_for_tasks(model)]
-    expected = [compute([text], prompt, task or "")[0] for text, prompt, task in samples]
+    """What `compute`, a call of the model's library (see library.COMPUTES), makes of each sample alone.
+
+    Samples that the model cannot encode are left out. Raises UnsupportedModel for one that encodes nothing.
+    """
+    samples, expected = computed(
+        [*samples_of(model), *_for_tasks(model)],
+        lambda one: compute([one.text], one.prompt, one.task or "")[0],
+        f"a text into {' and '.join(outputs)} outputs",
+    )
     return OutputsProof(samples, expected, outputs)
 
 

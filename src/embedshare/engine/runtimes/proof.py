@@ -8,8 +8,8 @@ chat template, truncation on the left, a prompt that pooling leaves out.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from embedshare.engine.tokens import LONGEST
 from embedshare.engine.trials import KeptProof, smallest_cosine
 from embedshare.errors import UnsupportedModel
 
+S = TypeVar("S")
+R = TypeVar("R")
 #: The largest difference between two forms of one model in float32, for vectors of length 1.
 MOST = 1e-4
 #: Tokens of the longest text; or the model's longest sequence, or the widest window of its attention.
@@ -96,23 +98,35 @@ def prove(model: SentenceTransformer) -> Proof:
 
     Samples that the model cannot embed are left out. Raises UnsupportedModel for one that embeds no text.
     """
-    samples, rows = [], []
-    failure: Exception | None = None
-    for sample in samples_of(model):
-        try:
-            rows.append(_vector(model, *sample))
-        except Exception as error:  # the model may raise anything
-            logger.debug("sentence-transformers does not embed {!r}: {}", sample, error)
-            failure = failure or error
-            continue
-        if len(rows[-1]) != len(rows[0]):  # parts of a Router may have dimensions of their own
-            rows.pop()
-            continue
-        samples.append(sample)
-    if not rows:
-        raise UnsupportedModel(f"the model does not turn a text into a vector: {failure}")
+    samples, rows = computed(
+        samples_of(model), lambda sample: _vector(model, *sample), "a text into a vector"
+    )
+    # Parts of a Router may have dimensions of their own.
+    fit = [at for at, row in enumerate(rows) if len(row) == len(rows[0])]
+    samples, rows = [samples[at] for at in fit], [rows[at] for at in fit]
     whole = _vector(model, *samples[0], truncate_dim=1 << 30)
     return Proof(samples, np.stack(rows), len(whole))
+
+
+def computed(samples: Iterable[S], compute: Callable[[S], R], what: str) -> tuple[list[S], list[R]]:
+    """The samples that `compute` takes, and its results: a model may raise for some, such as an empty text.
+
+    Raises UnsupportedModel if it takes none: the model does not turn `what`.
+    """
+    taken: list[S] = []
+    results: list[R] = []
+    failure: Exception | None = None
+    for sample in samples:
+        try:
+            results.append(compute(sample))
+        except Exception as error:  # the model may raise anything
+            logger.debug("sentence-transformers fails at {!r}: {}", sample, error)
+            failure = failure or error
+            continue
+        taken.append(sample)
+    if not results:
+        raise UnsupportedModel(f"the model does not turn {what}: {failure}")
+    return taken, results
 
 
 def set_longest(model: Any) -> None:
@@ -130,7 +144,7 @@ def set_longest(model: Any) -> None:
     text = " ".join(map(str, range(positions + 2)))
 
     def runs(longest: int) -> bool:
-        model.max_seq_length = longest
+        _cut_at(model, longest)
         try:
             with torch.inference_mode():
                 model(batch_to_device(model.preprocess([text]), model.device))
@@ -141,11 +155,18 @@ def set_longest(model: Any) -> None:
     longest = min(named, positions)
     if not runs(longest):
         longest = bisect_left(range(longest), True, key=lambda length: not runs(length + 1))
-    model.max_seq_length = longest or named
-    if longest < named:
+    _cut_at(model, longest or named)
+    if 0 < longest < named:
         logger.warning(
             "Cutting texts at {} tokens (the folder names {}, beyond the model's positions)", longest, named
         )
+
+
+def _cut_at(model: Any, longest: int) -> None:
+    """Truncate texts at so many tokens; a processor of texts and images keeps the number in its tokenizer."""
+    model.max_seq_length = longest
+    if "max_length" in model.tokenizer.init_kwargs:
+        model.tokenizer.init_kwargs["max_length"] = longest
 
 
 def shows_windows(model: SentenceTransformer) -> bool:
@@ -212,11 +233,9 @@ def _window(model: SentenceTransformer) -> int:
     one."""
     if not isinstance(model[0], Transformer):
         return 0
-    config = model[0].auto_model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = model.max_seq_length or LONGEST
     widest = 0
-    for name, value in config.to_dict().items():
+    for name, value in _text_config(model).to_dict().items():
         sizes = [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]
         if "block_size" in name:  # BigBird's attention is whole up to eleven blocks
             widest = max([widest, *(12 * size for size in sizes)])
@@ -225,9 +244,15 @@ def _window(model: SentenceTransformer) -> int:
     return widest
 
 
+def _text_config(model: SentenceTransformer) -> Any:
+    """The configuration of the transformer, or of the part of it that reads texts."""
+    config = model[0].auto_model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def _positions(model: SentenceTransformer) -> int | None:
     """The number of learned positions, if the model has any."""
-    named = getattr(model[0].auto_model.config, "max_position_embeddings", None)
+    named = getattr(_text_config(model), "max_position_embeddings", None)
     tables = [
         table.num_embeddings
         for name, table in model[0].auto_model.named_modules()

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from loguru import logger
 from sentence_transformers import CrossEncoder
 
 from embedshare.engine.kept_scores import KeptScores, agreement
 from embedshare.engine.pairs import PairTokenizer
 from embedshare.engine.runtimes.library import predict
-from embedshare.engine.runtimes.proof import samples_of
+from embedshare.engine.runtimes.proof import computed, samples_of
 from embedshare.engine.sequences import PairIds
 from embedshare.errors import UnsupportedModel
 
@@ -69,18 +68,10 @@ def prove(model: CrossEncoder) -> ScoresProof:
 
     Samples that the model cannot score are left out. Raises UnsupportedModel for one that scores nothing.
     """
-    compute, samples, rows = predict(model), [], []
-    failure: Exception | None = None
-    for text, prompt in _samples(model):
-        try:
-            rows.append(compute([text], prompt, "")[0])
-        except Exception as error:  # the model may raise anything
-            logger.debug("sentence-transformers does not score {!r}: {}", text, error)
-            failure = failure or error
-            continue
-        samples.append((text, prompt))
-    if not rows:
-        raise UnsupportedModel(f"the model does not score a pair of texts: {failure}")
+    compute = predict(model)
+    samples, rows = computed(
+        _samples(model), lambda sample: compute([sample[0]], sample[1], "")[0], "a pair of texts into scores"
+    )
     return ScoresProof(samples, np.stack(rows))
 
 

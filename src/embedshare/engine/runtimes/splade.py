@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from transformers.modeling_outputs import BaseModelOutput
 
+from embedshare.engine.runtimes.given_states import GivenStates, States, with_parts
 from embedshare.engine.runtimes.heads import SparseHead
 from embedshare.engine.runtimes.masks import Mask, whole_text
 from embedshare.errors import UnsupportedModel
@@ -69,26 +68,16 @@ def head_of(model: SparseEncoder) -> SparseHead:
     return SparseHead(model[1].pooling_strategy, logs)
 
 
-class _Given(torch.nn.Module):  # type: ignore[misc]
-    """Stands for the transformer in its language model, and returns hidden states that are computed
-    already."""
-
-    hidden: torch.Tensor
-
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=self.hidden)
-
-
 class _BeforeWords(torch.nn.Module):  # type: ignore[misc]
     """The layers of a language model between its transformer and its words."""
 
-    def __init__(self, language_model: Any, given: _Given) -> None:
+    def __init__(self, language_model: Any, given: GivenStates) -> None:
         super().__init__()
         self.language_model = language_model
         self.given = given
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.given.hidden = hidden
+        self.given.states = States((hidden,))
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         states: torch.Tensor = self.language_model(input_ids=ids)[0]
         return states
@@ -98,8 +87,6 @@ def _without(language_model: Any, transformer: Any, words: Any) -> _BeforeWords:
     """The language model without these two parts, over the same weights. Raises UnsupportedModel."""
     if not isinstance(words, torch.nn.Linear) or transformer is language_model:
         raise UnsupportedModel(f"{type(language_model).__name__} does not end with one layer of words")
-    given = _Given()
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in language_model.parameters()}
-    memo |= {id(tensor): tensor for tensor in language_model.buffers()}
-    memo |= {id(transformer): given, id(words): torch.nn.Identity()}
-    return _BeforeWords(copy.deepcopy(language_model, memo), given)
+    given = GivenStates()
+    parts = {transformer: given, words: torch.nn.Identity()}
+    return _BeforeWords(with_parts(language_model, parts), given)

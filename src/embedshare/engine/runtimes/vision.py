@@ -116,7 +116,12 @@ def load(folder: Path, device: str, trust_remote_code: bool, dimension: int) -> 
     if hasattr(transformer, "vision_model") and hasattr(transformer, "text_model"):
         del transformer.text_model  # texts have a runtime of their own
     runtime = VisionRuntime(model, dimension)
-    runtime.check()
+    try:
+        runtime.check()
+    except (UnsupportedModel, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the model and its processor may raise anything
+        raise UnsupportedModel(f"the model does not turn an image into a vector: {error}") from error
     return runtime
 
 

@@ -255,4 +255,6 @@ def _counts(features: dict[str, Any], texts: list[Any]) -> list[int]:
 def _with_own_tokenizer(model: Any) -> Any:
     """A copy of the model with the same weights in memory: texts are counted while it computes others."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
+    own = copy.deepcopy(model, memo)
+    vars(own).pop("preprocess", None)  # a WholeRuntime's, which would keep each text that is counted
+    return own
