@@ -260,8 +260,10 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
     assert known == {
         "dense": ("embedding", ["dense"]),
         "reranker": ("cross-encoder", ["scores"]),
+        "judge": ("cross-encoder", ["scores"]),
         "classifier": ("cross-encoder", ["scores"]),
         "sparse": ("sparse", ["sparse"]),
+        "words": ("sparse", ["sparse"]),
         "tokens": ("multi-vector", ["multi-vector"]),
         "clip": ("embedding", ["dense"]),
         "several": ("embedding", ["dense", "sparse", "multi-vector"]),
