@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from embedshare import roles, scores
+from embedshare import roles
 from embedshare.calls import (
     EmbedRequest,
     EmbedResult,
@@ -332,21 +332,6 @@ def _note(texts: int, found: EmbedResult | ScoreResult | OutputsResult) -> None:
     if tracing.enabled:
         told = {tracing.TEXTS: texts, tracing.TOKENS: found.tokens}
         tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
-
-
-def capabilities(model: ModelDescription | None) -> list[str]:
-    """What a model can do, in lists of models: one that was never loaded is taken for an embedding model."""
-    if model is None:
-        return ["embeddings"]
-    scored = "rerank" if scores.is_reranker(model) else "classification"
-    named = {
-        "dense": ("embeddings",),
-        "sparse": ("sparse embeddings",),
-        "multi-vector": ("multi-vector embeddings", "rerank"),
-        "scores": (scored,),
-    }
-    images = ["images"] if "image" in model.modalities else []
-    return [one for output in model.outputs for one in named[output]] + images
 
 
 def served_name(model_client: ModelClient) -> str:
