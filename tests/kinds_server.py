@@ -8,72 +8,80 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.engine import small_kinds
-from tests.processes import MODEL, ModelServer, convert_once
+from tests.engine import small_kinds, small_models
+from tests.images import small_clip
+from tests.processes import ModelServer
 
 FILE = """
 models:
   local:
-    - id: dense
-      name: {dense}
-      default: true
-    - id: splade
-      name: {splade}
-      dtype: float32
-      aliases: [words]
-    - id: reranker
-      name: {reranker}
-      dtype: float32
-      aliases: [judge]
-    - id: colbert
-      name: {colbert}
-      dtype: float32
-    - id: m3
-      name: {m3}
-      dtype: float32
-    - id: classifier
-      name: {classifier}
-      dtype: float32
+    - {{id: dense, name: {dense}, default: true, preload: true}}
+    - {{id: reranker, name: {reranker}, preload: true, aliases: [judge]}}
+    - {{id: classifier, name: {classifier}, preload: true}}
+    - {{id: sparse, name: {sparse}, preload: true, aliases: [words]}}
+    - {{id: tokens, name: {tokens}, preload: true}}
+    - {{id: clip, name: {clip}, preload: true}}
+    - {{id: several, name: {several}, preload: true}}
+    - {{id: my-query, name: {dense}}}
 """
 
 
+def _dense(folder: Path) -> Path:
+    parts = small_models.pooled(small_models.bert(folder))
+    return small_models.saved(folder, parts, prompts=small_models.PROMPTS)
+
+
+MODELS: dict[str, Any] = {
+    "dense": _dense,
+    "reranker": small_kinds.cross_encoder,
+    "classifier": lambda folder: small_kinds.cross_encoder(folder, labels=3),
+    "sparse": lambda folder: small_kinds.sparse(folder, prompts=small_kinds.PROMPTS),
+    "clip": small_clip.clip,
+    "several": small_kinds.several,
+    "tokens": lambda folder: small_kinds.multi_vector(folder, prompts=small_kinds.PROMPTS),
+}
+
+
 class KindsServer(ModelServer):
-    """The server, with the folders of its models."""
+    """The server, with the folders of its models, in float32 and in torch, which needs no conversion."""
 
     def __init__(self, folder: Path) -> None:
-        self.folders = {
-            "dense": MODEL,
-            "splade": small_kinds.sparse(folder / "splade"),
-            "reranker": small_kinds.cross_encoder(folder / "reranker"),
-            "colbert": small_kinds.multi_vector(folder / "colbert", prompts=small_kinds.PROMPTS),
-            "m3": small_kinds.several(folder / "m3"),
-            "classifier": small_kinds.cross_encoder(folder / "classifier", labels=3),
-        }
+        self.folders: dict[str, Path] = {}
+        for name, make in MODELS.items():
+            (folder / name).mkdir()
+            self.folders[name] = make(folder / name)
         path = folder / "models.yaml"
+        path.touch(0o600)
         path.write_text(FILE.format(**self.folders))
-        path.chmod(0o600)
-        super().__init__(folder, EMBEDDING_MODELS_FILE=str(path))
+        super().__init__(
+            folder, EMBEDDING_MODELS_FILE=str(path), EMBEDDING_DTYPE="float32", EMBEDDING_RUNTIME="torch"
+        )
 
     @functools.cached_property
     def dense(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(MODEL, device="cpu")
+        return SentenceTransformer(str(self.folders["dense"]), device="cpu")
 
     @functools.cached_property
-    def splade(self) -> Any:
+    def sparse(self) -> Any:
         from sentence_transformers import SparseEncoder
 
-        return SparseEncoder(str(self.folders["splade"]), device="cpu")
+        return SparseEncoder(str(self.folders["sparse"]), device="cpu")
 
     def scores(self, model: str, query: str, texts: list[str]) -> list[float]:
-        """Of the reranker or the colbert model, by the library itself."""
+        """Of the reranker or the model of late interaction, by the library itself."""
         if model == "reranker":
             found = self._reranker.predict([(query, text) for text in texts], convert_to_numpy=True)
             return [float(one) for one in found]
-        colbert = self._colbert
-        rows = colbert.similarity(colbert.encode_query([query]), colbert.encode_document(texts))
+        rows = self.tokens.similarity(self.tokens.encode_query([query]), self.tokens.encode_document(texts))
         return [float(one) for one in rows[0]]
+
+    @functools.cached_property
+    def tokens(self) -> Any:
+        from sentence_transformers import MultiVectorEncoder
+
+        return MultiVectorEncoder(str(self.folders["tokens"]), device="cpu")
 
     @functools.cached_property
     def _reranker(self) -> Any:
@@ -81,19 +89,12 @@ class KindsServer(ModelServer):
 
         return CrossEncoder(str(self.folders["reranker"]), device="cpu")
 
-    @functools.cached_property
-    def _colbert(self) -> Any:
-        from sentence_transformers import MultiVectorEncoder
-
-        return MultiVectorEncoder(str(self.folders["colbert"]), device="cpu")
-
 
 @contextmanager
 def kinds_server(folder: Path) -> Iterator[KindsServer]:
     """The server, until the end of the block."""
-    convert_once(MODEL)
     server = KindsServer(folder)
-    server.start()
+    server.start_at_once()
     try:
         yield server
     finally:

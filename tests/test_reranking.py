@@ -64,18 +64,26 @@ def test_other_models_are_refused_with_what_they_can(
 
 
 def test_the_best_score_comes_first_and_equal_ones_keep_their_order() -> None:
-    assert reranking.ordered("abcd", scored([1.0, 3.0, 1.0, 2.0])) == [("b", 3), ("d", 2), ("a", 1), ("c", 1)]
+    found = reranking.ordered("abcd", scored([1.0, 3.0, 1.0, 2.0]))
+    assert [one for one, _ in found] == list("bdac")
     assert reranking.ordered("", scored([])) == []
 
 
-def test_scores_are_those_after_the_models_activation() -> None:
-    [(_, best), (_, other)] = reranking.ordered("ab", scored([0.0, 2.0], activation="Sigmoid"))
+@pytest.mark.parametrize("activation", [None, "Identity", "Sigmoid"])
+def test_a_cross_encoders_scores_are_between_0_and_1_whatever_activation_it_names(activation: Any) -> None:
+    [(_, best), (_, other)] = reranking.ordered("ab", scored([0.0, 2.0], activation=activation))
     assert best == pytest.approx(1 / (1 + np.exp(-2.0)))
     assert other == 0.5
 
 
-def test_scores_that_the_activation_makes_equal_stay_in_their_order() -> None:
-    found = reranking.ordered("abc", scored([30.0, 50.0, 40.0], activation="Sigmoid"))
+def test_similarities_of_late_interaction_stay_as_they_are() -> None:
+    late = scored([3.0, 7.5])
+    late = late._replace(description=model(outputs=("multi-vector",)))
+    assert reranking.ordered("ab", late) == [("b", 7.5), ("a", 3.0)]
+
+
+def test_scores_that_the_sigmoid_makes_equal_stay_in_their_order() -> None:
+    found = reranking.ordered("abc", scored([30.0, 50.0, 40.0]))
     assert found == [("b", 1.0), ("c", 1.0), ("a", 1.0)]
 
 

@@ -33,17 +33,16 @@ def candidates(top_k: int, asked: int | None = None) -> int:
 
 def check(model: ModelDescription) -> None:
     """Raise NotServed unless the model gives a single score of a query and a text."""
-    gives_one = "scores" in model.outputs and len(model.labels) < 2
-    if not gives_one and "multi-vector" not in model.outputs:
+    if not scores.is_reranker(model) and "multi-vector" not in model.outputs:
         raise NotServed(
             f"{model.model_name} cannot rerank, which needs one score of a pair; it gives {model.can}"
         )
 
 
 def ordered(found: Sequence[T], scored: ScoreResult) -> list[tuple[T, float]]:
-    """The candidates with their scores after the model's activation, best first.
+    """The candidates with their scores as `/rerank` shows them (`scores.normalized`), best first.
 
     Equal ones keep the order of the first stage. Raises EngineFailed for a score that is not finite.
     """
-    shown = scores.activated(scored)[:, 0]
+    shown = scores.normalized(scored)[:, 0]
     return [(found[place], float(shown[place])) for place in scores.best_first(scored)]

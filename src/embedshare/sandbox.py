@@ -69,7 +69,13 @@ class Sandbox:
         self, module: str, at_once: int, environment: tuple[str, ...] = (), longest: int = LONGEST
     ) -> None:
         self._module, self._environment, self._longest = module, environment, longest
-        self._places = threading.BoundedSemaphore(at_once)
+        self._at_once = at_once
+        self._begin()
+        platforms.after_fork_in_child(self._begin)
+
+    def _begin(self) -> None:
+        """In a forked process too: work of the parent's threads would hold its places there for ever."""
+        self._places = threading.BoundedSemaphore(self._at_once)
         self._idle: deque[_Child] = deque()
 
     def prepare(self) -> None:

@@ -50,6 +50,11 @@ def check_classifies(model: ModelDescription) -> None:
         raise NotServed(f"{model.model_name} does not classify; it gives {model.can}")
 
 
+def is_reranker(model: ModelDescription) -> bool:
+    """Whether it is a cross-encoder of one score; one of several labels classifies."""
+    return "scores" in model.outputs and len(model.labels) < 2
+
+
 def gives_logits(model: ModelDescription) -> bool:
     """Whether its scores are a cross-encoder's, and not similarities of vectors."""
     return "scores" in model.outputs

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 
-from embedshare.errors import DeadlineExceeded, InvalidImage
+from embedshare import sandbox
+from embedshare.errors import DeadlineExceeded, InvalidImage, Overloaded
 from embedshare.images import decoding
 from embedshare.images.decoding import ImageLimits, Pixels
 from tests.images.small_clip import file_of, picture, turned
@@ -136,3 +137,24 @@ def test_a_process_that_is_killed_costs_at_most_its_own_call() -> None:
 def test_no_image_is_decoded_after_the_deadline() -> None:
     with pytest.raises(DeadlineExceeded):
         decode(FILES["png"], limit_s=0.0)
+
+
+class Slow:
+    """Processes without an answer: at the deadline, or earlier, when the work itself is at its limit."""
+
+    def __init__(self, at_deadline: bool) -> None:
+        self.at_deadline = at_deadline
+
+    def do(self, work: bytes, deadline: float, limit_s: float) -> bytes:
+        while self.at_deadline and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise sandbox.Late("it took too long")
+
+
+def test_an_image_that_waited_for_a_process_is_not_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "DECODE_S", 0.05)
+    monkeypatch.setattr(decoding, "_processes", lambda limits: Slow(at_deadline=True))
+    with pytest.raises(Overloaded, match="image 4 was not decoded: it waited too long"):
+        decode(FILES["png"])
+    monkeypatch.setattr(decoding, "_processes", lambda limits: Slow(at_deadline=False))
+    assert "took over" in refusal(FILES["png"])

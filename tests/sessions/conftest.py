@@ -1,4 +1,4 @@
-"""A session server next to the default model server, for all tests here."""
+"""A session server next to the default model server, and a model server of each kind, for all tests here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from embedshare.grpc.client import SessionClient
+from tests.kinds_server import KindsServer, kinds_server
 from tests.processes import ModelServer
 from tests.session_server import SessionServer, session_server
 
@@ -31,3 +32,9 @@ def session(client: SessionClient) -> Iterator[str]:
     yield name
     if name in [one["session_id"] for one in client.list_sessions()]:
         client.destroy_session(name)
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindsServer]:
+    with kinds_server(tmp_path_factory.mktemp("kinds")) as found:
+        yield found

@@ -20,7 +20,7 @@ from app import create_app
 from embeddingClient import EmbeddingClient
 from embedshare.errors import EmbedshareError, InvalidInput, NotServed, UnknownModel, UnknownSession
 from embedshare.grpc.client import SessionClient
-from tests.kinds_server import KindsServer, kinds_server
+from tests.kinds_server import KindsServer
 from tests.processes import wait_for
 from tests.searching import searching
 from tests.session_server import REAL, SessionServer, session_server
@@ -54,11 +54,10 @@ class Running(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("hybrid")
+def running(kinds: KindsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    models, folder = kinds, tmp_path_factory.mktemp("hybrid")
     with (
         searching() as web,
-        kinds_server(folder) as models,
         session_server(models, folder, REAL) as sessions,
         models.client(EMBEDDING_FALLBACK="none", **web.settings) as client,
     ):
@@ -101,10 +100,11 @@ class Expected:
     def __init__(self, models: KindsServer, ids: dict[str, str]) -> None:
         self.ids = ids
         texts = list(ids)
-        dense = models.dense.encode([QUERY, *texts], normalize_embeddings=True)
-        self.dense = dict(zip(texts, (dense[1:] @ dense[0]).tolist(), strict=True))
-        products = models.splade.similarity(
-            models.splade.encode_query([QUERY]), models.splade.encode_document(texts)
+        [query] = models.dense.encode_query([QUERY], normalize_embeddings=True)
+        rows = models.dense.encode_document(texts, normalize_embeddings=True)
+        self.dense = dict(zip(texts, (rows @ query).tolist(), strict=True))
+        products = models.sparse.similarity(
+            models.sparse.encode_query([QUERY]), models.sparse.encode_document(texts)
         )
         self.sparse = {text: float(one) for text, one in zip(texts, products.to_dense()[0], strict=True)}
 
@@ -162,7 +162,7 @@ def test_filters_and_deletions_hold_for_every_mode(grpc: SessionClient, session:
     assert {one["text"] for one in left} == {one["text"] for one in found[1:]}
 
 
-@pytest.mark.parametrize("model", ["reranker", "colbert"])
+@pytest.mark.parametrize("model", ["reranker", "tokens"])
 @pytest.mark.parametrize("mode", ["dense", "sparse", "hybrid"])
 def test_a_sessions_hits_are_reranked_by_the_models_own_scores(
     running: Running, grpc: SessionClient, session: str, model: str, mode: str
@@ -215,8 +215,8 @@ def test_a_session_without_a_sparse_model_searches_as_it_did_and_can_be_reranked
     for mode in ("sparse", "hybrid"):
         with pytest.raises(InvalidInput, match=f"mode is '{mode}', and the session has no sparse_model"):
             grpc.search("plain", QUERY, mode=mode)
-    scores = running.models.scores("colbert", QUERY, [one["text"] for one in found])
-    best = grpc.search("plain", QUERY, top_k=1, rerank="colbert", rerank_candidates=5)
+    scores = running.models.scores("tokens", QUERY, [one["text"] for one in found])
+    best = grpc.search("plain", QUERY, top_k=1, rerank="tokens", rerank_candidates=5)
     assert best[0]["text"] == found[int(np.argmax(scores))]["text"]
     grpc.destroy_session("plain")
 
@@ -224,15 +224,15 @@ def test_a_session_without_a_sparse_model_searches_as_it_did_and_can_be_reranked
 def test_a_model_of_both_kinds_of_vectors_reads_each_chunk_and_each_query_once(
     running: Running, grpc: SessionClient
 ) -> None:
-    grpc.create_session("both", "m3", sparse_model="m3", chunk_size=CHUNK, chunk_overlap=0)
-    with contextlib.closing(running.client.of_model("m3")) as m3:
-        before = m3.stats()["total_requests"]
+    grpc.create_session("both", "several", sparse_model="several", chunk_size=CHUNK, chunk_overlap=0)
+    with contextlib.closing(running.client.of_model("several")) as several:
+        before = several.stats()["total_requests"]
         put(grpc, "both", LINES[:6])
-        found = grpc.search("both", QUERY, rerank="m3")
-        assert m3.stats()["total_requests"] - before == 6 + 1 + 1  # the last is the reranking's
+        found = grpc.search("both", QUERY, rerank="several")
+        assert several.stats()["total_requests"] - before == 6 + 1 + 1  # the last is the reranking's
         texts = LINES[:6]
-        made = m3.outputs([QUERY, *texts], ("dense", "sparse"), normalize=True)
-        scores = m3.score(QUERY, [one["text"] for one in found]).rows[:, 0].tolist()
+        made = several.outputs([QUERY, *texts], ("dense", "sparse"), normalize=True)
+        scores = several.score(QUERY, [one["text"] for one in found]).rows[:, 0].tolist()
     assert made.dense is not None
     assert made.sparse is not None
     whole = np.zeros((7, made.sparse.width), np.float32)
@@ -265,7 +265,7 @@ def test_a_model_of_both_kinds_of_vectors_reads_each_chunk_and_each_query_once(
         ({"rerank": "nowhere"}, UnknownModel, "nowhere"),
         ({"rerank": "dense"}, NotServed, "cannot rerank.*it gives embeddings"),
         ({"rerank": ""}, NotServed, "cannot rerank"),
-        ({"rerank": "splade"}, NotServed, "it gives sparse embeddings"),
+        ({"rerank": "sparse"}, NotServed, "it gives sparse embeddings"),
         ({"rerank": "classifier"}, NotServed, "it gives classification"),
         ({"rerank": "reranker", "top_k": 5, "rerank_candidates": 4}, InvalidInput, "allowed: 5"),
     ],
@@ -283,7 +283,7 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_searched(
     [
         ({"sparse_model": "dense"}, NotServed, "does not give sparse embeddings; it gives embeddings"),
         ({"sparse_model": "nowhere"}, UnknownModel, "nowhere"),
-        ({"model": "splade"}, NotServed, "does not give embeddings; it gives sparse embeddings"),
+        ({"model": "sparse"}, NotServed, "does not give embeddings; it gives sparse embeddings"),
         ({"model": "reranker"}, NotServed, "does not give embeddings; it gives scores"),
     ],
 )
@@ -300,8 +300,8 @@ def test_a_session_over_http_has_its_sparse_model_and_modes(running: Running) ->
     made = running.http.post(
         "/sessions", json={"session_id": "web", "sparse_model": "words", "chunk_size": 24}
     )
-    assert (made.status_code, made.json["sparse_model"]) == (201, "splade"), made.json
-    assert running.http.get("/sessions/web").json["sparse_model"] == "splade"
+    assert (made.status_code, made.json["sparse_model"]) == (201, "sparse"), made.json
+    assert running.http.get("/sessions/web").json["sparse_model"] == "sparse"
     refused = running.http.post("/sessions/web/search", json={"query": QUERY, "rerank": "nowhere"})
     assert (refused.status_code, refused.json["type"]) == (404, "UnknownModel")
     refused = running.http.post("/sessions/web/search", json={"query": QUERY, "rerank": "dense"})
@@ -311,7 +311,7 @@ def test_a_session_over_http_has_its_sparse_model_and_modes(running: Running) ->
     assert running.http.delete("/sessions/web").status_code == 204
 
 
-@pytest.mark.parametrize("model", ["reranker", "colbert"])
+@pytest.mark.parametrize("model", ["reranker", "tokens"])
 def test_an_indexs_documents_are_reranked_by_the_models_own_scores(running: Running, model: str) -> None:
     made = running.http.post("/index", json={"documents": LINES})
     path = f"/index/{made.json['index']}/search"
@@ -340,7 +340,7 @@ def test_an_index_is_not_searched_for_a_model_that_cannot_rerank(running: Runnin
     assert (answer.status_code, answer.json["type"]) == (400, "InvalidInput")
 
 
-@pytest.mark.parametrize("model", ["reranker", "colbert"])
+@pytest.mark.parametrize("model", ["reranker", "tokens"])
 def test_the_webs_passages_are_reranked_by_the_models_own_scores(running: Running, model: str) -> None:
     first = running.http.post("/search", json={"query": QUERY, "max_results": 100}).json["passages"]
     texts = [f"{one['title']}\n{one['text']}" for one in first]
@@ -367,6 +367,6 @@ def test_only_the_nearest_passages_of_the_web_are_scored(running: Running) -> No
 
 
 def test_the_web_is_not_searched_for_a_model_that_cannot_rerank(running: Running) -> None:
-    for model, status, kind in (("nowhere", 404, "UnknownModel"), ("splade", 400, "NotServed")):
+    for model, status, kind in (("nowhere", 404, "UnknownModel"), ("sparse", 400, "NotServed")):
         answer = running.http.post("/search", json={"query": "failure", "rerank": model})
         assert (answer.status_code, answer.json["type"]) == (status, kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -11,22 +11,17 @@ import pytest
 
 from embedshare.grpc import tei_pb2 as pb
 from embedshare.grpc.tei_pb2_grpc import EmbedStub, InfoStub, PredictStub, RerankStub
-from tests.kinds_server import KindsServer, kinds_server
+from tests.kinds_server import KindsServer
 from tests.session_server import session_server
 
+LIMITS = {"EMBEDDING_MAX_TEXTS": "8", "EMBEDDING_MAX_MESSAGE_BYTES": str(1 << 16)}
 QUERY, TEXTS = "many workers", ["one model", "a quick brown fox", "many workers share a model"]
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindsServer]:
-    with kinds_server(tmp_path_factory.mktemp("kinds")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
 def channel(kinds: KindsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
     with (
-        session_server(kinds, tmp_path_factory.mktemp("sessions")) as running,
+        session_server(kinds, tmp_path_factory.mktemp("sessions"), **LIMITS) as running,
         grpc.insecure_channel(f"127.0.0.1:{running.port}") as found,
     ):
         yield found
@@ -48,8 +43,8 @@ def test_rerank_is_sorted_with_shares_or_own_scores(channel: grpc.Channel, kinds
     stream = (pb.RerankStreamRequest(query=QUERY, text=text, truncate=True) for text in TEXTS)
     streamed = stub.RerankStream(stream, **named("judge"))
     assert [(rank.index, rank.HasField("text")) for rank in streamed.ranks] == [(one, False) for one in order]
-    similar = np.asarray(kinds.scores("colbert", QUERY, TEXTS))
-    late = stub.Rerank(pb.RerankRequest(query=QUERY, texts=TEXTS, truncate=True), **named("colbert"))
+    similar = np.asarray(kinds.scores("tokens", QUERY, TEXTS))
+    late = stub.Rerank(pb.RerankRequest(query=QUERY, texts=TEXTS, truncate=True), **named("tokens"))
     np.testing.assert_allclose([rank.score for rank in late.ranks], np.sort(similar)[::-1], rtol=2e-2)
 
 
@@ -74,33 +69,31 @@ def test_predict_gives_the_labels_of_a_text_and_of_a_pair(channel: grpc.Channel,
 
 
 def test_sparse_and_token_vectors_are_the_library_s(channel: grpc.Channel, kinds: KindsServer) -> None:
-    from sentence_transformers import MultiVectorEncoder
-
     stub = EmbedStub(channel)
     asked = pb.EmbedSparseRequest(inputs=TEXTS[0], truncate=True)
-    found = stub.EmbedSparse(asked, **named("splade")).sparse_embeddings
-    row = kinds.splade.encode([TEXTS[0]], convert_to_sparse_tensor=False).numpy()[0]
+    found = stub.EmbedSparse(asked, **named("sparse")).sparse_embeddings
+    row = kinds.sparse.encode([TEXTS[0]], convert_to_sparse_tensor=False).numpy()[0]
     weights = np.zeros_like(row)
     weights[[one.index for one in found]] = [one.value for one in found]
     np.testing.assert_allclose(weights, row, atol=5e-2)
     [streamed] = stub.EmbedSparseStream(iter([asked]), **named("words"))
     assert streamed.sparse_embeddings == found
     wanted = pb.EmbedAllRequest(inputs=TEXTS[0], truncate=True, prompt_name="query")
-    rows = [one.embeddings for one in stub.EmbedAll(wanted, **named("colbert")).token_embeddings]
-    colbert = MultiVectorEncoder(str(kinds.folders["colbert"]), device="cpu")
-    np.testing.assert_allclose(rows, colbert.encode_query([TEXTS[0]], convert_to_numpy=True)[0], atol=2e-2)
-    assert len(list(stub.EmbedAllStream(iter([wanted] * 2), **named("colbert")))) == 2
+    rows = [one.embeddings for one in stub.EmbedAll(wanted, **named("tokens")).token_embeddings]
+    [expected] = kinds.tokens.encode_query([TEXTS[0]], convert_to_numpy=True)
+    np.testing.assert_allclose(rows, expected, atol=2e-2)
+    assert len(list(stub.EmbedAllStream(iter([wanted] * 2), **named("tokens")))) == 2
 
 
 def test_info_tells_a_reranker_and_a_classifier(channel: grpc.Channel) -> None:
     types = {
         model: InfoStub(channel).Info(pb.InfoRequest(), **named(model)).model_type
-        for model in ("reranker", "classifier", "splade")
+        for model in ("reranker", "classifier", "sparse")
     }
     assert types == {
         "reranker": pb.MODEL_TYPE_RERANKER,
         "classifier": pb.MODEL_TYPE_CLASSIFIER,
-        "splade": pb.MODEL_TYPE_EMBEDDING,
+        "sparse": pb.MODEL_TYPE_EMBEDDING,
     }
 
 
@@ -112,19 +105,32 @@ def test_what_a_model_cannot_do_is_told(channel: grpc.Channel) -> None:
         (rerank.Rerank, pb.RerankRequest(query="a", texts=["b"]), "dense", invalid, "it gives embeddings"),
         (rerank.Rerank, pb.RerankRequest(query="a"), "reranker", invalid, "cannot be empty"),
         (rerank.Rerank, pb.RerankRequest(query="a", texts=["b"]), "gone", unknown, "gone"),
-        (predict.Predict, pb.PredictRequest(inputs="a"), "splade", invalid, "sparse embeddings"),
+        (predict.Predict, pb.PredictRequest(inputs="a"), "sparse", invalid, "sparse embeddings"),
         (predict.PredictPair, pb.PredictPairRequest(inputs=["a"]), "classifier", invalid, "a pair"),
         (embed.EmbedSparse, pb.EmbedSparseRequest(inputs="a"), "dense", invalid, "it gives embeddings"),
-        (
-            embed.EmbedAll,
-            pb.EmbedAllRequest(inputs="a", truncation_direction=left),
-            "colbert",
-            invalid,
-            "end",
-        ),
+        (embed.EmbedAll, pb.EmbedAllRequest(inputs="a", truncation_direction=left), "tokens", invalid, "end"),
         (embed.Embed, pb.EmbedRequest(inputs="a"), "reranker", invalid, "scores of pairs"),
     ):
         with pytest.raises(grpc.RpcError) as raised:
             call(request, **named(model))
         assert raised.value.code() is status, raised.value.details()
         assert said in raised.value.details()
+
+
+def test_a_call_beyond_a_limit_is_refused_before_its_texts_are_scored(channel: grpc.Channel) -> None:
+    stub, how = RerankStub(channel), named("reranker")
+
+    def refusal(call: Callable[[], Any]) -> str:
+        with pytest.raises(grpc.RpcError) as raised:
+            call()
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, raised.value.details()
+        return str(raised.value.details())
+
+    many = pb.RerankRequest(query="a", texts=["b"] * 9)
+    assert "over 8 texts, which EMBEDDING_MAX_TEXTS allows" in refusal(lambda: stub.Rerank(many, **how))
+    stream = [pb.RerankStreamRequest(query="a", text="b")] * 9
+    told = refusal(lambda: stub.RerankStream(iter(stream), **how))
+    assert "over 8 texts, which EMBEDDING_MAX_TEXTS allows" in told
+    long = [pb.RerankStreamRequest(query="a", text="b" * 30_000)] * 3
+    told = refusal(lambda: stub.RerankStream(iter(long), **how))
+    assert "more than 65,536 bytes, which EMBEDDING_MAX_MESSAGE_BYTES allows" in told

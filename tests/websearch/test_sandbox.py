@@ -20,6 +20,7 @@ from embedshare.websearch.ddgs_process import DdgsProcess
 from embedshare.websearch.page_process import PageProcess
 from embedshare.websearch.pipeline import WebSearch
 from embedshare.websearch.types import Page, SearchResult
+from tests.forking import forks, holds_in_forked_child
 from tests.processes import ROOT, SRC, environment, wait_for
 from tests.websearch.site import Quiet, serving
 
@@ -49,6 +50,17 @@ def test_one_process_does_one_piece_of_work_after_another(troubled: Sandbox) -> 
     assert do(troubled, "print not an answer") == "printed"
     assert do(troubled, f"say {'x' * 3_000_000}") == "x" * 3_000_000
     assert do(troubled, "pid") == first
+
+
+@forks
+def test_a_forked_process_has_places_of_its_own() -> None:
+    one = Sandbox("tests.websearch.troubled", at_once=1, environment=("TROUBLED_",))
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(do, one, "hang", 8.0)
+        wait_for(lambda: not one._places._value)
+        assert holds_in_forked_child(lambda: one.do(b"say a", time.monotonic() + 6, LIMIT_S) == b"a")
+        with pytest.raises(Lost):
+            hanging.result()
 
 
 @pytest.mark.parametrize("work", ["crash", "fill", "flood", "unknown"])

@@ -55,7 +55,7 @@ class SessionServer:
         reflection.enable_server_reflection(names, self._server)
 
     def _add_tei(self, calls: TeiCalls, settings: Settings) -> None:
-        embeds, scores = TeiServicer(calls, settings), ScoreServicer(calls, settings.server.max_texts)
+        embeds, scores = TeiServicer(calls, settings), ScoreServicer(calls, settings)
         for add in (
             tei_pb2_grpc.add_InfoServicer_to_server,
             tei_pb2_grpc.add_EmbedServicer_to_server,

@@ -11,12 +11,13 @@ import numpy as np
 
 from embedshare import reranking, scores
 from embedshare.calls import ScoreRequest, ScoreResult
-from embedshare.errors import EmptyInput, InvalidInput
+from embedshare.errors import EmptyInput, InvalidInput, TooLarge
 from embedshare.grpc import interceptors
 from embedshare.grpc import tei_pb2 as pb
 from embedshare.grpc.tei_calls import TeiCalls, check_direction, in_order, metadata
 from embedshare.grpc.tei_pb2_grpc import PredictServicer, RerankServicer
 from embedshare.identity import ModelDescription
+from embedshare.settings import Settings
 
 
 class ScoreServicer(PredictServicer, RerankServicer):
@@ -25,9 +26,9 @@ class ScoreServicer(PredictServicer, RerankServicer):
     The API key of a call must be one for the model.
     """
 
-    def __init__(self, calls: TeiCalls, most_texts: int) -> None:
+    def __init__(self, calls: TeiCalls, settings: Settings) -> None:
         self._calls = calls
-        self._most_texts = most_texts
+        self._most_texts, self._most_bytes = settings.server.max_texts, settings.server.max_message_bytes
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:  # noqa: N802
         return await self._predict(await self._calls.admitted(context), request)
@@ -61,11 +62,17 @@ class ScoreServicer(PredictServicer, RerankServicer):
     ) -> pb.RerankResponse:
         name = await self._calls.admitted(context)
         requests: list[pb.RerankStreamRequest] = []
+        size = 0
         async for request in request_iterator:
             check_direction(request)
             requests.append(request)
-            if len(requests) > self._most_texts:
-                raise InvalidInput(f"a stream has over {self._most_texts:,} texts (EMBEDDING_MAX_TEXTS)")
+            self._check_count(len(requests))
+            size += request.ByteSize()
+            if size > self._most_bytes:
+                raise TooLarge(
+                    f"the stream has more than {self._most_bytes:,} bytes, which EMBEDDING_MAX_MESSAGE_BYTES "
+                    "allows"
+                )
         if not requests:
             raise EmptyInput("there are no texts: send one or more")
         queries, texts = [one.query for one in requests], [one.text for one in requests]
@@ -100,6 +107,7 @@ class ScoreServicer(PredictServicer, RerankServicer):
     ) -> pb.RerankResponse:
         if not texts:
             raise EmptyInput("`texts` cannot be empty: send one text or more")
+        self._check_count(len(texts))
         began = time.monotonic()
         found = await self._scored(name, ScoreRequest(queries, texts, truncate=truncate), reranking.check)
         shown = (scores.raw(found) if how.raw_scores else scores.normalized(found))[:, 0]
@@ -108,6 +116,10 @@ class ScoreServicer(PredictServicer, RerankServicer):
             for index in scores.best_first(found)
         ]
         return pb.RerankResponse(ranks=ranks, metadata=metadata([*queries, *texts], found, began))
+
+    def _check_count(self, texts: int) -> None:
+        if texts > self._most_texts:
+            raise TooLarge(f"the call has over {self._most_texts:,} texts, which EMBEDDING_MAX_TEXTS allows")
 
     async def _scored(
         self, name: str, request: ScoreRequest, check: Callable[[ModelDescription], None]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import embedshare
-from embedshare import roles
+from embedshare import roles, scores
 from embedshare.calls import EmbedRequest, Output, OutputsRequest, OutputsResult
 from embedshare.grpc import interceptors
 from embedshare.grpc import tei_pb2 as pb
@@ -137,4 +137,4 @@ class TeiServicer(InfoServicer, EmbedServicer, TokenizeServicer):
 def _model_type(model: ModelDescription) -> Any:
     if "scores" not in model.outputs:
         return pb.MODEL_TYPE_EMBEDDING
-    return pb.MODEL_TYPE_RERANKER if len(model.labels) < 2 else pb.MODEL_TYPE_CLASSIFIER
+    return pb.MODEL_TYPE_RERANKER if scores.is_reranker(model) else pb.MODEL_TYPE_CLASSIFIER

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from embedshare.errors import FetchFailed, InvalidImage, MissingDependency
+from collections.abc import Mapping
+
+from embedshare.errors import FetchFailed, InvalidImage, MissingDependency, TooLarge
 from embedshare.images import data_url
 from embedshare.settings import Settings
 
@@ -19,7 +21,24 @@ class ImageAddresses:
 
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = settings.server.max_image_bytes
+        self._max_bytes_of_all = settings.server.max_message_bytes
         self._hosts = settings.client.image_hosts
+
+    def contents(self, addresses: Mapping[int, str], deadline: float) -> list[bytes]:
+        """The files of a request's images, by their numbers in it; the rest: as of `content`.
+
+        Raises TooLarge for more bytes than EMBEDDING_MAX_MESSAGE_BYTES, of which no more are held.
+        """
+        files, left = [], self._max_bytes_of_all
+        for number, address in addresses.items():
+            files.append(self.content(address, number, deadline))
+            left -= len(files[-1])
+            if left < 0:
+                raise TooLarge(
+                    f"the images up to number {number} have more than {self._max_bytes_of_all:,} bytes, "
+                    "which EMBEDDING_MAX_MESSAGE_BYTES allows for a request"
+                )
+        return files
 
     def content(self, address: str, number: int, deadline: float) -> bytes:
         """The image's file. A URL is fetched by the moment `deadline` of `time.monotonic()`.

@@ -79,6 +79,10 @@ def decode(image: bytes, number: int, limits: ImageLimits, deadline: float) -> P
     except sandbox.Late:
         if time.monotonic() >= deadline:
             raise DeadlineExceeded(f"image {number} was not decoded in time") from None
+        if time.monotonic() >= until:  # it waited for a process most of the time: the file need not be wrong
+            raise Overloaded(
+                f"image {number} was not decoded: it waited too long", retry_after_s=1.0
+            ) from None
         raise refused(number, f"took over {DECODE_S:g} s to decode") from None
     except sandbox.Lost as error:
         raise refused(number, f"could not be decoded: {error}") from None

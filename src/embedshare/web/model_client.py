@@ -151,16 +151,15 @@ class ModelClient:
     def embed_images(self, addresses: Mapping[int, str], *, dimensions: int | None = None) -> EmbedResult:
         """Vectors of length 1 of images; `addresses`: by their numbers in the request, see ImageAddresses.
 
-        Raises as `embed` does, NotServed for a model that reads no images, and InvalidImage.
+        Raises as `embed` does, NotServed for a model that reads no images, and InvalidImage. TooLarge means
+        that their files together have more bytes than a message, too: a short request can name large ones.
         """
         self._request_limits.check([()] * len(addresses), "images")
         usage.of_texts(len(addresses))
         model = self.description
         if "image" not in model.modalities:  # nothing is fetched for it
             raise NotServed(f"{model.model_name} does not give embeddings of images; it gives {model.can}")
-        until = time.monotonic() + self._timeout_s
-        read = self._image_addresses.content
-        files = [read(address, number, until) for number, address in addresses.items()]
+        files = self._image_addresses.contents(addresses, time.monotonic() + self._timeout_s)
         try:
             found = self._model.embed_images(files, normalize=True, dimensions=dimensions)
         except InvalidImage as error:
@@ -333,21 +332,6 @@ def _note(texts: int, found: EmbedResult | ScoreResult | OutputsResult) -> None:
     if tracing.enabled:
         told = {tracing.TEXTS: texts, tracing.TOKENS: found.tokens}
         tracing.note({**told, tracing.RESPONSE_MODEL: found.description.model_name})
-
-
-def capabilities(model: ModelDescription | None) -> list[str]:
-    """What a model can do, in lists of models: one that was never loaded is taken for an embedding model."""
-    if model is None:
-        return ["embeddings"]
-    scored = "rerank" if len(model.labels) < 2 else "classification"
-    named = {
-        "dense": ("embeddings",),
-        "sparse": ("sparse embeddings",),
-        "multi-vector": ("multi-vector embeddings", "rerank"),
-        "scores": (scored,),
-    }
-    images = ["images"] if "image" in model.modalities else []
-    return [one for output in model.outputs for one in named[output]] + images
 
 
 def served_name(model_client: ModelClient) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 import requests
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from tests.images import small_clip
 from tests.jobs.running import runner_of
 from tests.processes import wait_for
 from tests.web.apis.kinds import Kinds
@@ -189,6 +188,12 @@ def test_a_batch_takes_the_role_too_and_dense_vectors_alone(
     assert "gives dense vectors alone" in gpt.files.content(done.error_file_id).text
 
 
+def test_models_without_dense_vectors_are_not_listed_for_sessions(kinds: Kinds) -> None:
+    listed = kinds.get("/models")
+    assert [one["name"] for one in listed["models"]] == ["dense", "clip", "several", "my-query"]
+    assert {"reranker", "classifier", "sparse", "tokens"} <= {one["id"] for one in listed["data"]}
+
+
 def test_a_job_of_a_model_without_embeddings_is_refused(kinds: Kinds) -> None:
     url = f"{kinds.worker.url}/api/v1/jobs?model=sparse"
     answer = requests.post(url, b'"a text"\n', headers={"Content-Type": "application/jsonl"}, timeout=30)
@@ -276,31 +281,6 @@ def test_a_long_text_is_cut_where_the_request_says(kinds: Kinds, dense: Any) -> 
     for more in ({"truncate": "NONE"}, {"truncate": "NONE", "max_tokens": 500}):
         asked = {"model": "dense", "texts": [TEXTS[0], LONG], **more}
         assert kinds.post("/v2/embed", asked, 413)["type"] == "TooLarge"
-
-
-def test_cohere_s_images_and_texts_share_a_space(kinds: Kinds) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(kinds.folders["clip"]), device="cpu")
-    pictures = [small_clip.picture(seed=seed) for seed in range(2)]
-    urls = [f"data:image/png;base64,{b64encode(small_clip.file_of(one)).decode()}" for one in pictures]
-    expected = unit(model.encode(pictures))
-    client: Any = cohere.ClientV2("none", base_url=kinds.worker.url)
-    asked = {"model": "clip", "input_type": "image", "embedding_types": ["float"]}
-    found = client.embed(images=urls, **asked)
-    np.testing.assert_allclose(found.embeddings.float_, expected, atol=1e-4)
-    inputs = [
-        {"content": [{"type": "image_url", "image_url": {"url": urls[0]}}]},
-        {"content": [{"type": "text", "text": TEXTS[0]}]},
-        {"content": [{"type": "image_url", "image_url": {"url": urls[1]}}]},
-    ]
-    rows = client.embed(inputs=inputs, **asked).embeddings.float_
-    text = unit(model.encode([TEXTS[0]]))
-    np.testing.assert_allclose(rows, np.stack([expected[0], text[0], expected[1]]), atol=1e-4)
-    wrong = {"model": "clip", "images": [urls[0], "data:image/png;base64,AAAA"]}
-    assert kinds.post("/v2/embed", wrong, 422)["type"] == "InvalidImage"
-    both = {"content": [*inputs[0]["content"], *inputs[1]["content"]]}
-    assert kinds.post("/v2/embed", {"model": "clip", "inputs": [both]}, 400)["type"] == "NotServed"
 
 
 @pytest.mark.parametrize(

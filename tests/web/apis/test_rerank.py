@@ -90,6 +90,16 @@ def test_fields_of_a_document_are_ranked_by_in_their_order(kinds: Kinds) -> None
     assert "documents[1] must be a text or have one of the fields text, title" in refused["message"]
 
 
+def test_a_field_that_is_named_many_times_is_read_once(kinds: Kinds) -> None:
+    documents = [{"text": text, "title": "many"} for text in TEXTS[:2]]
+    asked = {"model": "reranker", "query": QUERY, "documents": documents}
+    once = kinds.post("/v1/rerank", {**asked, "rank_fields": ["title", "text"]})
+    often = kinds.post("/v1/rerank", {**asked, "rank_fields": ["title", "text"] * 2000})
+    assert (often["usage"], often["results"]) == (once["usage"], once["results"])
+    wrong = {**asked, "rank_fields": [f"field {number}" for number in range(4000)]}
+    assert len(kinds.post("/v1/rerank", wrong, 400)["message"]) < 400
+
+
 def test_long_documents_are_cut_by_tokens(kinds: Kinds) -> None:
     asked = {"model": "reranker", "query": QUERY, "documents": ["one quick  fox, brown", "many"]}
     cut = kinds.post("/v2/rerank", {**asked, "max_tokens_per_doc": 3})["results"]
@@ -250,8 +260,10 @@ def test_a_model_s_kind_is_told(kinds: Kinds) -> None:
     assert known == {
         "dense": ("embedding", ["dense"]),
         "reranker": ("cross-encoder", ["scores"]),
+        "judge": ("cross-encoder", ["scores"]),
         "classifier": ("cross-encoder", ["scores"]),
         "sparse": ("sparse", ["sparse"]),
+        "words": ("sparse", ["sparse"]),
         "tokens": ("multi-vector", ["multi-vector"]),
         "clip": ("embedding", ["dense"]),
         "several": ("embedding", ["dense", "sparse", "multi-vector"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import uuid4
 
@@ -11,14 +12,15 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from embedshare import roles
-from embedshare.calls import EmbedResult, Inputs, placed
+from embedshare.calls import EmbedResult, Inputs
 from embedshare.errors import EmptyInput, InvalidImage, InvalidInput, NotServed
 from embedshare.quantization import quantize
 from embedshare.roles import Role
 from embedshare.telemetry import request_ids
-from embedshare.web import body, openapi, truncation
+from embedshare.web import body, images, openapi, truncation
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, in_base64
 from embedshare.web.errors import JSON, CohereError
+from embedshare.web.images import Part
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
@@ -99,10 +101,6 @@ class Image(NamedTuple):
     """An image of a request."""
 
     url: str
-
-
-#: The numbers of texts or images, and their vectors.
-_Part = tuple[list[int], EmbedResult]
 
 
 class CohereMeta(msgspec.Struct):
@@ -212,27 +210,44 @@ def _embedded(model_client: ModelClient, items: list[str | Image], asked: Cohere
     """Vectors of length 1 in the items' order, all of one model."""
     texts = {number: item for number, item in enumerate(items) if isinstance(item, str)}
     urls = {number: item.url for number, item in enumerate(items) if isinstance(item, Image)}
-    parts: list[_Part] = []
-    if urls:  # first: a model of texts refuses them
-        parts.append((list(urls), model_client.embed_images(urls, dimensions=_dimensions(asked))))
-    if texts:
-        role = _ROLES.get(asked.input_type)
-        parts += _of_texts(model_client if role is None else model_client.for_role(role), texts, asked)
-    if len({part.identity for _, part in parts}) > 1:  # the model was replaced meanwhile
-        return _embedded(model_client, items, asked)
-    return placed(parts)
+    role = _ROLES.get(asked.input_type)
+    of_role = model_client if role is None else model_client.for_role(role)
+    of_texts = partial(_of_texts, of_role, texts, asked) if texts else None
+    return images.embed_both(model_client, urls, of_texts, _dimensions(asked))
 
 
-def _of_texts(model_client: ModelClient, texts: dict[int, str], asked: CohereRequest) -> list[_Part]:
-    """Vectors of texts by their numbers. Where they are truncated by their tokens, long ones are embedded as
-    token ids."""
-    side, dimensions, whole = asked.truncate or "END", _dimensions(asked), list(texts.values())
+def _of_texts(
+    model_client: ModelClient, texts: dict[int, str], asked: CohereRequest
+) -> tuple[set[str], list[Part]]:
+    """The models that read the texts, and the texts' vectors by their numbers.
+
+    Where texts are truncated by their tokens, long ones are embedded as token ids.
+    """
+    side, dimensions = asked.truncate or "END", _dimensions(asked)
     if side != "START" and asked.max_tokens is None:
-        found = model_client.embed(whole, normalize=True, dimensions=dimensions, truncate=side == "END")
-        return [(list(texts), found)]
-    longest = model_client.description.max_seq_length
+        found = model_client.embed(
+            list(texts.values()), normalize=True, dimensions=dimensions, truncate=side == "END"
+        )
+        return {found.identity}, [(list(texts), found)]
+    model = model_client.description
+    inputs = _by_tokens(model_client, model.max_seq_length, texts, asked)
+    parts = [
+        (numbers, model_client.embed(part, normalize=True, dimensions=dimensions))
+        for numbers, part in inputs
+        if numbers
+    ]
+    # `model` too: another one reads its token ids as other texts
+    return {model.identity, *(found.identity for _, found in parts)}, parts
+
+
+def _by_tokens(
+    model_client: ModelClient, longest: int, texts: dict[int, str], asked: CohereRequest
+) -> list[tuple[list[int], Inputs]]:
+    """The texts that are short enough, and the token ids of what is left of the others; `longest`: the
+    model's longest sequence. Raises TooLarge."""
+    side = asked.truncate or "END"
     most = longest if asked.max_tokens is None else min(int(asked.max_tokens), longest)
-    tokens = dict(zip(texts, model_client.tokenized(whole), strict=True))
+    tokens = dict(zip(texts, model_client.tokenized(list(texts.values())), strict=True))
     if side == "NONE":
         truncation.check_length(tokens, most)
     prompt_chars = len(model_client.prompt)
@@ -242,15 +257,7 @@ def _of_texts(model_client: ModelClient, texts: dict[int, str], asked: CohereReq
         for number, one in tokens.items()
         if len(one) > most
     }
-    inputs: list[tuple[list[int], Inputs]] = [
-        (list(short), list(short.values())),
-        (list(long), list(long.values())),
-    ]
-    return [
-        (numbers, model_client.embed(part, normalize=True, dimensions=dimensions))
-        for numbers, part in inputs
-        if numbers
-    ]
+    return [(list(short), list(short.values())), (list(long), list(long.values()))]
 
 
 def _dimensions(asked: CohereRequest) -> int | None:

@@ -12,8 +12,9 @@ from embedshare.calls import EmbedResult
 from embedshare.errors import UnknownModel
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import REFUSED, dumped
+from embedshare.web.capabilities import capabilities
 from embedshare.web.errors import JSON, ServiceError
-from embedshare.web.model_client import ModelClient, capabilities
+from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 

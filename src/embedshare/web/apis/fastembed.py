@@ -98,7 +98,8 @@ class ListedModel(msgspec.Struct):
 
 
 class ListedModels(msgspec.Struct):
-    """The models that the caller may use. `object` and `data` are for OpenAI's clients."""
+    """The models that the caller may use. `models`: those of sessions, with dense vectors or not loaded yet;
+    `object` and `data`, of all models, are for OpenAI's clients."""
 
     models: list[ListedModel]
     object: Literal["list"]
@@ -158,11 +159,12 @@ def blueprint(
     @routes.get("/models", scopes=("embed", "search"), **_DECLARED)
     @openapi.describe({200: ListedModels}, errors=errors.OF_THE_MODEL)
     def list_models() -> Response:
-        """The models, for sessions too; none is loaded for this."""
+        """The models of sessions, and all; none is loaded for this."""
         usable = models.all()
+        for_sessions = [one for one in usable if one.known is None or "dense" in one.known.outputs]
         names = {name: one for one in usable for name in one.names}
         data = [openai.described(*named, created) for named in names.items()]
-        return body.answer(ListedModels(list(map(_listed, usable)), "list", data))
+        return body.answer(ListedModels(list(map(_listed, for_sessions)), "list", data))
 
     return routes
 

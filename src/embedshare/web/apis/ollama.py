@@ -16,9 +16,10 @@ from embedshare.errors import InvalidInput, TooLarge, UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
 from embedshare.web.apis.embed import dumped
+from embedshare.web.capabilities import capabilities
 from embedshare.web.errors import JSON
 from embedshare.web.guards import auth
-from embedshare.web.model_client import LATEST, Loaded, ModelClient, capabilities
+from embedshare.web.model_client import LATEST, Loaded, ModelClient
 from embedshare.web.models import Models
 from embedshare.web.routes import Tag
 

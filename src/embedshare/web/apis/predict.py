@@ -11,12 +11,14 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from embedshare import scores
+from embedshare.calls import ScoreResult
 from embedshare.errors import EmptyInput, InvalidInput
 from embedshare.web import body, openapi
 from embedshare.web.apis.embed import REFUSED_AS_TEI, dumped, named
 from embedshare.web.errors import JSON, TeiError
 from embedshare.web.model_client import ModelClient
 from embedshare.web.models import Models
+from embedshare.web.one_model import answered_by_one
 from embedshare.web.routes import Tag
 
 #: A text alone, or two as a pair.
@@ -93,19 +95,22 @@ def _scored(
     scores.check_classifies(model_client.description)
     pairs = [number for number, one in enumerate(sequences) if len(one) == 2]
     alone = [number for number, one in enumerate(sequences) if len(one) == 1]
-    parts = []
-    for numbers in filter(None, (pairs, alone)):
+    order = np.argsort([*pairs, *alone])
+
+    def score(numbers: list[int]) -> ScoreResult:
         queries = [sequences[number][0] for number in numbers] if numbers is pairs else []
         documents = [sequences[number][-1] for number in numbers]
-        found = model_client.score(queries, documents, truncate=asked.truncate is not False)
-        parts.append((numbers, found))
-    if len({part.identity for _, part in parts}) > 1:  # the model was replaced between the two
-        return _scored(model_client, sequences, asked)
+        return model_client.score(queries, documents, truncate=asked.truncate is not False)
+
+    def ask() -> tuple[set[str], list[ScoreResult]]:
+        parts = [score(numbers) for numbers in (pairs, alone) if numbers]
+        return {part.identity for part in parts}, parts
+
+    parts = answered_by_one(ask)
     rows = np.concatenate(
-        [scores.raw(found) if asked.raw_scores else scores.normalized(found) for _, found in parts]
+        [scores.raw(part) if asked.raw_scores else scores.normalized(part) for part in parts]
     )
-    order = np.argsort([number for numbers, _ in parts for number in numbers])
-    return rows[order], parts[0][1].description.labels
+    return rows[order], parts[0].description.labels
 
 
 def _predictions(row: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -104,6 +104,8 @@ class RerankAnswer(msgspec.Struct):
     meta: RerankMeta
 
 
+#: Characters of an error that repeat what a request names.
+_MOST_SAID = 200
 _OF_TEXTS, _OF_DOCUMENTS = (
     '{"query": "a query", "texts": ["a text"]}',
     '{"query": "a query", "documents": ["a text"]}',
@@ -206,18 +208,21 @@ def _answer(found: ScoreResult, results: list[dict[str, Any]], version: str) -> 
 
 def _texts(documents: list[Document], fields: list[str]) -> list[str]:
     """The text of each document. Raises InvalidInput for one without any of the fields."""
-    texts = []
-    for number, document in enumerate(documents):
-        if isinstance(document, str):
-            texts.append(document)
-            continue
-        parts = [str(document[field]) for field in fields if document.get(field) is not None]
-        if not parts:
-            raise InvalidInput(
-                f"documents[{number}] must be a text or have one of the fields {', '.join(fields)}"
-            )
-        texts.append("\n".join(parts))
-    return texts
+    places = {field: place for place, field in enumerate(dict.fromkeys(fields))}
+    return [_text(number, document, places) for number, document in enumerate(documents)]
+
+
+def _text(number: int, document: Document, places: dict[str, int]) -> str:
+    """A document's text by the places of the fields. A field that is named twice counts once: a short
+    request would make a huge text of it."""
+    if isinstance(document, str):
+        return document
+    there = sorted((field for field in document if field in places), key=places.__getitem__)
+    parts = [str(document[field]) for field in there if document[field] is not None]
+    if not parts:
+        named = ", ".join(places)[:_MOST_SAID]
+        raise InvalidInput(f"documents[{number}] must be a text or have one of the fields {named}")
+    return "\n".join(parts)
 
 
 def _shown(document: Document) -> dict[str, Any]:

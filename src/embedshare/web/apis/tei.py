@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response
 
-from embedshare import __version__
+from embedshare import __version__, scores
 from embedshare.errors import UnknownModel
 from embedshare.identity import ModelDescription
 from embedshare.web import body, errors, openapi
@@ -106,4 +106,4 @@ def _model_type(model: ModelDescription) -> dict[str, dict[str, Any]]:
         "id2label": {str(number): label for number, label in enumerate(model.labels)},
         "label2id": {label: number for number, label in enumerate(model.labels)},
     }
-    return {"reranker" if len(model.labels) < 2 else "classifier": labels}
+    return {"reranker" if scores.is_reranker(model) else "classifier": labels}
