@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ class Connections:
 
     `key` is called for each new connection, so that a replaced key is found. `caller` describes this process
     to the server. `notice_hang`: a late call ends with ServerHung if a new connection gets no answer either.
-    Without it each call waits until its deadline.
+    Without it each call waits until its deadline. `local`: the file that the server may listen on too.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class Connections:
         key: Callable[[], bytes],
         caller: Callable[[], codec.Caller],
         notice_hang: bool = False,
+        local: Path | None = None,
     ) -> None:
         self._settings = settings
+        self._local_socket = local
         self._key = key
         self._caller = caller
         self.reconnects = 0
@@ -352,7 +355,7 @@ class Connections:
             connection.model = welcome.model
 
     def _connect(self, deadline: float) -> Connection:
-        connection = Client(self._settings.address, self._key(), deadline)
+        connection = Client(self._settings.address, self._key(), deadline, self._local_socket)
         try:
             self._agree(connection, deadline)
         except BaseException as error:
