@@ -131,8 +131,7 @@ class Connections:
         ServerUnavailable if the connection broke, and
         DeadlineExceeded. After either the call may be sent again: calls are idempotent.
         """
-        needs_description = not isinstance(call, codec.Undescribed)
-        return self._answer(_Message(call, model, request, raw, is_check, needs_description), deadline)
+        return self._answer(_Message(call, model, request, raw, is_check, call.needs_description), deadline)
 
     def describe(self, model: MetModel, deadline: float) -> ModelDescription:
         """Have the server describe `model`, which meets the description. Raises what `call` raises."""
@@ -162,12 +161,12 @@ class Connections:
             # The server was restarted since the last call: that costs a connection, not a failed try.
             sent = self._sent(message, deadline)
         connection, described, answer, rows = sent
+        if isinstance(answer, codec.Reply):
+            return answer.value
         if isinstance(answer, codec.Failure):
             if answer.id != message.call.id:  # about the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
-        if isinstance(answer, codec.Reply):
-            return answer.value
         return rows, answer, described
 
     def _sent(
@@ -242,7 +241,7 @@ class Connections:
     def _encoded(self, message: _Message, described: ModelDescription | None, version: int) -> bytes:
         """The bytes of a call. Raises TooLarge, InvalidInput, NotServed for a server before its version."""
         call, model = message.call, message.model
-        if isinstance(call, codec.OfVersion5):
+        if call.since > version:
             protocol.check_outputs(version)
         if version == 1:
             data = codec.encode(codec.for_version_1(call))
@@ -404,30 +403,24 @@ def _exchange(
     connection.last_answer = time.monotonic()
     if answer.id != call.id and not (isinstance(answer, codec.Failure) and answer.id == 0):
         raise ProtocolError(f"the answer to call {answer.id} came for call {call.id}")
+    if isinstance(answer, codec.Rows):
+        return answer, _rows(connection, call, answer)
+    if isinstance(answer, codec.Reply):
+        return answer, None
     if isinstance(answer, codec.Hits):
         return answer, _hits(connection, call, answer.count)
     if isinstance(answer, codec.Arrays):
         return answer, _outputs(connection, call, answer, described)
-    if not isinstance(answer, codec.Rows):
-        return answer, None
-    expected = _rows_of(call)
-    if answer.count != expected or not 0 <= answer.dimension <= 1 << 20:
-        raise ProtocolError(f"{answer.count} rows of {answer.dimension} came for {expected} texts")
+    return answer, None
+
+
+def _rows(connection: Connection, call: codec.Call, answer: codec.Rows) -> np.ndarray:
+    if answer.count != call.rows or not 0 <= answer.dimension <= 1 << 20:
+        raise ProtocolError(f"{answer.count} rows of {answer.dimension} came for {call.rows} texts")
     rows = np.empty((answer.count, answer.dimension), np.float32)
     if rows.nbytes:
         connection.recv_into(rows.data.cast("B"))
-    return answer, rows
-
-
-def _rows_of(call: codec.Call) -> int:
-    """The number of rows in a call's answer."""
-    if isinstance(call, codec.Encode):
-        return len(call.texts)
-    if isinstance(call, codec.Score):
-        return len(call.documents)
-    if isinstance(call, codec.EncodeImages):
-        return len(call.sizes)
-    return len(call.sequences) if isinstance(call, codec.EncodeTokens) else 0
+    return rows
 
 
 def _outputs(

@@ -210,7 +210,7 @@ class CallServer(managers.Server):
             call = message.call if isinstance(message, codec.Routed) else message
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
-            size = call.raw_bytes if isinstance(call, codec.WithRaw) else 0
+            size = call.raw_bytes
             if size > self._settings.max_message_bytes:
                 allowed = self._settings.max_message_bytes
                 raise ProtocolError(f"{size:,} raw bytes were announced; at most {allowed:,} are read")
@@ -296,14 +296,13 @@ class CallServer(managers.Server):
         answered = time.monotonic()
         data = codec.encode(answer)
         encoded = time.monotonic()
-        if isinstance(answer, codec.Rows | codec.Arrays):
+        counts = None if isinstance(answer, codec.Reply) else getattr(answer, "token_counts", None)
+        if counts is not None:
             self._service.note_wire(decoded - received, encoded - answered)
         connection.set_deadline(encoded + MESSAGE_S)
         connection.send_bytes(data, *rows)
-        count = len(answer.token_counts) if isinstance(answer, codec.Rows | codec.Arrays) else 0
-        logger.debug(
-            "Answered {} of {} texts in {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3
-        )
+        took_ms = (encoded - received) * 1e3
+        logger.debug("Answered {} of {} texts in {:.1f} ms", _method_of(call), len(counts or ()), took_ms)
         return OK
 
     def _authenticate(self, connection: Connection) -> bool:
@@ -353,7 +352,8 @@ def _span(
 
 def _method_of(call: codec.Call) -> str:
     """The name of a call, one of a few."""
-    if isinstance(call, codec.Query):
-        what = protocol.DESCRIBE if protocol.offered(call.what) else call.what
-        return what if what in codec.QUERIES else "unknown"
-    return type(call).__name__.lower()
+    if not isinstance(call, codec.Query):
+        return type(call).__name__.lower()
+    if call.what in codec.QUERIES:
+        return call.what
+    return protocol.DESCRIBE if protocol.offered(call.what) else "unknown"
