@@ -92,7 +92,7 @@ def serve(settings: Settings, autostarted: bool = False) -> None:
     if kept is not None:
         _keep_the_models(settings, kept, service, pool, stop, source, rows)
     try:
-        server = CallServer(service, settings.server, key, callers, stop)
+        server = CallServer(service, settings.server, key, callers, stop, authkey.local_socket(settings))
     except OSError as error:  # another server has taken the port meanwhile
         raise _port_unavailable("the model server", *settings.server.address, error) from None
     if settings.server.metrics_port:

@@ -39,7 +39,7 @@ from embedshare.errors import EmbedshareError, InvalidImage, InvalidSetting, Mis
 from embedshare.identity import ModelDescription
 from embedshare.images.numbering import renumbered
 from embedshare.ipc import codec
-from embedshare.ipc.authkey import client_key
+from embedshare.ipc.authkey import client_key, local_socket
 from embedshare.ipc.callers import this_process
 from embedshare.ipc.connection import Connections, MetModel
 from embedshare.providers.base import Provider, not_served
@@ -246,7 +246,7 @@ class Embedder:
     def new_connections(self, notice_hang: bool = False) -> Connections:
         """Further connections to the server, by the settings."""
         key, caller = partial(client_key, self.settings), lambda: this_process(self.program)
-        return Connections(self.settings.server, key, caller, notice_hang)
+        return Connections(self.settings.server, key, caller, notice_hang, local_socket(self.settings))
 
     def to_model(self, call: codec.Call, deadline: float) -> Any:
         """The server's answer to a call about this client's model, whichever it is; tried once, on a

@@ -16,6 +16,8 @@ from embedshare.settings import Settings
 
 #: Keys in public code, which everyone knows.
 PUBLISHED_KEYS = frozenset({"embedding_secret"})
+#: Hosts by which a server listens on every address of its machine.
+EVERY_ADDRESS = ("0.0.0.0", "::")
 #: A shorter key can be guessed from an overheard handshake.
 LEAST_KEY_BYTES = 16
 #: Errors of the file or its path. Others, such as too many open files, pass after a while.
@@ -99,6 +101,17 @@ def key_file(settings: Settings) -> Path:
             f"{error.strerror}; set EMBEDDING_AUTHKEY_FILE to a file in a folder that this user can "
             "write to"
         ) from None
+
+
+def local_socket(settings: Settings) -> Path | None:
+    """The file that a server of this machine listens on next to its port; None for one on another machine, or
+    without a folder for the key."""
+    if not settings.server.on_loopback and settings.server.host not in EVERY_ADDRESS:
+        return None
+    try:
+        return key_file(settings).with_name(f"server-{settings.server.port}.sock")
+    except InsecureKey:
+        return None
 
 
 def _check_own(settings: Settings, key: str) -> None:

@@ -7,7 +7,7 @@ into the arrays that it returns.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -32,7 +32,32 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 PROGRAM_LENGTH = 64
 
 
-class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True):
+class _Call(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A call of the server. What is true of all calls of a kind is an attribute of its class: a look at it
+    takes a fifth of the time of an isinstance, which for msgspec's classes asks their metaclass."""
+
+    id: int
+    time_left_s: float
+    """Seconds until the caller stops waiting."""
+
+    since: ClassVar[int] = 1
+    """The first version of the protocol that has it."""
+
+    needs_description: ClassVar[bool] = True
+    """Whether its caller must know its model."""
+
+    @property
+    def raw_bytes(self) -> int:
+        """The size of the raw bytes that follow its message."""
+        return 0
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in an answer that consists of Rows."""
+        return 0
+
+
+class Encode(_Call, tag=1):
     """Embed `texts`.
 
     `time_left_s`: seconds until the caller stops waiting; `request_id`: the request that the call belongs to.
@@ -40,8 +65,6 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
     version 1 lacks it (see `encode` and `for_version_1`).
     """
 
-    id: int
-    time_left_s: float
     texts: list[str]
     prompt: str
     normalize: bool
@@ -50,16 +73,19 @@ class Encode(msgspec.Struct, tag=1, array_like=True, forbid_unknown_fields=True)
     truncate: bool = True
     task: Task | None = None
 
+    @property
+    def rows(self) -> int:
+        """See _Call."""
+        return len(self.texts)
 
-class Tokenize(msgspec.Struct, tag=2, array_like=True, forbid_unknown_fields=True):
+
+class Tokenize(_Call, tag=2):
     """The token ids of `texts`, special tokens included, truncated at the model's longest sequence.
 
     `detailed`: the fields of an engine.sequences.Token in place of each id, without truncation, and special
     tokens as `special_tokens` says.
     """
 
-    id: int
-    time_left_s: float
     texts: list[str]
     prompt: str
     request_id: RequestId | None = None
@@ -74,11 +100,11 @@ class Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     program: Annotated[str, msgspec.Meta(max_length=PROGRAM_LENGTH, pattern=r"^[ -~]+\Z")]
 
 
-class Query(msgspec.Struct, tag=3, array_like=True, forbid_unknown_fields=True):
+class Query(_Call, tag=3):
     """A query about the server; `what` is one of QUERIES."""
 
-    id: int
-    time_left_s: float
+    needs_description: ClassVar[bool] = False
+
     what: str
     caller: Caller | None = None
 
@@ -93,19 +119,19 @@ class ModelSettings(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     """The version of the database's settings that this changes."""
 
 
-class Swap(msgspec.Struct, tag=4, array_like=True, forbid_unknown_fields=True):
+class Swap(_Call, tag=4):
     """Replace the model by `model_name` for every caller; by default with the present one's options.
 
     Answered by a Reply with the fields of the new model's ModelDescription, and `seconds`.
     """
 
-    id: int
-    time_left_s: float
+    needs_description: ClassVar[bool] = False
+
     model_name: str
     settings: ModelSettings | None = None
 
 
-class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
+class Put(_Call, tag=5):
     """Vectors of a vector index: `count` int64 ids and `count` x `dimension` float32 values follow this
     message as raw little-endian bytes.
 
@@ -113,8 +139,6 @@ class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
     version with them. Answered by a Reply with the index's count.
     """
 
-    id: int
-    time_left_s: float
     index: IndexName
     identity: Annotated[str, msgspec.Meta(max_length=128)]
     version: int
@@ -127,15 +151,13 @@ class Put(msgspec.Struct, tag=5, array_like=True, forbid_unknown_fields=True):
 
     @property
     def raw_bytes(self) -> int:
-        """The size of the bytes that follow."""
+        """See _Call."""
         return self.count * (8 + 4 * self.dimension)
 
 
-class Search(msgspec.Struct, tag=6, array_like=True, forbid_unknown_fields=True):
+class Search(_Call, tag=6):
     """Embed `text` and find its `k` nearest in an index. Answered by Hits."""
 
-    id: int
-    time_left_s: float
     index: IndexName
     version: int
     text: str
@@ -149,48 +171,47 @@ class Search(msgspec.Struct, tag=6, array_like=True, forbid_unknown_fields=True)
         return [self.text]
 
 
-class Remove(msgspec.Struct, tag=7, array_like=True, forbid_unknown_fields=True):
+class Remove(_Call, tag=7):
     """Remove vectors from an index of version `before`, which becomes `version`.
 
     Answered by a Reply with their number.
     """
 
-    id: int
-    time_left_s: float
     index: IndexName
     before: int
     version: int
     ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]]
 
 
-class Inspect(msgspec.Struct, tag=8, array_like=True, forbid_unknown_fields=True):
+class Inspect(_Call, tag=8):
     """Describe an index. Answered by a Reply with its version, count, kind, built, recall, bytes."""
 
-    id: int
-    time_left_s: float
     index: IndexName
 
 
-class Forget(msgspec.Struct, tag=9, array_like=True, forbid_unknown_fields=True):
+class Forget(_Call, tag=9):
     """Drop indexes. Answered by a Reply with the number of those that existed."""
 
-    id: int
-    time_left_s: float
+    needs_description: ClassVar[bool] = False
+
     indexes: list[IndexName]
 
 
-class EncodeTokens(msgspec.Struct, tag=10, array_like=True, forbid_unknown_fields=True):
+class EncodeTokens(_Call, tag=10):
     """Embed sequences of token ids, as they are: the caller adds special tokens. Answered by Rows."""
 
-    id: int
-    time_left_s: float
     sequences: list[list[TokenId]]
     normalize: bool
     truncate_dim: int | None
     request_id: RequestId | None = None
 
+    @property
+    def rows(self) -> int:
+        """See _Call."""
+        return len(self.sequences)
 
-class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True):
+
+class Manage(_Call, tag=11):
     """Change which models are loaded: `model` is a name of one, "" the default's; `reload` reads the registry
     again. `clear cache` drops the cached vectors of the model, `clear caches` those of all; `warm cache` and
     `warm caches` embed the most asked texts of the last day.
@@ -200,8 +221,8 @@ class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True
     them; for caches with the number of vectors or texts.
     """
 
-    id: int
-    time_left_s: float
+    needs_description: ClassVar[bool] = False
+
     action: Literal[
         "load", "unload", "pin", "unpin", "reload", "clear cache", "clear caches", "warm cache", "warm caches"
     ]
@@ -209,7 +230,7 @@ class Manage(msgspec.Struct, tag=11, array_like=True, forbid_unknown_fields=True
     keep_alive_s: Annotated[float, msgspec.Meta(ge=-1, le=1e9)] | None = None
 
 
-class SetModels(msgspec.Struct, tag=13, array_like=True, forbid_unknown_fields=True):
+class SetModels(_Call, tag=13):
     """Serve these models, the fields of rows of the settings' database, in place of all; for none, those that
     the server serves without rows.
 
@@ -217,35 +238,35 @@ class SetModels(msgspec.Struct, tag=13, array_like=True, forbid_unknown_fields=T
     of all, as "models" has them.
     """
 
-    id: int
-    time_left_s: float
+    needs_description: ClassVar[bool] = False
+
     models: list[dict[str, Any]]
     version: int
 
 
-class ClearTexts(msgspec.Struct, tag=14, array_like=True, forbid_unknown_fields=True):
+class ClearTexts(_Call, tag=14):
     """Drop the cached vectors of `texts`, whatever they were embedded for: without a prompt, with each of the
     model's and with `prompt`. `model`: as of Manage.
 
     Answered by a Reply with the number of vectors.
     """
 
-    id: int
-    time_left_s: float
+    needs_description: ClassVar[bool] = False
+
     texts: list[str]
     model: ModelName = ""
     prompt: str | None = None
 
 
-class Score(msgspec.Struct, tag=16, array_like=True, forbid_unknown_fields=True):
+class Score(_Call, tag=16):
     """Score `documents`, from version 5 on: alone, all for one query, or each for its own.
 
     `prompt`: None for a multi-vector model's own of queries and of documents. Answered by Rows, a row for
     each document: logits, or similarities of a multi-vector model.
     """
 
-    id: int
-    time_left_s: float
+    since: ClassVar[int] = 5
+
     queries: list[str]
     documents: list[str]
     prompt: str | None
@@ -256,15 +277,20 @@ class Score(msgspec.Struct, tag=16, array_like=True, forbid_unknown_fields=True)
     def texts(self) -> list[str]:
         return [*self.queries, *self.documents]
 
+    @property
+    def rows(self) -> int:
+        """See _Call."""
+        return len(self.documents)
 
-class EncodeOutputs(msgspec.Struct, tag=17, array_like=True, forbid_unknown_fields=True):
+
+class EncodeOutputs(_Call, tag=17):
     """Embed `texts` and give several outputs of one pass, from version 5 on. Answered by Arrays.
 
     The fields are those of calls.OutputsRequest; `truncate_dim` is its `dimensions`.
     """
 
-    id: int
-    time_left_s: float
+    since: ClassVar[int] = 5
+
     texts: list[str]
     prompt: str
     outputs: Annotated[list[Output], msgspec.Meta(min_length=1, max_length=3)]
@@ -276,23 +302,28 @@ class EncodeOutputs(msgspec.Struct, tag=17, array_like=True, forbid_unknown_fiel
     request_id: RequestId | None = None
 
 
-class EncodeImages(msgspec.Struct, tag=18, array_like=True, forbid_unknown_fields=True):
+class EncodeImages(_Call, tag=18):
     """Embed images, from version 5 on: the files' bytes follow this message, one after the other.
 
     `sizes`: the bytes of each. Answered by Rows.
     """
 
-    id: int
-    time_left_s: float
     sizes: list[Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]]
     normalize: bool
     truncate_dim: int | None = None
     request_id: RequestId | None = None
 
+    since: ClassVar[int] = 5
+
     @property
     def raw_bytes(self) -> int:
-        """The size of the bytes that follow."""
+        """See _Call."""
         return sum(self.sizes)
+
+    @property
+    def rows(self) -> int:
+        """See _Call."""
+        return len(self.sizes)
 
 
 class Routed(msgspec.Struct, tag=12, array_like=True, forbid_unknown_fields=True):
@@ -400,12 +431,6 @@ Call = (
     | EncodeOutputs
     | EncodeImages
 )
-#: Calls that servers before version 5 do not know.
-OfVersion5 = Score | EncodeOutputs | EncodeImages
-#: Calls whose message raw bytes follow.
-WithRaw = Put | EncodeImages
-#: Calls that need no description of their model.
-Undescribed = Query | Swap | Forget | Manage | SetModels | ClearTexts
 #: Calls whose texts have a prompt.
 Prompted = Encode | Tokenize | Search | Score | EncodeOutputs
 Answer = Rows | Reply | Failure | Hits | Arrays

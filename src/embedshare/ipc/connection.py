@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ class Connections:
 
     `key` is called for each new connection, so that a replaced key is found. `caller` describes this process
     to the server. `notice_hang`: a late call ends with ServerHung if a new connection gets no answer either.
-    Without it each call waits until its deadline.
+    Without it each call waits until its deadline. `local`: the file that the server may listen on too.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class Connections:
         key: Callable[[], bytes],
         caller: Callable[[], codec.Caller],
         notice_hang: bool = False,
+        local: Path | None = None,
     ) -> None:
         self._settings = settings
+        self._local_socket = local
         self._key = key
         self._caller = caller
         self.reconnects = 0
@@ -128,8 +131,7 @@ class Connections:
         ServerUnavailable if the connection broke, and
         DeadlineExceeded. After either the call may be sent again: calls are idempotent.
         """
-        needs_description = not isinstance(call, codec.Undescribed)
-        return self._answer(_Message(call, model, request, raw, is_check, needs_description), deadline)
+        return self._answer(_Message(call, model, request, raw, is_check, call.needs_description), deadline)
 
     def describe(self, model: MetModel, deadline: float) -> ModelDescription:
         """Have the server describe `model`, which meets the description. Raises what `call` raises."""
@@ -159,12 +161,12 @@ class Connections:
             # The server was restarted since the last call: that costs a connection, not a failed try.
             sent = self._sent(message, deadline)
         connection, described, answer, rows = sent
+        if isinstance(answer, codec.Reply):
+            return answer.value
         if isinstance(answer, codec.Failure):
             if answer.id != message.call.id:  # about the connection, which the server closes
                 self._drop(connection)
             raise codec.error_in(answer)
-        if isinstance(answer, codec.Reply):
-            return answer.value
         return rows, answer, described
 
     def _sent(
@@ -239,7 +241,7 @@ class Connections:
     def _encoded(self, message: _Message, described: ModelDescription | None, version: int) -> bytes:
         """The bytes of a call. Raises TooLarge, InvalidInput, NotServed for a server before its version."""
         call, model = message.call, message.model
-        if isinstance(call, codec.OfVersion5):
+        if call.since > version:
             protocol.check_outputs(version)
         if version == 1:
             data = codec.encode(codec.for_version_1(call))
@@ -352,7 +354,7 @@ class Connections:
             connection.model = welcome.model
 
     def _connect(self, deadline: float) -> Connection:
-        connection = Client(self._settings.address, self._key(), deadline)
+        connection = Client(self._settings.address, self._key(), deadline, self._local_socket)
         try:
             self._agree(connection, deadline)
         except BaseException as error:
@@ -401,30 +403,24 @@ def _exchange(
     connection.last_answer = time.monotonic()
     if answer.id != call.id and not (isinstance(answer, codec.Failure) and answer.id == 0):
         raise ProtocolError(f"the answer to call {answer.id} came for call {call.id}")
+    if isinstance(answer, codec.Rows):
+        return answer, _rows(connection, call, answer)
+    if isinstance(answer, codec.Reply):
+        return answer, None
     if isinstance(answer, codec.Hits):
         return answer, _hits(connection, call, answer.count)
     if isinstance(answer, codec.Arrays):
         return answer, _outputs(connection, call, answer, described)
-    if not isinstance(answer, codec.Rows):
-        return answer, None
-    expected = _rows_of(call)
-    if answer.count != expected or not 0 <= answer.dimension <= 1 << 20:
-        raise ProtocolError(f"{answer.count} rows of {answer.dimension} came for {expected} texts")
+    return answer, None
+
+
+def _rows(connection: Connection, call: codec.Call, answer: codec.Rows) -> np.ndarray:
+    if answer.count != call.rows or not 0 <= answer.dimension <= 1 << 20:
+        raise ProtocolError(f"{answer.count} rows of {answer.dimension} came for {call.rows} texts")
     rows = np.empty((answer.count, answer.dimension), np.float32)
     if rows.nbytes:
         connection.recv_into(rows.data.cast("B"))
-    return answer, rows
-
-
-def _rows_of(call: codec.Call) -> int:
-    """The number of rows in a call's answer."""
-    if isinstance(call, codec.Encode):
-        return len(call.texts)
-    if isinstance(call, codec.Score):
-        return len(call.documents)
-    if isinstance(call, codec.EncodeImages):
-        return len(call.sizes)
-    return len(call.sequences) if isinstance(call, codec.EncodeTokens) else 0
+    return rows
 
 
 def _outputs(

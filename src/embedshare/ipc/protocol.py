@@ -55,10 +55,10 @@ def question(version: int) -> str:
 
 def offered(what: str) -> int | None:
     """The version that a client opens a connection with; None for any other query."""
-    numbered = _NUMBERED.match(what)
-    if numbered:
-        return int(numbered[1])
-    return 1 if what == DESCRIBE else None
+    if what == DESCRIBE:
+        return 1
+    numbered = _NUMBERED.match(what) if what.startswith(DESCRIBE) else None
+    return int(numbered[1]) if numbered else None
 
 
 def check_client(version: int) -> None:

@@ -6,11 +6,14 @@ shutdown, incref and the like) cannot be called; a connection carries declared c
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import managers
+from pathlib import Path
 from typing import Protocol
 
 from loguru import logger
@@ -27,7 +30,7 @@ from embedshare.ipc import codec, handshake, protocol
 from embedshare.ipc.byte_budget import ByteBudget
 from embedshare.ipc.callers import Callers
 from embedshare.ipc.pending_handshakes import PendingHandshakes
-from embedshare.ipc.transport import Client, Connection, Listener
+from embedshare.ipc.transport import Client, Connection, Listener, LocalListener
 from embedshare.settings import ServerSettings
 from embedshare.telemetry import request_ids, tracing
 from embedshare.telemetry.calls import OK
@@ -94,8 +97,11 @@ class CallServer(managers.Server):
         authkey: bytes,
         callers: Callers,
         stop_event: threading.Event,
+        local: Path | None = None,
     ) -> None:
+        """`local`: the file that it listens on too, where that is possible."""
         super().__init__({}, settings.address, authkey, SERIALIZER)
+        self._local = None if local is None else LocalListener.open(local)
         self.stop_event = stop_event
         self._service = service
         self._settings = settings
@@ -105,16 +111,22 @@ class CallServer(managers.Server):
         self._connections: set[Connection] = set()
         self._busy = 0
         self._busy_lock = threading.Lock()
-        self._next_caller = 0
+        self._numbers = itertools.count(1)
         self._callers = callers
         self._outcomes: Counter[tuple[str, str]] = Counter()
 
     def serve_until_stopped(self) -> None:
         """Accept and answer until `stop_event` is set; then accept no more."""
-        threading.Thread(target=self.accepter, name="accepter", daemon=True).start()
+        listeners: list[Listener | LocalListener] = [self.listener]
+        if self._local is not None:
+            listeners.append(self._local)
+        for listener in listeners:
+            accept = partial(self._accept_from, listener)
+            threading.Thread(target=accept, name="accepter", daemon=True).start()
         while not self.stop_event.wait(0.5):
             continue  # Windows runs signal handlers only between waits
-        self.listener.close()
+        for listener in listeners:
+            listener.close()
 
     def drain(self, limit_s: float) -> bool:
         """Wait until no call is in flight, at most `limit_s` seconds; then close every connection."""
@@ -135,23 +147,21 @@ class CallServer(managers.Server):
         with self._busy_lock:
             return dict(self._outcomes)
 
-    def accepter(self) -> None:
-        """Accept connections, a thread each; the name is the manager's."""
+    def _accept_from(self, listener: Listener | LocalListener) -> None:
+        """Accept connections, a thread each."""
         while not self.stop_event.is_set():
             try:
-                connection = self.listener.accept()
+                connection = listener.accept()
             except OSError as error:
                 if not self.stop_event.is_set():
                     logger.error("Could not accept a connection: {}", error)
                     self.stop_event.wait(0.1)  # out of file descriptors, as a rule: do not spin
                 continue
             self._pending_handshakes.enter(connection)
-            self._next_caller += 1
-            name = f"caller-{self._next_caller}"
+            number = next(self._numbers)
+            work = partial(self.handle_request, connection, number)
             try:
-                threading.Thread(
-                    target=self.handle_request, args=(connection, self._next_caller), name=name, daemon=True
-                ).start()
+                threading.Thread(target=work, name=f"caller-{number}", daemon=True).start()
             except RuntimeError as error:  # no thread can start: refuse this one and continue
                 logger.error("Could not serve a connection: {}", error)
                 self._pending_handshakes.leave(connection)
@@ -200,7 +210,7 @@ class CallServer(managers.Server):
             call = message.call if isinstance(message, codec.Routed) else message
             request_ids.enter(getattr(call, "request_id", None))
             ended = _method_of(call), UNDELIVERED
-            size = call.raw_bytes if isinstance(call, codec.WithRaw) else 0
+            size = call.raw_bytes
             if size > self._settings.max_message_bytes:
                 allowed = self._settings.max_message_bytes
                 raise ProtocolError(f"{size:,} raw bytes were announced; at most {allowed:,} are read")
@@ -286,14 +296,13 @@ class CallServer(managers.Server):
         answered = time.monotonic()
         data = codec.encode(answer)
         encoded = time.monotonic()
-        if isinstance(answer, codec.Rows | codec.Arrays):
+        counts = None if isinstance(answer, codec.Reply) else getattr(answer, "token_counts", None)
+        if counts is not None:
             self._service.note_wire(decoded - received, encoded - answered)
         connection.set_deadline(encoded + MESSAGE_S)
         connection.send_bytes(data, *rows)
-        count = len(answer.token_counts) if isinstance(answer, codec.Rows | codec.Arrays) else 0
-        logger.debug(
-            "Answered {} of {} texts in {:.1f} ms", _method_of(call), count, (encoded - received) * 1e3
-        )
+        took_ms = (encoded - received) * 1e3
+        logger.debug("Answered {} of {} texts in {:.1f} ms", _method_of(call), len(counts or ()), took_ms)
         return OK
 
     def _authenticate(self, connection: Connection) -> bool:
@@ -343,7 +352,8 @@ def _span(
 
 def _method_of(call: codec.Call) -> str:
     """The name of a call, one of a few."""
-    if isinstance(call, codec.Query):
-        what = protocol.DESCRIBE if protocol.offered(call.what) else call.what
-        return what if what in codec.QUERIES else "unknown"
-    return type(call).__name__.lower()
+    if not isinstance(call, codec.Query):
+        return type(call).__name__.lower()
+    if call.what in codec.QUERIES:
+        return call.what
+    return protocol.DESCRIBE if protocol.offered(call.what) else "unknown"

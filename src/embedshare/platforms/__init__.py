@@ -405,6 +405,44 @@ def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[An
     return [(family, address) for family, _, _, _, address in found]
 
 
+def local_listener(path: Path, backlog: int) -> socket.socket | None:
+    """A listening socket that is the file `path`, for this user's processes alone; None where there are no
+    such sockets, the file cannot be made (a long path, a folder of another user) or a process listens on it.
+
+    A file that a killed process has left is replaced.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        other = connected_locally(path, None)
+        if other is not None:
+            other.close()
+            raise FileExistsError(errno.EEXIST, "another process listens on it", str(path))
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+        path.chmod(0o600)  # before it listens: until then all are refused
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def connected_locally(path: Path, timeout_s: float | None) -> socket.socket | None:
+    """A socket that is connected to the listener of `path`; None if none can be had."""
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(str(path))
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
 def exclusive_listener(host: str, port: int, backlog: int) -> socket.socket:
     """A listening TCP socket that no second process can share. SO_REUSEADDR only skips TIME_WAIT elsewhere;
     on Windows it would let two servers listen on one port."""
