@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from loguru import logger
 
 from embeddingClient import EmbeddingClient
 from embedshare.engine import weights
@@ -33,6 +34,16 @@ WITHOUT_SERVERS = (
 )
 _CONVERTING = pytest.StashKey[subprocess.Popen[bytes]]()
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
+
+
+def _log(line: str) -> None:
+    """Write to the stream of the moment: threads outlive their tests here, whose streams are closed then, and
+    Python 3.11's parser, which reads the traceback of each failure to write, is not safe for threads."""
+    sys.stderr.write(line)
+
+
+logger.remove()
+logger.add(_log)
 hypothesis.settings.register_profile("shared machines", deadline=None)  # others use them too
 hypothesis.settings.load_profile("shared machines")
 

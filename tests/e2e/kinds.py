@@ -25,7 +25,7 @@ class Kinds:
             "reranker": small_kinds.cross_encoder(folder / "reranker", prompts={"task": "judge: "}),
             "classifier": small_kinds.cross_encoder(folder / "classifier", labels=3),
             "sparse": small_kinds.sparse(folder / "sparse", prompts=small_kinds.PROMPTS),
-            "tokens": small_kinds.multi_vector(folder / "tokens", prompts=small_kinds.PROMPTS),
+            "tokens": small_kinds.multi_vector(folder / "tokens", dimension=128, prompts=small_kinds.PROMPTS),
         }
         models = "".join(f"    - {{id: {alias}, name: {at}}}\n" for alias, at in self.folders.items())
         (folder / "models.yaml").write_text(f"models:\n  local:\n{models}")

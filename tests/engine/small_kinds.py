@@ -73,10 +73,11 @@ def multi_vector(
     config: dict[str, Any] | None = None,
     first: dict[str, Any] | None = None,
     mask: dict[str, Any] | None = None,
+    dimension: int = 24,
     **options: Any,
 ) -> Path:
     """A ColBERT-like model, as `MultiVectorEncoder` saves it; `first`: attributes of its Transformer, `mask`:
-    its MultiVectorMask."""
+    its MultiVectorMask, `dimension`: values of a token's vector."""
     import torch
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -88,7 +89,7 @@ def multi_vector(
     torch.manual_seed(7)
     tokens = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
     projection = Dense(
-        transformer.get_embedding_dimension(), 24, bias=False, activation_function=None, **tokens
+        transformer.get_embedding_dimension(), dimension, bias=False, activation_function=None, **tokens
     )
     modules = [transformer, projection, MultiVectorMask(**mask or {}), Normalize("token_embeddings")]
     MultiVectorEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder / "model"))
