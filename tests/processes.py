@@ -204,6 +204,12 @@ class ModelServer:
         return environment(**{**self.given, **changes})
 
 
+def key_elsewhere(server: ModelServer, folder: Path) -> Path:
+    """A copy of the server's key in `folder`: clients that have it there find no file to reach the server by,
+    and come over TCP."""
+    return Path(shutil.copy(server.given["EMBEDDING_AUTHKEY_FILE"], folder / "authkey"))
+
+
 class Services:
     """A running service_manager.py."""
 

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from embeddingClient import EmbeddingClient
-from tests.processes import SRC, ModelServer, free_port, wait_for
+from tests.processes import SRC, ModelServer, free_port, key_elsewhere, wait_for
 
 TEXTS = [f"text number {number} of a family" for number in range(64)]
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -75,7 +75,11 @@ def test_gunicorn_s_preloaded_workers_have_connections_of_their_own(
         gunicorn = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--preload", "--workers", "4", "--threads", "2",
              "--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path), "preloaded:app"],
-            env=server.environment(EMBEDDING_FALLBACK="none", PYTHONPATH=f"{SRC}{os.pathsep}{tmp_path}"),
+            env=server.environment(
+                EMBEDDING_FALLBACK="none",
+                PYTHONPATH=f"{SRC}{os.pathsep}{tmp_path}",
+                EMBEDDING_AUTHKEY_FILE=str(key_elsewhere(server, tmp_path)),  # connections by TCP have ports
+            ),
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     ports_of: defaultdict[int, set[int]] = defaultdict(set)

@@ -22,7 +22,7 @@ from embedshare.errors import DeadlineExceeded, ServerHung
 from embedshare.ipc import connection as client_end
 from embedshare.ipc import handshake, transport
 from tests.e2e.conftest import TEXTS, check
-from tests.processes import ModelServer, wait_for
+from tests.processes import ModelServer, key_elsewhere, wait_for
 from tests.proxy import Proxy, Stall
 
 needs_sigstop = pytest.mark.skipif(
@@ -182,8 +182,8 @@ def test_a_connection_in_use_is_not_asked_first(server: ModelServer, proxy: Prox
         assert len(asked) == 3
 
 
-def test_the_system_asks_after_idle_connections_within_seconds(server: ModelServer) -> None:
-    with server.client() as client:
+def test_the_system_asks_after_idle_connections_within_seconds(server: ModelServer, tmp_path: Path) -> None:
+    with server.client(EMBEDDING_AUTHKEY_FILE=str(key_elsewhere(server, tmp_path))) as client:
         client.encode("connect")
         (connection,) = client._embedder.failover.served.connections._open
         options = {

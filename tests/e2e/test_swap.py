@@ -155,7 +155,8 @@ def test_a_swap_under_load_fails_no_call_and_mixes_nothing_for_those_who_follow(
     print(f"\n{[answers for answers, *_ in results]} calls by model in 3 workers of 3 threads; none failed")
     log = server.said().decode()
     assert log.count("for a swap (") == log.count("Swapped ") == 2
-    assert log.count("Unloaded ") == 2
+    # a model that is compiled to its end first, as OpenVINO's must be, is unloaded a little later
+    wait_for(lambda: server.said().decode().count("Unloaded ") == 2, what="the end of both replaced models")
 
 
 def test_those_who_refuse_get_model_mismatch_after_the_swap_and_no_other_error(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import html
-import importlib
 import json
 import math
-import pydoc
+import subprocess
 import sys
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,22 +89,34 @@ NAVIGATION = (
 )
 
 
+#: Documents the modules that its input names, in a process of its own: the parser of Python 3.11, which pydoc
+#: uses, fails where another thread or a finalizer uses it meanwhile.
+DOCUMENTER = """
+import importlib, json, pydoc, sys, warnings
+warnings.simplefilter("ignore")  # deprecated modules warn at import
+found = {}
+for name in json.load(sys.stdin):
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        continue  # a module of another system
+    found[name] = pydoc.html.document(module, name)
+json.dump(found, sys.stdout)
+"""
+
+
 @functools.cache
 def pages() -> dict[str, str]:
     """Return each module's page, by name."""
     names = [name for name in sys.stdlib_module_names if not name.startswith("_") and name not in SKIPPED]
+    asked = json.dumps(sorted([*names, *SUBMODULES]))
+    command = [sys.executable, "-c", DOCUMENTER]
+    told = subprocess.run(command, input=asked, capture_output=True, text=True, check=True).stdout
     links = "".join(f'<li><a href="/{name}.html">{name}</a></li>' for name in NAVIGATION)
-    found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated modules warn at import
-        for name in sorted([*names, *SUBMODULES]):
-            try:
-                module = importlib.import_module(name)
-            except ImportError:
-                continue  # a module of another system
-            main = pydoc.html.document(module, name)
-            found[name] = PAGE.format(title=f"{name} - documentation", links=links, main=main)
-    return found
+    return {
+        name: PAGE.format(title=f"{name} - documentation", links=links, main=main)
+        for name, main in json.loads(told).items()
+    }
 
 
 class Engine:
