@@ -26,7 +26,7 @@ _FORMS: dict[Output, tuple[tuple[str, str, int], ...]] = {
 
 
 def expected_bytes(call: EncodeOutputs, model: ModelDescription) -> int:
-    """The bytes that the arrays of the answer to `call` are expected to take; at most so many of vectors."""
+    """The bytes that the arrays of the answer to `call` are expected to take; an upper limit for vectors."""
     count, size = len(call.texts), 0
     if "dense" in call.outputs:
         size += 4 * model.dimension * count

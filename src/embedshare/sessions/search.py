@@ -23,7 +23,7 @@ Mode = Literal["dense", "sparse", "hybrid"]
 _KINDS: dict[Mode, tuple[Output, ...]] = {
     "dense": ("dense",), "sparse": ("sparse",), "hybrid": ("dense", "sparse"),
 }  # fmt: skip
-#: Chunks that each ranking of a hybrid search has: this many of each wanted hit, and at least so many.
+#: Chunks that each ranking of a hybrid search has: this many of each wanted hit, and at least this number.
 _FUSED_FACTOR, _LEAST_FUSED = 4, 100
 
 
