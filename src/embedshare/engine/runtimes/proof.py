@@ -163,7 +163,7 @@ def set_longest(model: Any) -> None:
 
 
 def _cut_at(model: Any, longest: int) -> None:
-    """Truncate texts at this many tokens; a processor of texts and images keeps the number in its tokenizer."""
+    """Truncate texts at this number of tokens. A processor of texts and images keeps it in its tokenizer."""
     model.max_seq_length = longest
     if "max_length" in model.tokenizer.init_kwargs:
         model.tokenizer.init_kwargs["max_length"] = longest
